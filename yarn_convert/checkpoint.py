@@ -1,0 +1,149 @@
+"""Opens any input and describes it canonically: family, RoPE recipe, context, shape, tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import dialects, families
+from .errors import FormatError, InputError, Unsupported
+from .families import Family
+from .gguf_file import Gguf, read_gguf
+from .rope import Rope
+from .source import Source
+from .tensors import Tensor, inside, load_json, read_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A base model. `tensors` has the format's own names; `hparams` config.json's names, whatever the format.
+
+    `config` is the parsed config.json, or the GGUF's fields as plain values but for the vocabulary. `context` is the
+    length in tokens that the model says it serves. `ignored` lists RoPE keys that the format's main reader does not read.
+    """
+
+    source: Source
+    family: Family
+    rope: Rope
+    context: int
+    hparams: Mapping[str, Any]
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    weight_files: tuple[Path, ...]
+    gguf: Gguf | None
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> int:
+        return int(self.hparams["num_hidden_layers"])
+
+    @property
+    def head_dim(self) -> int:
+        return int(self.hparams["head_dim"])
+
+    def heads(self, of: str) -> int:
+        """Number of heads of "q" or "k"."""
+        return int(self.hparams["num_attention_heads" if of == "q" else "num_key_value_heads"])
+
+    @property
+    def sliding_window(self) -> int | None:
+        """The attention window in tokens where one is active, as in Mistral v0.1."""
+        window = self.config.get("sliding_window")
+        return int(window) if isinstance(window, int) and self.config.get("use_sliding_window", True) else None
+
+    def kv_bytes(self, context: int, element: int = 2) -> int:
+        """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16)."""
+        return 2 * self.layers * self.heads("k") * self.head_dim * context * element
+
+    def tensor_by_gguf_name(self) -> dict[str, Tensor]:
+        """The tensors under their GGUF names, in file order; buffers that no runtime reads are left out."""
+        if self.gguf is not None:
+            return dict(self.tensors)
+        tied = self.hparams["tie_word_embeddings"]
+        named = {self.family.gguf_name(name): t for name, t in self.tensors.items()}
+        # Readers of a tied model take the embedding for the head, whatever a stray lm_head.weight holds.
+        return {name: t for name, t in named.items() if name and not (tied and name == "output.weight")}
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """Read a model's description, never its weights' data.
+
+    Raises Unsupported for a model without RoPE, of an unknown family, or with tensors or RoPE keys that no table knows;
+    InputError or FormatError for files that are missing, cut short or contradict each other.
+    """
+    return _open_gguf(source) if source.is_gguf else _open_folder(source)
+
+
+def _open_folder(source: Source) -> Checkpoint:
+    config = load_json(inside(source.path, "config.json"))
+    family = families.for_config(config)
+    rope, context = dialects.hf_read(config), dialects.hf_context(config)
+    if source.original_context and rope.method == "none":
+        rope = Rope("none", rope.theta, rope.rotary_dim, source.original_context)
+    if source.headers is not None:
+        tensors, files = dict(source.headers), []
+    else:
+        tensors, files = read_folder(source.path)
+    hparams = {k: config.get(k) for k in family.hparams} | {
+        "head_dim": dialects.hf_head_dim(config),
+        "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+    }
+    checkpoint = Checkpoint(source, family, rope, context, hparams, config, tensors, tuple(files), None)
+    _check(checkpoint)
+    return checkpoint
+
+
+def _open_gguf(source: Source) -> Checkpoint:
+    gguf = read_gguf(source.path)
+    if int(gguf.get("split.count", 1)) > 1:
+        raise Unsupported(f"{source.path.name} is one part of a split GGUF", "merge the parts first: llama-gguf-split --merge")
+    family = families.for_gguf(gguf.arch)
+    arch = family.gguf_arch
+    keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
+    hparams: dict[str, Any] = {hf: keys.get(f"{arch}.{key}") for hf, key in family.hparams.items()}
+    hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
+    hparams["head_dim"] = hparams["head_dim"] or hidden // heads
+    hparams["num_key_value_heads"] = hparams["num_key_value_heads"] or heads
+    hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
+    if hparams["vocab_size"] is None and "token_embd.weight" in gguf.tensors:
+        hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
+    rope_freqs = gguf.tensors.get(dialects.ROPE_FREQS)
+    values = None
+    if rope_freqs is not None:
+        if rope_freqs.dtype != "F32" or rope_freqs.shape != (hparams["head_dim"] // 2,):
+            raise FormatError(f"{dialects.ROPE_FREQS} is {rope_freqs.dtype}{list(rope_freqs.shape)}, not F32[head_dim/2]", "write the GGUF again")
+        values = rope_freqs.read().view(np.float32).astype(np.float64)
+    rope, ignored = dialects.gguf_read(keys, arch, int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"])), values)
+    tensors = {name: t for name, t in gguf.tensors.items() if name != dialects.ROPE_FREQS}
+    checkpoint = Checkpoint(
+        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, (source.path,), gguf, tuple(ignored)
+    )
+    _check(checkpoint)
+    return checkpoint
+
+
+def _check(c: Checkpoint) -> None:
+    """Raise unless the numbers are there, every tensor is known, none is missing and the rotary ones have their shape."""
+    optional = {"rms_norm_eps", "head_dim"}
+    for key in set(c.family.hparams) - optional:
+        dialects.positive_int(c.hparams[key], key)
+    if c.gguf is not None:
+        for name in c.tensors:
+            c.family.hf_name(name)
+        named: Mapping[str, Tensor] = c.tensors
+    else:
+        named = c.tensor_by_gguf_name()
+    if c.source.headers is None or c.tensors:
+        missing = [name for name in c.family.required(c.layers) if name not in named]
+        if missing:
+            raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
+    for name, t in named.items():
+        if transform := c.family.transform(name):
+            rows = c.heads(transform[-1]) * c.head_dim
+            if t.shape[0] != rows:
+                raise FormatError(f"{t.name} has {t.shape[0]} rows, the heads in the config need {rows}", "config and weights do not belong together")

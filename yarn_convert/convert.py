@@ -1,0 +1,320 @@
+"""`extend`, which is pure, and `convert`, which writes; and the manifest that says what was done."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Checkpoint, open_checkpoint
+from .errors import OutputError, UsageError
+from .rope import BAKED, METHODS, Rope, bake, check, table
+from .source import resolve
+from .targets.gguf import plan_gguf
+from .targets.in_place import plan_in_place, recover, run_in_place
+from .targets.moving import MANIFEST, CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute
+from .targets.plan import CARRIERS, Plan
+from .targets.safetensors import plan_safetensors
+
+EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explicit"))
+FORMATS = ("safetensors", "gguf")
+REPLACED = ("none", "yarn", "ntk-by-parts", *BAKED)  # a base with one of these is extended from its own original context
+WINDOWS = ("keep", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user can ask for. None means "as the base has it" or the method's own default."""
+
+    scale: float | None = None
+    context: int | None = None
+    method: str = "yarn"
+    out: str | None = None
+    output: Path | None = None
+    original_context: int | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    ramp: str = "index"
+    truncate: bool = True
+    carry: str = "auto"
+    outtype: str = "auto"
+    sliding_window: str = "keep"
+    cos_sin: bool = False
+    link: bool = False
+    in_place: bool = False
+    hash: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """A recipe and the length it serves, with what a user should know about how they came to be."""
+
+    rope: Rope
+    context: int
+    scale: float
+    notes: tuple[str, ...] = ()
+
+
+def extend(c: Checkpoint, options: Options) -> Extension:
+    """The extended recipe of a base. Pure. Raises UsageError for options out of range or that the method does not take.
+
+    s = L'/L counts from the original pretraining context. A base that carries YaRN is re-scaled from its own; over any
+    other scaling the method is composed: it is applied to the base's effective frequencies over the length they serve.
+    """
+    _check_options(options)
+    if options.method == "none":
+        if c.ignored:
+            raise UsageError(f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}", "say what is meant with --method yarn and its options")
+        return Extension(c.rope, c.context, c.context / c.rope.original_context)
+    composed = c.rope.method not in REPLACED
+    original = options.original_context or (c.context if composed else c.rope.original_context)
+    context, s, notes = _lengths(original, options)
+    params: dict[str, Any] = {} if options.method in BAKED else {"factor": s}
+    for name in ("beta_fast", "beta_slow", "attention_factor"):
+        if getattr(options, name) is not None:
+            params[name] = float(getattr(options, name))
+    params |= {"ramp": options.ramp} if options.ramp != "index" else {}
+    params |= {} if options.truncate else {"truncate": False}
+    rope = Rope(options.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else None)
+    if options.method in BAKED:
+        rope = bake(rope, context)
+        notes.append(f"{options.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too")
+    if composed:
+        notes.append(f"the base's own {c.rope.method} scaling stays: {rope.method} is applied to its effective frequencies over {original:,} tokens")
+    elif c.rope.method != "none":
+        notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
+    check(rope)
+    table(rope)
+    return Extension(rope, context, s, tuple(notes))
+
+
+TAKES = {"beta_fast": ("yarn", "ntk-by-parts", "dynamic-yarn"), "beta_slow": ("yarn", "ntk-by-parts", "dynamic-yarn"), "attention_factor": ("yarn", "dynamic-yarn")}
+
+
+def _check_options(o: Options) -> None:
+    for name, value, known in (("method", o.method, EXTENDING), ("carry", o.carry, CARRIERS), ("ramp", o.ramp, ("index", "paper")), ("sliding-window", o.sliding_window, WINDOWS), ("out", o.out, (None, *FORMATS))):
+        if value not in known:
+            raise UsageError(f"unknown --{name} {value!r}", f"one of {', '.join(k for k in known if k)}")
+    for name, methods in TAKES.items():
+        if getattr(o, name) is not None and o.method not in methods:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to the method {o.method}", f"it belongs to {', '.join(methods)}")
+    if (o.ramp != "index" or not o.truncate) and o.method not in TAKES["beta_fast"]:
+        raise UsageError(f"the method {o.method} has no ramp", f"--ramp and --no-truncate belong to {', '.join(TAKES['beta_fast'])}")
+    if o.ramp == "paper" and not o.truncate:
+        raise UsageError("--no-truncate belongs to the ramp by pair index", "the paper's ramp has nothing to truncate")
+    if o.method == "none" and (o.scale is not None or o.context is not None):
+        raise UsageError("--method none does not extend", "leave out --scale and --context, or choose a method")
+
+
+def _lengths(original: int, o: Options) -> tuple[int, float, list[str]]:
+    """(L', s, notes): L' is a whole number of tokens and s exactly L'/L, as exllamav3 and older transformers compute it."""
+    if o.scale is None and o.context is None:
+        raise UsageError("nothing says how far to extend", "--scale 4, or --context 32768 (--method none converts the format only)")
+    if o.scale is not None and not 0 < o.scale < 1e6:
+        raise UsageError(f"--scale must be a number above 1, not {o.scale}", "--scale 4 makes the context four times as long")
+    context = o.context if o.context is not None else round(original * (o.scale or 1))
+    s = context / original
+    if o.scale is not None and o.context is not None and abs(s / o.scale - 1) > 1e-9:
+        raise UsageError(f"--scale {o.scale:g} and --context {o.context:,} disagree for an original context of {original:,}", "give one of them")
+    if s <= 1:
+        raise UsageError(f"{context:,} tokens is no extension of {original:,}", "choose a larger --scale or --context; --original-context sets the base's length")
+    rounded = o.scale is not None and s != o.scale
+    return context, s, [f"the scale is {s!r}, so that the context is a whole number of tokens"] if rounded else []
+
+
+# -- planning ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A checkpoint, its extension and the plan to write it; `run` carries it out."""
+
+    checkpoint: Checkpoint
+    extension: Extension
+    plan: Plan
+    options: Options
+
+    def run(self, progress: Progress = lambda n: None) -> dict[str, Any]:
+        """Write the output and return its manifest. Raises OutputError; then nothing is left behind."""
+        if self.options.in_place:
+            return _run_in_place(self)
+        out, plan = self.plan.out, self.plan
+        check_output(out, _inputs(self.checkpoint), self.options.force)
+        written: dict[str, Any] = {}
+
+        def manifest(moved: Mapping[str, str], folder: Path) -> list[Job]:
+            written.update(_manifest(self, moved, folder))
+            return [WriteBytes(manifest_path(out).name, (json.dumps(written, indent=2) + "\n").encode())]
+
+        execute(list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest)
+        return written
+
+
+def prepare(model: str, options: Options, revision: str | None = None, weights: bool = True) -> Conversion:
+    """Open `model` and plan its conversion; nothing is written. `weights=False` downloads no weights from the Hub."""
+    path = Path(model).expanduser()
+    if options.in_place and path.suffix == ".gguf" and path.is_file():
+        recover(path)
+    c = open_checkpoint(resolve(model, revision, weights))
+    extension = extend(c, options)
+    fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
+    if options.in_place:
+        _check_in_place(c, options, fmt, model)
+    out = (options.output or default_output(c, extension, options, fmt)).expanduser()
+    if fmt == "gguf" and out.suffix != ".gguf":
+        raise UsageError(f"the output {out} is not named .gguf", f"-o {out}.gguf, or --out safetensors")
+    if fmt == "safetensors" and out.suffix == ".gguf":
+        raise UsageError(f"the output {out} is named like a GGUF file", "--out gguf, or another name for the folder")
+    recipe = recipe_of(extension.rope)
+    if options.sliding_window == "off" and c.sliding_window:
+        c = replace(c, config={**c.config, "sliding_window": None}) if fmt == "gguf" else c
+    if fmt == "gguf":
+        if options.cos_sin:
+            raise UsageError("--cos-sin belongs to safetensors with --carry tensors", "no GGUF reader takes such caches")
+        plan = plan_gguf(c, extension.rope, extension.context, out, options.carry, options.outtype, recipe)
+    else:
+        plan = plan_safetensors(c, extension.rope, extension.context, out, options.carry, options.outtype, recipe, options.cos_sin, options.sliding_window == "off")
+        if options.cos_sin and plan.carrier != "tensors":
+            raise UsageError("--cos-sin belongs to --carry tensors", "add --carry tensors")
+    return Conversion(c, extension, replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options))), options)
+
+
+def convert(model: str, options: Options, revision: str | None = None, progress: Progress = lambda n: None) -> dict[str, Any]:
+    """Convert `model` and return the manifest: the whole of `yarn-convert MODEL …` as one call."""
+    conversion = prepare(model, options, revision)
+    return conversion.run(progress)
+
+
+def _window_note(c: Checkpoint, e: Extension, o: Options) -> list[str]:
+    if o.sliding_window == "keep" and c.sliding_window and c.sliding_window < e.context:
+        return [f"attention keeps its sliding window of {c.sliding_window:,} tokens: no pair of tokens farther apart than that sees each other (--sliding-window off)"]
+    return []
+
+
+def default_output(c: Checkpoint, e: Extension, options: Options, fmt: str) -> Path:
+    """`NAME-METHOD-CONTEXT`, as smollm2-135m-yarn-32k, in the current folder."""
+    parts = [c.source.name] + ([options.method, short_length(e.context)] if options.method != "none" else [])
+    parts += [options.outtype] if options.outtype != "auto" else []
+    name = "-".join(parts) + (".gguf" if fmt == "gguf" else "")
+    # A format conversion in the folder of its input would get the input's own name.
+    return Path(name) if Path(name).resolve() not in _inputs(c) else Path("converted-" + name)
+
+
+def short_length(context: int) -> str:
+    """32768 -> "32k", 1048576 -> "1m", 3000 -> "3000"."""
+    for unit, letter in ((1 << 20, "m"), (1 << 10, "k")):
+        if context % unit == 0:
+            return f"{context // unit}{letter}"
+    return str(context)
+
+
+def _inputs(c: Checkpoint) -> list[Path]:
+    return [c.source.path.resolve()]
+
+
+# -- in place ---------------------------------------------------------------------------------------------------------
+
+
+def _check_in_place(c: Checkpoint, o: Options, fmt: str, model: str) -> None:
+    if not c.source.is_gguf or fmt != "gguf" or not Path(model).expanduser().is_file():
+        raise UsageError("--in-place changes a .gguf file given by its path", "leave it out to write a new output")
+    if o.output is not None or o.outtype != "auto" or o.link:
+        raise UsageError("--in-place goes with neither -o, --outtype nor --link", "leave it out to write a new file")
+
+
+def _run_in_place(conversion: Conversion) -> dict[str, Any]:
+    c, (job,) = conversion.checkpoint, conversion.plan.jobs
+    assert c.gguf is not None and isinstance(job, WriteTensors)
+    fields = job.fields
+    assert fields is not None
+    journal = plan_in_place(c.gguf, fields, [p for p, _ in job.pieces])
+    run_in_place(c.source.path, journal)
+    manifest = _manifest(conversion, {job.name: "in place"}, c.source.path.parent)
+    try:
+        manifest_path(c.source.path).write_text(json.dumps(manifest, indent=2) + "\n")
+    except OSError as e:
+        raise OutputError(f"the model is extended, its manifest could not be written: {e.strerror}") from None
+    return manifest
+
+
+# -- the manifest -----------------------------------------------------------------------------------------------------
+
+
+def manifest_path(out: Path) -> Path:
+    """Where the manifest of an output lies: in the folder, or beside the .gguf file."""
+    return out.with_name(f"{out.stem}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
+
+
+def recipe_of(rope: Rope) -> dict[str, Any]:
+    """A recipe as JSON."""
+    fields: dict[str, Any] = {
+        "method": rope.method,
+        "rope_theta": rope.theta,
+        "rotary_dim": rope.rotary_dim,
+        "original_context": rope.original_context,
+        "params": dict(rope.params),
+    }
+    return fields | ({"inner": recipe_of(rope.inner)} if rope.inner else {})
+
+
+def rope_of(recipe: Mapping[str, Any]) -> Rope:
+    """The inverse of `recipe_of`."""
+    params = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["params"].items()}
+    inner = rope_of(recipe["inner"]) if "inner" in recipe else None
+    return Rope(recipe["method"], recipe["rope_theta"], recipe["rotary_dim"], recipe["original_context"], params, inner)
+
+
+def _manifest(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
+    files = [j for j in plan.jobs if isinstance(j, WriteTensors) or (isinstance(j, CopyFile) and j.name.endswith(".safetensors"))]
+    packages = ("numpy", "gguf", "safetensors", "huggingface-hub")
+    return {
+        "yarn_convert": version("yarn-convert"),
+        "created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        "base": {"name": c.source.name, "repo": c.source.repo, "commit": c.source.commit, "format": "gguf" if c.gguf else "safetensors"},
+        "format": plan.format,
+        "recipe": recipe_of(plan.rope),
+        "context": plan.context,
+        "scale": e.scale,
+        "attention_factor": table(plan.rope).multiplier,
+        "carrier": plan.carrier,
+        "outtype": plan.outtype,
+        "finetuned": False,
+        "weights": {
+            "identical_to_base": plan.identical,
+            "files": [{"file": j.name, "bytes": j.size, "how": moved.get(j.name, "written"), **_hash(j, folder, conversion.options.hash)} for j in files],
+        },
+        "readers": {name: why or "exact" for name, why in plan.verdicts.items()},
+        "notes": list(plan.notes),
+        "validation": None,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+    }
+
+
+def _hash(job: Job, folder: Path, wanted: bool) -> dict[str, str]:
+    """The SHA-256 of a weight file: from the Hub's cache, whose blobs are named by it, or computed when asked for."""
+    if isinstance(job, CopyFile):
+        blob = job.source.resolve()
+        if blob.parent.name == "blobs" and len(blob.name) == 64:
+            return {"sha256": blob.name}
+    if not wanted:
+        return {}
+    with open(folder / job.name, "rb") as f:
+        return {"sha256": hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)}
+
+
+def _digest(f: Any) -> str:  # Python 3.10
+    h = hashlib.sha256()
+    for piece in iter(lambda: f.read(1 << 20), b""):
+        h.update(piece)
+    return h.hexdigest()
+
+

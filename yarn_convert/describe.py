@@ -1,0 +1,144 @@
+"""What `inspect` shows of a model: its shape, its RoPE pair by pair, its memory, and what in it is inconsistent. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+from .checkpoint import Checkpoint
+from .convert import recipe_of
+
+from .rope import Rope, geometric, table
+from .targets.plan import hf_verdicts
+
+PLOT_WIDTH, PLOT_HEIGHT = 64, 12
+KEPT, RAMP, INTERPOLATED = "kept", "ramp", "interpolated"
+MARKS = {KEPT: "●", RAMP: "◐", INTERPOLATED: "○"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One rotary pair: wavelength in tokens, turns over the original context, and its frequency against plain RoPE's."""
+
+    wavelength: float
+    turns: float
+    ratio: float
+    kind: str
+
+
+def pairs(rope: Rope) -> list[Pair]:
+    """Every pair of a recipe, fastest first. A ratio of 1 is kept, of 1/s (or below) interpolated, else on the ramp."""
+    omega, ratio = table(rope).inv_freq, table(rope).inv_freq / geometric(rope.theta, rope.rotary_dim)
+    slowest = ratio.min()
+    kinds = [KEPT if r > 1 - 1e-6 else INTERPOLATED if r < slowest * (1 + 1e-6) else RAMP for r in ratio]
+    return [
+        Pair(2 * math.pi / w, rope.original_context * w / (2 * math.pi), float(r), kind)
+        for w, r, kind in zip(omega, ratio, kinds, strict=True)
+    ]
+
+
+def describe(c: Checkpoint) -> dict[str, Any]:
+    """All that inspect knows, as JSON."""
+    types: dict[str, dict[str, int]] = {}
+    for t in c.tensors.values():
+        entry = types.setdefault(t.dtype, {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += t.nbytes
+    inv_freq, multiplier = table(c.rope)
+    all_pairs = pairs(c.rope)
+    return {
+        "name": c.source.name,
+        "format": "gguf" if c.gguf else "safetensors",
+        "architecture": c.family.architectures[0] if c.gguf is None else c.family.gguf_arch,
+        "family": c.family.model_type,
+        "repo": c.source.repo,
+        "commit": c.source.commit,
+        "parameters": sum(t.elements for t in c.tensors.values()),
+        "types": types,
+        "layers": c.layers,
+        "heads": c.heads("q"),
+        "kv_heads": c.heads("k"),
+        "head_dim": c.head_dim,
+        "rope": recipe_of(c.rope),
+        "attention_factor": multiplier,
+        "original_context": c.rope.original_context,
+        "context": c.context,
+        "scale": c.context / c.rope.original_context,
+        "inv_freq": [float(w) for w in inv_freq],
+        "wavelengths": [p.wavelength for p in all_pairs],
+        "pairs": {kind: sum(p.kind == kind for p in all_pairs) for kind in MARKS},
+        "kv_cache_bytes": {str(n): c.kv_bytes(n) for n in sorted({c.rope.original_context, c.context})},
+        "inconsistencies": findings(c),
+    }
+
+
+def findings(c: Checkpoint) -> list[str]:
+    """What a reader of this checkpoint could get wrong, one line each; empty for a sound one."""
+    found = [f"{key} is ignored by llama.cpp for architecture {c.family.gguf_arch!r}" for key in c.ignored]
+    factor = c.rope.params.get("factor")
+    if isinstance(factor, float) and c.rope.method in ("yarn", "ntk-by-parts"):
+        expected = c.rope.original_context * factor
+        if c.context != expected:
+            key = "context_length" if c.gguf else "max_position_embeddings"
+            found.append(f"{key} is {c.context:,}, not factor × original = {factor:g} × {c.rope.original_context:,} = {expected:,.0f}")
+    if c.sliding_window and c.sliding_window < c.context:
+        found.append(f"the sliding window of {c.sliding_window:,} tokens is shorter than the context; llama.cpp would not apply it")
+    return found + (_gguf_findings(c) if c.gguf else _hf_findings(c))
+
+
+def _gguf_findings(c: Checkpoint) -> list[str]:
+    assert c.gguf is not None
+    key = f"{c.family.gguf_arch}.rope.scaling.original_context_length"
+    if c.rope.method == "yarn" and key not in c.gguf.fields:
+        return [f"{key} is missing: llama.cpp takes the extended context for the original one"]
+    return []
+
+
+def _hf_findings(c: Checkpoint) -> list[str]:
+    found = []
+    scaling, parameters = c.config.get("rope_scaling"), c.config.get("rope_parameters")
+    if c.rope.method != "none":
+        for name, value, loses in (("rope_scaling", scaling, "transformers 4, mlx-lm"), ("rope_parameters", parameters, "nothing known")):
+            if not value and loses != "nothing known":
+                found.append(f"{name} is missing: {loses} read it and would lose the scaling")
+            elif value and not {"type", "rope_type"} <= set(value):
+                found.append(f'{name} lacks {" and ".join(sorted({"type", "rope_type"} - set(value)))!s}: some readers know only the one, some only the other')
+            elif value and isinstance(value.get("factor"), int):
+                found.append(f"{name}.factor is an integer: vLLM and SGLang want a float")
+        wrong = {r: why for r, why in hf_verdicts(c.config, c.rope, c.context).items() if why}
+        found += [f"{reader} computes something else: {why}" for reader, why in wrong.items()]
+    path = c.source.path / "tokenizer_config.json"
+    try:
+        length = json.loads(path.read_text("utf-8")).get("model_max_length")
+    except (OSError, ValueError, AttributeError):
+        length = None
+    if isinstance(length, int) and length < c.context:
+        found.append(f"tokenizer_config.json cuts texts at {length:,} tokens (model_max_length), the context is {c.context:,}")
+    return found
+
+
+def plot(rope: Rope, context: int) -> list[str]:
+    """Wavelength by pair, on a log scale, as lines of text; the original and extended contexts are marked at the side."""
+    every = pairs(rope)
+    step = max(1, math.ceil(len(every) / PLOT_WIDTH))
+    shown = every[::step]
+    logs = np.log10([p.wavelength for p in shown])
+    low, high = 0.0, max(math.ceil(max(logs.max(), math.log10(context))), 1)
+    rows = [[" "] * len(shown) for _ in range(PLOT_HEIGHT)]
+
+    def row(x: float) -> int:
+        return min(PLOT_HEIGHT - 1, max(0, round((high - x) / (high - low) * (PLOT_HEIGHT - 1))))
+
+    labels = {row(math.log10(context)): f"L' = {context:,}", row(math.log10(rope.original_context)): f"L = {rope.original_context:,}"}
+    for r in labels:
+        rows[r] = ["·"] * len(shown)
+    for x, (p, value) in enumerate(zip(shown, logs, strict=True)):
+        rows[row(value)][x] = MARKS[p.kind]
+    lines = [f"{10 ** (high - (high - low) * r / (PLOT_HEIGHT - 1)):>10,.0f} │{''.join(cells)} {labels.get(r, '')}".rstrip() for r, cells in enumerate(rows)]
+    legend = "  ".join(f"{mark} {kind} {sum(p.kind == kind for p in every)}" for kind, mark in MARKS.items())
+    return ["wavelength in tokens, by pair", *lines, f"{'':>10} └{'─' * len(shown)}", f"{'':>12}0 … {len(every) - 1}   {legend}"]

@@ -1,0 +1,304 @@
+"""The spellings of a `Rope`: config.json (transformers 4 and 5) and GGUF, both directions.
+
+A dialect says exactly what the canonical recipe says, or raises `Inexpressible` with the reader and the way out; what it
+does not understand it refuses. `same` decides what "exactly" means: equal once stored as float32, which is the
+precision of every GGUF field and of every runtime's table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .errors import FormatError, Inexpressible, InputError, Unsupported
+from .families import Family
+from .gguf_file import Value, f32
+from .json_text import REMOVE
+from .rope import Array, Rope, Table, geometric, ntk_theta, table, temperature
+
+RTOL = 2.5e-7  # two roundings to float32: one of a factor, one of a frequency
+
+
+def same(a: Table, b: Table, rtol: float = RTOL) -> bool:
+    """Whether two tables are equal to float32 precision, in every frequency and in the multiplier."""
+    return a.inv_freq.shape == b.inv_freq.shape and bool(
+        np.allclose(a.inv_freq, b.inv_freq, rtol=rtol, atol=0) and math.isclose(a.multiplier, b.multiplier, rel_tol=rtol)
+    )
+
+
+# -- config.json ------------------------------------------------------------------------------------------------------
+
+HF_METHODS = {
+    "default": "none", "linear": "linear", "dynamic": "dynamic-ntk", "yarn": "yarn", "llama3": "llama3", "longrope": "longrope",
+    "su": "longrope",
+}  # fmt: skip
+_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+_HF_KEYS = {
+    "none": set(),
+    "linear": {"factor"},
+    "dynamic-ntk": {"factor"},
+    "yarn": {"factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate", "finetuned"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
+    "longrope": {"factor", "short_factor", "long_factor", "attention_factor", "short_mscale", "long_mscale"},
+}
+DEFAULT_THETA = 10000.0
+
+
+def hf_context(config: Mapping[str, Any]) -> int:
+    """`max_position_embeddings` in tokens; FormatError when it is not a positive integer."""
+    return positive_int(config.get("max_position_embeddings"), "max_position_embeddings")
+
+
+def positive_int(value: Any, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FormatError(f"{key} is {value!r}, not a positive integer", "fix the model's config.json or GGUF key")
+    return value
+
+
+def hf_head_dim(config: Mapping[str, Any]) -> int:
+    if config.get("head_dim") is not None:
+        return positive_int(config["head_dim"], "head_dim")
+    hidden, heads = (positive_int(config.get(k), k) for k in ("hidden_size", "num_attention_heads"))
+    return hidden // heads
+
+
+def hf_read(config: Mapping[str, Any]) -> Rope:
+    """The recipe of a parsed config.json, from `rope_scaling` (transformers 4) and `rope_parameters` (5).
+
+    Raises InputError when the two are there and mean different tables, Unsupported for a type or key that is unknown.
+    """
+    spellings = {k: config[k] for k in ("rope_scaling", "rope_parameters") if config.get(k)}
+    for name, value in spellings.items():
+        if not isinstance(value, dict):
+            raise FormatError(f"{name} is {value!r}, not an object", "fix config.json")
+    if not spellings:
+        return _hf_rope({}, config)
+    ropes = {name: _hf_rope(value, config) for name, value in spellings.items()}
+    first, *others = ropes.values()
+    if any(not same(table(first), table(other)) for other in others):
+        raise InputError(
+            "rope_scaling and rope_parameters in config.json mean different frequencies: readers disagree about this model",
+            "delete the wrong one from config.json",
+        )
+    return first
+
+
+def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
+    kind = spelling.get("rope_type", spelling.get("type", "default"))
+    method = HF_METHODS.get(kind) if isinstance(kind, str) else None
+    if method is None:
+        raise Unsupported(f"unknown rope_type {kind!r} in config.json", f"known: {', '.join(HF_METHODS)}")
+    unknown = {k for k, v in spelling.items() if v is not None} - _HF_KEYS[method] - _COMMON
+    if unknown:
+        raise Unsupported(f"unknown keys for rope_type {kind!r}: {', '.join(sorted(unknown))}", "they may change RoPE: remove them if they do not")
+    theta = number(spelling.get("rope_theta", config.get("rope_theta", DEFAULT_THETA)), "rope_theta")
+    partial = number(spelling.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0), "partial_rotary_factor")
+    rotary_dim = int(hf_head_dim(config) * partial)
+    context = hf_context(config)
+    original = spelling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or context
+    rope = Rope(method, theta, rotary_dim, positive_int(original, "original_max_position_embeddings"))
+    given = {k: spelling[k] for k in _HF_KEYS[method] if spelling.get(k) is not None}
+    if method == "longrope":
+        return _hf_longrope(rope, given, context)
+    numbers = {k: v if k == "truncate" else number(v, k) for k, v in given.items() if k not in ("mscale", "mscale_all_dim", "finetuned")}
+    if method == "yarn" and "attention_factor" not in numbers and given.get("mscale") and given.get("mscale_all_dim"):
+        s = numbers.get("factor", 1.0)
+        numbers["attention_factor"] = _mscale(s, given["mscale"]) / _mscale(s, given["mscale_all_dim"])
+    return replace(rope, params=numbers)
+
+
+def _hf_longrope(rope: Rope, given: Mapping[str, Any], context: int) -> Rope:
+    params: dict[str, Any] = {k: tuple(number(x, k) for x in given.get(k, ())) for k in ("short_factor", "long_factor")}
+    params["factor"] = number(given.get("factor", context / rope.original_context), "factor")
+    multipliers = {float(given[k]) for k in ("attention_factor", "short_mscale", "long_mscale") if k in given}
+    if len(multipliers) > 1:
+        raise Unsupported("longrope with different attention_factor, short_mscale and long_mscale", "readers compute it differently")
+    if multipliers:
+        params["attention_factor"] = multipliers.pop()
+    rope = replace(rope, params=params)
+    if params["short_factor"] != params["long_factor"]:
+        return rope
+    return replace(rope, method="explicit", params={"factors": params["long_factor"], "attention_factor": table(rope).multiplier})
+
+
+def _mscale(s: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(s) + 1.0 if s > 1 else 1.0
+
+
+def number(value: Any, key: str) -> float:
+    """A finite number from JSON; FormatError if it is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise FormatError(f"{key} is {value!r}, not a finite number", "fix the model's config.json")
+    return float(value)
+
+
+def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
+    """Changes to config.json that spell `rope` with its own type; Inexpressible when config.json has no word for it."""
+    if rope.inner is not None or rope.params.get("ramp", "index") != "index":
+        raise _no_word(rope, "config.json", "--carry tensors")
+    if rope.method in ("none", "ntk-aware"):
+        return _hf_members({"rope_type": "default"}, _plain_theta(rope), context)
+    if rope.method in ("linear", "llama3"):
+        kind = {"linear": "linear", "llama3": "llama3"}[rope.method]
+        spelling = {"rope_type": kind, **{k: rope.number(k) for k in rope.params}}
+        if rope.method == "llama3":
+            spelling["original_max_position_embeddings"] = rope.original_context
+        return _hf_members(spelling, rope.theta, context)
+    if rope.method not in ("yarn", "ntk-by-parts"):
+        raise _no_word(rope, "config.json", "--carry tensors")
+    s, m = rope.number("factor"), table(rope).multiplier
+    spelling = {
+        "rope_type": "yarn",
+        "factor": s,
+        "original_max_position_embeddings": rope.original_context,
+        "beta_fast": rope.number("beta_fast", 32.0),
+        "beta_slow": rope.number("beta_slow", 1.0),
+        "attention_factor": m,
+    }
+    if not rope.params.get("truncate", True):
+        spelling["truncate"] = False
+    if s > 1 and not math.isclose(m, temperature(s), rel_tol=1e-9):
+        # SGLang and mlx-lm ignore attention_factor and take the ratio of these two instead.
+        spelling |= {"mscale": (m * temperature(s) - 1) / (temperature(s) - 1), "mscale_all_dim": 1.0}
+    return _hf_members(spelling, rope.theta, context)
+
+
+def hf_tensors(rope: Rope, context: int) -> dict[str, Any]:
+    """Changes to config.json that carry the whole table of `rope`, as longrope lists that are the same short and long."""
+    target = static_table(rope, "config.json")
+    factors = [float(x) for x in geometric(rope.theta, rope.rotary_dim) / target.inv_freq]
+    m = target.multiplier
+    spelling = {
+        "rope_type": "longrope",
+        "factor": context / rope.original_context,
+        "original_max_position_embeddings": rope.original_context,
+        "short_factor": factors,
+        "long_factor": factors,
+        "attention_factor": m,
+        "short_mscale": m,
+        "long_mscale": m,
+    }
+    return _hf_members(spelling, rope.theta, context)
+
+
+def _hf_members(spelling: dict[str, Any], theta: float, context: int) -> dict[str, Any]:
+    both = {**spelling, "type": spelling["rope_type"], "rope_theta": theta}
+    scaling = None if spelling["rope_type"] == "default" else both
+    return {
+        "max_position_embeddings": context,
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "rope_parameters": both,
+        "original_max_position_embeddings": REMOVE,
+    }
+
+
+def _plain_theta(rope: Rope) -> float:
+    """The θ that alone spells a "none" or "ntk-aware" recipe; ntk-aware's is rounded to float32, as GGUF holds it."""
+    if rope.method == "none":
+        return rope.theta
+    return f32(ntk_theta(rope.theta, rope.number("factor"), rope.rotary_dim))
+
+
+def static_table(rope: Rope, target: str) -> Table:
+    """The table of a static recipe; Inexpressible for one that changes with the length."""
+    if rope.method.startswith("dynamic") or rope.method == "longrope":
+        raise Inexpressible(
+            f"{target} cannot carry {rope.method}: its frequencies change with the length of the text",
+            "extend it with a static method, for example --method yarn",
+        )
+    return table(rope)
+
+
+def _no_word(rope: Rope, target: str, way_out: str) -> Inexpressible:
+    what = f"{rope.method} over {rope.inner.method}" if rope.inner else rope.method
+    return Inexpressible(f"{target} has no word for {what} with {dict(rope.params)}", way_out)
+
+
+# -- GGUF -------------------------------------------------------------------------------------------------------------
+
+ROPE_FREQS = "rope_freqs.weight"
+_IGNORED = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier")
+_SCALING = ("type", "factor", "attn_factor", "original_context_length", "finetuned", *_IGNORED)
+
+
+def gguf_read(keys: Mapping[str, Any], arch: str, rotary_dim: int, rope_freqs: Array | None) -> tuple[Rope, list[str]]:
+    """(the recipe as llama.cpp reads it, the keys that it ignores) from GGUF keys and the tensor `rope_freqs.weight`.
+
+    Source: llama.cpp, src/llama-model.cpp `load_hparams` and src/llama-context.cpp. Raises Unsupported for a RoPE key
+    that is unknown, or for factors together with YaRN, which no writer produces.
+    """
+    rope_keys = {k.removeprefix(f"{arch}.rope."): v for k, v in keys.items() if k.startswith(f"{arch}.rope.")}
+    known = {"freq_base", "scale_linear", "dimension_count", *(f"scaling.{k}" for k in _SCALING)}
+    if unknown := sorted(set(rope_keys) - known):
+        raise Unsupported(f"unknown RoPE keys in the GGUF: {', '.join(unknown)}", "they may change RoPE")
+    context = positive_int(keys.get(f"{arch}.context_length"), f"{arch}.context_length")
+    original = positive_int(rope_keys.get("scaling.original_context_length") or context, "original_context_length")
+    rope = Rope("none", number(rope_keys.get("freq_base", DEFAULT_THETA), "freq_base"), rotary_dim, original)
+    kind = rope_keys.get("scaling.type", "linear")
+    factor = number(rope_keys.get("scaling.factor") or rope_keys.get("scale_linear") or 1.0, "scaling.factor")
+    attn = number(rope_keys.get("scaling.attn_factor", 1.0), "scaling.attn_factor")
+    ignored = [f"{arch}.rope.scaling.{k}" for k in _IGNORED if f"scaling.{k}" in rope_keys]
+    if kind not in ("none", "linear", "yarn"):
+        raise Unsupported(f"rope.scaling.type {kind!r} is not read for architecture {arch!r}", "none, linear and yarn are")
+    if rope_freqs is not None:
+        if kind == "yarn" or (kind == "linear" and factor != 1):
+            raise Unsupported("rope_freqs.weight together with a scaling type", "a plain or Llama 3 GGUF has one of them only")
+        return replace(rope, method="explicit", params={"factors": tuple(map(float, rope_freqs)), "attention_factor": attn}), ignored
+    if kind == "yarn":
+        params = {"factor": factor} if attn == 1 else {"factor": factor, "attention_factor": attn * temperature(factor)}
+        return replace(rope, method="yarn", params=params), ignored
+    if attn != 1:
+        ones = (factor if kind == "linear" else 1.0,) * (rotary_dim // 2)
+        return replace(rope, method="explicit", params={"factors": ones, "attention_factor": attn}), ignored
+    if kind == "linear" and factor != 1:
+        return replace(rope, method="linear", params={"factor": factor}), ignored
+    return rope, ignored
+
+
+def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
+    """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
+    m0 = temperature(rope.number("factor", 1.0))
+    if rope.inner is not None or rope.method not in ("none", "ntk-aware", "linear", "yarn", "ntk-by-parts"):
+        raise _no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", "--carry tensors")
+    if rope.method in ("none", "ntk-aware"):
+        return _gguf_keys(family, context, _plain_theta(rope), type=Value("str", "none"))
+    factor = Value("f32", rope.number("factor"))
+    if rope.method == "linear":
+        return _gguf_keys(family, context, rope.theta, type=Value("str", "linear"), factor=factor)
+    odd = [k for k, usual in {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "ramp": "index"}.items() if rope.params.get(k, usual) != usual]
+    if odd:
+        raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", "--carry tensors")
+    m = table(rope).multiplier
+    attn = {} if math.isclose(m, m0, rel_tol=1e-9) else {"attn_factor": Value("f32", m / m0)}
+    original = Value("u32", rope.original_context)
+    return _gguf_keys(family, context, rope.theta, type=Value("str", "yarn"), factor=factor, original_context_length=original, **attn)
+
+
+def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Value | None], Array]:
+    """(GGUF keys, rope_freqs float32-valued[D/2]) that carry the whole table of `rope`: llama.cpp divides each angle by it.
+
+    Inexpressible when the architecture's loader does not read rope_freqs.weight.
+    """
+    if "rope_freqs" not in family.gguf_reads:
+        raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", "--carry metadata, or --out safetensors")
+    target = static_table(rope, "GGUF")
+    factors = (geometric(f32(rope.theta), rope.rotary_dim) / target.inv_freq).astype(np.float32)
+    attn = {} if target.multiplier == 1 else {"attn_factor": Value("f32", target.multiplier)}
+    original = Value("u32", rope.original_context)
+    keys = _gguf_keys(family, context, rope.theta, type=Value("str", "none"), original_context_length=original, **attn)
+    return keys, factors.astype(np.float64)
+
+
+def _gguf_keys(family: Family, context: int, theta: float, **scaling: Value) -> dict[str, Value | None]:
+    arch = family.gguf_arch
+    keys: dict[str, Value | None] = {
+        f"{arch}.context_length": Value("u32", context),
+        f"{arch}.rope.freq_base": Value("f32", theta),
+        f"{arch}.rope.scale_linear": None,
+    }
+    return keys | {f"{arch}.rope.scaling.{k}": scaling.get(k) for k in _SCALING}

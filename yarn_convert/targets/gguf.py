@@ -1,0 +1,148 @@
+"""Plans a GGUF file, from a GGUF or from an HF folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import tokenizers
+from ..checkpoint import Checkpoint
+from ..dialects import ROPE_FREQS, positive_int
+from ..errors import Inexpressible, Unsupported
+from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, encode_header, nbytes_of
+from ..rope import Array, Rope
+from ..tensors import Tensor, in_memory
+from .moving import Piece, WriteTensors
+from .plan import Plan, carry_gguf, check_outtype, target_dtype
+
+RECIPE = "yarn_convert.recipe"  # our own GGUF key: the canonical recipe as JSON, so that the file says what was meant
+FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama.h, enum llama_ftype
+QUANTIZATION_VERSION = 2  # ggml.h, GGML_QNT_VERSION
+
+
+def plan_gguf(c: Checkpoint, rope: Rope, context: int, out: Path, carry: str, outtype: str, recipe: Mapping[str, Any]) -> Plan:
+    """The plan of one GGUF file. Raises Inexpressible when llama.cpp could not compute `rope`, or not this model, from it."""
+    check_outtype(outtype, "gguf")
+    carrier, keys, freqs = carry_gguf(c, rope, context, carry)
+    _check_computable(c, context)
+    tensors = [_piece(c, name, t, outtype) for name, t in c.tensor_by_gguf_name().items()]
+    fields = _from_gguf(c, tensors, outtype) if c.gguf else _from_hf(c, tensors)
+    fields = with_rope(fields, keys, recipe)
+    alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
+    job = gguf_job(out.name, fields, with_freqs(tensors, freqs, c), alignment)
+    identical = all(p.source.dtype == p.target.dtype for p in tensors)
+    return Plan(out, "gguf", rope, context, carrier, {"llama.cpp": ""}, (job,), outtype, identical, tuple(_notes(c, tensors)))
+
+
+def gguf_job(name: str, fields: Mapping[str, Field | Value], pieces: list[Piece], alignment: int) -> WriteTensors:
+    header, offsets = encode_header(fields, [p.target for p in pieces], alignment)
+    last = pieces[-1].target
+    end = offsets[last.name] + last.nbytes
+    return WriteTensors(name, header, tuple((p, offsets[p.target.name]) for p in pieces), end + -end % alignment, fields)
+
+
+def with_rope(fields: Mapping[str, Field | Value], keys: Mapping[str, Value | None], recipe: Mapping[str, Any]) -> dict[str, Field | Value]:
+    """`fields` with the RoPE keys set or removed: a key that is there keeps its place, new ones follow the model's own."""
+    result = {k: keys.get(k, v) for k, v in fields.items()}
+    new = {k: v for k, v in keys.items() if k not in fields} | {RECIPE: Value("str", json.dumps(recipe, separators=(",", ":")))}
+    result.pop(RECIPE, None)
+    vocabulary = {k: result.pop(k) for k in list(result) if k.startswith("tokenizer.")}
+    return {k: v for k, v in {**result, **new, **vocabulary}.items() if v is not None}
+
+
+def with_freqs(pieces: list[Piece], freqs: Array | None, c: Checkpoint) -> list[Piece]:
+    """The pieces with `rope_freqs.weight` where an existing file has it, else at the end; without it when freqs is None."""
+    if freqs is None:
+        return pieces
+    tensor = in_memory(ROPE_FREQS, freqs.astype("<f4"), "F32")
+    piece = Piece(tensor, tensor)
+    names = list(c.gguf.tensors) if c.gguf else []
+    at = names.index(ROPE_FREQS) if ROPE_FREQS in names else len(pieces)
+    return [*pieces[:at], piece, *pieces[at:]]
+
+
+def _piece(c: Checkpoint, name: str, t: Tensor, outtype: str) -> Piece:
+    if c.gguf is not None and outtype == "auto":
+        return Piece(t, t)
+    dtype = target_dtype(t, name, outtype)
+    shape = t.shape
+    transform = c.family.transform(name) if c.gguf is None else None
+    heads = c.heads(transform[-1]) if transform else 0
+    if dtype not in ("F32", "F16", "BF16", "Q8_0"):
+        raise Unsupported(f"tensor {t.name!r} is {t.dtype}, which GGUF does not keep as it is", "--outtype f16 or bf16")
+    return Piece(Tensor(name, dtype, shape, nbytes_of(dtype, shape)), t, heads)
+
+
+def _check_computable(c: Checkpoint, context: int) -> None:
+    """Raise Inexpressible for what llama.cpp's graph of this architecture does not compute."""
+    for key, values in c.family.fixed.items():
+        value = c.config.get(key)
+        if c.gguf is None and value is not None and value not in values:
+            raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {key} = {value!r}", "--out safetensors")
+    if c.rope.rotary_dim != c.head_dim:
+        raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
+    if c.sliding_window and c.sliding_window < context:
+        raise Inexpressible(
+            f"llama.cpp's architecture {c.family.gguf_arch!r} has no sliding window, and this model's is {c.sliding_window:,} tokens",
+            "--sliding-window off extends it with full attention, as the YaRN authors did with Mistral",
+        )
+
+
+def _from_gguf(c: Checkpoint, pieces: list[Piece], outtype: str) -> dict[str, Field | Value]:
+    assert c.gguf is not None
+    fields: dict[str, Field | Value] = dict(c.gguf.fields)
+    if outtype != "auto":
+        fields["general.file_type"] = Value("u32", _file_type(pieces))
+    return fields
+
+
+def _from_hf(c: Checkpoint, pieces: list[Piece]) -> dict[str, Field | Value]:
+    arch = c.family.gguf_arch
+    fields: dict[str, Field | Value] = {
+        "general.architecture": Value("str", arch),
+        "general.type": Value("str", "model"),
+        **_general(c, pieces),
+    }
+    for hf, key in c.family.hparams.items():
+        value = c.hparams[hf]
+        if isinstance(value, float):
+            fields[f"{arch}.{key}"] = Value("f32", value)
+        elif hf != "head_dim" or c.config.get("head_dim") is not None:
+            fields[f"{arch}.{key}"] = Value("u32", positive_int(value, hf))
+    if f"{arch}.attention.key_length" in fields:
+        fields[f"{arch}.attention.value_length"] = Value("u32", c.head_dim)
+    fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
+    fields["general.file_type"] = Value("u32", _file_type(pieces))
+    fields["general.quantization_version"] = Value("u32", QUANTIZATION_VERSION)
+    vocabulary = tokenizers.to_gguf(c.source.path, c.config)
+    return fields | {k: Value(kind, data) for k, (kind, data) in vocabulary.items()}
+
+
+def _general(c: Checkpoint, pieces: list[Piece]) -> dict[str, Value]:
+    """Name, size and origin, under the keys of ggml's docs/gguf.md."""
+    from gguf.utility import size_label
+
+    total = sum(p.target.elements for p in pieces)
+    general = {"general.name": c.source.name, "general.size_label": size_label(total, 0, 0, 0)}
+    if c.source.repo:
+        organization, _, name = c.source.repo.partition("/")
+        base = {"name": name, "organization": organization, "repo_url": f"https://huggingface.co/{c.source.repo}"}
+        general |= {f"general.base_model.0.{k}": v for k, v in base.items()}
+    fields = {k: Value("str", v) for k, v in general.items()}
+    return fields | ({"general.base_model.count": Value("u32", 1)} if c.source.repo else {})
+
+
+def _file_type(pieces: list[Piece]) -> int:
+    sizes: dict[str, int] = {}
+    for p in pieces:
+        sizes[p.target.dtype] = sizes.get(p.target.dtype, 0) + p.target.elements
+    return FILE_TYPES[max(sizes, key=lambda dtype: sizes[dtype])]
+
+
+def _notes(c: Checkpoint, pieces: list[Piece]) -> list[str]:
+    requantized = any(p.source.dtype not in ("F32", "F16", "BF16", p.target.dtype) for p in pieces)
+    fallback = [p for p in pieces if p.target.dtype == "F16" and p.source.dtype not in ("F16",) and p.target.shape[-1] % 32]
+    notes = ["the base is quantized already: changing its type cannot bring back what it lost"] if requantized else []
+    return notes + ([f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16"] if fallback else [])

@@ -1,0 +1,160 @@
+"""Extends a GGUF file where it lies: the header is replaced, the tensor data never moves.
+
+When the new header is longer, the file system inserts blocks at the file's beginning (fallocate FALLOC_FL_INSERT_RANGE:
+ext4, XFS). The header must end where the data begins, so the recipe's own field is padded with spaces to fit.
+
+Crash-safe by a journal beside the file, which holds all that is to be written. The first bytes are written last, so in
+between no reader takes the file for a model; `recover` finishes the work, or finds that it had not begun.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..dialects import ROPE_FREQS
+from ..errors import OutputError, Unsupported
+from ..gguf_file import Field, Gguf, Value, encode_header
+from .gguf import RECIPE
+from .moving import MAGIC, Piece, sync
+
+INSERT_RANGE = 0x20  # linux/falloc.h
+
+
+def journal_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.in-place")
+
+
+def plan_in_place(gguf: Gguf, fields: Mapping[str, Field | Value], pieces: list[Piece]) -> dict[str, Any]:
+    """The journal of an edit: `inserted` bytes, the new `header`, and the `patches` (offset in the old file, bytes).
+
+    Raises Unsupported when the file's tensors do not follow each other as ggml writes them.
+    """
+    old = {name: t.offset - gguf.data_start for name, t in gguf.tensors.items()}
+    targets = [p.target for p in pieces]
+    header, _ = encode_header(_padded(fields, 0), targets, 1)
+    block = os.statvfs(gguf.path).f_bsize if hasattr(os, "statvfs") else 4096
+    block = max(block, gguf.alignment)
+    inserted = -(-max(0, len(header) - gguf.data_start) // block) * block
+    start = gguf.data_start + inserted
+    header, offsets = encode_header(_padded(fields, start - len(header)), targets, gguf.alignment)
+    patches = []
+    for t in targets:
+        offset = offsets[t.name] - start
+        if t.name in old and old[t.name] != offset:
+            raise Unsupported("the tensors of this file do not lie one after another", "write a new file instead of --in-place")
+        if t.name == ROPE_FREQS:
+            patches.append((gguf.data_start + offset, base64.b64encode(t.read().tobytes()).decode()))
+    if len(header) != start or set(old) - {t.name for t in targets}:
+        raise Unsupported("this edit does not fit into the file as it is", "write a new file instead of --in-place")
+    with open(gguf.path, "rb") as f:
+        before = hashlib.sha256(f.read(gguf.data_start)).hexdigest()
+    return {
+        "size": gguf.size,
+        "inserted": inserted,
+        "header": base64.b64encode(header).decode(),
+        "patches": patches,
+        "old_header": [gguf.data_start, before],
+    }
+
+
+def _padded(fields: Mapping[str, Field | Value], spaces: int) -> dict[str, Field | Value]:
+    recipe = fields[RECIPE]
+    assert isinstance(recipe, Value)
+    return {**fields, RECIPE: recipe._replace(data=recipe.data + " " * spaces)}
+
+
+def run_in_place(path: Path, journal: Mapping[str, Any]) -> None:
+    """Carry out an edit. Raises OutputError where the file system cannot insert a range; the file is then as before."""
+    refuse_shared(path)
+    text = json.dumps(journal)
+    side = journal_path(path)
+    side.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest()}) + "\n" + text)
+    sync(side)
+    sync(path.parent)
+    try:
+        if journal["inserted"]:
+            _insert(path, journal["inserted"])
+    except OSError as e:
+        side.unlink()
+        if e.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise OutputError(f"the file system of {path} cannot insert into a file", "write a new file instead of --in-place") from None
+        raise OutputError(f"could not change {path}: {e.strerror}", "nothing was changed") from None
+    _finish(path, journal)
+    side.unlink()
+
+
+def recover(path: Path) -> bool:
+    """Finish an edit that was interrupted, if there was one. True when the file was changed.
+
+    Raises OutputError when the file is in neither state that an interruption leaves.
+    """
+    side = journal_path(path)
+    if not side.exists():
+        return False
+    head, _, text = side.read_text().partition("\n")
+    try:
+        whole = json.loads(head)["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    journal = json.loads(text) if whole else None
+    if journal is None or (journal["inserted"] and path.stat().st_size == journal["size"]):
+        side.unlink()  # it was cut before the model was touched
+        return False
+    if journal["inserted"]:
+        length, expected = journal["old_header"]
+        with open(path, "rb") as f:
+            f.seek(journal["inserted"])
+            moved = hashlib.sha256(f.read(length)).hexdigest() == expected
+        if not moved and not _is_finished(path, journal):
+            raise OutputError(f"{path} was damaged in the middle of an in-place edit", f"restore it from a copy, then delete {side}")
+    _finish(path, journal)
+    side.unlink()
+    return True
+
+
+def _is_finished(path: Path, journal: Mapping[str, Any]) -> bool:
+    header = base64.b64decode(journal["header"])
+    with open(path, "rb") as f:
+        f.seek(MAGIC)
+        return f.read(len(header) - MAGIC) == header[MAGIC:]
+
+
+def _finish(path: Path, journal: Mapping[str, Any]) -> None:
+    header = base64.b64decode(journal["header"])
+    with open(path, "r+b", buffering=0) as f:
+        f.write(b"\0" * MAGIC)
+        os.fsync(f.fileno())
+        for offset, data in journal["patches"]:
+            f.seek(offset + journal["inserted"])
+            f.write(base64.b64decode(data))
+        f.seek(MAGIC)
+        f.write(header[MAGIC:])
+        os.fsync(f.fileno())
+        f.seek(0)
+        f.write(header[:MAGIC])
+        os.fsync(f.fileno())
+
+
+def _insert(path: Path, size: int) -> None:
+    if not sys.platform.startswith("linux"):
+        raise OSError(errno.EOPNOTSUPP, "no FALLOC_FL_INSERT_RANGE")
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(path, "r+b") as f:
+        if libc.fallocate(f.fileno(), INSERT_RANGE, ctypes.c_int64(0), ctypes.c_int64(size)):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+
+def refuse_shared(path: Path) -> None:
+    """Raise OutputError for a file that others see too: a symbolic link, or one of several hard links."""
+    if path.is_symlink() or path.stat().st_nlink > 1:
+        raise OutputError(f"{path} is shared with another place (a link, or the Hub's cache)", "copy it first, or write a new file")

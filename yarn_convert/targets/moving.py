@@ -1,0 +1,343 @@
+"""Moves weights: in the kernel where the bytes stay, in small pieces through NumPy where they do not.
+
+Everything is written to a sibling `.NAME.partial-PID` and renamed when it is whole and on the disk, so that an
+interruption leaves the old output or none, and never a file that a runtime would load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..dtypes import PLAIN, from_f32, to_f32
+from ..errors import OutputError
+from ..gguf_file import Field, Value, block_sizes, type_numbers
+from ..tensors import Bytes, Tensor, read_into
+
+Progress = Callable[[int], None]
+KERNEL_PIECE = 256 << 20  # bytes a copy_file_range call: large, but a Ctrl-C still comes through
+ELEMENTS = 1 << 18  # elements converted at a time: 1 MiB of float32 stays in a core's cache
+MAGIC = 8  # bytes of a weight file that are written last: until then no reader takes it for a model
+MANIFEST = "yarn_convert.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One tensor to write: `target`'s dtype and shape from `source`'s bytes.
+
+    `interleave` is the number of heads whose rows are interleaved (HF to GGUF), or minus it for the way back; 0 keeps
+    the rows. Same dtype and 0 is a byte copy.
+    """
+
+    target: Tensor
+    source: Tensor
+    interleave: int = 0
+
+    @property
+    def is_copy(self) -> bool:
+        return self.interleave == 0 and self.source.dtype == self.target.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFile:
+    """A whole file, unchanged."""
+
+    name: str
+    source: Path
+
+    @property
+    def size(self) -> int:
+        return self.source.stat().st_size
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBytes:
+    """A small file."""
+
+    name: str
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteTensors:
+    """A weight file: a header, then each piece at its offset; gaps are zeros up to `size`. `fields` are a GGUF's."""
+
+    name: str
+    header: bytes
+    pieces: tuple[tuple[Piece, int], ...]
+    size: int
+    fields: Mapping[str, Field | Value] | None = None
+
+
+Job = CopyFile | WriteBytes | WriteTensors
+
+
+class Stopped(Exception):
+    """Another worker has failed or the user has pressed Ctrl-C."""
+
+
+class Mover:
+    """Runs jobs into a folder with a few threads. `moved` says how each file came to be, for the manifest."""
+
+    def __init__(self, folder: Path, progress: Progress, link: bool) -> None:
+        self.folder, self.progress, self.link = folder, progress, link
+        self.stop = threading.Event()
+        self.moved: dict[str, str] = {}
+
+    def run(self, jobs: list[Job]) -> None:
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            try:
+                tasks = [pool.submit(task) for job in jobs for task in self._tasks(job)]
+                for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
+                    task.result()
+            except BaseException:
+                self.stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        for job in jobs:
+            if isinstance(job, WriteTensors):
+                with open(self.folder / job.name, "r+b") as f:
+                    f.write(job.header[:MAGIC])
+
+    def _tasks(self, job: Job) -> Iterator[Callable[[], None]]:
+        path = self.folder / job.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(job, WriteBytes):
+            path.write_bytes(job.data)
+            self.progress(job.size)
+        elif isinstance(job, CopyFile):
+            yield from self._copy_tasks(job, path)
+        else:
+            create(path, job.size)
+            with open(path, "r+b") as f:
+                f.seek(MAGIC)
+                f.write(job.header[MAGIC:])
+            self.progress(len(job.header))
+            for piece, offset in sorted(job.pieces, key=lambda p: -p[0].target.nbytes):
+                yield lambda piece=piece, offset=offset: self._piece(path, piece, offset)  # type: ignore[misc]
+
+    def _copy_tasks(self, job: CopyFile, path: Path) -> Iterator[Callable[[], None]]:
+        source = job.source.resolve()
+        if self.link and hard_link(source, path):
+            self.moved[job.name] = "hard link"
+        elif reflink(source, path):
+            self.moved[job.name] = "reflink"
+        else:
+            self.moved[job.name] = "copy"
+            create(path, job.size)
+            for at in range(0, job.size, KERNEL_PIECE):
+                yield lambda at=at: self._range(source, at, path, at, min(KERNEL_PIECE, job.size - at))  # type: ignore[misc]
+            return
+        self.progress(job.size)
+
+    def _piece(self, path: Path, piece: Piece, offset: int) -> None:
+        source = piece.source
+        if piece.is_copy and source.path is not None:
+            return self._range(source.path, source.offset, path, offset, source.nbytes)
+        with open(path, "r+b", buffering=0) as f:
+            f.seek(offset)
+            for data in converted(piece):
+                self._check()
+                write_all(f, data)
+                self.progress(data.nbytes)
+
+    def _range(self, source: Path, at: int, path: Path, offset: int, size: int) -> None:
+        with open(source, "rb", buffering=0) as src, open(path, "r+b", buffering=0) as dst:
+            while size:
+                self._check()
+                n = copy_range(src, at, dst, offset, min(size, KERNEL_PIECE))
+                at, offset, size = at + n, offset + n, size - n
+                self.progress(n)
+
+    def _check(self) -> None:
+        if self.stop.is_set():
+            raise Stopped
+
+
+def converted(piece: Piece) -> Iterator[Bytes]:
+    """The target's bytes, in order, a piece at a time: rows interleaved, then the type changed."""
+    source, target = piece.source, piece.target
+    elements, stored = _block(source.dtype)
+    if piece.interleave:
+        head = source.nbytes // abs(piece.interleave)
+        count = max(1, ELEMENTS * stored // elements // head)
+        steps: Iterator[tuple[int, int]] = ((i * head, min(count, abs(piece.interleave) - i) * head) for i in range(0, abs(piece.interleave), count))
+    else:
+        head, step = 0, ELEMENTS // elements * stored
+        steps = ((at, min(step, source.nbytes - at)) for at in range(0, source.nbytes, step))
+    for at, size in steps:
+        data = source.read(at, size)
+        if piece.interleave:
+            data = _interleave(data, head, source, piece)
+        yield data if source.dtype == target.dtype else from_f32(to_f32(data, source.dtype), target.dtype)
+
+
+def _interleave(data: Bytes, head: int, source: Tensor, piece: Piece) -> Bytes:
+    """Rows (2, n/2) of each head become (n/2, 2), or back. Whole rows move, so any dtype will do."""
+    rows = source.shape[0] // abs(piece.interleave)
+    halves = (2, rows // 2) if piece.interleave > 0 else (rows // 2, 2)
+    return np.ascontiguousarray(data.reshape(-1, *halves, head // rows).swapaxes(1, 2)).reshape(-1)
+
+
+def _block(dtype: str) -> tuple[int, int]:
+    """(elements, bytes) of one block."""
+    if dtype in PLAIN:
+        return 1, PLAIN[dtype]
+    _, elements, stored = block_sizes()[type_numbers()[dtype]]
+    return elements, stored
+
+
+# -- one file ---------------------------------------------------------------------------------------------------------
+
+
+def create(path: Path, size: int) -> None:
+    """An empty file of `size` bytes whose blocks are reserved where the system can, so that a full disk shows now."""
+    with open(path, "xb") as f:
+        if size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(f.fileno(), 0, size)
+                return
+            except OSError as e:
+                if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+        f.truncate(size)
+
+
+def hard_link(source: Path, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        os.link(source, path)
+        return True
+    return False
+
+
+def reflink(source: Path, path: Path) -> bool:
+    """Share the blocks of `source` (Btrfs, XFS, …): FICLONE, linux/fs.h. False where that cannot be done."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import fcntl
+
+    with open(source, "rb") as src, open(path, "xb") as dst:
+        try:
+            fcntl.ioctl(dst.fileno(), 0x40049409, src.fileno())
+            return True
+        except OSError:
+            pass
+    path.unlink()
+    return False
+
+
+def copy_range(src: BinaryIO, at: int, dst: BinaryIO, offset: int, size: int) -> int:
+    """Copy some of `size` bytes between two unbuffered files, in the kernel where it can; the number copied, above 0."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            if n := os.copy_file_range(src.fileno(), dst.fileno(), size, at, offset):
+                return n
+        except OSError as e:
+            if e.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM):
+                raise
+    buffer = np.empty(min(size, 8 << 20), np.uint8)
+    src.seek(at)
+    read_into(src, buffer, Path(src.name))
+    dst.seek(offset)
+    write_all(dst, buffer)
+    return buffer.nbytes
+
+
+def write_all(f: BinaryIO, data: Bytes) -> None:
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += f.write(view[done:])
+
+
+# -- the whole output -------------------------------------------------------------------------------------------------
+
+
+def check_output(out: Path, inputs: list[Path], force: bool) -> None:
+    """Raise OutputError when writing `out` would lose something: it exists, or lies in the input or around it."""
+    target = out.resolve()
+    for source in (p.resolve() for p in inputs):
+        if target == source or target.is_relative_to(source) or source.is_relative_to(target):
+            raise OutputError(f"the output {out} and the input {source} lie inside one another", "give another place with -o")
+    if not out.exists() and not out.is_symlink():
+        return
+    if not force:
+        raise OutputError(f"{out} exists", "--force replaces it, -o PATH writes elsewhere")
+    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
+        raise OutputError(f"{out} was not written by yarn-convert, so --force does not delete it", "give another place with -o, or delete it yourself")
+
+
+Last = Callable[[Mapping[str, str], Path], list[Job]]
+
+
+def execute(jobs: list[Job], out: Path, *, folder: bool, progress: Progress, link: bool, last: Last) -> None:
+    """Write all jobs and move the result to `out`: a folder, or the single file that the first job names.
+
+    `last` gets how each file was moved and the folder where they lie until the end, and returns the small files that
+    can only be written then, as the manifest.
+    Raises OutputError for a full disk or a place that cannot be written; nothing is left behind.
+    """
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        try:
+            partial.mkdir(parents=True)
+            mover = Mover(partial, progress, link)
+            mover.run(jobs)
+            mover.run(last(mover.moved, partial))
+            _to_disk(partial)
+            _publish(partial, out, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as e:
+        raise _output_error(e, out) from None
+
+
+def _publish(partial: Path, out: Path, folder: bool) -> None:
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    if folder:
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        for file in sorted(partial.iterdir(), key=lambda p: p.name == out.name):  # the model itself comes last
+            file.replace(out.with_name(file.name))
+    sync(out.parent)
+
+
+def _to_disk(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_nlink == 1:  # a hard link's data was on the disk before
+            sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or, where the system can, a folder."""
+    if path.is_dir() and sys.platform == "win32":
+        return
+    fd = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _output_error(e: OSError, out: Path) -> OutputError:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"the disk is full: {out} was not written", "free some space, or -o on another disk")
+    return OutputError(f"could not write {out}: {e.strerror or e}", "check that the place exists and is writable")

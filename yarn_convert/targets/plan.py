@@ -1,0 +1,151 @@
+"""What a conversion will do, decided before a byte is written: the carrier of the RoPE, the files, who will follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import dialects, readers
+from ..checkpoint import Checkpoint
+from ..dtypes import OUTTYPES
+from ..errors import Inexpressible, UsageError
+from ..json_text import REMOVE
+from ..rope import Array, Rope, table
+from ..tensors import Tensor
+from .moving import Job
+
+CARRIERS = ("auto", "metadata", "tensors")
+DECISIVE = "transformers-5"  # an HF folder that this reader would compute otherwise is never written
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A conversion, ready to run. `verdicts`: reader -> "" if it computes `rope` exactly from the output, else why not.
+
+    `identical` says whether every weight of the output is byte for byte the base's (Q and K rows interleaved or not).
+    """
+
+    out: Path
+    format: str
+    rope: Rope
+    context: int
+    carrier: str
+    verdicts: Mapping[str, str]
+    jobs: tuple[Job, ...]
+    outtype: str
+    identical: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_folder(self) -> bool:
+        return self.format == "safetensors"
+
+    @property
+    def bytes(self) -> int:
+        return sum(job.size for job in self.jobs)
+
+
+def carry_hf(config: Mapping[str, Any], rope: Rope, context: int, carry: str) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """(carrier, changes to config.json, verdict of each reader).
+
+    "auto" takes the carrier that more of the main readers compute exactly, metadata where they are equal. Raises
+    Inexpressible when the wished carrier has no spelling or transformers 5 would not follow it.
+    """
+    found = []
+    for carrier, spell in (("metadata", dialects.hf_metadata), ("tensors", dialects.hf_tensors)):
+        if carry in (carrier, "auto"):
+            try:
+                changes = spell(rope, context)
+            except Inexpressible:
+                if carry == carrier:
+                    raise
+                continue
+            verdicts = hf_verdicts(edited(config, changes), rope, context)
+            found.append((carrier, changes, verdicts))
+    if not found:
+        dialects.static_table(rope, "config.json")  # says why
+        raise Inexpressible(f"config.json cannot carry {rope.method}", "--out gguf")
+    best = max(found, key=lambda c: sum(not why for why in c[2].values()))
+    if why := best[2][DECISIVE]:
+        raise Inexpressible(f"{DECISIVE} would not compute this from config.json: {why}", "--carry auto, or --out gguf")
+    return best
+
+
+def edited(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in {**config, **changes}.items() if v is not REMOVE}
+
+
+def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int) -> dict[str, str]:
+    """For each known reader of config.json, why it does not compute `rope` exactly; "" if it does."""
+    target = table(rope)
+    verdicts = {}
+    for name in readers.HF_READERS:
+        try:
+            verdicts[name] = _verdict(readers.read_config(name, config), target, context)
+        except readers.Refuses as e:
+            verdicts[name] = f"refuses the file: {e}"
+    return verdicts
+
+
+def _verdict(reading: readers.Reading, target: Any, context: int) -> str:
+    if reading.inv_freq.shape != target.inv_freq.shape:
+        return "rotates another number of dimensions"
+    error = abs(reading.inv_freq / target.inv_freq - 1).max()
+    if not dialects.same(target._replace(multiplier=1.0), target._replace(inv_freq=reading.inv_freq, multiplier=1.0)):
+        return f"frequencies off by up to {error:.2g}"
+    if not dialects.same(target, target._replace(multiplier=reading.multiplier)):
+        return f"multiplier {reading.multiplier:.6g} instead of {target.multiplier:.6g}"
+    if reading.context is not None and reading.context != context:
+        return f"takes {reading.context:,} tokens for the longest context"
+    return ""
+
+
+def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str, dict[str, Any], Array | None]:
+    """(carrier, changed GGUF keys, rope_freqs or None).
+
+    Metadata where llama.cpp computes it exactly, else tensors. Raises Inexpressible when neither does.
+    """
+    refused: Inexpressible | None = None
+    for carrier in CARRIERS[1:] if carry == "auto" else (carry,):
+        try:
+            keys, freqs = (dialects.gguf_metadata(rope, context, c.family), None) if carrier == "metadata" else dialects.gguf_tensors(rope, context, c.family)
+        except Inexpressible as e:
+            refused = e
+            continue
+        plain = {"general.architecture": c.family.gguf_arch, **_shape_keys(c), **{k: v.data for k, v in keys.items() if v is not None}}
+        try:
+            why = _verdict(readers.read_gguf(plain, freqs), table(rope), context)
+        except readers.Refuses as e:
+            why = f"refuses the file: {e}"
+        if not why:
+            return carrier, keys, freqs
+        refused = Inexpressible(f"llama.cpp would not compute this from {carrier}: {why}", "--carry auto, or --out safetensors")
+    assert refused is not None
+    raise refused
+
+
+def _shape_keys(c: Checkpoint) -> dict[str, Any]:
+    arch = c.family.gguf_arch
+    return {f"{arch}.{key}": c.hparams[hf] for hf, key in c.family.hparams.items() if c.hparams.get(hf) is not None}
+
+
+def target_dtype(t: Tensor, gguf_name: str, outtype: str) -> str:
+    """The ggml type that a tensor gets: vectors and norms are F32, as llama.cpp's converter has it; the rest `outtype`.
+
+    A row that is not a whole number of Q8_0 blocks falls back to F16.
+    """
+    if len(t.shape) <= 1 or gguf_name.endswith("_norm.weight"):
+        return "F32"
+    if outtype == "auto":
+        return t.dtype
+    dtype = outtype.upper()
+    return "F16" if dtype == "Q8_0" and t.shape[-1] % 32 else dtype
+
+
+def check_outtype(outtype: str, fmt: str) -> None:
+    if outtype not in ("auto", *OUTTYPES):
+        raise UsageError(f"unknown --outtype {outtype!r}", f"one of auto, {', '.join(OUTTYPES)}")
+    if fmt == "safetensors" and outtype == "q8_0":
+        raise Inexpressible("safetensors for transformers has no q8_0", "--out gguf --outtype q8_0, or --outtype bf16")

@@ -1,0 +1,172 @@
+"""Plans a folder in HF layout, from such a folder or from a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import tokenizers
+from ..checkpoint import Checkpoint
+from ..errors import InputError, Unsupported
+from ..json_text import edit
+from ..rope import Rope, table
+from ..tensors import SAFETENSORS_BITS, Tensor, in_memory, inside, safetensors_header
+from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors
+from .plan import Plan, carry_hf, check_outtype
+
+SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
+KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md", "USE_POLICY*")
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+ROPE_FILE = "rope.safetensors"
+
+
+def plan_safetensors(
+    c: Checkpoint, rope: Rope, context: int, out: Path, carry: str, outtype: str, recipe: Mapping[str, Any], cos_sin: bool,
+    sliding_window_off: bool,
+) -> Plan:  # fmt: skip
+    """The plan of a folder. Raises Inexpressible when transformers could not compute `rope` from its config.json."""
+    check_outtype(outtype, "safetensors")
+    config = _new_config(c, outtype) if c.gguf else dict(c.config)
+    carrier, changes, verdicts = carry_hf(config, rope, context, carry)
+    if sliding_window_off and config.get("sliding_window"):
+        changes["sliding_window"] = None
+    text = json.dumps(config, indent=2) + "\n" if c.gguf else inside(c.source.path, "config.json").read_text("utf-8")
+    jobs: list[Job] = [WriteBytes("config.json", edit(text, changes).encode())]
+    weights, identical = _weights(c, outtype)
+    jobs += weights
+    jobs += _from_gguf(c, context) if c.gguf else _kept_files(c, context)
+    if carrier == "tensors":
+        jobs.append(_rope_file(rope, context, recipe, cos_sin))
+    return Plan(out, "safetensors", rope, context, carrier, verdicts, tuple(jobs), outtype, identical)
+
+
+def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
+    """(jobs, whether the weights stay as they are): whole files where nothing changes, else new shards."""
+    same_files = c.gguf is None and all(f.suffix == ".safetensors" for f in c.weight_files)
+    if same_files and (outtype == "auto" or all(t.dtype == outtype.upper() for t in c.tensors.values())):
+        jobs: list[Job] = [CopyFile(f.name, f) for f in c.weight_files]
+        index = c.source.path / "model.safetensors.index.json"
+        return jobs + ([CopyFile(index.name, index)] if index.exists() else []), True
+    pieces = [_piece(c, name, t, outtype) for name, t in c.tensors.items()]
+    return _shards(pieces), all(p.source.dtype == p.target.dtype for p in pieces)
+
+
+def _piece(c: Checkpoint, name: str, t: Tensor, outtype: str) -> Piece:
+    hf_name = c.family.hf_name(name) if c.gguf else name
+    transform = c.family.transform(name) if c.gguf else None
+    plain = t.dtype if t.dtype in TORCH_NAMES else "F32"
+    dtype = plain if outtype == "auto" or len(t.shape) == 1 else outtype.upper()
+    if c.gguf is None and t.dtype not in TORCH_NAMES and dtype != t.dtype:
+        raise Unsupported(f"tensor {name!r} is {t.dtype}: its type cannot be changed", "--outtype auto")
+    target = Tensor(hf_name, dtype, t.shape, t.elements * SAFETENSORS_BITS[dtype] // 8)
+    return Piece(target, t, -c.heads(transform[-1]) if transform else 0)
+
+
+def _shards(pieces: list[Piece]) -> list[Job]:
+    shards: list[list[Piece]] = [[]]
+    for p in pieces:
+        if shards[-1] and sum(q.target.nbytes for q in shards[-1]) + p.target.nbytes > SHARD:
+            shards.append([])
+        shards[-1].append(p)
+    if len(shards) == 1:
+        return [_shard("model.safetensors", shards[0])]
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    total = sum(p.target.nbytes for p in pieces)
+    weight_map = {p.target.name: name for name, shard in zip(names, shards, strict=True) for p in shard}
+    index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+    jobs: list[Job] = [_shard(name, shard) for name, shard in zip(names, shards, strict=True)]
+    return [*jobs, WriteBytes("model.safetensors.index.json", index.encode())]
+
+
+def _shard(name: str, pieces: list[Piece], metadata: Mapping[str, str] | None = None) -> WriteTensors:
+    header, offsets = safetensors_header([p.target for p in pieces], {"format": "pt", **(metadata or {})})
+    size = len(header) + sum(p.target.nbytes for p in pieces)
+    return WriteTensors(name, header, tuple((p, offsets[p.target.name]) for p in pieces), size)
+
+
+def _kept_files(c: Checkpoint, context: int) -> list[Job]:
+    """Everything small that belongs to the model, with the lengths that follow the context set to it."""
+    names = sorted({p.name for pattern in KEPT for p in c.source.path.glob(pattern) if p.is_file()})
+    written = {"config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json", "yarn_convert.json"}
+    jobs: list[Job] = []
+    for name in names:
+        if name in written:
+            continue
+        path = inside(c.source.path, name)
+        lengths = {"tokenizer_config.json": "model_max_length", "generation_config.json": "max_length"}
+        jobs.append(_with_length(path, lengths[name], c.context, context) if name in lengths else CopyFile(name, path.resolve()))
+    extra = c.source.path / "additional_chat_templates"
+    jobs += [CopyFile(f"{extra.name}/{p.name}", inside(extra, p.name)) for p in sorted(extra.glob("*.jinja"))] if extra.is_dir() else []
+    return jobs
+
+
+def _with_length(path: Path, key: str, old: int, new: int) -> Job:
+    text = path.read_text("utf-8")
+    try:
+        value = json.loads(text).get(key)
+        return WriteBytes(path.name, edit(text, {key: new} if value == old else {}).encode())
+    except (ValueError, AttributeError):
+        raise InputError(f"{path.name} is not a valid JSON object", "fix it or download it again") from None
+
+
+# -- from GGUF --------------------------------------------------------------------------------------------------------
+
+
+def _new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
+    """A config.json for what a GGUF describes. Unsupported when a key of its architecture is not understood."""
+    assert c.gguf is not None
+    arch = c.family.gguf_arch
+    known = {*c.family.hparams.values(), *c.family.gguf_known}
+    leftover = [k for k in c.gguf.fields if k.startswith(f"{arch}.") and not k.startswith(f"{arch}.rope.") and k.removeprefix(f"{arch}.") not in known]
+    if leftover:
+        raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")
+    dtypes = {p.target.dtype: p.target.elements for p in (_piece(c, n, t, outtype) for n, t in c.tensors.items()) if len(p.target.shape) > 1}
+    eps = np.float32(c.hparams["rms_norm_eps"])
+    ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
+    biases = {name.rpartition(".")[0].rpartition("_")[2] for name in c.tensors if name.endswith(".bias")}
+    config = {
+        "architectures": list(c.family.architectures[:1]),
+        "attention_bias": bool(biases & {"q", "k", "v"}),
+        "bos_token_id": ids["bos_token_id"],
+        "eos_token_id": ids["eos_token_id"],
+        "pad_token_id": ids["padding_token_id"],
+        "hidden_act": c.family.fixed["hidden_act"][0],
+        "mlp_bias": bool(biases & {"gate", "up", "down"}),
+        "model_type": c.family.model_type,
+        **c.hparams,
+        # The shortest decimal of the float32 that the GGUF holds: 1e-05, not 9.999999747378752e-06.
+        "rms_norm_eps": float(str(eps)),
+        "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
+        "use_cache": True,
+    }
+    return {k: v for k, v in config.items() if v is not None}
+
+
+def _from_gguf(c: Checkpoint, context: int) -> list[Job]:
+    assert c.gguf is not None
+    keys = {k: f.value for k, f in c.gguf.fields.items() if k.startswith("tokenizer.")}
+    files = tokenizers.to_hf(keys)
+    files["tokenizer_config.json"] = edit(files["tokenizer_config.json"].decode(), {"model_max_length": context}).encode()
+    ids = {k: v for k, v in (("bos_token_id", c.gguf.get("tokenizer.ggml.bos_token_id")), ("eos_token_id", c.gguf.get("tokenizer.ggml.eos_token_id"))) if v is not None}
+    files["generation_config.json"] = (json.dumps(ids, indent=2) + "\n").encode()
+    return [WriteBytes(name, data) for name, data in files.items()]
+
+
+def _rope_file(rope: Rope, context: int, recipe: Mapping[str, Any], cos_sin: bool) -> Job:
+    """`rope.safetensors`: the table in float64, the multiplier and recipe in its metadata, and the caches on request.
+
+    The names are those that vLLM's and SGLang's loaders skip when they read every .safetensors of a folder.
+    """
+    inv_freq, multiplier = table(rope)
+    arrays = {"rotary_emb.inv_freq": (inv_freq, "F64")}
+    if cos_sin:
+        angles = np.arange(context, dtype=np.float64)[:, None] * inv_freq
+        arrays["rotary_emb.cos_cached"] = ((np.cos(angles) * multiplier).astype("<f4"), "F32")
+        arrays["rotary_emb.sin_cached"] = ((np.sin(angles) * multiplier).astype("<f4"), "F32")
+    pieces = [Piece(t, t) for t in (in_memory(name, a, dtype) for name, (a, dtype) in arrays.items())]
+    metadata = {"attention_factor": repr(multiplier), "recipe": json.dumps(recipe), "cos_sin": f"float32[{context}, D/2]" if cos_sin else "none"}
+    return _shard(ROPE_FILE, pieces, metadata)
