@@ -66,7 +66,7 @@ def q8_0(x: F32) -> Bytes:
     float32; a cast to int8 truncates. uint8[n/32·34].
     """
     blocks = x.reshape(-1, 32)
-    scale = np.maximum(blocks.max(axis=1), -blocks.min(axis=1)) / np.float32(127)
+    scale = np.maximum(blocks.max(axis=1), -blocks.min(axis=1)) / np.float32(127) + np.float32(0)  # no −0 for a block of zeros
     with np.errstate(divide="ignore"):
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
     scaled = blocks * inverse[:, None]

@@ -30,8 +30,9 @@ def edit(text: str, changes: Mapping[str, Any]) -> str:
             pieces.append(_member(key, changes[key], step))
     present = {key for key, _, _ in spans}
     pieces += [_member(k, v, step) for k, v in changes.items() if k not in present and v is not REMOVE]
+    between = text[spans[0][2] : spans[1][1]] if len(spans) > 1 else "," + indent
     tail = text[spans[-1][2] : close] if spans else "\n"
-    return text[:open_end] + indent + ("," + indent).join(pieces) + tail + text[close:]
+    return text[:open_end] + indent + between.join(pieces) + tail + text[close:]
 
 
 def _member(key: str, value: Any, step: str | None) -> str:

@@ -25,8 +25,8 @@ QUANTIZATION_VERSION = 2  # ggml.h, GGML_QNT_VERSION
 def plan_gguf(c: Checkpoint, rope: Rope, context: int, out: Path, carry: str, outtype: str, recipe: Mapping[str, Any]) -> Plan:
     """The plan of one GGUF file. Raises Inexpressible when llama.cpp could not compute `rope`, or not this model, from it."""
     check_outtype(outtype, "gguf")
-    carrier, keys, freqs = carry_gguf(c, rope, context, carry)
     _check_computable(c, context)
+    carrier, keys, freqs = carry_gguf(c, rope, context, carry)
     tensors = [_piece(c, name, t, outtype) for name, t in c.tensor_by_gguf_name().items()]
     fields = _from_gguf(c, tensors, outtype) if c.gguf else _from_hf(c, tensors)
     fields = with_rope(fields, keys, recipe)

@@ -34,6 +34,8 @@ def plan_safetensors(
     carrier, changes, verdicts = carry_hf(config, rope, context, carry)
     if sliding_window_off and config.get("sliding_window"):
         changes["sliding_window"] = None
+    if outtype != "auto":
+        changes["dtype" if "dtype" in config else "torch_dtype"] = TORCH_NAMES[outtype.upper()]
     text = json.dumps(config, indent=2) + "\n" if c.gguf else inside(c.source.path, "config.json").read_text("utf-8")
     jobs: list[Job] = [WriteBytes("config.json", edit(text, changes).encode())]
     weights, identical = _weights(c, outtype)
@@ -127,15 +129,15 @@ def _new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     dtypes = {p.target.dtype: p.target.elements for p in (_piece(c, n, t, outtype) for n, t in c.tensors.items()) if len(p.target.shape) > 1}
     eps = np.float32(c.hparams["rms_norm_eps"])
     ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
-    biases = {name.rpartition(".")[0].rpartition("_")[2] for name in c.tensors if name.endswith(".bias")}
+    attention, mlp = (_biased(c, parts) for parts in (("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")))
     config = {
         "architectures": list(c.family.architectures[:1]),
-        "attention_bias": bool(biases & {"q", "k", "v"}),
+        "attention_bias": attention,
         "bos_token_id": ids["bos_token_id"],
         "eos_token_id": ids["eos_token_id"],
         "pad_token_id": ids["padding_token_id"],
         "hidden_act": c.family.fixed["hidden_act"][0],
-        "mlp_bias": bool(biases & {"gate", "up", "down"}),
+        "mlp_bias": mlp,
         "model_type": c.family.model_type,
         **c.hparams,
         # The shortest decimal of the float32 that the GGUF holds: 1e-05, not 9.999999747378752e-06.
@@ -144,6 +146,14 @@ def _new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         "use_cache": True,
     }
     return {k: v for k, v in config.items() if v is not None}
+
+
+def _biased(c: Checkpoint, parts: tuple[str, ...]) -> bool:
+    """Whether all these parts have biases in every layer; Unsupported when only some have: config.json has one switch."""
+    found = sum(f"blk.{i}.{part}.bias" in c.tensors for i in range(c.layers) for part in parts)
+    if found not in (0, c.layers * len(parts)):
+        raise Unsupported(f"only some of {', '.join(parts)} have a bias, and config.json can say all or none", "--out gguf keeps them")
+    return found > 0
 
 
 def _from_gguf(c: Checkpoint, context: int) -> list[Job]:
