@@ -100,15 +100,18 @@ def _open_folder(source: Source) -> Checkpoint:
 
 def _open_gguf(source: Source) -> Checkpoint:
     gguf = read_gguf(source.path)
-    if int(gguf.get("split.count", 1)) > 1:
+    if dialects.number(gguf.get("split.count", 1), "split.count") > 1:
         raise Unsupported(f"{source.path.name} is one part of a split GGUF", "merge the parts first: llama-gguf-split --merge")
     family = families.for_gguf(gguf.arch)
     arch = family.gguf_arch
     keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
     hparams: dict[str, Any] = {hf: keys.get(f"{arch}.{key}") for hf, key in family.hparams.items()}
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
-    hparams["head_dim"] = hparams["head_dim"] or hidden // heads
-    hparams["num_key_value_heads"] = hparams["num_key_value_heads"] or heads
+    for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
+        hparams[key] = dialects.positive_int(default if hparams[key] is None else hparams[key], key)
+    rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
+    if rotary_dim > hparams["head_dim"]:
+        raise FormatError(f"rope.dimension_count {rotary_dim:,} is more than a head's {hparams['head_dim']:,} dimensions", "write the GGUF again")
     hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
     if hparams["vocab_size"] is None and "token_embd.weight" in gguf.tensors:
         hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
@@ -118,7 +121,7 @@ def _open_gguf(source: Source) -> Checkpoint:
         if rope_freqs.dtype != "F32" or rope_freqs.shape != (hparams["head_dim"] // 2,):
             raise FormatError(f"{dialects.ROPE_FREQS} is {rope_freqs.dtype}{list(rope_freqs.shape)}, not F32[head_dim/2]", "write the GGUF again")
         values = rope_freqs.read().view(np.float32).astype(np.float64)
-    rope, ignored = dialects.gguf_read(keys, arch, int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"])), values)
+    rope, ignored = dialects.gguf_read(keys, arch, rotary_dim, values)
     tensors = {name: t for name, t in gguf.tensors.items() if name != dialects.ROPE_FREQS}
     checkpoint = Checkpoint(
         source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, (source.path,), gguf, tuple(ignored)
@@ -129,9 +132,12 @@ def _open_gguf(source: Source) -> Checkpoint:
 
 def _check(c: Checkpoint) -> None:
     """Raise unless the numbers are there, every tensor is known, none is missing and the rotary ones have their shape."""
-    optional = {"rms_norm_eps", "head_dim"}
-    for key in set(c.family.hparams) - optional:
-        dialects.positive_int(c.hparams[key], key)
+    for key in c.family.hparams:
+        if key == "rms_norm_eps":
+            _check_eps(c.hparams[key])
+        else:
+            dialects.positive_int(c.hparams[key], key)
+    _check_switches(c.config)
     if c.gguf is not None:
         for name in c.tensors:
             c.family.hf_name(name)
@@ -139,11 +145,27 @@ def _check(c: Checkpoint) -> None:
     else:
         named = c.tensor_by_gguf_name()
     if c.source.headers is None or c.tensors:
+        if c.layers > len(named):
+            raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "the checkpoint is incomplete: get it again")
         missing = [name for name in c.family.required(c.layers) if name not in named]
         if missing:
             raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
     for name, t in named.items():
         if transform := c.family.transform(name):
             rows = c.heads(transform[-1]) * c.head_dim
-            if t.shape[0] != rows:
-                raise FormatError(f"{t.name} has {t.shape[0]} rows, the heads in the config need {rows}", "config and weights do not belong together")
+            if t.shape[:1] != (rows,):
+                raise FormatError(f"{t.name} has the shape {list(t.shape)}, but the heads in the config need {rows:,} rows", "config and weights do not belong together")
+
+
+def _check_eps(value: Any) -> None:
+    if value is not None and not 0 <= dialects.number(value, "rms_norm_eps") < 1:
+        raise FormatError(f"rms_norm_eps is {value!r}, not a small positive number", "fix the model's config.json or GGUF key")
+
+
+def _check_switches(config: Mapping[str, Any]) -> None:
+    """Raise FormatError for a config.json whose other values that we read have a type that no reader would take."""
+    for key in ("tie_word_embeddings", "use_sliding_window"):
+        if not isinstance(config.get(key), bool | None):
+            raise FormatError(f"{key} is {config[key]!r}, not true or false", "fix config.json")
+    if config.get("sliding_window") is not None:
+        dialects.positive_int(config["sliding_window"], "sliding_window")

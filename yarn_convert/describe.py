@@ -115,7 +115,7 @@ def _hf_findings(c: Checkpoint) -> list[str]:
     path = c.source.path / "tokenizer_config.json"
     try:
         length = json.loads(path.read_text("utf-8")).get("model_max_length")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         length = None
     if isinstance(length, int) and length < c.context:
         found.append(f"tokenizer_config.json cuts texts at {length:,} tokens (model_max_length), the context is {c.context:,}")

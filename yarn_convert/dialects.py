@@ -8,13 +8,14 @@ precision of every GGUF field and of every runtime's table.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .errors import FormatError, Inexpressible, InputError, Unsupported
+from .errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
 from .families import Family
 from .gguf_file import Value, f32
 from .json_text import REMOVE
@@ -54,8 +55,9 @@ def hf_context(config: Mapping[str, Any]) -> int:
 
 
 def positive_int(value: Any, key: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise FormatError(f"{key} is {value!r}, not a positive integer", "fix the model's config.json or GGUF key")
+    """A count or length from a header; FormatError for anything else, or above what 32 bits hold, which no reader takes."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise FormatError(f"{key} is {value!r}, not a positive integer below 2^31", "fix the model's config.json or GGUF key")
     return value
 
 
@@ -69,15 +71,17 @@ def hf_head_dim(config: Mapping[str, Any]) -> int:
 def hf_read(config: Mapping[str, Any]) -> Rope:
     """The recipe of a parsed config.json, from `rope_scaling` (transformers 4) and `rope_parameters` (5).
 
-    Raises InputError when the two are there and mean different tables, Unsupported for a type or key that is unknown.
+    Raises InputError when the two are there and mean different tables, Unsupported for a type or key that is unknown,
+    FormatError for values that give no table.
     """
-    spellings = {k: config[k] for k in ("rope_scaling", "rope_parameters") if config.get(k)}
+    spellings = {k: config[k] for k in ("rope_scaling", "rope_parameters") if config.get(k) is not None}
     for name, value in spellings.items():
         if not isinstance(value, dict):
             raise FormatError(f"{name} is {value!r}, not an object", "fix config.json")
+    spellings = {name: value for name, value in spellings.items() if value}
     if not spellings:
-        return _hf_rope({}, config)
-    ropes = {name: _hf_rope(value, config) for name, value in spellings.items()}
+        return _usable(_hf_rope({}, config), "config.json")
+    ropes = {name: _usable(_hf_rope(value, config), f"{name} in config.json") for name, value in spellings.items()}
     first, *others = ropes.values()
     if any(not same(table(first), table(other)) for other in others):
         raise InputError(
@@ -85,6 +89,16 @@ def hf_read(config: Mapping[str, Any]) -> Rope:
             "delete the wrong one from config.json",
         )
     return first
+
+
+def _usable(rope: Rope, where: str) -> Rope:
+    """`rope` itself; FormatError when the values that `where` gave it make no table."""
+    try:
+        table(rope, 1)  # longrope has another list for short texts
+        table(rope)
+    except UsageError as e:
+        raise FormatError(f"{where} gives no usable RoPE: {e.message}", "fix it there, or start from a sound model") from None
+    return rope
 
 
 def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
@@ -95,31 +109,56 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
     unknown = {k for k, v in spelling.items() if v is not None} - _HF_KEYS[method] - _COMMON
     if unknown:
         raise Unsupported(f"unknown keys for rope_type {kind!r}: {', '.join(sorted(unknown))}", "they may change RoPE: remove them if they do not")
-    theta = number(spelling.get("rope_theta", config.get("rope_theta", DEFAULT_THETA)), "rope_theta")
-    partial = number(spelling.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0), "partial_rotary_factor")
-    rotary_dim = int(hf_head_dim(config) * partial)
+    given = {k: _typed(k, v) for k, v in spelling.items() if k not in ("rope_type", "type") and v is not None}
+    theta = number(_first("rope_theta", given, config, DEFAULT_THETA), "rope_theta")
+    partial = number(_first("partial_rotary_factor", given, config, 1.0), "partial_rotary_factor")
+    if not 0 < partial <= 1:
+        raise FormatError(f"partial_rotary_factor is {partial!r}, not a part of the head", "fix config.json")
     context = hf_context(config)
-    original = spelling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or context
-    rope = Rope(method, theta, rotary_dim, positive_int(original, "original_max_position_embeddings"))
-    given = {k: spelling[k] for k in _HF_KEYS[method] if spelling.get(k) is not None}
+    original = positive_int(_first("original_max_position_embeddings", spelling, config, context), "original_max_position_embeddings")
+    rope = Rope(method, theta, int(hf_head_dim(config) * partial), original)
+    given = {k: v for k, v in given.items() if k in _HF_KEYS[method]}
     if method == "longrope":
         return _hf_longrope(rope, given, context)
-    numbers = {k: v if k == "truncate" else number(v, k) for k, v in given.items() if k not in ("mscale", "mscale_all_dim", "finetuned")}
-    if method == "yarn" and "attention_factor" not in numbers and given.get("mscale") and given.get("mscale_all_dim"):
-        s = numbers.get("factor", 1.0)
-        numbers["attention_factor"] = _mscale(s, given["mscale"]) / _mscale(s, given["mscale_all_dim"])
-    return replace(rope, params=numbers)
+    params = {k: v for k, v in given.items() if k not in ("mscale", "mscale_all_dim", "finetuned")}
+    if method == "yarn" and "attention_factor" not in params and given.get("mscale") and given.get("mscale_all_dim"):
+        s = params.get("factor", 1.0)
+        below = _mscale(s, given["mscale_all_dim"])
+        if below == 0:
+            raise FormatError(f"mscale_all_dim {given['mscale_all_dim']!r} makes a multiplier of 1/0", "fix config.json")
+        params["attention_factor"] = _mscale(s, given["mscale"]) / below
+    return replace(rope, params=params)
+
+
+def _first(key: str, spelling: Mapping[str, Any], config: Mapping[str, Any], default: float) -> Any:
+    """The value in the spelling, else at the top of config.json, else the default; null counts as absent."""
+    return next((v for v in (spelling.get(key), config.get(key)) if v is not None), default)
+
+
+def _typed(key: str, value: Any) -> Any:
+    """A member of a spelling, checked: a flag, a list of finite numbers or a finite number; else FormatError."""
+    if key in ("truncate", "finetuned"):
+        if not isinstance(value, bool):
+            raise FormatError(f"{key} is {value!r}, not true or false", "fix the model's config.json")
+        return value
+    if key in ("short_factor", "long_factor"):
+        if not isinstance(value, list):
+            raise FormatError(f"{key} is {value!r}, not a list of numbers", "fix the model's config.json")
+        return tuple(number(x, key) for x in value)
+    if number(value, key) <= 0 and key == "factor":
+        raise FormatError(f"factor is {value!r}, not above 0", "fix the model's config.json")
+    return number(value, key)
 
 
 def _hf_longrope(rope: Rope, given: Mapping[str, Any], context: int) -> Rope:
-    params: dict[str, Any] = {k: tuple(number(x, k) for x in given.get(k, ())) for k in ("short_factor", "long_factor")}
-    params["factor"] = number(given.get("factor", context / rope.original_context), "factor")
-    multipliers = {float(given[k]) for k in ("attention_factor", "short_mscale", "long_mscale") if k in given}
+    params: dict[str, Any] = {k: given.get(k, ()) for k in ("short_factor", "long_factor")}
+    params["factor"] = given.get("factor", context / rope.original_context)
+    multipliers = {given[k] for k in ("attention_factor", "short_mscale", "long_mscale") if k in given}
     if len(multipliers) > 1:
         raise Unsupported("longrope with different attention_factor, short_mscale and long_mscale", "readers compute it differently")
     if multipliers:
         params["attention_factor"] = multipliers.pop()
-    rope = replace(rope, params=params)
+    rope = _usable(replace(rope, params=params), "config.json")
     if params["short_factor"] != params["long_factor"]:
         return rope
     return replace(rope, method="explicit", params={"factors": params["long_factor"], "attention_factor": table(rope).multiplier})
@@ -130,9 +169,9 @@ def _mscale(s: float, mscale: float) -> float:
 
 
 def number(value: Any, key: str) -> float:
-    """A finite number from JSON; FormatError if it is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FormatError(f"{key} is {value!r}, not a finite number", "fix the model's config.json")
+    """A finite number from a header; FormatError if it is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise FormatError(f"{key} is {value!r}, not a finite number", "fix the model's config.json or GGUF key")
     return float(value)
 
 
@@ -147,7 +186,9 @@ def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
         spelling = {"rope_type": kind, **{k: rope.number(k) for k in rope.params}}
         if rope.method == "llama3":
             spelling["original_max_position_embeddings"] = rope.original_context
-        return _hf_members(spelling, rope.theta, context)
+            return _hf_members(spelling, rope.theta, context)
+        # For linear vLLM and SGLang multiply the context by the factor once more, unless this key names L.
+        return _hf_members(spelling, rope.theta, context) | {"model_max_length": rope.original_context}
     if rope.method not in ("yarn", "ntk-by-parts"):
         raise _no_word(rope, "config.json", "--carry tensors")
     s, m = rope.number("factor"), table(rope).multiplier
@@ -193,7 +234,9 @@ def _hf_members(spelling: dict[str, Any], theta: float, context: int) -> dict[st
         "rope_theta": theta,
         "rope_scaling": scaling,
         "rope_parameters": both,
+        # At the top level both would override what is said above (transformers 5, vLLM, SGLang).
         "original_max_position_embeddings": REMOVE,
+        "model_max_length": REMOVE,
     }
 
 
@@ -230,18 +273,27 @@ def gguf_read(keys: Mapping[str, Any], arch: str, rotary_dim: int, rope_freqs: A
     """(the recipe as llama.cpp reads it, the keys that it ignores) from GGUF keys and the tensor `rope_freqs.weight`.
 
     Source: llama.cpp, src/llama-model.cpp `load_hparams` and src/llama-context.cpp. Raises Unsupported for a RoPE key
-    that is unknown, or for factors together with YaRN, which no writer produces.
+    that is unknown, or for factors together with YaRN, which no writer produces; FormatError for values that give no table.
     """
+    rope, ignored = _gguf_rope(keys, arch, rotary_dim, rope_freqs)
+    return _usable(rope, "the GGUF"), ignored
+
+
+def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, rope_freqs: Array | None) -> tuple[Rope, list[str]]:
     rope_keys = {k.removeprefix(f"{arch}.rope."): v for k, v in keys.items() if k.startswith(f"{arch}.rope.")}
     known = {"freq_base", "scale_linear", "dimension_count", *(f"scaling.{k}" for k in _SCALING)}
     if unknown := sorted(set(rope_keys) - known):
         raise Unsupported(f"unknown RoPE keys in the GGUF: {', '.join(unknown)}", "they may change RoPE")
     context = positive_int(keys.get(f"{arch}.context_length"), f"{arch}.context_length")
-    original = positive_int(rope_keys.get("scaling.original_context_length") or context, "original_context_length")
+    original = rope_keys.get("scaling.original_context_length")
+    original = context if original is None or original == 0 else positive_int(original, "original_context_length")
     rope = Rope("none", number(rope_keys.get("freq_base", DEFAULT_THETA), "freq_base"), rotary_dim, original)
     kind = rope_keys.get("scaling.type", "linear")
-    factor = number(rope_keys.get("scaling.factor") or rope_keys.get("scale_linear") or 1.0, "scaling.factor")
+    # llama.cpp takes 0 for a factor that is not there.
+    factor = next((x for k in ("scaling.factor", "scale_linear") if (x := number(rope_keys.get(k, 0), k))), 1.0)
     attn = number(rope_keys.get("scaling.attn_factor", 1.0), "scaling.attn_factor")
+    if factor < 0 or attn <= 0:
+        raise FormatError(f"the GGUF's rope.scaling has factor {factor:g} and attn_factor {attn:g}, not above 0", "write the GGUF again")
     ignored = [f"{arch}.rope.scaling.{k}" for k in _IGNORED if f"scaling.{k}" in rope_keys]
     if kind not in ("none", "linear", "yarn"):
         raise Unsupported(f"rope.scaling.type {kind!r} is not read for architecture {arch!r}", "none, linear and yarn are")

@@ -13,13 +13,19 @@ The command line prints `error: message` and `hint: hint`, and exits with code 1
 
 from __future__ import annotations
 
+import re
+
+LONGEST = 600  # characters of a message: what a hostile file says is quoted, but not at any length
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
 
 class YarnConvertError(Exception):
-    """Root of the tree. `message` is one line; `hint` says what the user can do."""
+    """Root of the tree. `message` becomes one short line; `hint` says what the user can do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        message = _CONTROL.sub("?", message)
+        self.message = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
+        super().__init__(self.message)
         self.hint = hint
 
     def __str__(self) -> str:

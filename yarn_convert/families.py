@@ -49,7 +49,8 @@ class Family:
     may lack. `dropped`: HF templates of buffers that no runtime reads. `transforms`: GGUF template -> name.
     `hparams`: config.json key -> GGUF key below `{arch}.`. `fixed`: config keys whose other values llama.cpp's graph of
     this architecture would not compute. `gguf_known`: further `{arch}.` keys that change nothing we carry.
-    `gguf_reads`: the RoPE fields that the llama.cpp loader honours.
+    `gguf_reads`: the RoPE fields that the llama.cpp loader honours. `spelled_out`: config keys that a reader needs even
+    where they only say what follows from others.
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class Family:
     gguf_known: frozenset[str]
     gguf_reads: frozenset[str]
     evidence: str
+    spelled_out: tuple[str, ...] = ()
 
     def gguf_name(self, name: str) -> str | None:
         """The GGUF name of an HF tensor; None for a buffer that is dropped. Unsupported if no template fits."""
@@ -171,7 +173,9 @@ MISTRAL = Family(
     fixed=LLAMA.fixed,
     gguf_known=LLAMA.gguf_known,
     gguf_reads=LLAMA.gguf_reads,
-    evidence=LLAMA.evidence + "; its graph has no sliding window, so an active one cannot be carried",
+    evidence=LLAMA.evidence + "; its graph has no sliding window, so an active one cannot be carried; "
+    "transformers 4.57.6: models/mistral/configuration_mistral.py leaves an absent head_dim None, and yarn then fails",
+    spelled_out=("head_dim",),
 )
 
 FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL)
@@ -186,12 +190,14 @@ NO_ROPE = {
 def for_config(config: Mapping[str, Any]) -> Family:
     """The row of a config.json. Unsupported for a model without RoPE or one that no row describes."""
     model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise Unsupported(f"config.json has the model_type {model_type!r}, which is no name of a family", known())
     if model_type in NO_ROPE:
         raise Unsupported(f"{model_type} has {NO_ROPE[model_type]}, not RoPE: there is nothing to extend", ONLY_ROPE)
     for family in FAMILIES:
         if family.model_type == model_type:
-            architectures = config.get("architectures") or family.architectures[:1]
-            if not isinstance(architectures, list | tuple) or architectures[0] not in family.architectures:
+            architectures = config.get("architectures")  # absent or null in some old checkpoints
+            if architectures is not None and not (isinstance(architectures, list) and architectures[:1] and architectures[0] in family.architectures):
                 raise Unsupported(f"architectures {architectures!r} is not a {model_type} language model", known())
             return family
     raise Unsupported(f"unknown model_type {model_type!r}", known())

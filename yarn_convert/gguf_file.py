@@ -273,7 +273,7 @@ def encode(value: Value | Field) -> bytes:
         items = b"".join(map(_string, value.data)) if number == STRING else struct.pack(f"<{len(value.data)}{code}", *value.data)
         return struct.pack("<IIQ", ARRAY, number, len(value.data)) + items
     except (struct.error, OverflowError):
-        raise Unsupported(f"{value.data!r} does not fit the GGUF type {value.type}") from None
+        raise Unsupported(f"{value.data!r} does not fit the GGUF type {value.type}", "choose a value of a usual size") from None
 
 
 def _string(text: str | bytes) -> bytes:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .errors import Unsupported, UsageError
 
 Array = NDArray[np.float64]
+RANGE = "choose parameters of a usual size: see 'yarn-convert methods'"
 Param = float | bool | str | tuple[float, ...]
 
 
@@ -51,16 +52,16 @@ class Rope:
         """Parameter `name` as a float; UsageError if it is missing or not a finite number."""
         value = self.params.get(name, default)
         if value is None:
-            raise UsageError(f"RoPE method {self.method!r} needs the parameter {name!r}")
+            raise UsageError(f"RoPE method {self.method!r} needs the parameter {name!r}", RANGE)
         if isinstance(value, str | tuple | list) or not math.isfinite(value):
-            raise UsageError(f"RoPE parameter {name!r} must be a finite number, not {value!r}")
+            raise UsageError(f"RoPE parameter {name!r} must be a finite number, not {value!r}", RANGE)
         return float(value)
 
     def numbers(self, name: str) -> Array:
         """Parameter `name` as float64[D/2], all finite and above zero; UsageError if it is not."""
         value = np.asarray(self.params.get(name, ()), dtype=np.float64)
         if value.shape != (self.rotary_dim // 2,) or not (np.isfinite(value).all() and (value > 0).all()):
-            raise UsageError(f"RoPE parameter {name!r} must be {self.rotary_dim // 2} finite numbers above zero")
+            raise UsageError(f"RoPE parameter {name!r} must be {self.rotary_dim // 2} finite numbers above zero", RANGE)
         return value
 
     def with_params(self, **params: Param) -> Rope:
@@ -75,8 +76,16 @@ def table(rope: Rope, length: int | None = None) -> Table:
     """
     check(rope)
     base = table(rope.inner, length) if rope.inner else Table(geometric(rope.theta, rope.rotary_dim), 1.0)
-    inv_freq, multiplier = METHODS[rope.method](base.inv_freq, rope, length)
-    return Table(inv_freq, multiplier * base.multiplier)
+    try:
+        with np.errstate(all="ignore"):
+            inv_freq, multiplier = METHODS[rope.method](base.inv_freq, rope, length)
+            found = Table(inv_freq, multiplier * base.multiplier)
+            stored = np.append(found.inv_freq, found.multiplier).astype(np.float32)  # as every runtime holds them
+    except (ArithmeticError, ValueError):  # a logarithm or quotient that has no value
+        stored = np.zeros(1, np.float32)
+    if not ((stored > 0) & np.isfinite(stored)).all():
+        raise UsageError(f"the parameters of {rope.method} give frequencies or a multiplier that no runtime can hold", RANGE)
+    return found
 
 
 def check(rope: Rope) -> None:
@@ -84,11 +93,11 @@ def check(rope: Rope) -> None:
     if rope.method not in METHODS:
         raise Unsupported(f"unknown RoPE method {rope.method!r}", f"known: {', '.join(METHODS)}")
     if not (math.isfinite(rope.theta) and rope.theta > 1):
-        raise UsageError(f"rope_theta must be a finite number above 1, not {rope.theta!r}")
+        raise UsageError(f"rope_theta must be a finite number above 1, not {rope.theta!r}", "10000 is usual")
     if rope.rotary_dim < 2 or rope.rotary_dim % 2:
-        raise UsageError(f"the rotary dimension must be even and at least 2, not {rope.rotary_dim}")
+        raise UsageError(f"the rotary dimension must be even and at least 2, not {rope.rotary_dim}", "it is the head dimension times the rotary part")
     if rope.original_context < 1:
-        raise UsageError(f"the original context must be at least one token, not {rope.original_context}")
+        raise UsageError(f"the original context must be at least one token, not {rope.original_context}", "--original-context sets it")
 
 
 def geometric(theta: float, rotary_dim: int) -> Array:
@@ -145,7 +154,7 @@ def yarn(omega: Array, rope: Rope, length: int | None) -> Table:
     s = factor_of(rope)
     multiplier = rope.number("attention_factor", temperature(s))
     if multiplier <= 0:
-        raise UsageError(f"attention_factor must be above 0, not {multiplier:g}")
+        raise UsageError(f"attention_factor must be above 0, not {multiplier:g}", "leave it out for 0.1·ln s + 1")
     return Table(ntk_by_parts(omega, rope, length).inv_freq, multiplier)
 
 
@@ -178,7 +187,7 @@ def llama3(omega: Array, rope: Rope, length: int | None) -> Table:
     s = factor_of(rope)
     low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
     if not 0 < low < high:
-        raise UsageError(f"llama3 scaling needs 0 < low_freq_factor < high_freq_factor, not {low:g} and {high:g}")
+        raise UsageError(f"llama3 scaling needs 0 < low_freq_factor < high_freq_factor, not {low:g} and {high:g}", "Llama 3.1 has 1 and 4")
     keep = np.clip((turns(omega, rope) - low) / (high - low), 0.0, 1.0)
     return Table(omega * keep + omega / s * (1 - keep), 1.0)
 
@@ -233,7 +242,7 @@ def bake(rope: Rope, length: int) -> Rope:
 def factor_of(rope: Rope) -> float:
     s = rope.number("factor")
     if s <= 0:
-        raise UsageError(f"the scale must be above 0, not {s:g}")
+        raise UsageError(f"the scale must be above 0, not {s:g}", RANGE)
     return s
 
 
@@ -244,7 +253,7 @@ def dynamic_factor(rope: Rope, length: int | None) -> float:
 
 def ntk_shrink(s: float, rotary_dim: int) -> Array:
     if rotary_dim <= 2:
-        raise UsageError("ntk-aware needs more than 2 rotary dimensions: its exponent is D/(D−2)")
+        raise UsageError("ntk-aware needs more than 2 rotary dimensions: its exponent is D/(D−2)", "--method linear")
     return np.power(s, -np.arange(0, rotary_dim, 2, dtype=np.float64) / (rotary_dim - 2))
 
 
@@ -262,7 +271,7 @@ def betas(rope: Rope) -> tuple[float, float]:
     """(beta_fast, beta_slow), checked."""
     fast, slow = rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0)
     if not fast > slow > 0:
-        raise UsageError(f"the ramp needs beta_fast > beta_slow > 0, not {fast:g} and {slow:g}")
+        raise UsageError(f"the ramp needs beta_fast > beta_slow > 0, not {fast:g} and {slow:g}", "32 and 1 are usual")
     return fast, slow
 
 
@@ -273,7 +282,7 @@ def ramp(omega: Array, rope: Rope) -> Array:
         fast, slow = betas(rope)
         return np.clip((turns(omega, rope) - slow) / (fast - slow), 0.0, 1.0)
     if kind != "index":
-        raise UsageError(f'the ramp must be "index" or "paper", not {kind!r}')
+        raise UsageError(f'the ramp must be "index" or "paper", not {kind!r}', "--ramp index")
     low, high = correction_range(omega, rope)
     return 1 - np.clip((np.arange(len(omega)) - low) / max(high - low, 0.001), 0.0, 1.0)
 
@@ -290,7 +299,7 @@ def correction_range(omega: Array, rope: Rope) -> tuple[float, float]:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.rotary_dim - 1)
     if high < low:
-        raise UsageError(f"no pair turns {slow:g} times over {rope.original_context} tokens: lower beta_slow")
+        raise UsageError(f"no pair turns {slow:g} times over {rope.original_context} tokens", "lower it with --beta-slow")
     return float(low), float(high)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ def resolve(model: str, revision: str | None = None, weights: bool = True) -> So
 
     Raises InputError when it is nowhere, is private or gated, or the Hub cannot be reached.
     """
-    path = Path(model).expanduser()
-    if path.is_dir() or path.is_file():
+    path = Path(os.path.expanduser(model))  # noqa: PTH111 - Path.expanduser raises for an unknown ~user
+    if max(map(len, path.parts), default=0) <= 255 and (path.is_dir() or path.is_file()):
         return _local(path, revision)
     if model in ALIASES:
         alias = ALIASES[model]

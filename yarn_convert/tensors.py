@@ -10,6 +10,7 @@ import json
 import math
 import os
 import struct
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise _bad(path, f"its header is not valid JSON ({_short(e)})") from None
     if not isinstance(header, dict):
         raise _bad(path, "its header is not a JSON object")
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _bad(path, "its __metadata__ is not an object of strings")
     tensors = [_safetensor(path, name, entry, 8 + length) for name, entry in header.items()]
@@ -120,7 +122,7 @@ def _safetensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
     try:
         dtype, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, begin, stop)
-        if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in numbers):
+        if not isinstance(dtype, str) or not isinstance(entry["shape"], list) or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in numbers):
             raise ValueError
     except (TypeError, KeyError, ValueError):
         raise _bad(path, f"the entry of tensor {name!r} is malformed") from None
@@ -160,20 +162,25 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path.name} is a PyTorch pickle and torch is not installed", "pip install 'yarn-convert[torch]'") from None
     names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before torch 1.6 cannot be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # the format before torch 1.6 cannot be mapped
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises half a dozen types here; each means the same to the user
-        raise InputError(f"{path.name}: torch refuses to load it safely ({_short(e)})", "use the model's safetensors") from None
+        raise InputError(f"{path.name}: torch refuses to load it safely ({type(e).__name__})", "use the model's safetensors") from None
     tensors = {}
     for name, value in state.items() if isinstance(state, dict) else ():
-        if not isinstance(value, torch.Tensor) or value.dtype not in names:
-            raise Unsupported(f"{path.name}: entry {name!r} is not a tensor of floats", "use the model's safetensors")
+        dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        if not isinstance(name, str) or not dense or value.dtype not in names:
+            raise Unsupported(f"{path.name}: entry {name!r} is not a plain tensor of floats", "use the model's safetensors")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise FormatError(f"{path.name}: tensor {name!r} of shape {list(value.shape)} claims more than it holds", "download it again")
         flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         tensors[name] = Tensor(name, names[value.dtype], tuple(value.shape), flat.nbytes, data=flat)
     if not tensors:
-        raise InputError(f"{path.name} holds no tensors")
+        raise InputError(f"{path.name} holds no tensors", "use the model's safetensors")
     return tensors
 
 
@@ -181,6 +188,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
+DISAGREE = "the index and the shards do not belong together: download them again"
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
@@ -190,9 +198,9 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
     name leaves the folder.
     """
     for index, single in zip(INDEXES, SINGLES, strict=True):
-        if (folder / index).exists():
+        if (folder / index).is_file():
             return _read_shards(folder, index)
-        if (folder / single).exists():
+        if (folder / single).is_file():
             return _read_weights(inside(folder, single)), [folder / single]
     raise InputError(
         f"no weights in {folder}: none of {', '.join(INDEXES + SINGLES)}",
@@ -205,18 +213,18 @@ def _read_shards(folder: Path, index: str) -> tuple[dict[str, Tensor], list[Path
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise FormatError(f"{index}: weight_map is not an object of file names", "download the index again")
     files = sorted(set(weight_map.values()))
-    missing = [f for f in files if not inside(folder, f).exists()]
+    missing = [f for f in files if not inside(folder, f).is_file()]
     if missing:
         raise InputError(f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing[:3])}", "download them again")
     tensors: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in _read_weights(inside(folder, file)).items():
             if weight_map.get(name) != file:
-                raise FormatError(f"{file} holds tensor {name!r}, which {index} places in {weight_map.get(name)!r}")
+                raise FormatError(f"{file} holds tensor {name!r}, which {index} places in {weight_map.get(name)!r}", DISAGREE)
             tensors[name] = tensor
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
-        raise FormatError(f"{index} names {len(absent)} tensors that no shard holds, first {absent[0]!r}")
+        raise FormatError(f"{index} names {len(absent)} tensors that no shard holds, first {absent[0]!r}", DISAGREE)
     return {name: tensors[name] for name in weight_map}, [folder / f for f in files]
 
 
@@ -229,10 +237,12 @@ def inside(folder: Path, name: str) -> Path:
 
     The Hub's cache links a snapshot's files to `models--…/blobs/`; that one way out is part of the model.
     """
-    path = folder / name
+    plain = Path(name).name == name and name.isprintable() and 0 < len(name.encode()) <= 255
     root = folder.resolve()
     cache = root.parent.parent if root.parent.name == "snapshots" else root
-    if Path(name).name != name or not (path.resolve().is_relative_to(root) or path.resolve().is_relative_to(cache)):
+    path = folder / name
+    # realpath, because Path.resolve raises for a link to itself.
+    if not plain or not any(Path(os.path.realpath(path)).is_relative_to(place) for place in (root, cache)):
         raise FormatError(f"the file name {name!r} leads out of the model's folder", "nothing outside it is ever read")
     return path
 
@@ -246,7 +256,7 @@ def load_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as e:
         raise FormatError(f"{path.name} is not valid JSON: {_short(e)}", "fix it or download it again") from None
     if not isinstance(value, dict):
-        raise FormatError(f"{path.name} is not a JSON object")
+        raise FormatError(f"{path.name} is not a JSON object", "fix it or download it again")
     return value
 
 

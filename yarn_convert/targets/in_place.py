@@ -18,13 +18,15 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from ..dialects import ROPE_FREQS
 from ..errors import OutputError, Unsupported
 from ..gguf_file import Field, Gguf, Value, encode_header
 from .gguf import RECIPE
-from .moving import MAGIC, Piece, sync
+from .moving import MAGIC, Piece, sync, write_all
 
 INSERT_RANGE = 0x20  # linux/falloc.h
 
@@ -77,19 +79,18 @@ def run_in_place(path: Path, journal: Mapping[str, Any]) -> None:
     refuse_shared(path)
     text = json.dumps(journal)
     side = journal_path(path)
-    side.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest()}) + "\n" + text)
-    sync(side)
-    sync(path.parent)
     try:
+        side.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest()}) + "\n" + text)
+        sync(side)
+        sync(path.parent)
         if journal["inserted"]:
             _insert(path, journal["inserted"])
     except OSError as e:
-        side.unlink()
+        side.unlink(missing_ok=True)
         if e.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise OutputError(f"the file system of {path} cannot insert into a file", "write a new file instead of --in-place") from None
         raise OutputError(f"could not change {path}: {e.strerror}", "nothing was changed") from None
     _finish(path, journal)
-    side.unlink()
 
 
 def recover(path: Path) -> bool:
@@ -100,48 +101,66 @@ def recover(path: Path) -> bool:
     side = journal_path(path)
     if not side.exists():
         return False
-    head, _, text = side.read_text().partition("\n")
-    try:
-        whole = json.loads(head)["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    journal = json.loads(text) if whole else None
-    if journal is None or (journal["inserted"] and path.stat().st_size == journal["size"]):
+    journal = _whole(side)
+    size = path.stat().st_size
+    if journal is None or (journal["inserted"] and size == journal["size"]):
         side.unlink()  # it was cut before the model was touched
         return False
-    if journal["inserted"]:
-        length, expected = journal["old_header"]
-        with open(path, "rb") as f:
-            f.seek(journal["inserted"])
-            moved = hashlib.sha256(f.read(length)).hexdigest() == expected
-        if not moved and not _is_finished(path, journal):
-            raise OutputError(f"{path} was damaged in the middle of an in-place edit", f"restore it from a copy, then delete {side}")
+    if size != journal["size"] + journal["inserted"] or not _is_ours(path, journal):
+        raise OutputError(f"{path} is not the file whose in-place edit was interrupted", f"if it is sound, delete {side}, else restore it from a copy")
     _finish(path, journal)
-    side.unlink()
     return True
 
 
-def _is_finished(path: Path, journal: Mapping[str, Any]) -> bool:
+def _whole(side: Path) -> dict[str, Any] | None:
+    """A journal as it was written, or None for one that was cut."""
+    head, _, text = side.read_bytes().partition(b"\n")
+    try:
+        whole = json.loads(head)["sha256"] == hashlib.sha256(text).hexdigest()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return dict(json.loads(text)) if whole else None
+
+
+def _is_ours(path: Path, journal: Mapping[str, Any]) -> bool:
+    """Whether a file is one that this edit leaves: untouched, in the middle (some of its first bytes are zero) or finished."""
     header = base64.b64decode(journal["header"])
+    length, untouched = journal["old_header"]
     with open(path, "rb") as f:
-        f.seek(MAGIC)
-        return f.read(len(header) - MAGIC) == header[MAGIC:]
+        start = f.read(max(length, len(header)))
+    first, wanted = start[:MAGIC], header[:MAGIC]
+    in_the_middle = first != wanted and all(a in (0, b) for a, b in zip(first, wanted, strict=True))
+    return in_the_middle or start[: len(header)] == header or hashlib.sha256(start[:length]).hexdigest() == untouched
 
 
 def _finish(path: Path, journal: Mapping[str, Any]) -> None:
+    """Write all that the journal holds, and remove it. Raises OutputError when the disk fails; `recover` can go on then."""
+    try:
+        _write(path, journal)
+    except OSError as e:
+        raise OutputError(
+            f"{path} is in the middle of an edit: {e.strerror}",
+            "free some space and give --in-place for it again: that finishes the edit",
+        ) from None
+    journal_path(path).unlink()
+
+
+def _write(path: Path, journal: Mapping[str, Any]) -> None:
     header = base64.b64decode(journal["header"])
     with open(path, "r+b", buffering=0) as f:
-        f.write(b"\0" * MAGIC)
+        _put(f, 0, b"\0" * MAGIC)
         os.fsync(f.fileno())
         for offset, data in journal["patches"]:
-            f.seek(offset + journal["inserted"])
-            f.write(base64.b64decode(data))
-        f.seek(MAGIC)
-        f.write(header[MAGIC:])
+            _put(f, offset + journal["inserted"], base64.b64decode(data))
+        _put(f, MAGIC, header[MAGIC:])
         os.fsync(f.fileno())
-        f.seek(0)
-        f.write(header[:MAGIC])
+        _put(f, 0, header[:MAGIC])
         os.fsync(f.fileno())
+
+
+def _put(f: BinaryIO, offset: int, data: bytes) -> None:
+    f.seek(offset)
+    write_all(f, np.frombuffer(data, np.uint8))
 
 
 def _insert(path: Path, size: int) -> None:

@@ -12,7 +12,7 @@ from ..checkpoint import Checkpoint
 from ..dtypes import OUTTYPES
 from ..errors import Inexpressible, UsageError
 from ..json_text import REMOVE
-from ..rope import Array, Rope, table
+from ..rope import Array, Rope, table, temperature
 from ..tensors import Tensor
 from .moving import Job
 
@@ -47,7 +47,7 @@ class Plan:
         return sum(job.size for job in self.jobs)
 
 
-def carry_hf(config: Mapping[str, Any], rope: Rope, context: int, carry: str) -> tuple[str, dict[str, Any], dict[str, str]]:
+def carry_hf(c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int, carry: str) -> tuple[str, dict[str, Any], dict[str, str]]:
     """(carrier, changes to config.json, verdict of each reader).
 
     "auto" takes the carrier that more of the main readers compute exactly, metadata where they are equal. Raises
@@ -57,7 +57,7 @@ def carry_hf(config: Mapping[str, Any], rope: Rope, context: int, carry: str) ->
     for carrier, spell in (("metadata", dialects.hf_metadata), ("tensors", dialects.hf_tensors)):
         if carry in (carrier, "auto"):
             try:
-                changes = spell(rope, context)
+                changes = spell(rope, context) | {k: c.hparams[k] for k in c.family.spelled_out if config.get(k) is None}
             except Inexpressible:
                 if carry == carrier:
                     raise
@@ -129,6 +129,14 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
 def _shape_keys(c: Checkpoint) -> dict[str, Any]:
     arch = c.family.gguf_arch
     return {f"{arch}.{key}": c.hparams[hf] for hf, key in c.family.hparams.items() if c.hparams.get(hf) is not None}
+
+
+def exact_in_llama_cpps_converter(rope: Rope) -> bool:
+    """Whether convert_hf_to_gguf.py carries a YaRN config: it writes betas and attention_factor to keys that go unread."""
+    usual = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+    if rope.method not in ("yarn", "ntk-by-parts") or rope.inner:
+        return True
+    return table(rope).multiplier == temperature(rope.number("factor")) and all(rope.params.get(k, v) == v for k, v in usual.items())
 
 
 def target_dtype(t: Tensor, gguf_name: str, outtype: str) -> str:

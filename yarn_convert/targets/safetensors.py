@@ -16,12 +16,13 @@ from ..json_text import edit
 from ..rope import Rope, table
 from ..tensors import SAFETENSORS_BITS, Tensor, in_memory, inside, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors
-from .plan import Plan, carry_hf, check_outtype
+from .plan import Plan, carry_hf, check_outtype, exact_in_llama_cpps_converter
 
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
 KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md", "USE_POLICY*")
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ROPE_FILE = "rope.safetensors"
+ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
 
 
 def plan_safetensors(
@@ -31,7 +32,7 @@ def plan_safetensors(
     """The plan of a folder. Raises Inexpressible when transformers could not compute `rope` from its config.json."""
     check_outtype(outtype, "safetensors")
     config = _new_config(c, outtype) if c.gguf else dict(c.config)
-    carrier, changes, verdicts = carry_hf(config, rope, context, carry)
+    carrier, changes, verdicts = carry_hf(c, config, rope, context, carry)
     if sliding_window_off and config.get("sliding_window"):
         changes["sliding_window"] = None
     if outtype != "auto":
@@ -43,7 +44,8 @@ def plan_safetensors(
     jobs += _from_gguf(c, context) if c.gguf else _kept_files(c, context)
     if carrier == "tensors":
         jobs.append(_rope_file(rope, context, recipe, cos_sin))
-    return Plan(out, "safetensors", rope, context, carrier, verdicts, tuple(jobs), outtype, identical)
+    notes = (ONLY_OURS,) if carrier == "tensors" or not exact_in_llama_cpps_converter(rope) else ()
+    return Plan(out, "safetensors", rope, context, carrier, verdicts, tuple(jobs), outtype, identical, notes)
 
 
 def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
