@@ -230,7 +230,7 @@ def test_a_header_read_and_written_again_is_the_same(smollm2: Path) -> None:
     header, _ = encode_header(g.fields, g.tensors.values(), g.alignment)
     assert header == smollm2.read_bytes()[: g.data_start]
     decoded = {k: f.value for k, f in g.fields.items()}
-    assert decoded == {k: v for k, v in fields_of(smollm2).items()}
+    assert decoded == fields_of(smollm2)
     again = {k: Value(f.type, f.value) for k, f in g.fields.items()}
     assert encode_header(again, g.tensors.values(), g.alignment)[0] == header
 
@@ -402,13 +402,13 @@ def test_biases_that_config_json_cannot_describe_are_refused(make_model: MakeMod
 def test_in_place_equals_a_new_file(make_model: MakeModel, tmp_path: Path, options: dict[str, Any]) -> None:
     run(make_model(), tmp_path / "a.gguf", method="none")
     run(tmp_path / "a.gguf", tmp_path / "new.gguf", scale=4, **options)
-    before = os.stat(tmp_path / "a.gguf").st_ino
+    before = (tmp_path / "a.gguf").stat().st_ino
     try:
         convert(str(tmp_path / "a.gguf"), Options(scale=4, in_place=True, **options))
     except OutputError as e:
         assert "cannot insert" in e.message
         pytest.skip("this file system cannot insert a range")
-    assert os.stat(tmp_path / "a.gguf").st_ino == before
+    assert (tmp_path / "a.gguf").stat().st_ino == before
     assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "new.gguf")
     a, b = (fields_of(tmp_path / n) for n in ("a.gguf", "new.gguf"))
     assert json.loads(a.pop("yarn_convert.recipe")) == json.loads(b.pop("yarn_convert.recipe"))

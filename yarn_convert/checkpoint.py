@@ -85,7 +85,7 @@ def _open_folder(source: Source) -> Checkpoint:
     if source.original_context and rope.method == "none":
         rope = Rope("none", rope.theta, rope.rotary_dim, source.original_context)
     if source.headers is not None:
-        tensors, files = dict(source.headers), []
+        tensors, files = dict(source.headers), list[Path]()
     else:
         tensors, files = read_folder(source.path)
     hparams = {k: config.get(k) for k in family.hparams} | {
@@ -111,7 +111,7 @@ def _open_gguf(source: Source) -> Checkpoint:
         hparams[key] = dialects.positive_int(default if hparams[key] is None else hparams[key], key)
     rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
     if rotary_dim > hparams["head_dim"]:
-        raise FormatError(f"rope.dimension_count {rotary_dim:,} is more than a head's {hparams['head_dim']:,} dimensions", "write the GGUF again")
+        raise FormatError(f"rope.dimension_count {rotary_dim:,} is more than the {hparams['head_dim']:,} of a head", "write the GGUF again")
     hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
     if hparams["vocab_size"] is None and "token_embd.weight" in gguf.tensors:
         hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
@@ -119,7 +119,9 @@ def _open_gguf(source: Source) -> Checkpoint:
     values = None
     if rope_freqs is not None:
         if rope_freqs.dtype != "F32" or rope_freqs.shape != (hparams["head_dim"] // 2,):
-            raise FormatError(f"{dialects.ROPE_FREQS} is {rope_freqs.dtype}{list(rope_freqs.shape)}, not F32[head_dim/2]", "write the GGUF again")
+            raise FormatError(
+                f"{dialects.ROPE_FREQS} is {rope_freqs.dtype}{list(rope_freqs.shape)}, not F32[head_dim/2]", "write the GGUF again"
+            )
         values = rope_freqs.read().view(np.float32).astype(np.float64)
     rope, ignored = dialects.gguf_read(keys, arch, rotary_dim, values)
     tensors = {name: t for name, t in gguf.tensors.items() if name != dialects.ROPE_FREQS}
@@ -146,7 +148,7 @@ def _check(c: Checkpoint) -> None:
         named = c.tensor_by_gguf_name()
     if c.source.headers is None or c.tensors:
         if c.layers > len(named):
-            raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "the checkpoint is incomplete: get it again")
+            raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
         missing = [name for name in c.family.required(c.layers) if name not in named]
         if missing:
             raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
@@ -154,7 +156,10 @@ def _check(c: Checkpoint) -> None:
         if transform := c.family.transform(name):
             rows = c.heads(transform[-1]) * c.head_dim
             if t.shape[:1] != (rows,):
-                raise FormatError(f"{t.name} has the shape {list(t.shape)}, but the heads in the config need {rows:,} rows", "config and weights do not belong together")
+                raise FormatError(
+                    f"{t.name} has the shape {list(t.shape)}, but the heads in the config need {rows:,} rows",
+                    "config and weights do not belong together",
+                )
 
 
 def _check_eps(value: Any) -> None:

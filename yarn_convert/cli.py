@@ -17,7 +17,6 @@ from .errors import YarnConvertError
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Extend a RoPE language model to a longer context (YaRN and its relatives), so that runtimes compute what was meant. "
@@ -25,7 +24,9 @@ app = typer.Typer(
 )
 COMMANDS = ("convert", "inspect", "methods")
 
-Model = Annotated[str, typer.Argument(help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file.", show_default=False)
+]
 Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a model on the Hub.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -34,13 +35,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 def convert(
     model: Model,
     scale: Annotated[Optional[float], typer.Option(help="s = L'/L, on the original pretraining context.", show_default=False)] = None,
-    context: Annotated[Optional[int], typer.Option(help="L', the extended context in tokens, instead of --scale.", show_default=False)] = None,
+    context: Annotated[
+        Optional[int], typer.Option(help="L', the extended context in tokens, instead of --scale.", show_default=False)
+    ] = None,
     method: Annotated[str, typer.Option(help="One of 'yarn-convert methods'.")] = "yarn",
     out: Annotated[Optional[str], typer.Option(help="safetensors or gguf; default: what came in.", show_default=False)] = None,
-    output: Annotated[Optional[Path], typer.Option("-o", "--output", help="Where to write; default NAME-METHOD-CONTEXT.", show_default=False)] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("-o", "--output", help="Where to write; default NAME-METHOD-CONTEXT.", show_default=False)
+    ] = None,
     original_context: Annotated[Optional[int], typer.Option(help="L, where the model does not say it.", show_default=False)] = None,
-    beta_fast: Annotated[Optional[float], typer.Option(help="Turns over L above which a pair is kept. [default: 32]", show_default=False)] = None,
-    beta_slow: Annotated[Optional[float], typer.Option(help="Turns below which it is interpolated. [default: 1]", show_default=False)] = None,
+    beta_fast: Annotated[
+        Optional[float], typer.Option(help="Turns over L above which a pair is kept. [default: 32]", show_default=False)
+    ] = None,
+    beta_slow: Annotated[
+        Optional[float], typer.Option(help="Turns below which it is interpolated. [default: 1]", show_default=False)
+    ] = None,
     attention_factor: Annotated[
         Optional[float], typer.Option(help="Multiplier of cos and sin. [default: 0.1·ln s + 1]", show_default=False)
     ] = None,
@@ -67,6 +76,8 @@ def convert(
         outtype, sliding_window, cos_sin, link, in_place, hash_, force,
     )  # fmt: skip
     conversion = prepare(model, options, revision, weights=not dry_run)
+    if not dry_run:
+        conversion.check()
     talk = _Talk(quiet or as_json)
     talk.lines(plan_lines(conversion))
     if dry_run:
@@ -160,7 +171,7 @@ def plan_lines(conversion: Any) -> list[str]:
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         + f"; cos and sin × {table(plan.rope).multiplier:.6g}",
         f"carrier   {plan.carrier} in {plan.format}; weights {'byte-identical' if plan.identical else 'converted'}",
-        f"KV cache  {human(c.kv_bytes(plan.rope.original_context))} at {plan.rope.original_context:,}, {human(c.kv_bytes(plan.context))} at {plan.context:,} tokens (f16)",
+        f"KV cache  " + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in (plan.rope.original_context, plan.context)) + " tokens (f16)",
         f"output    {plan.out} ({human(plan.bytes)})",
     ]
     exact = [name for name, why in plan.verdicts.items() if not why]
@@ -232,19 +243,27 @@ def _progress(total: int, quiet: bool) -> Iterator[Any]:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line. Every known error is one line and a hint, exit code 1."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if args and args[0] not in (*COMMANDS, "--help", "-h", "--version"):
+    if not args:
+        args = ["--help"]
+    elif args[0] not in (*COMMANDS, "--help", "--version"):
         args.insert(0, "convert")
     try:
-        app(args=args, prog_name="yarn-convert")
+        code = typer.main.get_command(app).main(args, prog_name="yarn-convert", standalone_mode=False)
     except YarnConvertError as e:
         _fail(e.message, e.hint)
-    except KeyboardInterrupt:
-        _fail("interrupted: nothing was left behind", "run the same command again", code=130)
+    except typer.TyperException as e:
+        _fail(e.format_message(), " ".join(["yarn-convert", *args[:1], "--help"]))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except PermissionError as e:
         _fail(f"no permission to read {e.filename}", "check the file's owner and mode")
+    if code == INTERRUPTED:
+        _fail("interrupted", "run the same command again" + ("; it finishes first what was begun" if "--in-place" in args else ""), code)
+    sys.exit(code or 0)
+
+
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 
 def _fail(message: str, hint: str, code: int = 1) -> None:

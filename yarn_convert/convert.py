@@ -17,7 +17,7 @@ from .errors import OutputError, UsageError
 from .rope import BAKED, METHODS, Rope, bake, check, table
 from .source import resolve
 from .targets.gguf import plan_gguf
-from .targets.in_place import plan_in_place, recover, run_in_place
+from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_place
 from .targets.moving import MANIFEST, CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute
 from .targets.plan import CARRIERS, Plan
 from .targets.safetensors import plan_safetensors
@@ -26,6 +26,7 @@ EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explici
 FORMATS = ("safetensors", "gguf")
 REPLACED = ("none", "yarn", "ntk-by-parts", *BAKED)  # a base with one of these is extended from its own original context
 WINDOWS = ("keep", "off")
+MAX_CONTEXT = 1 << 31  # tokens; positions are 32-bit integers in llama.cpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,14 @@ def extend(c: Checkpoint, options: Options) -> Extension:
     _check_options(options)
     if options.method == "none":
         if c.ignored:
-            raise UsageError(f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}", "say what is meant with --method yarn and its options")
+            raise UsageError(
+                f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}",
+                "say what is meant with --method yarn and its options",
+            )
         return Extension(c.rope, c.context, c.context / c.rope.original_context)
     composed = c.rope.method not in REPLACED
-    original = options.original_context or (c.context if composed else c.rope.original_context)
+    own = c.context if composed else c.rope.original_context
+    original = own if options.original_context is None else options.original_context
     context, s, notes = _lengths(original, options)
     params: dict[str, Any] = {} if options.method in BAKED else {"factor": s}
     for name in ("beta_fast", "beta_slow", "attention_factor"):
@@ -86,9 +91,13 @@ def extend(c: Checkpoint, options: Options) -> Extension:
     rope = Rope(options.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else None)
     if options.method in BAKED:
         rope = bake(rope, context)
-        notes.append(f"{options.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too")
+        notes.append(
+            f"{options.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too"
+        )
     if composed:
-        notes.append(f"the base's own {c.rope.method} scaling stays: {rope.method} is applied to its effective frequencies over {original:,} tokens")
+        notes.append(
+            f"the base's own {c.rope.method} scaling stays: {rope.method} is applied to its effective frequencies over {original:,} tokens"
+        )
     elif c.rope.method != "none":
         notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
     check(rope)
@@ -96,11 +105,21 @@ def extend(c: Checkpoint, options: Options) -> Extension:
     return Extension(rope, context, s, tuple(notes))
 
 
-TAKES = {"beta_fast": ("yarn", "ntk-by-parts", "dynamic-yarn"), "beta_slow": ("yarn", "ntk-by-parts", "dynamic-yarn"), "attention_factor": ("yarn", "dynamic-yarn")}
+TAKES = {
+    "beta_fast": ("yarn", "ntk-by-parts", "dynamic-yarn"),
+    "beta_slow": ("yarn", "ntk-by-parts", "dynamic-yarn"),
+    "attention_factor": ("yarn", "dynamic-yarn"),
+}
 
 
 def _check_options(o: Options) -> None:
-    for name, value, known in (("method", o.method, EXTENDING), ("carry", o.carry, CARRIERS), ("ramp", o.ramp, ("index", "paper")), ("sliding-window", o.sliding_window, WINDOWS), ("out", o.out, (None, *FORMATS))):
+    for name, value, known in (
+        ("method", o.method, EXTENDING),
+        ("carry", o.carry, CARRIERS),
+        ("ramp", o.ramp, ("index", "paper")),
+        ("sliding-window", o.sliding_window, WINDOWS),
+        ("out", o.out, (None, *FORMATS)),
+    ):
         if value not in known:
             raise UsageError(f"unknown --{name} {value!r}", f"one of {', '.join(k for k in known if k)}")
     for name, methods in TAKES.items():
@@ -120,12 +139,21 @@ def _lengths(original: int, o: Options) -> tuple[int, float, list[str]]:
         raise UsageError("nothing says how far to extend", "--scale 4, or --context 32768 (--method none converts the format only)")
     if o.scale is not None and not 0 < o.scale < 1e6:
         raise UsageError(f"--scale must be a number above 1, not {o.scale}", "--scale 4 makes the context four times as long")
+    if not 0 < original < MAX_CONTEXT:
+        raise UsageError(f"--original-context must be a number of tokens, not {original}", "the length that the base was trained on")
     context = o.context if o.context is not None else round(original * (o.scale or 1))
+    if context >= MAX_CONTEXT:
+        raise UsageError(f"{context:,} tokens is more than any reader counts to", f"at most {MAX_CONTEXT - 1:,}")
     s = context / original
     if o.scale is not None and o.context is not None and abs(s / o.scale - 1) > 1e-9:
-        raise UsageError(f"--scale {o.scale:g} and --context {o.context:,} disagree for an original context of {original:,}", "give one of them")
+        raise UsageError(
+            f"--scale {o.scale:g} and --context {o.context:,} disagree for an original context of {original:,}", "give one of them"
+        )
     if s <= 1:
-        raise UsageError(f"{context:,} tokens is no extension of {original:,}", "choose a larger --scale or --context; --original-context sets the base's length")
+        raise UsageError(
+            f"{context:,} tokens is no extension of {original:,}",
+            "choose a larger --scale or --context; --original-context sets the base's length",
+        )
     rounded = o.scale is not None and s != o.scale
     return context, s, [f"the scale is {s!r}, so that the context is a whole number of tokens"] if rounded else []
 
@@ -142,12 +170,19 @@ class Conversion:
     plan: Plan
     options: Options
 
+    def check(self) -> None:
+        """Raise OutputError when the place of the output is taken or unfit."""
+        if self.options.in_place:
+            refuse_shared(self.checkpoint.source.path)
+        else:
+            check_output(self.plan.out, _inputs(self.checkpoint), self.plan.is_folder, self.options.force)
+
     def run(self, progress: Progress = lambda n: None) -> dict[str, Any]:
         """Write the output and return its manifest. Raises OutputError; then nothing is left behind."""
+        self.check()
         if self.options.in_place:
             return _run_in_place(self)
         out, plan = self.plan.out, self.plan
-        check_output(out, _inputs(self.checkpoint), self.options.force)
         written: dict[str, Any] = {}
 
         def manifest(moved: Mapping[str, str], folder: Path) -> list[Job]:
@@ -161,8 +196,11 @@ class Conversion:
 def prepare(model: str, options: Options, revision: str | None = None, weights: bool = True) -> Conversion:
     """Open `model` and plan its conversion; nothing is written. `weights=False` downloads no weights from the Hub."""
     path = Path(model).expanduser()
-    if options.in_place and path.suffix == ".gguf" and path.is_file():
-        recover(path)
+    if options.in_place and path.suffix == ".gguf" and path.is_file() and recover(path):
+        raise OutputError(
+            f"an earlier --in-place edit of {path} had been interrupted; it is finished now",
+            f"see yarn-convert inspect {path}; run this again only to change it further",
+        )
     c = open_checkpoint(resolve(model, revision, weights))
     extension = extend(c, options)
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
@@ -181,7 +219,17 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
             raise UsageError("--cos-sin belongs to safetensors with --carry tensors", "no GGUF reader takes such caches")
         plan = plan_gguf(c, extension.rope, extension.context, out, options.carry, options.outtype, recipe)
     else:
-        plan = plan_safetensors(c, extension.rope, extension.context, out, options.carry, options.outtype, recipe, options.cos_sin, options.sliding_window == "off")
+        plan = plan_safetensors(
+            c,
+            extension.rope,
+            extension.context,
+            out,
+            options.carry,
+            options.outtype,
+            recipe,
+            options.cos_sin,
+            options.sliding_window == "off",
+        )
         if options.cos_sin and plan.carrier != "tensors":
             raise UsageError("--cos-sin belongs to --carry tensors", "add --carry tensors")
     return Conversion(c, extension, replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options))), options)
@@ -195,7 +243,10 @@ def convert(model: str, options: Options, revision: str | None = None, progress:
 
 def _window_note(c: Checkpoint, e: Extension, o: Options) -> list[str]:
     if o.sliding_window == "keep" and c.sliding_window and c.sliding_window < e.context:
-        return [f"attention keeps its sliding window of {c.sliding_window:,} tokens: no pair of tokens farther apart than that sees each other (--sliding-window off)"]
+        return [
+            f"attention keeps its sliding window of {c.sliding_window:,} tokens: "
+            "no tokens farther apart than that see each other (--sliding-window off)"
+        ]
     return []
 
 
@@ -241,7 +292,10 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
     try:
         manifest_path(c.source.path).write_text(json.dumps(manifest, indent=2) + "\n")
     except OSError as e:
-        raise OutputError(f"the model is extended, its manifest could not be written: {e.strerror}") from None
+        raise OutputError(
+            f"the model is extended, its manifest could not be written: {e.strerror}",
+            "the recipe is in the file itself: yarn-convert inspect",
+        ) from None
     return manifest
 
 
@@ -275,7 +329,7 @@ def rope_of(recipe: Mapping[str, Any]) -> Rope:
 def _manifest(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> dict[str, Any]:
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
     files = [j for j in plan.jobs if isinstance(j, WriteTensors) or (isinstance(j, CopyFile) and j.name.endswith(".safetensors"))]
-    packages = ("numpy", "gguf", "safetensors", "huggingface-hub")
+    packages = ("numpy", "gguf", "huggingface-hub")
     return {
         "yarn_convert": version("yarn-convert"),
         "created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
@@ -290,7 +344,10 @@ def _manifest(conversion: Conversion, moved: Mapping[str, str], folder: Path) ->
         "finetuned": False,
         "weights": {
             "identical_to_base": plan.identical,
-            "files": [{"file": j.name, "bytes": j.size, "how": moved.get(j.name, "written"), **_hash(j, folder, conversion.options.hash)} for j in files],
+            "files": [
+                {"file": j.name, "bytes": j.size, "how": moved.get(j.name, "written"), **_hash(j, folder, conversion.options.hash)}
+                for j in files
+            ],
         },
         "readers": {name: why or "exact" for name, why in plan.verdicts.items()},
         "notes": list(plan.notes),
@@ -316,5 +373,3 @@ def _digest(f: Any) -> str:  # Python 3.10
     for piece in iter(lambda: f.read(1 << 20), b""):
         h.update(piece)
     return h.hexdigest()
-
-

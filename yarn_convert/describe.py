@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-
 from .checkpoint import Checkpoint
 from .convert import recipe_of
-
 from .rope import Rope, geometric, table
 from .targets.plan import hf_verdicts
 
@@ -107,7 +105,9 @@ def _hf_findings(c: Checkpoint) -> list[str]:
             if not value and loses != "nothing known":
                 found.append(f"{name} is missing: {loses} read it and would lose the scaling")
             elif value and not {"type", "rope_type"} <= set(value):
-                found.append(f'{name} lacks {" and ".join(sorted({"type", "rope_type"} - set(value)))!s}: some readers know only the one, some only the other')
+                found.append(
+                    f"{name} lacks {' and '.join(sorted({'type', 'rope_type'} - set(value)))}: some readers know only that one"
+                )
             elif value and isinstance(value.get("factor"), int):
                 found.append(f"{name}.factor is an integer: vLLM and SGLang want a float")
         wrong = {r: why for r, why in hf_verdicts(c.config, c.rope, c.context).items() if why}
@@ -132,13 +132,16 @@ def plot(rope: Rope, context: int) -> list[str]:
     rows = [[" "] * len(shown) for _ in range(PLOT_HEIGHT)]
 
     def row(x: float) -> int:
-        return min(PLOT_HEIGHT - 1, max(0, round((high - x) / (high - low) * (PLOT_HEIGHT - 1))))
+        return min(PLOT_HEIGHT - 1, max(0, round(float(high - x) / (high - low) * (PLOT_HEIGHT - 1))))
 
     labels = {row(math.log10(context)): f"L' = {context:,}", row(math.log10(rope.original_context)): f"L = {rope.original_context:,}"}
     for r in labels:
         rows[r] = ["·"] * len(shown)
     for x, (p, value) in enumerate(zip(shown, logs, strict=True)):
         rows[row(value)][x] = MARKS[p.kind]
-    lines = [f"{10 ** (high - (high - low) * r / (PLOT_HEIGHT - 1)):>10,.0f} │{''.join(cells)} {labels.get(r, '')}".rstrip() for r, cells in enumerate(rows)]
+    lines = [
+        f"{10 ** (high - (high - low) * r / (PLOT_HEIGHT - 1)):>10,.0f} │{''.join(cells)} {labels.get(r, '')}".rstrip()
+        for r, cells in enumerate(rows)
+    ]
     legend = "  ".join(f"{mark} {kind} {sum(p.kind == kind for p in every)}" for kind, mark in MARKS.items())
     return ["wavelength in tokens, by pair", *lines, f"{'':>10} └{'─' * len(shown)}", f"{'':>12}0 … {len(every) - 1}   {legend}"]

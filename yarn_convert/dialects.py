@@ -108,7 +108,8 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
         raise Unsupported(f"unknown rope_type {kind!r} in config.json", f"known: {', '.join(HF_METHODS)}")
     unknown = {k for k, v in spelling.items() if v is not None} - _HF_KEYS[method] - _COMMON
     if unknown:
-        raise Unsupported(f"unknown keys for rope_type {kind!r}: {', '.join(sorted(unknown))}", "they may change RoPE: remove them if they do not")
+        keys = ", ".join(sorted(unknown))
+        raise Unsupported(f"unknown keys for rope_type {kind!r}: {keys}", "they may change RoPE: remove them if they do not")
     given = {k: _typed(k, v) for k, v in spelling.items() if k not in ("rope_type", "type") and v is not None}
     theta = number(_first("rope_theta", given, config, DEFAULT_THETA), "rope_theta")
     partial = number(_first("partial_rotary_factor", given, config, 1.0), "partial_rotary_factor")
@@ -322,7 +323,11 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     factor = Value("f32", rope.number("factor"))
     if rope.method == "linear":
         return _gguf_keys(family, context, rope.theta, type=Value("str", "linear"), factor=factor)
-    odd = [k for k, usual in {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "ramp": "index"}.items() if rope.params.get(k, usual) != usual]
+    odd = [
+        k
+        for k, usual in {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "ramp": "index"}.items()
+        if rope.params.get(k, usual) != usual
+    ]
     if odd:
         raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", "--carry tensors")
     m = table(rope).multiplier
@@ -337,7 +342,9 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
     Inexpressible when the architecture's loader does not read rope_freqs.weight.
     """
     if "rope_freqs" not in family.gguf_reads:
-        raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", "--carry metadata, or --out safetensors")
+        raise Inexpressible(
+            f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", "--carry metadata, or --out safetensors"
+        )
     target = static_table(rope, "GGUF")
     factors = (geometric(f32(rope.theta), rope.rotary_dim) / target.inv_freq).astype(np.float32)
     attn = {} if target.multiplier == 1 else {"attn_factor": Value("f32", target.multiplier)}

@@ -65,16 +65,23 @@ def q8_0(x: F32) -> Bytes:
     Source: ggml-quants.c, `quantize_row_q8_0_ref`. Adding ±(½ − 2^−25) and truncating is exactly that rounding in
     float32; a cast to int8 truncates. uint8[n/32·34].
     """
-    blocks = x.reshape(-1, 32)
-    scale = np.maximum(blocks.max(axis=1), -blocks.min(axis=1)) / np.float32(127) + np.float32(0)  # no −0 for a block of zeros
+    largest = x.view(np.uint32) & np.uint32(0x7FFFFFFF)  # |x|: without its sign a float orders as its bits do
+    for _ in range(5):  # the maximum of neighbours, five times: ten times as fast as a maximum along an axis of 32
+        largest = np.maximum(largest[0::2], largest[1::2])
+    scale = largest.view(np.float32) / np.float32(127)
     with np.errstate(divide="ignore"):
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-    scaled = blocks * inverse[:, None]
-    scaled += np.copysign(np.float32(0.49999997), scaled)
-    out = np.empty((len(blocks), 34), np.uint8)
+    scaled = x.reshape(-1, 32) * inverse[:, None]
+    half = scaled.view(np.uint32) & np.uint32(0x80000000)
+    half |= HALF_BITS
+    scaled += half.view(np.float32)
+    out = np.empty((len(scale), 34), np.uint8)
     out[:, :2] = scale.astype(np.float16).view(np.uint8).reshape(-1, 2)
-    out[:, 2:] = scaled.astype(np.int8).view(np.uint8)
+    np.copyto(out[:, 2:].view(np.int8), scaled, casting="unsafe")
     return out.reshape(-1)
+
+
+HALF_BITS = np.float32(0.49999997).view(np.uint32)
 
 
 @cache

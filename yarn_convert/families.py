@@ -197,7 +197,8 @@ def for_config(config: Mapping[str, Any]) -> Family:
     for family in FAMILIES:
         if family.model_type == model_type:
             architectures = config.get("architectures")  # absent or null in some old checkpoints
-            if architectures is not None and not (isinstance(architectures, list) and architectures[:1] and architectures[0] in family.architectures):
+            first = architectures[0] if isinstance(architectures, list) and architectures else None
+            if architectures is not None and first not in family.architectures:
                 raise Unsupported(f"architectures {architectures!r} is not a {model_type} language model", known())
             return family
     raise Unsupported(f"unknown model_type {model_type!r}", known())

@@ -156,6 +156,11 @@ class _Cursor:
         return FormatError(f"{self.path.name} is not a sound GGUF file: {what}", HINT)
 
 
+def journal_path(path: Path) -> Path:
+    """Where an edit of `path` in place keeps what it is about to write (`targets.in_place`)."""
+    return path.with_name(f".{path.name}.in-place")
+
+
 def read_gguf(path: Path) -> Gguf:
     """Parse a GGUF header (version 2 or 3, little-endian). Raises FormatError for anything that does not add up."""
     with open(path, "rb") as f:
@@ -168,6 +173,8 @@ def read_gguf(path: Path) -> Gguf:
 
 def _parse(c: _Cursor) -> Gguf:
     if c.take("<4s", "the magic")[0] != b"GGUF":
+        if journal_path(c.path).exists():
+            raise FormatError(f"an --in-place edit of {c.path.name} was interrupted", "run it again: it finishes first what was begun")
         raise c.bad("it does not start with the magic GGUF")
     (version,) = c.take("<I", "the version")
     if version not in (2, 3):

@@ -71,6 +71,7 @@ class Reader:
     ignores: Mapping[str, frozenset[str]] = field(default_factory=dict)  # method -> keys of the dict
 
 
+NOT_MODELLED = "no claim about this model can be made; validate it in the runtime itself"
 METHODS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 SPELLED = {name: name for name in METHODS}
 SCALED = ("yarn", "llama3", "longrope")
@@ -238,7 +239,7 @@ def read_config(reader: str, config: Config, length: int | None = None) -> Readi
     row = HF_READERS[reader]
     model_type = config.get("model_type", "llama")
     if model_type not in HF_LENGTHS:
-        raise Unsupported(f"what {row.name} makes of model_type {model_type!r} is not known here")
+        raise Unsupported(f"what {row.name} makes of model_type {model_type!r} is not known here", NOT_MODELLED)
     rope = Seen.of(row, config, model_type)
     context = context_of(rope)
     inv_freq, multiplier = FUNCTIONS[rope.method](rope, length or context or rope.max_position or 1)
@@ -363,7 +364,7 @@ def dynamic(rope: Seen, length: int) -> tuple[Array, float]:
     the text ("static"), or L itself unless `max_trained_positions` says otherwise ("trained": no scaling at all)."""
     f, at = rope.number("factor"), rope.max_position
     if "alpha" in rope.dict and rope.row.dynamic != "length":
-        raise Unsupported("dynamic scaling with alpha is not modelled")
+        raise Unsupported("dynamic scaling with alpha is not modelled", NOT_MODELLED)
     trained = rope.dict.get("max_trained_positions", at) if rope.row.dynamic == "trained" else at
     reached: float = {"length": max(length, at), "trained": at, "static": at * f}[rope.row.dynamic]
     s = f * reached / trained - (f - 1)
@@ -412,7 +413,10 @@ def yarn_multiplier(rope: Seen, factor: float) -> Any:
     if "attention_factor" in rules and rope.dict.get("attention_factor") is not None:
         return float(rope.dict["attention_factor"])
     if "ratio-1-0" in rules:
-        return mscale(factor, rope.dict.get("mscale", 1)) / mscale(factor, rope.dict.get("mscale_all_dim", 0))
+        weights = rope.dict.get("mscale", 1), rope.dict.get("mscale_all_dim", 0)
+        if None in weights:
+            refuse(rope.row, "multiplies by a null mscale or mscale_all_dim")
+        return mscale(factor, weights[0]) / mscale(factor, weights[1])
     both = given is not None and all_dim is not None
     ratio = both and ("ratio-of-any" in rules or ("ratio" in rules and given and all_dim))
     multiplier = mscale(factor, given) / mscale(factor, all_dim) if ratio else mscale(factor)
@@ -530,7 +534,7 @@ def read_gguf(
     """
     arch = keys["general.architecture"]
     if arch not in ROPE_FREQS_APPLIED | ROPE_FREQS_UNUSED | ROPE_FREQS_REFUSED:
-        raise Unsupported(f"what llama.cpp makes of the architecture {arch!r} is not known here")
+        raise Unsupported(f"what llama.cpp makes of the architecture {arch!r} is not known here", NOT_MODELLED)
     meta = {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
     kind = meta.get("rope.scaling.type", "linear")
     if kind not in GGUF_TYPES:
@@ -546,7 +550,7 @@ def read_gguf(
     inv_freq = omega * float(scale)
     if kind == "yarn":
         if "rope.scaling.yarn_log_multiplier" in meta and arch in BETAS_READ:
-            raise Unsupported(f"rope.scaling.yarn_log_multiplier of {arch} is not modelled")
+            raise Unsupported(f"rope.scaling.yarn_log_multiplier of {arch} is not modelled", NOT_MODELLED)
         betas = gguf_betas(arch, meta)
         low, high = gguf_corrections(dim, original, theta, *betas)
         keep = gguf_ramp(dim, low, high).astype(np.float64)

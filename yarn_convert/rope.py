@@ -95,7 +95,7 @@ def check(rope: Rope) -> None:
     if not (math.isfinite(rope.theta) and rope.theta > 1):
         raise UsageError(f"rope_theta must be a finite number above 1, not {rope.theta!r}", "10000 is usual")
     if rope.rotary_dim < 2 or rope.rotary_dim % 2:
-        raise UsageError(f"the rotary dimension must be even and at least 2, not {rope.rotary_dim}", "it is the head dimension times the rotary part")
+        raise UsageError(f"the rotary dimension must be even and at least 2, not {rope.rotary_dim}", "it is a part of the head dimension")
     if rope.original_context < 1:
         raise UsageError(f"the original context must be at least one token, not {rope.original_context}", "--original-context sets it")
 
@@ -259,7 +259,7 @@ def ntk_shrink(s: float, rotary_dim: int) -> Array:
 
 def ntk_theta(theta: float, s: float, rotary_dim: int) -> float:
     """The base of ntk-aware, b' = b·s^(D/(D−2)) (Eq. 16)."""
-    return theta * s ** (rotary_dim / (rotary_dim - 2))
+    return float(theta * s ** (rotary_dim / (rotary_dim - 2)))
 
 
 def turns(omega: Array, rope: Rope) -> Array:
@@ -284,7 +284,8 @@ def ramp(omega: Array, rope: Rope) -> Array:
     if kind != "index":
         raise UsageError(f'the ramp must be "index" or "paper", not {kind!r}', "--ramp index")
     low, high = correction_range(omega, rope)
-    return 1 - np.clip((np.arange(len(omega)) - low) / max(high - low, 0.001), 0.0, 1.0)
+    position = (np.arange(len(omega)) - low) / max(high - low, 0.001)
+    return np.asarray(1 - np.clip(position, 0.0, 1.0), dtype=np.float64)
 
 
 def correction_range(omega: Array, rope: Rope) -> tuple[float, float]:
@@ -315,4 +316,4 @@ def correction_index(omega: Array, rope: Rope, beta: float) -> float:
         raise Unsupported("the base's frequencies do not fall from pair to pair: the ramp has no place", "--ramp paper")
     target, log_omega = math.log(2 * math.pi * beta / rope.original_context), np.log(omega)
     i = int(np.clip(np.searchsorted(-log_omega, -target) - 1, 0, len(omega) - 2))
-    return i + (log_omega[i] - target) / (log_omega[i] - log_omega[i + 1])
+    return float(i + (log_omega[i] - target) / (log_omega[i] - log_omega[i + 1]))

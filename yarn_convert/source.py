@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import os
@@ -93,13 +94,29 @@ def _hub(repo: str, revision: str | None, weights: bool, name: str, original_con
         files = [s.rfilename for s in info.siblings or ()]
         chosen = [*SMALL_FILES, *(_weight_files(files, repo) if weights else ())]
         # Patterns match in subfolders too; the model proper is what lies at the top.
-        path = snapshot_download(repo, revision=info.sha, allow_patterns=chosen, ignore_patterns=["*/*"])
-        headers = None if weights else _headers(repo, info.sha)
+        path = Path(snapshot_download(repo, revision=revision, allow_patterns=chosen, ignore_patterns=["*/*"]))
+        headers = None if weights else _headers(repo, path.name)
     except YarnConvertError:
         raise
     except Exception as e:  # the client, httpx and the file system each have their own
+        if getattr(e, "response", None) is None and (cached := _cached(repo, revision)):
+            return Source(cached, name, repo, cached.name, original_context)  # no network, but it was downloaded before
         raise _hub_error(repo, e) from None
-    return Source(Path(path), name, repo, info.sha, original_context, headers)
+    return Source(path, name, repo, path.name, original_context, headers)  # the cache names a snapshot by its commit
+
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    """The snapshot of `revision` in the Hub's cache, when it has weights."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    for weights in ("model*.safetensors", "pytorch_model*.bin"):
+        patterns = [*SMALL_FILES, weights]
+        with contextlib.suppress(LocalEntryNotFoundError):
+            path = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=True))
+            if any(path.glob(weights)):
+                return path
+    return None
 
 
 def _weight_files(files: list[str], repo: str) -> list[str]:
@@ -134,5 +151,9 @@ def _hub_error(repo: str, e: Exception) -> InputError:
     if kind == "GatedRepoError":
         return InputError(f"{repo} is gated", f"accept its licence on the Hub, then log in: hf auth login ({repo})")
     if kind in ("RepositoryNotFoundError", "RevisionNotFoundError") or status in (401, 404):
-        return InputError(f"{repo} or its revision does not exist on the Hub, or is private", "check the spelling, or log in: hf auth login")
-    return InputError(f"could not get {repo} from the Hub: {kind}", "check the network and try again; the download resumes, or give a local folder")
+        return InputError(
+            f"{repo} or its revision does not exist on the Hub, or is private", "check the spelling, or log in: hf auth login"
+        )
+    return InputError(
+        f"could not get {repo} from the Hub: {kind}", "check the network and try again; the download resumes, or give a local folder"
+    )

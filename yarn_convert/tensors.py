@@ -62,7 +62,7 @@ class Tensor:
         return math.prod(self.shape)
 
 
-def read_into(f: Any, buffer: Bytes, path: Path) -> None:
+def read_into(f: Any, buffer: Any, path: Path) -> None:
     """Fill `buffer` from an unbuffered file; FormatError when the file ends first."""
     view, done = memoryview(buffer), 0
     while done < len(view):
@@ -121,8 +121,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _safetensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
     try:
         dtype, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        typed = isinstance(dtype, str) and isinstance(entry["shape"], list)
         numbers = (*shape, begin, stop)
-        if not isinstance(dtype, str) or not isinstance(entry["shape"], list) or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in numbers):
+        if not typed or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in numbers):
             raise ValueError
     except (TypeError, KeyError, ValueError):
         raise _bad(path, f"the entry of tensor {name!r} is malformed") from None

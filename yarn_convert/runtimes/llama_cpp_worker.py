@@ -14,8 +14,8 @@ def main(model: str, ids_path: str, out_path: str, start: int) -> None:
     ids = np.load(ids_path)
     threads = os.cpu_count()
     llm = llama_cpp.Llama(
-        model, n_ctx=len(ids), n_batch=BATCH, n_ubatch=BATCH, type_k=0, type_v=0, flash_attn=False, n_threads=threads, n_threads_batch=threads,
-        n_gpu_layers=0, verbose=False, logits_all=False,
+        model, n_ctx=len(ids), n_batch=BATCH, n_ubatch=BATCH, type_k=0, type_v=0, flash_attn=False, n_threads=threads,
+        n_threads_batch=threads, n_gpu_layers=0, verbose=False, logits_all=False,
     )  # fmt: skip
     vocab = llm.n_vocab()
     logits = np.empty((len(ids) - start, vocab), np.float32)

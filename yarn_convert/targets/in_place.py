@@ -24,15 +24,11 @@ import numpy as np
 
 from ..dialects import ROPE_FREQS
 from ..errors import OutputError, Unsupported
-from ..gguf_file import Field, Gguf, Value, encode_header
+from ..gguf_file import Field, Gguf, Value, encode_header, journal_path
 from .gguf import RECIPE
 from .moving import MAGIC, Piece, sync, write_all
 
 INSERT_RANGE = 0x20  # linux/falloc.h
-
-
-def journal_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.in-place")
 
 
 def plan_in_place(gguf: Gguf, fields: Mapping[str, Field | Value], pieces: list[Piece]) -> dict[str, Any]:
@@ -107,7 +103,10 @@ def recover(path: Path) -> bool:
         side.unlink()  # it was cut before the model was touched
         return False
     if size != journal["size"] + journal["inserted"] or not _is_ours(path, journal):
-        raise OutputError(f"{path} is not the file whose in-place edit was interrupted", f"if it is sound, delete {side}, else restore it from a copy")
+        raise OutputError(
+            f"{path} is not the file whose in-place edit was interrupted",
+            f"if it is sound, delete {side}, else restore it from a copy",
+        )
     _finish(path, journal)
     return True
 

@@ -7,6 +7,7 @@ interruption leaves the old output or none, and never a file that a runtime woul
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -15,8 +16,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -26,8 +28,9 @@ from ..gguf_file import Field, Value, block_sizes, type_numbers
 from ..tensors import Bytes, Tensor, read_into
 
 Progress = Callable[[int], None]
-KERNEL_PIECE = 256 << 20  # bytes a copy_file_range call: large, but a Ctrl-C still comes through
-ELEMENTS = 1 << 18  # elements converted at a time: 1 MiB of float32 stays in a core's cache
+KERNEL_PIECE = 16 << 20  # bytes a copy_file_range call: enough to be as fast as one, and the disk starts to write early
+READ_PIECE = 4 << 20  # bytes read at a time
+ELEMENTS = 1 << 15  # elements converted at a time: 128 KiB of float32 stays in a core's cache and in malloc's arena
 MAGIC = 8  # bytes of a weight file that are written last: until then no reader takes it for a model
 MANIFEST = "yarn_convert.json"
 
@@ -155,12 +158,14 @@ class Mover:
                 self._check()
                 write_all(f, data)
                 self.progress(data.nbytes)
+            start_writeback(f.fileno(), offset, piece.target.nbytes)
 
     def _range(self, source: Path, at: int, path: Path, offset: int, size: int) -> None:
         with open(source, "rb", buffering=0) as src, open(path, "r+b", buffering=0) as dst:
             while size:
                 self._check()
                 n = copy_range(src, at, dst, offset, min(size, KERNEL_PIECE))
+                start_writeback(dst.fileno(), offset, n)
                 at, offset, size = at + n, offset + n, size - n
                 self.progress(n)
 
@@ -173,18 +178,24 @@ def converted(piece: Piece) -> Iterator[Bytes]:
     """The target's bytes, in order, a piece at a time: rows interleaved, then the type changed."""
     source, target = piece.source, piece.target
     elements, stored = _block(source.dtype)
-    if piece.interleave:
-        head = source.nbytes // abs(piece.interleave)
-        count = max(1, ELEMENTS * stored // elements // head)
-        steps: Iterator[tuple[int, int]] = ((i * head, min(count, abs(piece.interleave) - i) * head) for i in range(0, abs(piece.interleave), count))
-    else:
-        head, step = 0, ELEMENTS // elements * stored
-        steps = ((at, min(step, source.nbytes - at)) for at in range(0, source.nbytes, step))
-    for at, size in steps:
-        data = source.read(at, size)
-        if piece.interleave:
-            data = _interleave(data, head, source, piece)
-        yield data if source.dtype == target.dtype else from_f32(to_f32(data, source.dtype), target.dtype)
+    step = ELEMENTS // elements * stored
+    for data in _rows(piece):
+        if source.dtype == target.dtype:
+            yield data
+            continue
+        for at in range(0, data.nbytes, step):
+            yield from_f32(to_f32(data[at : at + step], source.dtype), target.dtype)
+
+
+def _rows(piece: Piece) -> Iterator[Bytes]:
+    """The source's bytes with their rows in the target's order, some MiB at a time: whole heads where rows move."""
+    source, heads = piece.source, abs(piece.interleave)
+    elements, stored = _block(source.dtype)
+    unit = source.nbytes // heads if heads else ELEMENTS // elements * stored
+    step = max(1, READ_PIECE // unit) * unit
+    for at in range(0, source.nbytes, step):
+        data = source.read(at, min(step, source.nbytes - at))
+        yield _interleave(data, unit, source, piece) if heads else data
 
 
 def _interleave(data: Bytes, head: int, source: Tensor, piece: Piece) -> Bytes:
@@ -258,7 +269,19 @@ def copy_range(src: BinaryIO, at: int, dst: BinaryIO, offset: int, size: int) ->
     return buffer.nbytes
 
 
-def write_all(f: BinaryIO, data: Bytes) -> None:
+def start_writeback(fd: int, offset: int, size: int) -> None:
+    """Have the disk write a range now, in the background, so that the fsync at the end has little left to wait for."""
+    if libc := _libc():
+        libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), 2)  # SYNC_FILE_RANGE_WRITE
+
+
+@cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return libc if hasattr(libc, "sync_file_range") else None
+
+
+def write_all(f: BinaryIO, data: Any) -> None:
     view, done = memoryview(data), 0
     while done < len(view):
         done += f.write(view[done:])
@@ -267,18 +290,31 @@ def write_all(f: BinaryIO, data: Bytes) -> None:
 # -- the whole output -------------------------------------------------------------------------------------------------
 
 
-def check_output(out: Path, inputs: list[Path], force: bool) -> None:
+def check_output(out: Path, inputs: list[Path], folder: bool, force: bool) -> None:
     """Raise OutputError when writing `out` would lose something: it exists, or lies in the input or around it."""
-    target = out.resolve()
+    try:
+        target = out.resolve()
+        there, is_dir = out.exists() or out.is_symlink(), out.is_dir()
+        foreign = is_dir and not (out / MANIFEST).is_file() and any(out.iterdir())
+    except (OSError, ValueError) as e:
+        raise OutputError(
+            f"the output cannot be named {out}: {getattr(e, 'strerror', None) or e}", "-o PATH, in a folder that you may write"
+        ) from None
     for source in (p.resolve() for p in inputs):
         if target == source or target.is_relative_to(source) or source.is_relative_to(target):
             raise OutputError(f"the output {out} and the input {source} lie inside one another", "give another place with -o")
-    if not out.exists() and not out.is_symlink():
+    if not there:
         return
     if not force:
         raise OutputError(f"{out} exists", "--force replaces it, -o PATH writes elsewhere")
-    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
-        raise OutputError(f"{out} was not written by yarn-convert, so --force does not delete it", "give another place with -o, or delete it yourself")
+    if is_dir != folder:
+        raise OutputError(
+            f"{out} is a {'folder' if is_dir else 'file'}, the output a {'folder' if folder else 'file'}", "give another place with -o"
+        )
+    if foreign:
+        raise OutputError(
+            f"{out} was not written by yarn-convert, so --force does not delete it", "give another place with -o, or delete it yourself"
+        )
 
 
 Last = Callable[[Mapping[str, str], Path], list[Job]]

@@ -110,7 +110,11 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
     refused: Inexpressible | None = None
     for carrier in CARRIERS[1:] if carry == "auto" else (carry,):
         try:
-            keys, freqs = (dialects.gguf_metadata(rope, context, c.family), None) if carrier == "metadata" else dialects.gguf_tensors(rope, context, c.family)
+            keys, freqs = (
+                (dialects.gguf_metadata(rope, context, c.family), None)
+                if carrier == "metadata"
+                else dialects.gguf_tensors(rope, context, c.family)
+            )
         except Inexpressible as e:
             refused = e
             continue

@@ -109,11 +109,11 @@ def _kept_files(c: Checkpoint, context: int) -> list[Job]:
 
 
 def _with_length(path: Path, key: str, old: int, new: int) -> Job:
-    text = path.read_text("utf-8")
     try:
+        text = path.read_text("utf-8")
         value = json.loads(text).get(key)
         return WriteBytes(path.name, edit(text, {key: new} if value == old else {}).encode())
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise InputError(f"{path.name} is not a valid JSON object", "fix it or download it again") from None
 
 
@@ -125,10 +125,16 @@ def _new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     assert c.gguf is not None
     arch = c.family.gguf_arch
     known = {*c.family.hparams.values(), *c.family.gguf_known}
-    leftover = [k for k in c.gguf.fields if k.startswith(f"{arch}.") and not k.startswith(f"{arch}.rope.") and k.removeprefix(f"{arch}.") not in known]
+    leftover = [
+        k
+        for k in c.gguf.fields
+        if k.startswith(f"{arch}.") and not k.startswith(f"{arch}.rope.") and k.removeprefix(f"{arch}.") not in known
+    ]
     if leftover:
         raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")
-    dtypes = {p.target.dtype: p.target.elements for p in (_piece(c, n, t, outtype) for n, t in c.tensors.items()) if len(p.target.shape) > 1}
+    dtypes = {
+        p.target.dtype: p.target.elements for p in (_piece(c, n, t, outtype) for n, t in c.tensors.items()) if len(p.target.shape) > 1
+    }
     eps = np.float32(c.hparams["rms_norm_eps"])
     ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
     attention, mlp = (_biased(c, parts) for parts in (("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")))
@@ -163,7 +169,14 @@ def _from_gguf(c: Checkpoint, context: int) -> list[Job]:
     keys = {k: f.value for k, f in c.gguf.fields.items() if k.startswith("tokenizer.")}
     files = tokenizers.to_hf(keys)
     files["tokenizer_config.json"] = edit(files["tokenizer_config.json"].decode(), {"model_max_length": context}).encode()
-    ids = {k: v for k, v in (("bos_token_id", c.gguf.get("tokenizer.ggml.bos_token_id")), ("eos_token_id", c.gguf.get("tokenizer.ggml.eos_token_id"))) if v is not None}
+    ids = {
+        k: v
+        for k, v in (
+            ("bos_token_id", c.gguf.get("tokenizer.ggml.bos_token_id")),
+            ("eos_token_id", c.gguf.get("tokenizer.ggml.eos_token_id")),
+        )
+        if v is not None
+    }
     files["generation_config.json"] = (json.dumps(ids, indent=2) + "\n").encode()
     return [WriteBytes(name, data) for name, data in files.items()]
 
@@ -180,5 +193,9 @@ def _rope_file(rope: Rope, context: int, recipe: Mapping[str, Any], cos_sin: boo
         arrays["rotary_emb.cos_cached"] = ((np.cos(angles) * multiplier).astype("<f4"), "F32")
         arrays["rotary_emb.sin_cached"] = ((np.sin(angles) * multiplier).astype("<f4"), "F32")
     pieces = [Piece(t, t) for t in (in_memory(name, a, dtype) for name, (a, dtype) in arrays.items())]
-    metadata = {"attention_factor": repr(multiplier), "recipe": json.dumps(recipe), "cos_sin": f"float32[{context}, D/2]" if cos_sin else "none"}
+    metadata = {
+        "attention_factor": repr(multiplier),
+        "recipe": json.dumps(recipe),
+        "cos_sin": f"float32[{context}, D/2]" if cos_sin else "none",
+    }
     return _shard(ROPE_FILE, pieces, metadata)

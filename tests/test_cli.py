@@ -1,0 +1,211 @@
+"""The command line as a user meets it: results on stdout, everything else on stderr, one line for an error."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CONTEXT, MakeModel
+
+from yarn_convert import cli
+from yarn_convert.convert import EXTENDING, Options, convert
+from yarn_convert.families import ALIASES
+from yarn_convert.gguf_file import read_gguf
+
+Run = subprocess.CompletedProcess[str]
+
+
+def run(*arguments: object, cwd: Path | None = None) -> Run:
+    return subprocess.run(
+        [sys.executable, "-m", "yarn_convert", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def fails(*arguments: object, says: str, cwd: Path | None = None) -> None:
+    done = run(*arguments, cwd=cwd)
+    error, hint = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert error.startswith("error: ")
+    assert says in error
+    assert hint.startswith("hint: ")
+
+
+def test_help_starts_without_the_heavy_packages() -> None:
+    code = "import sys; from yarn_convert.cli import main\ntry: main(['convert', '--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'transformers', 'llama_cpp', 'gguf', 'huggingface_hub', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "--original-context" in done.stdout
+
+
+def test_a_model_alone_means_convert(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model()
+    short, long = (run(*words, "tiny", "--scale", 4, "--dry-run", "--json", cwd=tmp_path) for words in ((), ("convert",)))
+    assert short.stdout == long.stdout
+    plan = json.loads(short.stdout)
+    assert plan["output"] == "tiny-yarn-256"
+    assert plan["context"] == 4 * CONTEXT
+    assert plan["readers"]["transformers-5"] == "exact"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"], "a dry run writes nothing"
+
+
+def test_a_conversion_prints_where_it_went_and_what_to_do_next(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model()
+    done = run("tiny", "--context", 256, "--out", "gguf", cwd=tmp_path)
+    assert done.stdout == "tiny-yarn-256.gguf\n"
+    for part in (
+        "64 -> 256 tokens",
+        "carrier   metadata",
+        "exact in  llama.cpp",
+        "llama-cli -m tiny-yarn-256.gguf -c 256",
+        "yarn-convert inspect",
+    ):
+        assert part in done.stderr
+    assert read_gguf(tmp_path / "tiny-yarn-256.gguf").get("llama.context_length") == 256
+    quiet = run("tiny", "--context", 256, "--out", "gguf", "-q", "--force", cwd=tmp_path)
+    assert (quiet.stdout, quiet.stderr) == ("tiny-yarn-256.gguf\n", "")
+    as_json = json.loads(run("tiny-yarn-256.gguf", "--scale", 8, "--json", cwd=tmp_path).stdout)
+    assert as_json["output"] == "tiny-yarn-256-yarn-512.gguf"
+    assert as_json["recipe"]["params"] == {"factor": 8.0}, "s counts from the original context, not from the extended one"
+
+
+def test_inspect_shows_pairs_memory_and_what_is_inconsistent(make_model: MakeModel) -> None:
+    scaling = {"type": "yarn", "factor": 4, "original_max_position_embeddings": CONTEXT}
+    model = make_model(config={"rope_scaling": scaling, "max_position_embeddings": CONTEXT})
+    text = run("inspect", model).stdout
+    facts = json.loads(run("inspect", model, "--json").stdout)
+    assert "LlamaForCausalLM" in text
+    assert "interpolated" in text
+    problems = "\n".join(facts["inconsistencies"])
+    for part in ("not factor × original", "lacks rope_type", "exllamav3 computes something else"):
+        assert part in problems
+        assert part in text
+    assert facts["kv_cache_bytes"] == {"64": 2 * 2 * 2 * 16 * 64 * 2}
+    assert sum(facts["pairs"].values()) == 8
+
+
+def test_inspect_finds_nothing_wrong_with_what_we_write(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    for i, out in enumerate(("safetensors", "gguf")):
+        path = tmp_path / f"out{i}{'.gguf' if out == 'gguf' else ''}"
+        convert(str(model), Options(scale=4, out=out, output=path))
+        facts = json.loads(run("inspect", path, "--json").stdout)
+        assert facts["inconsistencies"] == []
+        assert (facts["original_context"], facts["context"], facts["scale"]) == (CONTEXT, 4 * CONTEXT, 4.0)
+
+
+def test_inspect_names_keys_that_llama_cpp_ignores(make_model: MakeModel, tmp_path: Path) -> None:
+    import gguf
+
+    convert(str(make_model()), Options(scale=4, out="gguf", output=tmp_path / "a.gguf"))
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "b.gguf", "llama")
+    for key, field in reader.fields.items():
+        if key.startswith("llama.") or key == "general.name":
+            writer.add_key_value(key, field.contents(), field.types[0], *field.types[1:2])
+    writer.add_rope_scaling_yarn_attn_factor(1.5)
+    for t in reader.tensors:
+        writer.add_tensor(t.name, t.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    facts = json.loads(run("inspect", tmp_path / "b.gguf", "--json").stdout)
+    assert any("yarn_attn_factor is ignored" in line for line in facts["inconsistencies"])
+    fails(tmp_path / "b.gguf", "--method", "none", "--out", "safetensors", "-o", tmp_path / "hf", says="yarn_attn_factor")
+
+
+def test_methods_lists_every_method_and_alias() -> None:
+    text = run("methods").stdout
+    assert all(f"  {name} " in text for name in (*EXTENDING, *ALIASES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lama2-7b", "--scale", 4], "no model"),
+        (["--nope"], "--nope"),
+        (["tiny", "--scale", "abc"], "--scale"),
+        (["inspect"], "argument"),
+        (["tiny", "--context", 3_000_000_000], "more than any reader"),
+        (["tiny", "--scale", 4, "--original-context", 0], "--original-context"),
+        (["tiny", "--scale", 4, "-o", "x" * 300], "cannot be named"),
+        (["tiny", "--scale", 4, "-o", "a/folder.gguf", "--out", "safetensors"], "named like a GGUF"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_hint(make_model: MakeModel, tmp_path: Path, arguments: list[object], says: str) -> None:
+    make_model()
+    fails(*arguments, says=says, cwd=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]"])
+def test_a_broken_tokenizer_config_is_one_line(make_model: MakeModel, tmp_path: Path, content: bytes) -> None:
+    (make_model() / "tokenizer_config.json").write_bytes(content)
+    fails("tiny", "--scale", 4, says="tokenizer_config.json", cwd=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
+
+
+def test_force_replaces_only_the_same_kind(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dd.gguf").mkdir()
+    fails("tiny", "--scale", 4, "-o", "file", "--force", says="is a file", cwd=tmp_path)
+    fails("tiny", "--scale", 4, "--out", "gguf", "-o", "dd.gguf", "--force", says="is a folder", cwd=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dd.gguf", "file", "tiny"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_interrupted_edit_in_place_is_finished_not_repeated(make_model: MakeModel, tmp_path: Path) -> None:
+    """Killed after its journal is written, the edit must not be applied twice: 64 -> 256, never -> 1024."""
+    run(make_model(), "--method", "none", "--out", "gguf", "-o", tmp_path / "m.gguf")
+    script = "from yarn_convert.targets import in_place; import os; in_place._finish = lambda *a: os._exit(9)\nfrom yarn_convert.cli import main; main()"
+    words = [str(tmp_path / "m.gguf"), "--scale", "4", "--carry", "tensors", "--in-place"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    if "cannot insert" in done.stderr:
+        pytest.skip("this file system cannot insert a range")
+    assert done.returncode == 9
+    fails("inspect", tmp_path / "m.gguf", says="interrupted")
+    fails(*words, says="finished now")
+    assert read_gguf(tmp_path / "m.gguf").get("llama.context_length") == 4 * CONTEXT
+
+
+def test_ctrl_c_leaves_nothing_and_says_so(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model()
+    script = (
+        "from yarn_convert.targets import moving; import time\n"
+        "def drip(*a): print('moving', flush=True); time.sleep(0.3); return 1\n"
+        "moving.copy_range = drip\nfrom yarn_convert.cli import main; main()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, "tiny", "--scale", "4", "-q"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert "moving" in child.stdout.readline()
+    time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert err.splitlines()[0] == "error: interrupted"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
+
+
+def test_the_documented_help_is_the_real_one() -> None:
+    """docs/cli.md is made by `python tests/make_cli_docs.py`."""
+    from make_cli_docs import PAGE, page
+
+    assert PAGE.read_text("utf-8") == page(), "run python tests/make_cli_docs.py"
+
+
+def test_human_sizes() -> None:
+    assert [cli.human(n) for n in (0, 1023, 1024, 5 << 30, 3 << 40)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB", "3.0 TiB"]

@@ -1,0 +1,109 @@
+"""Models on the Hub, with the unmodified huggingface_hub client in a process of its own and a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import CONTEXT, MakeModel
+from hub_server import SHA, Hub, serving
+from safetensors.numpy import load_file
+
+TOKEN = "hf_averysecrettokenthatmustnotappear"
+
+
+class Client:
+    def __init__(self, hub: Hub, endpoint: str, folder: Path) -> None:
+        self.hub, self.folder = hub, folder
+        self.env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "yarn_convert", *arguments], capture_output=True, text=True, cwd=self.folder, env=self.env, check=False
+        )
+        assert TOKEN not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+
+@pytest.fixture
+def client(make_model: MakeModel, tmp_path: Path) -> Iterator[Client]:
+    model = make_model(shards=2)
+    (model / "original").mkdir()
+    (model / "original" / "consolidated.00.pth").write_bytes(b"not wanted")
+    (model / "consolidated.safetensors").write_bytes(b"not wanted")
+    hub = Hub({"some-org/tiny": model})
+    with serving(hub) as endpoint:
+        (tmp_path / "work").mkdir()
+        yield Client(hub, endpoint, tmp_path / "work")
+
+
+def test_a_hub_model_is_downloaded_converted_and_pinned(client: Client, tmp_path: Path) -> None:
+    done = client.run("some-org/tiny", "--scale", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(done.stdout)
+    assert manifest["output"] == "tiny-yarn-256"
+    assert (manifest["base"]["repo"], manifest["base"]["commit"]) == ("some-org/tiny", SHA)
+    assert all(len(f["sha256"]) == 64 for f in manifest["weights"]["files"]), "the cache names its blobs by their hash"
+    for shard in tmp_path.glob("tiny/*-of-*.safetensors"):
+        ours, theirs = load_file(client.folder / "tiny-yarn-256" / shard.name), load_file(shard)
+        assert ours.keys() == theirs.keys()
+    assert not any("consolidated" in line and "resolve" in line for line in client.hub.log)
+    requests = len(client.hub.log)
+    assert client.run("some-org/tiny", "--scale", "4", "--out", "gguf").returncode == 0
+    assert not any(line.startswith("GET") and "safetensors" in line and "resolve" in line for line in client.hub.log[requests:]), (
+        "nothing is downloaded twice"
+    )
+
+
+def test_a_dry_run_reads_headers_by_range(client: Client) -> None:
+    done = client.run("some-org/tiny", "--scale", "4", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["context"] == 4 * CONTEXT
+    assert client.run("inspect", "some-org/tiny").returncode == 0
+    bodies = [line for line in client.hub.log if line.startswith("GET") and ".safetensors" in line and "index" not in line]
+    assert bodies
+    assert all("bytes=" in line for line in bodies), "only ranges of the shards are read"
+
+
+def test_a_connection_cut_in_a_shard_is_resumed(client: Client) -> None:
+    client.hub.cut = 5000
+    done = client.run("some-org/tiny", "--scale", "4", "-q")
+    if done.returncode:  # the client gave up: the same command goes on from there
+        done = client.run("some-org/tiny", "--scale", "4", "-q")
+    assert done.returncode == 0, done.stderr
+    assert client.hub.cut is None
+
+
+@pytest.mark.parametrize(
+    ("model", "says", "hint"), [("some-org/absent", "does not exist", "spelling"), ("some-org/tiny", "gated", "licence")]
+)
+def test_what_is_absent_or_gated_is_one_line(client: Client, model: str, says: str, hint: str) -> None:
+    client.hub.gated = says == "gated"
+    done = client.run(model, "--scale", "4")
+    assert done.returncode == 1
+    error, line = done.stderr.splitlines()
+    assert says in error
+    assert hint in line
+    assert list(client.folder.glob("*yarn*")) == []
+
+
+def test_a_hub_that_is_down_is_one_line(client: Client) -> None:
+    client.env["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    done = client.run("some-org/tiny", "--scale", "4")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("error: could not get some-org/tiny from the Hub")
+
+
+@pytest.mark.parametrize("env", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
+def test_without_a_network_the_cache_serves(client: Client, env: dict[str, str]) -> None:
+    assert client.run("some-org/tiny", "--scale", "4", "-q").returncode == 0
+    client.env |= env
+    done = client.run("some-org/tiny", "--scale", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["base"]["commit"] == SHA
