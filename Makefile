@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LLAMA_CPP := $(VENV)/llama.cpp
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PINS := $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))")
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .PHONY: demo test check bench clean
 

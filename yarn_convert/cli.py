@@ -171,7 +171,7 @@ def plan_lines(conversion: Any) -> list[str]:
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         + f"; cos and sin × {table(plan.rope).multiplier:.6g}",
         f"carrier   {plan.carrier} in {plan.format}; weights {'byte-identical' if plan.identical else 'converted'}",
-        f"KV cache  " + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in (plan.rope.original_context, plan.context)) + " tokens (f16)",
+        "KV cache  " + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in (plan.rope.original_context, plan.context)) + " tokens (f16)",
         f"output    {plan.out} ({human(plan.bytes)})",
     ]
     exact = [name for name, why in plan.verdicts.items() if not why]

@@ -232,6 +232,8 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
         )
         if options.cos_sin and plan.carrier != "tensors":
             raise UsageError("--cos-sin belongs to --carry tensors", "add --carry tensors")
+    if options.link and not any(isinstance(job, CopyFile) and job.name.endswith(".safetensors") for job in plan.jobs):
+        raise UsageError("there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors")
     return Conversion(c, extension, replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options))), options)
 
 

@@ -128,11 +128,11 @@ def plot(rope: Rope, context: int) -> list[str]:
     step = max(1, math.ceil(len(every) / PLOT_WIDTH))
     shown = every[::step]
     logs = np.log10([p.wavelength for p in shown])
-    low, high = 0.0, max(math.ceil(max(logs.max(), math.log10(context))), 1)
+    low, high = 0.0, float(max(math.ceil(max(logs.max(), math.log10(context))), 1))
     rows = [[" "] * len(shown) for _ in range(PLOT_HEIGHT)]
 
     def row(x: float) -> int:
-        return min(PLOT_HEIGHT - 1, max(0, round(float(high - x) / (high - low) * (PLOT_HEIGHT - 1))))
+        return min(PLOT_HEIGHT - 1, max(0, round((high - x) / (high - low) * (PLOT_HEIGHT - 1))))
 
     labels = {row(math.log10(context)): f"L' = {context:,}", row(math.log10(rope.original_context)): f"L = {rope.original_context:,}"}
     for r in labels:

@@ -107,12 +107,8 @@ def _from_hf(c: Checkpoint, pieces: list[Piece]) -> dict[str, Field | Value]:
     }
     for hf, key in c.family.hparams.items():
         value = c.hparams[hf]
-        if isinstance(value, float):
-            fields[f"{arch}.{key}"] = Value("f32", value)
-        elif hf != "head_dim" or c.config.get("head_dim") is not None:
-            fields[f"{arch}.{key}"] = Value("u32", positive_int(value, hf))
-    if f"{arch}.attention.key_length" in fields:
-        fields[f"{arch}.attention.value_length"] = Value("u32", c.head_dim)
+        fields[f"{arch}.{key}"] = Value("f32", value) if isinstance(value, float) else Value("u32", positive_int(value, hf))
+    fields[f"{arch}.attention.value_length"] = Value("u32", c.head_dim)
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
     fields["general.file_type"] = Value("u32", _file_type(pieces))
     fields["general.quantization_version"] = Value("u32", QUANTIZATION_VERSION)

@@ -154,10 +154,15 @@ class Mover:
             return self._range(source.path, source.offset, path, offset, source.nbytes)
         with open(path, "r+b", buffering=0) as f:
             f.seek(offset)
+            unseen = 0
             for data in converted(piece):
                 self._check()
                 write_all(f, data)
-                self.progress(data.nbytes)
+                unseen += data.nbytes
+                if unseen > READ_PIECE:  # the pieces are small: a progress bar would take longer than they do
+                    self.progress(unseen)
+                    unseen = 0
+            self.progress(unseen)
             start_writeback(f.fileno(), offset, piece.target.nbytes)
 
     def _range(self, source: Path, at: int, path: Path, offset: int, size: int) -> None:
