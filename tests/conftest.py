@@ -61,7 +61,14 @@ VOCAB = 263
 
 
 def tiny_weights(
-    heads: int = 4, kv_heads: int = 2, head_dim: int = 16, layers: int = 2, ff: int = 96, tied: bool = False, biases: bool = False, seed: int = 0
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    layers: int = 2,
+    ff: int = 96,
+    tied: bool = False,
+    biases: bool = False,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """float32 weights of a Llama under their HF names; Q and K are large enough that positions matter."""
     rng, hidden = np.random.default_rng(seed), heads * head_dim

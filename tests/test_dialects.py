@@ -98,16 +98,27 @@ def test_gguf_factors_carry_every_table(name: str) -> None:
 
 @pytest.mark.parametrize("method", ["dynamic-ntk", "dynamic-linear", "dynamic-yarn"])
 def test_nothing_carries_a_dynamic_method(method: str) -> None:
-    for spell in (lambda r: dialects.hf_metadata(r, L), lambda r: dialects.hf_tensors(r, L), lambda r: dialects.gguf_metadata(r, L, LLAMA), lambda r: dialects.gguf_tensors(r, L, LLAMA)):
+    for spell in (
+        lambda r: dialects.hf_metadata(r, L),
+        lambda r: dialects.hf_tensors(r, L),
+        lambda r: dialects.gguf_metadata(r, L, LLAMA),
+        lambda r: dialects.gguf_tensors(r, L, LLAMA),
+    ):
         with pytest.raises(Inexpressible):
             spell(roped(method))
 
 
 @given(
-    s=st.floats(1.01, 64), m=st.none() | st.floats(0.3, 3), betas=st.tuples(st.floats(0.2, 4), st.floats(5, 100)), truncate=st.booleans(), theta=st.floats(5e3, 5e6)
+    s=st.floats(1.01, 64),
+    m=st.none() | st.floats(0.3, 3),
+    betas=st.tuples(st.floats(0.2, 4), st.floats(5, 100)),
+    truncate=st.booleans(),
+    theta=st.floats(5e3, 5e6),
 )
 @settings(max_examples=200, deadline=None)
-def test_any_yarn_is_carried_exactly_by_one_carrier_at_least(s: float, m: float | None, betas: tuple[float, float], truncate: bool, theta: float) -> None:
+def test_any_yarn_is_carried_exactly_by_one_carrier_at_least(
+    s: float, m: float | None, betas: tuple[float, float], truncate: bool, theta: float
+) -> None:
     params = {"factor": s, "beta_slow": betas[0], "beta_fast": betas[1], "truncate": truncate} | ({"attention_factor": m} if m else {})
     rope = Rope("yarn", float(np.float32(theta)), D, L, params)
     assert dialects.same(table(from_hf(dialects.hf_metadata(rope, round(L * s)))), table(rope))
@@ -141,7 +152,9 @@ def test_transformers_4_style_and_5_style_readers_see_one_table(name: str) -> No
             continue
         for reader in ("transformers-4", "transformers-5"):
             reading = readers.read_config(reader, config)
-            assert dialects.same(table(ROPES[name]), table(ROPES[name])._replace(inv_freq=reading.inv_freq, multiplier=reading.multiplier)), reader
+            assert dialects.same(
+                table(ROPES[name]), table(ROPES[name])._replace(inv_freq=reading.inv_freq, multiplier=reading.multiplier)
+            ), reader
             assert reading.context == 4 * L
 
 
@@ -150,7 +163,9 @@ def test_every_main_reader_follows_the_common_methods(name: str) -> None:
     config = edited(BASE, dialects.hf_metadata(ROPES[name], 4 * L))
     for reader in readers.HF_READERS:
         reading = readers.read_config(reader, config)
-        assert dialects.same(table(ROPES[name]), table(ROPES[name])._replace(inv_freq=reading.inv_freq, multiplier=reading.multiplier)), reader
+        assert dialects.same(table(ROPES[name]), table(ROPES[name])._replace(inv_freq=reading.inv_freq, multiplier=reading.multiplier)), (
+            reader
+        )
 
 
 # -- what is read -----------------------------------------------------------------------------------------------------
@@ -182,7 +197,11 @@ def test_mscale_gives_the_multiplier_when_attention_factor_does_not() -> None:
         ({**BASE, "rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, Unsupported, "full_attention"),
         ({**scaling(rope_type="linear", factor=4.0), "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, InputError, "disagree"),
         ({**BASE, "max_position_embeddings": "8k"}, FormatError, "max_position_embeddings"),
-        (scaling(rope_type="longrope", short_factor=[1.0] * 32, long_factor=[2.0] * 32, attention_factor=1.0, long_mscale=1.2), Unsupported, "long_mscale"),
+        (
+            scaling(rope_type="longrope", short_factor=[1.0] * 32, long_factor=[2.0] * 32, attention_factor=1.0, long_mscale=1.2),
+            Unsupported,
+            "long_mscale",
+        ),
     ],
 )
 def test_a_spelling_that_is_not_understood_is_refused(config: dict[str, Any], error: type[Exception], says: str) -> None:
@@ -191,12 +210,22 @@ def test_a_spelling_that_is_not_understood_is_refused(config: dict[str, Any], er
 
 
 def gguf(**members: Any) -> dict[str, Any]:
-    return {"llama.context_length": 8192, "llama.rope.freq_base": THETA, **{f"llama.rope.{k.replace('__', '.')}": v for k, v in members.items()}}
+    return {
+        "llama.context_length": 8192,
+        "llama.rope.freq_base": THETA,
+        **{f"llama.rope.{k.replace('__', '.')}": v for k, v in members.items()},
+    }
 
 
 def test_keys_that_llama_cpp_does_not_read_are_reported() -> None:
     """llama.cpp's own converter writes these for a config with attention_factor and betas; its llama loader reads none."""
-    keys = gguf(scaling__type="yarn", scaling__factor=4.0, scaling__original_context_length=2048, scaling__yarn_attn_factor=1.5, scaling__yarn_beta_fast=16.0)
+    keys = gguf(
+        scaling__type="yarn",
+        scaling__factor=4.0,
+        scaling__original_context_length=2048,
+        scaling__yarn_attn_factor=1.5,
+        scaling__yarn_beta_fast=16.0,
+    )
     rope, ignored = dialects.gguf_read(keys, "llama", D, None)
     assert rope == Rope("yarn", THETA, D, 2048, {"factor": 4.0})
     assert ignored == ["llama.rope.scaling.yarn_attn_factor", "llama.rope.scaling.yarn_beta_fast"]
@@ -209,7 +238,9 @@ def test_gguf_defaults_are_llama_cpps() -> None:
     assert dialects.gguf_read(gguf(scale_linear=2.0), "llama", D, None)[0] == Rope("linear", THETA, D, 8192, {"factor": 2.0})
 
 
-@pytest.mark.parametrize("keys", [gguf(scaling__alpha=2.0), gguf(scaling__type="longrope"), gguf(dimension_sections=[1, 2, 3]), gguf(scaling__type="spiral")])
+@pytest.mark.parametrize(
+    "keys", [gguf(scaling__alpha=2.0), gguf(scaling__type="longrope"), gguf(dimension_sections=[1, 2, 3]), gguf(scaling__type="spiral")]
+)
 def test_gguf_keys_that_are_not_understood_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(Unsupported):
         dialects.gguf_read(keys, "llama", D, None)

@@ -538,7 +538,7 @@ OPTIONS = [  # what follows "m"; the output is out unless there is a -o
     ("--sliding-window bend --scale 4", "unknown --sliding-window"),
     *((f"--scale 4 --beta-{end} {v}", "") for end in ("fast", "slow") for v in ("nan", "inf", "0", "-1", "1e308", "1e-320")),
     *((f"--scale 4 --attention-factor {v}", "") for v in ("nan", "inf", "0", "-1", "1e308", "1e-320")),
-    ("--scale 4 --original-context -1", "original context"),
+    ("--scale 4 --original-context -1", "--original-context must be"),
     ("--scale 4 --method linear --beta-fast 3", "means nothing"),
     ("--scale 4 --method linear --no-truncate", "no ramp"),
     ("--scale 4 --ramp paper --no-truncate", "belongs to"),
@@ -576,7 +576,7 @@ GGUF_OPTIONS = [
     ("--scale 4 --in-place --outtype f16", "--in-place"),
     ("--scale 4 --in-place --link", "--in-place"),
     ("--scale 4 --in-place --out safetensors", "--in-place"),
-    ("--scale 4 -o full.gguf --force", "not written by yarn-convert"),
+    ("--scale 4 -o full.gguf --force", "is a folder"),
 ]
 
 
@@ -830,7 +830,8 @@ def test_a_process_that_dies_in_an_edit_is_recovered_by_the_next_run(edit: tuple
     )
     assert subprocess.run([sys.executable, "-c", code, path]).returncode == 7
     assert path.read_bytes() not in (before, after)
-    prepare(str(path), Options(method="none", in_place=True))
+    with pytest.raises(OutputError, match="finished now"):  # and not a second edit on top of it
+        prepare(str(path), Options(scale=4, in_place=True))
     assert path.read_bytes() == after
 
 

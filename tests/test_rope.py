@@ -10,17 +10,23 @@ from hypothesis import strategies as st
 from yarn_convert.errors import Unsupported, UsageError
 from yarn_convert.rope import METHODS, Rope, bake, geometric, table, temperature
 
-GRID = [(theta, L, s, D) for theta in (1e4, 1e5, 5e5, 1e6) for L in (2048, 8192, 32768, 131072) for s in (1.5, 4.0, 32.0) for D in (64, 80, 128)]
+GRID = [
+    (theta, L, s, D) for theta in (1e4, 1e5, 5e5, 1e6) for L in (2048, 8192, 32768, 131072) for s in (1.5, 4.0, 32.0) for D in (64, 80, 128)
+]
 
 
-def transformers_table(kind: str, theta: float, context: int, dim: int, length: int | None = None, max_position: int | None = None, **keys: object) -> tuple[np.ndarray, float]:
+def transformers_table(
+    kind: str, theta: float, context: int, dim: int, length: int | None = None, max_position: int | None = None, **keys: object
+) -> tuple[np.ndarray, float]:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     spelling = {"rope_type": kind, "rope_theta": theta, "original_max_position_embeddings": context, **keys}
     if kind in ("linear", "dynamic"):
         del spelling["original_max_position_embeddings"]
-    config = LlamaConfig(hidden_size=dim * 4, num_attention_heads=4, head_dim=dim, rope_parameters=spelling, max_position_embeddings=max_position or context)
+    config = LlamaConfig(
+        hidden_size=dim * 4, num_attention_heads=4, head_dim=dim, rope_parameters=spelling, max_position_embeddings=max_position or context
+    )
     inv_freq, multiplier = ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=length)
     return inv_freq.double().numpy(), float(multiplier)
 
@@ -51,7 +57,9 @@ def test_linear_dynamic_and_llama3_equal_transformers(theta: float, context: int
         expected = transformers_table("dynamic", theta, context, dim, length=length, factor=f)
         equal(Rope("dynamic-ntk", theta, dim, context, {"factor": f}), expected, length, rtol=2e-6)
     keys = {"factor": s, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    equal(Rope("llama3", theta, dim, context, keys), transformers_table("llama3", theta, context, dim, max_position=length, **keys), rtol=2e-6)
+    equal(
+        Rope("llama3", theta, dim, context, keys), transformers_table("llama3", theta, context, dim, max_position=length, **keys), rtol=2e-6
+    )
 
 
 def test_longrope_equals_transformers() -> None:

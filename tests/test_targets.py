@@ -96,7 +96,11 @@ def test_infinity_and_nan_survive_bf16() -> None:
 @pytest.mark.parametrize(
     ("text", "changes", "expected"),
     [
-        ('{\n  "a": 1e-5,\n  "b": {"x": [1,\n 2]},\n  "c": null\n}\n', {"b": 2, "d": [1.0]}, '{\n  "a": 1e-5,\n  "b": 2,\n  "c": null,\n  "d": [\n    1.0\n  ]\n}\n'),
+        (
+            '{\n  "a": 1e-5,\n  "b": {"x": [1,\n 2]},\n  "c": null\n}\n',
+            {"b": 2, "d": [1.0]},
+            '{\n  "a": 1e-5,\n  "b": 2,\n  "c": null,\n  "d": [\n    1.0\n  ]\n}\n',
+        ),
         ('{"a":1,  "b":2}', {"a": REMOVE, "c": "é"}, '{"b":2,  "c": "é"}'),
         ("{}", {"a": 1}, '{\n  "a": 1\n}'),
         ('{\n\t"a": {"k": 1.0}\n}', {"a": {"k": 2}}, '{\n\t"a": {\n\t\t"k": 2\n\t}\n}'),
@@ -137,8 +141,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0"])
-@pytest.mark.parametrize(("shape", "dtype"), [("grouped heads", "BF16"), ("tied", "F16"), ("biases", "F32"), ("wide heads", "BF16"), ("odd rows", "F32")])
-def test_tensors_equal_llama_cpps_converter_byte_for_byte(converter: Path, make_model: MakeModel, tmp_path: Path, shape: str, dtype: str, outtype: str) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [("grouped heads", "BF16"), ("tied", "F16"), ("biases", "F32"), ("wide heads", "BF16"), ("odd rows", "F32")]
+)
+def test_tensors_equal_llama_cpps_converter_byte_for_byte(
+    converter: Path, make_model: MakeModel, tmp_path: Path, shape: str, dtype: str, outtype: str
+) -> None:
     model = make_model(dtype=dtype, **SHAPES[shape])
     run(model, tmp_path / "ours.gguf", method="none", outtype=outtype)
     theirs = oracle(converter, model, tmp_path / "theirs.gguf", outtype)
@@ -149,8 +157,12 @@ def test_tensors_equal_llama_cpps_converter_byte_for_byte(converter: Path, make_
     assert {k: v for k, v in ours.items() if k not in names | extra} == {k: v for k, v in expected.items() if k not in names}
 
 
-@pytest.mark.parametrize("scaling", [{"rope_type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}])
-def test_rope_keys_equal_the_converters_where_it_gets_them_right(converter: Path, make_model: MakeModel, tmp_path: Path, scaling: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "scaling", [{"rope_type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}]
+)
+def test_rope_keys_equal_the_converters_where_it_gets_them_right(
+    converter: Path, make_model: MakeModel, tmp_path: Path, scaling: dict[str, Any]
+) -> None:
     model = make_model(config={"rope_scaling": scaling})
     run(model, tmp_path / "ours.gguf", method="none")
     ours, expected = fields_of(tmp_path / "ours.gguf"), fields_of(oracle(converter, model, tmp_path / "theirs.gguf", "f32"))
@@ -159,10 +171,18 @@ def test_rope_keys_equal_the_converters_where_it_gets_them_right(converter: Path
 
 def test_llama3_scaling_equals_the_converters(converter: Path, make_model: MakeModel, tmp_path: Path) -> None:
     """rope_freqs.weight to float32: the converter computes it in float32, we in float64."""
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
     model = make_model(config={"rope_scaling": scaling, "max_position_embeddings": 256})
     run(model, tmp_path / "ours.gguf", method="none")
-    ours, theirs = (tensors_of(p)["rope_freqs.weight"][1] for p in (tmp_path / "ours.gguf", oracle(converter, model, tmp_path / "theirs.gguf", "f32")))
+    ours, theirs = (
+        tensors_of(p)["rope_freqs.weight"][1] for p in (tmp_path / "ours.gguf", oracle(converter, model, tmp_path / "theirs.gguf", "f32"))
+    )
     np.testing.assert_allclose(np.frombuffer(ours, "<f4"), np.frombuffer(theirs, "<f4"), rtol=1e-6)
     assert len(set(np.frombuffer(ours, "<f4"))) > 2
 
@@ -206,7 +226,11 @@ def test_the_real_gguf_keeps_its_quantized_bytes_tokenizer_and_every_other_key(s
         "llama.rope.scaling.factor": 4.0,
         "llama.rope.scaling.original_context_length": 8192,
     }
-    assert recipe == manifest["recipe"] == {"method": "yarn", "rope_theta": 1e5, "rotary_dim": 64, "original_context": 8192, "params": {"factor": 4.0}}
+    assert (
+        recipe
+        == manifest["recipe"]
+        == {"method": "yarn", "rope_theta": 1e5, "rotary_dim": 64, "original_context": 8192, "params": {"factor": 4.0}}
+    )
 
 
 def test_the_real_model_goes_to_hf_and_back(smollm2: Path, tmp_path: Path) -> None:
@@ -250,7 +274,9 @@ def test_an_hf_folder_is_extended_by_its_config_alone(make_model: MakeModel, tmp
         assert (out / file.name).read_bytes() == file.read_bytes()
     before, after = ((p / "config.json").read_text() for p in (model, out))
     kept = [line.rstrip(",") for line in before.splitlines() if not any(k in line for k in ("max_position", "rope_"))]
-    assert [line for line in (line.rstrip(",") for line in after.splitlines()) if line in kept][: len(kept) - 1] == kept[:-1], "order and formatting stay"
+    assert [line for line in (line.rstrip(",") for line in after.splitlines()) if line in kept][: len(kept) - 1] == kept[:-1], (
+        "order and formatting stay"
+    )
     assert json.loads(after)["max_position_embeddings"] == 4 * CONTEXT
     assert (out / "generation_config.json").read_text() == '{"max_length": 256, "temperature": 0.60}'
     assert (out / "README.md").read_text() == "a card"
@@ -331,7 +357,9 @@ def test_the_papers_ramp_is_carried_as_tensors(make_model: MakeModel, tmp_path: 
     g = read_gguf(tmp_path / "out.gguf")
     assert g.get("llama.rope.scaling.type") == "none"
     assert g.get("llama.rope.scaling.attn_factor") == pytest.approx(m)
-    np.testing.assert_allclose(g.tensors["rope_freqs.weight"].read().view("<f4"), 10000.0 ** (-np.arange(0, 16, 2) / 16) / inv_freq, rtol=1e-7)
+    np.testing.assert_allclose(
+        g.tensors["rope_freqs.weight"].read().view("<f4"), 10000.0 ** (-np.arange(0, 16, 2) / 16) / inv_freq, rtol=1e-7
+    )
 
 
 def test_metadata_that_llama_cpp_would_ignore_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
@@ -347,7 +375,13 @@ def test_a_scaled_base_is_rescaled_or_composed(make_model: MakeModel, tmp_path: 
     model = make_model(config={"rope_scaling": yarn, "max_position_embeddings": 2 * CONTEXT})
     e = prepare(str(model), Options(scale=8)).extension
     assert (e.rope.original_context, e.context, e.rope.inner) == (CONTEXT, 8 * CONTEXT, None)
-    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": CONTEXT}
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": CONTEXT,
+    }
     model = make_model(name="l3", config={"rope_scaling": llama3, "max_position_embeddings": 512})
     conversion = prepare(str(model), Options(scale=4))
     rope = conversion.extension.rope

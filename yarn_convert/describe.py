@@ -105,9 +105,7 @@ def _hf_findings(c: Checkpoint) -> list[str]:
             if not value and loses != "nothing known":
                 found.append(f"{name} is missing: {loses} read it and would lose the scaling")
             elif value and not {"type", "rope_type"} <= set(value):
-                found.append(
-                    f"{name} lacks {' and '.join(sorted({'type', 'rope_type'} - set(value)))}: some readers know only that one"
-                )
+                found.append(f"{name} lacks {' and '.join(sorted({'type', 'rope_type'} - set(value)))}: some readers know only that one")
             elif value and isinstance(value.get("factor"), int):
                 found.append(f"{name}.factor is an integer: vLLM and SGLang want a float")
         wrong = {r: why for r, why in hf_verdicts(c.config, c.rope, c.context).items() if why}
