@@ -196,6 +196,12 @@ def test_mscale_gives_the_multiplier_when_attention_factor_does_not() -> None:
         ({**BASE, "rope_scaling": [4.0]}, FormatError, "rope_scaling"),
         ({**BASE, "rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, Unsupported, "full_attention"),
         ({**scaling(rope_type="linear", factor=4.0), "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, InputError, "disagree"),
+        (scaling(rope_type="linear", factor=4.0, rope_theta=5e5), InputError, "rope_theta"),
+        (
+            {**scaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=512), "original_max_position_embeddings": 2048},
+            InputError,
+            "original_max_position_embeddings",
+        ),
         ({**BASE, "max_position_embeddings": "8k"}, FormatError, "max_position_embeddings"),
         (
             scaling(rope_type="longrope", short_factor=[1.0] * 32, long_factor=[2.0] * 32, attention_factor=1.0, long_mscale=1.2),

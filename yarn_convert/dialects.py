@@ -111,6 +111,13 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
         keys = ", ".join(sorted(unknown))
         raise Unsupported(f"unknown keys for rope_type {kind!r}: {keys}", "they may change RoPE: remove them if they do not")
     given = {k: _typed(k, v) for k, v in spelling.items() if k not in ("rope_type", "type") and v is not None}
+    for key in ("rope_theta", "original_max_position_embeddings"):
+        top = config.get(key)
+        if key in given and top is not None and given[key] != top:
+            raise InputError(
+                f"{key} is {given[key]!r} in the RoPE object and {top!r} at the top of config.json: readers disagree",
+                "delete the wrong one",
+            )
     theta = number(_first("rope_theta", given, config, DEFAULT_THETA), "rope_theta")
     partial = number(_first("partial_rotary_factor", given, config, 1.0), "partial_rotary_factor")
     if not 0 < partial <= 1:
