@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "rope", "families", "tensors", "gguf_file", "json_text", "dtypes", "readers", "dialects", "source",
+    "errors", "rope", "families", "tensors", "gguf_file", "json_text", "dtypes", "readers.reading", "readers.rows", "readers.config", "readers.gguf", "readers", "dialects", "source",
     "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials", "tokenizers.reading",
     "tokenizers.writing", "tokenizers", "checkpoint",
     "targets.moving", "targets.plan", "targets.gguf", "targets.safetensors", "targets.in_place", "convert", "describe", "runtimes", "cli",

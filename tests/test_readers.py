@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from yarn_convert.errors import Unsupported
-from yarn_convert.readers import HF_READERS, Refuses, gguf_corrections, gguf_multiplier, read_config, read_gguf
+from yarn_convert.readers import HF_READERS, Refuses, read_config, read_gguf
+from yarn_convert.readers.gguf import gguf_corrections, gguf_multiplier
 from yarn_convert.rope import Rope, table
 
 DATA = json.loads((Path(__file__).parent / "data" / "readers.json").read_text())

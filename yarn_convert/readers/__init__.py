@@ -1,0 +1,16 @@
+"""What each runtime will compute from a config.json or from GGUF keys: its frequency table, multiplier and context.
+
+A writer that wants every runtime to agree has to know how each of them reads. `read_config` and `read_gguf` say it,
+without the runtimes: the arithmetic that they share is written once, and what sets them apart is a row of `HF_READERS`.
+The rows were checked against the runtimes' own code (`tests/data/readers.json`); `docs/formats.md` is the prose.
+
+The tables are float64. The runtimes work in float32, so theirs differ from these by a few units of 2^-24, times the
+factor where a YaRN ramp ends. Not modelled: models other than Llama and Mistral, and rope dicts per layer type.
+"""
+
+from .config import read_config
+from .gguf import read_gguf
+from .reading import Reading, Refuses
+from .rows import HF_READERS, Reader
+
+__all__ = ["HF_READERS", "Reader", "Reading", "Refuses", "read_config", "read_gguf"]

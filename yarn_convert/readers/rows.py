@@ -1,0 +1,196 @@
+"""How each runtime reads config.json, as data: one row a runtime, with the version and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How one runtime reads config.json. A place is "dict" (the rope dict it follows), "top" (config.json itself),
+    "rope_parameters", "max_position" (max_position_embeddings), or a number that it assumes."""
+
+    name: str
+    version: str
+    evidence: tuple[str, ...]  # file: function, in that version
+    dicts: tuple[str, ...]  # the rope dicts it knows; the first that is not empty is followed, alone
+    theta: tuple[str | float, ...]  # places of rope_theta, first found wins
+    types: Mapping[str, str]  # spelling -> method; any other spelling is refused
+    original: Mapping[str, tuple[str | float, ...]]  # method -> places of original_max_position_embeddings
+    temperature: tuple[str, ...]  # yarn: rules in order, see `yarn_multiplier`
+    longrope_multiplier: str  # "attention_factor", "mscale" or "lengths", see `longrope`
+    longrope_list: str  # which list serves a long text: see `longrope`
+    longrope_factor: tuple[str, ...] = ("lengths",)  # s of its default multiplier: rules in order
+    type_keys: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # model_type -> order of the two spellings
+    types_must_agree: bool = False
+    type_required: bool = False  # a rope dict without a type is an error, not "default"
+    defaults: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # method -> key -> assumed when absent
+    yarn_factor: str = "factor"  # "lengths": max_position/original wherever that is given; "null-lengths": for null
+    null_means_default: bool = False  # beta_fast, beta_slow
+    truncate: bool = True  # honours truncate: false
+    dynamic: str = "length"  # or "trained", "static": see `dynamic`
+    integer_linear: bool = True  # takes an integer factor for linear
+    head_dim_required: frozenset[str] = frozenset()  # methods that fail for Mistral when head_dim is absent
+    partial: tuple[str, tuple[str, ...]] = ("ignores", ())  # what it does with partial_rotary_factor, and its places
+    context_keys: tuple[str | int, ...] = ("max_position_embeddings",)  # of config.json, or a number that it assumes
+    context_rule: str = "given"  # or "vllm", "sglang", "none"
+    max_position: Mapping[str, int] = field(default_factory=dict)  # model_type -> assumed when absent
+    max_position_required: frozenset[str] = frozenset()  # methods that fail without it
+    ignores: Mapping[str, frozenset[str]] = field(default_factory=dict)  # method -> keys of the dict
+
+
+METHODS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+SPELLED = {name: name for name in METHODS}
+SCALED = ("yarn", "llama3", "longrope")
+HF_LENGTHS = {"llama": 2048, "mistral": 131072}
+TYPE_FIRST, TYPE_LAST = ("type", "rope_type"), ("rope_type", "type")
+MSCALES = frozenset({"short_mscale", "long_mscale"})
+V5 = "transformers 5.23 modeling_rope_utils.py: RotaryEmbeddingConfigMixin.convert_rope_params_to_dict"
+V5_READS: dict[str, Any] = {  # vLLM and SGLang load config.json through transformers 5: the three see one dict
+    "dicts": ("rope_scaling", "rope_parameters"),
+    "theta": ("dict", "top", 10000.0),
+    "original": dict.fromkeys(SCALED, ("top", "dict", "max_position")),
+    "max_position": HF_LENGTHS,
+}
+SGLANG_LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
+HF_READERS: Mapping[str, Reader] = {
+    row.name: row
+    for row in (
+        # Earlier ones differ in yarn: 4.45 to 4.50 take L from max_position_embeddings, 4.51 to 4.55 s from the lengths
+        Reader(
+            name="transformers-4",
+            version="4.57.6",
+            evidence=(
+                "modeling_rope_utils.py: _compute_*_parameters, longrope_frequency_update",
+                "models/llama/configuration_llama.py: LlamaConfig.__init__ (type overwrites rope_type)",
+                "models/llama/modeling_llama.py: LlamaRotaryEmbedding",
+            ),
+            dicts=("rope_scaling",),
+            theta=("top", 10000.0),
+            types=SPELLED,
+            type_keys={"llama": TYPE_FIRST},
+            type_required=True,
+            original={"yarn": ("dict", "max_position"), "llama3": ("dict",), "longrope": ("top", "max_position")},
+            temperature=("attention_factor", "ratio"),
+            longrope_multiplier="attention_factor",
+            longrope_factor=("lengths-of-top", "factor"),
+            longrope_list="length",
+            null_means_default=True,
+            head_dim_required=frozenset({"dynamic", "yarn", "longrope"}),
+            partial=("refuses", ("top",)),
+            max_position=HF_LENGTHS,
+            ignores={"longrope": MSCALES | {"original_max_position_embeddings"}},
+        ),
+        Reader(
+            **V5_READS,
+            name="transformers-5",
+            version="5.23.0",
+            evidence=(V5, "modeling_rope_utils.py: _compute_*_parameters, longrope_frequency_update"),
+            types=SPELLED,
+            temperature=("attention_factor", "ratio"),
+            longrope_multiplier="attention_factor",
+            longrope_factor=("factor", "lengths"),
+            longrope_list="length",
+            yarn_factor="null-lengths",
+            null_means_default=True,
+            partial=("refuses-scaled", ("dict", "top")),
+            ignores={"longrope": MSCALES},
+        ),
+        Reader(
+            **V5_READS,
+            name="vllm",
+            version="0.33.0",
+            evidence=(
+                V5,
+                "vllm/transformers_utils/config.py: patch_rope_parameters, patch_legacy_rope_type",
+                "vllm/model_executor/layers/rotary_embedding/__init__.py: get_rope, and the classes it makes",
+                "vllm/config/model.py: _get_and_verify_max_len",
+            ),
+            types={**SPELLED, "su": "longrope"},
+            types_must_agree=True,
+            temperature=("attention_factor", "ratio"),
+            longrope_multiplier="mscale",
+            longrope_list="context",
+            dynamic="trained",
+            integer_linear=False,
+            partial=("rotates", ("dict", "top")),
+            context_keys=("max_position_embeddings", "max_seq_len", "seq_length", "max_sequence_length"),
+            context_rule="vllm",
+            ignores={"longrope": frozenset({"attention_factor"}), "dynamic": frozenset({"factor"})},
+        ),
+        Reader(
+            **V5_READS,
+            name="sglang",
+            version="0.5.23",
+            evidence=(
+                V5,
+                "sglang/srt/models/llama.py: LlamaDecoderLayer, LlamaAttention",
+                "sglang/srt/layers/rotary_embedding/factory.py: get_rope; yarn.py, rope_variant.py, base.py",
+                "sglang/srt/utils/hf_transformers/common.py: get_context_length",
+            ),
+            types=SPELLED,
+            temperature=("ratio-of-any", "times-attn_factor"),
+            longrope_multiplier="mscale",
+            longrope_list="position",
+            dynamic="static",
+            integer_linear=False,
+            context_keys=SGLANG_LENGTHS,
+            context_rule="sglang",
+            ignores={"yarn": frozenset({"attention_factor"}), "longrope": frozenset({"attention_factor"})},
+        ),
+        Reader(
+            name="mlx-lm",
+            version="0.32.2",
+            evidence=(
+                "mlx_lm/models/llama.py: ModelArgs, Attention (mistral is remapped to llama in mlx_lm/utils.py)",
+                "mlx_lm/models/rope_utils.py: initialize_rope, YarnRoPE, SuScaledRoPE, Llama3RoPE",
+            ),
+            dicts=("rope_scaling",),
+            theta=("top", 10000.0),
+            types=SPELLED,
+            type_keys={"llama": TYPE_FIRST, "mistral": TYPE_FIRST},
+            original={"yarn": ("dict", 4096), "llama3": ("dict", 8192), "longrope": ("dict",)},
+            defaults={"llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+            temperature=("ratio-1-0",),
+            longrope_multiplier="lengths",
+            longrope_list="always",
+            truncate=False,
+            max_position_required=frozenset({"dynamic", "longrope"}),
+            context_rule="none",
+            ignores={
+                "yarn": frozenset({"attention_factor", "truncate"}),
+                "longrope": MSCALES | {"attention_factor", "short_factor"},
+            },
+        ),
+        Reader(
+            name="exllamav3",
+            version="1.4.1",
+            evidence=(
+                "exllamav3/model/config.py: Config.read_rope_settings_default",
+                "exllamav3/util/rope.py: RoPE.__init__, _rope_params_*, yarn_inv_freq",
+                "exllamav3/architecture/llama.py: LlamaConfig",
+            ),
+            dicts=("rope_scaling", "rope_parameters"),
+            theta=("top", "rope_parameters", 10000.0),
+            types={**{k: v for k, v in SPELLED.items() if k != "dynamic"}, "su": "longrope"},
+            original={"yarn": ("dict", "max_position"), "llama3": ("dict", 8192), "longrope": ("dict", "top")},
+            defaults={
+                "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+                "linear": {"factor": 1.0},
+            },
+            temperature=("attention_factor",),
+            longrope_multiplier="lengths",
+            longrope_list="max_position",
+            yarn_factor="lengths",
+            partial=("rotates", ("top", "rope_parameters")),
+            max_position_required=frozenset({"yarn", "longrope"}),
+            context_keys=("max_position_embeddings", 8192),
+            ignores={
+                "yarn": frozenset({"factor", "mscale", "mscale_all_dim"}),
+                "longrope": MSCALES | {"attention_factor"},
+            },
+        ),
+    )
+}
