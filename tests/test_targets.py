@@ -547,3 +547,20 @@ def test_a_missing_model_gets_a_suggestion() -> None:
     with pytest.raises(InputError) as e:
         prepare("lama2-7b", Options(scale=4))
     assert "llama2-7b" in e.value.hint
+
+
+def test_an_unknown_pre_tokenizer_is_refused_until_it_is_named(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Punctuation", "behavior": "Isolated"}, tokenizer["pre_tokenizer"]],
+    }
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(Unsupported, match="Punctuation") as e:
+        run(model, tmp_path / "out.gguf", scale=4)
+    assert "--pretokenizer" in e.value.hint
+    run(model, tmp_path / "out.gguf", scale=4, pretokenizer="smollm")
+    assert read_gguf(tmp_path / "out.gguf").get("tokenizer.ggml.pre") == "smollm"
+    with pytest.raises(UsageError, match="--pretokenizer"):
+        run(model, tmp_path / "hf", scale=4, pretokenizer="smollm")

@@ -58,6 +58,9 @@ def convert(
     carry: Annotated[str, typer.Option(help="auto, metadata (YaRN keys) or tensors (the frequencies themselves).")] = "auto",
     outtype: Annotated[str, typer.Option(help="auto (keep), f32, f16, bf16, q8_0.")] = "auto",
     sliding_window: Annotated[str, typer.Option(help="keep, or off: extend with full attention (Mistral v0.1).")] = "keep",
+    pretokenizer: Annotated[
+        Optional[str], typer.Option(help="For GGUF: the name of a pre-tokenizer that is not recognized.", show_default=False)
+    ] = None,
     cos_sin: Annotated[bool, typer.Option("--cos-sin", help="With tensors: also the cos and sin caches, in rope.safetensors.")] = False,
     link: Annotated[bool, typer.Option("--link", help="Hard-link unchanged weight files instead of copying them.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Change the .gguf file itself; its tensor data does not move.")] = False,
@@ -73,7 +76,7 @@ def convert(
 
     options = Options(
         scale, context, method, out, output, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate, carry,
-        outtype, sliding_window, cos_sin, link, in_place, hash_, force,
+        outtype, sliding_window, pretokenizer, cos_sin, link, in_place, hash_, force,
     )  # fmt: skip
     conversion = prepare(model, options, revision, weights=not dry_run)
     if not dry_run:

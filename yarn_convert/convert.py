@@ -19,7 +19,7 @@ from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_place
 from .targets.moving import MANIFEST, CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute
-from .targets.plan import CARRIERS, Plan
+from .targets.plan import CARRIERS, Plan, Request
 from .targets.safetensors import plan_safetensors
 
 EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explicit"))
@@ -47,6 +47,7 @@ class Options:
     carry: str = "auto"
     outtype: str = "auto"
     sliding_window: str = "keep"
+    pretokenizer: str | None = None
     cos_sin: bool = False
     link: bool = False
     in_place: bool = False
@@ -211,27 +212,11 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
         raise UsageError(f"the output {out} is not named .gguf", f"-o {out}.gguf, or --out safetensors")
     if fmt == "safetensors" and out.suffix == ".gguf":
         raise UsageError(f"the output {out} is named like a GGUF file", "--out gguf, or another name for the folder")
-    recipe = recipe_of(extension.rope)
-    if options.sliding_window == "off" and c.sliding_window:
-        c = replace(c, config={**c.config, "sliding_window": None}) if fmt == "gguf" else c
-    if fmt == "gguf":
-        if options.cos_sin:
-            raise UsageError("--cos-sin belongs to safetensors with --carry tensors", "no GGUF reader takes such caches")
-        plan = plan_gguf(c, extension.rope, extension.context, out, options.carry, options.outtype, recipe)
-    else:
-        plan = plan_safetensors(
-            c,
-            extension.rope,
-            extension.context,
-            out,
-            options.carry,
-            options.outtype,
-            recipe,
-            options.cos_sin,
-            options.sliding_window == "off",
-        )
-        if options.cos_sin and plan.carrier != "tensors":
-            raise UsageError("--cos-sin belongs to --carry tensors", "add --carry tensors")
+    request = Request(
+        extension.rope, extension.context, out, recipe_of(extension.rope), options.carry, options.outtype, options.cos_sin,
+        options.sliding_window == "off", options.pretokenizer,
+    )  # fmt: skip
+    plan = plan_gguf(c, request) if fmt == "gguf" else plan_safetensors(c, request)
     if options.link and not any(isinstance(job, CopyFile) and job.name.endswith(".safetensors") for job in plan.jobs):
         raise UsageError("there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors")
     return Conversion(c, extension, replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options))), options)

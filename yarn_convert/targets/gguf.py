@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from .. import tokenizers
 from ..checkpoint import Checkpoint
 from ..dialects import ROPE_FREQS, positive_int
-from ..errors import Inexpressible, Unsupported
+from ..errors import Inexpressible, Unsupported, UsageError
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, encode_header, nbytes_of
-from ..rope import Array, Rope
+from ..rope import Array
 from ..tensors import Tensor, in_memory
 from .moving import Piece, WriteTensors
-from .plan import Plan, carry_gguf, check_outtype, target_dtype
+from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
 RECIPE = "yarn_convert.recipe"  # our own GGUF key: the canonical recipe as JSON, so that the file says what was meant
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama.h, enum llama_ftype
 QUANTIZATION_VERSION = 2  # ggml.h, GGML_QNT_VERSION
 
 
-def plan_gguf(c: Checkpoint, rope: Rope, context: int, out: Path, carry: str, outtype: str, recipe: Mapping[str, Any]) -> Plan:
-    """The plan of one GGUF file. Raises Inexpressible when llama.cpp could not compute `rope`, or not this model, from it."""
-    check_outtype(outtype, "gguf")
-    _check_computable(c, context)
-    carrier, keys, freqs = carry_gguf(c, rope, context, carry)
-    tensors = [_piece(c, name, t, outtype) for name, t in c.tensor_by_gguf_name().items()]
-    fields = _from_gguf(c, tensors, outtype) if c.gguf else _from_hf(c, tensors)
-    fields = with_rope(fields, keys, recipe)
+def plan_gguf(c: Checkpoint, r: Request) -> Plan:
+    """The plan of one GGUF file.
+
+    Raises Inexpressible when llama.cpp could not compute the RoPE, or not this model, from it.
+    """
+    check_outtype(r.outtype, "gguf")
+    if r.cos_sin:
+        raise UsageError("--cos-sin belongs to safetensors with --carry tensors", "no GGUF reader takes such caches")
+    _check_computable(c, r)
+    carrier, keys, freqs = carry_gguf(c, r.rope, r.context, r.carry)
+    tensors = [_piece(c, name, t, r.outtype) for name, t in c.tensor_by_gguf_name().items()]
+    fields = _from_gguf(c, tensors, r) if c.gguf else _from_hf(c, tensors, r)
+    fields = with_rope(fields, keys, r.recipe)
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
-    job = gguf_job(out.name, fields, with_freqs(tensors, freqs, c), alignment)
+    job = gguf_job(r.out.name, fields, with_freqs(tensors, freqs, c), alignment)
     identical = all(p.source.dtype == p.target.dtype for p in tensors)
-    return Plan(out, "gguf", rope, context, carrier, {"llama.cpp": ""}, (job,), outtype, identical, tuple(_notes(c, tensors)))
+    return Plan(r.out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, (job,), r.outtype, identical, tuple(_notes(tensors)))
 
 
 def gguf_job(name: str, fields: Mapping[str, Field | Value], pieces: list[Piece], alignment: int) -> WriteTensors:
@@ -75,7 +79,7 @@ def _piece(c: Checkpoint, name: str, t: Tensor, outtype: str) -> Piece:
     return Piece(Tensor(name, dtype, shape, nbytes_of(dtype, shape)), t, heads)
 
 
-def _check_computable(c: Checkpoint, context: int) -> None:
+def _check_computable(c: Checkpoint, r: Request) -> None:
     """Raise Inexpressible for what llama.cpp's graph of this architecture does not compute."""
     for key, values in c.family.fixed.items():
         value = c.config.get(key)
@@ -83,22 +87,24 @@ def _check_computable(c: Checkpoint, context: int) -> None:
             raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {key} = {value!r}", "--out safetensors")
     if c.rope.rotary_dim != c.head_dim:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
-    if c.sliding_window and c.sliding_window < context:
+    if c.sliding_window and c.sliding_window < r.context and not r.full_attention:
         raise Inexpressible(
             f"llama.cpp's architecture {c.family.gguf_arch!r} has no sliding window, and this model's is {c.sliding_window:,} tokens",
             "--sliding-window off extends it with full attention, as the YaRN authors did with Mistral",
         )
 
 
-def _from_gguf(c: Checkpoint, pieces: list[Piece], outtype: str) -> dict[str, Field | Value]:
+def _from_gguf(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field | Value]:
     assert c.gguf is not None
+    if r.pretokenizer:
+        raise UsageError("--pretokenizer names the pre-tokenizer of tokenizer.json", "a GGUF has its own: leave it out")
     fields: dict[str, Field | Value] = dict(c.gguf.fields)
-    if outtype != "auto":
+    if r.outtype != "auto":
         fields["general.file_type"] = Value("u32", _file_type(pieces))
     return fields
 
 
-def _from_hf(c: Checkpoint, pieces: list[Piece]) -> dict[str, Field | Value]:
+def _from_hf(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field | Value]:
     arch = c.family.gguf_arch
     fields: dict[str, Field | Value] = {
         "general.architecture": Value("str", arch),
@@ -112,7 +118,7 @@ def _from_hf(c: Checkpoint, pieces: list[Piece]) -> dict[str, Field | Value]:
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
     fields["general.file_type"] = Value("u32", _file_type(pieces))
     fields["general.quantization_version"] = Value("u32", QUANTIZATION_VERSION)
-    vocabulary = tokenizers.to_gguf(c.source.path, c.config)
+    vocabulary = tokenizers.to_gguf(c.source.path, c.config, pre=r.pretokenizer)
     return fields | {k: Value(kind, data) for k, (kind, data) in vocabulary.items()}
 
 
@@ -137,7 +143,7 @@ def _file_type(pieces: list[Piece]) -> int:
     return FILE_TYPES[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
-def _notes(c: Checkpoint, pieces: list[Piece]) -> list[str]:
+def _notes(pieces: list[Piece]) -> list[str]:
     requantized = any(p.source.dtype not in ("F32", "F16", "BF16", p.target.dtype) for p in pieces)
     fallback = [p for p in pieces if p.target.dtype == "F16" and p.source.dtype not in ("F16",) and p.target.shape[-1] % 32]
     notes = ["the base is quantized already: changing its type cannot bring back what it lost"] if requantized else []

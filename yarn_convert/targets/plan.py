@@ -21,6 +21,21 @@ DECISIVE = "transformers-5"  # an HF folder that this reader would compute other
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What a target is asked to write: `rope` over `context` tokens, to `out`, and how. `recipe` is `rope` as JSON."""
+
+    rope: Rope
+    context: int
+    out: Path
+    recipe: Mapping[str, Any]
+    carry: str = "auto"
+    outtype: str = "auto"
+    cos_sin: bool = False
+    full_attention: bool = False
+    pretokenizer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A conversion, ready to run. `verdicts`: reader -> "" if it computes `rope` exactly from the output, else why not.
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from .. import tokenizers
 from ..checkpoint import Checkpoint
-from ..errors import InputError, Unsupported
+from ..errors import InputError, Unsupported, UsageError
 from ..json_text import edit
-from ..rope import Rope, table
+from ..rope import table
 from ..tensors import SAFETENSORS_BITS, Tensor, in_memory, inside, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors
-from .plan import Plan, carry_hf, check_outtype, exact_in_llama_cpps_converter
+from .plan import Plan, Request, carry_hf, check_outtype, exact_in_llama_cpps_converter
 
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
 KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md", "USE_POLICY*")
@@ -25,27 +25,27 @@ ROPE_FILE = "rope.safetensors"
 ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
 
 
-def plan_safetensors(
-    c: Checkpoint, rope: Rope, context: int, out: Path, carry: str, outtype: str, recipe: Mapping[str, Any], cos_sin: bool,
-    sliding_window_off: bool,
-) -> Plan:  # fmt: skip
-    """The plan of a folder. Raises Inexpressible when transformers could not compute `rope` from its config.json."""
-    check_outtype(outtype, "safetensors")
-    config = _new_config(c, outtype) if c.gguf else dict(c.config)
-    carrier, changes, verdicts = carry_hf(c, config, rope, context, carry)
-    if sliding_window_off and config.get("sliding_window"):
+def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
+    """The plan of a folder. Raises Inexpressible when transformers could not compute the RoPE from its config.json."""
+    check_outtype(r.outtype, "safetensors")
+    if r.pretokenizer:
+        raise UsageError("--pretokenizer is for --out gguf", "tokenizer.json says it itself: leave it out")
+    config = _new_config(c, r.outtype) if c.gguf else dict(c.config)
+    carrier, changes, verdicts = carry_hf(c, config, r.rope, r.context, r.carry)
+    if r.cos_sin and carrier != "tensors":
+        raise UsageError("--cos-sin belongs to --carry tensors", "add --carry tensors")
+    if r.full_attention and config.get("sliding_window"):
         changes["sliding_window"] = None
-    if outtype != "auto":
-        changes["dtype" if "dtype" in config else "torch_dtype"] = TORCH_NAMES[outtype.upper()]
+    if r.outtype != "auto":
+        changes["dtype" if "dtype" in config else "torch_dtype"] = TORCH_NAMES[r.outtype.upper()]
     text = json.dumps(config, indent=2) + "\n" if c.gguf else inside(c.source.path, "config.json").read_text("utf-8")
-    jobs: list[Job] = [WriteBytes("config.json", edit(text, changes).encode())]
-    weights, identical = _weights(c, outtype)
-    jobs += weights
-    jobs += _from_gguf(c, context) if c.gguf else _kept_files(c, context)
+    weights, identical = _weights(c, r.outtype)
+    jobs: list[Job] = [WriteBytes("config.json", edit(text, changes).encode()), *weights]
+    jobs += _from_gguf(c, r.context) if c.gguf else _kept_files(c, r.context)
     if carrier == "tensors":
-        jobs.append(_rope_file(rope, context, recipe, cos_sin))
-    notes = (ONLY_OURS,) if carrier == "tensors" or not exact_in_llama_cpps_converter(rope) else ()
-    return Plan(out, "safetensors", rope, context, carrier, verdicts, tuple(jobs), outtype, identical, notes)
+        jobs.append(_rope_file(r))
+    notes = (ONLY_OURS,) if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else ()
+    return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, notes)
 
 
 def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
@@ -181,21 +181,17 @@ def _from_gguf(c: Checkpoint, context: int) -> list[Job]:
     return [WriteBytes(name, data) for name, data in files.items()]
 
 
-def _rope_file(rope: Rope, context: int, recipe: Mapping[str, Any], cos_sin: bool) -> Job:
+def _rope_file(r: Request) -> Job:
     """`rope.safetensors`: the table in float64, the multiplier and recipe in its metadata, and the caches on request.
 
     The names are those that vLLM's and SGLang's loaders skip when they read every .safetensors of a folder.
     """
-    inv_freq, multiplier = table(rope)
+    inv_freq, multiplier = table(r.rope)
     arrays = {"rotary_emb.inv_freq": (inv_freq, "F64")}
-    if cos_sin:
-        angles = np.arange(context, dtype=np.float64)[:, None] * inv_freq
+    if r.cos_sin:
+        angles = np.arange(r.context, dtype=np.float64)[:, None] * inv_freq
         arrays["rotary_emb.cos_cached"] = ((np.cos(angles) * multiplier).astype("<f4"), "F32")
         arrays["rotary_emb.sin_cached"] = ((np.sin(angles) * multiplier).astype("<f4"), "F32")
     pieces = [Piece(t, t) for t in (in_memory(name, a, dtype) for name, (a, dtype) in arrays.items())]
-    metadata = {
-        "attention_factor": repr(multiplier),
-        "recipe": json.dumps(recipe),
-        "cos_sin": f"float32[{context}, D/2]" if cos_sin else "none",
-    }
+    metadata = {"attention_factor": repr(multiplier), "recipe": json.dumps(r.recipe)}
     return _shard(ROPE_FILE, pieces, metadata)
