@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,24 @@ from typing import Any
 import numpy as np
 
 from . import dialects, families
-from .errors import FormatError, InputError, Unsupported
+from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family
 from .gguf_file import Gguf, read_gguf
-from .rope import Rope
+from .rope import Rope, rope_of, table
 from .source import Source
 from .tensors import Tensor, inside, load_json, read_folder
+
+MANIFEST = "yarn_convert.json"  # what yarn-convert leaves beside the weights
+RECIPE = "yarn_convert.recipe"  # and in a GGUF: the canonical recipe as JSON, so that the file says what was meant
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A base model. `tensors` has the format's own names; `hparams` config.json's names, whatever the format.
 
-    `config` is the parsed config.json, or the GGUF's fields as plain values but for the vocabulary. `context` is the
-    length in tokens that the model says it serves. `ignored` lists RoPE keys that the format's main reader does not read.
+    `config` is the parsed config.json with the family's defaults, or the GGUF's fields as plain values but for the
+    vocabulary. `context` is the length in tokens that the model says it serves. `ignored` lists RoPE keys that the
+    format's main reader does not read. `ours`: the recipe is the one that yarn-convert left beside or in the file.
     """
 
     source: Source
@@ -36,6 +41,7 @@ class Checkpoint:
     weight_files: tuple[Path, ...]
     gguf: Gguf | None
     ignored: tuple[str, ...] = ()
+    ours: bool = False
 
     @property
     def layers(self) -> int:
@@ -52,8 +58,15 @@ class Checkpoint:
     @property
     def sliding_window(self) -> int | None:
         """The attention window in tokens where one is active, as in Mistral v0.1."""
-        window = self.config.get("sliding_window")
-        return int(window) if isinstance(window, int) and self.config.get("use_sliding_window", True) else None
+        window = self.config.get("sliding_window") if self.family.windowed and self.gguf is None else None
+        return int(window) if window is not None else None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that `Family.shapes` speaks of."""
+        h = self.hparams
+        heads = {"q": self.heads("q") * self.head_dim, "kv": self.heads("k") * self.head_dim}
+        return {"vocab": h["vocab_size"], "hidden": h["hidden_size"], "ff": h["intermediate_size"], **heads}
 
     def kv_bytes(self, context: int, element: int = 2) -> int:
         """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16)."""
@@ -65,7 +78,7 @@ class Checkpoint:
             return dict(self.tensors)
         tied = self.hparams["tie_word_embeddings"]
         named = {self.family.gguf_name(name): t for name, t in self.tensors.items()}
-        # Readers of a tied model take the embedding for the head, whatever a stray lm_head.weight holds.
+        # A tied model's head is its embedding; `targets.gguf` has made sure that a stray lm_head.weight is the same.
         return {name: t for name, t in named.items() if name and not (tied and name == "output.weight")}
 
 
@@ -81,7 +94,9 @@ def open_checkpoint(source: Source) -> Checkpoint:
 def _open_folder(source: Source) -> Checkpoint:
     config = load_json(inside(source.path, "config.json"))
     family = families.for_config(config)
+    config = {**family.defaults, **config}
     rope, context = dialects.hf_read(config), dialects.hf_context(config)
+    rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
     if source.original_context and rope.method == "none":
         rope = Rope("none", rope.theta, rope.rotary_dim, source.original_context)
     if source.headers is not None:
@@ -93,7 +108,7 @@ def _open_folder(source: Source) -> Checkpoint:
         "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
-    checkpoint = Checkpoint(source, family, rope, context, hparams, config, tensors, tuple(files), None)
+    checkpoint = Checkpoint(source, family, rope, context, hparams, config, tensors, tuple(files), None, (), ours)
     _check(checkpoint)
     return checkpoint
 
@@ -124,9 +139,10 @@ def _open_gguf(source: Source) -> Checkpoint:
             )
         values = rope_freqs.read().view(np.float32).astype(np.float64)
     rope, ignored = dialects.gguf_read(keys, arch, rotary_dim, values)
+    rope, ours = _left_recipe(keys.get(RECIPE), rope)
     tensors = {name: t for name, t in gguf.tensors.items() if name != dialects.ROPE_FREQS}
     checkpoint = Checkpoint(
-        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, (source.path,), gguf, tuple(ignored)
+        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, (source.path,), gguf, tuple(ignored), ours
     )
     _check(checkpoint)
     return checkpoint
@@ -146,20 +162,54 @@ def _check(c: Checkpoint) -> None:
         named: Mapping[str, Tensor] = c.tensors
     else:
         named = c.tensor_by_gguf_name()
-    if c.source.headers is None or c.tensors:
-        if c.layers > len(named):
-            raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
-        missing = [name for name in c.family.required(c.layers) if name not in named]
-        if missing:
-            raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
+    if c.source.headers is not None and not c.tensors:
+        return
+    if c.layers > len(named):
+        raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
+    required = c.family.required(c.layers) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
+    missing = [name for name in required if name not in named]
+    if missing:
+        raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
     for name, t in named.items():
-        if transform := c.family.transform(name):
-            rows = c.heads(transform[-1]) * c.head_dim
-            if t.shape[:1] != (rows,):
-                raise FormatError(
-                    f"{t.name} has the shape {list(t.shape)}, but the heads in the config need {rows:,} rows",
-                    "config and weights do not belong together",
-                )
+        _check_tensor(c, name, t)
+
+
+def _check_tensor(c: Checkpoint, name: str, t: Tensor) -> None:
+    """Raise FormatError for a tensor that the config does not describe: a layer too many, another shape, a bias switched off."""
+    parts = name.split(".")
+    in_block = parts[0] == "blk"
+    if in_block and int(parts[1]) >= c.layers:
+        raise FormatError(f"{t.name} is in a layer beyond the {c.layers} of the config", MISMATCH)
+    expected = tuple(c.sizes[size] for size in c.family.shapes[".".join(parts[2:] if in_block else parts)])
+    if t.shape != expected:
+        raise FormatError(f"{t.name} has the shape {list(t.shape)}, the config describes {list(expected)}", MISMATCH)
+    switched_on = {part for switch, on in c.family.biases.items() if c.config.get(switch) for part in on}
+    if c.gguf is None and parts[-1] == "bias" and parts[-2] not in switched_on:
+        raise FormatError(f"config.json does not turn on the bias {t.name}: transformers drops it, other readers may not", MISMATCH)
+
+
+MISMATCH = "config and weights do not belong together"
+
+
+def _left_recipe(recipe: Any, rope: Rope) -> tuple[Rope, bool]:
+    """(the recipe that yarn-convert left, True) where it gives the very table that the file carries, else (`rope`, False).
+
+    A file cannot spell everything: the new base of ntk-aware hides the old one, explicit frequencies their method.
+    """
+    try:
+        left = rope_of(json.loads(recipe) if isinstance(recipe, str) else recipe)
+        if dialects.same(table(left), table(rope)):
+            return left, True
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, YarnConvertError):
+        pass  # absent, or not ours
+    return rope, False
+
+
+def _manifest_recipe(folder: Path) -> Any:
+    try:
+        return load_json(inside(folder, MANIFEST)).get("recipe")
+    except (InputError, OSError):
+        return None
 
 
 def _check_eps(value: Any) -> None:

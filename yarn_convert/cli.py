@@ -139,8 +139,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def plan_json(conversion: Any) -> dict[str, Any]:
-    from .convert import recipe_of
-    from .rope import table
+    from .rope import recipe_of, table
 
     plan = conversion.plan
     return {
@@ -174,7 +173,9 @@ def plan_lines(conversion: Any) -> list[str]:
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         + f"; cos and sin × {table(plan.rope).multiplier:.6g}",
         f"carrier   {plan.carrier} in {plan.format}; weights {'byte-identical' if plan.identical else 'converted'}",
-        "KV cache  " + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in (plan.rope.original_context, plan.context)) + " tokens (f16)",
+        "KV cache  "
+        + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in sorted({plan.rope.original_context, plan.context}))
+        + " tokens (f16)",
         f"output    {plan.out} ({human(plan.bytes)})",
     ]
     exact = [name for name, why in plan.verdicts.items() if not why]

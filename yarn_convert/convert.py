@@ -12,13 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import MANIFEST, Checkpoint, open_checkpoint
+from .dialects import ROPE_FREQS
 from .errors import OutputError, UsageError
-from .rope import BAKED, METHODS, Rope, bake, check, table
+from .rope import BAKED, METHODS, Rope, bake, check, recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_place
-from .targets.moving import MANIFEST, CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute
+from .targets.moving import CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute
 from .targets.plan import CARRIERS, Plan, Request
 from .targets.safetensors import plan_safetensors
 
@@ -73,28 +74,36 @@ def extend(c: Checkpoint, options: Options) -> Extension:
     """
     _check_options(options)
     if options.method == "none":
+        if options.original_context is not None:
+            raise UsageError("--method none keeps the base's RoPE as it is", "leave out --original-context")
         if c.ignored:
             raise UsageError(
                 f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}",
                 "say what is meant with --method yarn and its options",
             )
         return Extension(c.rope, c.context, c.context / c.rope.original_context)
-    composed = c.rope.method not in REPLACED
+    composed = not c.ours and c.rope.method not in REPLACED
     own = c.context if composed else c.rope.original_context
     original = own if options.original_context is None else options.original_context
     context, s, notes = _lengths(original, options)
+    if composed and context <= c.context:
+        raise UsageError(
+            f"{context:,} tokens is no extension: the base already serves {c.context:,} by its own {c.rope.method} scaling", "choose more"
+        )
     params: dict[str, Any] = {} if options.method in BAKED else {"factor": s}
     for name in ("beta_fast", "beta_slow", "attention_factor"):
         if getattr(options, name) is not None:
             params[name] = float(getattr(options, name))
     params |= {"ramp": options.ramp} if options.ramp != "index" else {}
     params |= {} if options.truncate else {"truncate": False}
-    rope = Rope(options.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else None)
+    rope = Rope(options.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else c.rope.inner)
     if options.method in BAKED:
         rope = bake(rope, context)
         notes.append(
             f"{options.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too"
         )
+    if composed and c.rope.method == "longrope":
+        notes.append("the base's longrope switches lists with the length of the text: its long list is used for every length now")
     if composed:
         notes.append(
             f"the base's own {c.rope.method} scaling stays: {rope.method} is applied to its effective frequencies over {original:,} tokens"
@@ -207,13 +216,13 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
     if options.in_place:
         _check_in_place(c, options, fmt, model)
-    out = (options.output or default_output(c, extension, options, fmt)).expanduser()
+    out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
     if fmt == "gguf" and out.suffix != ".gguf":
         raise UsageError(f"the output {out} is not named .gguf", f"-o {out}.gguf, or --out safetensors")
     if fmt == "safetensors" and out.suffix == ".gguf":
         raise UsageError(f"the output {out} is named like a GGUF file", "--out gguf, or another name for the folder")
     request = Request(
-        extension.rope, extension.context, out, recipe_of(extension.rope), options.carry, options.outtype, options.cos_sin,
+        extension.rope, extension.context, out, recipe_of(extension.rope), _carry(c, options), options.outtype, options.cos_sin,
         options.sliding_window == "off", options.pretokenizer,
     )  # fmt: skip
     plan = plan_gguf(c, request) if fmt == "gguf" else plan_safetensors(c, request)
@@ -229,6 +238,8 @@ def convert(model: str, options: Options, revision: str | None = None, progress:
 
 
 def _window_note(c: Checkpoint, e: Extension, o: Options) -> list[str]:
+    if o.sliding_window == "off" and c.sliding_window:
+        return [f"the sliding window of {c.sliding_window:,} tokens is turned off: every token sees all before it"]
     if o.sliding_window == "keep" and c.sliding_window and c.sliding_window < e.context:
         return [
             f"attention keeps its sliding window of {c.sliding_window:,} tokens: "
@@ -261,6 +272,11 @@ def _inputs(c: Checkpoint) -> list[Path]:
 # -- in place ---------------------------------------------------------------------------------------------------------
 
 
+def _carry(c: Checkpoint, o: Options) -> str:
+    """Frequencies that lie in the file as a tensor can be replaced in place, but not taken out."""
+    return "tensors" if o.in_place and o.carry == "auto" and c.gguf and ROPE_FREQS in c.gguf.tensors else o.carry
+
+
 def _check_in_place(c: Checkpoint, o: Options, fmt: str, model: str) -> None:
     if not c.source.is_gguf or fmt != "gguf" or not Path(model).expanduser().is_file():
         raise UsageError("--in-place changes a .gguf file given by its path", "leave it out to write a new output")
@@ -275,6 +291,8 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
     assert fields is not None
     journal = plan_in_place(c.gguf, fields, [p for p, _ in job.pieces])
     run_in_place(c.source.path, journal)
+    written = replace(job, size=c.source.path.stat().st_size)  # the header is padded to where the data begins
+    conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written,)))
     manifest = _manifest(conversion, {job.name: "in place"}, c.source.path.parent)
     try:
         manifest_path(c.source.path).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -292,25 +310,6 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
 def manifest_path(out: Path) -> Path:
     """Where the manifest of an output lies: in the folder, or beside the .gguf file."""
     return out.with_name(f"{out.stem}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
-
-
-def recipe_of(rope: Rope) -> dict[str, Any]:
-    """A recipe as JSON."""
-    fields: dict[str, Any] = {
-        "method": rope.method,
-        "rope_theta": rope.theta,
-        "rotary_dim": rope.rotary_dim,
-        "original_context": rope.original_context,
-        "params": dict(rope.params),
-    }
-    return fields | ({"inner": recipe_of(rope.inner)} if rope.inner else {})
-
-
-def rope_of(recipe: Mapping[str, Any]) -> Rope:
-    """The inverse of `recipe_of`."""
-    params = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["params"].items()}
-    inner = rope_of(recipe["inner"]) if "inner" in recipe else None
-    return Rope(recipe["method"], recipe["rope_theta"], recipe["rotary_dim"], recipe["original_context"], params, inner)
 
 
 def _manifest(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> dict[str, Any]:

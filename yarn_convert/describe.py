@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import Checkpoint
-from .convert import recipe_of
-from .rope import Rope, geometric, table
+from .rope import Rope, geometric, recipe_of, table
 from .targets.plan import hf_verdicts
 
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12
@@ -81,7 +80,7 @@ def findings(c: Checkpoint) -> list[str]:
     factor = c.rope.params.get("factor")
     if isinstance(factor, float) and c.rope.method in ("yarn", "ntk-by-parts"):
         expected = c.rope.original_context * factor
-        if c.context != expected:
+        if not math.isclose(c.context, expected, rel_tol=1e-6):
             key = "context_length" if c.gguf else "max_position_embeddings"
             found.append(f"{key} is {c.context:,}, not factor × original = {factor:g} × {c.rope.original_context:,} = {expected:,.0f}")
     if c.sliding_window and c.sliding_window < c.context:

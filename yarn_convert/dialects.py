@@ -102,7 +102,13 @@ def _usable(rope: Rope, where: str) -> Rope:
 
 
 def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
-    kind = spelling.get("rope_type", spelling.get("type", "default"))
+    kinds = [spelling[k] for k in ("rope_type", "type") if spelling.get(k) is not None]
+    if len({HF_METHODS.get(k) if isinstance(k, str) else None for k in kinds}) > 1:
+        raise InputError(
+            f"rope_type {kinds[0]!r} and type {kinds[1]!r} disagree in config.json, and readers take one or the other",
+            "delete the wrong one",
+        )
+    kind = kinds[0] if kinds else spelling.get("rope_type", spelling.get("type", "default"))
     method = HF_METHODS.get(kind) if isinstance(kind, str) else None
     if method is None:
         raise Unsupported(f"unknown rope_type {kind!r} in config.json", f"known: {', '.join(HF_METHODS)}")

@@ -50,7 +50,9 @@ class Family:
     `hparams`: config.json key -> GGUF key below `{arch}.`. `fixed`: config keys whose other values llama.cpp's graph of
     this architecture would not compute. `gguf_known`: further `{arch}.` keys that change nothing we carry.
     `gguf_reads`: the RoPE fields that the llama.cpp loader honours. `spelled_out`: config keys that a reader needs even
-    where they only say what follows from others.
+    where they only say what follows from others. `shapes`: GGUF template without its layer -> sizes, as `Checkpoint.sizes`
+    names them. `defaults`: what transformers takes for an absent config key. `biases`: config switch -> the parts whose
+    biases it turns on; a bias without a switch is one that transformers drops. `windowed`: it has a sliding window.
     """
 
     model_type: str
@@ -65,6 +67,10 @@ class Family:
     gguf_known: frozenset[str]
     gguf_reads: frozenset[str]
     evidence: str
+    shapes: Mapping[str, tuple[str, ...]]
+    defaults: Mapping[str, Any]
+    biases: Mapping[str, tuple[str, ...]]
+    windowed: bool = False
     spelled_out: tuple[str, ...] = ()
 
     def gguf_name(self, name: str) -> str | None:
@@ -129,6 +135,22 @@ _LLAMA_TENSORS = {
     "lm_head.weight": "output.weight",
 }
 
+_LLAMA_SHAPES = {
+    "token_embd.weight": ("vocab", "hidden"),
+    "output.weight": ("vocab", "hidden"),
+    "output_norm.weight": ("hidden",),
+    "attn_norm.weight": ("hidden",),
+    "ffn_norm.weight": ("hidden",),
+    "attn_q.weight": ("q", "hidden"),
+    "attn_k.weight": ("kv", "hidden"),
+    "attn_v.weight": ("kv", "hidden"),
+    "attn_output.weight": ("hidden", "q"),
+    "ffn_gate.weight": ("ff", "hidden"),
+    "ffn_up.weight": ("ff", "hidden"),
+    "ffn_down.weight": ("hidden", "ff"),
+}
+_LLAMA_SHAPES |= {k.replace("weight", "bias"): v[:1] for k, v in _LLAMA_SHAPES.items() if k.startswith(("attn_", "ffn_")) and len(v) == 2}
+
 LLAMA = Family(
     model_type="llama",
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
@@ -159,6 +181,9 @@ LLAMA = Family(
     gguf_reads=frozenset({"type", "factor", "attn_factor", "original_context_length", "freq_base", "rope_freqs"}),
     evidence="llama.cpp 0c1e570: src/models/llama.cpp load_arch_tensors (rope_freqs, one for all layers) and graph; "
     "src/llama-model.cpp load_hparams; src/llama-context.cpp constructor (yarn_attn_factor overwritten)",
+    shapes=_LLAMA_SHAPES,
+    defaults={"rms_norm_eps": 1e-6},  # transformers, configuration_llama.py
+    biases={"attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"), "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down")},
 )
 
 MISTRAL = Family(
@@ -175,6 +200,10 @@ MISTRAL = Family(
     gguf_reads=LLAMA.gguf_reads,
     evidence=LLAMA.evidence + "; its graph has no sliding window, so an active one cannot be carried; "
     "transformers 4.57.6: models/mistral/configuration_mistral.py leaves an absent head_dim None, and yarn then fails",
+    shapes=_LLAMA_SHAPES,
+    defaults={"rms_norm_eps": 1e-6, "sliding_window": 4096, "num_key_value_heads": 8},  # transformers, configuration_mistral.py
+    biases={},
+    windowed=True,
     spelled_out=("head_dim",),
 )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -317,3 +317,25 @@ def correction_index(omega: Array, rope: Rope, beta: float) -> float:
     target, log_omega = math.log(2 * math.pi * beta / rope.original_context), np.log(omega)
     i = int(np.clip(np.searchsorted(-log_omega, -target) - 1, 0, len(omega) - 2))
     return float(i + (log_omega[i] - target) / (log_omega[i] - log_omega[i + 1]))
+
+
+# -- as JSON ----------------------------------------------------------------------------------------------------------
+
+
+def recipe_of(rope: Rope) -> dict[str, Any]:
+    """A recipe as JSON."""
+    fields: dict[str, Any] = {
+        "method": rope.method,
+        "rope_theta": rope.theta,
+        "rotary_dim": rope.rotary_dim,
+        "original_context": rope.original_context,
+        "params": dict(rope.params),
+    }
+    return fields | ({"inner": recipe_of(rope.inner)} if rope.inner else {})
+
+
+def rope_of(recipe: Any) -> Rope:
+    """The inverse of `recipe_of`. Raises KeyError, TypeError or ValueError for JSON that is no recipe."""
+    params = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["params"].items()}
+    inner = rope_of(recipe["inner"]) if "inner" in recipe else None
+    return Rope(recipe["method"], recipe["rope_theta"], recipe["rotary_dim"], recipe["original_context"], params, inner)

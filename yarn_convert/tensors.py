@@ -199,6 +199,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
     name leaves the folder.
     """
     for index, single in zip(INDEXES, SINGLES, strict=True):
+        if (folder / index).is_file() and (folder / single).is_file():
+            raise InputError(f"{folder} holds both {single} and {index}: readers take one or the other", "delete what does not belong")
         if (folder / index).is_file():
             return _read_shards(folder, index)
         if (folder / single).is_file():

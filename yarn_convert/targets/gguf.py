@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from .. import tokenizers
-from ..checkpoint import Checkpoint
+from ..checkpoint import RECIPE, Checkpoint
 from ..dialects import ROPE_FREQS, positive_int
 from ..errors import Inexpressible, Unsupported, UsageError
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, encode_header, nbytes_of
@@ -16,7 +18,6 @@ from ..tensors import Tensor, in_memory
 from .moving import Piece, WriteTensors
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
-RECIPE = "yarn_convert.recipe"  # our own GGUF key: the canonical recipe as JSON, so that the file says what was meant
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama.h, enum llama_ftype
 QUANTIZATION_VERSION = 2  # ggml.h, GGML_QNT_VERSION
 
@@ -87,10 +88,28 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
             raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {key} = {value!r}", "--out safetensors")
     if c.rope.rotary_dim != c.head_dim:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
+    _check_head(c)
     if c.sliding_window and c.sliding_window < r.context and not r.full_attention:
         raise Inexpressible(
             f"llama.cpp's architecture {c.family.gguf_arch!r} has no sliding window, and this model's is {c.sliding_window:,} tokens",
             "--sliding-window off extends it with full attention, as the YaRN authors did with Mistral",
+        )
+
+
+def _check_head(c: Checkpoint) -> None:
+    """Raise Unsupported when a tied model holds a head that is not its embedding: readers differ in which they take."""
+    head, embedding = c.tensors.get("lm_head.weight"), c.tensors.get("model.embed_tokens.weight")
+    if c.gguf or not c.hparams["tie_word_embeddings"] or head is None or embedding is None or c.source.headers is not None:
+        return
+    step = 1 << 24
+    equal = head.dtype == embedding.dtype and head.shape == embedding.shape
+    if not equal or any(
+        not np.array_equal(head.read(i, min(step, head.nbytes - i)), embedding.read(i, min(step, head.nbytes - i)))
+        for i in range(0, head.nbytes, step)
+    ):
+        raise Unsupported(
+            "tie_word_embeddings is true, but lm_head.weight is not the embedding: readers differ in which they take",
+            "set tie_word_embeddings to false in config.json if the head is meant",
         )
 
 

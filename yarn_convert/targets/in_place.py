@@ -22,10 +22,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..checkpoint import RECIPE
 from ..dialects import ROPE_FREQS
 from ..errors import OutputError, Unsupported
 from ..gguf_file import Field, Gguf, Value, encode_header, journal_path
-from .gguf import RECIPE
 from .moving import MAGIC, Piece, sync, write_all
 
 INSERT_RANGE = 0x20  # linux/falloc.h

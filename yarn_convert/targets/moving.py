@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..checkpoint import MANIFEST
 from ..dtypes import PLAIN, Scratch, from_f32, to_f32
 from ..errors import OutputError
 from ..gguf_file import Field, Value, block_sizes, type_numbers
@@ -32,7 +33,6 @@ KERNEL_PIECE = 16 << 20  # bytes a copy_file_range call: enough to be as fast as
 READ_PIECE = 4 << 20  # bytes read at a time
 ELEMENTS = 1 << 18  # elements converted at a time: 1 MiB of float32 stays in a core's cache
 MAGIC = 8  # bytes of a weight file that are written last: until then no reader takes it for a model
-MANIFEST = "yarn_convert.json"
 
 
 @dataclass(frozen=True, slots=True)

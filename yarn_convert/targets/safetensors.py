@@ -21,6 +21,7 @@ from .plan import Plan, Request, carry_hf, check_outtype, exact_in_llama_cpps_co
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
 KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md", "USE_POLICY*")
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
 ROPE_FILE = "rope.safetensors"
 ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
 
@@ -37,7 +38,9 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     if r.full_attention and config.get("sliding_window"):
         changes["sliding_window"] = None
     if r.outtype != "auto":
-        changes["dtype" if "dtype" in config else "torch_dtype"] = TORCH_NAMES[r.outtype.upper()]
+        keys = [k for k in ("dtype", "torch_dtype") if k in config] or ["torch_dtype"]
+        changes |= dict.fromkeys(keys, TORCH_NAMES[r.outtype.upper()])
+    changes |= {k: r.context for k in LENGTHS if config.get(k) == c.context}
     text = json.dumps(config, indent=2) + "\n" if c.gguf else inside(c.source.path, "config.json").read_text("utf-8")
     weights, identical = _weights(c, r.outtype)
     jobs: list[Job] = [WriteBytes("config.json", edit(text, changes).encode()), *weights]
@@ -137,15 +140,14 @@ def _new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     }
     eps = np.float32(c.hparams["rms_norm_eps"])
     ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
-    attention, mlp = (_biased(c, parts) for parts in (("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")))
+    switches = {switch: _biased(c, parts) for switch, parts in c.family.biases.items()}
     config = {
         "architectures": list(c.family.architectures[:1]),
-        "attention_bias": attention,
         "bos_token_id": ids["bos_token_id"],
         "eos_token_id": ids["eos_token_id"],
         "pad_token_id": ids["padding_token_id"],
         "hidden_act": c.family.fixed["hidden_act"][0],
-        "mlp_bias": mlp,
+        **switches,
         "model_type": c.family.model_type,
         **c.hparams,
         # The shortest decimal of the float32 that the GGUF holds: 1e-05, not 9.999999747378752e-06.
