@@ -564,3 +564,32 @@ def test_an_unknown_pre_tokenizer_is_refused_until_it_is_named(make_model: MakeM
     assert read_gguf(tmp_path / "out.gguf").get("tokenizer.ggml.pre") == "smollm"
     with pytest.raises(UsageError, match="--pretokenizer"):
         run(model, tmp_path / "hf", scale=4, pretokenizer="smollm")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"config": {"num_hidden_layers": 1}}, "beyond the 1"),
+        ({"config": {"intermediate_size": 128}}, "shape"),
+        ({"biases": True, "config": {"attention_bias": False}}, "does not turn on"),
+        ({"tied": True, "config": {"tie_word_embeddings": False}}, "output.weight"),
+        ({"config": {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}}}, "disagree"),
+    ],
+)
+def test_a_config_that_does_not_describe_its_weights_is_refused(make_model: MakeModel, options: dict[str, Any], says: str) -> None:
+    with pytest.raises((InputError, Unsupported), match=says):
+        prepare(str(make_model(**options)), Options(scale=4))
+
+
+def test_a_tied_model_with_another_head_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="lm_head"):
+        run(make_model(config={"tie_word_embeddings": True}), tmp_path / "out.gguf", scale=4)
+
+
+@pytest.mark.parametrize("method", ["linear", "ntk-aware", "yarn"])
+def test_our_own_output_is_rescaled_from_its_true_context(make_model: MakeModel, tmp_path: Path, method: str) -> None:
+    model = make_model()
+    for name in ("a.gguf", "a"):
+        run(model, tmp_path / name, scale=4, method=method)
+        e = prepare(str(tmp_path / name), Options(scale=8)).extension
+        assert (e.rope.original_context, e.context, e.rope.theta, e.rope.inner) == (CONTEXT, 8 * CONTEXT, 10000.0, None)
