@@ -89,7 +89,7 @@ def convert(
         return
     with _progress(conversion.plan.bytes, quiet or as_json) as progress:
         manifest = conversion.run(progress)
-    out_path = conversion.checkpoint.source.path if in_place else conversion.plan.out
+    out_path = conversion.plan.out
     print(json.dumps({"output": str(out_path), **manifest}, indent=2) if as_json else out_path)
     talk.lines(next_steps(out_path, manifest["context"]))
 

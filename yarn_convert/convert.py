@@ -15,7 +15,7 @@ from typing import Any
 from .checkpoint import MANIFEST, Checkpoint, open_checkpoint
 from .dialects import ROPE_FREQS
 from .errors import OutputError, UsageError
-from .rope import BAKED, METHODS, Rope, bake, check, recipe_of, table
+from .rope import BAKED, METHODS, Rope, bake, recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_place
@@ -110,8 +110,7 @@ def extend(c: Checkpoint, options: Options) -> Extension:
         )
     elif c.rope.method != "none":
         notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
-    check(rope)
-    table(rope)
+    table(rope)  # raises for parameters out of range
     return Extension(rope, context, s, tuple(notes))
 
 
@@ -350,12 +349,8 @@ def _hash(job: Job, folder: Path, wanted: bool) -> dict[str, str]:
             return {"sha256": blob.name}
     if not wanted:
         return {}
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
     with open(folder / job.name, "rb") as f:
-        return {"sha256": hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)}
-
-
-def _digest(f: Any) -> str:  # Python 3.10
-    h = hashlib.sha256()
-    for piece in iter(lambda: f.read(1 << 20), b""):
-        h.update(piece)
-    return h.hexdigest()
+        for piece in iter(lambda: f.read(1 << 20), b""):
+            digest.update(piece)
+    return {"sha256": digest.hexdigest()}

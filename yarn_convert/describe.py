@@ -30,7 +30,8 @@ class Pair:
 
 def pairs(rope: Rope) -> list[Pair]:
     """Every pair of a recipe, fastest first. A ratio of 1 is kept, of 1/s (or below) interpolated, else on the ramp."""
-    omega, ratio = table(rope).inv_freq, table(rope).inv_freq / geometric(rope.theta, rope.rotary_dim)
+    omega = table(rope).inv_freq
+    ratio = omega / geometric(rope.theta, rope.rotary_dim)
     slowest = ratio.min()
     kinds = [KEPT if r > 1 - 1e-6 else INTERPOLATED if r < slowest * (1 + 1e-6) else RAMP for r in ratio]
     return [
@@ -100,10 +101,10 @@ def _hf_findings(c: Checkpoint) -> list[str]:
     found = []
     scaling, parameters = c.config.get("rope_scaling"), c.config.get("rope_parameters")
     if c.rope.method != "none":
-        for name, value, loses in (("rope_scaling", scaling, "transformers 4, mlx-lm"), ("rope_parameters", parameters, "nothing known")):
-            if not value and loses != "nothing known":
-                found.append(f"{name} is missing: {loses} read it and would lose the scaling")
-            elif value and not {"type", "rope_type"} <= set(value):
+        if not scaling:
+            found.append("rope_scaling is missing: transformers 4, mlx-lm read it and would lose the scaling")
+        for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+            if value and not {"type", "rope_type"} <= set(value):
                 found.append(f"{name} lacks {' and '.join(sorted({'type', 'rope_type'} - set(value)))}: some readers know only that one")
             elif value and isinstance(value.get("factor"), int):
                 found.append(f"{name}.factor is an integer: vLLM and SGLang want a float")

@@ -137,10 +137,10 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
     params = {k: v for k, v in given.items() if k not in ("mscale", "mscale_all_dim", "finetuned")}
     if method == "yarn" and "attention_factor" not in params and given.get("mscale") and given.get("mscale_all_dim"):
         s = params.get("factor", 1.0)
-        below = _mscale(s, given["mscale_all_dim"])
+        below = temperature(s, given["mscale_all_dim"])
         if below == 0:
             raise FormatError(f"mscale_all_dim {given['mscale_all_dim']!r} makes a multiplier of 1/0", "fix config.json")
-        params["attention_factor"] = _mscale(s, given["mscale"]) / below
+        params["attention_factor"] = temperature(s, given["mscale"]) / below
     return replace(rope, params=params)
 
 
@@ -178,10 +178,6 @@ def _hf_longrope(rope: Rope, given: Mapping[str, Any], context: int) -> Rope:
     return replace(rope, method="explicit", params={"factors": params["long_factor"], "attention_factor": table(rope).multiplier})
 
 
-def _mscale(s: float, mscale: float) -> float:
-    return 0.1 * mscale * math.log(s) + 1.0 if s > 1 else 1.0
-
-
 def number(value: Any, key: str) -> float:
     """A finite number from a header; FormatError if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
@@ -196,8 +192,7 @@ def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
     if rope.method in ("none", "ntk-aware"):
         return _hf_members({"rope_type": "default"}, _plain_theta(rope), context)
     if rope.method in ("linear", "llama3"):
-        kind = {"linear": "linear", "llama3": "llama3"}[rope.method]
-        spelling = {"rope_type": kind, **{k: rope.number(k) for k in rope.params}}
+        spelling = {"rope_type": rope.method, **{k: rope.number(k) for k in rope.params}}
         if rope.method == "llama3":
             spelling["original_max_position_embeddings"] = rope.original_context
             return _hf_members(spelling, rope.theta, context)

@@ -105,9 +105,12 @@ def geometric(theta: float, rotary_dim: int) -> Array:
     return np.power(float(theta), -np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
 
 
-def temperature(factor: float) -> float:
-    """YaRN's √(1/t) = 0.1·ln s + 1, the multiplier of cos and sin (Eq. 22); 1 for s ≤ 1."""
-    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+def temperature(factor: float, weight: float = 1.0) -> float:
+    """YaRN's √(1/t) = 0.1·ln s + 1, the multiplier of cos and sin (Eq. 22); 1 for s ≤ 1.
+
+    `weight` scales the logarithm: configs call it mscale (transformers, `modeling_rope_utils.get_mscale`).
+    """
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 # -- the methods: (frequencies of the base, recipe, length) -> (frequencies, multiplier) ------------------------------

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import Unsupported
-from ..rope import Array, geometric
+from ..rope import Array, geometric, temperature
 from .reading import NOT_MODELLED, Reading, Refuses
 from .rows import HF_LENGTHS, HF_READERS, MSCALES, SCALED, TYPE_LAST, Reader
 
@@ -189,10 +189,6 @@ def correction(dim: int, original: float, turns: float, theta: float) -> float:
     return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
-def mscale(scale: float, weight: Any = 1.0) -> float:
-    return 0.1 * weight * math.log(scale) + 1.0 if scale > 1 else 1.0
-
-
 def yarn_multiplier(rope: Seen, factor: float) -> Any:
     """The first rule that applies, else 0.1·ln s + 1: "attention_factor" if given; the "ratio" of mscale and
     mscale_all_dim if both are given and not 0, or given at all ("-of-any"), or assumed as 1 and 0 ("-1-0")."""
@@ -201,12 +197,12 @@ def yarn_multiplier(rope: Seen, factor: float) -> Any:
         return float(rope.dict["attention_factor"])
     if "ratio-1-0" in rules:
         weights = rope.dict.get("mscale", 1), rope.dict.get("mscale_all_dim", 0)
-        if None in weights:
+        if weights[0] is None or weights[1] is None:
             refuse(rope.row, "multiplies by a null mscale or mscale_all_dim")
-        return mscale(factor, weights[0]) / mscale(factor, weights[1])
+        return temperature(factor, weights[0]) / temperature(factor, weights[1])
     both = given is not None and all_dim is not None
     ratio = both and ("ratio-of-any" in rules or ("ratio" in rules and given and all_dim))
-    multiplier = mscale(factor, given) / mscale(factor, all_dim) if ratio else mscale(factor)
+    multiplier = temperature(factor, given) / temperature(factor, all_dim) if ratio else temperature(factor)
     return multiplier * (rope.dict.get("attn_factor", 1) if "times-attn_factor" in rules else 1)
 
 
@@ -265,7 +261,7 @@ def ignored_by(rope: Seen, multiplier: float) -> tuple[str, ...]:
         **dict.fromkeys(MSCALES | {"attention_factor"}, multiplier),
     }
     if method == "yarn" and values.get("mscale") and values.get("mscale_all_dim"):
-        ratio = mscale(same["factor"], values["mscale"]) / mscale(same["factor"], values["mscale_all_dim"])
+        ratio = temperature(same["factor"], values["mscale"]) / temperature(same["factor"], values["mscale_all_dim"])
         same |= {key: values[key] for key in ("mscale", "mscale_all_dim") if close(ratio, multiplier)}
     if values.get("attention_factor") is not None and same["short_factor"] == values.get("short_factor"):
         same["original_max_position_embeddings"] = values.get("original_max_position_embeddings")

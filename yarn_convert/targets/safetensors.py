@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from .. import tokenizers
-from ..checkpoint import Checkpoint
+from ..checkpoint import MANIFEST, Checkpoint
 from ..errors import InputError, Unsupported, UsageError
 from ..json_text import edit
 from ..rope import table
-from ..tensors import SAFETENSORS_BITS, Tensor, in_memory, inside, safetensors_header
+from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, inside, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors
 from .plan import Plan, Request, carry_hf, check_outtype, exact_in_llama_cpps_converter
 
@@ -56,7 +56,7 @@ def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
     same_files = c.gguf is None and all(f.suffix == ".safetensors" for f in c.weight_files)
     if same_files and (outtype == "auto" or all(t.dtype == outtype.upper() for t in c.tensors.values())):
         jobs: list[Job] = [CopyFile(f.name, f) for f in c.weight_files]
-        index = c.source.path / "model.safetensors.index.json"
+        index = c.source.path / INDEXES[0]
         return jobs + ([CopyFile(index.name, index)] if index.exists() else []), True
     pieces = [_piece(c, name, t, outtype) for name, t in c.tensors.items()]
     return _shards(pieces), all(p.source.dtype == p.target.dtype for p in pieces)
@@ -80,13 +80,13 @@ def _shards(pieces: list[Piece]) -> list[Job]:
             shards.append([])
         shards[-1].append(p)
     if len(shards) == 1:
-        return [_shard("model.safetensors", shards[0])]
+        return [_shard(SINGLES[0], shards[0])]
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     total = sum(p.target.nbytes for p in pieces)
     weight_map = {p.target.name: name for name, shard in zip(names, shards, strict=True) for p in shard}
     index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
     jobs: list[Job] = [_shard(name, shard) for name, shard in zip(names, shards, strict=True)]
-    return [*jobs, WriteBytes("model.safetensors.index.json", index.encode())]
+    return [*jobs, WriteBytes(INDEXES[0], index.encode())]
 
 
 def _shard(name: str, pieces: list[Piece], metadata: Mapping[str, str] | None = None) -> WriteTensors:
@@ -98,7 +98,7 @@ def _shard(name: str, pieces: list[Piece], metadata: Mapping[str, str] | None = 
 def _kept_files(c: Checkpoint, context: int) -> list[Job]:
     """Everything small that belongs to the model, with the lengths that follow the context set to it."""
     names = sorted({p.name for pattern in KEPT for p in c.source.path.glob(pattern) if p.is_file()})
-    written = {"config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json", "yarn_convert.json"}
+    written = {"config.json", MANIFEST, *INDEXES}
     jobs: list[Job] = []
     for name in names:
         if name in written:
