@@ -196,8 +196,8 @@ def yarn_multiplier(rope: Seen, factor: float) -> Any:
     if "attention_factor" in rules and rope.dict.get("attention_factor") is not None:
         return float(rope.dict["attention_factor"])
     if "ratio-1-0" in rules:
-        weights = rope.dict.get("mscale", 1), rope.dict.get("mscale_all_dim", 0)
-        if weights[0] is None or weights[1] is None:
+        weights: tuple[Any, Any] = rope.dict.get("mscale", 1), rope.dict.get("mscale_all_dim", 0)
+        if None in weights:
             refuse(rope.row, "multiplies by a null mscale or mscale_all_dim")
         return temperature(factor, weights[0]) / temperature(factor, weights[1])
     both = given is not None and all_dim is not None
