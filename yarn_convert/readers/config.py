@@ -192,11 +192,13 @@ def correction(dim: int, original: float, turns: float, theta: float) -> float:
 def yarn_multiplier(rope: Seen, factor: float) -> Any:
     """The first rule that applies, else 0.1·ln s + 1: "attention_factor" if given; the "ratio" of mscale and
     mscale_all_dim if both are given and not 0, or given at all ("-of-any"), or assumed as 1 and 0 ("-1-0")."""
-    given, all_dim, rules = rope.dict.get("mscale"), rope.dict.get("mscale_all_dim"), rope.row.temperature
+    rules = rope.row.temperature
+    given: Any = rope.dict.get("mscale")
+    all_dim: Any = rope.dict.get("mscale_all_dim")
     if "attention_factor" in rules and rope.dict.get("attention_factor") is not None:
         return float(rope.dict["attention_factor"])
     if "ratio-1-0" in rules:
-        weights: tuple[Any, Any] = rope.dict.get("mscale", 1), rope.dict.get("mscale_all_dim", 0)
+        weights: list[Any] = [rope.dict.get("mscale", 1), rope.dict.get("mscale_all_dim", 0)]
         if None in weights:
             refuse(rope.row, "multiplies by a null mscale or mscale_all_dim")
         return temperature(factor, weights[0]) / temperature(factor, weights[1])
