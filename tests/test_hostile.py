@@ -618,12 +618,12 @@ def test_a_token_in_the_environment_is_never_shown(monkeypatch: pytest.MonkeyPat
 # -- interrupted conversions ------------------------------------------------------------------------------------------
 
 SLOW = """
-import sys, time
+import os, sys, time
 from yarn_convert import cli
 from yarn_convert.targets import moving
 copy, pause = moving.copy_range, float(sys.argv.pop(1))
 def slowly(*args):
-    print("moving", flush=True)
+    os.write(1, b"moving\\n")  # one write: two threads move, and their lines must not mix
     time.sleep(pause)
     return copy(*args)
 moving.copy_range = slowly

@@ -77,6 +77,7 @@ def test_rounding_equals_ggmls(dtype: str) -> None:
     ties = (rng.integers(-127, 127, (64, 32)) + 0.5).astype(np.float32)
     ties[:, 0] = 127
     near = np.nextafter(ties, np.float32(0))
+    near[:, 0] = 127  # then the scale is 1, and a value just below a half must not round up
     scales = np.float32([1e-42, 1e-8, 1e-3, 1, 1e4, 1e9])[:, None, None]
     x = np.concatenate([ties, near, (rng.standard_normal((6, 64, 32)) * scales).reshape(-1, 32), np.zeros((2, 32))]).astype(np.float32)
     with np.errstate(all="ignore"):
@@ -399,6 +400,13 @@ def test_lengths_that_follow_the_context_are_set(make_model: MakeModel, tmp_path
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["max_position_embeddings"] == 200 == config["rope_scaling"]["factor"] * CONTEXT
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 200
+
+
+def test_mistrals_head_dim_is_spelled_out(make_model: MakeModel, tmp_path: Path) -> None:
+    """transformers 4 leaves an absent head_dim None for Mistral, and its yarn then fails."""
+    model = make_model(config={"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None})
+    run(model, tmp_path / "out", scale=4.0)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["head_dim"] == 16
 
 
 def test_a_sliding_window_cannot_be_lost(make_model: MakeModel, tmp_path: Path) -> None:
