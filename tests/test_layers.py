@@ -7,13 +7,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "rope", "families", "tensors", "gguf_file", "json_text", "dtypes", "readers.reading", "readers.rows", "readers.config", "readers.gguf", "readers", "dialects", "source",
+    "errors", "rope", "families", "tensors", "gguf_file", "json_text", "dtypes", "readers.reading", "readers.rows", "readers.others",
+    "readers.config", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "source",
     "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials", "tokenizers.reading",
     "tokenizers.writing", "tokenizers", "checkpoint",
-    "targets.moving", "targets.plan", "targets.gguf", "targets.safetensors", "targets.in_place", "convert", "describe", "runtimes", "cli",
+    "targets.moving", "targets.plan", "targets.gguf", "targets.safetensors", "targets.in_place", "convert", "describe",
+    "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
+    "validate.intention", "validate.weights", "validate.reference", "validate.twin", "validate.judging", "validate.study", "validate.run",
+    "validate.text", "validate.report", "validate", "repair", "cli",
 ]  # fmt: skip
-LAZY = {"torch", "transformers", "llama_cpp", "gguf", "huggingface_hub", "tokenizers", "sentencepiece", "rich"}
-WORKERS = {"runtimes.transformers_worker", "runtimes.llama_cpp_worker"}
+LAZY = {"matplotlib", "jinja2", "markupsafe", "accelerate", "psutil", "torch", "transformers", "llama_cpp", "gguf", "huggingface_hub", "tokenizers", "sentencepiece", "rich"}
+WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")}
 
 
 def modules() -> dict[str, Path]:

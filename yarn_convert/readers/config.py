@@ -11,26 +11,36 @@ import numpy as np
 
 from ..errors import Unsupported
 from ..rope import Array, geometric, temperature
+from .others import OTHER_READERS
 from .reading import NOT_MODELLED, Reading, Refuses
 from .rows import HF_LENGTHS, HF_READERS, MSCALES, SCALED, TYPE_LAST, Reader
 
 Config = Mapping[str, Any]
+READERS: Mapping[str, Reader] = {**HF_READERS, **OTHER_READERS}
 
 
 def read_config(reader: str, config: Config, length: int | None = None) -> Reading:
-    """What `reader`, a key of HF_READERS, computes for a text of `length` tokens; None: as long as its context.
+    """What `reader`, a key of READERS, computes for a text of `length` tokens; None: as long as its context.
 
     Without a context of its own the reader is taken at max_position_embeddings. Raises Refuses if it would fail, and
     Unsupported for what this module does not know.
     """
-    row = HF_READERS[reader]
-    model_type = config.get("model_type", "llama")
-    if model_type not in HF_LENGTHS:
-        raise Unsupported(f"what {row.name} makes of model_type {model_type!r} is not known here", NOT_MODELLED)
-    rope = Seen.of(row, config, model_type)
+    rope = seen(reader, config)
     context = context_of(rope)
     inv_freq, multiplier = FUNCTIONS[rope.method](rope, length or context or rope.max_position or 1)
     return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier))
+
+
+def seen(reader: str, config: Config) -> Seen:
+    """`config` as `reader` sees it. Raises as `read_config` does."""
+    row = READERS[reader]
+    model_type = config.get("model_type", "llama")
+    if model_type not in HF_LENGTHS:
+        raise Unsupported(f"what {row.name} makes of model_type {model_type!r} is not known here", NOT_MODELLED)
+    row = row.variants.get(model_type, row)
+    if row.refuses:
+        refuse(row, row.refuses)
+    return Seen.of(row, config, model_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,7 @@ class Seen:
         followed = next((name for name in row.dicts if config.get(name)), "")
         chosen = config.get(followed) or {}
         method = method_of(row, chosen, model_type, bool(followed))
+        require(row, config, chosen if followed else None, spelling(row, chosen, model_type) or "default")
         max_position = config.get("max_position_embeddings") or row.max_position.get(model_type, 0)
         if not max_position and method in row.max_position_required:
             refuse(row, f"{method} without max_position_embeddings")
@@ -71,6 +82,8 @@ class Seen:
         original = find("original_max_position_embeddings", row.original.get(method, ()))
         if method in SCALED and original is None:
             refuse(row, f"{method} without original_max_position_embeddings")
+        if row.whole_lengths and isinstance(original, float):
+            refuse(row, f"original_max_position_embeddings {original!r} is not written as an integer")
         dim = rotary_dim(row, config, method, find("partial_rotary_factor", row.partial[1]), model_type)
         return Seen(row, config, followed, chosen, method, theta, dim, max_position, original or 0.0)
 
@@ -86,21 +99,39 @@ def refuse(row: Reader, reason: str) -> NoReturn:
     raise Refuses(f"{row.name} {row.version}: {reason}")
 
 
+def require(row: Reader, config: Config, rope: Config | None, spelled: str) -> None:
+    """Refuse unless config.json, and the rope dict if there is one, have every key that the reader insists on."""
+    missing = [key for key in row.top_required if config.get(key) is None]
+    missing += [] if rope is None else [key for key in row.required.get(spelled, ()) if rope.get(key) is None]
+    if missing:
+        refuse(row, f"{spelled} without {missing[0]}")
+
+
+def spelling(row: Reader, rope: Config, model_type: str) -> Any:
+    """The type as it is written where the reader looks for it; None or empty: nowhere."""
+    first, second = row.type_keys.get(model_type, TYPE_LAST)
+    return rope.get(first) or rope.get(second)
+
+
 def method_of(row: Reader, rope: Config, model_type: str, given: bool) -> str:
     first, second = row.type_keys.get(model_type, TYPE_LAST)
-    spelled = rope.get(first) or rope.get(second)
+    spelled = spelling(row, rope, model_type)
     if row.type_required and given and not spelled:
         refuse(row, "a rope_scaling without a type")
     if row.types_must_agree and rope.get(second) not in (None, spelled) and rope.get(second) != "su":
         refuse(row, f"rope_type {rope[first]!r} and type {rope[second]!r} conflict")
-    spelled = spelled or "default"
-    if spelled not in row.types:
+    where = row.spelled_in.get(spelled or "")
+    if not spelled or (where and rope.get(where) != spelled):
+        return "default"
+    if spelled not in row.types and not row.other_types:
         refuse(row, f"unknown rope type {spelled!r}")
-    return row.types[spelled]
+    return row.types.get(spelled, row.other_types)
 
 
 def rotary_dim(row: Reader, config: Config, method: str, partial: float | None, model_type: str) -> int:
     head_dim = config.get("head_dim")
+    if row.derives_head_dim and head_dim not in (None, derived := config["hidden_size"] // config["num_attention_heads"]):
+        refuse(row, f"head_dim {head_dim}: it takes heads for hidden_size / num_attention_heads = {derived} dimensions")
     if head_dim is None:
         if model_type == "mistral" and method in row.head_dim_required:
             refuse(row, f"{method} for Mistral needs head_dim in config.json: the config class leaves it None")
@@ -119,13 +150,15 @@ def context_of(rope: Seen) -> int | None:
     found = (key if isinstance(key, int) else config.get(key) for key in row.context_keys)
     given = [value for value in found if value is not None] or [rope.max_position]
     factor = rope.dict.get("factor") or 1.0
-    if row.context_rule == "none":
+    if row.context_rule == "none" or (row.context_rule == "no-window" and config.get("sliding_window")):
         return None
     if row.context_rule == "vllm":
         if rope.method == "longrope" and config.get("original_max_position_embeddings"):
             return int(config["original_max_position_embeddings"])
         longest = config.get("model_max_length") or min(given)
         return int(longest * (1.0 if rope.method in SCALED else factor))
+    if row.context_rule == "tensorrt":
+        return math.ceil(given[0] * (1.0 if rope.method in SCALED else factor))
     if row.context_rule == "sglang":
         scaled = rope.method in SCALED or "original_max_position_embeddings" in rope.dict
         return int(given[0] * (1.0 if scaled else factor))
@@ -160,9 +193,10 @@ def dynamic(rope: Seen, length: int) -> tuple[Array, float]:
 
 def yarn(rope: Seen, length: int) -> tuple[Array, float]:
     factor, row = yarn_factor(rope), rope.row
-    beta_fast, beta_slow = (beta(rope, key, usual) for key, usual in (("beta_fast", 32), ("beta_slow", 1)))
-    low, high = (correction(rope.dim, rope.original, turns, rope.theta) for turns in (beta_fast, beta_slow))
-    if rope.dict.get("truncate", True) or not row.truncate:
+    low, high = (correction(rope.dim, rope.original, turns, rope.theta) for turns in betas(rope))
+    if not row.rounds_ramp and not 0 < low < high < rope.dim // 2 - 1:
+        refuse(row, f"a ramp from {low:.2f} to {high:.2f} that does not lie within the pairs")
+    if rounds(rope):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dim - 1)
     high = high + 0.001 if low == high else high
@@ -178,6 +212,16 @@ def yarn_factor(rope: Seen) -> Any:
     return rope.number("factor")
 
 
+def rounds(rope: Seen) -> bool:
+    """Whether the ramp's ends are rounded outward to whole pairs."""
+    return rope.row.rounds_ramp and (rope.dict.get("truncate", True) or not rope.row.truncate)
+
+
+def betas(rope: Seen) -> tuple[Any, Any]:
+    """(beta_fast, beta_slow)."""
+    return rope.row.betas or (beta(rope, "beta_fast", 32), beta(rope, "beta_slow", 1))
+
+
 def beta(rope: Seen, key: str, usual: float) -> Any:
     value = rope.dict.get(key, usual)
     if not value and not rope.row.null_means_default:
@@ -191,7 +235,8 @@ def correction(dim: int, original: float, turns: float, theta: float) -> float:
 
 def yarn_multiplier(rope: Seen, factor: float) -> Any:
     """The first rule that applies, else 0.1·ln s + 1: "attention_factor" if given; the "ratio" of mscale and
-    mscale_all_dim if both are given and not 0, or given at all ("-of-any"), or assumed as 1 and 0 ("-1-0")."""
+    mscale_all_dim if both are given and not 0, or given at all ("-of-any"), or assumed as 1 and 0 ("-1-0"); "mscale"
+    itself."""
     rules = rope.row.temperature
     given: Any = rope.dict.get("mscale")
     all_dim: Any = rope.dict.get("mscale_all_dim")
@@ -199,11 +244,15 @@ def yarn_multiplier(rope: Seen, factor: float) -> Any:
         return float(rope.dict["attention_factor"])
     if "ratio-1-0" in rules:
         weights: list[Any] = [rope.dict.get("mscale", 1), rope.dict.get("mscale_all_dim", 0)]
+        if rope.row.null_means_default:
+            weights = [usual if w is None else w for w, usual in zip(weights, (1, 0), strict=True)]
         if None in weights:
             refuse(rope.row, "multiplies by a null mscale or mscale_all_dim")
         return temperature(factor, weights[0]) / temperature(factor, weights[1])
     both = given is not None and all_dim is not None
     ratio = both and ("ratio-of-any" in rules or ("ratio" in rules and given and all_dim))
+    if "mscale" in rules and given and not all_dim:
+        return float(given)
     multiplier = temperature(factor, given) / temperature(factor, all_dim) if ratio else temperature(factor)
     return multiplier * (rope.dict.get("attn_factor", 1) if "times-attn_factor" in rules else 1)
 
@@ -220,8 +269,9 @@ def longrope(rope: Seen, length: int) -> tuple[Array, float]:
     """ω_i divided by a list. The long one serves texts above the original context ("length"), or positions above it
     ("position"), or models whose context ("context") or max_position_embeddings is above it, or every text ("always").
 
-    The multiplier is `attention_factor`; or the list's own `short_mscale` or `long_mscale`; else, and for "lengths" in
-    any case, √(1 + ln s/ln L).
+    The multiplier is `attention_factor`; or the list's own `short_mscale` or `long_mscale` ("mscale"; "mscales": if
+    both are given, else `attention_factor`); else, and for "lengths" in any case, √(1 + ln s/ln L). "stretches" is for
+    multiplying the frequencies, not cos and sin, by those two if both are given.
     """
     row, original = rope.row, rope.original
     reached = {"length": length, "position": length - 1, "max_position": rope.max_position, "always": math.inf}
@@ -230,8 +280,12 @@ def longrope(rope: Seen, length: int) -> tuple[Array, float]:
     factors = np.asarray(rope.dict.get(f"{name}_factor") or [], dtype=np.float64)
     if factors.shape != (rope.dim // 2,):
         refuse(row, f"{name}_factor must be {rope.dim // 2} numbers")
-    key = {"attention_factor": "attention_factor", "mscale": f"{name}_mscale"}.get(row.longrope_multiplier, "")
-    multiplier = rope.dict.get(key)
+    pair = all(rope.dict.get(key) is not None for key in MSCALES)
+    if row.longrope_multiplier == "stretches" and pair:
+        return geometric(rope.theta, rope.dim) / factors * rope.number(f"{name}_mscale"), 1.0
+    mscales = f"{name}_mscale" if pair else "attention_factor"
+    keys = {"attention_factor": "attention_factor", "mscale": f"{name}_mscale", "mscales": mscales}
+    multiplier = rope.dict.get(keys.get(row.longrope_multiplier, ""))
     if multiplier is None:
         s = longrope_factor(rope)
         multiplier = math.sqrt(1 + math.log(s) / math.log(original)) if s > 1 else 1.0
@@ -256,7 +310,8 @@ def ignored_by(rope: Seen, multiplier: float) -> tuple[str, ...]:
     """What the reader overlooks: keys of the dict it follows, a theta that it does not take, a dict that differs."""
     values, method = rope.dict, rope.method
     same: dict[str, Any] = {
-        "truncate": True,
+        "truncate": rope.row.rounds_ramp,
+        **dict(zip(("beta_fast", "beta_slow"), rope.row.betas or (), strict=False)),
         "short_factor": values.get("long_factor"),
         "factor": yarn_factor(rope) if method == "yarn" else None,
         "original_max_position_embeddings": rope.original,
@@ -269,15 +324,24 @@ def ignored_by(rope: Seen, multiplier: float) -> tuple[str, ...]:
         same["original_max_position_embeddings"] = values.get("original_max_position_embeddings")
     keys = sorted(rope.row.ignores.get(method, frozenset()) & values.keys())
     found = [f"{rope.followed}.{k}" for k in keys if values[k] is not None and not close(values[k], same.get(k))]
+    found += [f"{rope.followed}.{key}" for key in unheard_types(rope)]
     if "rope_theta" in values and not close(values["rope_theta"], rope.theta):
         found.append(f"{rope.followed}.rope_theta")
     others = [name for name in ("rope_scaling", "rope_parameters") if name != rope.followed]
+    method = values.get("rope_type", method) if unheard_types(rope) else method  # said already
     mine = {k: v for k, v in values.items() if k != "type"} | {"rope_theta": rope.theta, "rope_type": method}
     for name in others:
         other = {k: v for k, v in (rope.config.get(name) or {}).items() if k != "type"}
         if any(mine.get(k) != v for k, v in other.items()):
             found.append(name)
     return tuple(found)
+
+
+def unheard_types(rope: Seen) -> list[str]:
+    """The keys that name a scaling which the reader passes over: it takes the model for an unscaled one."""
+    if rope.method != "default" or spelling(rope.row, rope.dict, rope.config.get("model_type", "llama")) == "default":
+        return []
+    return [key for key in ("rope_type", "type") if rope.dict.get(key) not in (None, "default")]
 
 
 def close(a: Any, b: Any) -> bool:

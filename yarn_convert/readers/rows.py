@@ -17,10 +17,10 @@ class Reader:
     evidence: tuple[str, ...]  # file: function, in that version
     dicts: tuple[str, ...]  # the rope dicts it knows; the first that is not empty is followed, alone
     theta: tuple[str | float, ...]  # places of rope_theta, first found wins
-    types: Mapping[str, str]  # spelling -> method; any other spelling is refused
+    types: Mapping[str, str]  # spelling -> method; any other spelling is refused, or `other_types`
     original: Mapping[str, tuple[str | float, ...]]  # method -> places of original_max_position_embeddings
     temperature: tuple[str, ...]  # yarn: rules in order, see `yarn_multiplier`
-    longrope_multiplier: str  # "attention_factor", "mscale" or "lengths", see `longrope`
+    longrope_multiplier: str  # "attention_factor", "mscale", "mscales", "stretches" or "lengths", see `longrope`
     longrope_list: str  # which list serves a long text: see `longrope`
     longrope_factor: tuple[str, ...] = ("lengths",)  # s of its default multiplier: rules in order
     type_keys: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # model_type -> order of the two spellings
@@ -35,10 +35,20 @@ class Reader:
     head_dim_required: frozenset[str] = frozenset()  # methods that fail for Mistral when head_dim is absent
     partial: tuple[str, tuple[str, ...]] = ("ignores", ())  # what it does with partial_rotary_factor, and its places
     context_keys: tuple[str | int, ...] = ("max_position_embeddings",)  # of config.json, or a number that it assumes
-    context_rule: str = "given"  # or "vllm", "sglang", "none"
+    context_rule: str = "given"  # "vllm", "sglang", "tensorrt", "none", "no-window": none with a sliding window
     max_position: Mapping[str, int] = field(default_factory=dict)  # model_type -> assumed when absent
     max_position_required: frozenset[str] = frozenset()  # methods that fail without it
     ignores: Mapping[str, frozenset[str]] = field(default_factory=dict)  # method -> keys of the dict
+    variants: Mapping[str, Reader] = field(default_factory=dict)  # model_type -> the row that it has instead
+    refuses: str = ""  # why it reads no such model at all
+    other_types: str = ""  # method of every other spelling
+    spelled_in: Mapping[str, str] = field(default_factory=dict)  # spelling -> the one key in which it counts
+    required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # spelling -> keys that a dict must have
+    top_required: tuple[str, ...] = ()  # keys that config.json must have
+    whole_lengths: bool = False  # an original context written as a float is an error
+    derives_head_dim: bool = False  # takes hidden_size / heads: another head_dim does not fit its tensors
+    betas: tuple[float, float] | None = None  # assumed whatever is written
+    rounds_ramp: bool = True  # False: never, and the ramp must end within the pairs
 
 
 METHODS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")

@@ -1,0 +1,150 @@
+"""How the runtimes with GGUF code of their own read GGUF keys. Ollama is none of them: its server is llama.cpp's.
+
+candle computes plain RoPE from two keys. mistral.rs turns the keys into a config.json of its own and follows that, unless
+it is given the original one (`--tok-model-id`); both do so without a word on the keys that they pass over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..errors import Unsupported
+from ..rope import geometric
+from .config import read_config
+from .gguf import LLAMA_CPP, read_gguf
+from .others import OTHER_READERS
+from .reading import NOT_MODELLED, Reading, Refuses
+
+Keys = Mapping[str, Any]
+TABLE = 4096  # candle: quantized_llama.rs, MAX_SEQ_LEN
+
+
+class GgufReader(NamedTuple):
+    """One runtime's reading of a GGUF file: `read(keys, rope_freqs)` as `read_gguf`, with its version and evidence."""
+
+    version: str
+    evidence: tuple[str, ...]
+    read: Callable[[Keys, ArrayLike | None], Reading]
+
+
+def refuses(runtime: str, reason: str) -> NoReturn:
+    raise Refuses(f"{runtime} {GGUF_READERS[runtime].version}: {reason}")
+
+
+def read_ollama(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
+    """What Ollama computes: what llama.cpp does (its patches to llama.cpp leave architecture llama's RoPE alone)."""
+    return read_gguf(keys, rope_freqs)
+
+
+def read_candle(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
+    """What candle's quantized Llama computes: rope.freq_base and rope.dimension_count, for its fixed 4,096 positions.
+
+    Raises Refuses without rope.dimension_count, and Unsupported for an architecture that other code of candle reads.
+    """
+    if keys["general.architecture"] != "llama":
+        raise Unsupported(f"what candle makes of the architecture {keys['general.architecture']!r} is not known here", NOT_MODELLED)
+    if keys.get("llama.rope.dimension_count") is None:
+        refuses("candle", "cannot find llama.rope.dimension_count in metadata")
+    dim, theta = int(keys["llama.rope.dimension_count"]), float(keys.get("llama.rope.freq_base", 10000.0))
+    return Reading(geometric(theta, dim), 1.0, TABLE, passed_over(keys, rope_freqs))
+
+
+def read_mistral_rs(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
+    """What mistral.rs computes without the original config.json.
+
+    A sliding window makes it take architecture llama for a Mistral, and so does a name that starts with that word; that
+    last case it refuses. Of a Llama it knows type linear, or rope_freqs whatever the type; of a Mistral, yarn with every
+    key given. Raises Refuses, and Unsupported for other architectures.
+    """
+    arch = keys["general.architecture"]
+    if arch not in ("llama", "mistral3"):
+        raise Unsupported(f"what mistral.rs makes of the architecture {arch!r} is not known here", NOT_MODELLED)
+    mistral = arch == "mistral3" or "llama.attention.sliding_window" in keys
+    words = re.findall("[0-9A-Za-z]+", str(keys.get("general.basename", keys.get("general.name", ""))))
+    if not mistral and words and words[0].lower() == "mistral":
+        refuses("mistral.rs", "a Mistral, by its name, without a sliding window: it wants the original config.json")
+    config, freqs = synthesized(keys, arch, mistral, rope_freqs is not None), None if mistral else rope_freqs
+    inv_freq, multiplier, context, _ = read_config("mistral.rs", config)
+    if freqs is not None:
+        inv_freq = inv_freq / np.asarray(freqs, dtype=np.float64)
+    scaled = mistral and keys.get(f"{arch}.rope.scaling.type") == "yarn"
+    followed = {"type", "factor"} if config.get("rope_scaling") or scaled else set()
+    return Reading(inv_freq, multiplier, context, passed_over(keys, rope_freqs if freqs is None else None, followed))
+
+
+def synthesized(keys: Keys, arch: str, mistral: bool, baked: bool) -> dict[str, Any]:
+    """The config.json that mistral.rs makes of GGUF keys; `baked` says that there is a rope_freqs.weight."""
+
+    def required(key: str) -> Any:
+        if keys.get(f"{arch}.{key}") is None:
+            refuses("mistral.rs", f"requires GGUF metadata {arch}.{key}")
+        return keys[f"{arch}.{key}"]
+
+    heads, hidden, theta = required("attention.head_count"), required("embedding_length"), keys.get(f"{arch}.rope.freq_base", 10000.0)
+    config = {"num_attention_heads": heads, "hidden_size": hidden, "rope_theta": float(theta)}
+    config |= {"model_type": "mistral" if mistral else "llama", "max_position_embeddings": required("context_length")}
+    config |= {"head_dim": keys.get(f"{arch}.attention.key_length", hidden // heads)}
+    kind = keys.get(f"{arch}.rope.scaling.type", "none")
+    if kind == "none" or (baked and not mistral):
+        return config
+    if kind != ("yarn" if mistral else "linear"):
+        refuses("mistral.rs", f"cannot represent rope.scaling.type {kind!r} without the original config.json")
+    rope: dict[str, Any] = {"rope_type": kind, "factor": float(required("rope.scaling.factor"))}
+    if not mistral:
+        return config | {"rope_scaling": rope}
+    rope |= {"rope_theta": float(theta), "original_max_position_embeddings": required("rope.scaling.original_context_length")}
+    rope |= {name: float(required(f"rope.scaling.yarn_{name}")) for name in ("beta_fast", "beta_slow")}
+    rope |= {"mscale": 1.0, "mscale_all_dim": float(required("rope.scaling.yarn_log_multiplier"))}
+    return config | {"rope_parameters": rope}
+
+
+def passed_over(keys: Keys, rope_freqs: ArrayLike | None, followed: set[str] | None = None) -> tuple[str, ...]:
+    """The keys of the scaling that a reader does not look at although they say something, and the tensor."""
+    arch = keys["general.architecture"]
+    silent = {"type": "none", "factor": 1.0, "attn_factor": 1.0}
+    kind = keys.get(f"{arch}.rope.scaling.type", "linear")
+    unread = [name for name in silent if name not in (followed or set())]
+    if kind == "none":
+        unread = [name for name in unread if name != "factor"]
+    said = [f"{arch}.rope.scaling.{n}" for n in unread if keys.get(f"{arch}.rope.scaling.{n}", silent[n]) != silent[n]]
+    return tuple(said + (["rope_freqs.weight"] if rope_freqs is not None else []))
+
+
+GGUF_READERS: Mapping[str, GgufReader] = {
+    "llama.cpp": GgufReader(
+        LLAMA_CPP.split()[-1],
+        (
+            "src/llama-model.cpp: load_hparams, get_rope_factors; src/llama-context.cpp: llama_context",
+            "ggml/src/ggml.c: ggml_rope_yarn_corr_dims; ggml/src/ggml-cpu/ops.cpp: rope_yarn",
+        ),
+        read_gguf,
+    ),
+    "Ollama": GgufReader(
+        OTHER_READERS["Ollama"].version,
+        (
+            "llm/llama_server.go: it starts llama.cpp's server; LLAMA_CPP_VERSION: b10488",
+            "llama/compat/llama-ollama-compat.cpp: the keys that it mends, none of a Llama's RoPE",
+            "server/routes.go: Serve (num_ctx by VRAM); llm/server.go: num_ctx is capped to context_length",
+        ),
+        read_ollama,
+    ),
+    "candle": GgufReader(
+        OTHER_READERS["candle"].version,
+        ("candle-transformers/src/models/quantized_llama.rs: ModelWeights::from_gguf, precomput_freqs_cis",),
+        read_candle,
+    ),
+    "mistral.rs": GgufReader(
+        OTHER_READERS["mistral.rs"].version,
+        (
+            "mistralrs-core/src/gguf/normal_registry.rs: resolve_native_adapter, llama_mistral_identity_hint",
+            "mistralrs-core/src/gguf/normal_config.rs: build_llama, build_mistral, rope_scaling_for_llama_family",
+            "mistralrs-core/src/layers.rs: Llama3RotaryEmbedding::new_llama3_with_factors (rope_freqs)",
+        ),
+        read_mistral_rs,
+    ),
+}
