@@ -1,36 +1,93 @@
 """Real runtimes, one worker file each: token ids in, float32 logits out, over files.
 
 A worker imports only NumPy and its runtime, so that it can run in another environment, and runs in a process of its own
-(`run`), so that a runtime's crash, threads or memory stay there.
+(`run`), so that a runtime's crash, threads or memory stay there. `table` has the runtimes, `environments` finds them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
 import subprocess
-import sys
 import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import YarnConvertError
+from ..errors import UsageError, YarnConvertError
+from .environments import environment_of, python_of
+from .protocol import PROGRESS
+from .table import RUNTIMES
 
-WORKERS = {"transformers": "transformers_worker.py", "llama.cpp": "llama_cpp_worker.py"}
+NOISE = re.compile(r"^(Exception ignored|.*Warning|  )")  # lines after the telling one
 
 
-def run(runtime: str, model: Path, ids: NDArray[np.int64], start: int = 0, python: str = sys.executable) -> NDArray[np.float32]:
-    """Logits float32[len(ids) − start, vocabulary] of `model` for positions `start` on, as `runtime` computes them.
+class Failed(YarnConvertError):
+    """A runtime that stopped or crashed on a model; the message is its last word."""
 
-    The whole of `ids`, int64[n], is fed in one pass. Raises YarnConvertError with the runtime's last line when it fails.
+
+class Run(NamedTuple):
+    """What a runtime computed: `logits` float32[rows, vocabulary], and `info` (version, device, seconds, …)."""
+
+    logits: NDArray[np.float32]
+    info: dict[str, Any]
+
+
+def run(
+    runtime: str,
+    model: Path,
+    ids: NDArray[np.int64],
+    spans: Sequence[tuple[int, int]],
+    options: dict[str, Any] | None = None,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Run:
+    """Logits of `model` at the positions of `spans`, in order, as `runtime`, a key of RUNTIMES, computes them.
+
+    The whole of `ids`, int64[n], is one text from position 0 on. `progress` gets the fraction of it that is done.
+    Raises UsageError when the runtime is not installed, and Failed, with its last line, when it does not run the model.
     """
-    worker = Path(__file__).parent / WORKERS[runtime]
-    with tempfile.TemporaryDirectory() as folder:
-        given, got = Path(folder, "ids.npy"), Path(folder, "logits.npy")
-        np.save(given, np.asarray(ids, dtype=np.int64))
-        command = [python, str(worker), str(model), str(given), str(got), str(start)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not got.exists():
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            raise YarnConvertError(f"{runtime} could not run {model}: {lines[-1][:300]}", "is it installed, and the model whole?")
-        return np.asarray(np.load(got))
+    row, python = RUNTIMES[runtime], python_of(runtime)
+    if python is None:
+        raise UsageError(f"{runtime} is not installed", f"yarn-convert runtimes add {runtime}")
+    with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
+        np.save(Path(folder, "ids.npy"), np.asarray(ids, dtype=np.int64))
+        # The ids may be fewer than the spans' ends only by a mistake of ours; a worker need not check it.
+        job = {"model": str(model.absolute()), "spans": [list(s) for s in spans], "options": options or {}}
+        Path(folder, "job.json").write_text(json.dumps(job), "utf-8")
+        command = [str(python), str(Path(__file__).parent / row.worker), folder]
+        code, last = _call(command, {**os.environ, **environment_of(runtime)}, folder, lambda done: progress(done / len(ids)))
+        info = Path(folder, "info.json")
+        if code or not info.exists():
+            raise Failed(f"{runtime} could not run {model.name}: {last or f'exit code {code}'}", "see docs/validation.md for its limits")
+        return Run(np.load(Path(folder, "logits.npy")), json.loads(info.read_text("utf-8")))
+
+
+def _call(command: list[str], env: dict[str, str], folder: str, progress: Callable[[int], None]) -> tuple[int, str]:
+    """(exit code, the last telling line of its stderr). The process dies with this one's Ctrl-C."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=env, cwd=folder
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        tail: deque[str] = deque(maxlen=200)
+        reader = threading.Thread(target=tail.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        try:
+            for line in process.stdout:
+                if line.startswith(PROGRESS):
+                    with contextlib.suppress(ValueError):
+                        progress(int(line.removeprefix(PROGRESS)))
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        reader.join(timeout=5)
+    lines = [line.strip() for line in tail if line.strip() and not NOISE.match(line)]
+    return process.returncode, lines[-1][:300] if lines else ""

@@ -1,20 +1,30 @@
-"""MODEL IDS.npy OUT.npy START: logits of an HF folder in transformers, loaded as a stranger loads it, in float32."""
+"""Logits of an HF folder in transformers as a stranger loads it: no argument but the type of the arithmetic."""
 
-import sys
+from __future__ import annotations
 
-import numpy as np
+from importlib.metadata import version
+
+from protocol import Job
 
 
-def main(model: str, ids_path: str, out_path: str, start: int) -> None:
+def main(job: Job) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_grad_enabled(False)
-    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    ids = torch.from_numpy(np.load(ids_path))[None]
-    logits = net(ids, logits_to_keep=ids.shape[1] - start, use_cache=False).logits[0]
-    np.save(out_path, logits.float().numpy())
+    device = job.options.get("device", "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval().to(device)
+    except Exception as e:
+        raise SystemExit(f"transformers cannot load the model: {str(e).splitlines()[0]}") from None
+    ids = torch.from_numpy(job.ids)[None].to(device)
+    job.start()
+    kept = torch.from_numpy(job.positions).to(device)
+    job.put_rows(0, model(ids, use_cache=False, logits_to_keep=kept).logits[0].cpu().numpy())
+    job.progress(len(job.ids))
+    job.finish(version=version("transformers"), device=device)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    main(Job.read())

