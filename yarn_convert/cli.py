@@ -13,7 +13,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .errors import YarnConvertError
+from .errors import UsageError, YarnConvertError
 
 app = typer.Typer(
     add_completion=False,
@@ -22,39 +22,44 @@ app = typer.Typer(
     help="Extend a RoPE language model to a longer context (YaRN and its relatives), so that runtimes compute what was meant. "
     "'yarn-convert MODEL …' is short for 'yarn-convert convert MODEL …'.",
 )
-COMMANDS = ("convert", "inspect", "methods")
+runtimes_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.add_typer(runtimes_app, name="runtimes", help="List the runtimes that validate can run, or add one.")
+COMMANDS = ("convert", "inspect", "methods", "repair", "runtimes", "validate")
+NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 
 Model = Annotated[
     str, typer.Argument(help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file.", show_default=False)
 ]
 Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a model on the Hub.", show_default=False)]
+Method = Annotated[str, typer.Option(help="One of 'yarn-convert methods'.")]
+Scale = Annotated[Optional[float], typer.Option(help="s = L'/L, on the original pretraining context.", show_default=False)]
+Context = Annotated[Optional[int], typer.Option(help="L', the extended context in tokens, instead of --scale.", show_default=False)]
+Original = Annotated[Optional[int], typer.Option(help="L, where the model does not say it.", show_default=False)]
+BetaFast = Annotated[Optional[float], typer.Option(help="Turns over L above which a pair is kept. [default: 32]", show_default=False)]
+BetaSlow = Annotated[Optional[float], typer.Option(help="Turns below which it is interpolated. [default: 1]", show_default=False)]
+Attention = Annotated[Optional[float], typer.Option(help="Multiplier of cos and sin. [default: 0.1·ln s + 1]", show_default=False)]
+Ramp = Annotated[str, typer.Option(help="index, as every runtime computes it, or paper (Eq. 18; carried as tensors).")]
+Truncate = Annotated[bool, typer.Option("--truncate/--no-truncate", help="Round the ramp's ends to whole pairs.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result: no plan, no progress, no hints.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 @app.command()
 def convert(
     model: Model,
-    scale: Annotated[Optional[float], typer.Option(help="s = L'/L, on the original pretraining context.", show_default=False)] = None,
-    context: Annotated[
-        Optional[int], typer.Option(help="L', the extended context in tokens, instead of --scale.", show_default=False)
-    ] = None,
-    method: Annotated[str, typer.Option(help="One of 'yarn-convert methods'.")] = "yarn",
+    scale: Scale = None,
+    context: Context = None,
+    method: Method = "yarn",
     out: Annotated[Optional[str], typer.Option(help="safetensors or gguf; default: what came in.", show_default=False)] = None,
     output: Annotated[
         Optional[Path], typer.Option("-o", "--output", help="Where to write; default NAME-METHOD-CONTEXT.", show_default=False)
     ] = None,
-    original_context: Annotated[Optional[int], typer.Option(help="L, where the model does not say it.", show_default=False)] = None,
-    beta_fast: Annotated[
-        Optional[float], typer.Option(help="Turns over L above which a pair is kept. [default: 32]", show_default=False)
-    ] = None,
-    beta_slow: Annotated[
-        Optional[float], typer.Option(help="Turns below which it is interpolated. [default: 1]", show_default=False)
-    ] = None,
-    attention_factor: Annotated[
-        Optional[float], typer.Option(help="Multiplier of cos and sin. [default: 0.1·ln s + 1]", show_default=False)
-    ] = None,
-    ramp: Annotated[str, typer.Option(help="index, as every runtime computes it, or paper (Eq. 18; carried as tensors).")] = "index",
-    truncate: Annotated[bool, typer.Option("--truncate/--no-truncate", help="Round the ramp's ends to whole pairs.")] = True,
+    original_context: Original = None,
+    beta_fast: BetaFast = None,
+    beta_slow: BetaSlow = None,
+    attention_factor: Attention = None,
+    ramp: Ramp = "index",
+    truncate: Truncate = True,
     carry: Annotated[str, typer.Option(help="auto, metadata (YaRN keys) or tensors (the frequencies themselves).")] = "auto",
     outtype: Annotated[str, typer.Option(help="auto (keep), f32, f16, bf16, q8_0.")] = "auto",
     sliding_window: Annotated[str, typer.Option(help="keep, or off: extend with full attention (Mistral v0.1).")] = "keep",
@@ -69,7 +74,7 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No plan, no progress, no hints.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Extend MODEL and write it as safetensors or GGUF."""
     from .convert import Options, prepare
@@ -95,15 +100,160 @@ def convert(
 
 
 @app.command()
-def inspect(model: Model, revision: Revision = None, as_json: Json = False) -> None:
+def validate(
+    model: Annotated[
+        str, typer.Argument(help="A folder, a .gguf file, a Hub id; with --twin alone a config.json will do.", show_default=False)
+    ],
+    base: Annotated[Optional[str], typer.Option(help="The base model: are the weights its own?", show_default=False)] = None,
+    like: Annotated[Optional[str], typer.Option(help="Another checkpoint that says what is intended.", show_default=False)] = None,
+    scale: Scale = None,
+    context: Context = None,
+    method: Method = "yarn",
+    original_context: Original = None,
+    beta_fast: BetaFast = None,
+    beta_slow: BetaSlow = None,
+    attention_factor: Attention = None,
+    ramp: Ramp = "index",
+    truncate: Truncate = True,
+    runtime: Annotated[
+        Optional[list[str]], typer.Option(help="A runtime to run; can be repeated. [default: all that are there]", show_default=False)
+    ] = None,
+    real: Annotated[bool, typer.Option("--real", help="Only the file's own weights, not the twin.")] = False,
+    twin: Annotated[bool, typer.Option("--twin", help="Only the twin: a tiny random model with the file's RoPE keys.")] = False,
+    budget: Annotated[
+        Optional[str], typer.Option(help="Time for the real weights, as 90s or 5m. [default: 60s on a CPU]", show_default=False)
+    ] = None,
+    tokens: Annotated[
+        Optional[int], typer.Option(help="Length of the text for the real weights, instead of --budget.", show_default=False)
+    ] = None,
+    twin_tokens: Annotated[
+        Optional[int],
+        typer.Option(help="Length of the twin's text. [default: the context, at most 131072 on a CPU]", show_default=False),
+    ] = None,
+    text: Annotated[Optional[Path], typer.Option(help="A text in UTF-8 instead of the one in the package.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="Of the reference: auto, cuda, mps or cpu.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the reference: f32, or bf16 for size.")] = "f32",
+    report: Annotated[Optional[Path], typer.Option(help="Write an HTML page with plots to this file.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
+    revision: Revision = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prove a checkpoint: recipe, weights, and the logits of real runtimes. Exit code 0 if it passed, 3 if not.
+
+    What is intended is said by --like, by the options of a conversion, by the manifest, or by the file itself.
+    """
+    from .validate import Settings, lines, seconds_of
+    from .validate import validate as run
+
+    if report and (report.is_dir() or (report.exists() and not force)):
+        raise UsageError(f"{report} exists", "--force replaces a file, or give another name")
+    wish = _recipe_options(scale, context, method, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate)
+    settings = Settings(
+        base, like, wish, tuple(runtime or ()), device, dtype, seconds_of(budget), tokens, twin_tokens,
+        text, real or not twin, twin or not real,
+    )  # fmt: skip
+    with _stages(quiet or as_json) as say:
+        result = run(model, settings, revision, say)
+    print(json.dumps(result, indent=2) if as_json else "\n".join(lines(result, quiet)))
+    if report:
+        from .validate.report import html_report
+
+        report.write_text(html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])), "utf-8")
+    if result["verdict"] != "passed":
+        raise typer.Exit(NOT_PASSED)
+
+
+@runtimes_app.callback(invoke_without_command=True)
+def runtimes(ctx: typer.Context, as_json: Json = False) -> None:
+    """List the runtimes that validate can run, and where they are."""
+    if ctx.invoked_subcommand:
+        return
+    from .runtimes.environments import listing
+
+    rows = listing()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        there = f"{row['version'] or '?'} in {row['where']}" if row["where"] else f"not here; to add it: {row['add']}"
+        print(f"{row['name']:<13} reads {row['reads']:<12} {there}" + (f"\n{'':<14}{row['note']}" if row["note"] else ""))
+
+
+@runtimes_app.command()
+def add(
+    names: Annotated[list[str], typer.Argument(help="Names as 'yarn-convert runtimes' lists them.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Build it anew.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Install runtimes at tested versions, each into a private environment of its own."""
+    from .runtimes.environments import add as install
+
+    talk = _Talk(quiet)
+    for name in names:
+        print(install(name, lambda line: talk.lines([line]), force))
+
+
+@app.command()
+def inspect(
+    model: Model,
+    runtimes: Annotated[
+        bool, typer.Option("--runtimes", help="What each of 16 runtimes will compute from this file, as far as their source says.")
+    ] = False,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
     """Show a model's architecture, RoPE, contexts, memory, and what in it is inconsistent."""
     from .checkpoint import open_checkpoint
     from .describe import describe
     from .source import resolve
 
     checkpoint = open_checkpoint(resolve(model, revision, weights=False))
+    if runtimes:
+        from .readers.survey import table_lines, verdict_json
+        from .validate.intention import intention_of, survey
+
+        verdicts = survey(checkpoint, intention_of(checkpoint, None, None, None))
+        print(json.dumps([verdict_json(v) for v in verdicts], indent=2) if as_json else "\n".join(table_lines(verdicts)))
+        return
     facts = describe(checkpoint)
     print(json.dumps(facts, indent=2) if as_json else "\n".join(inspect_lines(checkpoint, facts)))
+
+
+@app.command()
+def repair(
+    model: Annotated[str, typer.Argument(help="A folder in HF layout or a .gguf file.", show_default=False)],
+    output: Annotated[
+        Optional[Path], typer.Option("-o", "--output", help="Write a repaired copy; default: in place.", show_default=False)
+    ] = None,
+    like: Annotated[Optional[str], typer.Option(help="Another checkpoint that says what is intended.", show_default=False)] = None,
+    scale: Scale = None,
+    context: Context = None,
+    method: Method = "yarn",
+    original_context: Original = None,
+    beta_fast: BetaFast = None,
+    beta_slow: BetaSlow = None,
+    attention_factor: Attention = None,
+    ramp: Ramp = "index",
+    truncate: Truncate = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change and stop.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rewrite the RoPE keys of someone else's checkpoint, so that all readers that can agree do. Weights stay.
+
+    What is intended is said by --like, by the options of a conversion, or by the file itself.
+    """
+    from .repair import plan_repair
+
+    wish = _recipe_options(scale, context, method, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate)
+    plan = plan_repair(model, wish, like, output, force)
+    talk = _Talk(quiet or as_json)
+    talk.lines(repair_lines(plan))
+    if not dry_run and (plan.changes or output):
+        plan.run()
+    print(json.dumps(plan.as_json(), indent=2) if as_json else plan.conversion.plan.out)
 
 
 @app.command()
@@ -124,6 +274,15 @@ def methods(as_json: Json = False) -> None:
     print("aliases")
     for name, alias in ALIASES.items():
         print(f"  {name:<{width}}  {alias.repo}{f'  ({alias.note})' if alias.note else ''}")
+
+
+def _recipe_options(*values: Any) -> Any:
+    """The recipe's options as those of a conversion; None when none of them was given."""
+    from .convert import Options
+
+    scale, context, method, *rest = values
+    wish = Options(scale, context, method, None, None, *rest)
+    return None if wish == Options() else wish
 
 
 @app.callback(invoke_without_command=True)
@@ -210,6 +369,17 @@ def inspect_lines(c: Any, facts: dict[str, Any]) -> list[str]:
     return lines + [f"inconsistent: {line}" for line in facts["inconsistencies"]]
 
 
+def repair_lines(plan: Any) -> list[str]:
+    """What a repair changes, and who follows before and after."""
+    meant = plan.meant
+    lines = [f"intended  {meant.rope.method}: {meant.rope.original_context:,} -> {meant.context:,} tokens, {meant.origin}"]
+    lines += [f"change    {line}" for line in plan.changes] or ["change    none: the file already says it in the way that most follow"]
+    for name, before in plan.before.items():
+        after = plan.after.get(name, "")
+        lines.append(f"{name:<15} {before or 'exact'}" + (f"  ->  {after or 'exact'}" if before != after else ""))
+    return lines
+
+
 def human(n: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if n < 1024:
@@ -242,6 +412,39 @@ def _progress(total: int, quiet: bool) -> Iterator[Any]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda n: bar.advance(task, n)
+
+
+@contextlib.contextmanager
+def _stages(quiet: bool) -> Iterator[Any]:
+    """What is running and how far it is, on stderr: a bar on a terminal, else a line when something new begins."""
+    if quiet:
+        yield lambda what, fraction: None
+        return
+    if not sys.stderr.isatty():
+        begun: list[str] = []
+
+        def line(what: str, fraction: float) -> None:
+            if what not in begun:
+                begun.append(what)
+                print(what, file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, fraction: float) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    bar.update(task, completed=1.0, visible=False)
+                tasks[what] = bar.add_task(what, total=1.0)
+            bar.update(tasks[what], completed=fraction)
+
+        yield show
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -221,7 +221,7 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
     if fmt == "safetensors" and out.suffix == ".gguf":
         raise UsageError(f"the output {out} is named like a GGUF file", "--out gguf, or another name for the folder")
     request = Request(
-        extension.rope, extension.context, out, recipe_of(extension.rope), _carry(c, options), options.outtype, options.cos_sin,
+        extension.rope, extension.context, out, recipe_of(extension.rope), carry_in_place(c, options), options.outtype, options.cos_sin,
         options.sliding_window == "off", options.pretokenizer,
     )  # fmt: skip
     plan = plan_gguf(c, request) if fmt == "gguf" else plan_safetensors(c, request)
@@ -271,7 +271,7 @@ def _inputs(c: Checkpoint) -> list[Path]:
 # -- in place ---------------------------------------------------------------------------------------------------------
 
 
-def _carry(c: Checkpoint, o: Options) -> str:
+def carry_in_place(c: Checkpoint, o: Options) -> str:
     """Frequencies that lie in the file as a tensor can be replaced in place, but not taken out."""
     return "tensors" if o.in_place and o.carry == "auto" and c.gguf and ROPE_FREQS in c.gguf.tensors else o.carry
 

@@ -42,13 +42,14 @@ class Source:
 
 
 def resolve(model: str, revision: str | None = None, weights: bool = True) -> Source:
-    """Find `model` and, for the Hub, download what a conversion reads (`weights=False`: all but the weights' data).
+    """Find `model` and, for the Hub, download what a conversion reads (`weights=False`: all but the weights' data; a
+    config.json alone will then do).
 
     Raises InputError when it is nowhere, is private or gated, or the Hub cannot be reached.
     """
     path = Path(os.path.expanduser(model))  # noqa: PTH111 - Path.expanduser raises for an unknown ~user
     if max(map(len, path.parts), default=0) <= 255 and (path.is_dir() or path.is_file()):
-        return _local(path, revision)
+        return _local(path, revision, weights)
     if model in ALIASES:
         alias = ALIASES[model]
         if revision is None and (packaged := _packaged(model)):
@@ -61,9 +62,12 @@ def resolve(model: str, revision: str | None = None, weights: bool = True) -> So
     raise InputError(f"no model {model!r}: not a file or folder here, an alias or a Hub id", hint)
 
 
-def _local(path: Path, revision: str | None) -> Source:
+def _local(path: Path, revision: str | None, weights: bool) -> Source:
     if revision is not None:
         raise InputError("--revision is for models on the Hub", f"{path} is on this machine: leave it out")
+    if not weights and (path.name == "config.json" or (path.is_dir() and (path / "config.json").is_file() and not _has_weights(path))):
+        folder = path if path.is_dir() else path.parent
+        return Source(folder, folder.resolve().name, headers={})  # what it says of itself can be looked at all the same
     if path.is_file() and path.suffix != ".gguf":
         raise InputError(f"{path} is neither a folder nor a .gguf file", "give the folder that holds config.json")
     if path.is_dir() and not (path / "config.json").is_file():
@@ -76,6 +80,10 @@ def _local(path: Path, revision: str | None) -> Source:
         repo = path.resolve().parent.parent.name.removeprefix("models--").replace("--", "/")
         return Source(path, repo.rpartition("/")[2], repo, commit)
     return Source(path, name)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or any(folder.glob("*.index.json"))
 
 
 def _packaged(alias: str) -> Path | None:

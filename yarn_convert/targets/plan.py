@@ -98,13 +98,13 @@ def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int) -> dict[str
     verdicts = {}
     for name in readers.HF_READERS:
         try:
-            verdicts[name] = _verdict(readers.read_config(name, config), target, context)
+            verdicts[name] = verdict(readers.read_config(name, config), target, context)
         except readers.Refuses as e:
             verdicts[name] = f"refuses the file: {e}"
     return verdicts
 
 
-def _verdict(reading: readers.Reading, target: Any, context: int) -> str:
+def verdict(reading: readers.Reading, target: Any, context: int) -> str:
     if reading.inv_freq.shape != target.inv_freq.shape:
         return "rotates another number of dimensions"
     error = abs(reading.inv_freq / target.inv_freq - 1).max()
@@ -135,7 +135,7 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
             continue
         plain = {"general.architecture": c.family.gguf_arch, **_shape_keys(c), **{k: v.data for k, v in keys.items() if v is not None}}
         try:
-            why = _verdict(readers.read_gguf(plain, freqs), table(rope), context)
+            why = verdict(readers.read_gguf(plain, freqs), table(rope), context)
         except readers.Refuses as e:
             why = f"refuses the file: {e}"
         if not why:

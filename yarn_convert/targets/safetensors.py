@@ -31,7 +31,7 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     check_outtype(r.outtype, "safetensors")
     if r.pretokenizer:
         raise UsageError("--pretokenizer is for --out gguf", "tokenizer.json says it itself: leave it out")
-    config = _new_config(c, r.outtype) if c.gguf else dict(c.config)
+    config = new_config(c, r.outtype) if c.gguf else dict(c.config)
     carrier, changes, verdicts = carry_hf(c, config, r.rope, r.context, r.carry)
     if r.cos_sin and carrier != "tensors":
         raise UsageError("--cos-sin belongs to --carry tensors", "add --carry tensors")
@@ -80,16 +80,16 @@ def _shards(pieces: list[Piece]) -> list[Job]:
             shards.append([])
         shards[-1].append(p)
     if len(shards) == 1:
-        return [_shard(SINGLES[0], shards[0])]
+        return [safetensors_job(SINGLES[0], shards[0])]
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     total = sum(p.target.nbytes for p in pieces)
     weight_map = {p.target.name: name for name, shard in zip(names, shards, strict=True) for p in shard}
     index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-    jobs: list[Job] = [_shard(name, shard) for name, shard in zip(names, shards, strict=True)]
+    jobs: list[Job] = [safetensors_job(name, shard) for name, shard in zip(names, shards, strict=True)]
     return [*jobs, WriteBytes(INDEXES[0], index.encode())]
 
 
-def _shard(name: str, pieces: list[Piece], metadata: Mapping[str, str] | None = None) -> WriteTensors:
+def safetensors_job(name: str, pieces: list[Piece], metadata: Mapping[str, str] | None = None) -> WriteTensors:
     header, offsets = safetensors_header([p.target for p in pieces], {"format": "pt", **(metadata or {})})
     size = len(header) + sum(p.target.nbytes for p in pieces)
     return WriteTensors(name, header, tuple((p, offsets[p.target.name]) for p in pieces), size)
@@ -123,7 +123,7 @@ def _with_length(path: Path, key: str, old: int, new: int) -> Job:
 # -- from GGUF --------------------------------------------------------------------------------------------------------
 
 
-def _new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
+def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     """A config.json for what a GGUF describes. Unsupported when a key of its architecture is not understood."""
     assert c.gguf is not None
     arch = c.family.gguf_arch
@@ -196,4 +196,4 @@ def _rope_file(r: Request) -> Job:
         arrays["rotary_emb.sin_cached"] = ((np.sin(angles) * multiplier).astype("<f4"), "F32")
     pieces = [Piece(t, t) for t in (in_memory(name, a, dtype) for name, (a, dtype) in arrays.items())]
     metadata = {"attention_factor": repr(multiplier), "recipe": json.dumps(r.recipe)}
-    return _shard(ROPE_FILE, pieces, metadata)
+    return safetensors_job(ROPE_FILE, pieces, metadata)

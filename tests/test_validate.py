@@ -1,0 +1,501 @@
+"""Validation: a sound conversion passes, and every fault that this project exists against fails with its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CONTEXT, MakeModel
+
+from yarn_convert import cli, runtimes
+from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.convert import Options, convert
+from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvertError
+from yarn_convert.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.readers import read_config
+from yarn_convert.readers import read_gguf as read_keys
+from yarn_convert.rope import Rope, table
+from yarn_convert.source import resolve
+from yarn_convert.tensors import Tensor
+from yarn_convert.validate import Settings, judging, seconds_of, twin, validate
+from yarn_convert.validate.intention import claimed, intention_of
+from yarn_convert.validate.judging import Tolerance, compare
+from yarn_convert.validate.reference import Reference
+from yarn_convert.validate.study import disjoint
+from yarn_convert.validate.weights import ERROR_BOUND
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+QUICK = Settings(tokens=4 * CONTEXT, twin_tokens=4 * CONTEXT)
+
+
+def extended(model: Path, out: Path, **options: Any) -> Path:
+    convert(str(model), Options(**{"scale": 4.0, "output": out, "out": "gguf" if out.suffix == ".gguf" else "safetensors", **options}))
+    return out
+
+
+def opened(path: Path | str) -> Checkpoint:
+    return open_checkpoint(resolve(str(path)))
+
+
+def run(model: Path, **settings: Any) -> dict[str, Any]:
+    return validate(str(model), replace(QUICK, **settings))
+
+
+def layers_of(result: dict[str, Any]) -> set[str]:
+    return {r["layer"] for s in result["studies"] for r in s["runtimes"]}
+
+
+def rewritten(path: Path, changes: dict[str, Value | None], data: dict[str, bytes] | None = None) -> Path:
+    """The GGUF file with keys set or removed and some tensors' bytes replaced, as another tool might have written it."""
+    old = read_gguf(path)
+    fields = {k: v for k, v in {**old.fields, **changes}.items() if v is not None}
+    tensors = list(old.tensors.values())
+    bodies = {t.name: (data or {}).get(t.name, t.read().tobytes()) for t in tensors}
+    header, offsets = encode_header(fields, tensors, old.alignment)
+    end = max(offsets[t.name] + t.nbytes for t in tensors)
+    whole = bytearray(end + -end % old.alignment)
+    whole[: len(header)] = header
+    for t in tensors:
+        whole[offsets[t.name] : offsets[t.name] + t.nbytes] = bodies[t.name]
+    path.write_bytes(bytes(whole))
+    return path
+
+
+# -- what is sound passes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["out.gguf", "out"])
+def test_a_sound_conversion_passes_and_the_manifest_says_so(make_model: MakeModel, tmp_path: Path, name: str) -> None:
+    model = make_model()
+    out = extended(model, tmp_path / name)
+    result = run(out, base=str(model))
+    assert (result["verdict"], result["reasons"]) == ("passed", [])
+    assert {part: result[part]["verdict"] for part in ("recipe", "weights")} == {"recipe": "passed", "weights": "passed"}
+    assert [s["kind"] for s in result["studies"]] == ["real", "twin"]
+    for s in result["studies"]:
+        (r,) = s["runtimes"]
+        assert r["verdict"] == "passed"
+        assert max(w["end"] for w in r["windows"]) == 4 * CONTEXT
+        assert all(w["told_apart"] for w in s["wrong_recipes"])
+        assert {w["name"] for w in s["wrong_recipes"]} == {"no scaling", "multiplier 1", "factor × 2", "the other ramp"}
+    twin_windows = result["studies"][1]["runtimes"][0]["windows"]
+    assert [w["start"] for w in twin_windows[1:]] == [w["end"] for w in twin_windows[:-1]], "the twin is judged at every position"
+    manifest = tmp_path / ("out.yarn_convert.json" if name.endswith("gguf") else "out/yarn_convert.json")
+    assert json.loads(manifest.read_text())["validation"]["verdict"] == "passed"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"attention_factor": 1.5}, {"beta_fast": 8.0, "beta_slow": 4.0}, {"ramp": "paper"}, {"method": "linear"}, {"method": "ntk-aware"}],
+    ids=lambda o: str(o),
+)
+def test_every_carrier_validates_in_llama_cpp(make_model: MakeModel, tmp_path: Path, options: dict[str, Any]) -> None:
+    result = run(extended(make_model(), tmp_path / "out.gguf", **options), real=False)
+    assert (result["verdict"], result["reasons"]) == ("passed", [])
+
+
+def test_quantized_weights_pass_against_their_base(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    out = extended(model, tmp_path / "out.gguf", outtype="q8_0")
+    result = run(out, base=str(model), real=False)
+    assert result["weights"]["verdict"] == "passed"
+    assert "rounded to their type" in result["weights"]["how"]
+
+
+# -- negative controls: each must fail, and say what is wrong ---------------------------------------------------------
+
+
+def test_dropped_scaling_fails(make_model: MakeModel, tmp_path: Path) -> None:
+    """The field's worst bug: a file that loads and answers short prompts well."""
+    model = make_model()
+    meant = extended(model, tmp_path / "meant")
+    lost = extended(model, tmp_path / "lost.gguf", scale=None, method="none")
+    result = run(lost, like=str(meant))
+    assert result["verdict"] == "failed"
+    assert (result["recipe"]["verdict"], result["recipe"]["layer"]) == ("failed", "table")
+    assert all("no scaling" in r["why"] for s in result["studies"] for r in s["runtimes"])
+
+
+def test_a_wrong_beta_fails(make_model: MakeModel, tmp_path: Path) -> None:
+    out = extended(make_model(), tmp_path / "out")
+    path = out / "config.json"
+    path.write_text(path.read_text().replace('"beta_slow": 1.0', '"beta_slow": 4.0'))
+    result = run(out)
+    assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "table")
+    assert layers_of(result) == {"table"}
+    assert "the one that the file gives" in result["studies"][0]["runtimes"][0]["why"]
+
+
+def test_a_doubled_multiplier_fails(make_model: MakeModel, tmp_path: Path) -> None:
+    out = rewritten(extended(make_model(), tmp_path / "out.gguf"), {"llama.rope.scaling.attn_factor": Value("f32", 2.0)})
+    result = run(out)
+    assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "multiplier")
+    assert layers_of(result) == {"multiplier"}
+    assert "doubled multiplier" in result["studies"][1]["runtimes"][0]["why"]
+
+
+def test_rows_of_q_and_k_in_the_wrong_order_fail(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    out = extended(model, tmp_path / "out.gguf")
+    c = opened(out)
+    moved = {}
+    for name, t in c.tensors.items():
+        if name.endswith(("attn_q.weight", "attn_k.weight")):
+            heads = c.heads(name[-8])
+            rows = t.read().view(np.float32).reshape(heads, -1, 2, t.shape[1])  # interleaved as llama.cpp wants them
+            moved[name] = np.ascontiguousarray(rows.swapaxes(1, 2)).tobytes()
+    result = run(rewritten(out, {}, moved), base=str(model), twin=False)
+    assert result["verdict"] == "failed"
+    assert result["weights"]["verdict"] == "failed"
+    assert "permutation" in result["weights"]["why"]
+
+
+def test_one_flipped_byte_of_a_weight_fails(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    out = extended(model, tmp_path / "out.gguf")
+    t = opened(out).tensors["blk.1.ffn_up.weight"]
+    with open(out, "r+b") as f:
+        f.seek(t.offset + 17)
+        byte = f.read(1)
+        f.seek(t.offset + 17)
+        f.write(bytes([byte[0] ^ 1]))
+    result = run(out, base=str(model), twin=False, tokens=32)
+    assert (result["verdict"], result["weights"]["different"]) == ("failed", ["blk.1.ffn_up.weight"])
+    assert "bytes differ" in result["weights"]["why"]
+
+
+def test_hashes_in_the_manifest_answer_without_the_base(make_model: MakeModel, tmp_path: Path) -> None:
+    out = extended(make_model(), tmp_path / "out", hash=True)
+    assert run(out, twin=False, tokens=32)["weights"]["verdict"] == "passed"
+    weights = out / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    result = run(out, twin=False, tokens=32)
+    assert (result["verdict"], result["weights"]["verdict"]) == ("failed", "failed")
+    assert "model.safetensors" in result["weights"]["why"]
+
+
+def test_a_truncated_context_fails(make_model: MakeModel, tmp_path: Path) -> None:
+    out = rewritten(extended(make_model(), tmp_path / "out.gguf"), {"llama.context_length": Value("u32", CONTEXT)})
+    result = run(out, twin=False)
+    assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "context")
+    assert f"takes {CONTEXT} tokens" in result["recipe"]["why"]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "says"),
+    [({"attention_factor": 1.5}, "multiplier"), ({"beta_fast": 6.0, "beta_slow": 1.5}, "table"), ({"truncate": False}, "table")],
+    ids=["attention_factor", "betas", "truncate"],
+)
+def test_what_llama_cpps_converter_loses_is_caught(
+    converter: Path, make_model: MakeModel, tmp_path: Path, scaling: dict[str, Any], says: str
+) -> None:
+    from test_targets import oracle
+
+    spelled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT, **scaling}
+    model = make_model(config={"rope_scaling": spelled, "max_position_embeddings": 4 * CONTEXT}, head_dim=32)
+    theirs = oracle(converter, model, tmp_path / "theirs.gguf", "f32")
+    result = run(theirs, like=str(model), real=False)
+    assert (result["verdict"], result["recipe"]["layer"]) == ("failed", says)
+    assert layers_of(result) == {says}
+    ours = run(extended(model, tmp_path / "ours.gguf", scale=None, method="none"), like=str(model), real=False)
+    assert (ours["verdict"], ours["reasons"]) == ("passed", [])
+
+
+def test_a_check_that_a_wrong_recipe_passes_too_is_inconclusive(make_model: MakeModel, tmp_path: Path) -> None:
+    """Sixteen tokens in a coarse type do not tell a recipe from others; the twin does."""
+    out = extended(make_model(), tmp_path / "out.gguf", outtype="q8_0")
+    result = run(out, twin=False, tokens=16)
+    assert result["verdict"] == "inconclusive"
+    assert any("would have passed with" in reason and "--tokens 256" in reason for reason in result["reasons"])
+    assert run(out, tokens=16)["verdict"] == "passed"
+
+
+def test_without_a_runtime_nothing_is_proved(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = extended(make_model(), tmp_path / "out.gguf")
+    monkeypatch.setattr("yarn_convert.validate.run.python_of", lambda name: None)
+    result = run(out, twin=False, tokens=32)
+    assert result["verdict"] == "inconclusive"
+    assert "no runtime computed anything" in result["reasons"][0]
+
+
+# -- what is intended -------------------------------------------------------------------------------------------------
+
+
+def test_the_intention_comes_from_like_options_manifest_recipe_or_the_file_in_that_order(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    out = extended(model, tmp_path / "out.gguf", ramp="paper")
+    c, base = opened(out), opened(model)
+    assert intention_of(c, None, None, str(model)).rope.method == "none"
+    asked = intention_of(c, Options(scale=8.0), base, None)
+    assert (asked.rope.number("factor"), asked.context) == (8.0, 8 * CONTEXT)
+    assert intention_of(c, None, None, None).rope.params["ramp"] == "paper"
+    manifest = tmp_path / "out.yarn_convert.json"
+    text = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**text, "recipe": {**text["recipe"], "params": {"factor": 2.0}}}))
+    assert intention_of(c, None, None, None).rope.params == {"factor": 2.0}
+    manifest.write_text(json.dumps({**text, "recipe": 7}))
+    with pytest.raises(FormatError, match="no recipe"):
+        intention_of(c, None, None, None)
+    manifest.unlink()
+    found = intention_of(c, None, None, None)
+    assert (found.rope.params["ramp"], found.context, found.origin) == ("paper", 4 * CONTEXT, "as the recipe in the file says")
+    bare = opened(rewritten(out, {"yarn_convert.recipe": None}))
+    assert intention_of(bare, None, None, None).rope.method == "explicit"
+
+
+def test_ignored_keys_of_a_gguf_are_taken_at_their_word(make_model: MakeModel, tmp_path: Path) -> None:
+    keys = {"llama.rope.scaling.yarn_beta_fast": Value("f32", 8.0), "llama.rope.scaling.yarn_attn_factor": Value("f32", 1.5)}
+    out = rewritten(extended(make_model(), tmp_path / "out.gguf"), {**keys, "yarn_convert.recipe": None})
+    (tmp_path / "out.yarn_convert.json").unlink()
+    c = opened(out)
+    assert claimed(c).params == {"factor": 4.0, "beta_fast": 8.0, "attention_factor": 1.5}
+    result = run(out, real=False)
+    assert result["recipe"]["verdict"] == "failed"
+    assert set(result["recipe"]["ignored"]) == set(keys)
+
+
+# -- the reference ----------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_equals_transformers_where_both_know_the_recipe(make_model: MakeModel, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    out = extended(make_model(), tmp_path / "out")
+    c, ids = opened(out), np.arange(200) % 263
+    got = Reference(c).logits(table(c.rope), ids, [(0, 50), (150, 200)])
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(torch.from_numpy(ids)[None]).logits[0].numpy()
+    np.testing.assert_allclose(got, np.concatenate([theirs[:50], theirs[150:]]), atol=2e-4)
+
+
+def test_the_reference_is_the_same_from_either_format(make_model: MakeModel, tmp_path: Path) -> None:
+    model, ids = make_model(), np.arange(100) % 263
+    folder, gguf = (opened(extended(model, tmp_path / name)) for name in ("out", "out.gguf"))
+    both = [Reference(c).logits(table(c.rope), ids, [(0, 100)]) for c in (folder, gguf)]
+    np.testing.assert_allclose(*both, atol=1e-5)
+
+
+def test_offloaded_layers_compute_the_same(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    c, ids = opened(make_model(tied=True)), np.arange(60)
+    whole = Reference(c).logits(table(c.rope), ids, [(0, 60)])
+    monkeypatch.setattr("yarn_convert.validate.reference.free_memory", lambda device: 0)
+    offloaded = Reference(c)
+    assert offloaded.offloaded
+    np.testing.assert_array_equal(offloaded.logits(table(c.rope), ids, [(0, 60)]), whole)
+
+
+def test_rows_alone_equal_the_whole_for_one_layer(make_model: MakeModel) -> None:
+    c, ids, spans = opened(make_model(layers=1)), np.arange(200) % 263, [(3, 20), (150, 200)]
+    reference = Reference(c)
+    np.testing.assert_allclose(
+        reference.logits(table(c.rope), ids, spans, rows_only=True), reference.logits(table(c.rope), ids, spans), atol=1e-4
+    )
+
+
+def test_swapped_rows_are_another_model(make_model: MakeModel) -> None:
+    c, ids = opened(make_model()), np.arange(40)
+    right, swapped = (Reference(c, swap_qk=swap).logits(table(c.rope), ids, [(0, 40)]) for swap in (False, True))
+    np.testing.assert_allclose(right[0], swapped[0], atol=1e-5)  # at the first position nothing is rotated
+    assert abs(right[1:] - swapped[1:]).max() > 0.1
+
+
+# -- the twin ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_twin_keeps_every_rope_key(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(config={"partial_rotary_factor": 1.0})
+    folder = twin.write_twin(opened(extended(model, tmp_path / "out")), tmp_path / "twin")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    kept = {k for k in config if "rope" in k or k in ("max_position_embeddings", "partial_rotary_factor", "architectures", "model_type")}
+    assert {k: folder.config[k] for k in kept} == {k: config[k] for k in kept}
+    assert (folder.layers, folder.head_dim, folder.hparams["vocab_size"]) == (1, 16, twin.VOCAB)
+    assert read_config("transformers-5", folder.config).inv_freq.tolist() == read_config("transformers-5", config).inv_freq.tolist()
+    gguf = opened(extended(model, tmp_path / "out.gguf", ramp="paper"))
+    small = twin.write_twin(gguf, tmp_path / "twin.gguf")
+    assert {k: v for k, v in small.config.items() if ".rope." in k} == {k: v for k, v in gguf.config.items() if ".rope." in k}
+    assert small.context == gguf.context
+    freqs = [c.gguf.tensors["rope_freqs.weight"].read().view(np.float32) for c in (gguf, small) if c.gguf]
+    np.testing.assert_array_equal(*freqs)
+    assert read_keys(small.config, freqs[1]).inv_freq.tolist() == read_keys(gguf.config, freqs[0]).inv_freq.tolist()
+
+
+def test_the_twin_needs_a_config_json_alone(make_model: MakeModel, tmp_path: Path) -> None:
+    config = extended(make_model(), tmp_path / "out") / "config.json"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_bytes(config.read_bytes())
+    for model in (alone, alone / "config.json"):
+        result = run(model, real=False)
+        assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "unchecked")
+    with pytest.raises(InputError):
+        run(alone)
+
+
+# -- judging ----------------------------------------------------------------------------------------------------------
+
+LOOSE = Tolerance(1e-2, 1e-2, "")
+
+
+def test_the_measures_are_what_their_names_say() -> None:
+    """By hand: two positions over two tokens; the second differs by 1 in its first logit."""
+    a, b = np.float32([[0, 0], [2, 0]]), np.float32([[0, 0], [1, 0]])
+    (w,) = compare(a, b, [(5, 7)], (), LOOSE)
+    p, q = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1))
+    kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert (w.start, w.end, w.max_abs, w.top1, w.drift) == (5, 7, 1.0, 1.0, 6)
+    assert w.nmse == pytest.approx(1 / 2)  # Σ(a−b)² = 1, Σ(b−mean)² = 1 + 1
+    assert w.kl_max == pytest.approx(kl)
+    assert w.kl == pytest.approx(kl / 2)
+
+
+def test_log_probabilities_of_some_tokens_are_compared_on_those() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((4, 10)).astype(np.float32)
+    logp = a - np.log(np.exp(a).sum(1, keepdims=True))
+    given = np.where(np.argsort(np.argsort(-a)) < 3, logp, -np.inf)
+    (w,) = compare(a, given.astype(np.float32), [(0, 4)], (), LOOSE, top_k=True)
+    assert w.nmse < 1e-12 and w.kl < 1e-6 and w.top1 == 1.0
+    (bad,) = compare(a, (given - 0.5).astype(np.float32), [(0, 4)], (), LOOSE, top_k=True)
+    assert not bad.within(LOOSE)
+
+
+def test_logits_that_are_no_numbers_never_pass() -> None:
+    a = np.zeros((2, 3), np.float32)
+    a[:, 0] = 1
+    for value in (np.nan, np.inf):
+        b = a.copy()
+        b[1, 1] = value
+        (w,) = compare(a, b, [(0, 2)], (), LOOSE)
+        assert not w.within(LOOSE)
+        assert w.drift == 1
+
+
+def test_spans_are_cut_into_windows() -> None:
+    a = np.zeros((6, 2), np.float32)
+    a[:, 0] = 1
+    windows = compare(a, a, [(0, 4), (10, 12)], (1, 3, 11), LOOSE)
+    assert [(w.start, w.end) for w in windows] == [(0, 1), (1, 3), (3, 4), (10, 11), (11, 12)]
+    assert disjoint([(8, 12), (0, 4), (2, 6), (2, 3)]) == ((0, 4), (4, 6), (8, 12))
+
+
+def test_wrong_recipes_that_are_the_right_one_are_none() -> None:
+    linear = judging.wrong_tables(Rope("linear", 1e4, 64, 64, {"factor": 4.0}), 256)
+    assert set(linear) == {"no scaling", "factor × 2"}  # it has neither a multiplier nor a ramp
+    plain = judging.wrong_tables(Rope("none", 1e4, 64, 64), 64)
+    assert set(plain) == {"factor × 2"}
+    both = judging.wrong_tables(Rope("yarn", 1e4, 64, 4096, {"factor": 4.0, "ramp": "paper"}), 16384)
+    index = table(Rope("yarn", 1e4, 64, 4096, {"factor": 4.0}))
+    np.testing.assert_array_equal(both["the other ramp"].inv_freq, index.inv_freq)
+    assert both["factor × 2"].multiplier == index.multiplier
+
+
+@pytest.mark.parametrize("dtype", sorted(set(ERROR_BOUND) - {"F32", "F64", "Q8_1"}))
+def test_error_bounds_hold_for_normal_weights_and_are_not_idle(dtype: str) -> None:
+    """Against llama.cpp's own quantizer; a bound that is ten times too wide would let damage pass."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    import ctypes
+
+    from yarn_convert import dtypes
+    from yarn_convert.gguf_file import nbytes_of, type_numbers
+
+    x = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+    if dtype in ("F16", "BF16"):
+        data = dtypes.from_f32(x.reshape(-1), dtype)
+    else:
+        (path, *_) = sorted((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.*"))
+        library = ctypes.CDLL(str(path))
+        data = np.zeros(nbytes_of(dtype, x.shape), np.uint8)
+        call = library.ggml_quantize_chunk
+        call.restype = ctypes.c_size_t
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, data)]
+        call(ctypes.c_int(type_numbers()[dtype]), *pointers, *(ctypes.c_int64(n) for n in (0, 64, 1024)), ctypes.c_void_p(None))
+    back = dtypes.to_f32(data, dtype).reshape(x.shape)
+    error = float(((back - x) ** 2).sum() / (x**2).sum())
+    assert error <= ERROR_BOUND[dtype] <= 5 * error
+
+
+# -- runtimes and the command line ------------------------------------------------------------------------------------
+
+
+def test_a_runtime_that_cannot_run_says_why_in_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "m.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(runtimes.Failed, match=r"llama\.cpp could not run m\.gguf: .+"):
+        runtimes.run("llama.cpp", broken, np.arange(4), [(0, 4)])
+
+
+def test_a_runtime_sees_the_spans_that_are_asked_for(make_model: MakeModel, tmp_path: Path) -> None:
+    out, ids = extended(make_model(), tmp_path / "out.gguf"), np.arange(600) % 263
+    done: list[float] = []
+    parts = runtimes.run("llama.cpp", out, ids, [(3, 5), (510, 515), (599, 600)], progress=done.append)
+    whole = runtimes.run("llama.cpp", out, ids, [(0, 600)])
+    assert whole.logits.shape == (600, 263)
+    np.testing.assert_array_equal(parts.logits, whole.logits[[3, 4, *range(510, 515), 599]])
+    assert done[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"runtimes": ("vlm",)}, "unknown runtime"),
+        ({"runtimes": ("transformers",)}, "reads safetensors"),
+        ({"device": "abacus"}, "no device"),
+        ({"dtype": "int8"}, "--dtype"),
+        ({"tokens": 3}, "--tokens"),
+        ({"text": Path("nowhere.txt")}, "cannot read the text"),
+        ({"like": "nowhere"}, "no model 'nowhere'"),
+    ],
+)
+def test_settings_that_make_no_sense(make_model: MakeModel, tmp_path: Path, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(YarnConvertError, match=says):
+        run(extended(make_model(), tmp_path / "out.gguf"), **settings)
+
+
+def test_a_time_is_read_as_people_write_it() -> None:
+    assert [seconds_of(t) for t in (None, "90", "90s", "5m", "1.5h")] == [None, 90.0, 90.0, 300.0, 5400.0]
+    for bad in ("", "s", "-1s", "inf", "5 apples"):
+        with pytest.raises(UsageError, match="--budget"):
+            seconds_of(bad)
+
+
+def test_the_command_line_says_passed_or_ends_with_3(make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = extended(make_model(), tmp_path / "out.gguf")
+    common = ["validate", str(out), "--twin", "--twin-tokens", "256"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*common, "--report", str(tmp_path / "r.html")])
+    shown = capsys.readouterr()
+    assert (stop.value.code, shown.out.splitlines()[-1]) == (0, "PASSED")
+    assert "llama.cpp, twin" in shown.err
+    assert "<svg" in (tmp_path / "r.html").read_text("utf-8")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*common, "--report", str(tmp_path / "r.html")])
+    assert stop.value.code == 1 and "--force" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*common, "--json", "--scale", "8"])
+    shown = capsys.readouterr()
+    assert (stop.value.code, shown.err) == (3, "")
+    result = json.loads(shown.out)
+    assert result["verdict"] == "failed" and result["intention"]["origin"] == "as the options say"
+    assert json.loads((tmp_path / "out.yarn_convert.json").read_text())["validation"]["verdict"] == "passed", "another question, no record"
+
+
+def test_a_budget_is_kept_by_a_shorter_text(make_model: MakeModel, tmp_path: Path) -> None:
+    out = extended(make_model(), tmp_path / "out.gguf", scale=64.0)
+    short, long = (run(out, tokens=None, budget=b, twin=False)["studies"][0]["tokens"] for b in (1e-3, 1e9))
+    assert short < long == 64 * CONTEXT
+
+
+def test_a_tensor_knows_no_path_after_validation(make_model: MakeModel, tmp_path: Path) -> None:
+    """What is recorded may be published: no path of this machine is in it."""
+    out = extended(make_model(), tmp_path / "out.gguf")
+    run(out, real=False)
+    assert str(tmp_path) not in (tmp_path / "out.yarn_convert.json").read_text()
+    assert isinstance(next(iter(opened(out).tensors.values())), Tensor)

@@ -1,0 +1,158 @@
+"""Rewrites the RoPE spelling of someone else's checkpoint, so that all readers that can agree do. No weight moves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Checkpoint, open_checkpoint
+from .convert import Conversion, Extension, Options, carry_in_place
+from .errors import OutputError
+from .gguf_file import Field
+from .rope import recipe_of
+from .source import resolve
+from .targets.gguf import plan_gguf
+from .targets.moving import WriteBytes, WriteTensors, sync
+from .targets.plan import Plan, Request
+from .targets.safetensors import plan_safetensors
+from .validate.intention import SPANNING, Intention, check_recipe, intention_of
+
+BACKUP = ".before-repair"
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A planned repair. `before`, `after`: reader -> why it does not compute what is meant, "" if it does; `changes`: what
+    is rewritten, one line each; none when the checkpoint is sound."""
+
+    conversion: Conversion
+    meant: Intention
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+    changes: tuple[str, ...]
+
+    def run(self) -> Path:
+        """Write and return the output. A folder's changed files are replaced one by one, config.json last, each kept beside as
+        `NAME.before-repair`. Raises OutputError; then the old files are still there."""
+        c, plan = self.conversion.checkpoint, self.conversion.plan
+        if self.conversion.options.in_place and plan.is_folder:
+            _rewrite(c.source.path, _changed_files(c, plan))
+        else:
+            self.conversion.run()
+        return plan.out
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.conversion.plan.out),
+            "intention": {"recipe": recipe_of(self.meant.rope), "context": self.meant.context, "origin": self.meant.origin},
+            "changes": list(self.changes),
+            "readers": {
+                name: {"before": why or "exact", "after": self.after.get(name, "") or "exact"} for name, why in self.before.items()
+            },
+        }
+
+
+def plan_repair(
+    model: str, options: Options | None = None, like: str | None = None, output: Path | None = None, force: bool = False
+) -> Repair:
+    """Plan to rewrite `model`, in place unless `output` is given. What is meant is said by `like`, by `options`, by a manifest,
+    or by the file itself, ignored keys taken at their word.
+
+    Raises Inexpressible where the format cannot carry it, OutputError for a file that others share.
+    """
+    c = open_checkpoint(resolve(model))
+    meant = whole(intention_of(c, options, None, like))
+    if c.source.commit and output is None:
+        raise OutputError(f"{model} is in the Hub's cache, which others share", "-o PATH writes a repaired copy")
+    wish = Options(method="none", output=output, in_place=output is None, force=force)
+    request = Request(
+        meant.rope, meant.context, output or c.source.path, recipe_of(meant.rope), carry_in_place(c, wish) if c.gguf else "auto"
+    )  # fmt: skip
+    plan = plan_gguf(c, request) if c.gguf else plan_safetensors(c, request)
+    before = check_recipe(c, meant)["readers"]
+    changes = _gguf_changes(c, plan) if c.gguf else _folder_changes(c, plan)
+    plan = replace(plan, notes=(*plan.notes, *(f"repaired: {line}" for line in changes)))
+    extension = Extension(meant.rope, meant.context, meant.context / meant.rope.original_context)
+    return Repair(Conversion(c, extension, plan, wish), meant, before, plan.verdicts, tuple(changes))
+
+
+def whole(meant: Intention) -> Intention:
+    """With the context that the recipe's factor gives: model cards say "set factor 4" and leave the old context there."""
+    factor = meant.rope.params.get("factor")
+    if meant.rope.method not in SPANNING[:2] or not isinstance(factor, float):
+        return meant
+    return replace(meant, context=round(meant.rope.original_context * factor))
+
+
+def _changed_files(c: Checkpoint, plan: Plan) -> list[WriteBytes]:
+    """The small files of the plan that differ from the folder's, config.json last: until then the old recipe is whole."""
+    jobs = [job for job in plan.jobs if isinstance(job, WriteBytes)]
+    jobs += [WriteBytes(job.name, _bytes_of(job)) for job in plan.jobs if isinstance(job, WriteTensors)]  # rope.safetensors
+    changed = [job for job in jobs if not _is_file_with(c.source.path / job.name, job.data)]
+    return sorted(changed, key=lambda job: job.name == "config.json")
+
+
+def _bytes_of(job: WriteTensors) -> bytes:
+    data = bytearray(job.size)
+    data[: len(job.header)] = job.header
+    for piece, at in job.pieces:
+        data[at : at + piece.target.nbytes] = piece.source.read().tobytes()
+    return bytes(data)
+
+
+def _is_file_with(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data
+
+
+def _rewrite(folder: Path, files: list[WriteBytes]) -> None:
+    try:
+        for job in files:
+            path, partial = folder / job.name, folder / f".{job.name}.partial-{os.getpid()}"
+            backup = folder / f"{job.name}{BACKUP}"
+            if path.is_file() and not backup.exists():
+                backup.write_bytes(path.read_bytes())
+            partial.write_bytes(job.data)
+            sync(partial)
+            partial.replace(path)
+        sync(folder)
+    except OSError as e:
+        raise OutputError(f"could not repair {folder}: {e.strerror}", "check its owner and mode, or -o PATH writes a copy") from None
+
+
+def _folder_changes(c: Checkpoint, plan: Plan) -> list[str]:
+    import json
+
+    lines = []
+    for job in _changed_files(c, plan):
+        if not job.name.endswith(".json"):
+            lines.append(f"{job.name}: written")
+            continue
+        path = c.source.path / job.name
+        old, new = json.loads(path.read_text("utf-8")) if path.is_file() else {}, json.loads(job.data)
+        lines += [f"{job.name}: {k}: {_shown(old.get(k))} -> {_shown(new.get(k))}" for k in {**old, **new} if old.get(k) != new.get(k)]
+    return lines
+
+
+def _gguf_changes(c: Checkpoint, plan: Plan) -> list[str]:
+    assert c.gguf is not None
+    (job,) = plan.jobs
+    assert isinstance(job, WriteTensors)
+    assert job.fields is not None
+    old = {k: f.value for k, f in c.gguf.fields.items() if ".rope." in k or k.endswith(".context_length")}
+    new = {k: f.value if isinstance(f, Field) else f.data for k, f in job.fields.items() if ".rope." in k or k.endswith(".context_length")}
+    lines = [f"{k}: {_shown(old.get(k))} -> {_shown(new.get(k))}" for k in {**old, **new} if not _equal(old.get(k), new.get(k))]
+    there = {piece.target.name for piece, _ in job.pieces}
+    return lines + [f"{name}: written" for name in there - set(c.gguf.tensors)]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Equal, numbers to the float32 that a GGUF holds."""
+    return a == b or (isinstance(a, float) and isinstance(b, float) and abs(a - b) <= 1e-6 * abs(a))
+
+
+def _shown(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 120 else f"{text[:117]}…"

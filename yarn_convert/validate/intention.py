@@ -1,0 +1,179 @@
+"""What a checkpoint is meant to compute, and whether its file says so: the first of the three questions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import readers
+from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
+from ..convert import Options, extend, manifest_path
+from ..dialects import ROPE_FREQS, same
+from ..errors import FormatError, InputError
+from ..readers.survey import Verdict, survey_config, survey_gguf
+from ..rope import Array, Rope, rope_of, table
+from ..source import resolve
+from ..targets.plan import DECISIVE, hf_verdicts, verdict
+from ..targets.safetensors import ROPE_FILE
+from ..tensors import inside, load_json, read_safetensors
+
+LLAMA_CPP = "llama.cpp"
+
+
+@dataclass(frozen=True, slots=True)
+class Intention:
+    """The recipe that is meant, over `context` tokens, and where that was said."""
+
+    rope: Rope
+    context: int
+    origin: str
+
+
+def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None, like: str | None) -> Intention:
+    """From `like`, another checkpoint; else from conversion options (over `base`, or over `c` itself, whose own YaRN they
+    replace); else from the manifest; else from the recipe in the GGUF; else what the file claims, with the keys that its
+    reader ignores taken at their word."""
+    if like is not None:
+        other = open_checkpoint(resolve(like, weights=False))
+        return Intention(claimed(other), other.context, f"as {like} says")
+    if options is not None:
+        e = extend(base or c, options)
+        return Intention(e.rope, e.context, "as the options say")
+    manifest = read_manifest(c.source.path)
+    if manifest is not None:
+        return Intention(_recipe(manifest.get("recipe"), c), _length(manifest.get("context"), c), "as the manifest says")
+    if c.gguf and RECIPE in c.gguf.fields:
+        try:
+            rope = _recipe(json.loads(c.gguf.get(RECIPE)), c)
+        except (ValueError, TypeError):
+            raise FormatError(f"the key {RECIPE} is no recipe", "--like MODEL or --scale S says what is meant") from None
+        factor = rope.params.get("factor")
+        length = round(rope.original_context * factor) if isinstance(factor, float) and rope.method in SPANNING else c.context
+        return Intention(rope, length, "as the recipe in the file says")
+    return Intention(claimed(c), c.context, "as the file itself claims")
+
+
+SPANNING = ("yarn", "ntk-by-parts", "linear", "ntk-aware")  # their factor is L'/L
+
+
+def read_manifest(model: Path) -> dict[str, Any] | None:
+    """The manifest of an output of yarn-convert; None where there is none. FormatError for one that is no JSON object."""
+    path = manifest_path(model)
+    return load_json(path) if path.is_file() else None
+
+
+def _recipe(recipe: Any, c: Checkpoint) -> Rope:
+    try:
+        rope = rope_of(recipe)
+        table(rope)
+        return rope
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise FormatError(f"the manifest of {c.source.path.name} holds no recipe", "--like MODEL or --scale S says what is meant") from None
+
+
+def _length(value: Any, c: Checkpoint) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise FormatError(f"the manifest of {c.source.path.name} holds no context", "--like MODEL or --scale S says what is meant")
+    return value
+
+
+def claimed(c: Checkpoint) -> Rope:
+    """The recipe of a checkpoint with the GGUF keys honoured that llama.cpp ignores: what its maker meant.
+
+    convert_hf_to_gguf.py writes a config's betas and attention_factor to such keys (conversion/base.py,
+    `_set_rope_parameters`), of which only some architectures' loaders know.
+    """
+    if not c.ignored or c.rope.method != "yarn":
+        return c.rope
+    arch, params = c.family.gguf_arch, dict(c.rope.params)
+    for key, name in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow"), ("yarn_attn_factor", "attention_factor")):
+        value = c.config.get(f"{arch}.rope.scaling.{key}")
+        if isinstance(value, float | int):
+            params[name] = float(value)
+    return replace(c.rope, params=params)
+
+
+# -- the check --------------------------------------------------------------------------------------------------------
+
+
+def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
+    """Decode the file as its reader does and compare with the intention, pair by pair in float64.
+
+    JSON: `verdict` "passed" or "failed", `reader`, `why`, the two tables, the largest relative error, the multiplier and
+    context of both, and every known reader's verdict.
+    """
+    target = table(meant.rope, meant.context)
+    decoded, reader = decode(c)
+    if c.gguf:
+        verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context)}
+    else:
+        verdicts = hf_verdicts(c.config, meant.rope, meant.context)
+    why = verdicts[reader]
+    if not why and (file := rope_file_error(c, target)):
+        why = file
+    result: dict[str, Any] = {
+        "verdict": "failed" if why else "passed",
+        "reader": reader,
+        "why": why,
+        "layer": _layer(decoded, target, meant.context) if why else "",
+        "intended": {"inv_freq": target.inv_freq.tolist(), "multiplier": target.multiplier, "context": meant.context},
+        "ignored": list(c.ignored),
+        "readers": verdicts,
+    }
+    if not isinstance(decoded, str):
+        found = {"inv_freq": decoded.inv_freq.tolist(), "multiplier": decoded.multiplier, "context": decoded.context}
+        same_size = decoded.inv_freq.shape == target.inv_freq.shape
+        result |= {"decoded": found, "max_error": float(abs(decoded.inv_freq / target.inv_freq - 1).max()) if same_size else None}
+    return result
+
+
+def survey(c: Checkpoint, meant: Intention) -> list[Verdict]:
+    """What each known runtime makes of the file, ours or not, against the intention."""
+    target = table(meant.rope, meant.context)
+    if c.gguf:
+        names = {k: c.gguf.get(k) for k in ("general.name", "general.basename") if k in c.gguf.fields}
+        return survey_gguf({**c.config, **names}, rope_freqs(c), target, meant.context)
+    return survey_config(c.config, target, meant.context)
+
+
+def rope_freqs(c: Checkpoint) -> Array | None:
+    """rope_freqs.weight of a GGUF as float64[D/2]; None where there is none."""
+    freqs = c.gguf.tensors.get(ROPE_FREQS) if c.gguf else None
+    return None if freqs is None else freqs.read().view(np.float32).astype(np.float64)
+
+
+def decode(c: Checkpoint) -> tuple[readers.Reading | str, str]:
+    """(what the format's main reader makes of the file, or why it refuses it; the reader's name)."""
+    reader = LLAMA_CPP if c.gguf else DECISIVE
+    try:
+        if c.gguf is None:
+            return readers.read_config(DECISIVE, c.config), reader
+        return readers.read_gguf(c.config, rope_freqs(c)), reader
+    except readers.Refuses as e:
+        return f"refuses the file: {e.message}", reader
+
+
+def _layer(decoded: readers.Reading | str, target: Any, context: int) -> str:
+    """Which part of the recipe is not as meant: "table", "multiplier" or "context"."""
+    if isinstance(decoded, str) or decoded.inv_freq.shape != target.inv_freq.shape:
+        return "table"
+    if not same(target._replace(multiplier=1.0), target._replace(inv_freq=decoded.inv_freq, multiplier=1.0)):
+        return "table"
+    return "multiplier" if not same(target, target._replace(multiplier=decoded.multiplier)) else "context"
+
+
+def rope_file_error(c: Checkpoint, target: Any) -> str:
+    """Why rope.safetensors beside a config.json does not hold the intended table; "" if it does or is not there."""
+    if c.gguf or not (c.source.path / ROPE_FILE).exists():
+        return ""
+    try:
+        tensors, metadata = read_safetensors(inside(c.source.path, ROPE_FILE))
+        stored = tensors["rotary_emb.inv_freq"].read().view(np.float64)
+        sound = np.array_equal(stored, target.inv_freq) and float(metadata["attention_factor"]) == target.multiplier
+    except (InputError, KeyError, ValueError) as e:
+        return f"{ROPE_FILE} cannot be read: {e}"
+    return "" if sound else f"{ROPE_FILE} holds another table or multiplier"

@@ -1,0 +1,188 @@
+"""Compares logits with the reference and judges: metrics by window, one table of tolerances, wrong recipes. Pure NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..rope import Rope, Table, geometric, table
+
+F32 = NDArray[np.float32]
+Spans = Sequence[tuple[int, int]]
+ROWS = 1024  # rows compared at a time: float64 copies of a whole vocabulary are large
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What a sound computation may differ by in any window. `measured` is the largest that one was seen to."""
+
+    nmse: float
+    kl: float
+    measured: str
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How far logits are from the reference over the positions start … end−1.
+
+    `nmse`: Σ(a − b)² / Σ(b − mean(b))², the mean over each row's vocabulary. `kl`: KL(reference ‖ runtime) in nats, mean and
+    largest. `top1`: share of positions with the same most likely token. `drift`: first position whose own NMSE or KL is
+    beyond the tolerance, None if there is none. `nmse` and `max_abs` are of log-probabilities where no logits are given.
+    """
+
+    start: int
+    end: int
+    max_abs: float
+    nmse: float
+    kl: float
+    kl_max: float
+    top1: float
+    drift: int | None
+
+    def within(self, t: Tolerance) -> bool:
+        return self.nmse <= t.nmse and self.kl <= t.kl
+
+    def as_json(self) -> dict[str, Any]:
+        """Its numbers; None for one that is not finite, for which JSON has no word."""
+        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
+
+
+def compare(reference: F32, logits: F32, spans: Spans, cuts: Sequence[int], tolerance: Tolerance, top_k: bool = False) -> list[Window]:
+    """Windows of `logits` against `reference`, both float32[rows, vocabulary], rows being the positions of `spans` in order.
+
+    Each span is one window, cut further at `cuts`. `top_k`: `logits` are log-probabilities of some tokens, −∞ or NaN for
+    the rest; then both sides are compared as log-probabilities, on the tokens that are given.
+    """
+    windows, row = [], 0
+    for a, b in spans:
+        edges = [a, *sorted(c for c in set(cuts) if a < c < b), b]
+        for low, high in pairwise(edges):
+            part = slice(row + low - a, row + high - a)
+            windows.append(_window(reference[part], logits[part], low, tolerance, top_k))
+        row += b - a
+    return windows
+
+
+def _window(reference: F32, logits: F32, start: int, t: Tolerance, top_k: bool) -> Window:
+    with np.errstate(invalid="ignore"):  # a NaN is a result like any other, and no window with one is within a tolerance
+        parts = [_rows(reference[i : i + ROWS], logits[i : i + ROWS], top_k) for i in range(0, len(reference), ROWS)]
+    square, spread, largest, kl, same = (np.concatenate(x) for x in zip(*parts, strict=True))
+    beyond = (square > DRIFT * t.nmse * spread) | (kl > DRIFT * t.kl)
+    beyond |= ~np.isfinite(square)
+    first = start + int(beyond.argmax()) if beyond.any() else None
+    nmse = float(square.sum() / max(float(spread.sum()), 1e-300))
+    return Window(
+        start, start + len(reference), float(largest.max()), nmse, float(kl.mean()), float(kl.max()), float(same.mean()), first
+    )  # fmt: skip
+
+
+DRIFT = 10  # one position may be so many times the window's tolerance before it counts as drifted
+
+
+def _rows(a: F32, b: F32, top_k: bool) -> tuple[NDArray[np.float64], ...]:
+    """Per row: Σ(a−b)², Σ(a−mean)², max|a−b|, KL(a‖b), same top token."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    logp = x - _logsumexp(x)
+    if top_k:
+        given = np.isfinite(y)
+        x, y, logq = np.where(given, logp, 0), np.where(given, y, 0), np.where(given, y, logp)
+        top = np.where(given, y, -np.inf).argmax(1)
+    else:
+        logq, top = y - _logsumexp(y), y.argmax(1)
+    difference = x - y
+    kl = np.maximum((np.exp(logp) * (logp - logq)).sum(1), 0)
+    kl[np.isnan(kl)] = np.inf
+    centred = x - x.mean(1, keepdims=True)
+    square = (difference**2).sum(1)
+    square[np.isnan(square)] = np.inf
+    return square, (centred**2).sum(1), abs(difference).max(1), kl, (a.argmax(1) == top).astype(np.float64)
+
+
+def _logsumexp(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    m = x.max(1, keepdims=True)
+    return np.asarray(m + np.log(np.exp(x - m).sum(1, keepdims=True)))
+
+
+# -- wrong recipes ----------------------------------------------------------------------------------------------------
+
+
+def wrong_tables(rope: Rope, length: int) -> dict[str, Table]:
+    """Recipes that a check must tell from `rope`: name -> table. Those that equal it are left out."""
+    right = table(rope, length)
+    plain = geometric(rope.theta, rope.rotary_dim)
+    candidates = {
+        "no scaling": Table(plain, 1.0),
+        "multiplier 1": right._replace(multiplier=1.0),
+        "factor × 2": _doubled(rope, right, plain),
+    }
+    if rope.method in RAMPED and "factor" in rope.params:
+        other = "index" if rope.params.get("ramp") == "paper" else "paper"
+        candidates["the other ramp"] = table(replace(rope, params={**rope.params, "ramp": other}))
+    return different(candidates, right)
+
+
+RAMPED = ("yarn", "ntk-by-parts")
+
+
+def suspects(rope: Rope, context: int) -> dict[str, Table]:
+    """Faults that runtimes and converters are known for, to name what a runtime computes instead of `rope`."""
+    right, found = table(rope), wrong_tables(rope, context)
+    found["the multiplier twice"] = right._replace(multiplier=right.multiplier**2)
+    found["a doubled multiplier"] = right._replace(multiplier=right.multiplier * 2)
+    if rope.method in RAMPED and "factor" in rope.params:
+        params = dict(rope.params)
+        usual = {
+            "the usual betas 32 and 1": {**params, "beta_fast": 32.0, "beta_slow": 1.0},
+            "the ramp's ends rounded (truncate)": {**params, "truncate": True},
+            "the ramp's ends not rounded (no truncate)": {**params, "truncate": False},
+            "betas 32 and 1, ends rounded": {**params, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True},
+            "the temperature 0.1·ln s + 1": {k: v for k, v in params.items() if k != "attention_factor"},
+            "plain YaRN, its options lost": {"factor": params["factor"]},
+        }
+        for name, changed in usual.items():
+            found[name] = table(replace(rope, params=changed))
+        if context > rope.original_context:
+            lost = replace(rope, original_context=context, params={**params, "attention_factor": right.multiplier})
+            found["the extended context taken for the original one"] = table(replace(lost, method="yarn"))
+    return different(found, right)
+
+
+def different(tables: Mapping[str, Table], right: Table) -> dict[str, Table]:
+    return {
+        name: t
+        for name, t in tables.items()
+        if abs(t.multiplier / right.multiplier - 1) > 1e-6 or abs(t.inv_freq / right.inv_freq - 1).max() > 1e-6
+    }
+
+
+def _doubled(rope: Rope, right: Table, plain: NDArray[np.float64]) -> Table:
+    """Scaled twice as far with the same multiplier, so that only the frequencies differ: the fault that hides best."""
+    if rope.method == "none":
+        return right._replace(inv_freq=plain / 2)
+    if rope.method in ("explicit", "longrope"):
+        return right._replace(inv_freq=np.where(right.inv_freq < 0.999 * plain, right.inv_freq / 2, right.inv_freq))
+    doubled = table(rope.with_params(factor=2 * rope.number("factor", 1.0)))
+    return doubled._replace(multiplier=right.multiplier)
+
+
+# -- tolerances -------------------------------------------------------------------------------------------------------
+
+# By the type that most weights have: what llama.cpp multiplies a 16-bit or quantized weight with is rounded too. Measured on
+# SmolLM2-135M, whose activations have large outliers, over the first 1,024 tokens (F32: 8,320; the twin: 131,072): larger
+# models round more finely. docs/validation.md has the commands.
+QUANTIZED = "NMSE 9.3e-3, KL 7.9e-3 (Q8_0; Q4_1 7.6e-3, 7.0e-3): llama.cpp rounds activations to 8 bits"
+TOLERANCES: Mapping[str, Tolerance] = {
+    "F32": Tolerance(2e-6, 2e-6, "NMSE 2.4e-8, KL 1.3e-8, in llama.cpp at 8,320 tokens"),
+    "F16": Tolerance(5e-5, 5e-5, "NMSE 6.5e-6, KL 4.4e-6: llama.cpp rounds activations to float16"),
+    "BF16": Tolerance(5e-3, 2e-3, "NMSE 9.6e-4, KL 2.9e-4: llama.cpp rounds activations to bfloat16"),
+}
+OTHER = Tolerance(3e-2, 3e-2, QUANTIZED)
+
+
+def tolerance_for(dtype: str) -> Tolerance:
+    return TOLERANCES.get(dtype, OTHER)

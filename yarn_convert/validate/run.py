@@ -1,0 +1,292 @@
+"""`validate`: the three questions of one checkpoint, answered, judged and put on record."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import tokenizers
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..convert import Options, manifest_path
+from ..errors import InputError, OutputError, UsageError, YarnConvertError
+from ..rope import Table, recipe_of
+from ..runtimes.environments import listing, python_of
+from ..runtimes.table import RUNTIMES
+from ..source import resolve
+from ..targets.plan import DECISIVE
+from . import twin
+from .intention import LLAMA_CPP, Intention, check_recipe, intention_of, read_manifest
+from .reference import Reference, pick_device
+from .study import PREFIX, WIDTH, Question, Say, real_subject, study, twin_subject
+from .weights import PERMUTED, check_weights
+
+TEXT = Path(__file__).parents[1] / "data" / "hamlet.txt"
+BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
+SHORTEST = 16  # tokens
+TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
+PASSES = {"transformers": 1.2, "llama.cpp": 3.0, "mlx": 3.0, "vllm": 3.0, "openvino": 3.0}  # times the reference's, on a CPU
+READERS = {"transformers": DECISIVE, "openvino": DECISIVE, "mlx": "mlx-lm", "vllm": "vllm", "llama.cpp": LLAMA_CPP}
+PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a user can ask for. `runtimes` empty: all that are installed. `budget` seconds of real weights, None for the
+    default; `tokens` of real weights instead of a budget; `real` and `twin` switch the two kinds of run."""
+
+    base: str | None = None
+    like: str | None = None
+    options: Options | None = None
+    runtimes: tuple[str, ...] = ()
+    device: str = "auto"
+    dtype: str = "float32"
+    budget: float | None = None
+    tokens: int | None = None
+    twin_tokens: int | None = None
+    text: Path | None = None
+    real: bool = True
+    twin: bool = True
+
+
+def validate(model: str, settings: Settings, revision: str | None = None, say: Say = lambda what, fraction: None) -> dict[str, Any]:
+    """Check `model` and return the result as JSON; `verdict` is "passed", "failed" or "inconclusive".
+
+    The result also goes into the manifest where there is one. `say` is told what is running and which fraction of it is
+    done. Raises UsageError for settings out of range and InputError or FormatError for a model that cannot be read.
+    """
+    settings = _checked(settings)
+    c = open_checkpoint(resolve(model, revision, weights=settings.real))
+    base = open_checkpoint(resolve(settings.base)) if settings.base else None
+    meant = intention_of(c, settings.options, base, settings.like)
+    manifest = read_manifest(c.source.path)
+    names, missing = chosen_runtimes(c, settings.runtimes)
+    result: dict[str, Any] = {
+        "model": c.source.name,
+        "format": "gguf" if c.gguf else "safetensors",
+        "dtype": main_dtype(c),
+        "intention": {"recipe": recipe_of(meant.rope), "context": meant.context, "origin": meant.origin},
+    }
+    say("recipe", 0.0)
+    result["recipe"] = check_recipe(c, meant)
+    result["weights"] = _weights(c, base, manifest, say)
+    result["studies"] = _studies(c, meant, names, settings, result["recipe"], say) if names or settings.runtimes == () else []
+    result["missing"] = missing
+    result |= judge(result, settings)
+    result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": _versions(), "hardware": _hardware()}
+    if manifest is not None and settings.like is None and settings.options is None:
+        record(c.source.path, manifest, result)
+    return result
+
+
+DTYPES = {"f32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
+
+
+def _checked(s: Settings) -> Settings:
+    """The settings with the dtype's full name; UsageError for numbers out of range."""
+    if s.dtype not in DTYPES:
+        raise UsageError(f"unknown --dtype {s.dtype!r}", "f32 or bf16")
+    for name in ("tokens", "twin_tokens"):
+        value = getattr(s, name)
+        if value is not None and value < SHORTEST:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {SHORTEST}, not {value}", "longer texts tell more recipes apart")
+    return replace(s, dtype=DTYPES[s.dtype])
+
+
+def main_dtype(c: Checkpoint) -> str:
+    """The type that most weights have, matrices only."""
+    counts: Counter[str] = Counter()
+    for t in c.tensors.values():
+        if len(t.shape) > 1:
+            counts[t.dtype] += t.elements
+    return counts.most_common(1)[0][0] if counts else "F32"
+
+
+def chosen_runtimes(c: Checkpoint, wished: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """(runtimes to run, those that could be added). UsageError for one that is unknown, missing or reads another format."""
+    fmt = "gguf" if c.gguf else "safetensors"
+    fitting = [name for name, row in RUNTIMES.items() if row.reads == fmt]
+    for name in wished:
+        if name not in RUNTIMES:
+            raise UsageError(f"unknown runtime {name!r}", f"one of {', '.join(RUNTIMES)}")
+        if name not in fitting:
+            raise UsageError(f"{name} reads {RUNTIMES[name].reads}, and this is {fmt}", f"for this format: {', '.join(fitting)}")
+        if python_of(name) is None:
+            raise UsageError(f"{name} is not installed", f"yarn-convert runtimes add {name}")
+    names = list(wished) or [name for name in fitting if python_of(name)]
+    missing = [{k: row[k] for k in ("name", "add", "note")} for row in listing() if row["name"] in fitting and row["where"] is None]
+    return names, missing
+
+
+def _weights(c: Checkpoint, base: Checkpoint | None, manifest: dict[str, Any] | None, say: Say) -> dict[str, Any]:
+    total, done = max(1, sum(t.nbytes for t in c.tensors.values())), 0
+
+    def progress(n: int) -> None:
+        nonlocal done
+        done += n
+        say("weights", min(1.0, done / total))
+
+    if not c.tensors or c.source.headers is not None:
+        return {"verdict": "unchecked", "how": "", "why": "without weights there is nothing to compare", "different": []}
+    return check_weights(c, base, manifest, progress)
+
+
+# -- the studies ------------------------------------------------------------------------------------------------------
+
+
+def _studies(
+    c: Checkpoint, meant: Intention, names: list[str], settings: Settings, recipe: Mapping[str, Any], say: Say
+) -> list[dict[str, Any]]:
+    predicted = {name: recipe["readers"].get(READERS[name], "") for name in names}
+    found = recipe.get("decoded")
+    decoded = Table(np.array(found["inv_freq"]), found["multiplier"]) if found else None
+    device = pick_device(settings.device)
+    question = Question(meant, decoded, predicted, device, settings.dtype)
+    original, studies = meant.rope.original_context, []
+    if settings.real:
+        ids = text_ids(c, settings.text, min(meant.context, settings.tokens or meant.context))
+        free = settings.tokens is not None or (device != "cpu" and settings.budget is None)
+        ids = ids if free else ids[: affordable(c, question, names, ids, BUDGET if settings.budget is None else settings.budget, say)]
+        studies.append(study(real_subject(c, ids, original, main_dtype(c) if c.gguf else "F32"), question, names, say))
+    if settings.twin:
+        with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
+            small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
+            limit = settings.twin_tokens or (TWIN_TOKENS if device == "cpu" else meant.context)
+            subject = twin_subject(small, twin.ids(min(meant.context, limit)), original)
+            studies.append(study(subject, replace(question, dtype="float32"), names, say))
+    return studies
+
+
+def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:
+    """`n` tokens of a text, int64[n]; it is repeated when it is too short. InputError for a text that gives none."""
+    try:
+        content = (text or TEXT).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(
+            f"cannot read the text {text}: {getattr(e, 'strerror', None) or 'it is not UTF-8'}", "--text FILE, in UTF-8"
+        ) from None
+    from tokenizers import Tokenizer
+
+    try:
+        if c.gguf:
+            keys = {k: f.value for k, f in c.gguf.fields.items() if k.startswith("tokenizer.")}
+            tokenizer = Tokenizer.from_str(tokenizers.to_hf(keys)["tokenizer.json"].decode())
+        else:
+            tokenizer = Tokenizer.from_file(str(c.source.path / "tokenizer.json"))
+    except YarnConvertError:
+        raise
+    except Exception as e:  # the package raises Exception itself
+        raise InputError(f"no tokenizer for {c.source.name}: {str(e)[:200]}", "--twin validates the scaling without one") from None
+    ids = tokenizer.encode(content, add_special_tokens=False).ids
+    if not ids:
+        raise InputError(f"the text {text} has no tokens", "give a longer one")
+    return np.resize(np.asarray(ids, dtype=np.int64), n)
+
+
+def affordable(c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float, say: Say) -> int:
+    """The longest text that `budget` seconds allow, in tokens, guessed from a short pass.
+
+    A pass of n tokens costs n·(1 + n/(2·n₀)), n₀ being the length at which attention costs as much as the rest.
+    """
+    say("measuring the speed", 0.0)
+    reference, probe = Reference(c, q.device, q.dtype), min(4 * WIDTH, len(ids))
+    for _ in range(2):  # the first pass warms up
+        reference.logits(q.right, ids[:probe], [(probe - 1, probe)])
+    a_token = reference.seconds / probe
+    parameters = sum(t.elements for t in c.tensors.values())
+    even = 2 * parameters / (4 * c.layers * c.heads("q") * c.head_dim)
+
+    def cost(n: int) -> float:
+        return a_token * n * (1 + n / (2 * even))
+
+    passes = 1 + sum(PASSES[name] for name in names)
+    lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)
+    return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))
+
+
+# -- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def judge(result: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The `verdict` of the whole, and `reasons` for it. A runtime that is known not to follow fails the whole only where
+    it was asked for by name; a check that a wrong recipe passes too proves nothing."""
+    failures = [f"{part}: {result[part]['why']}" for part in ("recipe", "weights") if result[part]["verdict"] == FAILED]
+    failures += [f"weights: {PERMUTED}" for s in result["studies"] if s["permuted"]]
+    doubts = []
+    runs = [(s, r) for s in result["studies"] for r in s["runtimes"]]
+    for s, r in runs:
+        if r["verdict"] == FAILED and (not r["predicted"] or r["runtime"] in settings.runtimes):
+            failures.append(f"{r['runtime']}, {s['kind']}: {r['why']}")
+    if not runs:
+        doubts.append("no runtime computed anything" + (f": {result['missing'][0]['add']}" if result["missing"] else ""))
+    for name in dict.fromkeys(r["runtime"] for _, r in runs):
+        seen = [s for s, r in runs if r["runtime"] == name]
+        for wrong in dict.fromkeys(w["name"] for s in seen for w in s["wrong_recipes"]):
+            if not any(w["told_apart"] for s in seen for w in s["wrong_recipes"] if w["name"] == wrong):
+                doubts.append(f"{name} would have passed with {wrong!r} too: {_telling(result, wrong)}")
+    verdict = FAILED if failures else INCONCLUSIVE if doubts else PASSED
+    return {"verdict": verdict, "reasons": failures or doubts}
+
+
+def _telling(result: dict[str, Any], wrong: str) -> str:
+    """At which length a wrong recipe would show."""
+    for s in result["studies"]:
+        for w in s["wrong_recipes"]:
+            if w["name"] == wrong and w["told_apart"]:
+                return f"the {s['kind']} tells them apart at {w['from']:,} tokens"
+    longest = max((s["tokens"] for s in result["studies"]), default=0)
+    context = result["intention"]["context"]
+    if longest < context:
+        return f"a text of more than {longest:,} tokens may tell them apart (--tokens {context}), or the twin"
+    return "no length of this context tells them apart"
+
+
+def record(model: Path, manifest: dict[str, Any], result: dict[str, Any]) -> None:
+    """Put the result into the manifest, and the hashes that were computed on the way. OutputError if it cannot be written."""
+    path = manifest_path(model)
+    kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
+    text = json.dumps({**manifest, "validation": kept}, indent=2) + "\n"
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"the result could not be written into {path.name}: {e.strerror}", "--json prints it") from None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("yarn-convert", "numpy", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    import psutil
+
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    processor = names[0] if names else platform.processor()
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": processor, "cores": os.cpu_count(), "memory_gib": memory}
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

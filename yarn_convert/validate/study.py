@@ -1,0 +1,230 @@
+"""Do real runtimes compute what is meant, at every position: the third question.
+
+A study runs one model, the real one or its twin, in the reference and in each runtime over the same tokens, compares their
+logits window by window, and shows the power of that check: wrong recipes, run in the reference, have to fail it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import runtimes
+from ..checkpoint import Checkpoint
+from ..errors import YarnConvertError
+from ..rope import Table, table
+from ..runtimes.table import RUNTIMES
+from .intention import Intention
+from .judging import Tolerance, Window, compare, different, suspects, tolerance_for, wrong_tables
+from .reference import Reference, Spans
+
+Say = Callable[[str, float], None]  # (what is running, fraction done)
+WIDTH = 64  # positions of a window
+PREFIX = 1024  # tokens in which most wrong recipes show already on real weights
+NONSENSE = 0.6  # of the loss of guessing: a language model that is sound does better on any text of its language
+BETTER = 0.75  # of a loss, that it falls to where something is put right
+FAULTY = 10  # a suspect is named when the runtime is within so many tolerances of it
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of every runtime. `decoded`: the table that the file gives, to recognize a runtime that follows the file
+    and not the intention. `predicted`: runtime -> why it is known not to follow, "" if it should."""
+
+    meant: Intention
+    decoded: Table | None = None
+    predicted: Mapping[str, str] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str = "float32"
+
+    @property
+    def right(self) -> Table:
+        return table(self.meant.rope, self.meant.context)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a study runs: `kind` "real" or "twin", the opened checkpoint, the tokens, and the windows that are judged.
+
+    `spans` are what every computation returns; `cuts` divide them further into windows; `probes` are the windows in which
+    wrong recipes are tried.
+    """
+
+    kind: str
+    checkpoint: Checkpoint
+    ids: NDArray[np.int64]
+    spans: tuple[tuple[int, int], ...]
+    cuts: tuple[int, ...]
+    probes: tuple[tuple[int, int], ...]
+    tolerance: Tolerance
+
+    @property
+    def path(self) -> Path:
+        return self.checkpoint.source.path
+
+
+def real_subject(c: Checkpoint, ids: NDArray[np.int64], original: int, dtype: str) -> Subject:
+    """Windows at 0, at L − w, across L, at 2L and at the end of `ids`, as far as they go."""
+    n, w = len(ids), WIDTH
+    starts = {0, min(PREFIX, n) - w, original - w, original, 2 * original, n - w}
+    spans = disjoint([(max(0, a), a + w) for a in starts if a + w <= n])
+    return Subject("real", c, ids, spans, (1,), spans, tolerance_for(dtype))
+
+
+def twin_subject(c: Checkpoint, ids: NDArray[np.int64], original: int) -> Subject:
+    """Every position; probes where lengths double, at L and 2L, and at the end."""
+    n, w = len(ids), WIDTH
+    doubling = [w << k for k in range(1, 40) if (w << k) < n]
+    probes = disjoint([(max(0, a), min(n, a + w)) for a in {0, original - w, original, 2 * original, n - w, *doubling} if a < n])
+    return Subject("twin", c, ids, ((0, n),), (1, *(edge for span in probes for edge in span)), probes, tolerance_for("F32"))
+
+
+def disjoint(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """In order, each cut where the one before it ends; empty ones are left out."""
+    found: list[tuple[int, int]] = []
+    for a, b in sorted(set(spans)):
+        a = max(a, found[-1][1]) if found else a
+        found += [(a, b)] if a < b else []
+    return tuple(found)
+
+
+def study(s: Subject, q: Question, names: Sequence[str], say: Say) -> dict[str, Any]:
+    """Run the runtimes `names` on the subject and judge; the result is JSON."""
+    say(f"reference, {s.kind}", 0.0)
+    reference = Reference(s.checkpoint, q.device, q.dtype)
+    expected = reference.logits(q.right, s.ids, s.spans, progress=lambda f: say(f"reference, {s.kind}", f))
+    seconds = reference.seconds
+    wrong = _wrong(s, q, reference, expected, say)
+    loss = text_loss(s, expected) if s.kind == "real" else None
+    return {
+        "kind": s.kind,
+        "tokens": len(s.ids),
+        "reference": {**reference.describe(), "seconds": seconds, "tokens_per_second": len(s.ids) / seconds},
+        "tolerance": {"nmse": s.tolerance.nmse, "kl": s.tolerance.kl, "measured": s.tolerance.measured},
+        "wrong_recipes": wrong,
+        "runtimes": [_runtime(s, q, name, reference, expected, say) for name in names],
+        "text_loss": loss,
+        "permuted": loss is not None and _is_permuted(s, q, loss, expected.shape[1]),
+    }
+
+
+def text_loss(s: Subject, logits: NDArray[np.float32]) -> float:
+    """Mean cross-entropy of the text's own next tokens over the judged positions, in nats a token."""
+    positions = np.concatenate([np.arange(a, b) for a, b in s.spans])
+    known = positions < len(s.ids) - 1
+    rows = logits[known].astype(np.float64)
+    rows -= rows.max(1, keepdims=True)
+    chosen = rows[np.arange(len(rows)), s.ids[positions[known] + 1]]
+    return float((np.log(np.exp(rows).sum(1)) - chosen).mean())
+
+
+def _is_permuted(s: Subject, q: Question, loss: float, vocabulary: int) -> bool:
+    """Whether Q and K lie in the wrong order in the file itself, where reference and runtime agree on nonsense: then the
+    text is predicted badly, and much better with their rows moved."""
+    if loss < NONSENSE * np.log(vocabulary):
+        return False
+    n = min(PREFIX, len(s.ids))
+    short = replace(s, ids=s.ids[:n], spans=((0, n),))
+    moved = Reference(s.checkpoint, q.device, q.dtype, swap_qk=True)
+    return text_loss(short, moved.logits(q.right, short.ids, short.spans)) < BETTER * loss
+
+
+def _wrong(s: Subject, q: Question, reference: Reference, expected: NDArray[np.float32], say: Say) -> list[dict[str, Any]]:
+    """Whether the check tells each wrong recipe from the right one, and from which position on.
+
+    A longer pass is only made for those that a shorter one does not tell apart.
+    """
+    found = []
+    candidates = wrong_tables(q.meant.rope, q.meant.context)
+    for i, (name, t) in enumerate(candidates.items()):
+        say(f"wrong recipes, {s.kind}", i / len(candidates))
+        windows: list[Window] = []
+        for n in sorted({min(PREFIX, len(s.ids)), len(s.ids)}) if s.kind == "real" else [len(s.ids)]:
+            probes = [p for p in s.probes if p[1] <= n]
+            logits = reference.logits(t, s.ids[:n], probes, rows_only=s.kind == "twin")
+            windows = compare(_rows(s.spans, expected, probes), logits, probes, (), s.tolerance)
+            if not all(w.within(s.tolerance) for w in windows):
+                break
+        outside = [w.start for w in windows if not w.within(s.tolerance)]
+        found.append(
+            {"name": name, "told_apart": bool(outside), "from": min(outside, default=None), "windows": [w.as_json() for w in windows]}
+        )
+    return found
+
+
+def _rows(there: Spans, values: NDArray[np.float32], spans: Spans) -> NDArray[np.float32]:
+    """The rows of `values`, one for each position of `there`, for the positions of `spans`, which are among them."""
+    positions = np.concatenate([np.arange(a, b) for a, b in there])
+    wanted = np.concatenate([np.arange(a, b) for a, b in spans])
+    return np.asarray(values[np.searchsorted(positions, wanted)])
+
+
+def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected: NDArray[np.float32], say: Say) -> dict[str, Any]:
+    result: dict[str, Any] = {"runtime": name, "predicted": q.predicted.get(name, "")}
+    n = min(len(s.ids), q.meant.context - RUNTIMES[name].spare)
+    spans = [(a, min(b, n)) for a, b in s.spans if a < n]
+    say(f"{name}, {s.kind}", 0.0)
+    try:
+        done = runtimes.run(name, s.path, s.ids[:n], spans, {}, lambda f: say(f"{name}, {s.kind}", f))
+    except runtimes.Failed as e:
+        layer = "length" if "limit" in e.message else "runtime"
+        return result | {"verdict": "failed", "windows": [], "layer": layer, "why": e.message}
+    result |= {"version": done.info.get("version"), "seconds": done.info["seconds"], "device": done.info.get("device")}
+    top_k = done.info.get("kind") == "log-probabilities"
+    if done.logits.shape[1] < expected.shape[1]:
+        why = f"it gives {done.logits.shape[1]} logits a position, the model has {expected.shape[1]} tokens"
+        return result | {"verdict": "failed", "windows": [], "layer": "runtime", "why": why}
+    logits = done.logits[:, : expected.shape[1]]  # vocabularies are padded by some
+    windows = compare(_rows(s.spans, expected, spans), logits, spans, s.cuts, s.tolerance, top_k)
+    result |= {"windows": [w.as_json() for w in windows], "compared": "log-probabilities of the tokens it gives" if top_k else "logits"}
+    if all(w.within(s.tolerance) for w in windows):
+        return result | {"verdict": "passed", "layer": "", "why": ""}
+    layer, why = (
+        ("runtime", "its log-probabilities differ")
+        if top_k
+        else _diagnose(replace(s, ids=s.ids[:n], spans=tuple(spans)), q, windows, logits, reference, say)
+    )
+    drift = next(w.start if w.drift is None else w.drift for w in windows if not w.within(s.tolerance))
+    return result | {"verdict": "failed", "layer": layer, "why": why, "drift": drift}
+
+
+def _diagnose(
+    s: Subject, q: Question, windows: Sequence[Window], logits: NDArray[np.float32], reference: Reference, say: Say
+) -> tuple[str, str]:
+    """(layer of the fault, what is known of it), by running suspects in the reference until one gives these logits."""
+    if windows[0].start == 0 and windows[0].end == 1 and not windows[0].within(s.tolerance):
+        return "weights", "the first position differs already, which no rotation reaches: the weights or the arithmetic are others"
+    failing = next(w for w in windows if not w.within(s.tolerance))
+    n = len(s.ids) if s.kind == "twin" else min(len(s.ids), max(PREFIX, failing.end))
+    probes = [p for p in s.probes if p[1] <= n]
+    seen = _rows(s.spans, logits, probes)
+    close = Tolerance(FAULTY * s.tolerance.nmse, FAULTY * s.tolerance.kl, "")
+
+    def explains(r: Reference, t: Table) -> bool:
+        computed = r.logits(t, s.ids[:n], probes, rows_only=s.kind == "twin")
+        return all(w.within(close) for w in compare(computed, seen, probes, (), close))
+
+    tables = suspects(q.meant.rope, q.meant.context)
+    if q.decoded is not None:
+        tables |= different({"the one that the file gives": q.decoded}, q.right)
+    for i, (name, t) in enumerate(tables.items()):
+        say(f"looking for the fault, {s.kind}", i / (len(tables) + 1))
+        if explains(reference, t):
+            layer = "multiplier" if not different({name: t}, q.right._replace(multiplier=t.multiplier)) else "table"
+            return layer, f"it computes another recipe: {name}"
+    try:
+        if explains(Reference(s.checkpoint, q.device, q.dtype, swap_qk=True), q.right):
+            return "permutation", "the rows of Q and K are in the other order: interleaved once too often or too seldom"
+    except YarnConvertError:
+        pass
+    if failing.start > 1:
+        return (
+            "length",
+            f"it is right up to position {failing.drift or failing.start:,} and not beyond: a limit of length, or another recipe there",
+        )
+    return "runtime", "no known fault explains it: the runtime computes this architecture otherwise"

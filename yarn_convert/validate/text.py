@@ -1,0 +1,102 @@
+"""A result of `validate` as lines for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import UsageError
+
+Result = Mapping[str, Any]
+SHOWN = 8  # windows of a study in the table; all are in the JSON and in the HTML report
+
+
+def seconds_of(text: str | None) -> float | None:
+    """ "90s", "5m", "1h" or a plain number as seconds; None stays None. UsageError for anything else."""
+    if text is None:
+        return None
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        value = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(f"--budget must be a time, not {text!r}", "--budget 90s, or 5m")
+    return value
+
+
+def lines(result: Result, quiet: bool = False) -> list[str]:
+    """The report: three answers, one table a study, the verdict with its reasons. `quiet`: the verdict alone."""
+    if quiet:
+        return verdict(result)
+    meant = result["intention"]
+    recipe = meant["recipe"]
+    over = f" over {recipe['inner']['method']}" if "inner" in recipe else ""
+    out = [
+        f"model     {result['model']} ({result['format']}, mostly {result['dtype']})",
+        f"intended  {recipe['method']}{over}: {recipe['original_context']:,} -> {meant['context']:,} tokens, {meant['origin']}",
+        *_recipe(result["recipe"]),
+        _weights(result["weights"]),
+    ]
+    for s in result["studies"]:
+        out += ["", *_study(s)]
+    out += ["", *(f"note      {row['name']} was not run; to add it: {row['add']}" for row in result["missing"])]
+    return [*out, *verdict(result)]
+
+
+def verdict(result: Result) -> list[str]:
+    return [result["verdict"].upper(), *(f"  {reason}" for reason in result["reasons"])]
+
+
+def _recipe(r: Mapping[str, Any]) -> list[str]:
+    intended = r["intended"]
+    if r["verdict"] == "passed":
+        error = r.get("max_error") or 0.0
+        detail = f"{len(intended['inv_freq'])} pairs within {error:.1e}, cos and sin × {intended['multiplier']:.6g}"
+        out = [f"recipe    passed: {r['reader']} decodes what is intended, {detail}"]
+    else:
+        out = [f"recipe    FAILED ({r['layer']}): {r['reader']}: {r['why']}"]
+    out += [f"          ignored by {r['reader']}: {', '.join(r['ignored'])}"] if r["ignored"] else []
+    return out + [f"          not in {name}: {why}" for name, why in r["readers"].items() if why and name != r["reader"]]
+
+
+def _weights(w: Mapping[str, Any]) -> str:
+    return f"weights   {w['verdict'] if w['verdict'] != 'failed' else 'FAILED'}: {w['why'] or w['how']}"
+
+
+def _study(s: Mapping[str, Any]) -> list[str]:
+    ref = s["reference"]
+    memory = f", peak {ref['peak_device_bytes'] / 2**30:.2f} GiB" if ref["peak_device_bytes"] else ""
+    what = "the file's own weights" if s["kind"] == "real" else "the twin: its RoPE keys, random weights"
+    out = [
+        f"{what}, {s['tokens']:,} tokens; reference on {ref['device']}, {ref['dtype']}, {ref['seconds']:.1f} s{memory}",
+        f"  {'positions':>17}  {'runtime':<21}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
+    ]
+    for r in s["runtimes"]:
+        name = f"{r['runtime']} {r.get('version') or ''}".strip()
+        out += [_window(w, name) for w in shown(r["windows"])]
+        if r["verdict"] == "passed":
+            out.append(f"  {name}: passed in {r['seconds']:.1f} s, every window within NMSE and KL {s['tolerance']['nmse']:.0e}")
+        else:
+            known = f" (known: {r['predicted']})" if r["predicted"] else ""
+            out.append(f"  {name}: FAILED ({r['layer']}): {r['why']}{known}")
+    told = [f"{w['name']} at {w['from']:,}" if w["told_apart"] else f"{w['name']} NOT" for w in s["wrong_recipes"]]
+    return [*out, f"  wrong recipes told apart from position: {', '.join(told)}"] if told else out
+
+
+def shown(windows: list[Any]) -> list[Any]:
+    """The windows that a terminal has room for: the first, the last, the worst, and some between."""
+    if len(windows) <= SHOWN:
+        return windows
+    worst = max(range(len(windows)), key=lambda i: math.inf if windows[i]["nmse"] is None else windows[i]["nmse"])
+    step = (len(windows) - 1) / (SHOWN - 2)
+    kept = {round(i * step) for i in range(SHOWN - 1)} | {worst, len(windows) - 1}
+    return [windows[i] for i in sorted(kept)]
+
+
+def _window(w: Mapping[str, Any], name: str) -> str:
+    where = f"{w['start']:,}" if w["end"] == w["start"] + 1 else f"{w['start']:,}–{w['end'] - 1:,}"
+    drift = "–" if w["drift"] is None else f"{w['drift']:,}"
+    numbers = (f"{'no number' if w[k] is None else format(w[k], '.1e'):>8}" for k in ("max_abs", "nmse", "kl"))
+    return f"  {where:>17}  {name:<21}  {'  '.join(numbers)}  {w['top1']:>8.2%}  {drift}"
