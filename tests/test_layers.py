@@ -16,7 +16,21 @@ ORDER = [
     "validate.intention", "validate.weights", "validate.reference", "validate.twin", "validate.judging", "validate.study", "validate.run",
     "validate.text", "validate.report", "validate", "repair", "cli",
 ]  # fmt: skip
-LAZY = {"matplotlib", "jinja2", "markupsafe", "accelerate", "psutil", "torch", "transformers", "llama_cpp", "gguf", "huggingface_hub", "tokenizers", "sentencepiece", "rich"}
+LAZY = {
+    "matplotlib",
+    "jinja2",
+    "markupsafe",
+    "accelerate",
+    "psutil",
+    "torch",
+    "transformers",
+    "llama_cpp",
+    "gguf",
+    "huggingface_hub",
+    "tokenizers",
+    "sentencepiece",
+    "rich",
+}
 WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")}
 
 

@@ -129,7 +129,7 @@ def test_a_wrong_beta_fails(make_model: MakeModel, tmp_path: Path) -> None:
     result = run(out)
     assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "table")
     assert layers_of(result) == {"table"}
-    assert "the one that the file gives" in result["studies"][0]["runtimes"][0]["why"]
+    assert "the one that it takes from the file" in result["studies"][0]["runtimes"][0]["why"]
 
 
 def test_a_doubled_multiplier_fails(make_model: MakeModel, tmp_path: Path) -> None:

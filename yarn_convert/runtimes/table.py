@@ -65,6 +65,7 @@ _ROWS = (
             "VLLM_NO_USAGE_STATS": "1",
         },
         note="3.4 GB with the CPU build of PyTorch; Linux only; reads one token less than its limit",
+        spare=1,  # a prompt that fills the window leaves no place for the token that it must sample
     ),
     Runtime(
         "openvino", "safetensors", "openvino_worker.py", "optimum.intel", "openvino",

@@ -107,7 +107,8 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     context of both, and every known reader's verdict.
     """
     target = table(meant.rope, meant.context)
-    decoded, reader = decode(c)
+    reader = main_reader(c)
+    decoded = decode(c, reader)
     if c.gguf:
         verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context)}
     else:
@@ -146,15 +147,16 @@ def rope_freqs(c: Checkpoint) -> Array | None:
     return None if freqs is None else freqs.read().view(np.float32).astype(np.float64)
 
 
-def decode(c: Checkpoint) -> tuple[readers.Reading | str, str]:
-    """(what the format's main reader makes of the file, or why it refuses it; the reader's name)."""
-    reader = LLAMA_CPP if c.gguf else DECISIVE
+def decode(c: Checkpoint, reader: str) -> readers.Reading | str:
+    """What a reader makes of the file, or why it refuses it."""
     try:
-        if c.gguf is None:
-            return readers.read_config(DECISIVE, c.config), reader
-        return readers.read_gguf(c.config, rope_freqs(c)), reader
+        return readers.read_gguf(c.config, rope_freqs(c)) if c.gguf else readers.read_config(reader, c.config)
     except readers.Refuses as e:
-        return f"refuses the file: {e.message}", reader
+        return f"refuses the file: {e.message}"
+
+
+def main_reader(c: Checkpoint) -> str:
+    return LLAMA_CPP if c.gguf else DECISIVE
 
 
 def _layer(decoded: readers.Reading | str, target: Any, context: int) -> str:

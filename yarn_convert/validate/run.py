@@ -27,7 +27,7 @@ from ..runtimes.table import RUNTIMES
 from ..source import resolve
 from ..targets.plan import DECISIVE
 from . import twin
-from .intention import LLAMA_CPP, Intention, check_recipe, intention_of, read_manifest
+from .intention import LLAMA_CPP, Intention, check_recipe, decode, intention_of, read_manifest
 from .reference import Reference, pick_device
 from .study import PREFIX, WIDTH, Question, Say, real_subject, study, twin_subject
 from .weights import PERMUTED, check_weights
@@ -149,10 +149,10 @@ def _studies(
     c: Checkpoint, meant: Intention, names: list[str], settings: Settings, recipe: Mapping[str, Any], say: Say
 ) -> list[dict[str, Any]]:
     predicted = {name: recipe["readers"].get(READERS[name], "") for name in names}
-    found = recipe.get("decoded")
-    decoded = Table(np.array(found["inv_freq"]), found["multiplier"]) if found else None
+    read = {name: decode(c, READERS[name]) for name in names}
+    readings = {name: Table(r.inv_freq, r.multiplier) for name, r in read.items() if not isinstance(r, str)}
     device = pick_device(settings.device)
-    question = Question(meant, decoded, predicted, device, settings.dtype)
+    question = Question(meant, readings, predicted, device, settings.dtype)
     original, studies = meant.rope.original_context, []
     if settings.real:
         ids = text_ids(c, settings.text, min(meant.context, settings.tokens or meant.context))
@@ -236,7 +236,8 @@ def judge(result: dict[str, Any], settings: Settings) -> dict[str, Any]:
             if not any(w["told_apart"] for s in seen for w in s["wrong_recipes"] if w["name"] == wrong):
                 doubts.append(f"{name} would have passed with {wrong!r} too: {_telling(result, wrong)}")
     verdict = FAILED if failures else INCONCLUSIVE if doubts else PASSED
-    return {"verdict": verdict, "reasons": failures or doubts}
+    known = {f"{r['runtime']} does not follow, as is known: {r['predicted']}" for _, r in runs if r["verdict"] == FAILED and r["predicted"]}
+    return {"verdict": verdict, "reasons": failures or doubts or sorted(known)}
 
 
 def _telling(result: dict[str, Any], wrong: str) -> str:

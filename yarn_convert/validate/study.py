@@ -33,11 +33,11 @@ FAULTY = 10  # a suspect is named when the runtime is within so many tolerances 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of every runtime. `decoded`: the table that the file gives, to recognize a runtime that follows the file
-    and not the intention. `predicted`: runtime -> why it is known not to follow, "" if it should."""
+    """What is asked of every runtime. `readings`: runtime -> the table that its source takes from the file, to recognize one
+    that follows the file and not the intention. `predicted`: runtime -> why it is known not to follow, "" if it should."""
 
     meant: Intention
-    decoded: Table | None = None
+    readings: Mapping[str, Table] = field(default_factory=dict)
     predicted: Mapping[str, str] = field(default_factory=dict)
     device: str = "auto"
     dtype: str = "float32"
@@ -187,14 +187,14 @@ def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected:
     layer, why = (
         ("runtime", "its log-probabilities differ")
         if top_k
-        else _diagnose(replace(s, ids=s.ids[:n], spans=tuple(spans)), q, windows, logits, reference, say)
+        else _diagnose(replace(s, ids=s.ids[:n], spans=tuple(spans)), q, name, windows, logits, reference, say)
     )
     drift = next(w.start if w.drift is None else w.drift for w in windows if not w.within(s.tolerance))
     return result | {"verdict": "failed", "layer": layer, "why": why, "drift": drift}
 
 
 def _diagnose(
-    s: Subject, q: Question, windows: Sequence[Window], logits: NDArray[np.float32], reference: Reference, say: Say
+    s: Subject, q: Question, name: str, windows: Sequence[Window], logits: NDArray[np.float32], reference: Reference, say: Say
 ) -> tuple[str, str]:
     """(layer of the fault, what is known of it), by running suspects in the reference until one gives these logits."""
     if windows[0].start == 0 and windows[0].end == 1 and not windows[0].within(s.tolerance):
@@ -210,13 +210,13 @@ def _diagnose(
         return all(w.within(close) for w in compare(computed, seen, probes, (), close))
 
     tables = suspects(q.meant.rope, q.meant.context)
-    if q.decoded is not None:
-        tables |= different({"the one that the file gives": q.decoded}, q.right)
-    for i, (name, t) in enumerate(tables.items()):
+    if name in q.readings:
+        tables |= different({"the one that it takes from the file": q.readings[name]}, q.right)
+    for i, (what, t) in enumerate(tables.items()):
         say(f"looking for the fault, {s.kind}", i / (len(tables) + 1))
         if explains(reference, t):
-            layer = "multiplier" if not different({name: t}, q.right._replace(multiplier=t.multiplier)) else "table"
-            return layer, f"it computes another recipe: {name}"
+            layer = "multiplier" if not different({what: t}, q.right._replace(multiplier=t.multiplier)) else "table"
+            return layer, f"it computes another recipe: {what}"
     try:
         if explains(Reference(s.checkpoint, q.device, q.dtype, swap_qk=True), q.right):
             return "permutation", "the rows of Q and K are in the other order: interleaved once too often or too seldom"

@@ -79,8 +79,8 @@ def _study(s: Mapping[str, Any]) -> list[str]:
         if r["verdict"] == "passed":
             out.append(f"  {name}: passed in {r['seconds']:.1f} s, every window within NMSE and KL {s['tolerance']['nmse']:.0e}")
         else:
-            known = f" (known: {r['predicted']})" if r["predicted"] else ""
-            out.append(f"  {name}: FAILED ({r['layer']}): {r['why']}{known}")
+            outcome = f"does not follow, as is known ({r['predicted']})" if r["predicted"] else f"FAILED ({r['layer']})"
+            out.append(f"  {name}: {outcome}: {r['why']}")
     told = [f"{w['name']} at {w['from']:,}" if w["told_apart"] else f"{w['name']} NOT" for w in s["wrong_recipes"]]
     return [*out, f"  wrong recipes told apart from position: {', '.join(told)}"] if told else out
 
