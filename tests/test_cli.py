@@ -64,7 +64,7 @@ def test_a_conversion_prints_where_it_went_and_what_to_do_next(make_model: MakeM
         "carrier   metadata",
         "exact in  llama.cpp",
         "llama-cli -m tiny-yarn-256.gguf -c 256",
-        "yarn-convert inspect",
+        "yarn-convert validate",
     ):
         assert part in done.stderr
     assert read_gguf(tmp_path / "tiny-yarn-256.gguf").get("llama.context_length") == 256
@@ -209,3 +209,24 @@ def test_the_documented_help_is_the_real_one() -> None:
 
 def test_human_sizes() -> None:
     assert [cli.human(n) for n in (0, 1023, 1024, 5 << 30, 3 << 40)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB", "3.0 TiB"]
+
+
+def test_a_context_is_read_as_people_write_it(make_model: MakeModel, tmp_path: Path) -> None:
+    plan = json.loads(run(make_model(), "--context", "0.25k", "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert (plan["context"], plan["scale"]) == (256, 4.0)
+    done = run(tmp_path / "tiny", "--context", "32kk", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no number of tokens" in done.stderr
+
+
+def test_inspect_shows_what_each_runtime_computes(make_model: MakeModel) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5}
+    model = make_model(config={"rope_scaling": scaling, "max_position_embeddings": 256})
+    rows = {row["runtime"]: row for row in json.loads(run("inspect", model, "--runtimes", "--json").stdout)}
+    assert len(rows) == 16
+    assert rows["transformers-5"]["multiplier"] == 1.5
+    assert rows["mlx-lm"]["ignores"] == ["rope_scaling.attention_factor"]
+    assert rows["CTranslate2"]["refuses"]
+    text = run("inspect", model, "--runtimes").stdout
+    assert all(name in text for name in rows)
+    assert max(map(len, text.splitlines())) <= 120

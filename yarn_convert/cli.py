@@ -33,8 +33,22 @@ Model = Annotated[
 Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a model on the Hub.", show_default=False)]
 Method = Annotated[str, typer.Option(help="One of 'yarn-convert methods'.")]
 Scale = Annotated[Optional[float], typer.Option(help="s = L'/L, on the original pretraining context.", show_default=False)]
-Context = Annotated[Optional[int], typer.Option(help="L', the extended context in tokens, instead of --scale.", show_default=False)]
-Original = Annotated[Optional[int], typer.Option(help="L, where the model does not say it.", show_default=False)]
+
+
+def tokens(text: str) -> int:
+    """A number of tokens as people write it: 32768, 32k (of 1,024 each) or 1m. ValueError for anything else."""
+    units = {"k": 1 << 10, "m": 1 << 20}
+    try:
+        return int(float(text[:-1]) * units[text[-1].lower()]) if text[-1:].lower() in units else int(text)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no number of tokens, as 32768 or 32k") from None
+
+
+Context = Annotated[
+    Optional[int],
+    typer.Option(help="L', the extended context in tokens, as 32768 or 32k, instead of --scale.", parser=tokens, metavar="<tokens>"),
+]
+Original = Annotated[Optional[int], typer.Option(help="L, where the model does not say it.", parser=tokens, metavar="<tokens>")]
 BetaFast = Annotated[Optional[float], typer.Option(help="Turns over L above which a pair is kept. [default: 32]", show_default=False)]
 BetaSlow = Annotated[Optional[float], typer.Option(help="Turns below which it is interpolated. [default: 1]", show_default=False)]
 Attention = Annotated[Optional[float], typer.Option(help="Multiplier of cos and sin. [default: 0.1·ln s + 1]", show_default=False)]
@@ -123,12 +137,13 @@ def validate(
     budget: Annotated[
         Optional[str], typer.Option(help="Time for the real weights, as 90s or 5m. [default: 60s on a CPU]", show_default=False)
     ] = None,
-    tokens: Annotated[
-        Optional[int], typer.Option(help="Length of the text for the real weights, instead of --budget.", show_default=False)
+    length: Annotated[
+        Optional[int],
+        typer.Option("--tokens", help="Length of the text for the real weights, instead of --budget.", parser=tokens, metavar="<tokens>"),
     ] = None,
     twin_tokens: Annotated[
         Optional[int],
-        typer.Option(help="Length of the twin's text. [default: the context, at most 131072 on a CPU]", show_default=False),
+        typer.Option(help="Length of the twin's text. [default: the context, at most 131072 on a CPU]", parser=tokens, metavar="<tokens>"),
     ] = None,
     text: Annotated[Optional[Path], typer.Option(help="A text in UTF-8 instead of the one in the package.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="Of the reference: auto, cuda, mps or cpu.")] = "auto",
@@ -150,7 +165,7 @@ def validate(
         raise UsageError(f"{report} exists", "--force replaces a file, or give another name")
     wish = _recipe_options(scale, context, method, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate)
     settings = Settings(
-        base, like, wish, tuple(runtime or ()), device, dtype, seconds_of(budget), tokens, twin_tokens,
+        base, like, wish, tuple(runtime or ()), device, dtype, seconds_of(budget), length, twin_tokens,
         text, real or not twin, twin or not real,
     )  # fmt: skip
     with _stages(quiet or as_json) as say:
