@@ -107,3 +107,13 @@ def test_without_a_network_the_cache_serves(client: Client, env: dict[str, str])
     done = client.run("some-org/tiny", "--scale", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["base"]["commit"] == SHA
+
+
+def test_the_twin_of_a_hub_model_needs_no_weights(client: Client) -> None:
+    pytest.importorskip("accelerate")
+    done = client.run("validate", "some-org/tiny", "--twin", "--runtime", "transformers", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["verdict"], [s["kind"] for s in result["studies"]]) == ("passed", ["twin"])
+    bodies = [line for line in client.hub.log if line.startswith("GET") and ".safetensors" in line and "index" not in line]
+    assert all("bytes=" in line for line in bodies), "headers are read by range, and nothing else of a weight file"

@@ -7,6 +7,8 @@ variant is one that llama.cpp's own converter loses, or the plain one. Unscaled 
 from __future__ import annotations
 
 import importlib
+import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ def ids(base: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def unscaled(base: Path, ids: np.ndarray) -> np.ndarray:
-    return runtimes.run("transformers", base, ids)
+    return runtimes.run("transformers", base, ids, [(0, TOKENS)]).logits
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -62,8 +64,8 @@ def test_llama_cpp_and_transformers_agree_past_the_window(
     options = {"scale": 4.0, "original_context": WINDOW, "force": True, **VARIANTS[variant]}
     convert(str(base), Options(out="safetensors", output=work / "hf", link=True, **options))
     convert(str(base), Options(out="gguf", output=work / "model.gguf", **options))
-    hf = runtimes.run("transformers", work / "hf", ids)
-    gguf = runtimes.run("llama.cpp", work / "model.gguf", ids)
+    hf = runtimes.run("transformers", work / "hf", ids, [(0, TOKENS)]).logits
+    gguf = runtimes.run("llama.cpp", work / "model.gguf", ids, [(0, TOKENS)]).logits
     assert hf.shape == gguf.shape == (TOKENS, 49152)
     for window in (slice(0, WINDOW), slice(WINDOW, TOKENS)):
         difference = abs(hf[window] - gguf[window]).max()
@@ -127,12 +129,14 @@ def test_every_method_agrees_on_tiny_models(make_model: MakeModel, tmp_path: Pat
 
 def logits(runtime: str, model: Path, ids: np.ndarray) -> np.ndarray:
     """As `runtimes.run`, but in this process: a tiny model takes less time than starting a runtime."""
-    worker = importlib.import_module(f"yarn_convert.runtimes.{runtimes.WORKERS[runtime].removesuffix('.py')}")
-    with tempfile.TemporaryDirectory() as folder:
-        given, got = Path(folder, "ids.npy"), Path(folder, "logits.npy")
-        np.save(given, ids)
-        worker.main(str(model), str(given), str(got), 0)
-        return np.load(got)
+    folder = str(Path(runtimes.__file__).parent)
+    sys.path[:] = [folder, *(p for p in sys.path if p != folder)]  # where a worker finds its protocol
+    worker = importlib.import_module(runtimes.RUNTIMES[runtime].worker.removesuffix(".py"))
+    with tempfile.TemporaryDirectory() as work:
+        np.save(Path(work, "ids.npy"), ids)
+        Path(work, "job.json").write_text(json.dumps({"model": str(model), "spans": [[0, len(ids)]], "options": {}}))
+        worker.main(worker.Job(Path(work)))
+        return np.load(Path(work, "logits.npy"))
 
 
 def nmse(a: np.ndarray, b: np.ndarray) -> float:

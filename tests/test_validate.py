@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,8 +215,20 @@ def test_a_check_that_a_wrong_recipe_passes_too_is_inconclusive(make_model: Make
     out = extended(make_model(), tmp_path / "out.gguf", outtype="q8_0")
     result = run(out, twin=False, tokens=16)
     assert result["verdict"] == "inconclusive"
-    assert any("would have passed with" in reason and "--tokens 256" in reason for reason in result["reasons"])
+    assert all("would have passed with" in reason for reason in result["reasons"])
+    assert any(re.search(r"about \d+ tokens tell them apart|no length of this context", r) for r in result["reasons"])
     assert run(out, tokens=16)["verdict"] == "passed"
+
+
+def test_the_length_that_tells_a_wrong_recipe_apart_is_named(make_model: MakeModel, tmp_path: Path) -> None:
+    """A factor twice as large hides in 16 tokens of bfloat16 weights."""
+    model = make_model(config={"rope_theta": 1e6, "max_position_embeddings": 4096}, head_dim=32)
+    result = run(extended(model, tmp_path / "out.gguf", outtype="bf16"), twin=False, tokens=16)
+    (wrong,) = (w for w in result["studies"][0]["wrong_recipes"] if w["name"] == "factor × 2")
+    assert (result["verdict"], wrong["told_apart"]) == ("inconclusive", False)
+    assert any("factor × 2" in r and f"--tokens {wrong['needs']}" in r for r in result["reasons"])
+    longer = run(tmp_path / "out.gguf", twin=False, tokens=wrong["needs"])
+    assert next(w["told_apart"] for w in longer["studies"][0]["wrong_recipes"] if w["name"] == "factor × 2")
 
 
 def test_without_a_runtime_nothing_is_proved(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

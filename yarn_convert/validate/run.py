@@ -28,8 +28,9 @@ from ..source import resolve
 from ..targets.plan import DECISIVE
 from . import twin
 from .intention import LLAMA_CPP, Intention, check_recipe, decode, intention_of, read_manifest
+from .judging import Tolerance
 from .reference import Reference, pick_device
-from .study import PREFIX, WIDTH, Question, Say, real_subject, study, twin_subject
+from .study import PREFIX, WIDTH, Question, Say, real_subject, study, telling_position, twin_subject
 from .weights import PERMUTED, check_weights
 
 TEXT = Path(__file__).parents[1] / "data" / "hamlet.txt"
@@ -159,12 +160,18 @@ def _studies(
         free = settings.tokens is not None or (device != "cpu" and settings.budget is None)
         ids = ids if free else ids[: affordable(c, question, names, ids, BUDGET if settings.budget is None else settings.budget, say)]
         studies.append(study(real_subject(c, ids, original, main_dtype(c) if c.gguf else "F32"), question, names, say))
-    if settings.twin:
-        with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
-            small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
-            limit = settings.twin_tokens or (TWIN_TOKENS if device == "cpu" else meant.context)
-            subject = twin_subject(small, twin.ids(min(meant.context, limit)), original)
+    with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
+        small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
+        limit = min(meant.context, TWIN_TOKENS if device == "cpu" else meant.context)
+        if settings.twin:
+            subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
             studies.append(study(subject, replace(question, dtype="float32"), names, say))
+        told = {w["name"] for s in studies for w in s["wrong_recipes"] if w["told_apart"]}
+        for s in studies:
+            for w in s["wrong_recipes"]:
+                if w["name"] not in told:  # then nothing is proved, and the user wants to know what would
+                    tolerance = Tolerance(s["tolerance"]["nmse"], s["tolerance"]["kl"], "")
+                    w["needs"] = telling_position(small, question, w["name"], tolerance, limit)
     return studies
 
 
@@ -241,16 +248,13 @@ def judge(result: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def _telling(result: dict[str, Any], wrong: str) -> str:
-    """At which length a wrong recipe would show."""
-    for s in result["studies"]:
-        for w in s["wrong_recipes"]:
-            if w["name"] == wrong and w["told_apart"]:
-                return f"the {s['kind']} tells them apart at {w['from']:,} tokens"
-    longest = max((s["tokens"] for s in result["studies"]), default=0)
-    context = result["intention"]["context"]
-    if longest < context:
-        return f"a text of more than {longest:,} tokens may tell them apart (--tokens {context}), or the twin"
-    return "no length of this context tells them apart"
+    """At which length a wrong recipe that was told apart nowhere would show."""
+    found = [(w["needs"], s["kind"]) for s in result["studies"] for w in s["wrong_recipes"] if w["name"] == wrong and w.get("needs")]
+    if not found:
+        return "no length of this context tells them apart in a type so coarse: the twin may (without --real)"
+    needs, kind = min(found)
+    option = "--twin-tokens" if kind == "twin" else "--tokens"
+    return f"about {needs:,} tokens tell them apart ({option} {needs}), or the twin"
 
 
 def record(model: Path, manifest: dict[str, Any], result: dict[str, Any]) -> None:

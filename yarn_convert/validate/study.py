@@ -19,6 +19,7 @@ from ..checkpoint import Checkpoint
 from ..errors import YarnConvertError
 from ..rope import Table, table
 from ..runtimes.table import RUNTIMES
+from . import twin
 from .intention import Intention
 from .judging import Tolerance, Window, compare, different, suspects, tolerance_for, wrong_tables
 from .reference import Reference, Spans
@@ -155,6 +156,19 @@ def _wrong(s: Subject, q: Question, reference: Reference, expected: NDArray[np.f
             {"name": name, "told_apart": bool(outside), "from": min(outside, default=None), "windows": [w.as_json() for w in windows]}
         )
     return found
+
+
+def telling_position(small: Checkpoint, q: Question, wrong: str, tolerance: Tolerance, n: int) -> int | None:
+    """The first position, of those where a twin of `n` tokens is probed, at which `wrong` is beyond `tolerance`; None: nowhere.
+
+    Only the reference runs, and only at the probes, so it is quick at any length.
+    """
+    s = twin_subject(small, twin.ids(n), q.meant.rope.original_context)
+    reference = Reference(small, q.device)
+    tables = (q.right, wrong_tables(q.meant.rope, q.meant.context)[wrong])
+    right, other = (reference.logits(t, s.ids, s.probes, rows_only=True) for t in tables)
+    windows = compare(right, other, s.probes, (), tolerance)
+    return next((w.end for w in windows if not w.within(tolerance)), None)
 
 
 def _rows(there: Spans, values: NDArray[np.float32], spans: Spans) -> NDArray[np.float32]:

@@ -42,6 +42,8 @@ def lines(result: Result, quiet: bool = False) -> list[str]:
     for s in result["studies"]:
         out += ["", *_study(s)]
     out += ["", *(f"note      {row['name']} was not run; to add it: {row['add']}" for row in result["missing"])]
+    failed = any(r["verdict"] == "failed" for s in result["studies"] for r in s["runtimes"])
+    out += ["note      what each runtime is known not to do: docs/validation.md, Their limits"] if failed else []
     return [*out, *verdict(result)]
 
 
