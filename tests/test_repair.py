@@ -123,3 +123,53 @@ def test_what_the_format_cannot_carry_is_refused(make_model: MakeModel, tmp_path
     path.write_text(json.dumps({**config, "rope_parameters": {**MODEL_CARD, "factor": 2.0, "rope_type": "yarn"}}))
     with pytest.raises(YarnConvertError, match="disagree"):
         plan_repair(str(model))
+
+
+def test_our_own_output_keeps_a_true_manifest(make_model: MakeModel, tmp_path: Path) -> None:
+    """What it is meant to be changes with the repair, and what lay beside a carrier of frequencies goes with it."""
+    out = extended(make_model(), tmp_path / "out", carry="tensors")
+    assert (out / "rope.safetensors").exists()
+    plan_repair(str(out), Options(scale=8.0)).run()
+    manifest = json.loads((out / "yarn_convert.json").read_text())
+    assert (manifest["context"], manifest["carrier"], manifest["validation"]) == (8 * CONTEXT, "metadata", None)
+    assert not (out / "rope.safetensors").exists()
+    assert (out / "rope.safetensors.before-repair").exists()
+    assert plan_repair(str(out)).changes == (), "and is what is meant from now on"
+
+
+def test_weights_of_a_pickled_folder_are_not_written(make_model: MakeModel) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    model = card_model(make_model)
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    plan_repair(str(model)).run()
+    assert not (model / "model.safetensors").exists()
+    assert opened(model).context == 4 * CONTEXT
+
+
+def test_an_interrupted_repair_of_a_gguf_is_finished_by_the_next(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yarn_convert.targets import in_place
+
+    out = extended(make_model(), tmp_path / "out.gguf")
+    write = in_place._write
+
+    def crash(path: Path, journal: Any) -> None:
+        with open(path, "r+b") as f:
+            f.write(bytes(in_place.MAGIC))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(in_place, "_write", crash)
+    with pytest.raises(KeyboardInterrupt):
+        plan_repair(str(out), Options(scale=8.0)).run()
+    monkeypatch.setattr(in_place, "_write", write)
+    plan = plan_repair(str(out))
+    assert (opened(out).context, plan.meant.context, plan.changes) == (8 * CONTEXT, 8 * CONTEXT, ())
+
+
+def test_an_output_is_named_as_its_format(make_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(YarnConvertError, match="named like a GGUF"):
+        plan_repair(str(card_model(make_model)), output=tmp_path / "x.gguf")

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import dtypes
-from yarn_convert.convert import Options, convert, manifest_path, prepare
+from yarn_convert.checkpoint import manifest_path
+from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.dialects import same
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Value, encode_header, read_gguf

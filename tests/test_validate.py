@@ -23,12 +23,13 @@ from yarn_convert.readers import read_gguf as read_keys
 from yarn_convert.rope import Rope, table
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor
-from yarn_convert.validate import Settings, judging, seconds_of, twin, validate
+from yarn_convert.validate import Settings, judging, lines, seconds_of, twin, validate
 from yarn_convert.validate.intention import claimed, intention_of
 from yarn_convert.validate.judging import Tolerance, compare
 from yarn_convert.validate.reference import Reference
+from yarn_convert.validate.run import text_ids
 from yarn_convert.validate.study import disjoint
-from yarn_convert.validate.weights import ERROR_BOUND
+from yarn_convert.validate.weights import ERROR_BOUND, check_weights
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -106,7 +107,7 @@ def test_quantized_weights_pass_against_their_base(make_model: MakeModel, tmp_pa
     out = extended(model, tmp_path / "out.gguf", outtype="q8_0")
     result = run(out, base=str(model), real=False)
     assert result["weights"]["verdict"] == "passed"
-    assert "rounded to their type" in result["weights"]["how"]
+    assert "converted to their type" in result["weights"]["how"]
 
 
 # -- negative controls: each must fail, and say what is wrong ---------------------------------------------------------
@@ -130,7 +131,7 @@ def test_a_wrong_beta_fails(make_model: MakeModel, tmp_path: Path) -> None:
     result = run(out)
     assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "table")
     assert layers_of(result) == {"table"}
-    assert "the one that it takes from the file" in result["studies"][0]["runtimes"][0]["why"]
+    assert "the one that its source takes from the file" in result["studies"][0]["runtimes"][0]["why"]
 
 
 def test_a_doubled_multiplier_fails(make_model: MakeModel, tmp_path: Path) -> None:
@@ -215,7 +216,8 @@ def test_a_check_that_a_wrong_recipe_passes_too_is_inconclusive(make_model: Make
     out = extended(make_model(), tmp_path / "out.gguf", outtype="q8_0")
     result = run(out, twin=False, tokens=16)
     assert result["verdict"] == "inconclusive"
-    assert all("would have passed with" in reason for reason in result["reasons"])
+    assert "computed nothing beyond the original 64 tokens" in result["reasons"][0]
+    assert all("would have passed with" in reason for reason in result["reasons"][1:])
     assert any(re.search(r"about \d+ tokens tell them apart|no length of this context", r) for r in result["reasons"])
     assert run(out, tokens=16)["verdict"] == "passed"
 
@@ -512,3 +514,148 @@ def test_a_tensor_knows_no_path_after_validation(make_model: MakeModel, tmp_path
     run(out, real=False)
     assert str(tmp_path) not in (tmp_path / "out.yarn_convert.json").read_text()
     assert isinstance(next(iter(opened(out).tensors.values())), Tensor)
+
+
+# -- what a hostile or unlucky user brings ----------------------------------------------------------------------------
+
+
+def test_hashes_are_those_of_the_file_that_is_validated(make_model: MakeModel, tmp_path: Path) -> None:
+    """A GGUF that was copied with its manifest: its own bytes count, whatever the manifest calls it."""
+    out = extended(make_model(), tmp_path / "out.gguf", hash=True)
+    copy = tmp_path / "b.gguf"
+    copy.write_bytes(out.read_bytes())
+    (tmp_path / "b.yarn_convert.json").write_bytes((tmp_path / "out.yarn_convert.json").read_bytes())
+    assert run(copy, twin=False, tokens=32)["weights"]["verdict"] == "passed"
+    data = bytearray(copy.read_bytes())
+    data[-5] ^= 1
+    copy.write_bytes(bytes(data))
+    assert run(copy, twin=False, tokens=32)["weights"]["verdict"] == "failed"
+
+
+def edited_manifest(out: Path, **changes: Any) -> None:
+    path = out / "yarn_convert.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_manifest_that_lists_other_files_fails_and_is_followed_nowhere(make_model: MakeModel, tmp_path: Path) -> None:
+    out = extended(make_model(shards=2), tmp_path / "out", hash=True)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s")
+    files = json.loads((out / "yarn_convert.json").read_text())["weights"]["files"]
+    digest = "043a718774c572bd8a25adbeb1bfcd5c0256ae11cecf9f9c3f925d0e52beaf89"  # SHA-256 of "s"
+    for listed in (files[:1], [*files, {"file": "../secret", "sha256": digest}], [{"file": str(secret), "sha256": digest}]):
+        edited_manifest(out, weights={"files": listed})
+        result = run(out, twin=False, tokens=32)
+        assert result["weights"]["verdict"] == "failed"
+        assert digest not in json.dumps(result["weights"].get("sha256", {}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"weights": []}, {"weights": None}, {"weights": {"files": [{}]}}, {"recipe": {"method": "yarn"}}, {"context": 10**15}, {"context": "long"}]
+    + [{"recipe": {"method": "yarn", "rope_theta": t, "rotary_dim": d, "original_context": n, "params": {"factor": 4.0}}}
+       for t, d, n in ((10**400, 16, 64), (1e4, 10**13, 64), (1e4, 16, 64.5), ("x", 16, 64))],
+)  # fmt: skip
+def test_a_hostile_manifest_is_one_error(make_model: MakeModel, tmp_path: Path, changes: dict[str, Any]) -> None:
+    out = extended(make_model(), tmp_path / "out")
+    edited_manifest(out, **changes)
+    with pytest.raises(FormatError):
+        run(out, twin=False, tokens=32)
+
+
+def test_another_models_recipe_is_a_failure_and_no_crash(make_model: MakeModel, tmp_path: Path) -> None:
+    out = extended(make_model(), tmp_path / "out.gguf")
+    other = extended(make_model(name="wide", head_dim=32), tmp_path / "other")
+    result = run(out, like=str(other))
+    assert (result["verdict"], result["recipe"]["layer"], result["studies"]) == ("failed", "table", [])
+
+
+def test_nothing_beyond_the_original_window_proves_nothing(make_model: MakeModel, tmp_path: Path) -> None:
+    out = extended(make_model(), tmp_path / "out.gguf")
+    result = run(out, twin=False, tokens=CONTEXT)
+    assert result["verdict"] == "inconclusive"
+    assert "beyond the original 64 tokens" in result["reasons"][0]
+
+
+def test_a_sliding_window_is_part_of_the_reference(make_model: MakeModel, tmp_path: Path) -> None:
+    """A twin's wrong recipes differ by their recipe, not by a window that one computation has and the other lacks."""
+    config = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 48, "head_dim": 16}
+    out = extended(make_model(config=config, layers=1), tmp_path / "out")
+    result = run(out)
+    assert (result["verdict"], result["reasons"]) == ("passed", [])
+    c, ids, spans = opened(out), np.arange(200) % 263, [(100, 110), (190, 200)]
+    reference = Reference(c)
+    both = [reference.logits(table(c.rope), ids, spans, rows_only=rows) for rows in (False, True)]
+    np.testing.assert_allclose(*both, atol=1e-4)
+
+
+def test_a_runtime_that_is_known_not_to_follow_is_excused_only_for_that(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its measured logits have to be those of the table that its source takes from the file."""
+    from yarn_convert.runtimes import Run
+    from yarn_convert.runtimes.table import RUNTIMES
+    from yarn_convert.validate import study
+
+    out = extended(make_model(), tmp_path / "out", ramp="paper")
+    c = opened(out)
+    mlx = read_config("mlx-lm", c.config)
+    own = table(c.rope)._replace(inv_freq=mlx.inv_freq, multiplier=mlx.multiplier)
+    assert mlx.multiplier != table(c.rope).multiplier
+
+    def computing(t: Any, spoil: float = 0.0) -> Any:
+        def fake(name: str, model: Path, ids: Any, spans: Any, *rest: Any) -> Run:
+            logits = Reference(opened(model)).logits(own if name == "mlx" else t, ids, spans)
+            return Run(logits + spoil * (name == "mlx") * np.arange(logits.shape[1], dtype=np.float32), {"seconds": 1.0, "version": "1"})
+
+        return fake
+
+    monkeypatch.setattr("yarn_convert.validate.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
+    monkeypatch.setattr(study.runtimes, "run", computing(table(c.rope)))
+    followed = run(out, twin=False)
+    assert (followed["verdict"], followed["studies"][0]["runtimes"][1]["verdict"]) == ("passed", "failed")
+    assert "mlx does not follow, as is known" in followed["reasons"][0]
+    assert run(out, twin=False, runtimes=("mlx",))["verdict"] == "failed", "unless it was asked for"
+    monkeypatch.setattr(study.runtimes, "run", computing(table(c.rope), spoil=1.0))
+    assert run(out, twin=False)["verdict"] == "failed"
+    assert RUNTIMES["mlx"].reader == "mlx-lm"
+
+
+def test_a_tokenizer_that_truncates_does_not_cut_the_text(make_model: MakeModel, tmp_path: Path) -> None:
+    out = extended(make_model(), tmp_path / "out")
+    path = out / "tokenizer.json"
+    truncation = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation": truncation}))
+    ids = text_ids(opened(out), None, 200)
+    assert len(set(ids[:100].tolist())) > 10
+
+
+@pytest.mark.parametrize("value", [{"pad_token_id": 263}, {"initializer_range": "x"}, {"torch_dtype": 7}, {"id2label": 5}])
+def test_values_that_the_forward_pass_does_not_need_are_left_out(make_model: MakeModel, tmp_path: Path, value: dict[str, Any]) -> None:
+    c = opened(make_model(config=value))
+    assert Reference(c).logits(table(c.rope), np.arange(8), [(0, 8)]).shape == (8, 263)
+
+
+def test_a_result_that_cannot_be_recorded_is_still_a_result(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = extended(make_model(), tmp_path / "out.gguf")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("yarn_convert.validate.run.replace_file", full)
+    result = run(out, real=False)
+    assert result["verdict"] == "passed"
+    assert "No space left" in result["unrecorded"]
+    assert any("not on record" in line for line in lines(result))
+
+
+def test_a_damaged_row_fails_in_a_coarse_type(make_model: MakeModel, tmp_path: Path) -> None:
+    """The error of a whole tensor would hide it."""
+    model = make_model(head_dim=32)
+    base = opened(extended(model, tmp_path / "base.gguf", outtype="q8_0"))
+    t = base.tensors["blk.0.ffn_up.weight"]
+    data = bytearray(t.read().tobytes())
+    data[: 34 * 4] = bytes(34 * 4)  # the first row
+    bad = opened(rewritten(extended(model, tmp_path / "bad.gguf", outtype="q8_0"), {}, {t.name: bytes(data)}))
+    result = check_weights(bad, opened(model), None, lambda n: None)
+    assert (result["verdict"], result["different"]) == ("failed", [t.name])

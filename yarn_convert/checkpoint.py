@@ -148,6 +148,11 @@ def _open_gguf(source: Source) -> Checkpoint:
     return checkpoint
 
 
+def manifest_path(out: Path) -> Path:
+    """Where the manifest of an output lies: in the folder, or beside the .gguf file."""
+    return out.with_name(f"{out.stem}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
+
+
 def _check(c: Checkpoint) -> None:
     """Raise unless the numbers are there, every tensor is known, none is missing and the rotary ones have their shape."""
     for key in c.family.hparams:
@@ -200,7 +205,7 @@ def _left_recipe(recipe: Any, rope: Rope) -> tuple[Rope, bool]:
         left = rope_of(json.loads(recipe) if isinstance(recipe, str) else recipe)
         if dialects.same(table(left), table(rope)):
             return left, True
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, YarnConvertError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, YarnConvertError):
         pass  # absent, or not ours
     return rope, False
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .errors import UsageError, YarnConvertError
+from .errors import YarnConvertError
 
 app = typer.Typer(
     add_completion=False,
@@ -160,9 +160,10 @@ def validate(
     """
     from .validate import Settings, lines, seconds_of
     from .validate import validate as run
+    from .validate.report import check_report, write_report
 
-    if report and (report.is_dir() or (report.exists() and not force)):
-        raise UsageError(f"{report} exists", "--force replaces a file, or give another name")
+    if report:
+        check_report(report, force)
     wish = _recipe_options(scale, context, method, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate)
     settings = Settings(
         base, like, wish, tuple(runtime or ()), device, dtype, seconds_of(budget), length, twin_tokens,
@@ -172,9 +173,7 @@ def validate(
         result = run(model, settings, revision, say)
     print(json.dumps(result, indent=2) if as_json else "\n".join(lines(result, quiet)))
     if report:
-        from .validate.report import html_report
-
-        report.write_text(html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])), "utf-8")
+        write_report(report, result, shlex.join(["yarn-convert", *sys.argv[1:]]))
     if result["verdict"] != "passed":
         raise typer.Exit(NOT_PASSED)
 
@@ -481,7 +480,8 @@ def main(argv: list[str] | None = None) -> None:
     except PermissionError as e:
         _fail(f"no permission to read {e.filename}", "check the file's owner and mode")
     if code == INTERRUPTED:
-        _fail("interrupted", "run the same command again" + ("; it finishes first what was begun" if "--in-place" in args else ""), code)
+        begun = "; it finishes first what was begun" if "--in-place" in args or args[0] == "repair" else ""
+        _fail("interrupted", "run the same command again" + begun, code)
     sys.exit(code or 0)
 
 

@@ -12,14 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import MANIFEST, Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, manifest_path, open_checkpoint
 from .dialects import ROPE_FREQS
 from .errors import OutputError, UsageError
-from .rope import BAKED, METHODS, Rope, bake, recipe_of, table
+from .rope import BAKED, MAX_CONTEXT, METHODS, Rope, bake, recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_place
-from .targets.moving import CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute
+from .targets.moving import CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute, replace_file
 from .targets.plan import CARRIERS, Plan, Request
 from .targets.safetensors import plan_safetensors
 
@@ -27,7 +27,6 @@ EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explici
 FORMATS = ("safetensors", "gguf")
 REPLACED = ("none", "yarn", "ntk-by-parts", *BAKED)  # a base with one of these is extended from its own original context
 WINDOWS = ("keep", "off")
-MAX_CONTEXT = 1 << 31  # tokens; positions are 32-bit integers in llama.cpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +215,7 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
     if options.in_place:
         _check_in_place(c, options, fmt, model)
     out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
-    if fmt == "gguf" and out.suffix != ".gguf":
-        raise UsageError(f"the output {out} is not named .gguf", f"-o {out}.gguf, or --out safetensors")
-    if fmt == "safetensors" and out.suffix == ".gguf":
-        raise UsageError(f"the output {out} is named like a GGUF file", "--out gguf, or another name for the folder")
+    check_name(out, fmt)
     request = Request(
         extension.rope, extension.context, out, recipe_of(extension.rope), carry_in_place(c, options), options.outtype, options.cos_sin,
         options.sliding_window == "off", options.pretokenizer,
@@ -228,6 +224,14 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
     if options.link and not any(isinstance(job, CopyFile) and job.name.endswith(".safetensors") for job in plan.jobs):
         raise UsageError("there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors")
     return Conversion(c, extension, replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options))), options)
+
+
+def check_name(out: Path, fmt: str) -> None:
+    """Raise UsageError for an output that is named like the other format."""
+    if fmt == "gguf" and out.suffix != ".gguf":
+        raise UsageError(f"the output {out} is not named .gguf", f"-o {out}.gguf, or --out safetensors")
+    if fmt == "safetensors" and out.suffix == ".gguf":
+        raise UsageError(f"the output {out} is named like a GGUF file", "--out gguf, or another name for the folder")
 
 
 def convert(model: str, options: Options, revision: str | None = None, progress: Progress = lambda n: None) -> dict[str, Any]:
@@ -294,7 +298,7 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
     conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written,)))
     manifest = _manifest(conversion, {job.name: "in place"}, c.source.path.parent)
     try:
-        manifest_path(c.source.path).write_text(json.dumps(manifest, indent=2) + "\n")
+        replace_file(manifest_path(c.source.path), (json.dumps(manifest, indent=2) + "\n").encode())
     except OSError as e:
         raise OutputError(
             f"the model is extended, its manifest could not be written: {e.strerror}",
@@ -304,11 +308,6 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
 
 
 # -- the manifest -----------------------------------------------------------------------------------------------------
-
-
-def manifest_path(out: Path) -> Path:
-    """Where the manifest of an output lies: in the folder, or beside the .gguf file."""
-    return out.with_name(f"{out.stem}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
 
 
 def _manifest(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> dict[str, Any]:

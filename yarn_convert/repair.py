@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, open_checkpoint
-from .convert import Conversion, Extension, Options, carry_in_place
+from .checkpoint import MANIFEST, Checkpoint, open_checkpoint
+from .convert import Conversion, Extension, Options, carry_in_place, check_name
 from .errors import OutputError
 from .gguf_file import Field
-from .rope import recipe_of
+from .rope import recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
-from .targets.moving import WriteBytes, WriteTensors, sync
+from .targets.in_place import recover
+from .targets.moving import WriteBytes, WriteTensors, replace_file
 from .targets.plan import Plan, Request
-from .targets.safetensors import plan_safetensors
-from .validate.intention import SPANNING, Intention, check_recipe, intention_of
+from .targets.safetensors import ROPE_FILE, plan_safetensors
+from .validate.intention import SPANNING, Intention, check_recipe, intention_of, read_manifest
 
 BACKUP = ".before-repair"
 
@@ -39,10 +40,28 @@ class Repair:
         `NAME.before-repair`. Raises OutputError; then the old files are still there."""
         c, plan = self.conversion.checkpoint, self.conversion.plan
         if self.conversion.options.in_place and plan.is_folder:
-            _rewrite(c.source.path, _changed_files(c, plan))
+            _rewrite(c.source.path, [*self._manifest(), *_changed_files(c, plan)])
         else:
             self.conversion.run()
         return plan.out
+
+    def _manifest(self) -> list[WriteBytes]:
+        """An output of yarn-convert says in its manifest what it is: that changes with it, and is unvalidated again."""
+        c, plan = self.conversion.checkpoint, self.conversion.plan
+        old = read_manifest(c.source.path)
+        if old is None:
+            return []
+        new = {
+            "recipe": recipe_of(self.meant.rope),
+            "context": self.meant.context,
+            "scale": self.conversion.extension.scale,
+            "attention_factor": table(self.meant.rope).multiplier,
+            "carrier": plan.carrier,
+            "readers": {name: why or "exact" for name, why in plan.verdicts.items()},
+            "notes": list(plan.notes),
+            "validation": None,
+        }
+        return [WriteBytes(MANIFEST, (json.dumps({**old, **new}, indent=2) + "\n").encode())]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -63,7 +82,13 @@ def plan_repair(
 
     Raises Inexpressible where the format cannot carry it, OutputError for a file that others share.
     """
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        recover(path)  # an edit in place that was interrupted is finished first
     c = open_checkpoint(resolve(model))
+    if output is not None:
+        output = output.expanduser()
+        check_name(output, "gguf" if c.gguf else "safetensors")
     meant = whole(intention_of(c, options, None, like))
     if c.source.commit and output is None:
         raise OutputError(f"{model} is in the Hub's cache, which others share", "-o PATH writes a repaired copy")
@@ -90,7 +115,7 @@ def whole(meant: Intention) -> Intention:
 def _changed_files(c: Checkpoint, plan: Plan) -> list[WriteBytes]:
     """The small files of the plan that differ from the folder's, config.json last: until then the old recipe is whole."""
     jobs = [job for job in plan.jobs if isinstance(job, WriteBytes)]
-    jobs += [WriteBytes(job.name, _bytes_of(job)) for job in plan.jobs if isinstance(job, WriteTensors)]  # rope.safetensors
+    jobs += [WriteBytes(job.name, _bytes_of(job)) for job in plan.jobs if isinstance(job, WriteTensors) and job.name == ROPE_FILE]
     changed = [job for job in jobs if not _is_file_with(c.source.path / job.name, job.data)]
     return sorted(changed, key=lambda job: job.name == "config.json")
 
@@ -108,23 +133,22 @@ def _is_file_with(path: Path, data: bytes) -> bool:
 
 
 def _rewrite(folder: Path, files: list[WriteBytes]) -> None:
+    """Replace the files one by one, the old ones kept beside. A rope.safetensors that is not among them is put aside too."""
+    stale = [] if any(job.name == ROPE_FILE for job in files) else [folder / ROPE_FILE]
     try:
+        for path in [*stale, *(folder / job.name for job in files)]:
+            backup = path.with_name(path.name + BACKUP)
+            if path.is_file() and path.name != MANIFEST and not backup.exists():
+                replace_file(backup, path.read_bytes())
         for job in files:
-            path, partial = folder / job.name, folder / f".{job.name}.partial-{os.getpid()}"
-            backup = folder / f"{job.name}{BACKUP}"
-            if path.is_file() and not backup.exists():
-                backup.write_bytes(path.read_bytes())
-            partial.write_bytes(job.data)
-            sync(partial)
-            partial.replace(path)
-        sync(folder)
+            replace_file(folder / job.name, job.data)
+        for path in stale:
+            path.unlink(missing_ok=True)
     except OSError as e:
         raise OutputError(f"could not repair {folder}: {e.strerror}", "check its owner and mode, or -o PATH writes a copy") from None
 
 
 def _folder_changes(c: Checkpoint, plan: Plan) -> list[str]:
-    import json
-
     lines = []
     for job in _changed_files(c, plan):
         if not job.name.endswith(".json"):

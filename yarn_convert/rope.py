@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from .errors import Unsupported, UsageError
 
 Array = NDArray[np.float64]
+MAX_CONTEXT = 1 << 31  # tokens; positions are 32-bit integers in llama.cpp
+MAX_ROTARY_DIM = 1 << 16
 RANGE = "choose parameters of a usual size: see 'yarn-convert methods'"
 Param = float | bool | str | tuple[float, ...]
 
@@ -338,7 +340,10 @@ def recipe_of(rope: Rope) -> dict[str, Any]:
 
 
 def rope_of(recipe: Any) -> Rope:
-    """The inverse of `recipe_of`. Raises KeyError, TypeError or ValueError for JSON that is no recipe."""
+    """The inverse of `recipe_of`. Raises KeyError, TypeError, ValueError or OverflowError for JSON that is no recipe."""
+    for name, most in (("rotary_dim", MAX_ROTARY_DIM), ("original_context", MAX_CONTEXT)):
+        if type(recipe[name]) is not int or not 0 < recipe[name] < most:
+            raise ValueError(f"{name} is {recipe[name]!r}")
     params = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["params"].items()}
     inner = rope_of(recipe["inner"]) if "inner" in recipe else None
-    return Rope(recipe["method"], recipe["rope_theta"], recipe["rotary_dim"], recipe["original_context"], params, inner)
+    return Rope(recipe["method"], float(recipe["rope_theta"]), recipe["rotary_dim"], recipe["original_context"], params, inner)

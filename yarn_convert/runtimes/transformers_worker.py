@@ -17,7 +17,7 @@ def main(job: Job) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval().to(device)
     except Exception as e:
-        raise SystemExit(f"transformers cannot load the model: {str(e).splitlines()[0]}") from None
+        raise SystemExit(f"transformers cannot load the model: {(str(e) or type(e).__name__).splitlines()[0]}") from None
     ids = torch.from_numpy(job.ids)[None].to(device)
     job.start()
     kept = torch.from_numpy(job.positions).to(device)

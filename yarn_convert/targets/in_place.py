@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..checkpoint import RECIPE
+from ..checkpoint import RECIPE, manifest_path
 from ..dialects import ROPE_FREQS
 from ..errors import OutputError, Unsupported
 from ..gguf_file import Field, Gguf, Value, encode_header, journal_path
@@ -133,8 +133,12 @@ def _is_ours(path: Path, journal: Mapping[str, Any]) -> bool:
 
 
 def _finish(path: Path, journal: Mapping[str, Any]) -> None:
-    """Write all that the journal holds, and remove it. Raises OutputError when the disk fails; `recover` can go on then."""
+    """Write all that the journal holds, and remove it. Raises OutputError when the disk fails; `recover` can go on then.
+
+    A manifest beside the file speaks of what it was before: it goes first, the caller writes the new one.
+    """
     try:
+        manifest_path(path).unlink(missing_ok=True)
         _write(path, journal)
     except OSError as e:
         raise OutputError(

@@ -366,6 +366,20 @@ def _to_disk(folder: Path) -> None:
     sync(folder)
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all: a hidden sibling, flushed and renamed; the mode of an old one stays. OSError."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        if path.exists():
+            shutil.copymode(path, partial)
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """fsync a file or, where the system can, a folder."""
     if path.is_dir() and sys.platform == "win32":

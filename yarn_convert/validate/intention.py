@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from .. import readers
-from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
-from ..convert import Options, extend, manifest_path
+from ..checkpoint import RECIPE, Checkpoint, manifest_path, open_checkpoint
+from ..convert import Options, extend
 from ..dialects import ROPE_FREQS, same
 from ..errors import FormatError, InputError
 from ..readers.survey import Verdict, survey_config, survey_gguf
-from ..rope import Array, Rope, rope_of, table
+from ..rope import MAX_CONTEXT, Array, Rope, rope_of, table
 from ..source import resolve
 from ..targets.plan import DECISIVE, hf_verdicts, verdict
 from ..targets.safetensors import ROPE_FILE
@@ -48,9 +48,10 @@ def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None
         return Intention(_recipe(manifest.get("recipe"), c), _length(manifest.get("context"), c), "as the manifest says")
     if c.gguf and RECIPE in c.gguf.fields:
         try:
-            rope = _recipe(json.loads(c.gguf.get(RECIPE)), c)
-        except (ValueError, TypeError):
-            raise FormatError(f"the key {RECIPE} is no recipe", "--like MODEL or --scale S says what is meant") from None
+            recipe = json.loads(c.gguf.get(RECIPE))
+        except (ValueError, TypeError, RecursionError):
+            recipe = None
+        rope = _recipe(recipe, c)
         factor = rope.params.get("factor")
         length = round(rope.original_context * factor) if isinstance(factor, float) and rope.method in SPANNING else c.context
         return Intention(rope, length, "as the recipe in the file says")
@@ -63,7 +64,7 @@ SPANNING = ("yarn", "ntk-by-parts", "linear", "ntk-aware")  # their factor is L'
 def read_manifest(model: Path) -> dict[str, Any] | None:
     """The manifest of an output of yarn-convert; None where there is none. FormatError for one that is no JSON object."""
     path = manifest_path(model)
-    return load_json(path) if path.is_file() else None
+    return load_json(inside(path.parent, path.name)) if path.is_file() else None
 
 
 def _recipe(recipe: Any, c: Checkpoint) -> Rope:
@@ -71,14 +72,17 @@ def _recipe(recipe: Any, c: Checkpoint) -> Rope:
         rope = rope_of(recipe)
         table(rope)
         return rope
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise FormatError(f"the manifest of {c.source.path.name} holds no recipe", "--like MODEL or --scale S says what is meant") from None
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
+        raise FormatError(f"what is recorded of {c.source.path.name} is no recipe", MEANT) from None
 
 
 def _length(value: Any, c: Checkpoint) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise FormatError(f"the manifest of {c.source.path.name} holds no context", "--like MODEL or --scale S says what is meant")
+    if type(value) is not int or not 0 < value < MAX_CONTEXT:
+        raise FormatError(f"the manifest of {c.source.path.name} holds no context", MEANT)
     return value
+
+
+MEANT = "--like MODEL or --scale S says what is meant"
 
 
 def claimed(c: Checkpoint) -> Rope:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 from ..rope import Table
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import new_config
@@ -25,7 +25,7 @@ from ..tensors import Tensor
 Spans = Sequence[tuple[int, int]]
 Progress = Callable[[float], None]
 SHARE = 0.8  # of the free memory that the weights may take; beyond it layers are loaded as they are needed
-ROPE_KEYS = ("rope_scaling", "rope_parameters", "original_max_position_embeddings")
+BLOCK = 256  # rows of attention that are computed at a time
 INSTALL = "pip install 'yarn-convert[validate]'"
 
 
@@ -41,11 +41,15 @@ class Reference:
 
         self.device, self.dtype, self.dtype_name = pick_device(device), getattr(torch, dtype), dtype
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        source = new_config(c, "f32") if c.gguf else dict(c.config)
-        values = {k: v for k, v in source.items() if k not in ROPE_KEYS and k != "model_type"}
-        config = AutoConfig.for_model(c.family.model_type, **values)
-        with init_empty_weights():  # buffers keep their values, parameters have none yet
-            self.net: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(self.dtype).eval()
+        try:
+            config = AutoConfig.for_model(c.family.model_type, **_needed(c))
+            with init_empty_weights():  # buffers keep their values, parameters have none yet
+                net = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        except Exception as e:  # transformers checks values in its own ways
+            why = (str(e) or type(e).__name__).splitlines()[0]
+            raise InputError(f"transformers cannot build this architecture from config.json: {why}", "fix its values") from None
+        self.net: Any = net.to(self.dtype).eval()
+        self.windowed = bool(c.sliding_window)
         weights = Weights(c, self.dtype, swap_qk)
         self.offloaded = weights.nbytes > SHARE * free_memory(self.device)
         self._load(weights)
@@ -81,7 +85,8 @@ class Reference:
 
         begin = time.perf_counter()
         self.rotary.serve(table, len(ids), self.device, self.dtype)
-        self.net.set_attn_implementation(_rows_attention(spans) if rows_only else "sdpa")
+        rows = spans if rows_only else ((0, len(ids)),)  # sdpa would hold a window's mask, tokens × tokens, whole
+        self.net.set_attn_implementation(_rows_attention(rows) if rows_only or self.windowed else "sdpa")
         kept = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans])).to(self.device)
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / len(self.layers))) for i, layer in enumerate(self.layers)]
         try:
@@ -141,6 +146,13 @@ def _torch() -> Any:
     except ImportError as e:
         raise UsageError(f"validation needs {e.name}", INSTALL) from None
     return torch
+
+
+def _needed(c: Checkpoint) -> dict[str, Any]:
+    """The values of config.json that the forward pass depends on; its RoPE is none of them."""
+    source = {**c.config, **c.hparams} if c.gguf is None else new_config(c, "f32")
+    keys = {*c.hparams, *c.family.biases, *c.family.defaults, *(k for k in c.family.fixed if k != "partial_rotary_factor")}
+    return {"pad_token_id": None, "rope_theta": c.rope.theta} | {k: source[k] for k in keys if k in source}
 
 
 class Weights(Mapping[str, Any]):
@@ -207,20 +219,26 @@ def _replace_rotary(net: Any) -> Any:
     return rotary
 
 
-def _rows_attention(spans: Spans) -> str:
-    """The name of an attention function for transformers that computes the rows of `spans` and leaves the others zero."""
+def _rows_attention(rows: Spans) -> str:
+    """The name of an attention function for transformers that computes these rows and leaves the others zero: causal, and
+    within the sliding window that a layer hands to it."""
     import torch
     from transformers import AttentionInterface
 
+    blocks = [(i, min(i + BLOCK, b)) for a, b in rows for i in range(a, b, BLOCK)]
+
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **rest: Any) -> tuple[Any, None]:
+        window = rest.get("sliding_window") or query.shape[2]
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         out = torch.zeros_like(query)
-        for a, b in spans:
-            scores = query[:, :, a:b] @ key[:, :, :b].transpose(2, 3)
+        for a, b in blocks:
+            first = max(0, a - window + 1)
+            scores = query[:, :, a:b] @ key[:, :, first:b].transpose(2, 3)
             scores *= query.shape[-1] ** -0.5 if scaling is None else scaling
-            future = torch.arange(b, device=query.device) > torch.arange(a, b, device=query.device)[:, None]
-            out[:, :, a:b] = scores.masked_fill_(future, float("-inf")).softmax(-1) @ value[:, :, :b]
+            distance = torch.arange(a, b, device=query.device)[:, None] - torch.arange(first, b, device=query.device)
+            hidden = (distance < 0) | (distance >= window)
+            out[:, :, a:b] = scores.masked_fill_(hidden, float("-inf")).softmax(-1) @ value[:, :, first:b]
         return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register("yarn_convert_rows", attend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain, cycle
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dialects import RTOL
-from ..errors import UsageError
+from ..errors import OutputError, UsageError
 from ..rope import METHODS, geometric
+from ..targets.moving import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,13 +38,35 @@ STYLE = {
 }  # fmt: skip
 
 
-def html_report(result: Mapping[str, Any], command: str) -> str:
-    """The page for what `validate` returned; `command` is the command line that made it. UsageError without the packages."""
+def check_report(path: Path, force: bool) -> None:
+    """Raise before a long run what would stop its report: OutputError for the place, UsageError for missing packages."""
+    _packages()
+    if path.is_dir() or (path.exists() and not force):
+        raise OutputError(f"{path} exists", "--force replaces a file, or give another name")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"the report cannot be written to {path.parent}", "give a folder that exists and is yours")
+
+
+def _packages() -> tuple[Any, Any]:
     try:
         import jinja2
         import matplotlib.style
     except ImportError:
         raise UsageError("an HTML report needs matplotlib and jinja2", "pip install 'yarn-convert[validate]'") from None
+    return jinja2, matplotlib
+
+
+def write_report(path: Path, result: Mapping[str, Any], command: str) -> None:
+    """Write the page, whole or not at all."""
+    try:
+        replace_file(path, html_report(result, command).encode())
+    except OSError as e:
+        raise OutputError(f"could not write {path}: {e.strerror}", "free some space, or give another place") from None
+
+
+def html_report(result: Mapping[str, Any], command: str) -> str:
+    """The page for what `validate` returned; `command` is the command line that made it. UsageError without the packages."""
+    jinja2, matplotlib = _packages()
     recipe, context = result["intention"]["recipe"], result["intention"]["context"]
     lengths = {"L": recipe["original_context"], "L′": context}
     with matplotlib.style.context(["default", STYLE]):

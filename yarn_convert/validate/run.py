@@ -18,17 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import tokenizers
-from ..checkpoint import Checkpoint, open_checkpoint
-from ..convert import Options, manifest_path
-from ..errors import InputError, OutputError, UsageError, YarnConvertError
+from ..checkpoint import Checkpoint, manifest_path, open_checkpoint
+from ..convert import Options
+from ..errors import InputError, UsageError, YarnConvertError
 from ..rope import Table, recipe_of
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES
 from ..source import resolve
-from ..targets.plan import DECISIVE
+from ..targets.moving import replace_file
+from ..tensors import inside
 from . import twin
-from .intention import LLAMA_CPP, Intention, check_recipe, decode, intention_of, read_manifest
-from .judging import Tolerance
+from .intention import Intention, check_recipe, decode, intention_of, read_manifest
+from .judging import Tolerance, tolerance_for
 from .reference import Reference, pick_device
 from .study import PREFIX, WIDTH, Question, Say, real_subject, study, telling_position, twin_subject
 from .weights import PERMUTED, check_weights
@@ -36,9 +37,8 @@ from .weights import PERMUTED, check_weights
 TEXT = Path(__file__).parents[1] / "data" / "hamlet.txt"
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 SHORTEST = 16  # tokens
+WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
-PASSES = {"transformers": 1.2, "llama.cpp": 3.0, "mlx": 3.0, "vllm": 3.0, "openvino": 3.0}  # times the reference's, on a CPU
-READERS = {"transformers": DECISIVE, "openvino": DECISIVE, "mlx": "mlx-lm", "vllm": "vllm", "llama.cpp": LLAMA_CPP}
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
 
 
@@ -82,12 +82,13 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     say("recipe", 0.0)
     result["recipe"] = check_recipe(c, meant)
     result["weights"] = _weights(c, base, manifest, say)
-    result["studies"] = _studies(c, meant, names, settings, result["recipe"], say) if names or settings.runtimes == () else []
+    same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
+    result["studies"] = _studies(c, meant, names, settings, result["recipe"], say) if names and same_size else []
     result["missing"] = missing
     result |= judge(result, settings)
     result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": _versions(), "hardware": _hardware()}
-    if manifest is not None and settings.like is None and settings.options is None:
-        record(c.source.path, manifest, result)
+    if manifest is not None and settings.like is None and settings.options is None and c.source.commit is None:
+        result["unrecorded"] = record(c.source.path, result)
     return result
 
 
@@ -149,8 +150,8 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: dict[str, Any] | 
 def _studies(
     c: Checkpoint, meant: Intention, names: list[str], settings: Settings, recipe: Mapping[str, Any], say: Say
 ) -> list[dict[str, Any]]:
-    predicted = {name: recipe["readers"].get(READERS[name], "") for name in names}
-    read = {name: decode(c, READERS[name]) for name in names}
+    predicted = {name: recipe["readers"].get(RUNTIMES[name].reader, "") for name in names}
+    read = {name: decode(c, RUNTIMES[name].reader) for name in names}
     readings = {name: Table(r.inv_freq, r.multiplier) for name, r in read.items() if not isinstance(r, str)}
     device = pick_device(settings.device)
     question = Question(meant, readings, predicted, device, settings.dtype)
@@ -159,10 +160,12 @@ def _studies(
         ids = text_ids(c, settings.text, min(meant.context, settings.tokens or meant.context))
         free = settings.tokens is not None or (device != "cpu" and settings.budget is None)
         ids = ids if free else ids[: affordable(c, question, names, ids, BUDGET if settings.budget is None else settings.budget, say)]
-        studies.append(study(real_subject(c, ids, original, main_dtype(c) if c.gguf else "F32"), question, names, say))
+        tolerance = tolerance_for(main_dtype(c) if c.gguf else "F32", settings.dtype)
+        studies.append(study(real_subject(c, ids, original, tolerance), question, names, say))
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
         small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
         limit = min(meant.context, TWIN_TOKENS if device == "cpu" else meant.context)
+        limit = min(limit, WINDOWED_TOKENS) if c.sliding_window else limit
         if settings.twin:
             subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
             studies.append(study(subject, replace(question, dtype="float32"), names, say))
@@ -183,22 +186,37 @@ def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:
         raise InputError(
             f"cannot read the text {text}: {getattr(e, 'strerror', None) or 'it is not UTF-8'}", "--text FILE, in UTF-8"
         ) from None
-    from tokenizers import Tokenizer
-
-    try:
-        if c.gguf:
-            keys = {k: f.value for k, f in c.gguf.fields.items() if k.startswith("tokenizer.")}
-            tokenizer = Tokenizer.from_str(tokenizers.to_hf(keys)["tokenizer.json"].decode())
-        else:
-            tokenizer = Tokenizer.from_file(str(c.source.path / "tokenizer.json"))
-    except YarnConvertError:
-        raise
-    except Exception as e:  # the package raises Exception itself
-        raise InputError(f"no tokenizer for {c.source.name}: {str(e)[:200]}", "--twin validates the scaling without one") from None
+    tokenizer = _tokenizer(c)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     ids = tokenizer.encode(content, add_special_tokens=False).ids
+    if ids and max(ids) >= c.hparams["vocab_size"]:
+        raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", NO_TEXT)
     if not ids:
         raise InputError(f"the text {text} has no tokens", "give a longer one")
     return np.resize(np.asarray(ids, dtype=np.int64), n)
+
+
+NO_TEXT = "--twin validates the scaling without a text"
+
+
+def _tokenizer(c: Checkpoint) -> Any:
+    from tokenizers import Tokenizer
+
+    path = c.source.path / "tokenizer.json"
+    try:
+        if not c.gguf and path.is_file():
+            return Tokenizer.from_file(str(inside(c.source.path, path.name)))
+        keys = {k: f.value for k, f in c.gguf.fields.items() if k.startswith("tokenizer.")} if c.gguf else _gguf_keys(c)
+        return Tokenizer.from_str(tokenizers.to_hf(keys)["tokenizer.json"].decode())
+    except Exception as e:  # the package raises Exception itself
+        why = e.message if isinstance(e, YarnConvertError) else str(e)[:200]
+        raise InputError(f"no tokenizer for {c.source.name}: {why}", NO_TEXT) from None
+
+
+def _gguf_keys(c: Checkpoint) -> dict[str, Any]:
+    """A folder with a tokenizer.model alone, as a GGUF would spell it."""
+    return {k: v[1] for k, v in tokenizers.to_gguf(c.source.path, c.config).items()}
 
 
 def affordable(c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float, say: Say) -> int:
@@ -209,7 +227,7 @@ def affordable(c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np
     say("measuring the speed", 0.0)
     reference, probe = Reference(c, q.device, q.dtype), min(4 * WIDTH, len(ids))
     for _ in range(2):  # the first pass warms up
-        reference.logits(q.right, ids[:probe], [(probe - 1, probe)])
+        reference.logits(q.right(len(ids)), ids[:probe], [(probe - 1, probe)])
     a_token = reference.seconds / probe
     parameters = sum(t.elements for t in c.tensors.values())
     even = 2 * parameters / (4 * c.layers * c.heads("q") * c.head_dim)
@@ -217,7 +235,7 @@ def affordable(c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np
     def cost(n: int) -> float:
         return a_token * n * (1 + n / (2 * even))
 
-    passes = 1 + sum(PASSES[name] for name in names)
+    passes = 1 + sum(RUNTIMES[name].cost for name in names)
     lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)
     return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))
 
@@ -233,18 +251,29 @@ def judge(result: dict[str, Any], settings: Settings) -> dict[str, Any]:
     doubts = []
     runs = [(s, r) for s in result["studies"] for r in s["runtimes"]]
     for s, r in runs:
-        if r["verdict"] == FAILED and (not r["predicted"] or r["runtime"] in settings.runtimes):
+        if r["verdict"] == FAILED and (not r["as_predicted"] or r["runtime"] in settings.runtimes):
             failures.append(f"{r['runtime']}, {s['kind']}: {r['why']}")
     if not runs:
         doubts.append("no runtime computed anything" + (f": {result['missing'][0]['add']}" if result["missing"] else ""))
+    context, original = result["intention"]["context"], result["intention"]["recipe"]["original_context"]
+    notes = []
+    for name in dict.fromkeys(r["runtime"] for _, r in runs):
+        reached = max((w["end"] for _, r in runs if r["runtime"] == name for w in r["windows"]), default=0)
+        if reached <= original < context:
+            doubts.append(f"{name} computed nothing beyond the original {original:,} tokens: --tokens {original + WIDTH}, or the twin")
+        elif reached < context - RUNTIMES[name].spare:
+            notes.append(f"{name} was run over {reached:,} of {context:,} tokens")
     for name in dict.fromkeys(r["runtime"] for _, r in runs):
         seen = [s for s, r in runs if r["runtime"] == name]
         for wrong in dict.fromkeys(w["name"] for s in seen for w in s["wrong_recipes"]):
             if not any(w["told_apart"] for s in seen for w in s["wrong_recipes"] if w["name"] == wrong):
                 doubts.append(f"{name} would have passed with {wrong!r} too: {_telling(result, wrong)}")
     verdict = FAILED if failures else INCONCLUSIVE if doubts else PASSED
-    known = {f"{r['runtime']} does not follow, as is known: {r['predicted']}" for _, r in runs if r["verdict"] == FAILED and r["predicted"]}
-    return {"verdict": verdict, "reasons": failures or doubts or sorted(known)}
+    for _, r in runs:
+        if r["predicted"]:
+            does = "does, though its source says" if r["verdict"] == PASSED else "does not follow, as is known"
+            notes.append(f"{r['runtime']} {does}: {r['predicted']}")
+    return {"verdict": verdict, "reasons": failures or doubts or list(dict.fromkeys(notes))}
 
 
 def _telling(result: dict[str, Any], wrong: str) -> str:
@@ -257,18 +286,15 @@ def _telling(result: dict[str, Any], wrong: str) -> str:
     return f"about {needs:,} tokens tell them apart ({option} {needs}), or the twin"
 
 
-def record(model: Path, manifest: dict[str, Any], result: dict[str, Any]) -> None:
-    """Put the result into the manifest, and the hashes that were computed on the way. OutputError if it cannot be written."""
-    path = manifest_path(model)
+def record(model: Path, result: dict[str, Any]) -> str:
+    """Put the result into the manifest, as it is by now; why that was impossible, "" if it was not."""
     kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
-    text = json.dumps({**manifest, "validation": kept}, indent=2) + "\n"
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        manifest = read_manifest(model) or {}
+        replace_file(manifest_path(model), (json.dumps({**manifest, "validation": kept}, indent=2) + "\n").encode())
     except OSError as e:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"the result could not be written into {path.name}: {e.strerror}", "--json prints it") from None
+        return f"{manifest_path(model).name} cannot be written: {e.strerror}"
+    return ""
 
 
 def _versions() -> dict[str, str]:

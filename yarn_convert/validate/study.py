@@ -6,6 +6,7 @@ logits window by window, and shows the power of that check: wrong recipes, run i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..rope import Table, table
 from ..runtimes.table import RUNTIMES
 from . import twin
 from .intention import Intention
-from .judging import Tolerance, Window, compare, different, suspects, tolerance_for, wrong_tables
+from .judging import Tolerance, Window, compare, differ, suspects, tolerance_for, wrong_tables
 from .reference import Reference, Spans
 
 Say = Callable[[str, float], None]  # (what is running, fraction done)
@@ -29,7 +30,6 @@ WIDTH = 64  # positions of a window
 PREFIX = 1024  # tokens in which most wrong recipes show already on real weights
 NONSENSE = 0.6  # of the loss of guessing: a language model that is sound does better on any text of its language
 BETTER = 0.75  # of a loss, that it falls to where something is put right
-FAULTY = 10  # a suspect is named when the runtime is within so many tolerances of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class Question:
     device: str = "auto"
     dtype: str = "float32"
 
-    @property
-    def right(self) -> Table:
-        return table(self.meant.rope, self.meant.context)
+    def right(self, n: int) -> Table:
+        """The intended table for a text of `n` tokens: some methods depend on it."""
+        return table(self.meant.rope, n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,12 @@ class Subject:
         return self.checkpoint.source.path
 
 
-def real_subject(c: Checkpoint, ids: NDArray[np.int64], original: int, dtype: str) -> Subject:
+def real_subject(c: Checkpoint, ids: NDArray[np.int64], original: int, tolerance: Tolerance) -> Subject:
     """Windows at 0, at L − w, across L, at 2L and at the end of `ids`, as far as they go."""
     n, w = len(ids), WIDTH
     starts = {0, min(PREFIX, n) - w, original - w, original, 2 * original, n - w}
     spans = disjoint([(max(0, a), a + w) for a in starts if a + w <= n])
-    return Subject("real", c, ids, spans, (1,), spans, tolerance_for(dtype))
+    return Subject("real", c, ids, spans, (1,), spans, tolerance)
 
 
 def twin_subject(c: Checkpoint, ids: NDArray[np.int64], original: int) -> Subject:
@@ -98,7 +98,7 @@ def study(s: Subject, q: Question, names: Sequence[str], say: Say) -> dict[str, 
     """Run the runtimes `names` on the subject and judge; the result is JSON."""
     say(f"reference, {s.kind}", 0.0)
     reference = Reference(s.checkpoint, q.device, q.dtype)
-    expected = reference.logits(q.right, s.ids, s.spans, progress=lambda f: say(f"reference, {s.kind}", f))
+    expected = reference.logits(q.right(len(s.ids)), s.ids, s.spans, progress=lambda f: say(f"reference, {s.kind}", f))
     seconds = reference.seconds
     wrong = _wrong(s, q, reference, expected, say)
     loss = text_loss(s, expected) if s.kind == "real" else None
@@ -110,7 +110,7 @@ def study(s: Subject, q: Question, names: Sequence[str], say: Say) -> dict[str, 
         "wrong_recipes": wrong,
         "runtimes": [_runtime(s, q, name, reference, expected, say) for name in names],
         "text_loss": loss,
-        "permuted": loss is not None and _is_permuted(s, q, loss, expected.shape[1]),
+        "permuted": loss is not None and loss > NONSENSE * np.log(expected.shape[1]) and _is_permuted(s, q, reference),
     }
 
 
@@ -124,15 +124,14 @@ def text_loss(s: Subject, logits: NDArray[np.float32]) -> float:
     return float((np.log(np.exp(rows).sum(1)) - chosen).mean())
 
 
-def _is_permuted(s: Subject, q: Question, loss: float, vocabulary: int) -> bool:
+def _is_permuted(s: Subject, q: Question, reference: Reference) -> bool:
     """Whether Q and K lie in the wrong order in the file itself, where reference and runtime agree on nonsense: then the
-    text is predicted badly, and much better with their rows moved."""
-    if loss < NONSENSE * np.log(vocabulary):
-        return False
+    text is predicted much better with their rows moved."""
     n = min(PREFIX, len(s.ids))
     short = replace(s, ids=s.ids[:n], spans=((0, n),))
     moved = Reference(s.checkpoint, q.device, q.dtype, swap_qk=True)
-    return text_loss(short, moved.logits(q.right, short.ids, short.spans)) < BETTER * loss
+    before, after = (text_loss(short, r.logits(q.right(n), short.ids, short.spans)) for r in (reference, moved))
+    return after < BETTER * before
 
 
 def _wrong(s: Subject, q: Question, reference: Reference, expected: NDArray[np.float32], say: Say) -> list[dict[str, Any]]:
@@ -141,7 +140,7 @@ def _wrong(s: Subject, q: Question, reference: Reference, expected: NDArray[np.f
     A longer pass is only made for those that a shorter one does not tell apart.
     """
     found = []
-    candidates = wrong_tables(q.meant.rope, q.meant.context)
+    candidates = wrong_tables(q.meant.rope, len(s.ids))
     for i, (name, t) in enumerate(candidates.items()):
         say(f"wrong recipes, {s.kind}", i / len(candidates))
         windows: list[Window] = []
@@ -165,7 +164,7 @@ def telling_position(small: Checkpoint, q: Question, wrong: str, tolerance: Tole
     """
     s = twin_subject(small, twin.ids(n), q.meant.rope.original_context)
     reference = Reference(small, q.device)
-    tables = (q.right, wrong_tables(q.meant.rope, q.meant.context)[wrong])
+    tables = (q.right(n), wrong_tables(q.meant.rope, n)[wrong])
     right, other = (reference.logits(t, s.ids, s.probes, rows_only=True) for t in tables)
     windows = compare(right, other, s.probes, (), tolerance)
     return next((w.end for w in windows if not w.within(tolerance)), None)
@@ -179,7 +178,8 @@ def _rows(there: Spans, values: NDArray[np.float32], spans: Spans) -> NDArray[np
 
 
 def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected: NDArray[np.float32], say: Say) -> dict[str, Any]:
-    result: dict[str, Any] = {"runtime": name, "predicted": q.predicted.get(name, "")}
+    predicted = q.predicted.get(name, "")
+    result: dict[str, Any] = {"runtime": name, "predicted": predicted, "as_predicted": False}
     n = min(len(s.ids), q.meant.context - RUNTIMES[name].spare)
     spans = [(a, min(b, n)) for a, b in s.spans if a < n]
     say(f"{name}, {s.kind}", 0.0)
@@ -187,7 +187,8 @@ def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected:
         done = runtimes.run(name, s.path, s.ids[:n], spans, {}, lambda f: say(f"{name}, {s.kind}", f))
     except runtimes.Failed as e:
         layer = "length" if "limit" in e.message else "runtime"
-        return result | {"verdict": "failed", "windows": [], "layer": layer, "why": e.message}
+        foreseen = predicted.startswith("refuses" if layer == "runtime" else "takes")
+        return result | {"verdict": "failed", "windows": [], "layer": layer, "why": e.message, "as_predicted": foreseen}
     result |= {"version": done.info.get("version"), "seconds": done.info["seconds"], "device": done.info.get("device")}
     top_k = done.info.get("kind") == "log-probabilities"
     if done.logits.shape[1] < expected.shape[1]:
@@ -198,47 +199,58 @@ def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected:
     result |= {"windows": [w.as_json() for w in windows], "compared": "log-probabilities of the tokens it gives" if top_k else "logits"}
     if all(w.within(s.tolerance) for w in windows):
         return result | {"verdict": "passed", "layer": "", "why": ""}
-    layer, why = (
-        ("runtime", "its log-probabilities differ")
-        if top_k
-        else _diagnose(replace(s, ids=s.ids[:n], spans=tuple(spans)), q, name, windows, logits, reference, say)
-    )
+    if top_k:
+        layer, why, foreseen = "runtime", "its log-probabilities differ", False
+    else:
+        layer, why, foreseen = _diagnose(replace(s, ids=s.ids[:n], spans=tuple(spans)), q, name, windows, logits, reference, say)
     drift = next(w.start if w.drift is None else w.drift for w in windows if not w.within(s.tolerance))
-    return result | {"verdict": "failed", "layer": layer, "why": why, "drift": drift}
+    return result | {"verdict": "failed", "layer": layer, "why": why, "drift": drift, "as_predicted": foreseen}
 
 
 def _diagnose(
     s: Subject, q: Question, name: str, windows: Sequence[Window], logits: NDArray[np.float32], reference: Reference, say: Say
-) -> tuple[str, str]:
-    """(layer of the fault, what is known of it), by running suspects in the reference until one gives these logits."""
+) -> tuple[str, str, bool]:
+    """(layer of the fault, what is known of it, whether it is what the runtime's source says).
+
+    Suspects run in the reference; the one is named that comes closest to these logits, within the tolerance.
+    """
     if windows[0].start == 0 and windows[0].end == 1 and not windows[0].within(s.tolerance):
-        return "weights", "the first position differs already, which no rotation reaches: the weights or the arithmetic are others"
+        return "weights", "the first position differs already, which no rotation reaches: the weights or the arithmetic are others", False
     failing = next(w for w in windows if not w.within(s.tolerance))
     n = len(s.ids) if s.kind == "twin" else min(len(s.ids), max(PREFIX, failing.end))
     probes = [p for p in s.probes if p[1] <= n]
     seen = _rows(s.spans, logits, probes)
-    close = Tolerance(FAULTY * s.tolerance.nmse, FAULTY * s.tolerance.kl, "")
 
-    def explains(r: Reference, t: Table) -> bool:
-        computed = r.logits(t, s.ids[:n], probes, rows_only=s.kind == "twin")
-        return all(w.within(close) for w in compare(computed, seen, probes, (), close))
+    def distance(r: Reference, t: Table) -> float:
+        """The largest NMSE of any window; infinite beyond the tolerance."""
+        computed = compare(r.logits(t, s.ids[:n], probes, rows_only=s.kind == "twin"), seen, probes, (), s.tolerance)
+        return max(w.nmse for w in computed) if all(w.within(s.tolerance) for w in computed) else math.inf
 
-    tables = suspects(q.meant.rope, q.meant.context)
-    if name in q.readings:
-        tables |= different({"the one that it takes from the file": q.readings[name]}, q.right)
-    for i, (what, t) in enumerate(tables.items()):
-        say(f"looking for the fault, {s.kind}", i / (len(tables) + 1))
-        if explains(reference, t):
-            layer = "multiplier" if not different({what: t}, q.right._replace(multiplier=t.multiplier)) else "table"
-            return layer, f"it computes another recipe: {what}"
+    right, known = q.right(len(s.ids)), suspects(q.meant.rope, len(s.ids))
+    read = q.readings.get(name)
+    if read is not None and differ(read, right):
+        known = {what: t for what, t in known.items() if differ(t, read)} | {
+            next((what for what, t in known.items() if not differ(t, read)), "the one that its source takes from the file"): read
+        }
+    found: list[tuple[float, str]] = []
+    for i, (what, t) in enumerate(known.items()):
+        say(f"looking for the fault, {s.kind}", i / (len(known) + 1))
+        found.append((distance(reference, t), what))
+    closest, what = min(found, default=(math.inf, ""))
+    if closest < math.inf:
+        foreseen = read is not None and not differ(known[what], read)
+        return _part(known[what], right), f"it computes another recipe: {what}", foreseen
     try:
-        if explains(Reference(s.checkpoint, q.device, q.dtype, swap_qk=True), q.right):
-            return "permutation", "the rows of Q and K are in the other order: interleaved once too often or too seldom"
+        if distance(Reference(s.checkpoint, q.device, q.dtype, swap_qk=True), right) < math.inf:
+            return "permutation", "the rows of Q and K are in the other order: interleaved once too often or too seldom", False
     except YarnConvertError:
         pass
     if failing.start > 1:
-        return (
-            "length",
-            f"it is right up to position {failing.drift or failing.start:,} and not beyond: a limit of length, or another recipe there",
-        )
-    return "runtime", "no known fault explains it: the runtime computes this architecture otherwise"
+        until = failing.start if failing.drift is None else failing.drift
+        return "length", f"it is right up to position {until:,} and not beyond: a limit of length, or another recipe there", False
+    return "runtime", "no known fault explains it: the runtime computes this architecture otherwise", False
+
+
+def _part(t: Table, right: Table) -> str:
+    """Which part of a table is another than the right one's."""
+    return "table" if differ(t, right._replace(multiplier=t.multiplier)) else "multiplier"

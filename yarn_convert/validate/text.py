@@ -42,6 +42,7 @@ def lines(result: Result, quiet: bool = False) -> list[str]:
     for s in result["studies"]:
         out += ["", *_study(s)]
     out += ["", *(f"note      {row['name']} was not run; to add it: {row['add']}" for row in result["missing"])]
+    out += [f"note      the result is not on record: {result['unrecorded']}"] if result.get("unrecorded") else []
     failed = any(r["verdict"] == "failed" for s in result["studies"] for r in s["runtimes"])
     out += ["note      what each runtime is known not to do: docs/validation.md, Their limits"] if failed else []
     return [*out, *verdict(result)]
@@ -81,7 +82,7 @@ def _study(s: Mapping[str, Any]) -> list[str]:
         if r["verdict"] == "passed":
             out.append(f"  {name}: passed in {r['seconds']:.1f} s, every window within NMSE and KL {s['tolerance']['nmse']:.0e}")
         else:
-            outcome = f"does not follow, as is known ({r['predicted']})" if r["predicted"] else f"FAILED ({r['layer']})"
+            outcome = f"does not follow, as is known ({r['predicted']})" if r["as_predicted"] else f"FAILED ({r['layer']})"
             out.append(f"  {name}: {outcome}: {r['why']}")
     told = [f"{w['name']} at {w['from']:,}" if w["told_apart"] else f"{w['name']} NOT" for w in s["wrong_recipes"]]
     return [*out, f"  wrong recipes told apart from position: {', '.join(told)}"] if told else out

@@ -95,7 +95,7 @@ def _gguf(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDAr
     pieces = []
     for name, a in arrays.items():
         t = in_memory(name, a, "F32")
-        pieces.append(Piece(t, t, 1 if small.family.transform(name) else 0))  # one head
+        pieces.append(Piece(t, t))  # random rows are as good in one order as in the other
     if ROPE_FREQS in small.gguf.tensors:
         freqs = small.gguf.tensors[ROPE_FREQS]
         pieces.append(Piece(freqs, freqs))

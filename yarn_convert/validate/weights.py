@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Checkpoint
-from ..errors import Unsupported
+from ..errors import FormatError, Unsupported
 from ..targets.moving import Piece, converted
+from ..targets.safetensors import ROPE_FILE
 from ..tensors import Tensor
 
 Progress = Callable[[int], None]
@@ -23,8 +24,10 @@ ERROR_BOUND: Mapping[str, float] = {
     "F32": 0.0, "F64": 0.0, "F16": 1.5e-7, "BF16": 1e-5, "Q8_0": 1e-4, "Q8_1": 1e-4, "Q6_K": 1e-3, "Q5_K": 3e-3, "Q5_1": 4e-3,
     "Q5_0": 5e-3, "Q4_K": 1.2e-2, "Q4_1": 1.5e-2, "Q4_0": 2e-2, "IQ4_NL": 1.5e-2, "IQ4_XS": 1.5e-2, "Q3_K": 6e-2, "Q2_K": 2e-1,
 }  # fmt: skip
+ROW = 4  # one row may err by so many times the bound: outliers make the steps of its blocks coarse
+UNKNOWN = 0.1  # bound of a type that is not in the table
 PERMUTED = "the permutation of its rows is wrong: they are interleaved once too often or too seldom"
-IDENTICAL, ROUNDED, DEQUANTIZED = "byte-identical", "the base's, rounded to their type", "the base's, within their type's error"
+IDENTICAL, ROUNDED, DEQUANTIZED = "byte-identical", "the base's, converted to their type", "the base's, within their type's error"
 
 
 def check_weights(c: Checkpoint, base: Checkpoint | None, manifest: Mapping[str, Any] | None, progress: Progress) -> dict[str, Any]:
@@ -34,23 +37,38 @@ def check_weights(c: Checkpoint, base: Checkpoint | None, manifest: Mapping[str,
     """
     if base is not None:
         return _against_base(c, base, progress)
-    files = (manifest or {}).get("weights", {}).get("files", [])
-    hashes = {f["file"]: f["sha256"] for f in files if "sha256" in f}
-    if not hashes:
+    hashes = _listed(manifest, c) if manifest else {}
+    if not any(hashes.values()):
         why = "no base is given, and no hashes are in the manifest: --base MODEL compares tensor by tensor"
         return {"verdict": "unchecked", "how": "", "why": why, "different": []}
-    return _against_hashes(c, hashes, {f["file"] for f in files}, progress)
+    return _against_hashes(c, hashes, progress)
 
 
-def _against_hashes(c: Checkpoint, hashes: Mapping[str, str], files: set[str], progress: Progress) -> dict[str, Any]:
-    """Every weight file of the manifest by its hash; one without a hash leaves the question open."""
-    folder = c.source.path.parent if c.gguf else c.source.path
-    found = {name: sha256(folder / name, progress) for name in hashes if (folder / name).is_file()}
-    wrong = [name for name in hashes if found.get(name) != hashes[name]]
+def _listed(manifest: Mapping[str, Any], c: Checkpoint) -> dict[str, str | None]:
+    """name -> SHA-256 of each weight file that the manifest lists. FormatError for a manifest that lists none.
+
+    A GGUF is one file, whatever it is called now; beside a folder's weights, rope.safetensors is judged as the recipe is.
+    """
+    try:
+        files = {str(f["file"]): f.get("sha256") for f in manifest["weights"]["files"]}
+    except (KeyError, TypeError, AttributeError):
+        raise FormatError(f"the manifest of {c.source.path.name} does not list weight files", "delete it, or give --base") from None
+    files.pop(ROPE_FILE, None)
+    return dict.fromkeys([c.source.path.name], next(iter(files.values()), None)) if c.gguf else files
+
+
+def _against_hashes(c: Checkpoint, hashes: Mapping[str, str | None], progress: Progress) -> dict[str, Any]:
+    """Every weight file by its hash in the manifest; one without a hash leaves the question open."""
+    files = {path.name: path for path in c.weight_files}
+    if set(files) != set(hashes):
+        why = "the weight files are not those that the manifest lists"
+        return {"verdict": "failed", "how": "", "why": why, "different": sorted(set(files) ^ set(hashes))[:SHOWN]}
+    found = {name: sha256(path, progress) for name, path in files.items() if hashes[name]}
+    wrong = [name for name in found if found[name] != hashes[name]]
     if wrong:
         why = f"{len(wrong)} weight files are not those that were written, first {wrong[0]}"
         return {"verdict": "failed", "how": "", "why": why, "different": wrong[:SHOWN], "sha256": found}
-    if files - set(hashes):
+    if len(found) < len(hashes):
         return {"verdict": "unchecked", "how": "", "why": "the manifest has hashes of some files only", "different": [], "sha256": found}
     return {"verdict": "passed", "how": "the hashes of the manifest", "why": "", "different": [], "sha256": found}
 
@@ -83,6 +101,10 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
         else:
             kinds[kind].append(name)
         progress(t.nbytes)
+    exact = {mine[name].dtype for name in kinds[ROUNDED]}
+    for name in [n for n in kinds[DEQUANTIZED] if mine[n].dtype in exact]:
+        kinds[DEQUANTIZED].remove(name)
+        wrong[name] = f"it is not rounded as its siblings of the type {mine[name].dtype} are"
     how = [f"{len(names)} tensors {kind}" for kind, names in kinds.items() if names]
     if wrong:
         first, error = next(iter(wrong.items()))
@@ -110,14 +132,14 @@ def same_weights(c: Checkpoint, mine: Tensor, base: Checkpoint, theirs: Tensor, 
     if mine.dtype == theirs.dtype:
         if heads and any(_same_bytes(mine, theirs, other) for other in {0, heads, -heads} - {moved}):
             return "", PERMUTED
-        return "", f"its bytes differ ({_nmse(mine, theirs, moved):.1e} of their square)"
-    bound = ERROR_BOUND.get(mine.dtype, 0.5) + ERROR_BOUND.get(theirs.dtype, 0.5)
+        return "", f"its bytes differ (a row by {_nmse(mine, theirs, moved):.1e} of its square)"
+    bound = ROW * (ERROR_BOUND.get(mine.dtype, UNKNOWN) + ERROR_BOUND.get(theirs.dtype, UNKNOWN))
     error = _nmse(mine, theirs, moved)
     if error <= bound:
         return DEQUANTIZED, ""
     if heads and min(_nmse(mine, theirs, other) for other in {0, heads, -heads} - {moved}) <= bound:
         return "", PERMUTED
-    return "", f"it differs by {error:.1e} of its square, {mine.dtype} may by {bound:.1e}"
+    return "", f"a row differs by {error:.1e} of its square, {mine.dtype} may by {bound:.1e}"
 
 
 def _same_bytes(mine: Tensor, theirs: Tensor, moved: int) -> bool:
@@ -134,21 +156,25 @@ def _same_bytes(mine: Tensor, theirs: Tensor, moved: int) -> bool:
 
 
 def _nmse(mine: Tensor, theirs: Tensor, moved: int) -> float:
-    """Σ(a − b)² / Σb², both dequantized; infinite for a NaN."""
+    """Σ(a − b)² / Σb² of the worst row, both dequantized; infinite for a NaN and for a row that was zero and is not."""
     wide = [Tensor(t.name, "F32", t.shape, 4 * t.elements) for t in (mine, theirs)]
-    squares = np.zeros(2)
+    columns, worst = mine.shape[-1], 0.0
     ours, others = _stream(Piece(wide[0], mine)), _stream(Piece(wide[1], theirs, moved))
-    for a, b in zip(_even(ours), _even(others), strict=True):
-        squares += ((a - b) ** 2).sum(dtype=np.float64), (b**2).sum(dtype=np.float64)
-    error = squares[0] / squares[1] if squares[1] else float(squares[0] > 0)
-    return float(error) if np.isfinite(error) else float("inf")
+    size = max(1, (1 << 20) // columns) * columns
+    for a, b in zip(_even(ours, size), _even(others, size), strict=True):
+        x, y = (v.astype(np.float64).reshape(-1, columns) for v in (a, b))
+        error, square = ((x - y) ** 2).sum(1), (y**2).sum(1)
+        ratio = np.divide(error, square, out=np.where(error > 0, np.inf, 0.0), where=square > 0)
+        ratio[~np.isfinite(error)] = np.inf
+        worst = max(worst, float(ratio.max()))
+    return worst
 
 
 def _stream(piece: Piece) -> Any:
     return (part.view(np.float32) for part in converted(piece))
 
 
-def _even(parts: Any, size: int = 1 << 20) -> Any:
+def _even(parts: Any, size: int) -> Any:
     """Arrays of `size` elements (the last is shorter), whatever the sizes they come in."""
     held = np.empty(0, np.float32)
     for part in parts:
