@@ -154,3 +154,25 @@ def test_an_unpermuted_model_would_not_pass(make_model: MakeModel, tmp_path: Pat
     convert(str(model), Options(scale=4, out="safetensors", output=tmp_path / "hf"))
     ids = np.random.default_rng(3).integers(3, VOCAB, 4 * CONTEXT)
     assert nmse(logits("llama.cpp", tmp_path / "m.gguf", ids), logits("transformers", tmp_path / "hf", ids)) > 0.05
+
+
+def test_rows_in_the_wrong_order_are_noticed_without_a_base(work: Path, base: Path) -> None:
+    """Reference and runtime agree on such a file: only the text that it predicts tells."""
+    from test_validate import opened, rewritten
+
+    from yarn_convert.validate import Settings, validate
+
+    path = work / "permuted.gguf"
+    convert(str(base), Options(scale=4.0, out="gguf", output=path, force=True))
+    c, moved = opened(path), {}
+    for name, t in c.tensors.items():
+        if name.endswith(("attn_q.weight", "attn_k.weight")):
+            rows = t.read().view(np.float32).reshape(c.heads(name[-8]), -1, 2, t.shape[1])
+            moved[name] = np.ascontiguousarray(rows.swapaxes(1, 2)).tobytes()
+    settings = Settings(twin=False, tokens=160)
+    sound = validate(str(path), settings)
+    permuted = validate(str(rewritten(path, {}, moved)), settings)
+    path.unlink()
+    assert not sound["studies"][0]["permuted"]
+    assert permuted["verdict"] == "failed"
+    assert "permutation" in permuted["reasons"][0]
