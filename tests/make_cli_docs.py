@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
-COMMANDS = ([], ["convert"], ["validate"], ["inspect"], ["repair"], ["runtimes"], ["runtimes", "add"], ["methods"])
+COMMANDS = ([], ["convert"], ["validate"], ["inspect"], ["repair"], ["upload"], ["card"], ["runtimes"], ["runtimes", "add"], ["methods"])
 
 
 def page() -> str:

@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 runtimes_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.add_typer(runtimes_app, name="runtimes", help="List the runtimes that validate can run, or add one.")
-COMMANDS = ("convert", "inspect", "methods", "repair", "runtimes", "validate")
+COMMANDS = ("card", "convert", "inspect", "methods", "repair", "runtimes", "upload", "validate")
 NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 
 Model = Annotated[
@@ -176,6 +176,44 @@ def validate(
         write_report(report, result, shlex.join(["yarn-convert", *sys.argv[1:]]))
     if result["verdict"] != "passed":
         raise typer.Exit(NOT_PASSED)
+
+
+@app.command()
+def upload(
+    model: Annotated[str, typer.Argument(help="An output of yarn-convert: a folder or a .gguf file.", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="The repository on the Hub, as user/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[Optional[str], typer.Option(help="Branch to commit to. [default: main]", show_default=False)] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    allow_unvalidated: Annotated[
+        bool, typer.Option("--allow-unvalidated", help="Publish what has not passed 'yarn-convert validate'.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every file, its way and the card, and send nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Publish an output on the Hub, with a model card. Weights that the base has are copied there, on the server."""
+    from .upload import plan_upload, run_upload
+
+    plan = plan_upload(model, repo, private=private, revision=revision, create_pr=create_pr, unvalidated=allow_unvalidated)
+    talk = _Talk(quiet or as_json)
+    talk.lines(upload_lines(plan))
+    if dry_run:
+        print(json.dumps({**plan.as_json(), "card": plan.card}, indent=2) if as_json else plan.card)
+        return
+    url = run_upload(plan, progress=not (quiet or as_json))
+    print(json.dumps({**plan.as_json(), "url": url}, indent=2) if as_json else url)
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="A folder or a .gguf file.", show_default=False)],
+    repo: Annotated[str, typer.Option(help="The repository that its commands shall name.")] = "USER/NAME",
+) -> None:
+    """Print the model card that 'upload' would publish."""
+    from .upload import card as text
+
+    print(text(model, repo))
 
 
 @runtimes_app.callback(invoke_without_command=True)
@@ -381,6 +419,14 @@ def inspect_lines(c: Any, facts: dict[str, Any]) -> list[str]:
         *plot(c.rope, c.context),
     ]
     return lines + [f"inconsistent: {line}" for line in facts["inconsistencies"]]
+
+
+def upload_lines(plan: Any) -> list[str]:
+    """Every file and its way, and what a publisher should know."""
+    lines = [f"{i.way:<10} {human(i.size):>10}  {i.name}" + (f"  ({i.why})" if i.why else "") for i in plan.items]
+    ways = ("upload", "copy", "unchanged")
+    total = ", ".join(f"{human(plan.bytes(way))} {way}" for way in ways if any(i.way == way for i in plan.items))
+    return [f"to         {plan.repo}", *lines, f"in all     {total}", *(f"warning    {w}" for w in plan.warnings)]
 
 
 def repair_lines(plan: Any) -> list[str]:

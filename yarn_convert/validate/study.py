@@ -101,7 +101,7 @@ def study(s: Subject, q: Question, names: Sequence[str], say: Say) -> dict[str, 
     expected = reference.logits(q.right(len(s.ids)), s.ids, s.spans, progress=lambda f: say(f"reference, {s.kind}", f))
     seconds = reference.seconds
     wrong = _wrong(s, q, reference, expected, say)
-    loss = text_loss(s, expected) if s.kind == "real" else None
+    loss = text_loss(s, expected) if s.kind == "real" and len(s.ids) > 1 else None
     return {
         "kind": s.kind,
         "tokens": len(s.ids),

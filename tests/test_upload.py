@@ -1,0 +1,246 @@
+"""Publishing: the card says what is so, and the unmodified huggingface_hub client moves the files to a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import CONTEXT, MakeModel
+from hub_server import SHA, Fault, Hub, serving
+from huggingface_hub import CommitOperationCopy, HfApi, ModelCard, ModelCardData, constants
+from safetensors.numpy import load_file, save_file
+
+from yarn_convert import cli
+from yarn_convert.checkpoint import manifest_path
+from yarn_convert.convert import Options, convert
+from yarn_convert.errors import FormatError, OutputError, UsageError
+from yarn_convert.upload import card, plan_upload, run_upload
+from yarn_convert.upload.card import BEGIN, END
+
+TOKEN = "hf_averysecrettokenthatmustnotappear"
+BASE_CARD = "---\nlicense: apache-2.0\nlanguage:\n- en\ntags:\n- tiny\n---\n# Tiny\n\nThe base's own words.\n"
+PASSED = {
+    "verdict": "passed",
+    "created": "2026-01-02T03:04:05+00:00",
+    "studies": [
+        {
+            "kind": "real",
+            "tokens": 256,
+            "runtimes": [
+                {"runtime": "llama.cpp", "version": "1.2.3", "verdict": "passed", "why": "", "windows": [{"nmse": 2.5e-9, "top1": 1.0}]}
+            ],
+        }
+    ],
+}
+
+crosses = pytest.mark.skipif("src_repo_id" not in CommitOperationCopy.__dataclass_fields__, reason="the client copies within a repo only")
+
+
+def recorded(out: Path, **changes: Any) -> Path:
+    """The output, with its manifest changed; by default it has passed its validation."""
+    path = manifest_path(out)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "validation": PASSED, **changes}))
+    return out
+
+
+@pytest.fixture
+def base(make_model: MakeModel) -> Path:
+    """A base with a card and weights that the Hub keeps as large files."""
+    model = make_model(name="base", shards=2)
+    (model / "README.md").write_text(BASE_CARD)
+    return model
+
+
+@pytest.fixture
+def hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    hub = Hub({"some-org/base": base})
+    hub.threshold, hub.dedup = 50_000, False
+    for name, value in (("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False)):
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving(hub) as endpoint:
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        yield hub
+
+
+@pytest.fixture
+def out(base: Path, hub: Hub, tmp_path: Path) -> Path:
+    """The base extended four times; its weights are some-org/base's."""
+    out = tmp_path / "out"
+    manifest = convert(str(base), Options(scale=4.0, output=out))
+    return recorded(out, base={**manifest["base"], "repo": "some-org/base", "commit": SHA})
+
+
+def metadata(text: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(text.split("---\n")[1]))
+
+
+# -- the card ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_of_an_extended_folder(out: Path) -> None:
+    text = card(str(out), "me/long")
+    assert metadata(text) == {
+        "license": "apache-2.0",
+        "language": ["en"],
+        "tags": ["tiny", "yarn", "long-context"],
+        "base_model": "some-org/base",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+    }
+    ModelCardData(**metadata(text))
+    assert f"[some-org/base](/some-org/base) at `{SHA[:12]}`, its context extended from 64 to **256 tokens** (4 times) with `yarn`." in text
+    assert "not fine-tuned" in text and "byte for byte the base's" in text
+    assert "| llama.cpp 1.2.3 | the weights | 256 | 2.5e-09 | 100.00 % | passed |" in text
+    assert "vllm serve me/long --max-model-len 256" in text
+    assert "| 256 | 0.00 GiB |" in text
+    assert "unknown: it was not measured" in text
+    assert text.rstrip().endswith("The base's own words."), "prose that is there stays"
+
+
+def test_the_card_of_a_quantized_gguf(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    convert(str(base), Options(scale=4.0, out="gguf", outtype="q8_0", output=out))
+    recorded(out, base={"name": "base", "repo": "some-org/base", "commit": None, "format": "safetensors"}, validation=None)
+    text = card(str(out), "me/long-gguf")
+    assert (metadata(text)["base_model_relation"], metadata(text)["library_name"]) == ("quantized", "gguf")
+    assert "in another type" in text and "**Not validated**" in text
+    assert "llama-cli -m m.gguf -c 256" in text and "PARAMETER num_ctx 256" in text
+
+
+def test_the_card_of_someone_elses_model_claims_nothing(make_model: MakeModel) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
+    text = card(str(make_model(config={"rope_scaling": scaling, "max_position_embeddings": 4 * CONTEXT})))
+    assert "byte for byte" not in text and "not fine-tuned" not in text and "**Not validated**" in text
+    assert "base_model" not in metadata(text)
+
+
+def test_our_section_is_replaced_and_nothing_else(out: Path) -> None:
+    readme = out / "README.md"
+    readme.write_text(card(str(out), "me/a").replace("The base's own words.", "My words."))
+    again = card(str(out), "me/b")
+    assert again.count(BEGIN) == again.count(END) == 1
+    assert "me/a" not in again and "me/b" in again and "My words." in again
+    readme.write_text(f"Before.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
+    text = ModelCard(card(str(out))).text
+    assert text.strip().startswith("Before.") and text.strip().endswith("After.") and "\nold\n" not in text
+
+
+def test_a_card_or_manifest_that_cannot_be_read_is_one_error(out: Path) -> None:
+    (out / "README.md").write_text("---\nlicense: [\n---\nx\n")
+    with pytest.raises(FormatError, match="not valid YAML"):
+        card(str(out))
+    (out / "README.md").unlink()
+    recorded(out, readers=7)
+    with pytest.raises(FormatError, match="incomplete"):
+        card(str(out))
+
+
+# -- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+@crosses
+def test_weights_that_the_base_has_are_copied_on_the_server(out: Path, hub: Hub) -> None:
+    plan = plan_upload(str(out), "me/long")
+    ways = {i.name: i.way for i in plan.items}
+    assert {n for n, way in ways.items() if way == "copy"} == {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
+    assert "commit" in run_upload(plan)
+    head = hub.repos["me/long"].at()
+    assert set(head.files) - {".gitattributes"} == set(ways)
+    assert {n: head.files[n].data for n in ways if n.endswith(".safetensors")} == {
+        n: (out / n).read_bytes() for n in ways if n.endswith(".safetensors")
+    }
+    assert len(hub.repos["me/long"].commits) <= 2, "one commit beside the one that makes the repository"
+    assert hub.received.total() < 100_000 < plan.bytes("copy"), "no weight was sent"
+    again = plan_upload(str(out), "me/long")
+    assert {i.way for i in again.items if i.name != "README.md"} == {"unchanged"}
+
+
+@crosses
+@pytest.mark.parametrize("refusal", ["region", "xet", "status"])
+def test_where_the_server_refuses_to_copy_the_files_are_uploaded(out: Path, hub: Hub, refusal: str) -> None:
+    if refusal == "region":
+        hub.repos["some-org/base"].region = "eu"
+    elif refusal == "xet":
+        hub.repos["some-org/base"].xet = False
+    else:
+        hub.faults.append(Fault("/duplicate$", status=501))
+    run_upload(plan_upload(str(out), "me/long"))
+    head = hub.repos["me/long"].at()
+    for path in out.glob("*.safetensors"):
+        assert head.files[path.name].data == path.read_bytes()
+
+
+def test_changed_weights_are_uploaded_and_nothing_is_sent_twice(out: Path, hub: Hub) -> None:
+    path = next(out.glob("*.safetensors"))
+    save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    plan = plan_upload(str(out), "me/long")
+    assert next(i.way for i in plan.items if i.name == path.name) == "upload"
+    hub.faults.append(Fault("POST .*/commit/", status=403))
+    with pytest.raises(OutputError, match="does not let you write"):
+        run_upload(plan)
+    sent = sum(e.received for e in hub.log if e.method == "PUT")
+    assert sent >= path.stat().st_size
+    run_upload(plan_upload(str(out), "me/long"))
+    assert sum(e.received for e in hub.log if e.method == "PUT") == sent, "the second run sends no weight again"
+    assert hub.repos["me/long"].at().files[path.name].data == path.read_bytes()
+
+
+def test_what_did_not_pass_is_not_published(out: Path, hub: Hub) -> None:
+    for validation, says in ((None, "never validated"), ({**PASSED, "verdict": "failed"}, "not passed"), ([], "never validated")):
+        recorded(out, validation=validation)
+        with pytest.raises(UsageError, match=says):
+            plan_upload(str(out), "me/long")
+    assert plan_upload(str(out), "me/long", unvalidated=True).items
+    assert "me/long" not in hub.repos
+    manifest_path(out).unlink()
+    with pytest.raises(UsageError, match="no manifest"):
+        plan_upload(str(out), "me/long", unvalidated=True)
+
+
+def test_a_gated_base_is_warned_of_before_anything_leaves(out: Path, hub: Hub) -> None:
+    hub.repos["some-org/base"].gated = True
+    assert any("gated" in w for w in plan_upload(str(out), "me/long").warnings)
+
+
+def test_a_pull_request_and_a_private_repository(out: Path, hub: Hub) -> None:
+    run_upload(plan_upload(str(out), "me/long", private=True))
+    assert hub.repos["me/long"].private
+    (out / "NOTICE").write_text("new")
+    before = hub.repos["me/long"].at().sha
+    url = run_upload(plan_upload(str(out), "me/long", create_pr=True))
+    assert url.endswith("/discussions/1")
+    assert hub.repos["me/long"].at().sha == before
+
+
+def test_prose_on_the_hub_is_kept(out: Path, hub: Hub) -> None:
+    run_upload(plan_upload(str(out), "me/long"))
+    edited = plan_upload(str(out), "me/long").card.replace("The base's own words.", "Written on the Hub.")
+    HfApi(endpoint=constants.ENDPOINT).upload_file(path_or_fileobj=edited.encode(), path_in_repo="README.md", repo_id="me/long")
+    recorded(out, validation={**PASSED, "verdict": "failed"})
+    plan = plan_upload(str(out), "me/long", unvalidated=True)
+    assert "Written on the Hub." in plan.card and "**failed**" in plan.card
+
+
+def test_the_command_line_plans_sends_and_never_shows_the_token(out: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code in ((["--dry-run"], 0), (["--dry-run", "--json"], 0), (["--json"], 0)):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["upload", str(out), "me/long", *arguments])
+        shown = capsys.readouterr()
+        assert stop.value.code == code, shown.err
+        assert TOKEN not in shown.out + shown.err
+        assert ("me/long" in hub.repos) == ("--dry-run" not in arguments)
+        if "--json" in arguments:
+            assert {"repo", "files", "warnings"} <= set(json.loads(shown.out))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["upload", str(out), "nobody"])
+    assert stop.value.code == 1 and "user/name" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["card", str(out)])
+    assert BEGIN in capsys.readouterr().out

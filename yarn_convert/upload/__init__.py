@@ -1,0 +1,6 @@
+"""Publishes a checkpoint: the model card, and the Hub."""
+
+from .card import card
+from .hub import plan_upload, run_upload
+
+__all__ = ["card", "plan_upload", "run_upload"]

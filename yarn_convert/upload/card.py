@@ -1,0 +1,125 @@
+"""The model card: what was extended, from what, how, who computes it and what was proved. From the manifest, honestly.
+
+Prose that is there stays; our section is what lies between two markers, and is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..errors import FormatError, InputError
+from ..rope import recipe_of, rope_of, table
+from ..source import resolve
+from ..tensors import inside
+from ..validate.intention import intention_of, read_manifest
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+BEGIN, END = "<!-- yarn-convert: begin -->", "<!-- yarn-convert: end -->"
+README = "README.md"
+QUANTIZED = ("Q", "IQ", "TQ", "MXFP")  # how the names of quantized types begin
+
+
+def card(model: str, repo: str = "USER/NAME", existing: str | None = None) -> str:
+    """The card of an output as text, with its metadata in front. `existing` is a card whose prose is kept; default: the
+    README.md beside the weights. InputError for a model that cannot be read, FormatError for metadata that is no YAML."""
+    c = open_checkpoint(resolve(model))
+    manifest = read_manifest(c.source.path)
+    return render(c, manifest or _manifest_of(c), repo, local_card(c.source.path) if existing is None else existing)
+
+
+def local_card(model: Path) -> str:
+    folder = model.parent if model.suffix == ".gguf" else model
+    try:
+        return inside(folder, README).read_text("utf-8")
+    except (OSError, InputError):
+        return ""
+    except UnicodeDecodeError:
+        raise FormatError(f"{README} is not UTF-8", "save it as UTF-8") from None
+
+
+def _manifest_of(c: Checkpoint) -> dict[str, Any]:
+    """What a manifest would say of a checkpoint that has none: nothing is known of its making."""
+    meant = intention_of(c, None, None, None)
+    return {"recipe": recipe_of(meant.rope), "context": meant.context, "base": {}, "weights": {}, "readers": {}, "notes": []}
+
+
+def render(c: Checkpoint, manifest: Mapping[str, Any], repo: str, existing: str) -> str:
+    """`existing` with its metadata completed and our section put in, or replaced where it is."""
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError
+
+    data, prose = {}, existing
+    if existing.lstrip().startswith("---"):
+        try:
+            old = ModelCard(existing, ignore_metadata_errors=True)
+        except (ValueError, YAMLError):
+            raise FormatError(f"the metadata of {README} is not valid YAML", "fix the lines between its two ---") from None
+        data, prose = old.data.to_dict(), old.text  # type: ignore[no-untyped-call]
+    metadata = _metadata(data, c, manifest)
+    section = f"{BEGIN}\n{_section(c, manifest, repo)}\n{END}"
+    prose = prose.strip("\n")
+    if BEGIN in prose and END in prose:
+        before, rest = prose.split(BEGIN, 1)
+        body = before + section + rest.split(END, 1)[1]
+    else:
+        body = section + (f"\n\n{prose}" if prose else "")
+    return f"---\n{_yaml(metadata)}---\n{body}\n"
+
+
+def _yaml(metadata: Mapping[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True))
+
+
+def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The card's own metadata with what is known now: base_model and its relation, library, tags. License and language are
+    the base's, whose card comes with its files."""
+    base = manifest.get("base", {}).get("repo")
+    quantized = any(t.dtype.startswith(QUANTIZED) for t in c.tensors.values())
+    known: dict[str, Any] = {}
+    if base:
+        known |= {"base_model": base, "base_model_relation": "quantized" if quantized else "finetune"}
+    known |= {"library_name": "gguf" if c.gguf else "transformers", "pipeline_tag": old.get("pipeline_tag", "text-generation")}
+    if c.gguf and "license" not in old and c.gguf.get("general.license"):
+        known["license"] = c.gguf.get("general.license")
+    tags = [*(old.get("tags") or []), *(["gguf"] if c.gguf else []), manifest["recipe"]["method"], "long-context"]
+    return {**old, **known, "tags": list(dict.fromkeys(tags))}
+
+
+def _section(c: Checkpoint, manifest: Mapping[str, Any], repo: str) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["gib"] = lambda n: f"{n / 2**30:.2f} GiB"
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    try:
+        return _rendered(environment, c, manifest, repo)
+    except (jinja2.UndefinedError, TypeError, AttributeError, KeyError, ValueError):
+        raise FormatError(f"the manifest of {c.source.path.name} is incomplete", "convert and validate the model again") from None
+
+
+def _rendered(environment: Any, c: Checkpoint, manifest: Mapping[str, Any], repo: str) -> str:
+    recipe, context = manifest["recipe"], manifest["context"]
+    original = recipe["original_context"]
+    doubling = [original << k for k in range(40) if original << k < context]
+    text = environment.get_template("model_card.md.j2").render(
+        name=repo.rpartition("/")[2], repo=repo, gguf=c.gguf is not None, file=c.source.path.name, m=manifest, recipe=recipe,
+        context=context,
+        scale=context / original, multiplier=table(rope_of(recipe)).multiplier, params=_params(recipe), base=manifest.get("base", {}),
+        identical=manifest.get("weights", {}).get("identical_to_base"), readers=manifest.get("readers", {}),
+        validation=manifest.get("validation"), memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
+        window=c.sliding_window,
+    )  # fmt: skip
+    return str(text).strip()
+
+
+def _params(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters in the order of their importance; lists are counted, not shown."""
+    shown = {k: f"{len(v)} numbers" if isinstance(v, list) else v for k, v in recipe["params"].items()}
+    return {"rope_theta": recipe["rope_theta"], "rotary dimensions": recipe["rotary_dim"], **shown}

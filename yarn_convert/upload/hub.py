@@ -1,0 +1,254 @@
+"""Sends an output to the Hub: what is there stays, what the base has is copied on the server, the rest is uploaded.
+
+All of it is one commit, so a reader of the repository sees the old model or the new one. huggingface_hub does the moving: it
+retries, and does not send again what the Hub already has, so that an interrupted upload goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, manifest_path, open_checkpoint
+from ..errors import InputError, OutputError, UsageError
+from ..source import HUB_ID, resolve
+from ..validate.intention import read_manifest
+from ..validate.weights import sha256
+from .card import README, local_card, render
+
+UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"
+WEIGHTS = (".safetensors", ".gguf", ".bin")
+LEFT_OUT = (".before-repair",)
+RESTRICTED = (
+    "other",
+    "llama2",
+    "llama3",
+    "llama3.1",
+    "llama3.2",
+    "llama3.3",
+    "gemma",
+    "cc-by-nc-4.0",
+    "cc-by-nc-nd-4.0",
+    "cc-by-nc-sa-4.0",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file of the repository and its way there. `data` is set for a file that is made on the spot, as the card is."""
+
+    name: str
+    size: int
+    way: str
+    path: Path | None = None
+    data: bytes | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A planned upload. `warnings`: what a publisher should know before anything leaves."""
+
+    repo: str
+    private: bool
+    revision: str | None
+    create_pr: bool
+    items: tuple[Item, ...]
+    card: str
+    warnings: tuple[str, ...]
+    base: Mapping[str, Any]
+    context: int
+
+    def as_json(self) -> dict[str, Any]:
+        files = [{"file": i.name, "bytes": i.size, "way": i.way, **({"why": i.why} if i.why else {})} for i in self.items]
+        return {"repo": self.repo, "files": files, "warnings": list(self.warnings)}
+
+    def bytes(self, way: str) -> int:
+        return sum(i.size for i in self.items if i.way == way)
+
+
+def plan_upload(
+    model: str, repo: str, *, private: bool = False, revision: str | None = None, create_pr: bool = False, unvalidated: bool = False
+) -> Upload:
+    """What an upload of `model`, an output of yarn-convert, to `repo` would do. Asks the Hub what is there and sends nothing.
+
+    Raises UsageError for a model that failed validation or was never validated (`unvalidated` allows it), InputError when
+    the Hub does not answer.
+    """
+    if not HUB_ID.fullmatch(repo):
+        raise UsageError(f"{repo!r} is no name of a repository", "give it as user/name")
+    c = open_checkpoint(resolve(model))
+    manifest = read_manifest(c.source.path)
+    if manifest is None:
+        raise UsageError(f"{model} has no manifest of yarn-convert: what it is cannot be said", "convert it, or upload it with 'hf upload'")
+    _check_validated(manifest, model, unvalidated)
+    recorded = manifest.get("base")
+    base: dict[str, Any] = recorded if isinstance(recorded, dict) else {}
+    files = _files(c)
+    there = _there(repo, [README, *files], revision)
+    existing = _remote_card(repo, revision) if README in there else local_card(c.source.path)
+    text = render(c, manifest, repo, existing)
+    items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
+    items += [_item(name, path, there) for name, path in files.items() if name != README]
+    if manifest.get("weights", {}).get("identical_to_base") and base.get("repo"):
+        items = _copies(items, base)
+    return Upload(repo, private, revision, create_pr, tuple(items), text, tuple(_warnings(base, c)), base, manifest["context"])
+
+
+def _check_validated(manifest: Mapping[str, Any], model: str, allowed: bool) -> None:
+    validation = manifest.get("validation")
+    verdict = validation.get("verdict") if isinstance(validation, dict) else None
+    if verdict != "passed" and not allowed:
+        what = "was never validated" if verdict is None else f"has not passed its validation ({verdict})"
+        raise UsageError(f"{model} {what}", f"yarn-convert validate {model}, or --allow-unvalidated")
+
+
+def _files(c: Checkpoint) -> dict[str, Path]:
+    """name in the repository -> file. A folder goes as it is, a GGUF with its manifest; hidden files and backups stay here."""
+    path = c.source.path
+    if c.gguf:
+        return {path.name: path, manifest_path(path).name: manifest_path(path)}
+    found = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+    return {n: p for n, p in found.items() if not n.endswith(LEFT_OUT) and not any(part.startswith(".") for part in n.split("/"))}
+
+
+def _there(repo: str, names: list[str], revision: str | None) -> dict[str, Any]:
+    """name -> what the Hub says of it, for those of `names` that are in the repository; empty where it does not exist yet."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return {f.path: f for f in HfApi().get_paths_info(repo, names, revision=revision)}
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return {}
+    except Exception as e:
+        raise _hub_error(repo, e) from None
+
+
+def _remote_card(repo: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        return Path(HfApi().hf_hub_download(repo, README, revision=revision)).read_text("utf-8")
+    except Exception as e:
+        raise _hub_error(repo, e) from None
+
+
+def _item(name: str, path: Path, there: Mapping[str, Any]) -> Item:
+    size, remote = path.stat().st_size, there.get(name)
+    if remote is None or remote.size != size:
+        return Item(name, size, UPLOAD, path)
+    same = sha256(path) == remote.lfs.sha256 if remote.lfs else git_sha(path.read_bytes()) == remote.blob_id
+    return Item(name, size, UNCHANGED if same else UPLOAD, path)
+
+
+def git_sha(data: bytes) -> str:
+    """The id of a regular file in a git repository."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _copies(items: list[Item], base: Mapping[str, Any]) -> list[Item]:
+    """Weight files that the base has at its pinned commit, byte for byte, are copied there."""
+    from huggingface_hub import CommitOperationCopy, HfApi
+
+    if "src_repo_id" not in CommitOperationCopy.__dataclass_fields__:
+        return [replace(i, why="this huggingface_hub cannot copy between repositories") if _is_weights(i) else i for i in items]
+    names = [i.name for i in items if _is_weights(i)]
+    try:
+        remote: dict[str, Any] = {f.path: f for f in HfApi().get_paths_info(base["repo"], names, revision=base.get("commit"))}
+    except Exception as e:
+        return [replace(i, why=f"the base cannot be looked at: {type(e).__name__}") if _is_weights(i) else i for i in items]
+
+    def item(i: Item) -> Item:
+        f = remote.get(i.name)
+        if not _is_weights(i) or f is None or f.lfs is None or i.path is None:
+            return i
+        return replace(i, way=COPY) if f.size == i.size and f.lfs.sha256 == sha256(i.path) else i
+
+    return [item(i) for i in items]
+
+
+def _is_weights(i: Item) -> bool:
+    return i.way == UPLOAD and i.name.endswith(WEIGHTS)
+
+
+def _warnings(base: Mapping[str, Any], c: Checkpoint) -> list[str]:
+    """What the base's licence and gate say of publishing; nothing where the Hub cannot be asked."""
+    from huggingface_hub import HfApi
+
+    found = []
+    if repo := base.get("repo"):
+        try:
+            info = HfApi().model_info(repo, revision=base.get("commit"))
+        except Exception as e:
+            return [f"the base {repo} cannot be asked for its licence: {type(e).__name__}"]
+        licence = info.card_data.get("license") if info.card_data else None
+        if getattr(info, "gated", False):
+            found.append(f"the base {repo} is gated: its terms may forbid to publish a copy that is not")
+        if licence in RESTRICTED:
+            found.append(f"the base {repo} has the licence {licence!r}: read what it asks of those who redistribute")
+    return found
+
+
+def run_upload(plan: Upload, progress: bool = True) -> str:
+    """Carry it out and return the address of the commit, or of the pull request. OutputError when the Hub refuses.
+
+    Where the server refuses to copy, the files are uploaded instead. `progress`: huggingface_hub's own bars.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    api = HfApi()
+    if not progress:
+        disable_progress_bars()
+    try:
+        api.create_repo(plan.repo, private=plan.private, exist_ok=True)
+        try:
+            return _commit(api, plan, [i for i in plan.items if i.way != UNCHANGED])
+        except Exception as e:
+            if not any(i.way == COPY for i in plan.items) or not _refuses_copies(e):
+                raise
+            items = [replace(i, way=UPLOAD) if i.way == COPY else i for i in plan.items if i.way != UNCHANGED]
+            return _commit(api, plan, items)
+    except Exception as e:
+        raise _hub_error(plan.repo, e) from None
+
+
+def _commit(api: Any, plan: Upload, items: list[Item]) -> str:
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy
+
+    source: dict[str, Any] = {"src_revision": plan.base.get("commit"), "src_repo_id": plan.base.get("repo"), "src_repo_type": "model"}
+    operations: list[Any] = [
+        CommitOperationCopy(i.name, i.name, **source)
+        if i.way == COPY
+        else CommitOperationAdd(i.name, i.data if i.data is not None else str(i.path))
+        for i in items
+    ]
+    done = api.create_commit(
+        plan.repo, operations, commit_message=f"Context extended to {plan.context:,} tokens with yarn-convert", revision=plan.revision,
+        create_pr=plan.create_pr,
+    )  # fmt: skip
+    return str(done.pr_url or done.commit_url)
+
+
+def _refuses_copies(e: Exception) -> bool:
+    """Another region, no xet hash, a file that is gone, or a Hub that answers the request for copies with an error."""
+    response = getattr(e, "response", None)
+    if response is not None:
+        return "/lfs-files/duplicate" in str(response.url)
+    return type(e).__name__ in ("FileDuplicationError", "ValueError", "EntryNotFoundError")
+
+
+def _hub_error(repo: str, e: Exception) -> Exception:
+    """One line for what the client raises; never with a token in it."""
+    status: Any = getattr(getattr(e, "response", None), "status_code", None)
+    if status in (401, 403):
+        return OutputError(f"the Hub does not let you write to {repo} ({status})", "hf auth login, with a token that may write there")
+    if isinstance(e, InputError | OutputError | UsageError):
+        return e
+    if status is not None:
+        return OutputError(f"the Hub refuses {repo}: {status} {type(e).__name__}", "try again later; nothing is sent twice")
+    return OutputError(f"could not reach the Hub for {repo}: {type(e).__name__}", "check the network and try again; nothing is sent twice")
