@@ -34,7 +34,7 @@ def wheel(folder: Path, name: str, version: str = "1.5", code: str = "") -> str:
 
 
 def row(name: str, module: str, install: tuple[str, ...] = (), **given: Any) -> Runtime:
-    return Runtime(name, "safetensors", "none.py", module, given.pop("distribution", module), install, **given)
+    return Runtime(name, "safetensors", "none.py", module, given.pop("distribution", module), install, "transformers-5", 1.0, **given)
 
 
 @pytest.fixture
