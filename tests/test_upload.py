@@ -18,7 +18,7 @@ from yarn_convert import cli
 from yarn_convert.checkpoint import manifest_path
 from yarn_convert.convert import Options, convert
 from yarn_convert.errors import FormatError, OutputError, UsageError
-from yarn_convert.upload import card, plan_upload, run_upload
+from yarn_convert.upload import card, plan_upload, push, run_upload
 from yarn_convert.upload.card import BEGIN, END
 
 TOKEN = "hf_averysecrettokenthatmustnotappear"
@@ -244,3 +244,45 @@ def test_the_command_line_plans_sends_and_never_shows_the_token(out: Path, hub: 
     with pytest.raises(SystemExit):
         cli.main(["card", str(out)])
     assert BEGIN in capsys.readouterr().out
+
+
+@crosses
+def test_a_base_on_the_hub_is_extended_without_moving_a_weight(
+    base: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Config, index and headers come here, by range; the weights are copied from the pinned commit, in one commit with the rest."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="never validated"):
+        push("some-org/base", Options(scale=4.0), "me/long")
+    assert "me/long" not in hub.repos
+    push("some-org/base", Options(scale=4.0), "me/long", unvalidated=True)
+    head = hub.repos["me/long"].at()
+    assert {n: f.data for n, f in head.files.items() if n.endswith(".safetensors")} == {
+        p.name: p.read_bytes() for p in base.glob("*.safetensors")
+    }
+    config = json.loads(head.files["config.json"].data)
+    assert (config["max_position_embeddings"], config["rope_scaling"]["rope_type"]) == (4 * CONTEXT, "yarn")
+    manifest = json.loads(head.files["yarn_convert.json"].data)
+    assert (manifest["base"]["commit"], manifest["weights"]["identical_to_base"]) == (SHA, True)
+    assert len(manifest["weights"]["files"]) == 2
+    assert b"byte for byte the base's" in head.files["README.md"].data
+    weights = [e for e in hub.log if e.method == "GET" and "resolve" in e and e.endswith(".safetensors")]
+    assert not weights, "a whole weight file was downloaded"
+    assert hub.received.total() < 100_000
+    assert list(tmp_path.glob("*yarn*")) == []
+
+
+@crosses
+def test_a_push_that_cannot_be_copied_is_converted_and_uploaded(
+    base: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    hub.repos["some-org/base"].region = "eu"
+    push("some-org/base", Options(scale=4.0), "me/long", unvalidated=True)
+    assert {p.name: p.read_bytes() for p in base.glob("*.safetensors")} == {
+        n: f.data for n, f in hub.repos["me/long"].at().files.items() if n.endswith(".safetensors")
+    }
+    push("some-org/base", Options(scale=4.0, out="gguf"), "me/long-gguf", unvalidated=True)
+    assert "base-yarn-256.gguf" in hub.repos["me/long-gguf"].at().files

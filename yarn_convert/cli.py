@@ -84,6 +84,12 @@ def convert(
     link: Annotated[bool, typer.Option("--link", help="Hard-link unchanged weight files instead of copying them.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Change the .gguf file itself; its tensor data does not move.")] = False,
     hash_: Annotated[bool, typer.Option("--hash", help="Put the SHA-256 of every weight file into the manifest.")] = False,
+    push: Annotated[
+        Optional[str],
+        typer.Option(help="Publish on the Hub as user/name; a Hub base's unchanged weights are copied there.", show_default=False),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make a new repository private.")] = False,
+    allow_unvalidated: Annotated[bool, typer.Option("--allow-unvalidated", help="With --push: it cannot be validated before.")] = False,
     revision: Revision = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
@@ -97,6 +103,14 @@ def convert(
         scale, context, method, out, output, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate, carry,
         outtype, sliding_window, pretokenizer, cos_sin, link, in_place, hash_, force,
     )  # fmt: skip
+    if push and not dry_run:
+        from .upload import push as publish
+
+        url = publish(
+            model, options, push, revision, private=private, unvalidated=allow_unvalidated, progress=not (quiet or as_json)
+        )  # fmt: skip
+        print(json.dumps({"repo": push, "url": url}, indent=2) if as_json else url)
+        return
     conversion = prepare(model, options, revision, weights=not dry_run)
     if not dry_run:
         conversion.check()

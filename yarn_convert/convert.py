@@ -194,7 +194,7 @@ class Conversion:
         written: dict[str, Any] = {}
 
         def manifest(moved: Mapping[str, str], folder: Path) -> list[Job]:
-            written.update(_manifest(self, moved, folder))
+            written.update(manifest_of(self, moved, folder))
             return [WriteBytes(manifest_path(out).name, (json.dumps(written, indent=2) + "\n").encode())]
 
         execute(list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest)
@@ -296,7 +296,7 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
     run_in_place(c.source.path, journal)
     written = replace(job, size=c.source.path.stat().st_size)  # the header is padded to where the data begins
     conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written,)))
-    manifest = _manifest(conversion, {job.name: "in place"}, c.source.path.parent)
+    manifest = manifest_of(conversion, {job.name: "in place"}, c.source.path.parent)
     try:
         replace_file(manifest_path(c.source.path), (json.dumps(manifest, indent=2) + "\n").encode())
     except OSError as e:
@@ -310,7 +310,8 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
 # -- the manifest -----------------------------------------------------------------------------------------------------
 
 
-def _manifest(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """The manifest of a conversion: `moved` says how each weight file came to be, `folder` is where they lie."""
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
     files = [j for j in plan.jobs if isinstance(j, WriteTensors) or (isinstance(j, CopyFile) and j.name.endswith(".safetensors"))]
     packages = ("numpy", "gguf", "huggingface-hub")

@@ -16,7 +16,7 @@ from .rope import recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import recover
-from .targets.moving import WriteBytes, WriteTensors, replace_file
+from .targets.moving import WriteBytes, WriteTensors, bytes_of, replace_file
 from .targets.plan import Plan, Request
 from .targets.safetensors import ROPE_FILE, plan_safetensors
 from .validate.intention import SPANNING, Intention, check_recipe, intention_of, read_manifest
@@ -115,17 +115,9 @@ def whole(meant: Intention) -> Intention:
 def _changed_files(c: Checkpoint, plan: Plan) -> list[WriteBytes]:
     """The small files of the plan that differ from the folder's, config.json last: until then the old recipe is whole."""
     jobs = [job for job in plan.jobs if isinstance(job, WriteBytes)]
-    jobs += [WriteBytes(job.name, _bytes_of(job)) for job in plan.jobs if isinstance(job, WriteTensors) and job.name == ROPE_FILE]
+    jobs += [WriteBytes(job.name, bytes_of(job)) for job in plan.jobs if isinstance(job, WriteTensors) and job.name == ROPE_FILE]
     changed = [job for job in jobs if not _is_file_with(c.source.path / job.name, job.data)]
     return sorted(changed, key=lambda job: job.name == "config.json")
-
-
-def _bytes_of(job: WriteTensors) -> bytes:
-    data = bytearray(job.size)
-    data[: len(job.header)] = job.header
-    for piece, at in job.pieces:
-        data[at : at + piece.target.nbytes] = piece.source.read().tobytes()
-    return bytes(data)
 
 
 def _is_file_with(path: Path, data: bytes) -> bool:

@@ -90,6 +90,15 @@ class WriteTensors:
 Job = CopyFile | WriteBytes | WriteTensors
 
 
+def bytes_of(job: WriteTensors) -> bytes:
+    """The whole of a small weight file, as rope.safetensors is, whose pieces are copies."""
+    data = bytearray(job.size)
+    data[: len(job.header)] = job.header
+    for piece, at in job.pieces:
+        data[at : at + piece.target.nbytes] = piece.source.read().tobytes()
+    return bytes(data)
+
+
 class Stopped(Exception):
     """Another worker has failed or the user has pressed Ctrl-C."""
 

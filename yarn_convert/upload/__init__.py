@@ -2,5 +2,6 @@
 
 from .card import card
 from .hub import plan_upload, run_upload
+from .push import push
 
-__all__ = ["card", "plan_upload", "run_upload"]
+__all__ = ["card", "plan_upload", "push", "run_upload"]

@@ -36,6 +36,10 @@ RESTRICTED = (
 )
 
 
+class CopyRefused(OutputError):
+    """The server does not copy files that are not on this machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One file of the repository and its way there. `data` is set for a file that is made on the spot, as the card is."""
@@ -78,8 +82,7 @@ def plan_upload(
     Raises UsageError for a model that failed validation or was never validated (`unvalidated` allows it), InputError when
     the Hub does not answer.
     """
-    if not HUB_ID.fullmatch(repo):
-        raise UsageError(f"{repo!r} is no name of a repository", "give it as user/name")
+    check_repo(repo)
     c = open_checkpoint(resolve(model))
     manifest = read_manifest(c.source.path)
     if manifest is None:
@@ -95,7 +98,12 @@ def plan_upload(
     items += [_item(name, path, there) for name, path in files.items() if name != README]
     if manifest.get("weights", {}).get("identical_to_base") and base.get("repo"):
         items = _copies(items, base)
-    return Upload(repo, private, revision, create_pr, tuple(items), text, tuple(_warnings(base, c)), base, manifest["context"])
+    return Upload(repo, private, revision, create_pr, tuple(items), text, tuple(warnings_of(base)), base, manifest["context"])
+
+
+def check_repo(repo: str) -> None:
+    if not HUB_ID.fullmatch(repo):
+        raise UsageError(f"{repo!r} is no name of a repository", "give it as user/name")
 
 
 def _check_validated(manifest: Mapping[str, Any], model: str, allowed: bool) -> None:
@@ -125,7 +133,7 @@ def _there(repo: str, names: list[str], revision: str | None) -> dict[str, Any]:
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return {}
     except Exception as e:
-        raise _hub_error(repo, e) from None
+        raise hub_error(repo, e) from None
 
 
 def _remote_card(repo: str, revision: str | None) -> str:
@@ -134,7 +142,7 @@ def _remote_card(repo: str, revision: str | None) -> str:
     try:
         return Path(HfApi().hf_hub_download(repo, README, revision=revision)).read_text("utf-8")
     except Exception as e:
-        raise _hub_error(repo, e) from None
+        raise hub_error(repo, e) from None
 
 
 def _item(name: str, path: Path, there: Mapping[str, Any]) -> Item:
@@ -175,7 +183,7 @@ def _is_weights(i: Item) -> bool:
     return i.way == UPLOAD and i.name.endswith(WEIGHTS)
 
 
-def _warnings(base: Mapping[str, Any], c: Checkpoint) -> list[str]:
+def warnings_of(base: Mapping[str, Any]) -> list[str]:
     """What the base's licence and gate say of publishing; nothing where the Hub cannot be asked."""
     from huggingface_hub import HfApi
 
@@ -196,7 +204,8 @@ def _warnings(base: Mapping[str, Any], c: Checkpoint) -> list[str]:
 def run_upload(plan: Upload, progress: bool = True) -> str:
     """Carry it out and return the address of the commit, or of the pull request. OutputError when the Hub refuses.
 
-    Where the server refuses to copy, the files are uploaded instead. `progress`: huggingface_hub's own bars.
+    Where the server refuses to copy, the files are uploaded instead; CopyRefused when they are not here.
+    `progress`: huggingface_hub's own bars.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -211,10 +220,12 @@ def run_upload(plan: Upload, progress: bool = True) -> str:
         except Exception as e:
             if not any(i.way == COPY for i in plan.items) or not _refuses_copies(e):
                 raise
+            if any(i.way == COPY and i.path is None for i in plan.items):
+                raise CopyRefused(f"the Hub does not copy the weights of {plan.base.get('repo')}: {type(e).__name__}", "") from None
             items = [replace(i, way=UPLOAD) if i.way == COPY else i for i in plan.items if i.way != UNCHANGED]
             return _commit(api, plan, items)
     except Exception as e:
-        raise _hub_error(plan.repo, e) from None
+        raise hub_error(plan.repo, e) from None
 
 
 def _commit(api: Any, plan: Upload, items: list[Item]) -> str:
@@ -242,7 +253,7 @@ def _refuses_copies(e: Exception) -> bool:
     return type(e).__name__ in ("FileDuplicationError", "ValueError", "EntryNotFoundError")
 
 
-def _hub_error(repo: str, e: Exception) -> Exception:
+def hub_error(repo: str, e: Exception) -> Exception:
     """One line for what the client raises; never with a token in it."""
     status: Any = getattr(getattr(e, "response", None), "status_code", None)
     if status in (401, 403):
