@@ -18,6 +18,7 @@ from yarn_convert import cli
 from yarn_convert.checkpoint import manifest_path
 from yarn_convert.convert import Options, convert
 from yarn_convert.errors import FormatError, OutputError, UsageError
+from yarn_convert.tensors import read_folder
 from yarn_convert.upload import card, plan_upload, push, run_upload
 from yarn_convert.upload.card import BEGIN, END
 
@@ -142,6 +143,29 @@ def test_a_card_or_manifest_that_cannot_be_read_is_one_error(out: Path) -> None:
         card(str(out))
 
 
+GOLDEN = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize("case", ["folder", "gguf", "foreign"])
+def test_the_card_is_the_golden_one(base: Path, hub: Hub, make_model: MakeModel, tmp_path: Path, case: str) -> None:
+    """Each was read by a person. To renew one: write what `card` gives over it, and read it."""
+    made = {"created": "2026-01-02T03:04:05+00:00", "yarn_convert": "0.1.0"}
+    if case == "foreign":
+        scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
+        model = make_model(config={"rope_scaling": scaling, "max_position_embeddings": 4 * CONTEXT})
+    elif case == "gguf":
+        model = tmp_path / "m.gguf"
+        convert(str(base), Options(scale=4.0, out="gguf", outtype="q8_0", attention_factor=1.5, output=model))
+        recorded(model, base={"name": "base", "repo": "some-org/base", "commit": None, "format": "safetensors"}, validation=None, **made)
+    else:
+        model = tmp_path / "out"
+        convert(str(base), Options(scale=4.0, output=model))
+        recorded(model, base={"name": "base", "repo": "some-org/base", "commit": SHA, "format": "safetensors"}, **made)
+    text = card(str(model), "me/long")
+    assert text == (GOLDEN / f"card_{case}.md").read_text("utf-8")
+    ModelCard(text).validate()  # the client's own check, by its Hub
+
+
 # -- the Hub ----------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +195,9 @@ def test_where_the_server_refuses_to_copy_the_files_are_uploaded(out: Path, hub:
         hub.repos["some-org/base"].xet = False
     else:
         hub.faults.append(Fault("/duplicate$", status=501))
-    run_upload(plan_upload(str(out), "me/long"))
+    said: list[str] = []
+    run_upload(plan_upload(str(out), "me/long"), said.append)
+    assert "does not copy the weights of some-org/base: " in said[0]
     head = hub.repos["me/long"].at()
     for path in out.glob("*.safetensors"):
         assert head.files[path.name].data == path.read_bytes()
@@ -286,3 +312,84 @@ def test_a_push_that_cannot_be_copied_is_converted_and_uploaded(
     }
     push("some-org/base", Options(scale=4.0, out="gguf"), "me/long-gguf", unvalidated=True)
     assert "base-yarn-256.gguf" in hub.repos["me/long-gguf"].at().files
+
+
+def test_weights_whose_type_changes_go_from_hub_to_hub_file_by_file(
+    base: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Convert, upload, delete: the result is what a conversion here would have written, and a second run sends no weight."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    push("some-org/base", Options(scale=4.0, outtype="f16"), "me/half", unvalidated=True, say=said.append)
+    assert [line.split(":")[0] for line in said] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert list(tmp_path.glob("*half*")) == [] and not list(tmp_path.glob("cache/**/*.safetensors"))
+    head = hub.repos["me/half"].at()
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    for name, file in head.files.items():
+        if name != ".gitattributes":
+            (folder / name).write_bytes(file.data)
+    convert(str(base), Options(scale=4.0, outtype="f16", output=tmp_path / "here"))
+    ours, theirs = (read_folder(f)[0] for f in (folder, tmp_path / "here"))
+    assert {n: (t.dtype, t.read().tobytes()) for n, t in ours.items()} == {n: (t.dtype, t.read().tobytes()) for n, t in theirs.items()}
+    assert json.loads(head.files["yarn_convert.json"].data)["outtype"] == "f16"
+    sent = sum(e.received for e in hub.log if e.method == "PUT")
+    push("some-org/base", Options(scale=4.0, outtype="f16"), "me/half", unvalidated=True, say=said.append)
+    assert sum(e.received for e in hub.log if e.method == "PUT") == sent
+    assert validate_weights(folder) == "passed"
+
+
+def validate_weights(folder: Path) -> str:
+    from yarn_convert.checkpoint import open_checkpoint
+    from yarn_convert.source import resolve
+    from yarn_convert.validate.intention import read_manifest
+    from yarn_convert.validate.weights import check_weights
+
+    return str(check_weights(open_checkpoint(resolve(str(folder))), None, read_manifest(folder), lambda n: None)["verdict"])
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault("^PUT ", cut=100_000), Fault("^PUT ", status=500), Fault("batch", status=429)], ids=["cut", "500", "429"]
+)
+def test_a_connection_that_breaks_is_tried_again(out: Path, hub: Hub, fault: Fault) -> None:
+    path = next(out.glob("*.safetensors"))
+    save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    hub.faults.append(fault)
+    run_upload(plan_upload(str(out), "me/long"))
+    assert hub.repos["me/long"].at().files[path.name].data == path.read_bytes()
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same_repository(out: Path, hub: Hub) -> None:
+    """The weights are on the Hub when it stops, before the commit: nothing is visible, and nothing is sent again."""
+    path = next(out.glob("*.safetensors"))
+    save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    hub.faults.append(Fault("POST .*/commit/", status=500))
+    with pytest.raises(OutputError) as stopped:
+        run_upload(plan_upload(str(out), "me/long"))
+    assert "nothing is sent twice" in stopped.value.hint
+    assert set(hub.repos["me/long"].at().files) <= {".gitattributes"}
+    before = sum(e.received for e in hub.log if e.method == "PUT")
+    run_upload(plan_upload(str(out), "me/long"))
+    assert sum(e.received for e in hub.log if e.method == "PUT") == before > 0
+    assert hub.repos["me/long"].at().files[path.name].data == path.read_bytes()
+
+
+@crosses
+def test_a_dry_run_of_a_push_shows_every_file_and_sends_nothing(
+    base: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    hub.repos["some-org/base"].gated = False
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["some-org/base", "--scale", "4", "--push", "me/long", "--dry-run", "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert (stop.value.code, "me/long" in hub.repos) == (0, False)
+    assert {f["file"]: f["way"] for f in plan["upload"]["files"]}["model-00001-of-00002.safetensors"] == "copy"
+    with pytest.raises(SystemExit):
+        cli.main(["some-org/base", "--scale", "4", "--push", "me/long"])
+    assert "--allow-unvalidated" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["some-org/base", "--scale", "4", "--push", "me/long", "--allow-unvalidated", "--json"])
+    assert "commit" in json.loads(capsys.readouterr().out)["url"]

@@ -106,9 +106,8 @@ def convert(
     if push and not dry_run:
         from .upload import push as publish
 
-        url = publish(
-            model, options, push, revision, private=private, unvalidated=allow_unvalidated, progress=not (quiet or as_json)
-        )  # fmt: skip
+        say = _Hub(quiet or as_json).line
+        url = publish(model, options, push, revision, private=private, unvalidated=allow_unvalidated, say=say)
         print(json.dumps({"repo": push, "url": url}, indent=2) if as_json else url)
         return
     conversion = prepare(model, options, revision, weights=not dry_run)
@@ -117,8 +116,11 @@ def convert(
     talk = _Talk(quiet or as_json)
     talk.lines(plan_lines(conversion))
     if dry_run:
+        publication = _publication(conversion, push, private) if push else None
+        if publication:
+            talk.lines(upload_lines(publication))
         if as_json:
-            print(json.dumps(plan_json(conversion), indent=2))
+            print(json.dumps(plan_json(conversion) | ({"upload": publication.as_json()} if publication else {}), indent=2))
         return
     with _progress(conversion.plan.bytes, quiet or as_json) as progress:
         manifest = conversion.run(progress)
@@ -210,12 +212,12 @@ def upload(
     from .upload import plan_upload, run_upload
 
     plan = plan_upload(model, repo, private=private, revision=revision, create_pr=create_pr, unvalidated=allow_unvalidated)
-    talk = _Talk(quiet or as_json)
+    talk = _Hub(quiet or as_json)
     talk.lines(upload_lines(plan))
     if dry_run:
         print(json.dumps({**plan.as_json(), "card": plan.card}, indent=2) if as_json else plan.card)
         return
-    url = run_upload(plan, progress=not (quiet or as_json))
+    url = run_upload(plan, talk.line)
     print(json.dumps({**plan.as_json(), "url": url}, indent=2) if as_json else url)
 
 
@@ -340,6 +342,13 @@ def methods(as_json: Json = False) -> None:
     print("aliases")
     for name, alias in ALIASES.items():
         print(f"  {name:<{width}}  {alias.repo}{f'  ({alias.note})' if alias.note else ''}")
+
+
+def _publication(conversion: Any, repo: str, private: bool) -> Any:
+    """What --push would do; None where the model has to be converted here first."""
+    from .upload import on_the_hub, plan_push
+
+    return plan_push(conversion, repo, private) if on_the_hub(conversion) else None
 
 
 def _recipe_options(*values: Any) -> Any:
@@ -471,6 +480,20 @@ class _Talk:
     def lines(self, lines: list[str]) -> None:
         if not self.quiet:
             print("\n".join(lines), file=sys.stderr)
+
+
+class _Hub(_Talk):
+    """The same while huggingface_hub works: its own progress bars are as quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(quiet)
+        if quiet:
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+
+            disable_progress_bars()
+
+    def line(self, line: str) -> None:
+        self.lines([line])
 
 
 @contextlib.contextmanager

@@ -58,11 +58,12 @@ def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
         jobs: list[Job] = [CopyFile(f.name, f) for f in c.weight_files]
         index = c.source.path / INDEXES[0]
         return jobs + ([CopyFile(index.name, index)] if index.exists() else []), True
-    pieces = [_piece(c, name, t, outtype) for name, t in c.tensors.items()]
+    pieces = [hf_piece(c, name, t, outtype) for name, t in c.tensors.items()]
     return _shards(pieces), all(p.source.dtype == p.target.dtype for p in pieces)
 
 
-def _piece(c: Checkpoint, name: str, t: Tensor, outtype: str) -> Piece:
+def hf_piece(c: Checkpoint, name: str, t: Tensor, outtype: str) -> Piece:
+    """How a tensor, by its own format's name, becomes one of a folder in HF layout."""
     hf_name = c.family.hf_name(name) if c.gguf else name
     transform = c.family.transform(name) if c.gguf else None
     plain = t.dtype if t.dtype in TORCH_NAMES else "F32"
@@ -136,7 +137,7 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     if leftover:
         raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")
     dtypes = {
-        p.target.dtype: p.target.elements for p in (_piece(c, n, t, outtype) for n, t in c.tensors.items()) if len(p.target.shape) > 1
+        p.target.dtype: p.target.elements for p in (hf_piece(c, n, t, outtype) for n, t in c.tensors.items()) if len(p.target.shape) > 1
     }
     eps = np.float32(c.hparams["rms_norm_eps"])
     ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}

@@ -7,7 +7,7 @@ retries, and does not send again what the Hub already has, so that an interrupte
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,38 +201,41 @@ def warnings_of(base: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def run_upload(plan: Upload, progress: bool = True) -> str:
+Say = Callable[[str], None]
+
+
+def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
     """Carry it out and return the address of the commit, or of the pull request. OutputError when the Hub refuses.
 
-    Where the server refuses to copy, the files are uploaded instead; CopyRefused when they are not here.
-    `progress`: huggingface_hub's own bars.
+    Where the server refuses to copy, `say` hears why and the files are uploaded instead; CopyRefused when they are not here.
+    `sent` are further operations of the same commit, whose files are on the Hub already.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     api = HfApi()
-    if not progress:
-        disable_progress_bars()
+    items = [i for i in plan.items if i.way != UNCHANGED]
     try:
         api.create_repo(plan.repo, private=plan.private, exist_ok=True)
         try:
-            return _commit(api, plan, [i for i in plan.items if i.way != UNCHANGED])
+            return _commit(api, plan, items, sent)
         except Exception as e:
-            if not any(i.way == COPY for i in plan.items) or not _refuses_copies(e):
+            if not any(i.way == COPY for i in items) or not _refuses_copies(e):
                 raise
-            if any(i.way == COPY and i.path is None for i in plan.items):
-                raise CopyRefused(f"the Hub does not copy the weights of {plan.base.get('repo')}: {type(e).__name__}", "") from None
-            items = [replace(i, way=UPLOAD) if i.way == COPY else i for i in plan.items if i.way != UNCHANGED]
-            return _commit(api, plan, items)
+            why = f"the Hub does not copy the weights of {plan.base.get('repo')}: {(str(e) or type(e).__name__).splitlines()[-1].strip()}"
+            if any(i.way == COPY and i.path is None for i in items):
+                raise CopyRefused(why, "") from None
+            say(f"{why}; they are uploaded")
+            return _commit(api, plan, [replace(i, way=UPLOAD) if i.way == COPY else i for i in items], sent)
     except Exception as e:
         raise hub_error(plan.repo, e) from None
 
 
-def _commit(api: Any, plan: Upload, items: list[Item]) -> str:
+def _commit(api: Any, plan: Upload, items: list[Item], sent: Sequence[Any]) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy
 
     source: dict[str, Any] = {"src_revision": plan.base.get("commit"), "src_repo_id": plan.base.get("repo"), "src_repo_type": "model"}
-    operations: list[Any] = [
+    operations: list[Any] = list(sent)
+    operations += [
         CommitOperationCopy(i.name, i.name, **source)
         if i.way == COPY
         else CommitOperationAdd(i.name, i.data if i.data is not None else str(i.path))

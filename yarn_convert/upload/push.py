@@ -3,64 +3,76 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint import MANIFEST
 from ..convert import Conversion, Options, convert, manifest_of, prepare
-from ..errors import UsageError
-from ..targets.moving import CopyFile, WriteBytes, bytes_of
+from ..errors import UsageError, YarnConvertError
+from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of, execute
+from ..targets.safetensors import hf_piece, safetensors_job
+from ..tensors import INDEXES, read_safetensors
+from ..validate.weights import sha256
 from .card import README, local_card, render
-from .hub import COPY, UPLOAD, CopyRefused, Item, Upload, check_repo, hub_error, plan_upload, run_upload, warnings_of
+from .hub import COPY, UPLOAD, CopyRefused, Item, Say, Upload, check_repo, hub_error, plan_upload, run_upload, warnings_of
 
 
 def push(
     model: str, options: Options, repo: str, revision: str | None = None, *, private: bool = False, unvalidated: bool = False,
-    progress: bool = True,
+    say: Say = print,
 ) -> str:  # fmt: skip
     """Convert `model` and publish it: the whole of `yarn-convert MODEL … --push user/name`. Returns the commit's address.
 
-    Where the weights of a base on the Hub stay as they are, they are copied there and never come here. Otherwise, and where
-    the server refuses to copy, the model is converted on this machine first, to the usual place. Raises UsageError without
-    `unvalidated`: nobody can have validated what is only made now.
+    Where the weights of a base on the Hub stay as they are, they are copied there and never come here; where only their type
+    changes, one file after the other comes, is converted, goes and is deleted. Otherwise, and where the server refuses to
+    copy, the model is converted on this machine first, to the usual place. `say` gets a line now and then. Raises UsageError
+    without `unvalidated`: nobody can have validated what is only made now.
     """
     check_repo(repo)
     if not unvalidated:
         hint = f"yarn-convert validate --twin {model}, then --allow-unvalidated; or convert, validate and upload one after the other"
         raise UsageError("--push publishes what was never validated", hint)
     conversion = prepare(model, options, revision, weights=False)
-    if stays_there(conversion):
-        plan = plan_push(conversion, repo, private)
+    if on_the_hub(conversion):
         try:
-            return run_upload(plan, progress)
-        except CopyRefused:
-            pass
+            plan = plan_push(conversion, repo, private)
+            for warning in plan.warnings:
+                say(f"warning    {warning}")
+            return run_upload(plan, say) if conversion.plan.identical else stream(conversion, plan, say)
+        except CopyRefused as e:
+            say(e.message)
     convert(model, options, revision)
-    return run_upload(plan_upload(str(conversion.plan.out), repo, private=private, unvalidated=True), progress)
+    return run_upload(plan_upload(str(conversion.plan.out), repo, private=private, unvalidated=True), say)
 
 
-def stays_there(conversion: Conversion) -> bool:
-    """Whether the output's weights are files that the base's repository has."""
-    c, plan = conversion.checkpoint, conversion.plan
-    return c.source.repo is not None and c.source.headers is not None and plan.is_folder and plan.identical
+def on_the_hub(conversion: Conversion) -> bool:
+    """Whether the output's weights can be made from the base's files in its repository, one after the other."""
+    c = conversion.checkpoint
+    return c.source.repo is not None and c.source.headers is not None and conversion.plan.is_folder
 
 
 def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
-    """The upload of a conversion that was planned from headers alone."""
+    """The upload of a conversion that was planned from headers alone; without weights where they are going to change."""
     c, plan = conversion.checkpoint, conversion.plan
     weights = _base_weights(str(c.source.repo), c.source.commit)
     manifest = manifest_of(conversion, {}, plan.out)
     manifest["weights"]["files"] = [
-        {"file": name, "bytes": f.size, "how": "copied on the server", "sha256": f.lfs.sha256} for name, f in weights.items()
+        {"file": name, "bytes": f.size, "how": "copied on the server", "sha256": f.lfs.sha256}
+        for name, f in weights.items()
+        if plan.identical
     ]
     text = render(c, manifest, repo, local_card(c.source.path))
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
     for job in plan.jobs:
         if isinstance(job, CopyFile):
             items += [Item(job.name, job.size, UPLOAD, path=job.source)] if job.name != README else []
-        else:
+        elif plan.identical or not job.name.startswith("model"):
             items.append(Item(job.name, job.size, UPLOAD, data=job.data if isinstance(job, WriteBytes) else bytes_of(job)))
     data = (json.dumps(manifest, indent=2) + "\n").encode()
-    items += [Item(MANIFEST, len(data), UPLOAD, data=data), *(Item(name, f.size, COPY) for name, f in weights.items())]
+    items.append(Item(MANIFEST, len(data), UPLOAD, data=data))
+    items += [Item(name, f.size, COPY) for name, f in weights.items() if plan.identical]
     base = manifest["base"]
     return Upload(repo, private, None, False, tuple(items), text, tuple(warnings_of(base)), base, plan.context)
 
@@ -73,3 +85,44 @@ def _base_weights(repo: str, commit: str | None) -> dict[str, Any]:
     except Exception as e:
         raise hub_error(repo, e) from None
     return {f.path: f for f in files if getattr(f, "lfs", None)}
+
+
+def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
+    """Download, convert and upload the base's weight files one at a time, then commit all; the disk holds one of them.
+
+    Interrupted and run again, nothing that the Hub has is sent twice.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api, c = HfApi(), conversion.checkpoint
+    weights = _base_weights(str(c.source.repo), c.source.commit)
+    made, operations, weight_map = list[dict[str, Any]](), list[Any](), dict[str, str]()
+    try:
+        api.create_repo(plan.repo, private=plan.private, exist_ok=True)
+        for name in weights:
+            say(f"{name}: one of {len(weights)}")
+            with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
+                source = Path(api.hf_hub_download(str(c.source.repo), name, revision=c.source.commit, local_dir=folder))
+                tensors, _ = read_safetensors(source)
+                job = safetensors_job(name, [hf_piece(c, n, t, conversion.plan.outtype) for n, t in tensors.items()])
+                out = Path(folder, "out")
+                execute([job], out, folder=True, progress=lambda n: None, link=False, last=lambda moved, folder: [])
+                made.append({"file": name, "bytes": job.size, "how": "written", "sha256": sha256(out / name)})
+                weight_map |= dict.fromkeys(tensors, name)
+                operations.append(CommitOperationAdd(name, str(out / name)))
+                api.preupload_lfs_files(plan.repo, operations[-1:])
+    except YarnConvertError:
+        raise
+    except Exception as e:
+        raise hub_error(plan.repo, e) from None
+    small = {i.name: i for i in plan.items}
+    manifest = json.loads(small[MANIFEST].data or b"")
+    manifest["weights"]["files"] = made
+    made_now = {MANIFEST: manifest}
+    if len(weights) > 1:
+        total = sum(t.target.nbytes for job in conversion.plan.jobs if isinstance(job, WriteTensors) for t, _ in job.pieces)
+        made_now[INDEXES[0]] = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    for name, value in made_now.items():
+        data = (json.dumps(value, indent=2) + "\n").encode()
+        small[name] = Item(name, len(data), UPLOAD, data=data)
+    return run_upload(replace(plan, items=tuple(small.values())), say, operations)
