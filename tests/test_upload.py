@@ -230,6 +230,15 @@ def test_what_did_not_pass_is_not_published(out: Path, hub: Hub) -> None:
         plan_upload(str(out), "me/long", unvalidated=True)
 
 
+def test_license_and_language_come_from_the_bases_card(base: Path, hub: Hub, tmp_path: Path) -> None:
+    """A GGUF has no README beside it to take them from."""
+    out = tmp_path / "m.gguf"
+    manifest = convert(str(base), Options(scale=4.0, out="gguf", output=out))
+    recorded(out, base={**manifest["base"], "repo": "some-org/base", "commit": SHA})
+    found = metadata(plan_upload(str(out), "me/long").card)
+    assert (found["license"], found["language"]) == ("apache-2.0", ["en"])
+
+
 def test_a_gated_base_is_warned_of_before_anything_leaves(out: Path, hub: Hub) -> None:
     hub.repos["some-org/base"].gated = True
     assert any("gated" in w for w in plan_upload(str(out), "me/long").warnings)

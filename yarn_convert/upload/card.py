@@ -19,6 +19,7 @@ from ..validate.intention import intention_of, read_manifest
 TEMPLATES = Path(__file__).parents[1] / "templates"
 BEGIN, END = "<!-- yarn-convert: begin -->", "<!-- yarn-convert: end -->"
 README = "README.md"
+INHERITED = ("license", "license_name", "license_link", "language")
 QUANTIZED = ("Q", "IQ", "TQ", "MXFP")  # how the names of quantized types begin
 
 
@@ -46,8 +47,9 @@ def _manifest_of(c: Checkpoint) -> dict[str, Any]:
     return {"recipe": recipe_of(meant.rope), "context": meant.context, "base": {}, "weights": {}, "readers": {}, "notes": []}
 
 
-def render(c: Checkpoint, manifest: Mapping[str, Any], repo: str, existing: str) -> str:
-    """`existing` with its metadata completed and our section put in, or replaced where it is."""
+def render(c: Checkpoint, manifest: Mapping[str, Any], repo: str, existing: str, base: Mapping[str, Any] | None = None) -> str:
+    """`existing` with its metadata completed and our section put in, or replaced where it is. `base`: the metadata of the
+    base's card, for what it alone knows."""
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
@@ -58,7 +60,7 @@ def render(c: Checkpoint, manifest: Mapping[str, Any], repo: str, existing: str)
         except (ValueError, YAMLError):
             raise FormatError(f"the metadata of {README} is not valid YAML", "fix the lines between its two ---") from None
         data, prose = old.data.to_dict(), old.text  # type: ignore[no-untyped-call]
-    metadata = _metadata(data, c, manifest)
+    metadata = _metadata({**{k: v for k, v in (base or {}).items() if k in INHERITED}, **data}, c, manifest)
     section = f"{BEGIN}\n{_section(c, manifest, repo)}\n{END}"
     prose = prose.strip("\n")
     if BEGIN in prose and END in prose:
@@ -77,7 +79,7 @@ def _yaml(metadata: Mapping[str, Any]) -> str:
 
 def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The card's own metadata with what is known now: base_model and its relation, library, tags. License and language are
-    the base's, whose card comes with its files."""
+    the base's."""
     base = manifest.get("base", {}).get("repo")
     quantized = any(t.dtype.startswith(QUANTIZED) for t in c.tensors.values())
     known: dict[str, Any] = {}

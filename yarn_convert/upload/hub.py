@@ -93,12 +93,13 @@ def plan_upload(
     files = _files(c)
     there = _there(repo, [README, *files], revision)
     existing = _remote_card(repo, revision) if README in there else local_card(c.source.path)
-    text = render(c, manifest, repo, existing)
+    base_card, warnings = ask_base(base)
+    text = render(c, manifest, repo, existing, base_card)
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
     items += [_item(name, path, there) for name, path in files.items() if name != README]
     if manifest.get("weights", {}).get("identical_to_base") and base.get("repo"):
         items = _copies(items, base)
-    return Upload(repo, private, revision, create_pr, tuple(items), text, tuple(warnings_of(base)), base, manifest["context"])
+    return Upload(repo, private, revision, create_pr, tuple(items), text, tuple(warnings), base, manifest["context"])
 
 
 def check_repo(repo: str) -> None:
@@ -183,22 +184,24 @@ def _is_weights(i: Item) -> bool:
     return i.way == UPLOAD and i.name.endswith(WEIGHTS)
 
 
-def warnings_of(base: Mapping[str, Any]) -> list[str]:
-    """What the base's licence and gate say of publishing; nothing where the Hub cannot be asked."""
+def ask_base(base: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(metadata of the base's card, what its licence and its gate say of publishing)."""
     from huggingface_hub import HfApi
 
+    repo = base.get("repo")
+    if not repo:
+        return {}, []
+    try:
+        info = HfApi().model_info(repo, revision=base.get("commit"))
+    except Exception as e:
+        return {}, [f"the base {repo} cannot be asked for its licence: {type(e).__name__}"]
+    data = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
     found = []
-    if repo := base.get("repo"):
-        try:
-            info = HfApi().model_info(repo, revision=base.get("commit"))
-        except Exception as e:
-            return [f"the base {repo} cannot be asked for its licence: {type(e).__name__}"]
-        licence = info.card_data.get("license") if info.card_data else None
-        if getattr(info, "gated", False):
-            found.append(f"the base {repo} is gated: its terms may forbid to publish a copy that is not")
-        if licence in RESTRICTED:
-            found.append(f"the base {repo} has the licence {licence!r}: read what it asks of those who redistribute")
-    return found
+    if getattr(info, "gated", False):
+        found.append(f"the base {repo} is gated: its terms may forbid to publish a copy that is not")
+    if data.get("license") in RESTRICTED:
+        found.append(f"the base {repo} has the licence {data['license']!r}: read what it asks of those who redistribute")
+    return data, found
 
 
 Say = Callable[[str], None]

@@ -16,7 +16,7 @@ from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import INDEXES, read_safetensors
 from ..validate.weights import sha256
 from .card import README, local_card, render
-from .hub import COPY, UPLOAD, CopyRefused, Item, Say, Upload, check_repo, hub_error, plan_upload, run_upload, warnings_of
+from .hub import COPY, UPLOAD, CopyRefused, Item, Say, Upload, ask_base, check_repo, hub_error, plan_upload, run_upload
 
 
 def push(
@@ -63,7 +63,8 @@ def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
         for name, f in weights.items()
         if plan.identical
     ]
-    text = render(c, manifest, repo, local_card(c.source.path))
+    base_card, warnings = ask_base(manifest["base"])
+    text = render(c, manifest, repo, local_card(c.source.path), base_card)
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
     for job in plan.jobs:
         if isinstance(job, CopyFile):
@@ -74,7 +75,7 @@ def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
     items.append(Item(MANIFEST, len(data), UPLOAD, data=data))
     items += [Item(name, f.size, COPY) for name, f in weights.items() if plan.identical]
     base = manifest["base"]
-    return Upload(repo, private, None, False, tuple(items), text, tuple(warnings_of(base)), base, plan.context)
+    return Upload(repo, private, None, False, tuple(items), text, tuple(warnings), base, plan.context)
 
 
 def _base_weights(repo: str, commit: str | None) -> dict[str, Any]:
