@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import CONTEXT, MakeModel
 
-from yarn_convert import cli
+from yarn_convert import show
 from yarn_convert.convert import EXTENDING, Options, convert
 from yarn_convert.families import ALIASES
 from yarn_convert.gguf_file import read_gguf
@@ -208,7 +208,7 @@ def test_the_documented_help_is_the_real_one() -> None:
 
 
 def test_human_sizes() -> None:
-    assert [cli.human(n) for n in (0, 1023, 1024, 5 << 30, 3 << 40)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB", "3.0 TiB"]
+    assert [show.human(n) for n in (0, 1023, 1024, 5 << 30, 3 << 40)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB", "3.0 TiB"]
 
 
 def test_a_context_is_read_as_people_write_it(make_model: MakeModel, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ ORDER = [
     "targets.moving", "targets.plan", "targets.gguf", "targets.safetensors", "targets.in_place", "convert", "describe",
     "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
     "validate.intention", "validate.weights", "validate.reference", "validate.twin", "validate.judging", "validate.study", "validate.run",
-    "validate.text", "validate.report", "validate", "repair", "upload.card", "upload.hub", "upload.push", "upload", "cli",
+    "validate.text", "validate.report", "validate", "repair", "upload.card", "upload.hub", "upload.push", "upload", "show", "cli",
 ]  # fmt: skip
 LAZY = {
     "matplotlib",

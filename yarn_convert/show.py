@@ -1,0 +1,182 @@
+"""What the command line prints: results and plans as lines for people, and progress. Results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def plan_json(conversion: Any) -> dict[str, Any]:
+    from .rope import recipe_of, table
+
+    plan = conversion.plan
+    return {
+        "output": str(plan.out),
+        "format": plan.format,
+        "bytes": plan.bytes,
+        "recipe": recipe_of(plan.rope),
+        "attention_factor": table(plan.rope).multiplier,
+        "context": plan.context,
+        "scale": conversion.extension.scale,
+        "carrier": plan.carrier,
+        "identical_to_base": plan.identical,
+        "readers": {name: why or "exact" for name, why in plan.verdicts.items()},
+        "notes": list(plan.notes),
+        "files": [{"file": job.name, "bytes": job.size} for job in plan.jobs],
+    }
+
+
+def plan_lines(conversion: Any) -> list[str]:
+    """The plan, for people."""
+    from .describe import pairs
+    from .rope import table
+
+    c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
+    kinds = [p.kind for p in pairs(plan.rope)]
+    over = f" over {plan.rope.inner.method}" if plan.rope.inner else ""
+    lines = [
+        f"base      {c.source.name} ({c.family.model_type}, {'GGUF' if c.gguf else 'HF'}, {len(c.tensors)} tensors)",
+        f"method    {plan.rope.method}{over}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
+        f"rope      theta {plan.rope.theta:g}, D {plan.rope.rotary_dim}; pairs: "
+        + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        + f"; cos and sin × {table(plan.rope).multiplier:.6g}",
+        f"carrier   {plan.carrier} in {plan.format}; weights {'byte-identical' if plan.identical else 'converted'}",
+        "KV cache  "
+        + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in sorted({plan.rope.original_context, plan.context}))
+        + " tokens (f16)",
+        f"output    {plan.out} ({human(plan.bytes)})",
+    ]
+    exact = [name for name, why in plan.verdicts.items() if not why]
+    lines.append(f"exact in  {', '.join(exact)}")
+    lines += [f"not in    {name}: {why}" for name, why in plan.verdicts.items() if why]
+    return lines + [f"note      {note}" for note in plan.notes]
+
+
+def next_steps(out: Path, context: int) -> list[str]:
+    """Commands that run, check and publish an output, from templates/."""
+    name = "run_gguf.txt" if out.suffix == ".gguf" else "run_safetensors.txt"
+    text = (Path(__file__).parent / "templates" / name).read_text("utf-8")
+    return text.format(path=shlex.quote(str(out)), context=context).splitlines()
+
+
+def inspect_lines(c: Any, facts: dict[str, Any]) -> list[str]:
+    from .describe import plot
+
+    types = ", ".join(f"{t} × {n['tensors']} ({human(n['bytes'])})" for t, n in facts["types"].items())
+    params = {k: v for k, v in c.rope.params.items() if not isinstance(v, tuple)}
+    recipe = ", ".join([c.rope.method, *(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())])
+    lines = [
+        f"name        {facts['name']}" + (f" ({facts['repo']} at {facts['commit']})" if facts["repo"] else ""),
+        f"model       {facts['architecture']}, {facts['parameters'] / 1e6:,.0f} M parameters, {facts['layers']} layers, "
+        f"{facts['heads']} heads of {facts['head_dim']}, {facts['kv_heads']} KV heads",
+        f"tensors     {types}",
+        f"RoPE        {recipe}; theta {c.rope.theta:g}, D {c.rope.rotary_dim}; cos and sin × {facts['attention_factor']:.6g}",
+        f"context     {facts['context']:,} tokens, originally {facts['original_context']:,} (s = {facts['scale']:g})",
+        "KV cache    " + ", ".join(f"{human(b)} at {int(n):,}" for n, b in facts["kv_cache_bytes"].items()) + " tokens (f16)",
+        *plot(c.rope, c.context),
+    ]
+    return lines + [f"inconsistent: {line}" for line in facts["inconsistencies"]]
+
+
+def upload_lines(plan: Any) -> list[str]:
+    """Every file and its way, and what a publisher should know."""
+    lines = [f"{i.way:<10} {human(i.size):>10}  {i.name}" + (f"  ({i.why})" if i.why else "") for i in plan.items]
+    ways = ("upload", "copy", "unchanged")
+    total = ", ".join(f"{human(plan.bytes(way))} {way}" for way in ways if any(i.way == way for i in plan.items))
+    return [f"to         {plan.repo}", *lines, f"in all     {total}", *(f"warning    {w}" for w in plan.warnings)]
+
+
+def repair_lines(plan: Any) -> list[str]:
+    """What a repair changes, and who follows before and after."""
+    meant = plan.meant
+    lines = [f"intended  {meant.rope.method}: {meant.rope.original_context:,} -> {meant.context:,} tokens, {meant.origin}"]
+    lines += [f"change    {line}" for line in plan.changes] or ["change    none: the file already says it in the way that most follow"]
+    for name, before in plan.before.items():
+        after = plan.after.get(name, "")
+        lines.append(f"{name:<15} {before or 'exact'}" + (f"  ->  {after or 'exact'}" if before != after else ""))
+    return lines
+
+
+def human(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"
+
+
+class Talk:
+    """Lines for people, on stderr, unless quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def lines(self, lines: list[str]) -> None:
+        if not self.quiet:
+            print("\n".join(lines), file=sys.stderr)
+
+
+class HubTalk(Talk):
+    """The same while huggingface_hub works: its own progress bars are as quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(quiet)
+        if quiet:
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+
+            disable_progress_bars()
+
+    def line(self, line: str) -> None:
+        self.lines([line])
+
+
+@contextlib.contextmanager
+def progress(total: int, quiet: bool) -> Iterator[Any]:
+    """A progress bar with bytes and rate on stderr; nothing when quiet or not a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+@contextlib.contextmanager
+def stages(quiet: bool) -> Iterator[Any]:
+    """What is running and how far it is, on stderr: a bar on a terminal, else a line when something new begins."""
+    if quiet:
+        yield lambda what, fraction: None
+        return
+    if not sys.stderr.isatty():
+        begun: list[str] = []
+
+        def line(what: str, fraction: float) -> None:
+            if what not in begun:
+                begun.append(what)
+                print(what, file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, fraction: float) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    bar.update(task, completed=1.0, visible=False)
+                tasks[what] = bar.add_task(what, total=1.0)
+            bar.update(tasks[what], completed=fraction)
+
+        yield show
