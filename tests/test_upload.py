@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from yarn_convert import cli
 from yarn_convert.checkpoint import manifest_path
 from yarn_convert.convert import Options, convert
-from yarn_convert.errors import FormatError, OutputError, UsageError
+from yarn_convert.errors import FormatError, InputError, OutputError, UsageError
 from yarn_convert.tensors import read_folder
 from yarn_convert.upload import card, plan_upload, push, run_upload
 from yarn_convert.upload.card import BEGIN, END
@@ -237,6 +237,20 @@ def test_license_and_language_come_from_the_bases_card(base: Path, hub: Hub, tmp
     recorded(out, base={**manifest["base"], "repo": "some-org/base", "commit": SHA})
     found = metadata(plan_upload(str(out), "me/long").card)
     assert (found["license"], found["language"]) == ("apache-2.0", ["en"])
+
+
+def test_a_link_out_of_the_folder_is_never_published(out: Path, hub: Hub, tmp_path: Path) -> None:
+    secret = tmp_path / "id_rsa"
+    secret.write_text("secret")
+    (out / "notes.txt").symlink_to(secret)
+    with pytest.raises(InputError):
+        plan_upload(str(out), "me/long")
+    (out / "notes.txt").unlink()
+    (out / ".env").write_text("HF_TOKEN=x")
+    (out / "additional_chat_templates").mkdir()
+    (out / "additional_chat_templates" / "tool.jinja").write_text("{{ x }}")
+    names = {i.name for i in plan_upload(str(out), "me/long").items}
+    assert "additional_chat_templates/tool.jinja" in names and not any(n.startswith(".") for n in names)
 
 
 def test_a_gated_base_is_warned_of_before_anything_leaves(out: Path, hub: Hub) -> None:

@@ -120,8 +120,12 @@ def _files(c: Checkpoint) -> dict[str, Path]:
     path = c.source.path
     if c.gguf:
         return {path.name: path, manifest_path(path).name: manifest_path(path)}
-    found = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
-    return {n: p for n, p in found.items() if not n.endswith(LEFT_OUT) and not any(part.startswith(".") for part in n.split("/"))}
+    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    kept = [n for n in names if not n.endswith(LEFT_OUT) and not any(part.startswith(".") for part in n.split("/"))]
+    for n in kept:
+        if not (path / n).resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{n} is a link that leads out of {path}", "nothing outside the model is ever published: delete it")
+    return {n: path / n for n in kept}
 
 
 def _there(repo: str, names: list[str], revision: str | None) -> dict[str, Any]:
