@@ -363,6 +363,22 @@ def test_weights_whose_type_changes_go_from_hub_to_hub_file_by_file(
     assert validate_weights(folder) == "passed"
 
 
+def test_a_push_of_pickled_weights_is_converted_here(
+    hub: Hub, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file as load_torch
+
+    model = make_model(name="pickled")
+    torch.save(load_torch(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    hub.repos |= Hub({"some-org/pickled": model}).repos
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    push("some-org/pickled", Options(scale=4.0), "me/long", unvalidated=True)
+    assert hub.repos["me/long"].at().files["model.safetensors"].size > 100_000
+
+
 def validate_weights(folder: Path) -> str:
     from yarn_convert.checkpoint import open_checkpoint
     from yarn_convert.source import resolve

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint import MANIFEST
 from ..convert import Conversion, Options, convert, manifest_of, prepare
-from ..errors import UsageError, YarnConvertError
+from ..errors import InputError, UsageError, YarnConvertError
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of, execute
 from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import INDEXES, read_safetensors
@@ -34,7 +34,10 @@ def push(
     if not unvalidated:
         hint = f"yarn-convert validate --twin {model}, then --allow-unvalidated; or convert, validate and upload one after the other"
         raise UsageError("--push publishes what was never validated", hint)
-    conversion = prepare(model, options, revision, weights=False)
+    try:
+        conversion = prepare(model, options, revision, weights=False)
+    except InputError:  # pickled weights have no headers that could be read alone; anything else is raised again
+        conversion = prepare(model, options, revision)
     if on_the_hub(conversion):
         try:
             plan = plan_push(conversion, repo, private)
