@@ -25,7 +25,7 @@ def test_smollm2_extended_four_times_validates(folder: Path, smollm2: Path, name
     if python_of(name) is None:
         pytest.skip(f"{name} is not installed: yarn-convert runtimes add {name}")
     result = validate(str(folder), Settings(base=str(smollm2), runtimes=(name,), tokens=600, twin_tokens=16384))
-    assert (result["verdict"], result["reasons"]) == ("passed", [])
+    assert result["verdict"] == "passed", result["reasons"]
     for s in result["studies"]:
         (r,) = s["runtimes"]
         print(
