@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from typing import Any
 from .checkpoint import Checkpoint, manifest_path, open_checkpoint
 from .dialects import ROPE_FREQS
 from .errors import OutputError, UsageError
+from .json_text import pretty
 from .rope import BAKED, MAX_CONTEXT, METHODS, Rope, bake, recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
@@ -22,6 +21,7 @@ from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_plac
 from .targets.moving import CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute, replace_file
 from .targets.plan import CARRIERS, Plan, Request
 from .targets.safetensors import plan_safetensors
+from .tensors import sha256
 
 EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explicit"))
 FORMATS = ("safetensors", "gguf")
@@ -195,7 +195,7 @@ class Conversion:
 
         def manifest(moved: Mapping[str, str], folder: Path) -> list[Job]:
             written.update(manifest_of(self, moved, folder))
-            return [WriteBytes(manifest_path(out).name, (json.dumps(written, indent=2) + "\n").encode())]
+            return [WriteBytes(manifest_path(out).name, pretty(written))]
 
         execute(list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest)
         return written
@@ -298,7 +298,7 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
     conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written,)))
     manifest = manifest_of(conversion, {job.name: "in place"}, c.source.path.parent)
     try:
-        replace_file(manifest_path(c.source.path), (json.dumps(manifest, indent=2) + "\n").encode())
+        replace_file(manifest_path(c.source.path), pretty(manifest))
     except OSError as e:
         raise OutputError(
             f"the model is extended, its manifest could not be written: {e.strerror}",
@@ -349,8 +349,4 @@ def _hash(job: Job, folder: Path, wanted: bool) -> dict[str, str]:
             return {"sha256": blob.name}
     if not wanted:
         return {}
-    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
-    with open(folder / job.name, "rb") as f:
-        for piece in iter(lambda: f.read(1 << 20), b""):
-            digest.update(piece)
-    return {"sha256": digest.hexdigest()}
+    return {"sha256": sha256(folder / job.name)}

@@ -13,6 +13,11 @@ REMOVE = object()
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
+def pretty(value: Any) -> bytes:
+    """A JSON file that we write whole, as the manifest is."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
 def edit(text: str, changes: Mapping[str, Any]) -> str:
     """`text`, a JSON object, with top-level members set to new values, or removed where the value is REMOVE.
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import MANIFEST, Checkpoint, open_checkpoint
-from .convert import Conversion, Extension, Options, carry_in_place, check_name
+from .convert import Conversion, Extension, Options, carry_in_place, check_name, manifest_of
 from .errors import OutputError
 from .gguf_file import Field
-from .rope import recipe_of, table
+from .json_text import pretty
+from .rope import recipe_of
 from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import recover
@@ -22,6 +23,7 @@ from .targets.safetensors import ROPE_FILE, plan_safetensors
 from .validate.intention import SPANNING, Intention, check_recipe, intention_of, read_manifest
 
 BACKUP = ".before-repair"
+REPAIRED = ("recipe", "context", "scale", "attention_factor", "carrier", "readers", "notes", "validation")  # of a manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +49,12 @@ class Repair:
 
     def _manifest(self) -> list[WriteBytes]:
         """An output of yarn-convert says in its manifest what it is: that changes with it, and is unvalidated again."""
-        c, plan = self.conversion.checkpoint, self.conversion.plan
+        c = self.conversion.checkpoint
         old = read_manifest(c.source.path)
         if old is None:
             return []
-        new = {
-            "recipe": recipe_of(self.meant.rope),
-            "context": self.meant.context,
-            "scale": self.conversion.extension.scale,
-            "attention_factor": table(self.meant.rope).multiplier,
-            "carrier": plan.carrier,
-            "readers": {name: why or "exact" for name, why in plan.verdicts.items()},
-            "notes": list(plan.notes),
-            "validation": None,
-        }
-        return [WriteBytes(MANIFEST, (json.dumps({**old, **new}, indent=2) + "\n").encode())]
+        new = manifest_of(self.conversion, {}, c.source.path)
+        return [WriteBytes(MANIFEST, pretty(old | {key: new[key] for key in REPAIRED}))]
 
     def as_json(self) -> dict[str, Any]:
         return {

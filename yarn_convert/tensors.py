@@ -6,12 +6,13 @@ before it is used, so that a cut or hostile file gives one FormatError and never
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import struct
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,16 @@ def inside(folder: Path, name: str) -> Path:
     if not plain or not any(Path(os.path.realpath(path)).is_relative_to(place) for place in (root, cache)):
         raise FormatError(f"the file name {name!r} leads out of the model's folder", "nothing outside it is ever read")
     return path
+
+
+def sha256(path: Path, progress: Callable[[int], None] = lambda n: None) -> str:
+    """The SHA-256 of a file in hexadecimal; `progress` gets the bytes that were read."""
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11, and reports nothing
+    with open(path, "rb") as f:
+        for piece in iter(lambda: f.read(1 << 20), b""):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
 
 
 def load_json(path: Path) -> dict[str, Any]:

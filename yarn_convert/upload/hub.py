@@ -15,8 +15,8 @@ from typing import Any
 from ..checkpoint import Checkpoint, manifest_path, open_checkpoint
 from ..errors import InputError, OutputError, UsageError
 from ..source import HUB_ID, resolve
+from ..tensors import sha256
 from ..validate.intention import read_manifest
-from ..validate.weights import sha256
 from .card import README, local_card, render
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"

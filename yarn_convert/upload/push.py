@@ -11,10 +11,10 @@ from typing import Any
 from ..checkpoint import MANIFEST
 from ..convert import Conversion, Options, convert, manifest_of, prepare
 from ..errors import InputError, UsageError, YarnConvertError
+from ..json_text import pretty
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of, execute
 from ..targets.safetensors import hf_piece, safetensors_job
-from ..tensors import INDEXES, read_safetensors
-from ..validate.weights import sha256
+from ..tensors import INDEXES, read_safetensors, sha256
 from .card import README, local_card, render
 from .hub import COPY, UPLOAD, CopyRefused, Item, Say, Upload, ask_base, check_repo, hub_error, plan_upload, run_upload
 
@@ -59,12 +59,10 @@ def on_the_hub(conversion: Conversion) -> bool:
 def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
     """The upload of a conversion that was planned from headers alone; without weights where they are going to change."""
     c, plan = conversion.checkpoint, conversion.plan
-    weights = _base_weights(str(c.source.repo), c.source.commit)
+    weights = _base_weights(str(c.source.repo), c.source.commit) if plan.identical else {}
     manifest = manifest_of(conversion, {}, plan.out)
     manifest["weights"]["files"] = [
-        {"file": name, "bytes": f.size, "how": "copied on the server", "sha256": f.lfs.sha256}
-        for name, f in weights.items()
-        if plan.identical
+        {"file": name, "bytes": f.size, "how": "copied on the server", "sha256": f.lfs.sha256} for name, f in weights.items()
     ]
     base_card, warnings = ask_base(manifest["base"])
     text = render(c, manifest, repo, local_card(c.source.path), base_card)
@@ -74,9 +72,9 @@ def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
             items += [Item(job.name, job.size, UPLOAD, path=job.source)] if job.name != README else []
         elif plan.identical or not job.name.startswith("model"):
             items.append(Item(job.name, job.size, UPLOAD, data=job.data if isinstance(job, WriteBytes) else bytes_of(job)))
-    data = (json.dumps(manifest, indent=2) + "\n").encode()
+    data = pretty(manifest)
     items.append(Item(MANIFEST, len(data), UPLOAD, data=data))
-    items += [Item(name, f.size, COPY) for name, f in weights.items() if plan.identical]
+    items += [Item(name, f.size, COPY) for name, f in weights.items()]
     base = manifest["base"]
     return Upload(repo, private, None, False, tuple(items), text, tuple(warnings), base, plan.context)
 
@@ -127,6 +125,6 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
         total = sum(t.target.nbytes for job in conversion.plan.jobs if isinstance(job, WriteTensors) for t, _ in job.pieces)
         made_now[INDEXES[0]] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     for name, value in made_now.items():
-        data = (json.dumps(value, indent=2) + "\n").encode()
+        data = pretty(value)
         small[name] = Item(name, len(data), UPLOAD, data=data)
     return run_upload(replace(plan, items=tuple(small.values())), say, operations)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import platform
 import tempfile
@@ -21,6 +20,7 @@ from .. import tokenizers
 from ..checkpoint import Checkpoint, manifest_path, open_checkpoint
 from ..convert import Options
 from ..errors import InputError, UsageError, YarnConvertError
+from ..json_text import pretty
 from ..rope import Table, recipe_of
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES
@@ -159,16 +159,19 @@ def _studies(
     if settings.real:
         ids = text_ids(c, settings.text, min(meant.context, settings.tokens or meant.context))
         free = settings.tokens is not None or (device != "cpu" and settings.budget is None)
-        ids = ids if free else ids[: affordable(c, question, names, ids, BUDGET if settings.budget is None else settings.budget, say)]
+        say("reference, real" if free else "measuring the speed", 0.0)
+        reference = Reference(c, device, settings.dtype)
+        ids = ids if free else ids[: affordable(reference, c, question, names, ids, BUDGET if settings.budget is None else settings.budget)]
         tolerance = tolerance_for(main_dtype(c) if c.gguf else "F32", settings.dtype)
-        studies.append(study(real_subject(c, ids, original, tolerance), question, names, say))
+        studies.append(study(real_subject(c, ids, original, tolerance), question, reference, names, say))
+        del reference  # a large one makes room for the twin's
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
         small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
         limit = min(meant.context, TWIN_TOKENS if device == "cpu" else meant.context)
         limit = min(limit, WINDOWED_TOKENS) if c.sliding_window else limit
         if settings.twin:
             subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
-            studies.append(study(subject, replace(question, dtype="float32"), names, say))
+            studies.append(study(subject, replace(question, dtype="float32"), Reference(small, device), names, say))
         told = {w["name"] for s in studies for w in s["wrong_recipes"] if w["told_apart"]}
         for s in studies:
             for w in s["wrong_recipes"]:
@@ -219,13 +222,12 @@ def _gguf_keys(c: Checkpoint) -> dict[str, Any]:
     return {k: v[1] for k, v in tokenizers.to_gguf(c.source.path, c.config).items()}
 
 
-def affordable(c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float, say: Say) -> int:
+def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float) -> int:
     """The longest text that `budget` seconds allow, in tokens, guessed from a short pass.
 
     A pass of n tokens costs n·(1 + n/(2·n₀)), n₀ being the length at which attention costs as much as the rest.
     """
-    say("measuring the speed", 0.0)
-    reference, probe = Reference(c, q.device, q.dtype), min(4 * WIDTH, len(ids))
+    probe = min(4 * WIDTH, len(ids))
     for _ in range(2):  # the first pass warms up
         reference.logits(q.right(len(ids)), ids[:probe], [(probe - 1, probe)])
     a_token = reference.seconds / probe
@@ -291,7 +293,7 @@ def record(model: Path, result: dict[str, Any]) -> str:
     kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
     try:
         manifest = read_manifest(model) or {}
-        replace_file(manifest_path(model), (json.dumps({**manifest, "validation": kept}, indent=2) + "\n").encode())
+        replace_file(manifest_path(model), pretty({**manifest, "validation": kept}))
     except OSError as e:
         return f"{manifest_path(model).name} cannot be written: {e.strerror}"
     return ""

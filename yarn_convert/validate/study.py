@@ -94,10 +94,9 @@ def disjoint(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def study(s: Subject, q: Question, names: Sequence[str], say: Say) -> dict[str, Any]:
-    """Run the runtimes `names` on the subject and judge; the result is JSON."""
+def study(s: Subject, q: Question, reference: Reference, names: Sequence[str], say: Say) -> dict[str, Any]:
+    """Run the runtimes `names` on the subject, whose reference is loaded, and judge; the result is JSON."""
     say(f"reference, {s.kind}", 0.0)
-    reference = Reference(s.checkpoint, q.device, q.dtype)
     expected = reference.logits(q.right(len(s.ids)), s.ids, s.spans, progress=lambda f: say(f"reference, {s.kind}", f))
     seconds = reference.seconds
     wrong = _wrong(s, q, reference, expected, say)

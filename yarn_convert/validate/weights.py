@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from ..checkpoint import Checkpoint
 from ..errors import FormatError, Unsupported
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
-from ..tensors import Tensor
+from ..tensors import Tensor, sha256
 
 Progress = Callable[[int], None]
 SHOWN = 5  # names of differing tensors in a report
@@ -71,15 +69,6 @@ def _against_hashes(c: Checkpoint, hashes: Mapping[str, str | None], progress: P
     if len(found) < len(hashes):
         return {"verdict": "unchecked", "how": "", "why": "the manifest has hashes of some files only", "different": [], "sha256": found}
     return {"verdict": "passed", "how": "the hashes of the manifest", "why": "", "different": [], "sha256": found}
-
-
-def sha256(path: Path, progress: Progress = lambda n: None) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11, and reports nothing
-    with open(path, "rb") as f:
-        for piece in iter(lambda: f.read(1 << 20), b""):
-            digest.update(piece)
-            progress(len(piece))
-    return digest.hexdigest()
 
 
 def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[str, Any]:
