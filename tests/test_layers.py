@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "rope", "families", "tensors", "gguf_file", "json_text", "dtypes", "readers.reading", "readers.rows", "readers.others",
+    "errors", "rope", "families.schema", "families.aliases", "families.derived", "families.llama", "families", "tensors", "layout", "gguf_file", "json_text", "dtypes", "readers.reading", "readers.rows", "readers.others",
     "readers.config", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "source",
     "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials", "tokenizers.reading",
     "tokenizers.writing", "tokenizers", "checkpoint",
-    "targets.moving", "targets.plan", "targets.gguf", "targets.safetensors", "targets.in_place", "convert", "describe",
+    "targets.rows", "targets.moving", "targets.plan", "targets.gguf", "targets.safetensors", "targets.in_place", "convert", "describe",
     "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
     "validate.intention", "validate.weights", "validate.reference", "validate.twin", "validate.judging", "validate.study", "validate.run",
     "validate.text", "validate.report", "validate", "repair", "upload.card", "upload.hub", "upload.push", "upload", "show", "cli",

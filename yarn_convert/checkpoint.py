@@ -10,15 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from . import dialects, families
+from . import dialects, families, layout
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
-from .families import Family
+from .families import Family, normalized
+from .families.schema import numbered
 from .gguf_file import Gguf, read_gguf
+from .layout import Part
 from .rope import Rope, rope_of, table
 from .source import Source
 from .tensors import Tensor, inside, load_json, read_folder
 
 MANIFEST = "yarn_convert.json"  # what yarn-convert leaves beside the weights
+SIZES = {  # name in Family.shapes -> standard config key
+    "vocab": "vocab_size",
+    "hidden": "hidden_size",
+    "ff": "intermediate_size",
+    "experts": "num_experts",
+    "expert_ff": "moe_intermediate_size",
+    "shared_ff": "shared_expert_intermediate_size",
+}
 RECIPE = "yarn_convert.recipe"  # and in a GGUF: the canonical recipe as JSON, so that the file says what was meant
 
 
@@ -45,7 +55,7 @@ class Checkpoint:
 
     @property
     def layers(self) -> int:
-        return int(self.hparams["num_hidden_layers"])
+        return int(self.hparams["num_hidden_layers"] or 0)
 
     @property
     def head_dim(self) -> int:
@@ -63,23 +73,27 @@ class Checkpoint:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The sizes that `Family.shapes` speaks of."""
+        """The sizes that `Family.shapes` and `layout.TRANSFORMS` speak of, as far as the model has them."""
         h = self.hparams
-        heads = {"q": self.heads("q") * self.head_dim, "kv": self.heads("k") * self.head_dim}
-        return {"vocab": h["vocab_size"], "hidden": h["hidden_size"], "ff": h["intermediate_size"], **heads}
+        sizes = {size: h[key] for size, key in SIZES.items() if isinstance(h.get(key), int)}
+        sizes["heads"], sizes["kv_heads"], sizes["head"] = self.heads("q"), self.heads("k"), self.head_dim
+        sizes["q"], sizes["kv"] = (sizes[n] * self.head_dim for n in ("heads", "kv_heads"))
+        return sizes | {"qkv": sizes["q"] + 2 * sizes["kv"]}
 
     def kv_bytes(self, context: int, element: int = 2) -> int:
         """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16)."""
         return 2 * self.layers * self.heads("k") * self.head_dim * context * element
 
-    def tensor_by_gguf_name(self) -> dict[str, Tensor]:
-        """The tensors under their GGUF names, in file order; buffers that no runtime reads are left out."""
-        if self.gguf is not None:
-            return dict(self.tensors)
-        tied = self.hparams["tie_word_embeddings"]
-        named = {self.family.gguf_name(name): t for name, t in self.tensors.items()}
-        # A tied model's head is its embedding; `targets.gguf` has made sure that a stray lm_head.weight is the same.
-        return {name: t for name, t in named.items() if name and not (tied and name == "output.weight")}
+    def parts(self, gguf: bool) -> dict[str, Part]:
+        """The tensors as those of a GGUF or of an HF folder, by their names there, in file order; buffers that no runtime
+        reads are left out, and so is a GGUF's copy of a tied head."""
+        if bool(self.gguf) == gguf:
+            parts = layout.as_they_are(self.family, self.tensors, self.sizes, gguf)
+        else:
+            parts = (layout.to_gguf if gguf else layout.to_hf)(self.family, self.tensors, self.sizes)
+        if gguf and self.hparams["tie_word_embeddings"]:
+            parts.pop("output.weight", None)  # `targets.gguf` has made sure that a stray lm_head.weight is the embedding
+        return parts
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -94,7 +108,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
 def _open_folder(source: Source) -> Checkpoint:
     config = load_json(inside(source.path, "config.json"))
     family = families.for_config(config)
-    config = {**family.defaults, **config}
+    config = normalized(family, config)
     rope, context = dialects.hf_read(config), dialects.hf_context(config)
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
     if source.original_context and rope.method == "none":
@@ -117,28 +131,14 @@ def _open_gguf(source: Source) -> Checkpoint:
     gguf = read_gguf(source.path)
     if dialects.number(gguf.get("split.count", 1), "split.count") > 1:
         raise Unsupported(f"{source.path.name} is one part of a split GGUF", "merge the parts first: llama-gguf-split --merge")
-    family = families.for_gguf(gguf.arch)
-    arch = family.gguf_arch
     keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
-    hparams: dict[str, Any] = {hf: keys.get(f"{arch}.{key}") for hf, key in family.hparams.items()}
-    hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
-    for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
-        hparams[key] = dialects.positive_int(default if hparams[key] is None else hparams[key], key)
+    family = families.for_gguf(gguf.arch, keys)
+    arch = family.gguf_arch
+    hparams = _gguf_hparams(gguf, family, keys)
     rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
     if rotary_dim > hparams["head_dim"]:
         raise FormatError(f"rope.dimension_count {rotary_dim:,} is more than the {hparams['head_dim']:,} of a head", "write the GGUF again")
-    hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
-    if hparams["vocab_size"] is None and "token_embd.weight" in gguf.tensors:
-        hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
-    rope_freqs = gguf.tensors.get(dialects.ROPE_FREQS)
-    values = None
-    if rope_freqs is not None:
-        if rope_freqs.dtype != "F32" or rope_freqs.shape != (hparams["head_dim"] // 2,):
-            raise FormatError(
-                f"{dialects.ROPE_FREQS} is {rope_freqs.dtype}{list(rope_freqs.shape)}, not F32[head_dim/2]", "write the GGUF again"
-            )
-        values = rope_freqs.read().view(np.float32).astype(np.float64)
-    rope, ignored = dialects.gguf_read(keys, arch, rotary_dim, values)
+    rope, ignored = dialects.gguf_read(keys, arch, rotary_dim, _rope_freqs(gguf, rotary_dim))
     rope, ours = _left_recipe(keys.get(RECIPE), rope)
     tensors = {name: t for name, t in gguf.tensors.items() if name != dialects.ROPE_FREQS}
     checkpoint = Checkpoint(
@@ -148,49 +148,81 @@ def _open_gguf(source: Source) -> Checkpoint:
     return checkpoint
 
 
+def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The hparams of a GGUF under their standard names, with what llama.cpp takes for absent ones."""
+    hparams: dict[str, Any] = {hf: keys.get(family.gguf_key(hf)[0]) for hf in family.hparams}
+    hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
+    for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
+        hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
+    hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
+    if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
+        hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
+    return hparams
+
+
+def _rope_freqs(gguf: Gguf, rotary_dim: int) -> Any:
+    """The values of rope_freqs.weight, float64[D/2], or None."""
+    t = gguf.tensors.get(dialects.ROPE_FREQS)
+    if t is None:
+        return None
+    if t.dtype != "F32" or t.shape != (rotary_dim // 2,):
+        raise FormatError(f"{dialects.ROPE_FREQS} is {t.dtype}{list(t.shape)}, not F32[{rotary_dim // 2}]", "write the GGUF again")
+    return t.read().view(np.float32).astype(np.float64)
+
+
 def manifest_path(out: Path) -> Path:
     """Where the manifest of an output lies: in the folder, or beside the .gguf file."""
     return out.with_name(f"{out.stem}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
 
 
 def _check(c: Checkpoint) -> None:
-    """Raise unless the numbers are there, every tensor is known, none is missing and the rotary ones have their shape."""
+    """Raise unless the numbers are there, every tensor is known, none is missing and all have their shape."""
     for key in c.family.hparams:
-        if key == "rms_norm_eps":
-            _check_eps(c.hparams[key])
-        else:
-            dialects.positive_int(c.hparams[key], key)
+        _check_number(c, key)
     _check_switches(c.config)
+    if not c.family.listed or (c.source.headers is not None and not c.tensors):
+        return
+    named = c.parts(gguf=True)
     if c.gguf is not None:
         for name in c.tensors:
-            c.family.hf_name(name)
-        named: Mapping[str, Tensor] = c.tensors
-    else:
-        named = c.tensor_by_gguf_name()
-    if c.source.headers is not None and not c.tensors:
-        return
+            c.family.to_hf(name)
     if c.layers > len(named):
         raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
     required = c.family.required(c.layers) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
     missing = [name for name in required if name not in named]
     if missing:
         raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
-    for name, t in named.items():
-        _check_tensor(c, name, t)
+    for name, part in named.items():
+        _check_part(c, name, part)
 
 
-def _check_tensor(c: Checkpoint, name: str, t: Tensor) -> None:
+def _check_number(c: Checkpoint, key: str) -> None:
+    """Raise FormatError for a value that its GGUF key could not hold."""
+    value, kind = c.hparams[key], c.family.gguf_key(key)[1]
+    if value is None and (key in c.family.may_lack or kind != "u32"):
+        return
+    if kind == "u32":
+        dialects.positive_int(value, key)
+    elif key.endswith("eps"):
+        if not 0 <= dialects.number(value, key) < 1:
+            raise FormatError(f"{key} is {value!r}, not a small positive number", "fix the model's config.json or GGUF key")
+    elif kind == "f32":
+        dialects.number(value, key)
+
+
+def _check_part(c: Checkpoint, name: str, part: Part) -> None:
     """Raise FormatError for a tensor that the config does not describe: a layer too many, another shape, a bias switched off."""
-    parts = name.split(".")
-    in_block = parts[0] == "blk"
-    if in_block and int(parts[1]) >= c.layers:
-        raise FormatError(f"{t.name} is in a layer beyond the {c.layers} of the config", MISMATCH)
-    expected = tuple(c.sizes[size] for size in c.family.shapes[".".join(parts[2:] if in_block else parts)])
-    if t.shape != expected:
-        raise FormatError(f"{t.name} has the shape {list(t.shape)}, the config describes {list(expected)}", MISMATCH)
+    pieces, what = name.split("."), part.sources[0].name
+    if pieces[0] == "blk" and int(pieces[1]) >= c.layers:
+        raise FormatError(f"{what} is in a layer beyond the {c.layers} of the config", MISMATCH)
+    expected = tuple(c.sizes[size] for size in c.family.shapes[layout.part_of(name)])
+    if part.shape != expected:
+        raise FormatError(f"{what} has the shape {list(part.shape)}, the config describes {list(expected)}", MISMATCH)
+    if c.gguf is not None or pieces[-1] != "bias" or numbered(name).template not in c.family.optional:
+        return
     switched_on = {part for switch, on in c.family.biases.items() if c.config.get(switch) for part in on}
-    if c.gguf is None and parts[-1] == "bias" and parts[-2] not in switched_on:
-        raise FormatError(f"config.json does not turn on the bias {t.name}: transformers drops it, other readers may not", MISMATCH)
+    if pieces[-2] not in switched_on:
+        raise FormatError(f"config.json does not turn on the bias {what}: transformers drops it, other readers may not", MISMATCH)
 
 
 MISMATCH = "config and weights do not belong together"
@@ -215,11 +247,6 @@ def _manifest_recipe(folder: Path) -> Any:
         return load_json(inside(folder, MANIFEST)).get("recipe")
     except (InputError, OSError):
         return None
-
-
-def _check_eps(value: Any) -> None:
-    if value is not None and not 0 <= dialects.number(value, "rms_norm_eps") < 1:
-        raise FormatError(f"rms_norm_eps is {value!r}, not a small positive number", "fix the model's config.json or GGUF key")
 
 
 def _check_switches(config: Mapping[str, Any]) -> None:

@@ -10,15 +10,17 @@ import numpy as np
 
 from .. import tokenizers
 from ..checkpoint import RECIPE, Checkpoint
-from ..dialects import ROPE_FREQS, positive_int
+from ..dialects import ROPE_FREQS
 from ..errors import Inexpressible, Unsupported, UsageError
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, encode_header, nbytes_of
+from ..layout import Part
 from ..rope import Array
 from ..tensors import Tensor, in_memory
-from .moving import Piece, WriteTensors
+from .moving import Piece, WriteTensors, unchanged
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama.h, enum llama_ftype
+SAME = "extend it in the format that it has, with --outtype auto"
 QUANTIZATION_VERSION = 2  # ggml.h, GGML_QNT_VERSION
 
 
@@ -28,16 +30,20 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     Raises Inexpressible when llama.cpp could not compute the RoPE, or not this model, from it.
     """
     check_outtype(r.outtype, "gguf")
+    if not c.family.listed and (c.gguf is None or r.outtype != "auto"):
+        raise Unsupported(
+            f"the tensors of {c.family.model_type or c.family.gguf_arch!r} have no names here, so they can only be copied", SAME
+        )
     if r.cos_sin:
         raise UsageError("--cos-sin belongs to safetensors with --carry tensors", "no GGUF reader takes such caches")
     _check_computable(c, r)
     carrier, keys, freqs = carry_gguf(c, r.rope, r.context, r.carry)
-    tensors = [_piece(c, name, t, r.outtype) for name, t in c.tensor_by_gguf_name().items()]
+    tensors = [_piece(c, name, part, r.outtype) for name, part in c.parts(gguf=True).items()]
     fields = _from_gguf(c, tensors, r) if c.gguf else _from_hf(c, tensors, r)
     fields = with_rope(fields, keys, r.recipe)
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
     job = gguf_job(r.out.name, fields, with_freqs(tensors, freqs, c), alignment)
-    identical = all(p.source.dtype == p.target.dtype for p in tensors)
+    identical = all(p.dtype == p.target.dtype for p in tensors)
     return Plan(r.out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, (job,), r.outtype, identical, tuple(_notes(tensors)))
 
 
@@ -61,23 +67,19 @@ def with_freqs(pieces: list[Piece], freqs: Array | None, c: Checkpoint) -> list[
     """The pieces with `rope_freqs.weight` where an existing file has it, else at the end; without it when freqs is None."""
     if freqs is None:
         return pieces
-    tensor = in_memory(ROPE_FREQS, freqs.astype("<f4"), "F32")
-    piece = Piece(tensor, tensor)
+    piece = unchanged(in_memory(ROPE_FREQS, freqs.astype("<f4"), "F32"))
     names = list(c.gguf.tensors) if c.gguf else []
     at = names.index(ROPE_FREQS) if ROPE_FREQS in names else len(pieces)
     return [*pieces[:at], piece, *pieces[at:]]
 
 
-def _piece(c: Checkpoint, name: str, t: Tensor, outtype: str) -> Piece:
+def _piece(c: Checkpoint, name: str, part: Part, outtype: str) -> Piece:
     if c.gguf is not None and outtype == "auto":
-        return Piece(t, t)
-    dtype = target_dtype(t, name, outtype)
-    shape = t.shape
-    transform = c.family.transform(name) if c.gguf is None else None
-    heads = c.heads(transform[-1]) if transform else 0
+        return unchanged(part.sources[0])
+    dtype = target_dtype(part, name, outtype)
     if dtype not in ("F32", "F16", "BF16", "Q8_0"):
-        raise Unsupported(f"tensor {t.name!r} is {t.dtype}, which GGUF does not keep as it is", "--outtype f16 or bf16")
-    return Piece(Tensor(name, dtype, shape, nbytes_of(dtype, shape)), t, heads)
+        raise Unsupported(f"tensor {part.sources[0].name!r} is {part.dtype}, which GGUF does not keep as it is", "--outtype f16 or bf16")
+    return Piece(Tensor(name, dtype, part.shape, nbytes_of(dtype, part.shape)), part.sources, part.order)
 
 
 def _check_computable(c: Checkpoint, r: Request) -> None:
@@ -98,7 +100,7 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
 
 def _check_head(c: Checkpoint) -> None:
     """Raise Unsupported when a tied model holds a head that is not its embedding: readers differ in which they take."""
-    head, embedding = c.tensors.get("lm_head.weight"), c.tensors.get("model.embed_tokens.weight")
+    head, embedding = (c.tensors.get(c.family.to_hf(name)[0]) for name in ("output.weight", "token_embd.weight"))
     if c.gguf or not c.hparams["tie_word_embeddings"] or head is None or embedding is None or c.source.headers is not None:
         return
     step = 1 << 24
@@ -130,9 +132,11 @@ def _from_hf(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field 
         "general.type": Value("str", "model"),
         **_general(c, pieces),
     }
-    for hf, key in c.family.hparams.items():
-        value = c.hparams[hf]
-        fields[f"{arch}.{key}"] = Value("f32", value) if isinstance(value, float) else Value("u32", positive_int(value, hf))
+    for hf in c.family.hparams:
+        key, kind = c.family.gguf_key(hf)
+        if c.hparams[hf] is not None:
+            fields[key] = Value(kind, c.hparams[hf])
+    fields |= {f"{arch}.{key}": Value(*value) for key, value in c.family.constants.items()}
     fields[f"{arch}.attention.value_length"] = Value("u32", c.head_dim)
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
     fields["general.file_type"] = Value("u32", _file_type(pieces))
@@ -163,7 +167,7 @@ def _file_type(pieces: list[Piece]) -> int:
 
 
 def _notes(pieces: list[Piece]) -> list[str]:
-    requantized = any(p.source.dtype not in ("F32", "F16", "BF16", p.target.dtype) for p in pieces)
-    fallback = [p for p in pieces if p.target.dtype == "F16" and p.source.dtype not in ("F16",) and p.target.shape[-1] % 32]
+    requantized = any(p.dtype not in ("F32", "F16", "BF16", p.target.dtype) for p in pieces)
+    fallback = [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]
     notes = ["the base is quantized already: changing its type cannot bring back what it lost"] if requantized else []
     return notes + ([f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16"] if fallback else [])

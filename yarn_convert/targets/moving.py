@@ -23,33 +23,40 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..checkpoint import MANIFEST
-from ..dtypes import PLAIN, Scratch, from_f32, to_f32
+from ..dtypes import Scratch, from_f32, to_f32
 from ..errors import OutputError
-from ..gguf_file import Field, Value, block_sizes, type_numbers
+from ..gguf_file import Field, Value
+from ..layout import AS_IT_IS, Order
 from ..tensors import Bytes, Tensor, read_into
+from .rows import ordered, plain_dtype, row_of
 
 Progress = Callable[[int], None]
 KERNEL_PIECE = 16 << 20  # bytes a copy_file_range call: enough to be as fast as one, and the disk starts to write early
-READ_PIECE = 4 << 20  # bytes read at a time
 ELEMENTS = 1 << 18  # elements converted at a time: 1 MiB of float32 stays in a core's cache
 MAGIC = 8  # bytes of a weight file that are written last: until then no reader takes it for a model
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor to write: `target`'s dtype and shape from `source`'s bytes.
-
-    `interleave` is the number of heads whose rows are interleaved (HF to GGUF), or minus it for the way back; 0 keeps
-    the rows. Same dtype and 0 is a byte copy.
-    """
+    """One tensor to write: `target`'s dtype and shape from the bytes of `sources`, which are alike, in this order of rows."""
 
     target: Tensor
-    source: Tensor
-    interleave: int = 0
+    sources: tuple[Tensor, ...]
+    order: Order = AS_IT_IS
+
+    @property
+    def dtype(self) -> str:
+        """The type of the sources."""
+        return self.sources[0].dtype
 
     @property
     def is_copy(self) -> bool:
-        return self.interleave == 0 and self.source.dtype == self.target.dtype
+        return self.order.is_plain and self.dtype == self.target.dtype
+
+
+def unchanged(t: Tensor) -> Piece:
+    """A tensor that is written as it is."""
+    return Piece(t, (t,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ def bytes_of(job: WriteTensors) -> bytes:
     data = bytearray(job.size)
     data[: len(job.header)] = job.header
     for piece, at in job.pieces:
-        data[at : at + piece.target.nbytes] = piece.source.read().tobytes()
+        data[at : at + piece.target.nbytes] = b"".join(t.read().tobytes() for t in piece.sources)
     return bytes(data)
 
 
@@ -158,9 +165,12 @@ class Mover:
         self.progress(job.size)
 
     def _piece(self, path: Path, piece: Piece, offset: int) -> None:
-        source = piece.source
-        if piece.is_copy and source.path is not None:
-            return self._range(source.path, source.offset, path, offset, source.nbytes)
+        if piece.is_copy and all(t.path is not None for t in piece.sources):
+            for t in piece.sources:
+                assert t.path is not None
+                self._range(t.path, t.offset, path, offset, t.nbytes)
+                offset += t.nbytes
+            return
         with open(path, "r+b", buffering=0) as f:
             f.seek(offset)
             for data in converted(piece):
@@ -184,46 +194,20 @@ class Mover:
 
 
 def converted(piece: Piece) -> Iterator[Bytes]:
-    """The target's bytes, in order, a piece at a time: rows interleaved, then the type changed.
+    """The target's bytes, in order, some MiB at a time: rows moved, then the type changed. Always whole rows.
 
-    A piece is to be used before the next one is asked for: they share their memory.
+    A part is to be used before the next one is asked for: they share their memory.
     """
-    source, target = piece.source, piece.target
-    elements, stored = _block(source.dtype)
-    step = ELEMENTS // elements * stored
-    scratch = Scratch()
-    for data in _rows(piece):
-        if source.dtype == target.dtype:
-            yield data
-            continue
+    dtype, added, scratch = plain_dtype(piece.sources, piece.order), np.float32(piece.order.added), Scratch()
+    if dtype == piece.target.dtype and not added:
+        yield from ordered(piece.sources, piece.order)
+        return
+    elements, row = row_of(dtype, piece.target.shape)
+    step = max(1, ELEMENTS // elements) * row
+    for data in ordered(piece.sources, piece.order):
         for at in range(0, data.nbytes, step):
-            yield from_f32(to_f32(data[at : at + step], source.dtype, scratch), target.dtype, scratch)
-
-
-def _rows(piece: Piece) -> Iterator[Bytes]:
-    """The source's bytes with their rows in the target's order, some MiB at a time: whole heads where rows move."""
-    source, heads = piece.source, abs(piece.interleave)
-    elements, stored = _block(source.dtype)
-    unit = source.nbytes // heads if heads else ELEMENTS // elements * stored
-    step = max(1, READ_PIECE // unit) * unit
-    for at in range(0, source.nbytes, step):
-        data = source.read(at, min(step, source.nbytes - at))
-        yield _interleave(data, unit, source, piece) if heads else data
-
-
-def _interleave(data: Bytes, head: int, source: Tensor, piece: Piece) -> Bytes:
-    """Rows (2, n/2) of each head become (n/2, 2), or back. Whole rows move, so any dtype will do."""
-    rows = source.shape[0] // abs(piece.interleave)
-    halves = (2, rows // 2) if piece.interleave > 0 else (rows // 2, 2)
-    return np.ascontiguousarray(data.reshape(-1, *halves, head // rows).swapaxes(1, 2)).reshape(-1)
-
-
-def _block(dtype: str) -> tuple[int, int]:
-    """(elements, bytes) of one block."""
-    if dtype in PLAIN:
-        return 1, PLAIN[dtype]
-    _, elements, stored = block_sizes()[type_numbers()[dtype]]
-    return elements, stored
+            x = to_f32(data[at : at + step], dtype, scratch)
+            yield from_f32(x + added if added else x, piece.target.dtype, scratch)
 
 
 # -- one file ---------------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from ..checkpoint import Checkpoint
 from ..dtypes import OUTTYPES
 from ..errors import Inexpressible, UsageError
 from ..json_text import REMOVE
+from ..layout import Part
 from ..rope import Array, Rope, table, temperature
-from ..tensors import Tensor
 from .moving import Job
 
+ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # conversion/base.py, prepare_tensors
 CARRIERS = ("auto", "metadata", "tensors")
 DECISIVE = "transformers-5"  # an HF folder that this reader would compute otherwise is never written
 
@@ -146,8 +147,8 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
 
 
 def _shape_keys(c: Checkpoint) -> dict[str, Any]:
-    arch = c.family.gguf_arch
-    return {f"{arch}.{key}": c.hparams[hf] for hf, key in c.family.hparams.items() if c.hparams.get(hf) is not None}
+    own = {c.family.gguf_key(hf)[0]: value for hf, value in c.hparams.items() if hf in c.family.hparams and value is not None}
+    return own | {f"{c.family.gguf_arch}.rope.dimension_count": c.rope.rotary_dim}
 
 
 def exact_in_llama_cpps_converter(rope: Rope) -> bool:
@@ -158,12 +159,12 @@ def exact_in_llama_cpps_converter(rope: Rope) -> bool:
     return table(rope).multiplier == temperature(rope.number("factor")) and all(rope.params.get(k, v) == v for k, v in usual.items())
 
 
-def target_dtype(t: Tensor, gguf_name: str, outtype: str) -> str:
-    """The ggml type that a tensor gets: vectors and norms are F32, as llama.cpp's converter has it; the rest `outtype`.
+def target_dtype(t: Part, gguf_name: str, outtype: str) -> str:
+    """The ggml type that a tensor gets: vectors, norms and routers are F32, as llama.cpp's converter has it; the rest `outtype`.
 
     A row that is not a whole number of Q8_0 blocks falls back to F16.
     """
-    if len(t.shape) <= 1 or gguf_name.endswith("_norm.weight"):
+    if len(t.shape) <= 1 or gguf_name.endswith(ALWAYS_F32):
         return "F32"
     if outtype == "auto":
         return t.dtype

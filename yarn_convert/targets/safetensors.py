@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ from .. import tokenizers
 from ..checkpoint import MANIFEST, Checkpoint
 from ..errors import InputError, Unsupported, UsageError
 from ..json_text import edit
+from ..layout import Part
 from ..rope import table
 from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, inside, safetensors_header
-from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors
+from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
 from .plan import Plan, Request, carry_hf, check_outtype, exact_in_llama_cpps_converter
 
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
 KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md", "USE_POLICY*")
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 ROPE_FILE = "rope.safetensors"
 ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
 
@@ -58,20 +61,24 @@ def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
         jobs: list[Job] = [CopyFile(f.name, f) for f in c.weight_files]
         index = c.source.path / INDEXES[0]
         return jobs + ([CopyFile(index.name, index)] if index.exists() else []), True
-    pieces = [hf_piece(c, name, t, outtype) for name, t in c.tensors.items()]
-    return _shards(pieces), all(p.source.dtype == p.target.dtype for p in pieces)
+    pieces = hf_pieces(c, outtype)
+    return _shards(pieces), all(p.dtype == p.target.dtype for p in pieces)
 
 
-def hf_piece(c: Checkpoint, name: str, t: Tensor, outtype: str) -> Piece:
-    """How a tensor, by its own format's name, becomes one of a folder in HF layout."""
-    hf_name = c.family.hf_name(name) if c.gguf else name
-    transform = c.family.transform(name) if c.gguf else None
-    plain = t.dtype if t.dtype in TORCH_NAMES else "F32"
-    dtype = plain if outtype == "auto" or len(t.shape) == 1 else outtype.upper()
-    if c.gguf is None and t.dtype not in TORCH_NAMES and dtype != t.dtype:
-        raise Unsupported(f"tensor {name!r} is {t.dtype}: its type cannot be changed", "--outtype auto")
-    target = Tensor(hf_name, dtype, t.shape, t.elements * SAFETENSORS_BITS[dtype] // 8)
-    return Piece(target, t, -c.heads(transform[-1]) if transform else 0)
+def hf_pieces(c: Checkpoint, outtype: str) -> list[Piece]:
+    """Every tensor of the folder; one that is in HF layout already keeps even the buffers that no runtime reads."""
+    parts = c.parts(gguf=False) if c.gguf else {name: Part(t.shape, (t,)) for name, t in c.tensors.items()}
+    return [hf_piece(name, part, outtype) for name, part in parts.items()]
+
+
+def hf_piece(name: str, part: Part, outtype: str) -> Piece:
+    """How a part becomes a tensor of a folder in HF layout."""
+    plain = part.dtype if part.dtype in SAFETENSORS_BITS else "F32"
+    dtype = plain if outtype == "auto" or len(part.shape) == 1 else outtype.upper()
+    if dtype != part.dtype and part.dtype in SAFETENSORS_BITS and part.dtype not in TORCH_NAMES:
+        raise Unsupported(f"tensor {name!r} is {part.dtype}: its type cannot be changed", "--outtype auto")
+    size = math.prod(part.shape) * SAFETENSORS_BITS[dtype] // 8
+    return Piece(Tensor(name, dtype, part.shape, size), part.sources, part.order)
 
 
 def _shards(pieces: list[Piece]) -> list[Job]:
@@ -127,36 +134,41 @@ def _with_length(path: Path, key: str, old: int, new: int) -> Job:
 def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     """A config.json for what a GGUF describes. Unsupported when a key of its architecture is not understood."""
     assert c.gguf is not None
-    arch = c.family.gguf_arch
-    known = {*c.family.hparams.values(), *c.family.gguf_known}
-    leftover = [
-        k
-        for k in c.gguf.fields
-        if k.startswith(f"{arch}.") and not k.startswith(f"{arch}.rope.") and k.removeprefix(f"{arch}.") not in known
-    ]
-    if leftover:
-        raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")
-    dtypes = {
-        p.target.dtype: p.target.elements for p in (hf_piece(c, n, t, outtype) for n, t in c.tensors.items()) if len(p.target.shape) > 1
-    }
-    eps = np.float32(c.hparams["rms_norm_eps"])
+    family, arch = c.family, c.family.gguf_arch
+    if not family.listed:
+        raise Unsupported(f"the tensors of the GGUF architecture {arch!r} have no names here, so they can only be copied", "--out gguf")
+    _check_keys(c)
+    dtypes = {p.target.dtype: p.target.elements for p in hf_pieces(c, outtype) if len(p.target.shape) > 1}
     ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
-    switches = {switch: _biased(c, parts) for switch, parts in c.family.biases.items()}
+    switches = {switch: _biased(c, parts) for switch, parts in family.biases.items()}
     config = {
-        "architectures": list(c.family.architectures[:1]),
+        "architectures": list(family.architectures[:1]),
         "bos_token_id": ids["bos_token_id"],
         "eos_token_id": ids["eos_token_id"],
         "pad_token_id": ids["padding_token_id"],
-        "hidden_act": c.family.fixed["hidden_act"][0],
+        **{key: values[0] for key, values in family.fixed.items() if key in ACTIVATIONS},
         **switches,
-        "model_type": c.family.model_type,
-        **c.hparams,
-        # The shortest decimal of the float32 that the GGUF holds: 1e-05, not 9.999999747378752e-06.
-        "rms_norm_eps": float(str(eps)),
+        "model_type": family.model_type,
+        **{family.own(key): _shortest(value) for key, value in c.hparams.items()},
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
     }
     return {k: v for k, v in config.items() if v is not None}
+
+
+def _check_keys(c: Checkpoint) -> None:
+    """Raise Unsupported for a key of the architecture that config.json has no known place for."""
+    assert c.gguf is not None
+    arch, family = c.family.gguf_arch, c.family
+    known = {family.gguf_key(k)[0] for k in family.hparams} | {f"{arch}.{k}" for k in (*family.gguf_known, *family.constants)}
+    leftover = [k for k in c.gguf.fields if k.startswith(f"{arch}.") and not k.startswith(f"{arch}.rope.") and k not in known]
+    if leftover:
+        raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")
+
+
+def _shortest(value: Any) -> Any:
+    """The shortest decimal of the float32 that a GGUF holds: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _biased(c: Checkpoint, parts: tuple[str, ...]) -> bool:
@@ -195,6 +207,6 @@ def _rope_file(r: Request) -> Job:
         angles = np.arange(r.context, dtype=np.float64)[:, None] * inv_freq
         arrays["rotary_emb.cos_cached"] = ((np.cos(angles) * multiplier).astype("<f4"), "F32")
         arrays["rotary_emb.sin_cached"] = ((np.sin(angles) * multiplier).astype("<f4"), "F32")
-    pieces = [Piece(t, t) for t in (in_memory(name, a, dtype) for name, (a, dtype) in arrays.items())]
+    pieces = [unchanged(in_memory(name, a, dtype)) for name, (a, dtype) in arrays.items()]
     metadata = {"attention_factor": repr(multiplier), "recipe": json.dumps(r.recipe)}
     return safetensors_job(ROPE_FILE, pieces, metadata)

@@ -12,6 +12,7 @@ from ..checkpoint import MANIFEST
 from ..convert import Conversion, Options, convert, manifest_of, prepare
 from ..errors import InputError, UsageError, YarnConvertError
 from ..json_text import pretty
+from ..layout import Part
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of, execute
 from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import INDEXES, read_safetensors, sha256
@@ -106,7 +107,7 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
             with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
                 source = Path(api.hf_hub_download(str(c.source.repo), name, revision=c.source.commit, local_dir=folder))
                 tensors, _ = read_safetensors(source)
-                job = safetensors_job(name, [hf_piece(c, n, t, conversion.plan.outtype) for n, t in tensors.items()])
+                job = safetensors_job(name, [hf_piece(n, Part(t.shape, (t,)), conversion.plan.outtype) for n, t in tensors.items()])
                 out = Path(folder, "out")
                 execute([job], out, folder=True, progress=lambda n: None, link=False, last=lambda moved, folder: [])
                 made.append({"file": name, "bytes": job.size, "how": "written", "sha256": sha256(out / name)})

@@ -8,6 +8,7 @@ spelling.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError, UsageError
+from ..layout import Part
 from ..rope import Table
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import new_config
@@ -156,40 +158,36 @@ def _needed(c: Checkpoint) -> dict[str, Any]:
 
 
 class Weights(Mapping[str, Any]):
-    """The weights by their HF names, as torch tensors made when asked for: dequantized, Q and K rows in HF order."""
+    """The weights by their HF names, as torch tensors made when asked for: dequantized, rows in HF order."""
 
     def __init__(self, c: Checkpoint, dtype: Any, swap_qk: bool) -> None:
-        self.c, self.dtype, self.swap_qk = c, dtype, swap_qk
-        self.tensors = {c.family.hf_name(name): (name, t) for name, t in c.tensor_by_gguf_name().items()}
-        self.nbytes = sum(t.elements for _, t in self.tensors.values()) * dtype.itemsize
+        self.dtype = dtype
+        self.parts = {name: (part.turned(1) or part) if swap_qk else part for name, part in c.parts(gguf=False).items()}
+        self.head, self.embedding = (c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
+        self.nbytes = sum(math.prod(part.shape) for part in self.parts.values()) * dtype.itemsize
 
     def __getitem__(self, name: str) -> Any:
         import torch
 
-        if name == "lm_head.weight" and name not in self.tensors:
-            name = "model.embed_tokens.weight"  # tied
-        gguf_name, t = self.tensors[name]
-        return torch.from_numpy(hf_weight(self.c, gguf_name, t, self.swap_qk)).to(self.dtype)
+        tied = name == self.head and name not in self.parts
+        return torch.from_numpy(as_f32(self.parts[self.embedding if tied else name])).to(self.dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
+        return iter(self.parts)
 
     def __len__(self) -> int:
-        return len(self.tensors)
+        return len(self.parts)
 
 
-def hf_weight(c: Checkpoint, gguf_name: str, t: Tensor, swap_qk: bool = False) -> NDArray[np.float32]:
-    """One tensor as float32 in HF's order of rows. `swap_qk`: with Q's and K's rows moved once too often or too seldom."""
-    transform = c.family.transform(gguf_name)
-    heads = c.heads(transform[-1]) if transform else 0
-    moved = -heads if bool(c.gguf) != swap_qk else heads if swap_qk and not c.gguf else 0
-    out = np.empty(t.elements, np.float32)
-    at = 0
-    for piece in converted(Piece(Tensor(t.name, "F32", t.shape, 4 * t.elements), t, moved)):
+def as_f32(part: Part) -> NDArray[np.float32]:
+    """A part as float32, whole in memory."""
+    n = math.prod(part.shape)
+    out, at = np.empty(n, np.float32), 0
+    for piece in converted(Piece(Tensor("", "F32", part.shape, 4 * n), part.sources, part.order)):
         values = piece.view(np.float32)
         out[at : at + len(values)] = values
         at += len(values)
-    return out.reshape(t.shape)
+    return out.reshape(part.shape)
 
 
 def _replace_rotary(net: Any) -> Any:

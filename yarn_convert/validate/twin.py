@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import layout
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dialects import ROPE_FREQS
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
 from ..json_text import REMOVE, edit
 from ..source import Source
 from ..targets.gguf import gguf_job
-from ..targets.moving import Job, Piece, WriteBytes, execute
-from ..targets.safetensors import safetensors_job
+from ..targets.moving import Job, WriteBytes, execute, unchanged
+from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import SINGLES, in_memory, inside
 
 VOCAB, HIDDEN_MIN, FEED_FORWARD = 64, 64, 32
@@ -48,7 +49,7 @@ def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
 
 def _names(c: Checkpoint) -> list[str]:
     """GGUF names of the twin's tensors: those of the first layer and outside of layers, with a head of its own."""
-    there = c.tensor_by_gguf_name()
+    there = c.parts(gguf=True)
     if there:
         first = [name for name in there if not name.startswith("blk.") or name.startswith("blk.0.")]
     else:  # a config.json alone
@@ -58,7 +59,7 @@ def _names(c: Checkpoint) -> list[str]:
 
 
 def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray[np.float32]]:
-    """Seeded float32 arrays by GGUF name, rows in HF order. Norms are 1, embeddings spread by 1, the rest by 1/√columns."""
+    """Seeded float32 arrays by GGUF name and in its order. Norms are 1, embeddings spread by 1, the rest by 1/√columns."""
     rng, arrays = np.random.default_rng(seed), {}
     for name in names:
         part = name.removeprefix("blk.0.")
@@ -79,14 +80,16 @@ def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, ND
     changes: dict[str, Any] = {**sizes, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     changes |= {k: "float32" for k in ("dtype", "torch_dtype") if k in config}
     changes |= dict.fromkeys([k for k in REFUSED_IN_A_TWIN if k in config], REMOVE)
-    pieces = [in_memory(small.family.hf_name(name), a, "F32") for name, a in arrays.items()]
-    return [WriteBytes("config.json", edit(text, changes).encode()), safetensors_job(SINGLES[0], [Piece(t, t) for t in pieces])]
+    made = {name: in_memory(name, a, "F32") for name, a in arrays.items()}
+    parts = layout.to_hf(small.family, made, small.sizes)
+    pieces = [hf_piece(name, part, "auto") for name, part in parts.items()]
+    return [WriteBytes("config.json", edit(text, changes).encode()), safetensors_job(SINGLES[0], pieces)]
 
 
 def _gguf(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]], out: Path) -> list[Job]:
     assert small.gguf is not None
     arch = small.family.gguf_arch
-    keys = {f"{arch}.{small.family.hparams[k]}": n for k, n in sizes.items()}
+    keys = {small.family.gguf_key(k)[0]: n for k, n in sizes.items() if k in small.family.hparams}
     keys |= {f"{arch}.attention.value_length": small.head_dim}
     old = {k: v for k, v in small.gguf.fields.items() if k == "general.architecture" or k.startswith(f"{arch}.")}
     fields: dict[str, Field | Value] = {k: Value("u32", keys[k]) if k in keys else v for k, v in old.items()}
@@ -94,9 +97,7 @@ def _gguf(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDAr
     fields |= {"tokenizer.ggml.model": Value("str", "none")}
     pieces = []
     for name, a in arrays.items():
-        t = in_memory(name, a, "F32")
-        pieces.append(Piece(t, t))  # random rows are as good in one order as in the other
+        pieces.append(unchanged(in_memory(name, a, "F32")))
     if ROPE_FREQS in small.gguf.tensors:
-        freqs = small.gguf.tensors[ROPE_FREQS]
-        pieces.append(Piece(freqs, freqs))
+        pieces.append(unchanged(small.gguf.tensors[ROPE_FREQS]))
     return [gguf_job(out.name, fields, pieces, DEFAULT_ALIGNMENT)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..errors import FormatError, Unsupported
+from ..layout import Part
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
 from ..tensors import Tensor, sha256
@@ -72,19 +73,20 @@ def _against_hashes(c: Checkpoint, hashes: Mapping[str, str | None], progress: P
 
 
 def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[str, Any]:
-    mine, theirs = c.tensor_by_gguf_name(), base.tensor_by_gguf_name()
-    head, embedding = "output.weight", "token_embd.weight"
-    for tensors in (mine, theirs):  # a tied model may be written with its head or without
-        if head not in tensors and embedding in tensors:
-            tensors[head] = tensors[embedding]
+    mine, theirs = c.parts(bool(c.gguf)), base.parts(bool(c.gguf))
+    head, embedding = (name if c.gguf else c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
+    for parts in (mine, theirs):  # a tied model may be written with its head or without
+        if head not in parts and embedding in parts:
+            parts[head] = parts[embedding]
     strangers = sorted(set(mine) ^ set(theirs))
     if strangers:
         why = f"{len(strangers)} tensors are in one of the two only, first {strangers[0]}: another model?"
         return {"verdict": "failed", "how": "", "why": why, "different": strangers[:SHOWN]}
     kinds: dict[str, list[str]] = {IDENTICAL: [], ROUNDED: [], DEQUANTIZED: []}
     wrong: dict[str, str] = {}
-    for name, t in mine.items():
-        kind, error = same_weights(c, t, base, theirs[name], name)
+    for name, part in mine.items():
+        t = part.sources[0]
+        kind, error = same_weights(t, theirs[name])
         if error:
             wrong[name] = error
         else:
@@ -108,34 +110,31 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
     }
 
 
-def same_weights(c: Checkpoint, mine: Tensor, base: Checkpoint, theirs: Tensor, name: str) -> tuple[str, str]:
-    """(how a tensor is the base's, "") or ("", how it is not). `name` is its GGUF name."""
+def same_weights(mine: Tensor, theirs: Part) -> tuple[str, str]:
+    """(how a tensor is the base's, "") or ("", how it is not). `theirs` is the base's, in the layout of `mine`."""
     if mine.shape != theirs.shape:
         return "", f"its shape is {list(mine.shape)}, the base's {list(theirs.shape)}"
-    transform = c.family.transform(name)
-    heads = c.heads(transform[-1]) if transform else 0
-    moved = heads * (bool(c.gguf) - bool(base.gguf))  # rows are interleaved in a GGUF, not in HF's layout
-    exact = _same_bytes(mine, theirs, moved)
-    if exact:
+    if _same_bytes(mine, theirs):
         return (IDENTICAL if mine.dtype == theirs.dtype else ROUNDED), ""
-    if mine.dtype == theirs.dtype:
-        if heads and any(_same_bytes(mine, theirs, other) for other in {0, heads, -heads} - {moved}):
+    others = [part for by in (-2, -1, 1, 2) if (part := theirs.turned(by)) is not None]
+    if mine.dtype == theirs.dtype and not theirs.order.added:
+        if any(_same_bytes(mine, other) for other in others):
             return "", PERMUTED
-        return "", f"its bytes differ (a row by {_nmse(mine, theirs, moved):.1e} of its square)"
+        return "", f"its bytes differ (a row by {_nmse(mine, theirs):.1e} of its square)"
     bound = ROW * (ERROR_BOUND.get(mine.dtype, UNKNOWN) + ERROR_BOUND.get(theirs.dtype, UNKNOWN))
-    error = _nmse(mine, theirs, moved)
+    error = _nmse(mine, theirs)
     if error <= bound:
         return DEQUANTIZED, ""
-    if heads and min(_nmse(mine, theirs, other) for other in {0, heads, -heads} - {moved}) <= bound:
+    if others and min(_nmse(mine, other) for other in others) <= bound:
         return "", PERMUTED
     return "", f"a row differs by {error:.1e} of its square, {mine.dtype} may by {bound:.1e}"
 
 
-def _same_bytes(mine: Tensor, theirs: Tensor, moved: int) -> bool:
+def _same_bytes(mine: Tensor, theirs: Part) -> bool:
     """Whether `mine` is what converting `theirs` gives, byte for byte; False where we have no such conversion."""
     at = 0
     try:
-        for piece in converted(Piece(mine, theirs, moved)):
+        for piece in converted(Piece(mine, theirs.sources, theirs.order)):
             if not np.array_equal(mine.read(at, piece.nbytes), piece):
                 return False
             at += piece.nbytes
@@ -144,11 +143,11 @@ def _same_bytes(mine: Tensor, theirs: Tensor, moved: int) -> bool:
     return at == mine.nbytes
 
 
-def _nmse(mine: Tensor, theirs: Tensor, moved: int) -> float:
+def _nmse(mine: Tensor, theirs: Part) -> float:
     """Σ(a − b)² / Σb² of the worst row, both dequantized; infinite for a NaN and for a row that was zero and is not."""
-    wide = [Tensor(t.name, "F32", t.shape, 4 * t.elements) for t in (mine, theirs)]
+    wide = Tensor(mine.name, "F32", mine.shape, 4 * mine.elements)
     columns, worst = mine.shape[-1], 0.0
-    ours, others = _stream(Piece(wide[0], mine)), _stream(Piece(wide[1], theirs, moved))
+    ours, others = _stream(Piece(wide, (mine,))), _stream(Piece(wide, theirs.sources, theirs.order))
     size = max(1, (1 << 20) // columns) * columns
     for a, b in zip(_even(ours, size), _even(others, size), strict=True):
         x, y = (v.astype(np.float64).reshape(-1, columns) for v in (a, b))

@@ -1,0 +1,68 @@
+"""The table of model families, as data. To support a family is to add one row; nothing else has to change.
+
+`schema` says what a row is; the rows lie in one module a kin. A model whose family has no row gets a stand-in: its RoPE
+can still be read and its tensors copied, but none of them can be named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import Unsupported
+from .aliases import ALIASES, Alias
+from .derived import normalized
+from .llama import LLAMA, MISTRAL
+from .schema import Family
+
+__all__ = ["ALIASES", "FAMILIES", "LLAMA", "MISTRAL", "Alias", "Family", "for_config", "for_gguf", "normalized"]
+
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL)
+
+NO_ROPE = {
+    "gpt2": "learned positions", "bert": "learned positions", "roberta": "learned positions", "opt": "learned positions",
+    "gpt_bigcode": "learned positions", "t5": "relative position buckets", "bloom": "ALiBi", "mpt": "ALiBi", "mamba": "no positions",
+    "rwkv": "no positions",
+}  # fmt: skip
+ONLY_ROPE = "only models with rotary embeddings can be extended"
+STANDARD = {k: v for k, v in LLAMA.hparams.items() if k not in ("rms_norm_eps", "vocab_size")}  # GGUF's docs/gguf.md, "[llm]"
+
+
+def for_config(config: Mapping[str, Any]) -> Family:
+    """The row of a config.json, or a stand-in. Unsupported for a model without RoPE or that is no language model."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise Unsupported(f"config.json has the model_type {model_type!r}, which is no name of a family", known())
+    _check_rope(model_type)
+    architectures = config.get("architectures")  # absent or null in some old checkpoints
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            if architectures is not None and first not in family.architectures:
+                raise Unsupported(f"architectures {architectures!r} is not a {model_type} language model", known())
+            return family
+    if isinstance(first, str) and first.endswith("ForCausalLM"):
+        return stand_in(model_type, first, "")
+    raise Unsupported(f"unknown model_type {model_type!r}", known())
+
+
+def for_gguf(arch: str, keys: Mapping[str, Any]) -> Family:
+    """The row of a GGUF architecture, or a stand-in. Of rows that share it, the first with the most `marks` among `keys`."""
+    _check_rope(arch)
+    rows = [f for f in FAMILIES if f.gguf_arch == arch and all(f"{arch}.{mark}" in keys for mark in f.marks)]
+    return max(rows, key=lambda f: len(f.marks), default=stand_in("", "", arch))
+
+
+def stand_in(model_type: str, architecture: str, arch: str) -> Family:
+    """A row without names: a checkpoint of an unlisted family can be extended in its own format only."""
+    may_lack = frozenset(STANDARD) - {"max_position_embeddings"}
+    return Family(model_type, (architecture,), arch, {}, STANDARD, {}, "", may_lack=may_lack, listed=False)
+
+
+def _check_rope(name: str) -> None:
+    if name in NO_ROPE:
+        raise Unsupported(f"{name} has {NO_ROPE[name]}, not RoPE: there is nothing to extend", ONLY_ROPE)
+
+
+def known() -> str:
+    return f"known model types: {', '.join(f.model_type for f in FAMILIES)}"
