@@ -13,7 +13,6 @@ import numpy as np
 from . import dialects, families, layout
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
-from .families.schema import numbered
 from .gguf_file import Gguf, read_gguf
 from .layout import Part
 from .rope import Rope, rope_of, table
@@ -78,7 +77,8 @@ class Checkpoint:
         sizes = {size: h[key] for size, key in SIZES.items() if isinstance(h.get(key), int)}
         sizes["heads"], sizes["kv_heads"], sizes["head"] = self.heads("q"), self.heads("k"), self.head_dim
         sizes["q"], sizes["kv"] = (sizes[n] * self.head_dim for n in ("heads", "kv_heads"))
-        return sizes | {"qkv": sizes["q"] + 2 * sizes["kv"]}
+        sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
+        return sizes | {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
 
     def kv_bytes(self, context: int, element: int = 2) -> int:
         """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16)."""
@@ -138,7 +138,9 @@ def _open_gguf(source: Source) -> Checkpoint:
     rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
     if rotary_dim > hparams["head_dim"]:
         raise FormatError(f"rope.dimension_count {rotary_dim:,} is more than the {hparams['head_dim']:,} of a head", "write the GGUF again")
-    rope, ignored = dialects.gguf_read(keys, arch, rotary_dim, _rope_freqs(gguf, rotary_dim))
+    other_layers = {family.gguf_key(hf)[0] for hf, key in family.hparams.items() if key.startswith("rope.")}
+    rope_keys = {k: v for k, v in keys.items() if k not in other_layers}
+    rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, _rope_freqs(gguf, rotary_dim))
     rope, ours = _left_recipe(keys.get(RECIPE), rope)
     tensors = {name: t for name, t in gguf.tensors.items() if name != dialects.ROPE_FREQS}
     checkpoint = Checkpoint(
@@ -218,11 +220,10 @@ def _check_part(c: Checkpoint, name: str, part: Part) -> None:
     expected = tuple(c.sizes[size] for size in c.family.shapes[layout.part_of(name)])
     if part.shape != expected:
         raise FormatError(f"{what} has the shape {list(part.shape)}, the config describes {list(expected)}", MISMATCH)
-    if c.gguf is not None or pieces[-1] != "bias" or numbered(name).template not in c.family.optional:
-        return
-    switched_on = {part for switch, on in c.family.biases.items() if c.config.get(switch) for part in on}
-    if pieces[-2] not in switched_on:
-        raise FormatError(f"config.json does not turn on the bias {what}: transformers drops it, other readers may not", MISMATCH)
+    part_name = layout.part_of(name)
+    switches = [switch for switch, on in c.family.switches.items() if part_name in on]
+    if c.gguf is None and switches and not c.config.get(switches[0]):
+        raise FormatError(f"config.json does not turn on {what}: transformers drops it, other readers may not", MISMATCH)
 
 
 MISMATCH = "config and weights do not belong together"

@@ -13,6 +13,7 @@ import numpy as np
 
 from .errors import FormatError, Unsupported
 from .families import Family
+from .families.schema import NO_EXPERT
 from .tensors import Tensor
 
 Sizes = Mapping[str, int]
@@ -117,7 +118,7 @@ def to_gguf(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict
 def _to_gguf(family: Family, name: str, part: int, experts: dict[int, Tensor], sizes: Sizes) -> Part:
     sources = tuple(experts[e] for e in sorted(experts))
     alike(name, sources)
-    stacked = len(sources) > 1 or "experts" in family.shapes.get(part_of(name), ())[:1]
+    stacked = NO_EXPERT not in experts
     if stacked and sorted(experts) != list(range(len(experts))):
         raise FormatError(
             f"{name}: {len(experts)} experts are there, up to number {max(experts)}", "the checkpoint is incomplete: get it again"
@@ -138,7 +139,7 @@ def to_hf(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict[s
     """The parts of an HF folder, by their names, from the tensors of a GGUF. Raises Unsupported for one without a name."""
     found: dict[str, dict[int, Tensor]] = {}
     for name, t in tensors.items():
-        template, part = family.to_hf(name)
+        template, part = family.to_hf(name, tensors)
         found.setdefault(template, {})[part] = t
     result: dict[str, Part] = {}
     for template, pieces in found.items():

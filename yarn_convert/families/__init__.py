@@ -12,12 +12,19 @@ from typing import Any
 from ..errors import Unsupported
 from .aliases import ALIASES, Alias
 from .derived import normalized
-from .llama import LLAMA, MISTRAL
+from .gemma import GEMMA2, GEMMA3
+from .llama import GRANITE, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from .neox import FALCON, GPT_NEOX, PHI3, STABLELM, STARCODER2
+from .others import COHERE, GLM4, OLMO2
+from .qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from .schema import Family
 
 __all__ = ["ALIASES", "FAMILIES", "LLAMA", "MISTRAL", "Alias", "Family", "for_config", "for_gguf", "normalized"]
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, PHI3, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, OLMO2, INTERNLM2,
+    STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE,
+)  # fmt: skip
 
 NO_ROPE = {
     "gpt2": "learned positions", "bert": "learned positions", "roberta": "learned positions", "opt": "learned positions",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from .schema import Family
@@ -20,4 +20,69 @@ def normalized(family: Family, config: Config) -> dict[str, Any]:
     return full | RULES[family.derived](full) if family.derived else full
 
 
-RULES: Mapping[str, Callable[[Config], dict[str, Any]]] = {}
+def _falcon(c: Config) -> dict[str, Any]:
+    """Heads of keys: one, one a group, or one a query (transformers, modeling_falcon.py FalconAttention); sizes and old names."""
+    heads = c.get("num_attention_heads", c.get("n_head"))
+    grouped = c.get("num_kv_heads") or c.get("n_head_kv") or heads
+    kv_heads = grouped if c["new_decoder_architecture"] else 1 if c["multi_query"] else heads
+    old = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+    named = {k: c.get(k, c.get(v)) for k, v in old.items()}
+    return {**named, "num_key_value_heads": kv_heads, "intermediate_size": c.get("ffn_hidden_size") or 4 * c.get("hidden_size", 0)}
+
+
+def _gemma(c: Config) -> dict[str, Any]:
+    """Whether scores are divided by √head_dim, which llama.cpp does whatever query_pre_attn_scalar says."""
+    return {"scaled_by_head": c.get("query_pre_attn_scalar") == c.get("head_dim")}
+
+
+def _cohere(c: Config) -> dict[str, Any]:
+    """Command R's max_position_embeddings is what transformers allocated, model_max_length what it was trained on."""
+    return {"max_position_embeddings": c.get("model_max_length") or c.get("max_position_embeddings")}
+
+
+def _every_fourth_without_rope(c: Config) -> dict[str, Any]:
+    """SmolLM3: `no_rope_layers`, 0 for a layer without RoPE, wins over the interval from which it is made."""
+    layers = c.get("no_rope_layers")
+    if not isinstance(layers, list):
+        return {}
+    return {"no_rope_layer_interval": 4 if layers == [int((i + 1) % 4 != 0) for i in range(len(layers))] else layers}
+
+
+def _experts_of_full_size(c: Config) -> dict[str, Any]:
+    """Mixtral's experts have the size that config.json calls the layer's."""
+    return {"moe_intermediate_size": c.get("intermediate_size")}
+
+
+RULES: Mapping[str, Callable[[Config], dict[str, Any]]] = {
+    "falcon": _falcon,
+    "gemma": _gemma,
+    "cohere": _cohere,
+    "every_fourth_without_rope": _every_fourth_without_rope,
+    "experts_of_full_size": _experts_of_full_size,
+}
+
+
+def _falcon_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    """The decoder that has these heads of keys and norms; the newer one where both would do."""
+    kv_heads, two_norms = c["num_key_value_heads"], "blk.0.attn_norm_2.weight" in names
+    old = kv_heads == 1 and not two_norms
+    said = {"alibi": False, "bias": False, "parallel_attn": True, "multi_query": True, "new_decoder_architecture": not old}
+    ours = {"num_kv_heads": kv_heads, "num_ln_in_parallel_attn": 2 if two_norms else 1}
+    return said | {"ffn_hidden_size": c["intermediate_size"]} | ({} if old else ours)
+
+
+def _gemma_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    return {"query_pre_attn_scalar": c["head_dim"]}
+
+
+def _stablelm_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    return {"use_parallel_residual": "blk.0.ffn_norm.weight" not in names}
+
+
+# family's model_type -> (hparams, GGUF names) -> what its config.json says that no single key of the GGUF does
+SAID: Mapping[str, Callable[[Config, Container[str]], dict[str, Any]]] = {
+    "falcon": _falcon_said,
+    "gemma2": _gemma_said,
+    "gemma3_text": _gemma_said,
+    "stablelm": _stablelm_said,
+}

@@ -61,7 +61,9 @@ INTERLEAVED = {  # ggml's "norm" RoPE turns neighbours (2i, 2i+1), HF turns halv
     "blk.{i}.attn_k.bias": "interleave",
 }
 KNOWN = frozenset({"attention.value_length", "rope.dimension_count"})
-ATTENTION, MLP = ("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")
+ATTENTION, MLP = (
+    tuple(f"{x}.bias" for x in parts) for parts in (("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down"))
+)
 BUFFERS = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)  # recomputed by every reader since transformers 4.32
 SILU = {"hidden_act": ("silu",)}
 
@@ -81,7 +83,7 @@ LLAMA = Family(
     "src/llama-model.cpp load_hparams; src/llama-context.cpp constructor (yarn_attn_factor overwritten)",
     shapes=SHAPES,
     defaults={"rms_norm_eps": 1e-6},  # transformers, configuration_llama.py
-    biases={"attention_bias": ATTENTION, "mlp_bias": MLP},
+    switches={"attention_bias": ATTENTION, "mlp_bias": MLP},
 )
 
 MISTRAL = Family(
@@ -100,6 +102,122 @@ MISTRAL = Family(
     "transformers 4.57.6: models/mistral/configuration_mistral.py leaves an absent head_dim None, and yarn then fails",
     shapes=SHAPES,
     defaults={"rms_norm_eps": 1e-6, "sliding_window": 4096, "num_key_value_heads": 8},  # transformers, configuration_mistral.py
+    switches={"": (*ATTENTION, *MLP)},
     windowed=True,
     spelled_out=("head_dim",),
+)
+
+NOT_DENSE = {hf: gguf for hf, gguf in PLAIN_TENSORS.items() if ".mlp." not in hf}
+EXPERT_SHAPES = {
+    "ffn_gate_inp.weight": ("experts", "hidden"),
+    "ffn_gate_exps.weight": ("experts", "expert_ff", "hidden"),
+    "ffn_up_exps.weight": ("experts", "expert_ff", "hidden"),
+    "ffn_down_exps.weight": ("experts", "hidden", "expert_ff"),
+}
+EXPERT_HPARAMS = {"num_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
+EXPERT_TWIN = {"num_experts": 2, "num_experts_per_tok": 1}
+
+MIXTRAL = Family(
+    model_type="mixtral",
+    architectures=("MixtralForCausalLM",),
+    gguf_arch="llama",
+    tensors={
+        **NOT_DENSE,
+        "model.layers.{i}.block_sparse_moe.gate.weight": "blk.{i}.ffn_gate_inp.weight",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight": "blk.{i}.ffn_gate_exps.weight",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight": "blk.{i}.ffn_down_exps.weight",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight": "blk.{i}.ffn_up_exps.weight",
+    },
+    optional=frozenset({"output.weight"}),
+    dropped=BUFFERS,
+    transforms=INTERLEAVED,
+    hparams={**HPARAMS, **EXPERT_HPARAMS},
+    renamed={"num_experts": "num_local_experts"},
+    derived="experts_of_full_size",
+    fixed=SILU,
+    marks=frozenset({"expert_count"}),
+    gguf_known=KNOWN,
+    gguf_reads=LLAMA.gguf_reads,
+    evidence=LLAMA.evidence + "; conversion/llama.py stacks experts",
+    shapes={**SHAPES, **EXPERT_SHAPES},
+    defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 8},  # transformers, configuration_mixtral.py
+    windowed=True,
+    twin=EXPERT_TWIN,
+)
+
+GRANITE = Family(
+    model_type="granite",
+    architectures=("GraniteForCausalLM",),
+    gguf_arch="granite",
+    tensors=TENSORS,
+    optional=LLAMA.optional,
+    dropped=BUFFERS,
+    transforms=INTERLEAVED,
+    hparams={
+        **HPARAMS,
+        "embedding_multiplier": "embedding_scale:f32",
+        "attention_multiplier": "attention.scale:f32",
+        "residual_multiplier": "residual_scale:f32",
+        "logits_scaling": "logit_scale:f32",
+    },
+    fixed=SILU,
+    gguf_known=KNOWN,
+    gguf_reads=LLAMA.gguf_reads,
+    evidence="llama.cpp 0c1e570: src/models/granite.cpp (loads rope_freqs.weight; four multipliers); conversion/granite.py GraniteModel",
+    shapes=SHAPES,
+    defaults={  # transformers, configuration_granite.py
+        "rms_norm_eps": 1e-6, "embedding_multiplier": 1.0, "attention_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
+    },
+    switches=LLAMA.switches,
+)  # fmt: skip
+
+SMOLLM3 = Family(
+    model_type="smollm3",
+    architectures=("SmolLM3ForCausalLM",),
+    gguf_arch="smollm3",
+    tensors=PLAIN_TENSORS,
+    optional=frozenset({"output.weight"}),
+    dropped=BUFFERS,
+    transforms=INTERLEAVED,
+    hparams=HPARAMS,
+    derived="every_fourth_without_rope",
+    fixed={**SILU, "use_sliding_window": (False,), "attention_bias": (False,), "mlp_bias": (False,), "no_rope_layer_interval": (4,)},
+    gguf_known=KNOWN,
+    evidence="llama.cpp 0c1e570: src/models/smollm3.cpp (n_no_rope_layer_step = 4, as written there; rope_freqs.weight is not loaded)",
+    shapes=SHAPES,
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "num_key_value_heads": 4,
+        "no_rope_layer_interval": 4,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+    },
+    twin={"no_rope_layers": [1]},
+)
+
+INTERNLM2 = Family(
+    model_type="internlm2",
+    architectures=("InternLM2ForCausalLM",),
+    gguf_arch="internlm2",
+    tensors={
+        "model.tok_embeddings.weight": "token_embd.weight",
+        "model.layers.{i}.attention_norm.weight": "blk.{i}.attn_norm.weight",
+        "model.layers.{i}.attention.wqkv.weight": tuple(f"blk.{{i}}.attn_{x}.weight" for x in "qkv"),
+        "model.layers.{i}.attention.wo.weight": "blk.{i}.attn_output.weight",
+        "model.layers.{i}.ffn_norm.weight": "blk.{i}.ffn_norm.weight",
+        "model.layers.{i}.feed_forward.w1.weight": "blk.{i}.ffn_gate.weight",
+        "model.layers.{i}.feed_forward.w2.weight": "blk.{i}.ffn_down.weight",
+        "model.layers.{i}.feed_forward.w3.weight": "blk.{i}.ffn_up.weight",
+        "model.norm.weight": "output_norm.weight",
+        "output.weight": "output.weight",
+    },
+    dropped=("model.layers.{i}.attention.rotary_emb.inv_freq",),
+    transforms={f"blk.{{i}}.attn_{x}.weight": "split_groups" for x in "qkv"},
+    hparams=HPARAMS,
+    fixed={**SILU, "bias": (False,)},
+    gguf_known=KNOWN,
+    evidence="llama.cpp 0c1e570: src/models/internlm2.cpp (rope_freqs.weight is not loaded); conversion/internlm.py InternLM2Model. "
+    "transformers runs it with remote code only, so no reference is built",
+    shapes=SHAPES,
+    defaults={"rms_norm_eps": 1e-6, "num_key_value_heads": 32},
 )

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import Unsupported
 
 LEFTOVER = "a quantized or modified checkpoint? start from the plain one; nothing is left out silently"
+NO_EXPERT = -1
 PLAIN_READS = frozenset({"type", "factor", "attn_factor", "original_context_length", "freq_base"})  # by every architecture's loader
+PARTIAL_READS = PLAIN_READS | {"dimension_count"}
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """One row. Names of tensors are templates: `{i}` is the layer, `{e}` the expert, which HF's names alone have.
 
-    `tensors`: HF name -> GGUF name, everything that a checkpoint may hold. Tensors whose name has `{e}` are stacked into
-    one of a GGUF; where several GGUF names stand, the HF tensor is split into them. `transforms`: GGUF name -> how rows
-    move, a key of `layout.TRANSFORMS`. `optional`: GGUF names that a checkpoint may lack. `dropped`: HF names of buffers
-    that no runtime reads. `shapes`: GGUF name without its layer -> sizes, as `Checkpoint.sizes` names them.
+    Tensors. `tensors`: HF name -> GGUF name, everything that a checkpoint may hold. Tensors whose name has `{e}` are stacked
+    into one of a GGUF; where several GGUF names stand, the HF tensor is split into them. `transforms`: GGUF name -> how rows
+    move, a key of `layout.TRANSFORMS`. `shapes`: GGUF name without its layer -> sizes, as `Checkpoint.sizes` names them.
+    `optional`: GGUF names that a checkpoint may lack. `switches`: config key that is true or false -> the tensors of each
+    layer that it turns on, named as in `shapes`; those under "" are ones that transformers drops. `instead`: GGUF name ->
+    (its other HF name, the GGUF name whose presence calls for that one). `dropped`: HF names of buffers that no runtime reads.
 
-    `hparams`: config.json key -> GGUF key below `{arch}.`, with its type where that is not u32 ("f32", "bool", "u32[]", …);
-    `may_lack` are those that need not be there. `renamed`: the family's own name of such a key in config.json. `defaults`:
-    what transformers takes for an absent key. `derived`: the rule for what config.json says in another form, a key of
-    `families.derived.RULES`. `fixed`: config keys whose other values llama.cpp's graph would not compute. `constants`:
-    GGUF keys that every model of the family has, as (type, value). `gguf_known`: further `{arch}.` keys that change
-    nothing we carry. `marks`: GGUF keys that tell rows of one architecture apart. `gguf_reads`: the RoPE fields that
-    the llama.cpp loader honours. `spelled_out`: config keys that a reader needs even where they only say what follows
-    from others. `biases`: config switch -> the parts whose biases it turns on; an optional bias without a switch is one
-    that transformers drops. `windowed`: it has a sliding window that its GGUF architecture lacks. `layer_type`: the only
-    layers that a recipe extends, by their name in config.json's `layer_types`. `twin`: sizes of a twin besides the usual.
-    `listed`: False for a stand-in, whose tensors have no names here.
+    Config. `hparams`: config.json key -> GGUF key below `{arch}.`, with its type where that is not u32 ("f32", "bool", …);
+    `may_lack` are those that need not be there, `unsaid` those that config.json has no place for. `renamed`: the family's own
+    name of a standard key. `defaults`: what transformers takes for an absent key. `derived`: the rule for what config.json
+    says in another form, a key of `derived.RULES`. `fixed`: config keys whose other values llama.cpp's graph would not
+    compute. `constants`: GGUF keys that every model of the family has, as (type, value). `gguf_known`: further keys that
+    change nothing we carry. `marks`: GGUF keys that tell rows of one architecture apart. `spelled_out`: config keys that a
+    reader needs even where they only say what follows from others.
+
+    RoPE and attention. `gguf_reads`: the RoPE fields that the llama.cpp loader honours; "dimension_count" where a part of
+    each head may turn. `layer_type`: the only layers that a recipe extends, by their name in config.json's `layer_types`.
+    `windowed`: it has a sliding window that its GGUF architecture lacks. `attention`: "plain", or "other" where scores are
+    capped, have sinks, or slide in some layers, which torch's own attention does not compute.
+
+    `twin`: sizes of a twin besides the usual. `evidence`: where all this was read. `listed`: False for a stand-in, whose
+    tensors have no names here.
     """
 
     model_type: str
@@ -55,10 +63,13 @@ class Family:
     marks: frozenset[str] = frozenset()
     gguf_reads: frozenset[str] = PLAIN_READS
     spelled_out: tuple[str, ...] = ()
-    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    switches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    instead: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    unsaid: frozenset[str] = frozenset()
     windowed: bool = False
     layer_type: str = ""
     twin: Mapping[str, Any] = field(default_factory=dict)
+    attention: str = "plain"
     listed: bool = True
 
     def to_gguf(self, name: str) -> list[tuple[str, int, int]]:
@@ -75,9 +86,15 @@ class Family:
         names = (found,) if isinstance(found, str) else found
         return [(template.format(i=n.layer), part, n.expert) for part, template in enumerate(names)]
 
-    def to_hf(self, name: str) -> tuple[str, int]:
-        """(HF template with only `{e}` left, which of its parts this GGUF tensor is); Unsupported if no template fits."""
+    def to_hf(self, name: str, there: Container[str] = ()) -> tuple[str, int]:
+        """(HF template with only `{e}` left, which of its parts this GGUF tensor is); `there`: the GGUF's other names.
+
+        Raises Unsupported if no template fits.
+        """
         n = numbered(name)
+        other, companion = self.instead.get(n.template, ("", ""))
+        if companion.format(i=n.layer) in there:
+            return other.format(i=n.layer), 0
         for hf, gguf in self.tensors.items():
             names = (gguf,) if isinstance(gguf, str) else gguf
             if n.template in names:
@@ -114,7 +131,7 @@ class Family:
 
 
 class Numbered(NamedTuple):
-    """A tensor's name with its first number, the layer, and its second, the expert, taken out; 0 where there is none."""
+    """A tensor's name with its first number, the layer, and its second, the expert, taken out; 0 and −1 where there is none."""
 
     template: str
     layer: int
@@ -126,5 +143,5 @@ def numbered(name: str) -> Numbered:
     template = name
     for match, mark in reversed(list(zip(found, ("{i}", "{e}"), strict=False))):
         template = template[: match.start()] + mark + template[match.end() :]
-    layer, expert = (int(found[k][0]) if k < len(found) else 0 for k in (0, 1))
-    return Numbered(template, layer, expert)
+    layer = int(found[0][0]) if found else 0
+    return Numbered(template, layer, int(found[1][0]) if len(found) > 1 else NO_EXPERT)

@@ -88,7 +88,7 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
         value = c.config.get(key)
         if c.gguf is None and value is not None and value not in values:
             raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {key} = {value!r}", "--out safetensors")
-    if c.rope.rotary_dim != c.head_dim:
+    if c.rope.rotary_dim != c.head_dim and "dimension_count" not in c.family.gguf_reads:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
     _check_head(c)
     if c.sliding_window and c.sliding_window < r.context and not r.full_attention:

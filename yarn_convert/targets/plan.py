@@ -11,12 +11,14 @@ from .. import dialects, readers
 from ..checkpoint import Checkpoint
 from ..dtypes import OUTTYPES
 from ..errors import Inexpressible, UsageError
+from ..families import Family
 from ..json_text import REMOVE
 from ..layout import Part
 from ..rope import Array, Rope, table, temperature
 from .moving import Job
 
 ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # conversion/base.py, prepare_tensors
+ROPE_OBJECTS = ("rope_scaling", "rope_parameters")
 CARRIERS = ("auto", "metadata", "tensors")
 DECISIVE = "transformers-5"  # an HF folder that this reader would compute otherwise is never written
 
@@ -73,7 +75,8 @@ def carry_hf(c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int,
     for carrier, spell in (("metadata", dialects.hf_metadata), ("tensors", dialects.hf_tensors)):
         if carry in (carrier, "auto"):
             try:
-                changes = spell(rope, context) | {k: c.hparams[k] for k in c.family.spelled_out if config.get(k) is None}
+                changes = _as_family_spells(c.family, config, spell(rope, context))
+                changes |= {k: c.hparams[k] for k in c.family.spelled_out if config.get(k) is None}
             except Inexpressible:
                 if carry == carrier:
                     raise
@@ -87,6 +90,14 @@ def carry_hf(c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int,
     if why := best[2][DECISIVE]:
         raise Inexpressible(f"{DECISIVE} would not compute this from config.json: {why}", "--carry auto, or --out gguf")
     return best
+
+
+def _as_family_spells(family: Family, config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` with the family's own names of standard keys, and with what the old RoPE objects say of the rotary dimension."""
+    partial = [v["partial_rotary_factor"] for k in ROPE_OBJECTS if (v := config.get(k)) and v.get("partial_rotary_factor") is not None]
+    own = {family.renamed[k]: v for k, v in changes.items() if k in family.renamed}
+    inner = {"partial_rotary_factor": partial[0]} if partial else {}
+    return {k: {**v, **inner} if k in ROPE_OBJECTS and v else v for k, v in changes.items()} | own
 
 
 def edited(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

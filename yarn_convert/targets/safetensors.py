@@ -13,6 +13,8 @@ import numpy as np
 from .. import tokenizers
 from ..checkpoint import MANIFEST, Checkpoint
 from ..errors import InputError, Unsupported, UsageError
+from ..families import Family
+from ..families.derived import SAID
 from ..json_text import edit
 from ..layout import Part
 from ..rope import table
@@ -140,20 +142,27 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     _check_keys(c)
     dtypes = {p.target.dtype: p.target.elements for p in hf_pieces(c, outtype) if len(p.target.shape) > 1}
     ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
-    switches = {switch: _biased(c, parts) for switch, parts in family.biases.items()}
     config = {
         "architectures": list(family.architectures[:1]),
         "bos_token_id": ids["bos_token_id"],
         "eos_token_id": ids["eos_token_id"],
         "pad_token_id": ids["padding_token_id"],
-        **{key: values[0] for key, values in family.fixed.items() if key in ACTIVATIONS},
-        **switches,
+        **_implied(family),
+        **{switch: _switched(c, parts) for switch, parts in family.switches.items() if switch},
         "model_type": family.model_type,
-        **{family.own(key): _shortest(value) for key, value in c.hparams.items()},
+        **{family.own(key): _shortest(value) for key, value in c.hparams.items() if key not in family.unsaid},
+        **(SAID[family.model_type](c.hparams, c.tensors) if family.model_type in SAID else {}),
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
     }
+    if c.rope.rotary_dim != c.head_dim:
+        config[family.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
     return {k: v for k, v in config.items() if v is not None}
+
+
+def _implied(family: Family) -> dict[str, Any]:
+    """What the GGUF architecture implies and config.json says: the activation, and what is not transformers' default."""
+    return {k: v[0] for k, v in family.fixed.items() if k in ACTIVATIONS or (k in family.defaults and family.defaults[k] != v[0])}
 
 
 def _check_keys(c: Checkpoint) -> None:
@@ -171,11 +180,11 @@ def _shortest(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _biased(c: Checkpoint, parts: tuple[str, ...]) -> bool:
-    """Whether all these parts have biases in every layer; Unsupported when only some have: config.json has one switch."""
-    found = sum(f"blk.{i}.{part}.bias" in c.tensors for i in range(c.layers) for part in parts)
+def _switched(c: Checkpoint, parts: tuple[str, ...]) -> bool:
+    """Whether all these tensors are in every layer; Unsupported when only some are: config.json has one switch."""
+    found = sum(f"blk.{i}.{part}" in c.tensors for i in range(c.layers) for part in parts)
     if found not in (0, c.layers * len(parts)):
-        raise Unsupported(f"only some of {', '.join(parts)} have a bias, and config.json can say all or none", "--out gguf keeps them")
+        raise Unsupported(f"only some of {', '.join(parts)} are there, and config.json can say all or none", "--out gguf keeps them")
     return found > 0
 
 

@@ -8,6 +8,7 @@ spelling.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, YarnConvertError
 from ..layout import Part
 from ..rope import Table
 from ..targets.moving import Piece, converted
@@ -38,42 +39,49 @@ class Reference:
     def __init__(self, c: Checkpoint, device: str = "auto", dtype: str = "float32", swap_qk: bool = False) -> None:
         """Raises UsageError when torch, transformers or accelerate is missing or the device is not there."""
         torch = _torch()
-        from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         self.device, self.dtype, self.dtype_name = pick_device(device), getattr(torch, dtype), dtype
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        try:
-            config = AutoConfig.for_model(c.family.model_type, **_needed(c))
-            with init_empty_weights():  # buffers keep their values, parameters have none yet
-                net = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-        except Exception as e:  # transformers checks values in its own ways
-            why = (str(e) or type(e).__name__).splitlines()[0]
-            raise InputError(f"transformers cannot build this architecture from config.json: {why}", "fix its values") from None
-        self.net: Any = net.to(self.dtype).eval()
-        self.windowed = bool(c.sliding_window)
+        self.by_rows = bool(c.sliding_window) or c.family.attention != "plain"
         weights = Weights(c, self.dtype, swap_qk)
         self.offloaded = weights.nbytes > SHARE * free_memory(self.device)
-        self._load(weights)
-        self.rotary = _replace_rotary(self.net)
+        self.net: Any = (self._offloaded if self.offloaded else self._loaded)(_config(c), weights).eval()
+        self.rotary = _replace_rotary(self.net, c.family.layer_type)
         self.layers = max((m for m in self.net.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.seconds = 0.0
 
-    def _load(self, weights: Weights) -> None:
-        if self.offloaded:
-            from accelerate import cpu_offload
+    def _loaded(self, config: Any, weights: Weights) -> Any:
+        """The model in memory, by transformers' own loading: it knows which tensors of a file make one of its own."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-            self.net.tie_weights()
-            cpu_offload(self.net, self.device, state_dict=weights)  # asks `weights` for each layer when its turn comes
-            return
-        _, unexpected = self.net.load_state_dict({k: v.to(self.device) for k, v in weights.items()}, strict=False, assign=True)
-        self.net.tie_weights()
-        empty = [name for name, p in self.net.named_parameters() if p.is_meta]
-        if empty or unexpected:
+        settings = {
+            "config": config,
+            "dtype": self.dtype,
+            "attn_implementation": "eager" if self.by_rows else "sdpa",
+            "output_loading_info": True,
+        }
+        with _building():
+            net, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, state_dict=dict(weights.items()), **settings)
+        wrong = [*info["missing_keys"], *info["unexpected_keys"], *(k for k, *_ in info["mismatched_keys"])]
+        if wrong:
+            raise UsageError(f"transformers has another idea of this model's tensors: {wrong[:3]}", "pip install -U transformers")
+        return net.to(self.device)
+
+    def _offloaded(self, config: Any, weights: Weights) -> Any:
+        """The model with its layers loaded when their turn comes."""
+        from accelerate import cpu_offload, init_empty_weights
+        from transformers import AutoModelForCausalLM
+
+        with _building(), init_empty_weights():  # buffers keep their values, parameters have none yet
+            net = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        net = net.to(self.dtype)
+        net.tie_weights()
+        wrong = sorted({name for name, _ in net.named_parameters()} ^ set(weights) - {weights.head})
+        if wrong:
             raise UsageError(
-                f"transformers has another idea of this model's tensors: {[*empty, *unexpected][:3]}", "pip install -U transformers"
+                f"this model is too large for the memory, and its layers cannot be loaded one by one: {wrong[:3]}", "--no-real"
             )
-        self.net.to(self.device)
+        cpu_offload(net, self.device, state_dict=weights)
+        return net
 
     def logits(
         self, table: Table, ids: NDArray[np.int64], spans: Spans, rows_only: bool = False, progress: Progress = lambda f: None
@@ -88,7 +96,7 @@ class Reference:
         begin = time.perf_counter()
         self.rotary.serve(table, len(ids), self.device, self.dtype)
         rows = spans if rows_only else ((0, len(ids)),)  # sdpa would hold a window's mask, tokens × tokens, whole
-        self.net.set_attn_implementation(_rows_attention(rows) if rows_only or self.windowed else "sdpa")
+        self.net.set_attn_implementation(_rows_attention(rows) if rows_only or self.by_rows else "sdpa")
         kept = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans])).to(self.device)
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / len(self.layers))) for i, layer in enumerate(self.layers)]
         try:
@@ -150,11 +158,38 @@ def _torch() -> Any:
     return torch
 
 
-def _needed(c: Checkpoint) -> dict[str, Any]:
-    """The values of config.json that the forward pass depends on; its RoPE is none of them."""
-    source = {**c.config, **c.hparams} if c.gguf is None else new_config(c, "f32")
-    keys = {*c.hparams, *c.family.biases, *c.family.defaults, *(k for k in c.family.fixed if k != "partial_rotary_factor")}
-    return {"pad_token_id": None, "rope_theta": c.rope.theta} | {k: source[k] for k in keys if k in source}
+@contextlib.contextmanager
+def _building() -> Iterator[None]:
+    """transformers checks values in its own ways; each of its exceptions is the model's fault."""
+    try:
+        yield
+    except YarnConvertError:
+        raise
+    except Exception as e:
+        why = (str(e) or type(e).__name__).splitlines()[0]
+        raise InputError(f"transformers cannot build this architecture from config.json: {why}", "fix its values") from None
+
+
+LEFT_OUT = (
+    "rope_scaling",
+    "rope_parameters",
+    "auto_map",
+    "quantization_config",
+    "model_type",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+)
+
+
+def _config(c: Checkpoint) -> Any:
+    """The model's configuration without its scaling, as transformers holds it."""
+    from transformers import AutoConfig
+
+    source = c.config if c.gguf is None else new_config(c, "f32")
+    values = {k: v for k, v in source.items() if k not in LEFT_OUT} | {"rope_theta": c.rope.theta, "pad_token_id": None}
+    with _building():
+        return AutoConfig.for_model(c.family.model_type, **values)
 
 
 class Weights(Mapping[str, Any]):
@@ -190,31 +225,74 @@ def as_f32(part: Part) -> NDArray[np.float32]:
     return out.reshape(part.shape)
 
 
-def _replace_rotary(net: Any) -> Any:
-    """Put one module that serves our table in the place of every rotary module of `net`; it is returned."""
+def _replace_rotary(net: Any, layer_type: str) -> Any:
+    """Put one module that serves our table in the place of every rotary module of `net`; it is returned.
+
+    How cos and sin are laid out is learnt from the module that is replaced. Layers of another type than `layer_type`, where
+    there is one, keep their own frequencies.
+    """
     import torch
 
-    class TableRotary(torch.nn.Module):  # type: ignore[misc]
-        """cos and sin [1, n, D], as transformers' rotary modules return them, from a float64 table."""
-
-        def serve(self, table: Table, n: int, device: str, dtype: Any) -> None:
-            angles = np.arange(n, dtype=np.float64)[:, None] * table.inv_freq
-            self.cos, self.sin = (
-                torch.from_numpy((np.concatenate([f(angles)] * 2, axis=1) * table.multiplier).astype(np.float32)).to(device, dtype)
-                for f in (np.cos, np.sin)
-            )
-
-        def forward(self, x: Any, position_ids: Any, *rest: Any, **more: Any) -> tuple[Any, Any]:
-            return self.cos[position_ids], self.sin[position_ids]
-
-    rotary = TableRotary()
     names = [name for name, m in net.named_modules() if type(m).__name__.endswith("RotaryEmbedding")]
     if not names:
         raise UsageError(f"{type(net).__name__} keeps its rotary embedding where it is not found", "validate it with --runtime only")
+    old = net.get_submodule(names[0])
+    form = _form_of(old, layer_type)
+
+    class TableRotary(torch.nn.Module):  # type: ignore[misc]
+        """cos and sin as the old module gave them, from float64 tables."""
+
+        def serve(self, table: Table, n: int, device: str, dtype: Any) -> None:
+            self.n, self.place, self.served = n, (device, dtype), {layer_type: form(table, n, device, dtype)}
+
+        def forward(self, x: Any, position_ids: Any, layer: str = layer_type) -> Any:
+            if layer not in self.served:
+                own = Table(getattr(old, f"{layer}_inv_freq").double().cpu().numpy(), getattr(old, f"{layer}_attention_scaling"))
+                self.served[layer] = form(own, self.n, *self.place)
+            found = self.served[layer]
+            return tuple(t[position_ids] for t in found) if isinstance(found, tuple) else found[position_ids]
+
+    rotary = TableRotary()
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, rotary)
     return rotary
+
+
+def _form_of(rotary: Any, layer_type: str) -> Callable[..., Any]:
+    """(table, tokens, device, dtype) -> cos and sin in the form in which this rotary module gives them.
+
+    They stand for the halves of a head (each frequency again after all others), for neighbours (each twice) or once only;
+    or cos + i·sin are one complex number.
+    """
+    import torch
+
+    positions, x = torch.ones((1, 1), dtype=torch.long), torch.zeros((1, 1, 1))
+    shown = rotary(x, positions, layer_type) if layer_type else rotary(x, positions)
+    if not isinstance(shown, tuple):
+        return _polar
+    freqs = len(getattr(rotary, f"{layer_type}_inv_freq" if layer_type else "inv_freq"))
+    cos = shown[0].reshape(-1)
+    if len(cos) == freqs:
+        spread: Callable[[Any], Any] = lambda a: a  # noqa: E731
+    elif torch.equal(cos[:freqs], cos[freqs:]):
+        spread = lambda a: np.concatenate([a, a], axis=1)  # noqa: E731
+    else:
+        spread = lambda a: np.repeat(a, 2, axis=1)  # noqa: E731
+
+    def form(table: Table, n: int, device: str, dtype: Any) -> Any:
+        angles = np.arange(n, dtype=np.float64)[:, None] * table.inv_freq
+        cos_sin = (spread(f(angles)) * table.multiplier for f in (np.cos, np.sin))
+        return tuple(torch.from_numpy(a.astype(np.float32)).to(device, dtype) for a in cos_sin)
+
+    return form
+
+
+def _polar(table: Table, n: int, device: str, dtype: Any) -> Any:
+    import torch
+
+    angles = np.arange(n, dtype=np.float64)[:, None] * table.inv_freq
+    return torch.from_numpy((np.exp(1j * angles) * table.multiplier).astype(np.complex64)).to(device)
 
 
 def _rows_attention(rows: Spans) -> str:
@@ -234,9 +312,16 @@ def _rows_attention(rows: Spans) -> str:
             first = max(0, a - window + 1)
             scores = query[:, :, a:b] @ key[:, :, first:b].transpose(2, 3)
             scores *= query.shape[-1] ** -0.5 if scaling is None else scaling
+            if cap := rest.get("softcap"):
+                scores = (scores / cap).tanh_() * cap
             distance = torch.arange(a, b, device=query.device)[:, None] - torch.arange(first, b, device=query.device)
             hidden = (distance < 0) | (distance >= window)
-            out[:, :, a:b] = scores.masked_fill_(hidden, float("-inf")).softmax(-1) @ value[:, :, first:b]
+            scores = scores.masked_fill_(hidden, float("-inf"))
+            if (sinks := rest.get("s_aux")) is not None:  # one more score a head, whose share goes nowhere
+                scores = torch.cat([scores, sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1).softmax(-1)[..., :-1]
+            else:
+                scores = scores.softmax(-1)
+            out[:, :, a:b] = scores @ value[:, :, first:b]
         return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register("yarn_convert_rows", attend)

@@ -53,8 +53,8 @@ def _names(c: Checkpoint) -> list[str]:
     if there:
         first = [name for name in there if not name.startswith("blk.") or name.startswith("blk.0.")]
     else:  # a config.json alone
-        on = {part for switch, parts in c.family.biases.items() if c.config.get(switch) for part in parts}
-        first = c.family.required(1) + [f"blk.0.{part}.bias" for part in sorted(on)]
+        on = {part for switch, parts in c.family.switches.items() if c.config.get(switch) for part in parts}
+        first = c.family.required(1) + [f"blk.0.{part}" for part in sorted(on)]
     return list(dict.fromkeys([*first, "output.weight"]))
 
 
