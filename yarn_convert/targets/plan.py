@@ -10,7 +10,7 @@ from typing import Any
 from .. import dialects, readers
 from ..checkpoint import Checkpoint
 from ..dtypes import OUTTYPES
-from ..errors import Inexpressible, UsageError
+from ..errors import Inexpressible, Unsupported, UsageError
 from ..families import Family
 from ..json_text import REMOVE
 from ..layout import Part
@@ -113,6 +113,8 @@ def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int) -> dict[str
             verdicts[name] = verdict(readers.read_config(name, config), target, context)
         except readers.Refuses as e:
             verdicts[name] = f"refuses the file: {e}"
+        except Unsupported as e:
+            verdicts[name] = f"not known: {e.message}"
     return verdicts
 
 
