@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,14 @@ class Checkpoint:
         """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16)."""
         return 2 * self.layers * self.heads("k") * self.head_dim * context * element
 
+    def written_as(self, arch: str) -> Checkpoint:
+        """The same checkpoint, to be written as another GGUF architecture. Unsupported for one that cannot, or for a GGUF."""
+        if arch == self.family.gguf_arch:
+            return self
+        if self.gguf is not None:
+            raise Unsupported("--gguf-arch is for a model in HF layout", "start from the folder that the GGUF was made of")
+        return replace(self, family=families.as_architecture(self.family, arch))
+
     def parts(self, gguf: bool) -> dict[str, Part]:
         """The tensors as those of a GGUF or of an HF folder, by their names there, in file order; buffers that no runtime
         reads are left out, and so is a GGUF's copy of a tied head."""
@@ -132,7 +140,7 @@ def _open_gguf(source: Source) -> Checkpoint:
     if dialects.number(gguf.get("split.count", 1), "split.count") > 1:
         raise Unsupported(f"{source.path.name} is one part of a split GGUF", "merge the parts first: llama-gguf-split --merge")
     keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
-    family = families.for_gguf(gguf.arch, keys)
+    family = families.for_gguf(gguf.arch, keys, gguf.tensors)
     arch = family.gguf_arch
     hparams = _gguf_hparams(gguf, family, keys)
     rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")

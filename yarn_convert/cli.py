@@ -79,6 +79,9 @@ def convert(
     pretokenizer: Annotated[
         Optional[str], typer.Option(help="For GGUF: the name of a pre-tokenizer that is not recognized.", show_default=False)
     ] = None,
+    gguf_arch: Annotated[
+        Optional[str], typer.Option(help="For GGUF: write it as another architecture, as qwen2 as llama.", show_default=False)
+    ] = None,
     cos_sin: Annotated[bool, typer.Option("--cos-sin", help="With tensors: also the cos and sin caches, in rope.safetensors.")] = False,
     link: Annotated[bool, typer.Option("--link", help="Hard-link unchanged weight files instead of copying them.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Change the .gguf file itself; its tensor data does not move.")] = False,
@@ -100,7 +103,7 @@ def convert(
 
     options = Options(
         scale, context, method, out, output, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate, carry,
-        outtype, sliding_window, pretokenizer, cos_sin, link, in_place, hash_, force,
+        outtype, sliding_window, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force,
     )  # fmt: skip
     if push and not dry_run:
         from .upload import push as publish

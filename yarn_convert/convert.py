@@ -48,6 +48,7 @@ class Options:
     outtype: str = "auto"
     sliding_window: str = "keep"
     pretokenizer: str | None = None
+    gguf_arch: str | None = None
     cos_sin: bool = False
     link: bool = False
     in_place: bool = False
@@ -212,6 +213,9 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
     c = open_checkpoint(resolve(model, revision, weights))
     extension = extend(c, options)
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
+    if options.gguf_arch is not None and fmt != "gguf":
+        raise UsageError("--gguf-arch is for --out gguf", "leave it out")
+    c = c.written_as(options.gguf_arch or c.family.gguf_arch)
     if options.in_place:
         _check_in_place(c, options, fmt, model)
     out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()

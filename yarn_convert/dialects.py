@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
-from .families import Family
+from .families import Family, architectures
 from .gguf_file import Value, f32
 from .json_text import REMOVE
 from .rope import Array, Rope, Table, geometric, ntk_theta, table, temperature
@@ -350,9 +350,9 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
     Inexpressible when the architecture's loader does not read rope_freqs.weight.
     """
     if "rope_freqs" not in family.gguf_reads:
-        raise Inexpressible(
-            f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", "--carry metadata, or --out safetensors"
-        )
+        others = " or ".join(f"--gguf-arch {arch}" for arch in architectures(family) if arch != family.gguf_arch)
+        ways = f"{others}, which loads them, or --out safetensors" if others else "--carry metadata, or --out safetensors"
+        raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", ways)
     target = static_table(rope, "GGUF")
     factors = (geometric(f32(rope.theta), rope.rotary_dim) / target.inv_freq).astype(np.float32)
     attn = {} if target.multiplier == 1 else {"attn_factor": Value("f32", target.multiplier)}

@@ -6,7 +6,7 @@ can still be read and its tensors copied, but none of them can be named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from ..errors import Unsupported
@@ -16,14 +16,38 @@ from .gemma import GEMMA2, GEMMA3
 from .llama import GRANITE, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from .neox import FALCON, GPT_NEOX, PHI3, STABLELM, STARCODER2
 from .others import COHERE, GLM4, OLMO2
-from .qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from .qwen import QWEN2, QWEN2_AS_LLAMA, QWEN2_MOE, QWEN3, QWEN3_MOE
 from .schema import Family
 
-__all__ = ["ALIASES", "FAMILIES", "LLAMA", "MISTRAL", "Alias", "Family", "for_config", "for_gguf", "normalized"]
+__all__ = [
+    "ALIASES",
+    "FAMILIES",
+    "LLAMA",
+    "MISTRAL",
+    "Alias",
+    "Family",
+    "architectures",
+    "as_architecture",
+    "for_config",
+    "for_gguf",
+    "normalized",
+]
+    "ALIASES",
+    "FAMILIES",
+    "LLAMA",
+    "MISTRAL",
+    "Alias",
+    "Family",
+    "architectures",
+    "as_architecture",
+    "for_config",
+    "for_gguf",
+    "normalized",
+]
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, PHI3, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, OLMO2, INTERNLM2,
-    STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE,
+    STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE, QWEN2_AS_LLAMA,
 )  # fmt: skip
 
 NO_ROPE = {
@@ -53,11 +77,31 @@ def for_config(config: Mapping[str, Any]) -> Family:
     raise Unsupported(f"unknown model_type {model_type!r}", known())
 
 
-def for_gguf(arch: str, keys: Mapping[str, Any]) -> Family:
-    """The row of a GGUF architecture, or a stand-in. Of rows that share it, the first with the most `marks` among `keys`."""
+def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Family:
+    """The row of a GGUF architecture, or a stand-in. Of rows that share it, the first with the most `marks`."""
     _check_rope(arch)
-    rows = [f for f in FAMILIES if f.gguf_arch == arch and all(f"{arch}.{mark}" in keys for mark in f.marks)]
+
+    def marked(mark: str) -> bool:
+        name = mark.removeprefix("!")
+        return (f"{arch}.{name}" in keys or name in tensors) != mark.startswith("!")
+
+    rows = [f for f in FAMILIES if f.gguf_arch == arch and all(map(marked, f.marks))]
     return max(rows, key=lambda f: len(f.marks), default=stand_in("", "", arch))
+
+
+def architectures(family: Family) -> tuple[str, ...]:
+    """The GGUF architectures that a family can be written as, its own first."""
+    return tuple(f.gguf_arch for f in FAMILIES if f.model_type == family.model_type)
+
+
+def as_architecture(family: Family, arch: str) -> Family:
+    """The row of the same family for another GGUF architecture. Unsupported if it cannot be written as that."""
+    for row in FAMILIES:
+        if row.model_type == family.model_type and row.gguf_arch == arch:
+            return row
+    raise Unsupported(
+        f"{family.model_type} cannot be written as the GGUF architecture {arch!r}", f"one of {', '.join(architectures(family))}"
+    )
 
 
 def stand_in(model_type: str, architecture: str, arch: str) -> Family:

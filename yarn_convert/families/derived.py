@@ -31,13 +31,21 @@ def _falcon(c: Config) -> dict[str, Any]:
 
 
 def _gemma(c: Config) -> dict[str, Any]:
-    """Whether scores are divided by √head_dim, which llama.cpp does whatever query_pre_attn_scalar says."""
-    return {"scaled_by_head": c.get("query_pre_attn_scalar") == c.get("head_dim")}
+    """Whether query_pre_attn_scalar is what llama.cpp divides scores by, whatever it says: the size of a head, or in the
+    models of 46 and 62 layers hidden_size / heads (src/models/gemma2.cpp and gemma3.cpp, load_arch_hparams)."""
+    largest = c.get("num_hidden_layers") == (46 if c.get("model_type") == "gemma2" else 62)
+    hidden, heads = c.get("hidden_size") or 0, c.get("num_attention_heads") or 1
+    return {"usual_scores": c.get("query_pre_attn_scalar") == (hidden // heads if largest else c.get("head_dim"))}
 
 
 def _cohere(c: Config) -> dict[str, Any]:
-    """Command R's max_position_embeddings is what transformers allocated, model_max_length what it was trained on."""
-    return {"max_position_embeddings": c.get("model_max_length") or c.get("max_position_embeddings")}
+    """Command R's max_position_embeddings is what transformers allocated, model_max_length what it was trained on. llama.cpp
+    loads norms of Q and K in models of 64 layers and more, and in no others (src/models/command-r.cpp)."""
+    deep = (c.get("num_hidden_layers") or 0) >= 64
+    return {
+        "max_position_embeddings": c.get("model_max_length") or c.get("max_position_embeddings"),
+        "usual_norms": bool(c.get("use_qk_norm")) == deep,
+    }
 
 
 def _every_fourth_without_rope(c: Config) -> dict[str, Any]:
@@ -71,8 +79,12 @@ def _falcon_said(c: Config, names: Container[str]) -> dict[str, Any]:
     return said | {"ffn_hidden_size": c["intermediate_size"]} | ({} if old else ours)
 
 
-def _gemma_said(c: Config, names: Container[str]) -> dict[str, Any]:
-    return {"query_pre_attn_scalar": c["head_dim"]}
+def _gemma2_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    return {"query_pre_attn_scalar": c["hidden_size"] // c["num_attention_heads"] if c["num_hidden_layers"] == 46 else c["head_dim"]}
+
+
+def _gemma3_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    return {"query_pre_attn_scalar": c["hidden_size"] // c["num_attention_heads"] if c["num_hidden_layers"] == 62 else c["head_dim"]}
 
 
 def _stablelm_said(c: Config, names: Container[str]) -> dict[str, Any]:
@@ -82,7 +94,7 @@ def _stablelm_said(c: Config, names: Container[str]) -> dict[str, Any]:
 # family's model_type -> (hparams, GGUF names) -> what its config.json says that no single key of the GGUF does
 SAID: Mapping[str, Callable[[Config, Container[str]], dict[str, Any]]] = {
     "falcon": _falcon_said,
-    "gemma2": _gemma_said,
-    "gemma3_text": _gemma_said,
+    "gemma2": _gemma2_said,
+    "gemma3_text": _gemma3_said,
     "stablelm": _stablelm_said,
 }

@@ -40,7 +40,7 @@ GEMMA2 = Family(
     },
     derived="gemma",
     attention="other",
-    fixed={**GELU, "scaled_by_head": (True,)},
+    fixed={**GELU, "usual_scores": (True,)},
     gguf_known=KNOWN,
     evidence="llama.cpp 0c1e570: src/models/gemma2.cpp (every second layer slides; rope_freqs.weight is not loaded); "
     "conversion/gemma.py Gemma2Model",
@@ -64,7 +64,7 @@ GEMMA3 = Family(
     may_lack=frozenset({"final_logit_softcapping"}),
     derived="gemma",
     attention="other",
-    fixed={**GELU, "scaled_by_head": (True,), "attn_logit_softcapping": (None,), "sliding_window_pattern": (6,)},
+    fixed={**GELU, "usual_scores": (True,), "attn_logit_softcapping": (None,), "sliding_window_pattern": (6,)},
     gguf_known=KNOWN,
     evidence="llama.cpp 0c1e570: src/models/gemma3.cpp (five of six layers slide and turn by freq_base_swa; rope_freqs.weight "
     "is not loaded); conversion/gemma.py Gemma3Model",

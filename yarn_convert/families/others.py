@@ -57,7 +57,7 @@ COHERE = Family(
     optional=OUTPUT | frozenset(QK_NORMS.values()),
     hparams={**LAYER_NORM_HPARAMS, "logit_scale": "logit_scale:f32"},
     derived="cohere",
-    fixed={**SILU, "attention_bias": (False,)},
+    fixed={**SILU, "attention_bias": (False,), "usual_norms": (True,)},
     gguf_known=KNOWN,
     evidence="llama.cpp 0c1e570: src/models/command-r.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded; "
     "norms of Q and K in models of 64 layers and more); conversion/command_r.py",

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from .llama import BUFFERS, EXPERT_HPARAMS, EXPERT_SHAPES, EXPERT_TWIN, HPARAMS, KNOWN, NOT_DENSE, PLAIN_TENSORS, SHAPES, SILU
+from dataclasses import replace
+
+from .llama import (
+    BUFFERS,
+    EXPERT_HPARAMS,
+    EXPERT_SHAPES,
+    EXPERT_TWIN,
+    HPARAMS,
+    INTERLEAVED,
+    KNOWN,
+    LLAMA,
+    NOT_DENSE,
+    PLAIN_TENSORS,
+    SHAPES,
+    SILU,
+)
 from .schema import Family
 
 BIASES = {f"model.layers.{{i}}.self_attn.{x}_proj.bias": f"blk.{{i}}.attn_{x}.bias" for x in "qkv"}
@@ -38,6 +53,15 @@ QWEN2 = Family(
     evidence="llama.cpp 0c1e570: src/models/qwen2.cpp (rope_freqs.weight is not loaded); conversion/qwen.py Qwen2Model",
     shapes=SHAPES,
     defaults={"rms_norm_eps": 1e-6, "num_key_value_heads": 32, "use_sliding_window": False},
+)
+
+QWEN2_AS_LLAMA = replace(
+    QWEN2,
+    gguf_arch="llama",
+    transforms=INTERLEAVED,
+    gguf_reads=LLAMA.gguf_reads,
+    marks=frozenset({"blk.0.attn_q.bias", "!blk.0.attn_output.bias"}),
+    evidence=LLAMA.evidence + "; its biases of Q, K and V are optional",
 )
 
 QWEN3 = Family(

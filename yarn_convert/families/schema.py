@@ -31,8 +31,8 @@ class Family:
     name of a standard key. `defaults`: what transformers takes for an absent key. `derived`: the rule for what config.json
     says in another form, a key of `derived.RULES`. `fixed`: config keys whose other values llama.cpp's graph would not
     compute. `constants`: GGUF keys that every model of the family has, as (type, value). `gguf_known`: further keys that
-    change nothing we carry. `marks`: GGUF keys that tell rows of one architecture apart. `spelled_out`: config keys that a
-    reader needs even where they only say what follows from others.
+    change nothing we carry. `marks`: GGUF keys or tensors that tell rows of one architecture apart, with `!` absent ones.
+    `spelled_out`: config keys that a reader needs even where they only say what follows from others.
 
     RoPE and attention. `gguf_reads`: the RoPE fields that the llama.cpp loader honours; "dimension_count" where a part of
     each head may turn. `layer_type`: the only layers that a recipe extends, by their name in config.json's `layer_types`.

@@ -73,6 +73,8 @@ def _against_hashes(c: Checkpoint, hashes: Mapping[str, str | None], progress: P
 
 
 def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[str, Any]:
+    if c.gguf and not base.gguf:
+        base = base.written_as(c.family.gguf_arch)
     mine, theirs = c.parts(bool(c.gguf)), base.parts(bool(c.gguf))
     head, embedding = (name if c.gguf else c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
     for parts in (mine, theirs):  # a tied model may be written with its head or without

@@ -1,0 +1,581 @@
+"""Tiny seeded models of many families, as published checkpoints lie on disk: old spellings in config.json, per-expert tensors, tied heads left out.
+
+Shapes and names come from transformers' own module on the meta device (internlm2, whose code is remote, from its published names);
+values are NumPy's, seeded by the family's name. The original context is 64 tokens. Q and K are large enough that positions matter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import CONTEXT, VOCAB, save_weights, tokenizer_files
+
+Shape = tuple[int, ...]
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """config and variants are keys of config.json over COMMON; wide makes every row a multiple of 256."""
+
+    model_type: str
+    architecture: str
+    config: Config
+    variants: Mapping[str, Config] = field(default_factory=dict)
+    wide: Config = field(default_factory=dict)
+    norm: float = 1.0  # what norm weights lie around on disk
+    drop: tuple[str, ...] = ()  # keys of COMMON that this family's files lack
+
+
+COMMON: Config = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "initializer_range": 0.02,
+    "intermediate_size": 96,
+    "max_position_embeddings": CONTEXT,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "vocab_size": VOCAB,
+}
+WIDE: Config = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4}
+# Two heads of 32, so that a quarter of one still holds several frequencies.
+HEADS_32: Config = {"num_attention_heads": 2, "num_key_value_heads": 2}
+RMS: Config = {"rms_norm_eps": 1e-06}
+LONGROPE: Config = {
+    "type": "longrope",
+    "short_factor": [1.0 + 0.05 * i for i in range(8)],
+    "long_factor": [1.0 + 0.5 * i for i in range(8)],
+}
+
+MIXTURE: Config = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+    "output_router_logits": False,
+}
+MLA: Config = RMS | {
+    "attention_bias": False,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 32,
+    "moe_intermediate_size": 32,
+    "moe_layer_freq": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+}
+WIDE_MLA: Config = {
+    "kv_lora_rank": 256, "moe_intermediate_size": 256, "num_key_value_heads": 8, "q_lora_rank": 256, "qk_nope_head_dim": 32, "v_head_dim": 32,
+}  # fmt: skip
+YARN_MSCALE: Config = {
+    "beta_fast": 32, "beta_slow": 1, "factor": 4.0, "mscale": 0.707, "mscale_all_dim": 0.707, "original_max_position_embeddings": CONTEXT, "type": "yarn",
+}  # fmt: skip
+GPT_OSS_YARN: Config = {
+    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 4.0, "original_max_position_embeddings": CONTEXT, "rope_type": "yarn", "truncate": False,
+}  # fmt: skip
+FALCON: Config = {
+    "alibi": False, "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0, "layer_norm_epsilon": 1e-05, "multi_query": True,
+    "new_decoder_architecture": False, "parallel_attn": True, "tie_word_embeddings": True,
+}  # fmt: skip
+
+TINY: Mapping[str, Tiny] = {
+    "qwen2": Tiny(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        RMS | {"max_window_layers": 2, "rope_theta": 1e6, "sliding_window": CONTEXT, "use_sliding_window": False},
+        {"tied": {"tie_word_embeddings": True}},
+        drop=("rope_scaling",),
+    ),
+    "qwen3": Tiny(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "head_dim": 32,
+            "max_window_layers": 2,
+            "rope_theta": 1e6,
+            "sliding_window": None,
+            "use_sliding_window": False,
+        },
+        {"tied": {"tie_word_embeddings": True}},
+    ),
+    "mixtral": Tiny(
+        "mixtral",
+        "MixtralForCausalLM",
+        {
+            "num_experts_per_tok": 2,
+            "num_local_experts": 4,
+            "output_router_logits": False,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1e6,
+            "sliding_window": None,
+        },
+    ),
+    "qwen2_moe": Tiny(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        RMS | MIXTURE | {"norm_topk_prob": False, "shared_expert_intermediate_size": 64, "rope_theta": 1e6, "use_sliding_window": False},
+        {"normed": {"norm_topk_prob": True}},
+        {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 512},
+        drop=("rope_scaling",),
+    ),
+    "qwen3_moe": Tiny(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        RMS
+        | MIXTURE
+        | {
+            "attention_bias": False,
+            "head_dim": 32,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+            "rope_theta": 1e6,
+            "sliding_window": None,
+        },
+        {"dense first": {"mlp_only_layers": [0]}},
+        {"moe_intermediate_size": 256},
+    ),
+    "phi3": Tiny(
+        "phi3",
+        "Phi3ForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "embd_pdrop": 0.0,
+            "original_max_position_embeddings": CONTEXT,
+            "pad_token_id": 0,
+            "resid_pdrop": 0.0,
+            "rms_norm_eps": 1e-05,
+            "sliding_window": 2047,
+        },
+        {
+            "longrope": {"max_position_embeddings": 4 * CONTEXT, "rope_scaling": LONGROPE, "sliding_window": 4 * CONTEXT},
+            "partial": HEADS_32 | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True, "sliding_window": 4 * CONTEXT},
+            "window": {"sliding_window": 24},
+        },
+    ),
+    "gemma2": Tiny(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "attn_logit_softcapping": 50.0,
+            "cache_implementation": "hybrid",
+            "final_logit_softcapping": 30.0,
+            "head_dim": 32,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "pad_token_id": 0,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 16,
+        },
+        norm=0.0,
+        drop=("rope_scaling", "tie_word_embeddings"),
+    ),
+    "gemma3_text": Tiny(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "attn_logit_softcapping": None,
+            "cache_implementation": "hybrid",
+            "final_logit_softcapping": None,
+            "head_dim": 32,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "num_hidden_layers": 7,
+            "num_key_value_heads": 1,
+            "pad_token_id": 0,
+            "query_pre_attn_scalar": 32,
+            "rope_local_base_freq": 10000,
+            "rope_theta": 1000000,
+            "sliding_window": 16,
+            "sliding_window_pattern": 6,
+        },
+        {"linear": {"max_position_embeddings": 4 * CONTEXT, "rope_scaling": {"factor": 4.0, "rope_type": "linear"}}},
+        norm=0.0,
+        drop=("hidden_act", "tie_word_embeddings"),
+    ),
+    "gpt_neox": Tiny(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        {
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-05,
+            "num_attention_heads": 2,
+            "rotary_emb_base": 10000,
+            "rotary_pct": 0.25,
+            "use_parallel_residual": True,
+        },
+        {"sequential": {"use_parallel_residual": False}, "whole": {"rotary_pct": 1.0}, "base": {"rotary_emb_base": 40000}},
+        drop=("rope_theta", "rope_scaling", "num_key_value_heads"),
+    ),
+    "olmo2": Tiny(
+        "olmo2", "Olmo2ForCausalLM", RMS | {"attention_bias": False, "attention_dropout": 0.0, "pad_token_id": 0, "rope_theta": 5e5}
+    ),
+    "granite": Tiny(
+        "granite",
+        "GraniteForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_multiplier": 0.0625,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+            "mlp_bias": False,
+            "residual_multiplier": 0.5,
+            "rms_norm_eps": 1e-05,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoe": Tiny(
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_multiplier": 0.0625,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+            "num_experts_per_tok": 2,
+            "num_local_experts": 4,
+            "output_router_logits": False,
+            "residual_multiplier": 0.5,
+            "rms_norm_eps": 1e-06,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "starcoder2": Tiny(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        {
+            "activation_function": "gelu_pytorch_tanh",
+            "hidden_act": "gelu_pytorch_tanh",
+            "mlp_type": "default",
+            "norm_epsilon": 1e-05,
+            "norm_type": "layer_norm",
+            "sliding_window": 4096,
+            "use_bias": True,
+        },
+        drop=("rope_scaling", "tie_word_embeddings"),
+    ),
+    "stablelm": Tiny(
+        "stablelm",
+        "StableLmForCausalLM",
+        HEADS_32
+        | {
+            "layer_norm_eps": 1e-05,
+            "partial_rotary_factor": 0.25,
+            "qk_layernorm": False,
+            "use_parallel_residual": False,
+            "use_qkv_bias": False,
+        },
+        {
+            "biased": {"use_qkv_bias": True},
+            "12b": {"hidden_size": 128, "num_attention_heads": 4, "qk_layernorm": True, "use_parallel_residual": True},
+            "parallel": {"use_parallel_residual": True},
+            "theta": {"rope_theta": 40000.0},
+        },
+        drop=("rope_scaling",),
+    ),
+    "falcon": Tiny(
+        "falcon",
+        "FalconForCausalLM",
+        FALCON | {"num_attention_heads": 4},
+        {
+            "40b": {"new_decoder_architecture": True, "num_kv_heads": 2},
+            "11b": {
+                "activation": "gelu",
+                "ff_factor": 4,
+                "ffn_hidden_size": 256,
+                "new_decoder_architecture": True,
+                "num_kv_heads": 2,
+                "num_ln_in_parallel_attn": 1,
+                "rope_scaling": None,
+                "rope_theta": 500042.0,
+                "tie_word_embeddings": False,
+            },
+            "multi head": {"multi_query": False, "num_kv_heads": 4},
+        },
+        drop=("rope_theta", "rope_scaling", "num_key_value_heads", "intermediate_size", "hidden_act"),
+    ),
+    "smollm3": Tiny(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "layer_types": ["full_attention"] * 4,
+            "max_window_layers": 28,
+            "mlp_bias": False,
+            "no_rope_layer_interval": 4,
+            "no_rope_layers": [1, 1, 1, 0],
+            "num_hidden_layers": 4,
+            "pad_token_id": 2,
+            "rope_theta": 5e6,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+        },
+    ),
+    "glm4": Tiny(
+        "glm4",
+        "Glm4ForCausalLM",
+        {"attention_bias": False, "head_dim": 32, "pad_token_id": 0, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-05},
+        {"biased": {"attention_bias": True}},
+    ),
+    "glm": Tiny(
+        "glm",
+        "GlmForCausalLM",
+        {"attention_bias": True, "head_dim": 16, "pad_token_id": 0, "partial_rotary_factor": 0.5, "rms_norm_eps": 1.5625e-07},
+    ),
+    "cohere": Tiny(
+        "cohere",
+        "CohereForCausalLM",
+        {
+            "attention_bias": False,
+            "layer_norm_eps": 1e-05,
+            "logit_scale": 0.0625,
+            "model_max_length": CONTEXT,
+            "pad_token_id": 0,
+            "use_qk_norm": False,
+        },
+        {"plus": {"num_hidden_layers": 64, "use_qk_norm": True}},  # llama.cpp looks for these norms from 64 layers on
+        drop=("rope_scaling", "tie_word_embeddings"),
+    ),
+    "internlm2": Tiny(
+        "internlm2",
+        "InternLM2ForCausalLM",
+        {"attn_implementation": "eager", "bias": False, "pad_token_id": 2, "rms_norm_eps": 1e-05, "rope_theta": 1e6},
+    ),
+    "gpt_oss": Tiny(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {
+            "attention_bias": True,
+            "experts_per_token": 2,
+            "head_dim": 32,
+            "initial_context_length": CONTEXT,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "max_position_embeddings": 4 * CONTEXT,
+            "num_experts_per_tok": 2,
+            "num_local_experts": 4,
+            "output_router_logits": False,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": GPT_OSS_YARN,
+            "rope_theta": 150000,
+            "sliding_window": 16,
+            "swiglu_limit": 7.0,
+        },
+        {"plain": {"max_position_embeddings": CONTEXT, "rope_scaling": {"rope_type": "default"}}},
+    ),
+    "deepseek_v2": Tiny(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        MLA
+        | {
+            "aux_loss_alpha": 0.001,
+            "ep_size": 1,
+            "n_group": 1,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 4.0,
+            "scoring_func": "softmax",
+            "seq_aux": True,
+            "topk_group": 1,
+            "topk_method": "greedy",
+        },
+        {
+            "grouped": {"n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy"},
+            "lite": {"n_routed_experts": 4, "num_hidden_layers": 27, "q_lora_rank": None},  # llama.cpp knows it by its 27 layers
+            "yarn": {"max_position_embeddings": 4 * CONTEXT, "rope_scaling": YARN_MSCALE},
+        },
+        WIDE_MLA,
+    ),
+    "deepseek_v3": Tiny(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        MLA
+        | {
+            "ep_size": 1,
+            "n_group": 4,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_nextn_predict_layers": 0,
+            "routed_scaling_factor": 2.5,
+            "scoring_func": "sigmoid",
+            "topk_group": 2,
+            "topk_method": "noaux_tc",
+        },
+        {"yarn": {"max_position_embeddings": 4 * CONTEXT, "rope_scaling": YARN_MSCALE | {"mscale": 1.0, "mscale_all_dim": 1.0}}},
+        WIDE_MLA,
+    ),
+    "cohere2": Tiny(
+        "cohere2",
+        "Cohere2ForCausalLM",
+        {
+            "attention_bias": False,
+            "cache_implementation": "hybrid",
+            "head_dim": 16,
+            "layer_norm_eps": 1e-05,
+            "layer_switch": 4,
+            "logit_scale": 0.25,
+            "num_hidden_layers": 4,
+            "order_of_interleaved_layers": "local_attn_first",
+            "pad_token_id": 0,
+            "position_embedding_type": "rope_gptj",
+            "rope_theta": 50000.0,
+            "rotary_pct": 1.0,
+            "sliding_window": 16,
+            "sliding_window_pattern": 4,
+            "use_embedding_sharing": True,
+            "use_gated_activation": True,
+            "use_parallel_block": True,
+            "use_parallel_embedding": True,
+            "use_qk_norm": False,
+        },
+        {"six": {"num_hidden_layers": 6}},
+        drop=("tie_word_embeddings",),
+    ),
+}
+
+
+def names() -> list[str]:
+    """Every family, and every variant as family/variant."""
+    return [n for family, t in TINY.items() for n in (family, *(f"{family}/{v}" for v in t.variants))]
+
+
+def described(name: str, dtype: str = "F32", wide: bool = False, config: Config | None = None) -> dict[str, Any]:
+    """The config.json of a family or of family/variant."""
+    family, _, variant = name.partition("/")
+    tiny = TINY[family]
+    made = {k: v for k, v in COMMON.items() if k not in tiny.drop} | tiny.config | (tiny.variants[variant] if variant else {})
+    if wide:
+        sizes = WIDE | ({"num_kv_heads": 4, "ffn_hidden_size": 512} if family == "falcon" else {}) | tiny.wide
+        sizes |= {"num_key_value_heads": 8} if made.get("num_key_value_heads") == made["num_attention_heads"] else {}
+        made |= {k: v for k, v in sizes.items() if k in made and made[k] is not None} | ({"head_dim": 32} if "head_dim" in made else {})
+    described = {"architectures": [tiny.architecture], "model_type": tiny.model_type} | made
+    described["torch_dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]
+    return dict(sorted((described | dict(config or {})).items()))
+
+
+def shapes(folder: Path) -> dict[str, Shape]:
+    """Names and shapes on disk of the model that this folder's config.json describes."""
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] == "internlm2":
+        return dict(internlm2(config))
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    read = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(read)
+    inner = {k: tuple(t.shape) for k, t in model.state_dict().items() if not (read.tie_word_embeddings and k == "lm_head.weight")}
+    return {n: s for k, shape in inner.items() for n, s in on_disk(config["model_type"], k, shape)}
+
+
+def internlm2(config: Config) -> Iterator[tuple[str, Shape]]:
+    """modeling_internlm2.py of internlm/internlm2-7b: Q, K and V in one matrix, grouped by K/V head."""
+    hidden, ff, heads, kv = (config[k] for k in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"))
+    yield "model.tok_embeddings.weight", (config["vocab_size"], hidden)
+    for i in range(config["num_hidden_layers"]):
+        block = f"model.layers.{i}."
+        yield block + "attention.wqkv.weight", ((heads + 2 * kv) * (hidden // heads), hidden)
+        yield block + "attention.wo.weight", (hidden, hidden)
+        yield block + "feed_forward.w1.weight", (ff, hidden)
+        yield block + "feed_forward.w3.weight", (ff, hidden)
+        yield block + "feed_forward.w2.weight", (hidden, ff)
+        yield block + "attention_norm.weight", (hidden,)
+        yield block + "ffn_norm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+    yield "output.weight", (config["vocab_size"], hidden)
+
+
+EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = {"mixtral": ("w1", "w3", "w2")}
+GRANITEMOE: Mapping[str, str] = {
+    "experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight", "router.weight": "router.layer.weight",
+}  # fmt: skip
+
+
+def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
+    """transformers 5 fuses experts in memory (conversion_mapping.py); files hold one matrix an expert, except granitemoe's and gpt_oss's."""
+    if model_type == "mixtral":
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+    elif model_type == "gpt_neox":
+        name = name.replace("lm_head.", "embed_out.")
+    fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
+    if model_type == "granitemoe":
+        yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape
+    elif fused is None or model_type == "gpt_oss":
+        yield name, shape
+    else:
+        gate, up, down = EXPERT_NAMES.get(model_type, ("gate_proj", "up_proj", "down_proj"))
+        for i in range(shape[0]):
+            if fused[2] == "down":
+                yield f"{fused[1]}{i}.{down}.weight", shape[1:]
+            else:
+                for one in (gate, up):
+                    yield f"{fused[1]}{i}.{one}.weight", (shape[1] // 2, shape[2])
+
+
+def position_rows(name: str, rows: int, config: Config) -> np.ndarray:
+    """Which rows of a projection make Q or K: bool (rows,)."""
+    heads = config["num_attention_heads"]
+    row = np.arange(rows)
+    if re.search(r"\.(q|k|q_b)_proj\.", name):
+        return row >= 0
+    if ".kv_a_proj_with_mqa." in name:  # the part of K that rotates; the latent part is normed
+        return row >= config["kv_lora_rank"]
+    if ".qkv_proj." in name:
+        return row < rows * (heads + config["num_key_value_heads"]) // (heads + 2 * config["num_key_value_heads"])
+    if ".query_key_value." in name or ".wqkv." in name:  # groups of query heads, a K head and a V head
+        head_dim = config["hidden_size"] // heads
+        kv = rows // head_dim - heads
+        group = 3 * head_dim if kv == 2 * heads else (heads // (kv // 2) + 2) * head_dim
+        return row % group < group - head_dim
+    return row < 0
+
+
+def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, config: Config) -> np.ndarray:
+    """float32; matrices keep the size of what they multiply, Q and K are four times that (normed Q and K: twice)."""
+    w = rng.standard_normal(shape).astype(np.float32)
+    if re.search(r"(bias|sinks)$", name):
+        return 0.1 * w
+    if re.search(r"norm|\.ln_", name):
+        middle = norm if not re.search(r"\.[qk]_(layer)?norm", name) else norm + 1
+        return (middle + 0.1 * w).astype(np.float32)
+    inputs = shape[1] if config["model_type"] == "gpt_oss" and ".experts." in name else shape[-1]
+    w /= np.float32(np.sqrt(inputs))
+    if len(shape) == 2:
+        w[position_rows(name, shape[0], config)] *= 4
+    return w
+
+
+def make(name: str, folder: Path, dtype: str = "F32", seed: int = 0, wide: bool = False, config: Config | None = None) -> Path:
+    """An HF folder of a family or of family/variant (names()); wide: hidden 256 and rows of multiples of 256, which quantization needs (not phi3/longrope)."""
+    folder.mkdir(parents=True)
+    made = described(name, dtype, wide, config)
+    (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
+    for file, data in tokenizer_files().items():
+        (folder / file).write_bytes(data)
+    rng, tiny = np.random.default_rng([seed, zlib.crc32(name.encode())]), TINY[name.partition("/")[0]]
+    save_weights(folder, {n: values(n, s, rng, tiny.norm, made) for n, s in shapes(folder).items()}, dtype, 1)
+    return folder
