@@ -1,4 +1,5 @@
 import ctypes
+import importlib
 import json
 import math
 import random
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 
 from yarn_convert.errors import Unsupported
-from yarn_convert.readers import HF_READERS, Refuses, read_config, read_gguf
+from yarn_convert.readers import HF_READERS, Beside, Refuses, read_config, read_gguf
 from yarn_convert.readers.gguf import gguf_corrections, gguf_multiplier
-from yarn_convert.rope import Rope, table
+from yarn_convert.readers.gguf_archs import ARCHS, PLAIN
+from yarn_convert.readers.model_types import LLAMAS, MODEL_TYPES, USUAL
+from yarn_convert.readers.survey import survey_config, survey_gguf
+from yarn_convert.rope import Rope, Table, table
 
 DATA = json.loads((Path(__file__).parent / "data" / "readers.json").read_text())
 GOLDENS = [(reader, name) for reader, made in DATA["readers"].items() for name in made["readings"]]
@@ -201,7 +205,7 @@ def test_a_refusal_says_who_and_why():
 
 def test_models_that_are_not_known_here_are_not_guessed():
     with pytest.raises(Unsupported, match="qwen3"):
-        read_config("vllm", llama() | {"model_type": "qwen3"})
+        read_config("sglang", llama() | {"model_type": "qwen3"})
     with pytest.raises(Unsupported, match="mamba"):
         read_gguf({"general.architecture": "mamba"})
 
@@ -329,3 +333,231 @@ def test_gguf_refusals(keys, freqs, reason):
 def test_gguf_falcon_h1_loads_rope_freqs_and_forgets_them():
     reading = read_gguf(gguf("falcon-h1"), np.full(64, 8.0))
     np.testing.assert_array_equal(reading.inv_freq, read_gguf(gguf("falcon-h1")).inv_freq)
+
+
+# -- families: what sets a model type apart from Llama -------------------------------------------------------------------
+
+FAMILIES = DATA["families"]
+FAMILY_GOLDENS = [(reader, name) for reader, made in FAMILIES["readers"].items() for name in made["readings"]]
+
+
+@pytest.mark.parametrize(("reader", "name"), FAMILY_GOLDENS)
+def test_a_reader_computes_what_the_runtime_computed_for_every_family(reader, name):
+    config, golden = FAMILIES["configs"][name], FAMILIES["readers"][reader]["readings"][name]
+    if config["model_type"] not in HF_READERS[reader].models:
+        with pytest.raises(Unsupported, match="is not known here"):
+            read_config(reader, config)
+        return
+    if "error" in golden:
+        with pytest.raises(Refuses):
+            read_config(reader, config)
+        return
+    reading = read_config(reader, config)
+    same_table((reading.inv_freq, reading.multiplier), golden)
+    assert reading.context == golden["context"]
+    assert reading.beside.logits == pytest.approx(golden.get("logits", 1.0), rel=2 * FLOAT32)
+    assert (reading.beside.others is not None) == ("others" in golden)
+    if "others" in golden:
+        same_table(reading.beside.others, golden["others"])
+
+
+def same_table(found, golden):
+    inv_freq, multiplier = found
+    assert len(inv_freq) == golden["pairs"]
+    index = np.unique(np.linspace(0, golden["pairs"] - 1, len(golden["inv_freq"])).round().astype(int))
+    np.testing.assert_allclose(inv_freq[index], golden["inv_freq"], rtol=2 * FLOAT32)
+    assert multiplier == pytest.approx(golden["multiplier"], rel=FLOAT32)
+
+
+def test_the_families_were_run_in_the_versions_of_the_rows():
+    for reader, made in FAMILIES["readers"].items():
+        assert made["version"] == HF_READERS[reader].version
+        assert {FAMILIES["configs"][name]["model_type"] for name in made["readings"]} | LLAMAS >= HF_READERS[reader].models - set(USUAL) - {
+            "apertus",
+            "cwm",
+        }
+
+
+def family(model_type, rope=None, **top):
+    base = {"model_type": model_type, "hidden_size": 256, "num_attention_heads": 2, "num_hidden_layers": 8, "num_key_value_heads": 2}
+    base |= {"intermediate_size": 64, "vocab_size": 64, "pad_token_id": 0} | top
+    return base | ({"rope_scaling": rope, "max_position_embeddings": 8192} if rope else {})
+
+
+def pairs_of(facts):
+    return int((facts.head_dim or 128) * (1.0 if facts.partial is None else facts.partial)) // 2
+
+
+FAMILY_LIVE = {name: scaling | {"rope_type": name.split("-")[0]} for name, scaling in LIVE.items()}
+
+
+@pytest.mark.parametrize("case", FAMILY_LIVE)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_model_type_live_in_transformers_5(model_type, case):
+    """The defaults of the config class, its head and its part of it, and every method: from the model's own rotary class."""
+    transformers = pytest.importorskip("transformers", minversion="5.23")
+    torch = pytest.importorskip("torch")
+    facts = MODEL_TYPES[model_type]
+    lists = {"1": [1.0 + i / 64 for i in range(pairs_of(facts))], "2": [2.0 + i for i in range(pairs_of(facts))]}
+    rope = {k: lists.get(v, v) if isinstance(v, str) and k != "rope_type" else v for k, v in FAMILY_LIVE[case].items()}
+    config = family(model_type, None if case == "default" else rope)
+    try:
+        wanted = rotary_of(torch, transformers, json.loads(json.dumps(config)), facts)
+    except Exception as refused:  # KeyError, TypeError, or what the config class's validator makes of them
+        with pytest.raises(Refuses):
+            read_config("transformers-5", config, 1000)
+        assert model_type in ("phi3", "mixtral", "minimax", "ministral"), refused
+        return
+    reading = read_config("transformers-5", config, 1000)
+    found = [(reading.inv_freq, reading.multiplier)] + ([reading.beside.others] if reading.beside.others else [])
+    assert len(found) == len(wanted)
+    for (mine, m), (theirs, scaling) in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=3 * FLOAT32)
+        assert m == pytest.approx(scaling, rel=FLOAT32)
+
+
+def rotary_of(torch, transformers, config, facts):
+    """[(inv_freq, attention_scaling)], one for each layer type with a RoPE of its own, for a text of 1,000 tokens."""
+    hf = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    module = importlib.import_module(type(hf).__module__.replace("configuration_", "modeling_"))
+    (name,) = [n for n, c in vars(module).items() if n.endswith("RotaryEmbedding") and c.__module__ == module.__name__]
+    rope = getattr(module, name)(hf)
+    made = []
+    for layer in facts.layers or ("",):
+        rope(torch.zeros(1), torch.tensor([[0, 999]]), *([layer] if layer else []))
+        prefix = f"{layer}_" if layer else ""
+        made.append((getattr(rope, f"{prefix}inv_freq").numpy(), getattr(rope, f"{prefix}attention_scaling")))
+    return made
+
+
+def test_a_flat_rope_parameters_is_lost_on_gemma3_and_an_error_beside_rope_scaling():
+    scaling = yarn(rope_theta=1e6)
+    flat = family("gemma3_text", max_position_embeddings=32768) | {"rope_parameters": scaling}
+    reading = read_config("transformers-5", flat)
+    assert (reading.multiplier, reading.ignored) == (1.0, ("rope_parameters",))
+    with pytest.raises(Refuses, match="rope_scaling beside a rope_parameters without full_attention"):
+        read_config("transformers-5", flat | {"rope_scaling": scaling})
+    nested = {"full_attention": scaling, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    both = flat | {"rope_parameters": nested, "rope_scaling": scaling}
+    reading = read_config("transformers-5", both)
+    assert reading.ignored == ()
+    np.testing.assert_allclose(reading.inv_freq, table(Rope("yarn", 1e6, 256, 4096, {"factor": 8.0})).inv_freq, rtol=1e-12)
+    unread = both | {"rope_scaling": yarn(truncate=False), "rope_parameters": None}
+    assert read_config("transformers-5", unread).ignored == ("rope_scaling.truncate",)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gemma2", "gpt_neox", "stablelm", "starcoder2", "glm4", "cohere"])
+def test_mlx_lm_scales_none_of_these_and_the_reading_says_so(model_type):
+    config = family(model_type, yarn(), head_dim=128, rope_theta=10000.0, partial_rotary_factor=0.5, rotary_pct=0.5, rotary_emb_base=10000)
+    reading = read_config("mlx-lm", config)
+    assert (reading.multiplier, reading.inv_freq[0], reading.ignored) == (1.0, 1.0, ("rope_scaling",))
+    (verdict,) = [
+        v
+        for v in survey_config(config, table(Rope("yarn", 1e4, 2 * len(reading.inv_freq), 4096, {"factor": 8.0})), 8192)
+        if v.runtime == "mlx-lm"
+    ]
+    assert not verdict.exact and verdict.differs.startswith("frequencies off by")
+
+
+def test_a_model_type_is_known_to_a_reader_or_is_not_guessed():
+    for reader, row in HF_READERS.items():
+        for model_type in (*MODEL_TYPES, "mamba", None, ["llama"]):
+            if model_type is None or isinstance(model_type, list) or model_type not in row.models:
+                with pytest.raises(Unsupported, match="is not known here"):
+                    read_config(reader, family(model_type))
+    with pytest.raises(Unsupported, match="falcon with alibi has no RoPE"):
+        read_config("transformers-5", family("falcon", alibi=True))
+
+
+# -- GGUF architectures --------------------------------------------------------------------------------------------------
+
+
+def keyed(arch, **scaling):
+    """Keys of one architecture; rope.scaling.* but for those with a dot of their own."""
+    extra = {f"{arch}.{k}": scaling.pop(k) for k in list(scaling) if "." in k}
+    return gguf(arch, **scaling) | extra
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHS))
+def test_gguf_yarn_by_metadata_is_that_of_llama_in_every_architecture(arch):
+    reading, wanted = read_gguf(keyed(arch, **YARN)), read_gguf(gguf(**YARN))
+    np.testing.assert_array_equal(reading.inv_freq, wanted.inv_freq)
+    assert (reading.multiplier, reading.context) == (wanted.multiplier, wanted.context)
+
+
+@pytest.mark.parametrize("arch", sorted(PLAIN))
+def test_gguf_plain_architectures_load_no_factors(arch):
+    with pytest.raises(Refuses, match=r"does not load rope_freqs\.weight"):
+        read_gguf(keyed(arch), np.ones(64))
+    assert read_gguf(keyed(arch)).beside == Beside()
+
+
+def test_gguf_a_custom_multiplier_reaches_gemma3s_sliding_layers_where_yarns_own_does_not():
+    """ggml_rope_ext is given the context's attn_factor in every layer, and rope_yarn makes m0 of the layer's own factor."""
+    window = {"attention.sliding_window": 512, "rope.freq_base": 1e6}
+    intended = table(Rope("yarn", 1e6, 128, 4096, {"factor": 8.0}))
+    for attn_factor, exact in ((1.0, True), (0.9, False)):
+        keys = keyed("gemma3", **YARN, **window, attn_factor=attn_factor)
+        others = read_gguf(keys).beside.others
+        np.testing.assert_allclose(others.inv_freq, table(Rope("none", 10000.0, 128, 4096)).inv_freq, rtol=1e-12)
+        assert others.multiplier == pytest.approx(attn_factor, rel=FLOAT32)
+        meant = intended._replace(multiplier=intended.multiplier * attn_factor)
+        (verdict,) = [v for v in survey_gguf(keys, None, meant, 32768) if v.runtime == "llama.cpp"]
+        assert verdict.exact == exact
+        assert exact or verdict.differs == "multiplier 0.9 instead of 1 in the sliding-window layers"
+    assert read_gguf(keyed("gemma3", **YARN)).beside.others is None  # without a window there are no such layers
+
+
+def test_gguf_gemma2_and_gpt_oss_scale_every_layer_alike_unless_the_window_has_a_base_of_its_own():
+    for arch in ("gemma2", "gpt-oss"):
+        assert read_gguf(keyed(arch, **YARN)).beside.others is None
+        others = read_gguf(keyed(arch, **YARN, **{"rope.freq_base_swa": 20000.0})).beside.others
+        np.testing.assert_allclose(others.inv_freq, table(Rope("yarn", 20000.0, 128, 4096, {"factor": 8.0})).inv_freq, rtol=FLOAT32)
+    stray = read_gguf(keyed("gemma2", type="none", factor=8.0))  # a factor that only the window's layers follow
+    assert (stray.inv_freq[0], stray.beside.others.inv_freq[0]) == (1.0, 0.125)
+
+
+def test_gguf_olmo2_keeps_the_window_plain_whatever_is_written():
+    others = read_gguf(keyed("olmo2", **YARN, attn_factor=0.9, **{"attention.sliding_window": 512})).beside.others
+    assert others.multiplier == 1.0
+    np.testing.assert_allclose(others.inv_freq, table(base_rope("none")).inv_freq, rtol=1e-12)
+
+
+@pytest.mark.parametrize("x", [1.0, 0.707])
+def test_gguf_deepseek2_follows_equal_mscales_as_transformers_5_does(x):
+    """yarn_log_multiplier is 0.1·mscale_all_dim: cos and sin times 1, the logits times (0.1·x·ln s + 1)²."""
+    reading = read_gguf(keyed("deepseek2", **YARN, yarn_log_multiplier=0.1 * x))
+    hf = family("deepseek_v3", yarn(mscale=x, mscale_all_dim=x), qk_rope_head_dim=128)
+    wanted = read_config("transformers-5", hf)
+    assert reading.multiplier == pytest.approx(wanted.multiplier, rel=FLOAT32)
+    assert reading.beside.logits == pytest.approx(wanted.beside.logits, rel=FLOAT32)
+    assert wanted.beside.logits == pytest.approx((0.1 * x * math.log(8) + 1) ** 2, rel=1e-12)
+
+
+def test_gguf_deepseek2_without_the_log_multiplier_applies_yarns_temperature_twice():
+    m0 = 0.1 * math.log(8) + 1
+    reading = read_gguf(keyed("deepseek2", **YARN))
+    assert (reading.multiplier, reading.beside.logits) == (pytest.approx(m0, rel=FLOAT32), pytest.approx(m0**2, rel=FLOAT32))
+    linear = read_gguf(keyed("deepseek2", type="linear", factor=8.0))  # and to linear, which has none
+    assert (linear.multiplier, linear.beside.logits) == (1.0, pytest.approx(m0**2, rel=FLOAT32))
+    (verdict,) = [
+        v
+        for v in survey_gguf(keyed("deepseek2", **YARN), None, Table(reading.inv_freq, reading.multiplier), 32768)
+        if v.runtime == "llama.cpp"
+    ]
+    assert verdict.differs == "attention logits times 1.45913 instead of 1"
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        (keyed("granite", **{"rope.scaling.finetuned": False}), "granite with rope.scaling.finetuned false has no RoPE"),
+        (keyed("glm4", **{"rope.dimension_sections": [8, 12, 12, 0]}), "rope.dimension_sections of glm4 is not modelled"),
+        (keyed("qwen2vl"), "the architecture 'qwen2vl' is not known here"),
+        (keyed("gpt2"), "the architecture 'gpt2' is not known here"),
+        (keyed("cogvlm"), "the architecture 'cogvlm' is not known here"),
+    ],
+)
+def test_gguf_what_is_not_modelled_is_not_guessed(keys, reason):
+    with pytest.raises(Unsupported, match=reason):
+        read_gguf(keys)

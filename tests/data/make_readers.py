@@ -12,10 +12,12 @@ off what the runtime puts out for positions 0 and 1: cos and sin of the angle, t
 """
 
 import ast
+import dataclasses
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import inspect
 import json
 import math
 import sys
@@ -23,7 +25,6 @@ import types
 from pathlib import Path
 
 OUT = Path(__file__).with_name("readers.json")
-STEPS = 16  # frequencies recorded of each table, evenly spread
 
 
 def configs():
@@ -110,12 +111,76 @@ def configs():
     }  # fmt: skip
 
 
-def reading(cos, sin, context, at_zero=None):
+FAMILIES = {  # model type -> pairs of a head of 32 dimensions, or of the head that its config class assumes
+    **dict.fromkeys(("mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "falcon", "olmo2"), 16),
+    **dict.fromkeys(("starcoder2", "granite", "smollm3", "gpt_oss", "cohere", "cohere2", "phi3"), 16),
+    "gpt_neox": 4,
+    "stablelm": 4,
+    "glm4": 8,
+    "deepseek_v2": 8,
+    "deepseek_v3": 8,
+}
+
+
+RUN_FOR = {  # the model types that a runtime is asked about: those whose own code the functions below run
+    "transformers-4": FAMILIES.keys(),
+    "transformers-5": FAMILIES.keys(),
+    "mlx-lm": FAMILIES.keys() - {"falcon", "deepseek_v2", "deepseek_v3", "phi3", "cohere2", "qwen2_moe"},
+    # models/*.py of these hand config.rope_parameters to get_rope as it is
+    "vllm": {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "glm4", "stablelm", "cohere", "cohere2", "falcon"},
+}
+
+
+def family_configs():
+    """name -> config.json, for each of FAMILIES: what it assumes, and every method in the spelling of transformers 4 and 5."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    found = {}
+    for model_type, pairs in FAMILIES.items():
+        base = {"model_type": model_type, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 8}
+        base |= {"intermediate_size": 32, "vocab_size": 64, "pad_token_id": 0}
+        base |= {"qk_rope_head_dim": 16} if model_type.startswith("deepseek") else {}
+        found[f"{model_type}-silent"] = dict(base)
+        base |= {"max_position_embeddings": 8192}
+        base |= {} if model_type in ("falcon", "gpt_neox", "deepseek_v2", "deepseek_v3") else {"head_dim": 32}
+        found[f"{model_type}-theta"] = base | {"rope_theta": 50000.0, "rope_local_base_freq": 20000.0, "rotary_emb_base": 30000}
+        if model_type in ("gpt_neox", "stablelm", "glm4", "phi3"):
+            found[f"{model_type}-partial"] = base | {"partial_rotary_factor": 0.75, "rotary_pct": 0.5}
+        lists = {"short_factor": [1 + i / 8 for i in range(pairs)], "long_factor": [2.0 + i for i in range(pairs)]}
+        long = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 2048, **lists}
+        dicts = {
+            "linear": {"rope_type": "linear", "factor": 4.0},
+            "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+            "yarn": yarn,
+            "yarn-type": {"type": "yarn", **{k: v for k, v in yarn.items() if k != "rope_type"}},
+            "yarn-m": yarn | {"attention_factor": 0.9},
+            "yarn-mscales": yarn | {"mscale": 0.707, "mscale_all_dim": 0.707},
+            "yarn-all-dim": yarn | {"mscale_all_dim": 1.0},
+            "yarn-not-truncated": yarn | {"truncate": False, "beta_fast": 16.0},
+            "llama3": llama3 | {"original_max_position_embeddings": 2048},
+            "longrope": long,
+            "longrope-m": long | {"attention_factor": 1.1},
+            "su": long | {"rope_type": "su"},
+        }
+        for name, rope in dicts.items():
+            rope = {"rope_theta": 10000.0, **rope}
+            layers = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0}}
+            nested = layers if model_type == "gemma3_text" else rope
+            found[f"{model_type}-{name}"] = base | {"rope_theta": 10000.0, "rope_scaling": rope, "rope_parameters": nested}
+            if name in ("linear", "yarn", "yarn-type"):
+                found[f"{model_type}-{name}-v4"] = base | {"rope_theta": 10000.0, "rope_scaling": rope}
+                found[f"{model_type}-{name}-v5"] = base | {"rope_parameters": nested}
+                found[f"{model_type}-{name}-flat-v5"] = base | {"rope_parameters": rope}
+        found[f"{model_type}-top-original"] = base | {"rope_scaling": dicts["yarn"], "original_max_position_embeddings": 1024}
+    return {k: v for k, v in found.items() if not k.endswith("flat-v5") or k.startswith("gemma3")}
+
+
+def reading(cos, sin, context, at_zero=None, steps=16):
     """The table behind cos·m and sin·m of position 1; the multiplier is their length, or cos at position 0."""
     import numpy as np
 
     cos, sin = np.asarray(cos, np.float64), np.asarray(sin, np.float64)
-    index = np.unique(np.linspace(0, len(cos) - 1, STEPS).round().astype(int))
+    index = np.unique(np.linspace(0, len(cos) - 1, steps).round().astype(int))
     multiplier = float(np.median(np.hypot(cos, sin)) if at_zero is None else at_zero)
     values = [float(f"{v:.9g}") for v in np.arctan2(sin, cos)[index]]
     return {"pairs": len(cos), "inv_freq": values, "multiplier": float(f"{multiplier:.9g}"), "context": context}
@@ -129,27 +194,89 @@ def hf_config(config):
 
 
 def run_transformers(config):
+    """The rotary embedding of the model, asked at positions 0, 1 and the last; and the attention's scale, by itself."""
     import torch
-    from transformers.models.llama import modeling_llama
-    from transformers.models.mistral import modeling_mistral
 
     hf = hf_config(config)
-    module = modeling_mistral if hf.model_type == "mistral" else modeling_llama
-    rope = getattr(module, hf.model_type.capitalize() + "RotaryEmbedding")(hf)
-    x = torch.zeros(1, 1, 1, config["hidden_size"] // config["num_attention_heads"])
-    last = hf.max_position_embeddings - 1
-    cos, sin = rope(x, torch.tensor([[0, 1, last]]))
-    module.apply_rotary_pos_emb(x, x, cos[:, :1], sin[:, :1])
-    half = cos.shape[-1] // 2
-    return reading(cos[0, 1, :half], sin[0, 1, :half], hf.max_position_embeddings)
+    module = importlib.import_module(type(hf).__module__.replace("configuration_", "modeling_"))
+    (name,) = [
+        n for n, c in vars(module).items() if n.endswith("RotaryEmbedding") and c.__module__ == module.__name__ and "Vision" not in n
+    ]
+    positions = torch.tensor([[0, 1, hf.max_position_embeddings - 1]])
+    found = [rotated(getattr(module, name)(hf), hf, positions, layer) for layer in layers_of(hf, config)]
+    if hf.model_type in ("llama", "mistral"):
+        x = torch.zeros(1, 1, 1, config["hidden_size"] // config["num_attention_heads"])
+        module.apply_rotary_pos_emb(x, x, *found[0][2])
+    steps = 16 if hf.model_type in ("llama", "mistral") else 6
+    made = reading(*found[0][:2], hf.max_position_embeddings, steps=steps)
+    if len(found) > 1:
+        made["others"] = reading(*found[1][:2], None, steps=steps)
+    if hf.model_type.startswith("deepseek"):
+        attention = getattr(module, name.replace("RotaryEmbedding", "Attention"))(hf, 0)
+        made["logits"] = float(f"{attention.scaling * attention.qk_head_dim**0.5:.9g}")
+    return made
+
+
+def layers_of(hf, config):
+    """transformers 5 has a rotary embedding for several layer types, 4 one for each."""
+    from transformers import __version__
+
+    if hf.model_type != "gemma3_text":
+        return (None,)
+    return ("full_attention", "sliding_attention") if __version__ >= "5" else ("global", "local")
+
+
+def rotated(rope, hf, positions, layer):
+    import torch
+
+    if layer == "local":  # Gemma3TextModel.__init__ of transformers 4
+        import copy
+
+        hf = copy.deepcopy(hf)
+        hf.rope_theta, hf.rope_scaling = hf.rope_local_base_freq, {"rope_type": "default"}
+        rope = type(rope)(config=hf)
+    out = rope(torch.zeros(1, 1, 1, 2), positions, *([layer] if layer in ("full_attention", "sliding_attention") else []))
+    prefix = f"{layer}_" if hasattr(rope, f"{layer}_inv_freq") else ""
+    angles = getattr(rope, f"{prefix}inv_freq")
+    scale = getattr(rope, f"{prefix}attention_scaling")
+    if isinstance(out, torch.Tensor):  # deepseek_v2: complex numbers
+        out = (out.real, out.imag)
+    half = len(angles)
+    cos, sin = (angles.cos() * scale, angles.sin() * scale)
+    pairs = slice(0, None, 2) if rope.__class__.__name__.startswith("Cohere") else slice(half)
+    assert torch.allclose(out[0][0, 1, pairs], cos) and torch.allclose(out[1][0, 1, pairs], sin)
+    return cos, sin, (out[0][:, :1], out[1][:, :1])
 
 
 def run_mlx(config):
     import mlx.core as mx
-    from mlx_lm.models.llama import Attention, ModelArgs
 
-    rope = Attention(ModelArgs.from_dict(config)).rope
-    half = config["hidden_size"] // config["num_attention_heads"] // 2
+    model_type = {"mistral": "llama", "mixtral": "mixtral"}.get(config["model_type"], config["model_type"])
+    module = importlib.import_module(f"mlx_lm.models.{model_type}")
+    asked = {"rope_theta", "head_dim", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "max_position_embeddings"}
+    required = [f.name for f in dataclasses.fields(module.ModelArgs) if f.default is f.default_factory is dataclasses.MISSING]
+    args = module.ModelArgs.from_dict({name: 1 for name in required if name not in asked} | config)
+    if model_type == "smollm3":
+        module = importlib.import_module("mlx_lm.models.llama")
+    (attention,) = [c for n, c in vars(module).items() if n.endswith(("Attention", "AttentionBlock")) and c.__module__ == module.__name__]
+    several = len(inspect.signature(attention).parameters) > 1  # it is told its layer
+    layers = {"gemma3_text": (5, 0), "cohere2": (0,)}.get(model_type, (0,) if several else (None,))
+    ropes = [(attention(args) if layer is None else attention(args, layer)).rope for layer in layers]
+    made = [mlx_reading(mx, rope, dims_of(rope, config)) for rope in ropes]
+    return made[0] | ({"others": made[1]} if len(made) > 1 else {})
+
+
+def dims_of(rope, config):
+    return getattr(rope, "dims", None) or getattr(rope, "dim", None) or config["hidden_size"] // config["num_attention_heads"]
+
+
+def mlx_reading(mx, rope, dims):
+    """Pairs are halves, or neighbours where the model is of the traditional kind; those rotated are (1, 0)."""
+    half = dims // 2
+    if getattr(rope, "traditional", False):
+        x = mx.array([[[[1.0, 0.0] * half]]])
+        out = rope(x, offset=1)[0, 0, 0].tolist()
+        return reading(out[::2], out[1::2], None)
     x = mx.concatenate([mx.ones((1, 1, 1, half)), mx.zeros((1, 1, 1, half))], axis=-1)
     out = rope(x, offset=1)[0, 0, 0].tolist()
     return reading(out[:half], out[half:], None)
@@ -335,16 +462,26 @@ def main(runtime, root=None):
         run, version = run_mlx, installed("mlx-lm")
     else:
         run, version = {"vllm": vllm, "sglang": sglang, "exllamav3": exllamav3}[runtime](root)
-    grid, readings = configs(), {}
+    made = json.loads(OUT.read_text()) if OUT.exists() else {"readers": {}}
+    readers, families = made["readers"], made.get("families", {"readers": {}})["readers"]
+    readers[runtime] = {"version": version, "readings": readings_of(runtime, version, run, configs())}
+    if runtime in RUN_FOR:
+        grid = {name: config for name, config in family_configs().items() if config["model_type"] in RUN_FOR[runtime]}
+        families[runtime] = {"version": version, "readings": readings_of(runtime, version, run, grid)}
+    whole = {"made by": "tests/data/make_readers.py", "configs": configs(), "readers": readers}
+    OUT.write_text(layout(whole | {"families": {"configs": family_configs(), "readers": families}}) + "\n")
+
+
+def readings_of(runtime, version, run, grid):
+    """name -> what this runtime made of that config, or its error."""
+    readings = {}
     for name, config in grid.items():
         try:
             readings[name] = run(json.loads(json.dumps(config)))
         except Exception as error:  # the runtime refuses: that is a reading too
             readings[name] = {"error": f"{type(error).__name__}: {str(error)[:160]}"}
         print(runtime, version, name, {k: v for k, v in readings[name].items() if k != "inv_freq"})
-    readers = json.loads(OUT.read_text())["readers"] if OUT.exists() else {}
-    readers[runtime] = {"version": version, "readings": readings}
-    OUT.write_text(layout({"made by": "tests/data/make_readers.py", "configs": grid, "readers": readers}) + "\n")
+    return readings
 
 
 def layout(value, depth=0):

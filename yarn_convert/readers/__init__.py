@@ -5,12 +5,13 @@ without the runtimes: the arithmetic that they share is written once, and what s
 The rows were checked against the runtimes' own code (`tests/data/readers.json`); `docs/formats.md` is the prose.
 
 The tables are float64. The runtimes work in float32, so theirs differ from these by a few units of 2^-24, times the
-factor where a YaRN ramp ends. Not modelled: models other than Llama and Mistral, and rope dicts per layer type.
+factor where a YaRN ramp ends. A row says which model types it is modelled for (`Reader.models`), `model_types` and
+`gguf_archs` what sets these apart; for any other there is no reading, and no claim.
 """
 
 from .config import read_config
 from .gguf import read_gguf
-from .reading import Reading, Refuses
+from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS, Reader
 
-__all__ = ["HF_READERS", "Reader", "Reading", "Refuses", "read_config", "read_gguf"]
+__all__ = ["HF_READERS", "Beside", "Reader", "Reading", "Refuses", "read_config", "read_gguf"]

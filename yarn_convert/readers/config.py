@@ -10,10 +10,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import Unsupported
-from ..rope import Array, geometric, temperature
+from ..rope import Array, Table, geometric, temperature
+from .model_types import MODEL_TYPES, ModelType
 from .others import OTHER_READERS
-from .reading import NOT_MODELLED, Reading, Refuses
-from .rows import HF_LENGTHS, HF_READERS, MSCALES, SCALED, TYPE_LAST, Reader
+from .reading import NOT_MODELLED, Beside, Reading, Refuses
+from .rows import HF_READERS, MSCALES, SCALED, TYPE_LAST, Reader
 
 Config = Mapping[str, Any]
 READERS: Mapping[str, Reader] = {**HF_READERS, **OTHER_READERS}
@@ -27,20 +28,37 @@ def read_config(reader: str, config: Config, length: int | None = None) -> Readi
     """
     rope = seen(reader, config)
     context = context_of(rope)
-    inv_freq, multiplier = FUNCTIONS[rope.method](rope, length or context or rope.max_position or 1)
-    return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier))
+    length = length or context or rope.max_position or 1
+    inv_freq, multiplier = FUNCTIONS[rope.method](rope, length)
+    second = seen(reader, config, 1) if has_second(rope) else None
+    others = Table(*FUNCTIONS[second.method](second, length)) if second else None
+    return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier), Beside(logits(rope), others))
 
 
-def seen(reader: str, config: Config) -> Seen:
-    """`config` as `reader` sees it. Raises as `read_config` does."""
+def seen(reader: str, config: Config, layer: int = 0) -> Seen:
+    """`config` as `reader` sees it, for the layers of that number in `ModelType.layers`. Raises as `read_config` does."""
     row = READERS[reader]
     model_type = config.get("model_type", "llama")
-    if model_type not in HF_LENGTHS:
+    if not isinstance(model_type, str) or model_type not in row.models:
         raise Unsupported(f"what {row.name} makes of model_type {model_type!r} is not known here", NOT_MODELLED)
+    facts = MODEL_TYPES[model_type]
+    if facts.without and config.get(facts.without):
+        raise Unsupported(f"{model_type} with {facts.without} has no RoPE", "there is nothing to extend")
     row = row.variants.get(model_type, row)
     if row.refuses:
         refuse(row, row.refuses)
-    return Seen.of(row, config, model_type)
+    return Seen.of(row, config, model_type, layer)
+
+
+def has_second(rope: Seen) -> bool:
+    return bool(rope.facts.layers) and "sliding_attention" in (rope.config.get("layer_types") or rope.facts.layers)
+
+
+def logits(rope: Seen) -> float:
+    """What mscale_all_dim of a model with multi-head latent attention multiplies the logits by (`yarn_apply_mscale`)."""
+    scales = rope.config.get("model_type") in rope.row.scales_softmax and rope.method != "default"
+    all_dim = rope.dict.get("mscale_all_dim") if scales else None
+    return temperature(rope.number("factor"), all_dim) ** 2 if all_dim else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,7 @@ class Seen:
     """A config as one reader sees it."""
 
     row: Reader
+    facts: ModelType
     config: Config
     followed: str  # the rope dict it follows
     dict: Config
@@ -58,34 +77,41 @@ class Seen:
     original: float  # likewise
 
     @staticmethod
-    def of(row: Reader, config: Config, model_type: str) -> Seen:
-        followed = next((name for name in row.dicts if config.get(name)), "")
-        chosen = config.get(followed) or {}
+    def of(row: Reader, config: Config, model_type: str, layer: int = 0) -> Seen:
+        facts = MODEL_TYPES[model_type]
+        followed, chosen = rope_dict(row, config, facts, layer)
+        theta_key, usual_theta = list(facts.layers.values())[layer] if facts.layers else (facts.theta_key, facts.theta)
+        usual_theta = row.thetas.get(model_type, usual_theta)
         method = method_of(row, chosen, model_type, bool(followed))
-        require(row, config, chosen if followed else None, spelling(row, chosen, model_type) or "default")
-        max_position = config.get("max_position_embeddings") or row.max_position.get(model_type, 0)
+        spelled = spelling(row, chosen, model_type) or "default"
+        require(row, config, chosen if followed else None, spelled, facts.required.get(spelled, ()))
+        max_position = config.get("max_position_embeddings") or (facts.length if row.assumes_length else 0)
         if not max_position and method in row.max_position_required:
             refuse(row, f"{method} without max_position_embeddings")
 
-        def find(key: str, places: Sequence[str | float]) -> Any:
+        def find(key: str, places: Sequence[str | float], top_key: str = "") -> Any:
             """The value of `key` at the first of these places that has one."""
             v5 = config.get("rope_parameters") or {}
             homes: dict[Any, Config] = {"dict": chosen, "top": config, "rope_parameters": v5}
+            assumed: dict[Any, Any] = {"max_position": max_position, "model": usual_theta}
             for place in places:
-                assumed = max_position if place == "max_position" else place
-                found = homes[place].get(key) if place in homes else assumed
+                name = top_key if top_key and place == "top" else key
+                found = homes[place].get(name) if place in homes else assumed.get(place, place)
                 if found is not None:
                     return found
             return None
 
-        theta = float(find("rope_theta", row.theta))
-        original = find("original_max_position_embeddings", row.original.get(method, ()))
+        theta = find("rope_theta", row.theta, theta_key)
+        if theta is None:
+            refuse(row, "without rope_theta")
+        original = find("original_max_position_embeddings", original_places(row, facts, method))
         if method in SCALED and original is None:
             refuse(row, f"{method} without original_max_position_embeddings")
         if row.whole_lengths and isinstance(original, float):
             refuse(row, f"original_max_position_embeddings {original!r} is not written as an integer")
-        dim = rotary_dim(row, config, method, find("partial_rotary_factor", row.partial[1]), model_type)
-        return Seen(row, config, followed, chosen, method, theta, dim, max_position, original or 0.0)
+        partial = find("partial_rotary_factor", row.partial[1], facts.partial_key)
+        dim = rotary_dim(row, config, method, facts.partial if partial is None else partial, model_type)
+        return Seen(row, facts, config, followed, chosen, method, float(theta), dim, max_position, original or 0.0)
 
     def number(self, key: str) -> Any:
         """A number that the reader cannot do without, as it is written: an integer stays one."""
@@ -99,10 +125,48 @@ def refuse(row: Reader, reason: str) -> NoReturn:
     raise Refuses(f"{row.name} {row.version}: {reason}")
 
 
-def require(row: Reader, config: Config, rope: Config | None, spelled: str) -> None:
+def rope_dict(row: Reader, config: Config, facts: ModelType, layer: int) -> tuple[str, Config]:
+    """The name of the rope dict that is followed, "" for none, and the dict."""
+    if facts.layers:
+        return layer_dict(row, config, list(facts.layers)[layer], layer)
+    followed = next((name for name in row.dicts if config.get(name)), "")
+    silent = config.get("rope_parameters") is None if "rope_parameters" in row.dicts else "rope_scaling" not in config
+    if not followed and silent and row.assumes_length:  # it reads config.json through a config class of transformers
+        return "", facts.rope
+    chosen = config.get(followed) or {}
+    if isinstance(chosen.get("full_attention"), dict):
+        raise Unsupported(f"a rope dict per layer type in a {config.get('model_type')} is not modelled", NOT_MODELLED)
+    return followed, chosen
+
+
+def layer_dict(row: Reader, config: Config, name: str, layer: int) -> tuple[str, Config]:
+    """The dict of one layer type: `rope_parameters` by layer, `rope_scaling` flat and over the first of them.
+
+    Source: transformers 5.23 models/gemma3/configuration_gemma3.py convert_rope_params_to_dict. A flat `rope_parameters`
+    is passed over, and an error together with `rope_scaling`; an absent dict is one of rope_type default.
+    """
+    nested, flat = config.get("rope_parameters"), config.get("rope_scaling") if layer == 0 else None
+    if "rope_parameters" not in row.dicts:  # transformers 4 knows one dict, for the first
+        return ("rope_scaling", flat) if flat else ("", {})
+    mine = (nested or {}).get(name)
+    if flat is None:
+        return (f"rope_parameters.{name}", mine) if mine else ("", {})
+    if nested is not None and mine is None:
+        refuse(row, f"rope_scaling beside a rope_parameters without {name}")
+    return "rope_scaling", {**(mine or {"rope_type": "default"}), **flat}
+
+
+def original_places(row: Reader, facts: ModelType, method: str) -> tuple[str | float, ...]:
+    places = row.original.get(method, ())
+    if facts.layers:
+        return tuple(place for place in places if place != "top")
+    return ("top", facts.original) if facts.original and places else places
+
+
+def require(row: Reader, config: Config, rope: Config | None, spelled: str, more: tuple[str, ...] = ()) -> None:
     """Refuse unless config.json, and the rope dict if there is one, have every key that the reader insists on."""
     missing = [key for key in row.top_required if config.get(key) is None]
-    missing += [] if rope is None else [key for key in row.required.get(spelled, ()) if rope.get(key) is None]
+    missing += [] if rope is None else [key for key in (*row.required.get(spelled, ()), *more) if rope.get(key) is None]
     if missing:
         refuse(row, f"{spelled} without {missing[0]}")
 
@@ -123,25 +187,38 @@ def method_of(row: Reader, rope: Config, model_type: str, given: bool) -> str:
     where = row.spelled_in.get(spelled or "")
     if not spelled or (where and rope.get(where) != spelled):
         return "default"
-    if spelled not in row.types and not row.other_types:
+    types = MODEL_TYPES[model_type].types or row.types
+    if spelled not in types and not row.other_types:
         refuse(row, f"unknown rope type {spelled!r}")
-    return row.types.get(spelled, row.other_types)
+    return types.get(spelled, row.other_types)
 
 
 def rotary_dim(row: Reader, config: Config, method: str, partial: float | None, model_type: str) -> int:
-    head_dim = config.get("head_dim")
-    if row.derives_head_dim and head_dim not in (None, derived := config["hidden_size"] // config["num_attention_heads"]):
+    facts = MODEL_TYPES[model_type]
+    head_dim = config.get(facts.head_key)
+    if row.derives_head_dim and head_dim not in (None, derived := quotient(config)):
         refuse(row, f"head_dim {head_dim}: it takes heads for hidden_size / num_attention_heads = {derived} dimensions")
     if head_dim is None:
-        if model_type == "mistral" and method in row.head_dim_required:
-            refuse(row, f"{method} for Mistral needs head_dim in config.json: the config class leaves it None")
-        head_dim = config["hidden_size"] // config["num_attention_heads"]
+        if model_type in row.head_dim_unfilled and method in row.head_dim_required:
+            refuse(row, f"{method} for {model_type} needs head_dim in config.json: the config class leaves it None")
+        if facts.head_dim and facts.head_key in config:
+            raise Unsupported(f"{facts.head_key} null in a {model_type} is not modelled", NOT_MODELLED)
+        head_dim = facts.head_dim or quotient(config)
+    if not facts.other_head_dim and "head_dim" in config and (not facts.head_key or config["head_dim"] != head_dim):
+        refuse(row, f"head_dim {config['head_dim']}: the attention of {model_type} has {head_dim}")
     dim, attitude = int(head_dim * (1.0 if partial is None else partial)), row.partial[0]
+    if facts.partial is not None:
+        return dim
     if attitude == "ignores" or (attitude == "refuses-scaled" and method == "default"):
         return int(head_dim)
     if attitude != "rotates" and dim != head_dim:
         refuse(row, f"partial_rotary_factor {partial}: the attention of this model rotates whole heads")
     return dim
+
+
+def quotient(config: Config) -> int:
+    """The dimensions of a head, where config.json does not say it."""
+    return int(config["hidden_size"] // config["num_attention_heads"])
 
 
 def context_of(rope: Seen) -> int | None:
@@ -214,7 +291,13 @@ def yarn_factor(rope: Seen) -> Any:
 
 def rounds(rope: Seen) -> bool:
     """Whether the ramp's ends are rounded outward to whole pairs."""
-    return rope.row.rounds_ramp and (rope.dict.get("truncate", True) or not rope.row.truncate)
+    honoured = rope.row.truncate and not by_layer(rope)
+    return rope.row.rounds_ramp and (rope.dict.get("truncate", True) or not honoured)
+
+
+def by_layer(rope: Seen) -> bool:
+    """Whether the dict is one of several by layer: `_compute_yarn_parameters` looks for truncate beside them, not in them."""
+    return bool(rope.facts.layers) and "rope_parameters" in rope.row.dicts
 
 
 def betas(rope: Seen) -> tuple[Any, Any]:
@@ -322,16 +405,19 @@ def ignored_by(rope: Seen, multiplier: float) -> tuple[str, ...]:
         same |= {key: values[key] for key in ("mscale", "mscale_all_dim") if close(ratio, multiplier)}
     if values.get("attention_factor") is not None and same["short_factor"] == values.get("short_factor"):
         same["original_max_position_embeddings"] = values.get("original_max_position_embeddings")
-    keys = sorted(rope.row.ignores.get(method, frozenset()) & values.keys())
+    unread = {"truncate"} if by_layer(rope) and method == "yarn" else set()
+    keys = sorted((rope.row.ignores.get(method, frozenset()) | unread) & values.keys())
     found = [f"{rope.followed}.{k}" for k in keys if values[k] is not None and not close(values[k], same.get(k))]
     found += [f"{rope.followed}.{key}" for key in unheard_types(rope)]
     if "rope_theta" in values and not close(values["rope_theta"], rope.theta):
         found.append(f"{rope.followed}.rope_theta")
-    others = [name for name in ("rope_scaling", "rope_parameters") if name != rope.followed]
+    others = [name for name in ("rope_scaling", "rope_parameters") if name != rope.followed.split(".")[0]]
     method = values.get("rope_type", method) if unheard_types(rope) else method  # said already
     mine = {k: v for k, v in values.items() if k != "type"} | {"rope_theta": rope.theta, "rope_type": method}
     for name in others:
-        other = {k: v for k, v in (rope.config.get(name) or {}).items() if k != "type"}
+        other = rope.config.get(name) or {}
+        other = other.get(next(iter(rope.facts.layers)), other) if rope.facts.layers else other
+        other = {k: v for k, v in (other or {}).items() if k != "type"}
         if any(mine.get(k) != v for k, v in other.items()):
             found.append(name)
     return tuple(found)

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import Unsupported
-from ..rope import Array, geometric
-from .reading import NOT_MODELLED, Reading, Refuses
+from ..rope import Array, Table, geometric
+from .gguf_archs import ARCHS, Arch
+from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
 LLAMA_CPP = "llama.cpp 0c1e570"
-# Architectures by what they make of rope_freqs.weight (src/models/*.cpp, load_arch_tensors and the graph)
-LLAMAS = frozenset({"llama", "llama-embed", "deci"})
-ROPE_FREQS_APPLIED = LLAMAS | {"llama4", "mistral3", "arcee", "apertus", "exaone", "exaone4", "exaone-moe", "granite"}
-ROPE_FREQS_APPLIED |= {"granitemoe", "granitehybrid", "granite_swa", "minicpm", "nanbeige", "step35"}
-ROPE_FREQS_UNUSED = frozenset({"falcon-h1", "llada", "pangu-embedded", "refact", "cogvlm"})  # loaded, then forgotten
-ROPE_FREQS_REFUSED = frozenset({"qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "gptneox"})
-ROPE_FREQS_REFUSED |= {"stablelm", "olmo", "olmo2", "glm4", "gpt-oss", "smollm3", "starcoder2", "command-r", "falcon"}
-ROPE_FREQS_REFUSED |= {"phi2", "phi3", "phimoe", "minicpm3"}
-LONGROPE_PAIR = LLAMAS | {"granite", "granitemoe", "granite_swa", "minicpm", "mistral3", "apertus"}
-LONGROPE_PAIR |= {"step35"}  # these load the pair of factors if the type says longrope
-ALWAYS_PAIR = frozenset({"phi3", "phimoe", "minicpm3"})  # whatever the type
-WHOLE_HEAD = LLAMAS | {"falcon"}  # src/llama-model.cpp: load_hparams, "invalid n_rot"
-BETAS_READ = frozenset({"mistral3"})  # src/models/mistral3.cpp; grok reads more and is not modelled
 GGUF_TYPES = ("none", "linear", "yarn", "longrope")
 f32 = np.float32
 
@@ -44,30 +33,96 @@ def read_gguf(
     there; frequencies in float64, where ggml's CPU loop multiplies up θ^(−2/D) in float32.
     """
     arch = keys["general.architecture"]
-    if arch not in ROPE_FREQS_APPLIED | ROPE_FREQS_UNUSED | ROPE_FREQS_REFUSED:
+    if arch not in ARCHS:
         raise Unsupported(f"what llama.cpp makes of the architecture {arch!r} is not known here", NOT_MODELLED)
     meta = {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
+    check_keys(arch, ARCHS[arch], meta)
     kind = meta.get("rope.scaling.type", "linear")
     if kind not in GGUF_TYPES:
         gguf_refuses(f"aborts on rope.scaling.type {kind!r}")
-    dim = gguf_dim(arch, meta)
     context = int(meta["context_length"])
     original = int(meta.get("rope.scaling.original_context_length") or context)
-    theta = f32(meta.get("rope.freq_base", 10000.0))
-    factor = f32(meta.get("rope.scaling.factor", meta.get("rope.scale_linear", 0.0)))
-    scale = f32(1) if factor == 0 or kind == "none" else f32(1) / factor
-    omega = geometric(float(theta), dim) / divisors(arch, kind, dim, context > original, rope_freqs, rope_factors)
-    multiplier = f32(meta.get("rope.scaling.attn_factor", 1.0))
-    inv_freq = omega * float(scale)
-    if kind == "yarn":
-        if "rope.scaling.yarn_log_multiplier" in meta and arch in BETAS_READ:
-            raise Unsupported(f"rope.scaling.yarn_log_multiplier of {arch} is not modelled", NOT_MODELLED)
-        betas = gguf_betas(arch, meta)
-        low, high = gguf_corrections(dim, original, theta, *betas)
-        keep = gguf_ramp(dim, low, high).astype(np.float64)
-        inv_freq = inv_freq * (1 - keep) + omega * keep
-        multiplier = gguf_multiplier(scale, multiplier)
-    return Reading(inv_freq, float(multiplier), context, gguf_ignored(arch, meta, kind))
+    dim = gguf_dim(arch, meta)
+    divided = divisors(arch, kind, dim, context > original, rope_freqs, rope_factors)
+    written = f32(meta.get("rope.scaling.factor", meta.get("rope.scale_linear", 0.0)))
+    layers = Layers(arch, meta, kind, original, f32(1) if written == 0 else f32(1) / written)
+    theta, scale = f32(meta.get("rope.freq_base", 10000.0)), f32(1) if kind == "none" else layers.trained
+    read = layers.table(dim, theta, scale, divided)
+    beside = Beside(layers.logits(scale), layers.second(read, dim, theta, divided))
+    return Reading(*read, context, gguf_ignored(arch, meta, kind), beside)
+
+
+def check_keys(arch: str, facts: Arch, meta: Mapping[str, Any]) -> None:
+    """Raise Unsupported for keys that make of this architecture another one than `ARCHS` describes."""
+    if facts.switch and not meta.get(facts.switch, True):
+        raise Unsupported(f"{arch} with {facts.switch} false has no RoPE", "there is nothing to extend")
+    sections = [n for n in meta.get("rope.dimension_sections", ()) if n] if facts.sections else []
+    for key in (*facts.unmodelled, *(["rope.dimension_sections"] if sections else [])):
+        if key in meta:
+            raise Unsupported(f"{key} of {arch} is not modelled", NOT_MODELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """A model's layers, as ggml_rope_ext is called for them."""
+
+    arch: str
+    meta: Mapping[str, Any]
+    kind: str
+    original: int
+    trained: np.float32  # rope_freq_scale_train, 1/s whatever the type
+
+    @property
+    def written(self) -> np.float32:
+        return f32(self.meta.get("rope.scaling.attn_factor", 1.0))
+
+    def attn_factor(self, scale: np.float32) -> np.float32:
+        """The context's attn_factor, of which rope_yarn makes the multiplier."""
+        if self.kind != "yarn":
+            return self.written
+        return context_attn_factor(scale, self.written, float(self.log_multiplier))
+
+    @property
+    def log_multiplier(self) -> np.float32:
+        """mscale_all_dim of DeepSeek, which the converter multiplied by 0.1; 0 elsewhere."""
+        key = self.meta.get("rope.scaling.yarn_log_multiplier", 0.0) if ARCHS[self.arch].mla else 0.0
+        return f32(key) / f32(0.1)
+
+    def table(self, dim: int, theta: np.float32, scale: np.float32, divided: Array | float, own: np.float32 | None = None) -> Table:
+        """The RoPE of layers with this θ; `scale` is the context's, `own` theirs if it is another."""
+        own = scale if own is None else own
+        omega, multiplier = geometric(float(theta), dim) / divided, self.attn_factor(scale)
+        inv_freq = omega * float(own)
+        if self.kind == "yarn":
+            ends = gguf_corrections(dim, self.original, theta, *gguf_betas(self.arch, self.meta))
+            keep = gguf_ramp(dim, *ends).astype(np.float64)
+            inv_freq = inv_freq * (1 - keep) + omega * keep
+            multiplier = multiplier * (f32(1) + f32(0.1) * logf(f32(1) / own))
+        return Table(inv_freq, float(multiplier))
+
+    def second(self, first: Table, dim: int, theta: np.float32, divided: Array | float) -> Table | None:
+        """The RoPE of the sliding-window layers; None if there are none, or it is that of the others."""
+        facts = ARCHS[self.arch]
+        if not facts.second or not self.meta.get("attention.sliding_window", facts.window):
+            return None
+        if facts.second == "plain":
+            return Table(geometric(float(theta), dim), 1.0)
+        usual = 10000.0 if facts.second == "own" else theta
+        theirs = f32(self.meta.get("rope.freq_base_swa", usual))
+        own = f32(1) if facts.second == "own" else self.trained
+        scale = f32(1) if self.kind == "none" else self.trained
+        found = self.table(dim, theirs, scale, divided if facts.second == "shared" else 1.0, own)
+        same = facts.second == "shared" and np.array_equal(found.inv_freq, first.inv_freq) and found.multiplier == first.multiplier
+        return None if same else found
+
+    def logits(self, scale: np.float32) -> float:
+        """What multi-head latent attention multiplies its logits by (src/models/deepseek2.cpp: graph, kq_scale): also for
+        linear, and with the multiplier on top. 1 elsewhere."""
+        if not ARCHS[self.arch].mla:
+            return 1.0
+        log = logf(f32(1) / scale)
+        restored = self.attn_factor(scale) * (f32(1) + f32(0.1) * log)
+        return float(restored * (f32(1) + f32(0.1) * self.log_multiplier * log)) ** 2
 
 
 def gguf_refuses(reason: str) -> NoReturn:
@@ -77,7 +132,7 @@ def gguf_refuses(reason: str) -> NoReturn:
 def gguf_dim(arch: str, meta: Mapping[str, Any]) -> int:
     head = meta.get("attention.key_length") or meta["embedding_length"] // meta["attention.head_count"]
     dim = int(meta.get("rope.dimension_count", head))
-    if arch in WHOLE_HEAD and dim != head:
+    if ARCHS[arch].whole_head and dim != head:
         gguf_refuses(f"invalid n_rot: {dim}, expected {head}")
     return dim
 
@@ -94,18 +149,19 @@ def divisors(
     found = rope_freqs if rope_freqs is not None else rope_factors and rope_factors[beyond]
     if found is None:
         return 1.0
-    pair = arch in ALWAYS_PAIR or (kind == "longrope" and arch in LONGROPE_PAIR)
-    unwanted = arch in ROPE_FREQS_REFUSED or pair if rope_freqs is not None else not pair
+    facts = ARCHS[arch]
+    pair = facts.pair == "always" or (kind == "longrope" and facts.pair == "longrope")
+    unwanted = facts.freqs == "refused" or pair if rope_freqs is not None else not pair
     if unwanted:
         name = "rope_freqs.weight" if rope_freqs is not None else "rope_factors_short/long.weight"
         gguf_refuses(f"wrong number of tensors: {arch} does not load {name} with rope.scaling.type {kind}")
     if np.shape(found) != (dim // 2,):
         gguf_refuses(f"a factor tensor of shape {np.shape(found)}, expected {dim // 2}")
-    return 1.0 if arch in ROPE_FREQS_UNUSED else np.asarray(found, dtype=np.float64)
+    return 1.0 if facts.freqs == "forgotten" and rope_freqs is not None else np.asarray(found, dtype=np.float64)
 
 
 def gguf_betas(arch: str, meta: Mapping[str, Any]) -> tuple[float, float]:
-    if arch not in BETAS_READ:
+    if not ARCHS[arch].betas:
         return 32.0, 1.0
     return meta.get("rope.scaling.yarn_beta_fast", 32.0), meta.get("rope.scaling.yarn_beta_slow", 1.0)
 
@@ -131,19 +187,25 @@ def gguf_ramp(dim: int, low: np.float32, high: np.float32) -> NDArray[np.float32
     return np.asarray(f32(1) - np.clip(mix, f32(0), f32(1)), dtype=f32)
 
 
-def gguf_multiplier(scale: np.float32, attn_factor: np.float32) -> np.float32:
-    """attn_factor times 0.1·ln s + 1: llama-context.cpp divides by it what ops.cpp multiplies by again."""
+def context_attn_factor(scale: np.float32, attn_factor: np.float32, log_multiplier: float = 0.0) -> np.float32:
+    """YaRN's: with m0 = 0.1·ln s + 1, attn_factor·m0/m0, or DeepSeek's ratio of two equal mscales over m0."""
     factor = f32(1) / scale
     m0 = f32(0.1) * logf(factor) + f32(1)
-    attn = (m0 if factor > 1 else f32(1)) * (f32(1) / m0) * attn_factor
-    return attn * (f32(1) + f32(0.1) * logf(f32(1) / scale))
+    mine = f32(1) if log_multiplier != 0 or not factor > 1 else m0
+    return mine * (f32(1) / m0) * attn_factor
+
+
+def gguf_multiplier(scale: np.float32, attn_factor: np.float32) -> np.float32:
+    """attn_factor times 0.1·ln s + 1: llama-context.cpp divides by it what ops.cpp multiplies by again."""
+    return context_attn_factor(scale, attn_factor) * (f32(1) + f32(0.1) * logf(f32(1) / scale))
 
 
 def gguf_ignored(arch: str, meta: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     """Keys that would change the reading, were they read."""
     usual = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_attn_factor": 1.0, "yarn_ext_factor": 1.0}
     usual |= {"yarn_log_multiplier": 0.0}
-    read = {"yarn_beta_fast", "yarn_beta_slow"} if arch in BETAS_READ else set()
+    read = {"yarn_beta_fast", "yarn_beta_slow"} if ARCHS[arch].betas else set()
+    read |= {"yarn_log_multiplier"} if ARCHS[arch].mla else set()
     names = [n for n in usual if n not in read and meta.get(f"rope.scaling.{n}", usual[n]) != usual[n]]
     names += ["factor"] if kind == "none" and meta.get("rope.scaling.factor", 1.0) not in (0.0, 1.0) else []
     return tuple(f"{arch}.rope.scaling.{name}" for name in names)

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .rows import HF_LENGTHS, HF_READERS, MSCALES, SPELLED, TYPE_FIRST, V5, V5_READS, Reader
+from .model_types import LLAMAS
+from .rows import HF_READERS, MSCALES, ROPE_TYPE_ALONE, SPELLED, TYPE_FIRST, V5, V5_READS, Reader
 
-ROPE_TYPE_ONLY = dict.fromkeys(HF_LENGTHS, ("rope_type", "rope_type"))
-TYPES_FIRST = dict.fromkeys(HF_LENGTHS, TYPE_FIRST)
+ROPE_TYPE_ONLY = dict.fromkeys(LLAMAS, ROPE_TYPE_ALONE)
+TYPES_FIRST = dict.fromkeys(LLAMAS, TYPE_FIRST)
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 V5_NEEDS = {  # transformers 5: RotaryEmbeddingConfigMixin.validate_rope, also where the numbers go unused
     **dict.fromkeys(("linear", "dynamic", "yarn"), ("factor",)),
@@ -34,6 +35,8 @@ OPENVINO = replace(
         "optimum/exporters/openvino/model_configs.py: LlamaOpenVINOConfig, MistralOpenVINOConfig",
         "transformers 5.5.4, the newest that it takes, traced: modeling_rope_utils.py",
     ),
+    models=LLAMAS,
+    scales_softmax=frozenset(),
     longrope_multiplier="mscales",
     dynamic="trained",  # the trace keeps the branch of a short text
     ignores={"longrope": MSCALES | M, "dynamic": frozenset({"factor"})},
@@ -107,7 +110,7 @@ TENSORRT = Reader(
     dynamic="trained",
     partial=("rotates", ("top",)),
     context_rule="tensorrt",
-    max_position=HF_LENGTHS,
+    assumes_length=True,
     ignores={"yarn": M | ROUNDS, "longrope": MSCALES | M, "dynamic": frozenset({"factor"})},
 )
 
@@ -132,7 +135,7 @@ TGI = Reader(
     truncate=False,
     betas=(32.0, 1.0),
     derives_head_dim=True,
-    max_position=HF_LENGTHS,
+    assumes_length=True,
     ignores={"yarn": M | ROUNDS | {"beta_fast", "beta_slow"}, "longrope": M | {"original_max_position_embeddings"}},
 )
 

@@ -69,7 +69,7 @@ def read_mistral_rs(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
     if not mistral and words and words[0].lower() == "mistral":
         refuses("mistral.rs", "a Mistral, by its name, without a sliding window: it wants the original config.json")
     config, freqs = synthesized(keys, arch, mistral, rope_freqs is not None), None if mistral else rope_freqs
-    inv_freq, multiplier, context, _ = read_config("mistral.rs", config)
+    inv_freq, multiplier, context = read_config("mistral.rs", config)[:3]
     if freqs is not None:
         inv_freq = inv_freq / np.asarray(freqs, dtype=np.float64)
     scaled = mistral and keys.get(f"{arch}.rope.scaling.type") == "yarn"

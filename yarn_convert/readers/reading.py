@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..errors import Inexpressible
-from ..rope import Array
+from ..rope import Array, Table
 
 NOT_MODELLED = "no claim about this model can be made; validate it in the runtime itself"
+
+
+class Beside(NamedTuple):
+    """What a model computes with its rope dict besides the table of the layers that a Reading is of."""
+
+    logits: float = 1.0  # multiplies the attention logits, on top of the multiplier squared: DeepSeek's mscale_all_dim
+    others: Table | None = None  # RoPE of the other layers, where there are such with one of their own: gemma3's sliding ones
 
 
 class Reading(NamedTuple):
@@ -17,6 +24,7 @@ class Reading(NamedTuple):
     multiplier: float  # of cos and sin
     context: int | None  # the longest text it takes unasked, in tokens; None: it has no limit of its own
     ignored: tuple[str, ...]
+    beside: Beside = Beside()
 
 
 class Refuses(Inexpressible):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from .model_types import FAMILIES, LLAMAS, MODEL_TYPES
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
     """How one runtime reads config.json. A place is "dict" (the rope dict it follows), "top" (config.json itself),
-    "rope_parameters", "max_position" (max_position_embeddings), or a number that it assumes."""
+    "rope_parameters", "max_position" (max_position_embeddings), "model" (`model_types`), or a number that it assumes."""
 
     name: str
     version: str
@@ -32,11 +34,15 @@ class Reader:
     truncate: bool = True  # honours truncate: false
     dynamic: str = "length"  # or "trained", "static": see `dynamic`
     integer_linear: bool = True  # takes an integer factor for linear
-    head_dim_required: frozenset[str] = frozenset()  # methods that fail for Mistral when head_dim is absent
+    head_dim_required: frozenset[str] = frozenset()  # methods that fail for these model types when head_dim is absent
+    head_dim_unfilled: frozenset[str] = frozenset()
     partial: tuple[str, tuple[str, ...]] = ("ignores", ())  # what it does with partial_rotary_factor, and its places
     context_keys: tuple[str | int, ...] = ("max_position_embeddings",)  # of config.json, or a number that it assumes
     context_rule: str = "given"  # "vllm", "sglang", "tensorrt", "none", "no-window": none with a sliding window
-    max_position: Mapping[str, int] = field(default_factory=dict)  # model_type -> assumed when absent
+    models: frozenset[str] = LLAMAS  # the model types that this row is modelled for
+    thetas: Mapping[str, float] = field(default_factory=dict)  # where it assumes others than `model_types`
+    scales_softmax: frozenset[str] = frozenset()  # model types whose attention logits mscale_all_dim scales, whatever m is
+    assumes_length: bool = False  # takes an absent max_position_embeddings from `model_types`
     max_position_required: frozenset[str] = frozenset()  # methods that fail without it
     ignores: Mapping[str, frozenset[str]] = field(default_factory=dict)  # method -> keys of the dict
     variants: Mapping[str, Reader] = field(default_factory=dict)  # model_type -> the row that it has instead
@@ -54,18 +60,38 @@ class Reader:
 METHODS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 SPELLED = {name: name for name in METHODS}
 SCALED = ("yarn", "llama3", "longrope")
-HF_LENGTHS = {"llama": 2048, "mistral": 131072}
-TYPE_FIRST, TYPE_LAST = ("type", "rope_type"), ("rope_type", "type")
+TYPE_FIRST, TYPE_LAST, ROPE_TYPE_ALONE = ("type", "rope_type"), ("rope_type", "type"), ("rope_type", "rope_type")
+VLLM_MODELS = {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "glm4", "stablelm", "cohere", "cohere2", "falcon"}
+NEED_HEAD_DIM = frozenset({"dynamic", "yarn", "longrope"})  # of transformers: getattr(config, "head_dim", ...), which is None
 MSCALES = frozenset({"short_mscale", "long_mscale"})
 V5 = "transformers 5.23 modeling_rope_utils.py: RotaryEmbeddingConfigMixin.convert_rope_params_to_dict"
 V5_READS: dict[str, Any] = {  # vLLM and SGLang load config.json through transformers 5: the three see one dict
     "dicts": ("rope_scaling", "rope_parameters"),
-    "theta": ("dict", "top", 10000.0),
+    "theta": ("dict", "top", "model"),
     "original": dict.fromkeys(SCALED, ("top", "dict", "max_position")),
-    "max_position": HF_LENGTHS,
+    "assumes_length": True,
 }
 SGLANG_LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
-HF_READERS: Mapping[str, Reader] = {
+UNSCALED: dict[str, Any] = {"dicts": (), "partial": ("ignores", ("top",))}  # nn.RoPE: no dict is looked at
+MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in mlx_lm/models differs from llama.py
+    **{name: {} for name in ("qwen2", "gemma3_text", "olmo2", "smollm3")},
+    "granite": {"top_required": ("max_position_embeddings", "rope_theta")},
+    "qwen3": {
+        "dicts": ("rope_scaling", "rope_parameters"),
+        "theta": ("top", "rope_parameters"),
+        "top_required": ("max_position_embeddings", "head_dim"),
+    },
+    "gpt_oss": {"types": {name: name for name in METHODS if name not in ("dynamic", "longrope")}},  # it passes no length on
+    "mixtral": UNSCALED,
+    "starcoder2": UNSCALED,
+    "cohere": UNSCALED,
+    "gemma2": UNSCALED | {"top_required": ("head_dim",)},
+    "qwen3_moe": UNSCALED | {"top_required": ("head_dim", "rope_theta", "max_position_embeddings")},
+    "gpt_neox": UNSCALED | {"top_required": ("rotary_emb_base", "rotary_pct", "max_position_embeddings")},
+    "stablelm": UNSCALED | {"top_required": ("rope_theta", "partial_rotary_factor")},
+    "glm4": UNSCALED | {"top_required": ("head_dim", "rope_theta", "partial_rotary_factor")},
+}
+_ROWS = {
     row.name: row
     for row in (
         # Earlier ones differ in yarn: 4.45 to 4.50 take L from max_position_embeddings, 4.51 to 4.55 s from the lengths
@@ -75,12 +101,15 @@ HF_READERS: Mapping[str, Reader] = {
             evidence=(
                 "modeling_rope_utils.py: _compute_*_parameters, longrope_frequency_update",
                 "models/llama/configuration_llama.py: LlamaConfig.__init__ (type overwrites rope_type)",
-                "models/llama/modeling_llama.py: LlamaRotaryEmbedding",
+                "models/llama/modeling_llama.py: LlamaRotaryEmbedding; so for the other models",
             ),
+            models=frozenset(FAMILIES) - {"olmo2", "phi3", "apertus", "cwm"},  # the first two want other dicts
+            thetas={"cohere": 10000.0},
+            scales_softmax=frozenset({"deepseek_v3"}),
             dicts=("rope_scaling",),
-            theta=("top", 10000.0),
+            theta=("top", "model"),
             types=SPELLED,
-            type_keys={"llama": TYPE_FIRST},
+            type_keys={"llama": TYPE_FIRST, **dict.fromkeys(("cohere", "cohere2", "granite", "gemma3_text"), ROPE_TYPE_ALONE)},
             type_required=True,
             original={"yarn": ("dict", "max_position"), "llama3": ("dict",), "longrope": ("top", "max_position")},
             temperature=("attention_factor", "ratio"),
@@ -88,16 +117,23 @@ HF_READERS: Mapping[str, Reader] = {
             longrope_factor=("lengths-of-top", "factor"),
             longrope_list="length",
             null_means_default=True,
-            head_dim_required=frozenset({"dynamic", "yarn", "longrope"}),
+            head_dim_required=NEED_HEAD_DIM,
+            head_dim_unfilled=frozenset({"mistral"}),
             partial=("refuses", ("top",)),
-            max_position=HF_LENGTHS,
+            assumes_length=True,
             ignores={"longrope": MSCALES | {"original_max_position_embeddings"}},
         ),
         Reader(
             **V5_READS,
             name="transformers-5",
             version="5.23.0",
-            evidence=(V5, "modeling_rope_utils.py: _compute_*_parameters, longrope_frequency_update"),
+            evidence=(
+                V5,
+                "modeling_rope_utils.py: _compute_*_parameters, longrope_frequency_update",
+                "models/*/configuration_*.py: convert_rope_params_to_dict; models/*/modeling_*.py: *RotaryEmbedding, yarn_apply_mscale",
+            ),
+            models=frozenset(MODEL_TYPES),
+            scales_softmax=frozenset({"deepseek_v2", "deepseek_v3"}),
             types=SPELLED,
             temperature=("attention_factor", "ratio"),
             longrope_multiplier="attention_factor",
@@ -105,6 +141,8 @@ HF_READERS: Mapping[str, Reader] = {
             longrope_list="length",
             yarn_factor="null-lengths",
             null_means_default=True,
+            head_dim_required=NEED_HEAD_DIM,
+            head_dim_unfilled=frozenset({"mixtral", "minimax", "ministral"}),
             partial=("refuses-scaled", ("dict", "top")),
             ignores={"longrope": MSCALES},
         ),
@@ -117,7 +155,9 @@ HF_READERS: Mapping[str, Reader] = {
                 "vllm/transformers_utils/config.py: patch_rope_parameters, patch_legacy_rope_type",
                 "vllm/model_executor/layers/rotary_embedding/__init__.py: get_rope, and the classes it makes",
                 "vllm/config/model.py: _get_and_verify_max_len",
+                "vllm/model_executor/models/*.py: config.rope_parameters goes to get_rope as it is",
             ),
+            models=LLAMAS | VLLM_MODELS,
             types={**SPELLED, "su": "longrope"},
             types_must_agree=True,
             temperature=("attention_factor", "ratio"),
@@ -156,11 +196,14 @@ HF_READERS: Mapping[str, Reader] = {
             evidence=(
                 "mlx_lm/models/llama.py: ModelArgs, Attention (mistral is remapped to llama in mlx_lm/utils.py)",
                 "mlx_lm/models/rope_utils.py: initialize_rope, YarnRoPE, SuScaledRoPE, Llama3RoPE",
+                "mlx_lm/models/*.py: ModelArgs, Attention, of each model: initialize_rope, or nn.RoPE, which scales nothing",
             ),
+            models=LLAMAS | MLX_VARIANTS.keys(),
             dicts=("rope_scaling",),
-            theta=("top", 10000.0),
+            theta=("top", "model"),
+            thetas={"qwen2": 1e6, "smollm3": 10000.0, "starcoder2": 100000.0, "cohere": 8e6},
             types=SPELLED,
-            type_keys={"llama": TYPE_FIRST, "mistral": TYPE_FIRST},
+            type_keys=dict.fromkeys(LLAMAS | MLX_VARIANTS.keys(), TYPE_FIRST),
             original={"yarn": ("dict", 4096), "llama3": ("dict", 8192), "longrope": ("dict",)},
             defaults={"llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}},
             temperature=("ratio-1-0",),
@@ -203,4 +246,9 @@ HF_READERS: Mapping[str, Reader] = {
             },
         ),
     )
+}
+_MLX = _ROWS["mlx-lm"]
+HF_READERS: Mapping[str, Reader] = {
+    **_ROWS,
+    "mlx-lm": replace(_MLX, variants={name: replace(_MLX, **fields) for name, fields in MLX_VARIANTS.items()}),
 }

@@ -20,11 +20,12 @@ from ..rope import Table
 from .config import READERS, Seen, betas, read_config, rounds, seen, yarn_factor
 from .gguf import gguf_betas
 from .others_gguf import GGUF_READERS
-from .reading import Reading, Refuses
+from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS
 
 TOLERANCE = 2.5e-7  # two roundings to float32: one of a factor that the file carries, one of the frequency
 WIDTH = 120
+PLAIN = Beside()
 RUNTIMES = (*HF_READERS, "llama.cpp", *(name for name in READERS if name not in HF_READERS))
 
 
@@ -56,8 +57,13 @@ class Verdict:
         return self.reading is not None and not self.differs
 
 
-def survey_config(config: Mapping[str, Any], intended: Table, context: int, tolerance: float = TOLERANCE) -> list[Verdict]:
-    """A verdict on `config`, config.json as a dict, for each of RUNTIMES. `context` is the intended one, in tokens."""
+def survey_config(
+    config: Mapping[str, Any], intended: Table, context: int, tolerance: float = TOLERANCE, beside: Beside = PLAIN
+) -> list[Verdict]:
+    """A verdict on `config`, config.json as a dict, for each of RUNTIMES. `context` is the intended one, in tokens.
+
+    `beside` is what is intended for the logits and the other layers; others None: unscaled, whatever their theta.
+    """
 
     def read(name: str) -> tuple[Reading, Summary]:
         reading = read_config(name, config)
@@ -71,13 +77,18 @@ def survey_config(config: Mapping[str, Any], intended: Table, context: int, tole
         else:
             row = READERS[name].variants.get(model_type, READERS[name])
             shown = Verdict(name, row.version, row.evidence)
-        judgement = shown if shown.refuses else judged(shown, read, intended, context, tolerance)
+        judgement = shown if shown.refuses else judged(shown, read, intended, context, tolerance, beside)
         verdicts.append(replace(judgement, note=note_of(judgement, "config.json")))
     return verdicts
 
 
 def survey_gguf(
-    keys: Mapping[str, Any], rope_freqs: ArrayLike | None, intended: Table, context: int, tolerance: float = TOLERANCE
+    keys: Mapping[str, Any],
+    rope_freqs: ArrayLike | None,
+    intended: Table,
+    context: int,
+    tolerance: float = TOLERANCE,
+    beside: Beside = PLAIN,
 ) -> list[Verdict]:
     """A verdict on GGUF keys, as plain values with `general.architecture`, and rope_freqs.weight, for each of RUNTIMES."""
 
@@ -88,7 +99,7 @@ def survey_gguf(
     verdicts = []
     for name in RUNTIMES:
         if name in GGUF_READERS:
-            judgement = judged(Verdict(name, *GGUF_READERS[name][:2]), read, intended, context, tolerance)
+            judgement = judged(Verdict(name, *GGUF_READERS[name][:2]), read, intended, context, tolerance, beside)
             verdicts.append(replace(judgement, note=note_of(judgement, "GGUF")))
         else:
             why = "its reading of GGUF is not surveyed: convert with --out safetensors"
@@ -109,7 +120,14 @@ def note_of(v: Verdict, file: str) -> str:
     return ""
 
 
-def judged(shown: Verdict, read: Callable[[str], tuple[Reading, Summary]], intended: Table, context: int, tolerance: float) -> Verdict:
+def judged(
+    shown: Verdict,
+    read: Callable[[str], tuple[Reading, Summary]],
+    intended: Table,
+    context: int,
+    tolerance: float,
+    beside: Beside = PLAIN,
+) -> Verdict:
     """`shown` with what `read` gives for it, compared with the intention."""
     try:
         reading, summary = read(shown.runtime)
@@ -130,9 +148,34 @@ def judged(shown: Verdict, read: Callable[[str], tuple[Reading, Summary]], inten
         differs = f"frequencies off by up to {error:.2g}"
     elif not multiplier_error <= tolerance:
         differs = f"multiplier {reading.multiplier:.6g} instead of {intended.multiplier:.6g}"
+    elif told := differs_beside(reading.beside, beside, tolerance):
+        differs = told
     elif reading.context is not None and reading.context != context:
         differs = f"takes {reading.context:,} tokens for the longest context"
     return replace(found, differs=differs, error=error)
+
+
+def differs_beside(found: Beside, intended: Beside, tolerance: float) -> str:
+    """What a reader computes otherwise than intended outside the table that a Reading is of, or ""."""
+    if not abs(found.logits / intended.logits - 1) <= 2 * tolerance:  # a square
+        return f"attention logits times {found.logits:.6g} instead of {intended.logits:.6g}"
+    if found.others is None:
+        return ""
+    wanted = intended.others or unscaled(found.others)
+    if found.others.inv_freq.shape != wanted.inv_freq.shape:
+        return f"rotates {2 * len(found.others.inv_freq)} dimensions of the sliding-window layers instead of {2 * len(wanted.inv_freq)}"
+    error = float(np.abs(found.others.inv_freq / wanted.inv_freq - 1).max())
+    if not error <= tolerance:
+        return f"frequencies of the sliding-window layers off by up to {error:.2g}"
+    if not abs(found.others.multiplier / wanted.multiplier - 1) <= tolerance:
+        return f"multiplier {found.others.multiplier:.6g} instead of {wanted.multiplier:.6g} in the sliding-window layers"
+    return ""
+
+
+def unscaled(others: Table) -> Table:
+    """Plain RoPE of the θ that `others` would have if it were plain: its second frequency is θ^(−2/D)."""
+    pairs = len(others.inv_freq)
+    return Table(others.inv_freq[1] ** np.arange(pairs), 1.0) if pairs > 1 else Table(np.ones(pairs), 1.0)
 
 
 def summary_of(rope: Seen) -> Summary:
