@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import dialects, families, layout
+from . import dialects, families, layout, readers
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
 from .gguf_file import Gguf, read_gguf
 from .layout import Part
-from .rope import Rope, rope_of, table
+from .rope import Rope, Table, geometric, rope_of, table
 from .source import Source
 from .tensors import Tensor, inside, load_json, read_folder
 
@@ -80,6 +80,13 @@ class Checkpoint:
         sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
         return sizes | {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
 
+    @property
+    def other_layers(self) -> Table | None:
+        """The RoPE of the layers that a recipe does not extend; None where all have one."""
+        if not self.family.layer_type:
+            return None
+        return Table(geometric(float(self.hparams["rope_local_base_freq"] or 1e4), self.rope.rotary_dim), 1.0)
+
     def kv_bytes(self, context: int, element: int = 2) -> int:
         """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16)."""
         return 2 * self.layers * self.heads("k") * self.head_dim * context * element
@@ -116,7 +123,8 @@ def open_checkpoint(source: Source) -> Checkpoint:
 def _open_folder(source: Source) -> Checkpoint:
     config = load_json(inside(source.path, "config.json"))
     family = families.for_config(config)
-    config = normalized(family, config)
+    _check_known(family, str(config["model_type"]), readers.MODEL_TYPES)
+    config = normalized(family, {**_assumed(config), **config})
     rope, context = dialects.hf_read(config), dialects.hf_context(config)
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
     if source.original_context and rope.method == "none":
@@ -141,6 +149,7 @@ def _open_gguf(source: Source) -> Checkpoint:
         raise Unsupported(f"{source.path.name} is one part of a split GGUF", "merge the parts first: llama-gguf-split --merge")
     keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
+    _check_known(family, gguf.arch, readers.ARCHS)
     arch = family.gguf_arch
     hparams = _gguf_hparams(gguf, family, keys)
     rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
@@ -156,6 +165,23 @@ def _open_gguf(source: Source) -> Checkpoint:
     )
     _check(checkpoint)
     return checkpoint
+
+
+def _check_known(family: Family, name: str, known: Container[str]) -> None:
+    """Raise Unsupported for a family without a row whose RoPE is not known either."""
+    if not family.listed and name not in known:
+        raise Unsupported(f"unknown model type {name!r}", families.known())
+
+
+def _assumed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers takes for RoPE keys that are absent, as far as the family has defaults."""
+    facts = readers.MODEL_TYPES.get(str(config["model_type"]))
+    if facts is None:
+        return {}
+    assumed = {"max_position_embeddings": facts.length, facts.theta_key: facts.theta, facts.partial_key: facts.partial}
+    if facts.head_key == "head_dim":
+        assumed["head_dim"] = facts.head_dim
+    return {k: v for k, v in assumed.items() if v is not None}
 
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ reference code does, so that the result equals llama.cpp's byte for byte.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -53,7 +54,7 @@ def to_f32(data: Bytes, dtype: str, scratch: Scratch | None = None) -> F32:
 
 
 def from_f32(x: F32, dtype: str, scratch: Scratch | None = None) -> Bytes:
-    """Bytes of `dtype` from float32[n]; to nearest-even, or ggml's reference quantization for Q8_0."""
+    """Bytes of `dtype` from float32[n]; to nearest-even, or ggml's reference quantization for the types of `BLOCKS_OF_32`."""
     if dtype == "F32":
         return x.view(np.uint8)
     if dtype == "F16":
@@ -61,8 +62,8 @@ def from_f32(x: F32, dtype: str, scratch: Scratch | None = None) -> Bytes:
             return x.astype(np.float16).view(np.uint8)
     if dtype == "BF16":
         return _bf16(x)
-    if dtype == "Q8_0":
-        return q8_0(x, scratch or Scratch())
+    if dtype in BLOCKS_OF_32:
+        return BLOCKS_OF_32[dtype](x, scratch or Scratch())
     raise Unsupported(f"cannot write the type {dtype}", f"one of {', '.join(OUTTYPES)}")
 
 
@@ -101,6 +102,111 @@ def q8_0(x: F32, scratch: Scratch) -> Bytes:
 
 
 HALF_BITS = np.float32(0.49999997).view(np.uint32)
+
+
+def _symmetric(x: F32, bits: int, scratch: Scratch) -> tuple[F32, NDArray[np.uint8]]:
+    """(scale d, uint8[n] quants) of Q4_0 and Q5_0: d = m/−2^(bits−1), where m is the block's first value of largest magnitude.
+
+    Source: ggml-quants.c, `quantize_row_q4_0_ref`, `quantize_row_q5_0_ref`; ggml_quantize_chunk without an imatrix is these.
+    """
+    # As int32 the largest positive float is the maximum, as uint32 the most negative one.
+    positive = _largest(x.view(np.int32), np.maximum, "most", scratch).view(np.float32)
+    negative = _largest(x.view(np.uint32), np.maximum, "least", scratch).view(np.float32)
+    most = np.where(np.abs(negative) > np.abs(positive), negative, positive)
+    tied = np.flatnonzero((np.abs(negative) == np.abs(positive)) & (negative != positive))
+    blocks = x.reshape(-1, 32)
+    most[tied] = blocks[tied, np.abs(blocks[tied]).argmax(axis=1)]  # +m and −m: the first of them
+    most += np.float32(0)  # a block of zeros has m = +0
+    half = np.float32(1 << (bits - 1))
+    scale = (most / -half).astype(np.float32, copy=False)
+    return scale, _quants(blocks, None, scale, half + np.float32(0.5), bits, scratch)
+
+
+def _asymmetric(x: F32, bits: int, scratch: Scratch) -> tuple[F32, F32, NDArray[np.uint8]]:
+    """(scale d, minimum m, uint8[n] quants) of Q4_1 and Q5_1: d = (max − min)/(2^bits − 1).
+
+    Source: ggml-quants.c, `quantize_row_q4_1_ref`, `quantize_row_q5_1_ref`.
+    """
+    most = _largest(x, np.maximum, "most", scratch)
+    least = _largest(x, np.minimum, "least", scratch) + np.float32(0)
+    blocks = x.reshape(-1, 32)
+    zero = np.flatnonzero(least == 0)
+    least[zero] = blocks[zero, (blocks[zero] == 0).argmax(axis=1)]  # +0 and −0: the first of them
+    with np.errstate(over="ignore"):
+        scale = (most - least + np.float32(0)) / np.float32((1 << bits) - 1)
+    return scale, least, _quants(blocks, least, scale, np.float32(0.5), bits, scratch)
+
+
+def _largest(x: NDArray[Any], better: np.ufunc, into: str, scratch: Scratch) -> NDArray[Any]:
+    """[n/32], the `better` of each 32 neighbours, in the buffer `into`; each of the five steps halves them."""
+    for step in (*"abcd", into):
+        x = better(x[0::2], x[1::2], out=scratch.take(step, len(x) // 2).view(x.dtype))
+    return x
+
+
+def _quants(blocks: F32, least: F32 | None, scale: F32, rounding: np.float32, bits: int, scratch: Scratch) -> NDArray[np.uint8]:
+    """uint8[n]: trunc((x − least)/d + rounding), at most 2^bits − 1. Where 1/d overflows C leaves it open; x86 has 0."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+        lost = np.flatnonzero(~np.isfinite(inverse) | ~np.isfinite(scale))
+        inverse[lost] = 0
+        work = scratch.take("scaled", blocks.size).view(np.float32).reshape(-1, 32)
+        if least is None:
+            np.multiply(blocks, inverse[:, None], out=work)
+        else:
+            np.subtract(blocks, least[:, None], out=work)
+            work *= inverse[:, None]
+        work += rounding
+        quants = scratch.take("quants", blocks.size // 4).view(np.uint8)
+        np.copyto(quants.reshape(-1, 32), work, casting="unsafe")
+    np.minimum(quants, np.uint8((1 << bits) - 1), out=quants)
+    quants.reshape(-1, 32)[lost] = 0
+    return quants
+
+
+def _packed(layout: list[Any], quants: NDArray[np.uint8], **scales: F32) -> Bytes:
+    """The blocks' bytes: float16 scales, the fifth bits (if `layout` has "qh"), then byte j = quant j | quant j+16 << 4."""
+    out = np.empty(len(quants) // 32, np.dtype(layout))
+    with np.errstate(over="ignore"):
+        for name, scale in scales.items():
+            out[name] = scale
+    if "qh" in out.dtype.names:  # type: ignore[operator]
+        out["qh"] = np.packbits(quants & np.uint8(16), bitorder="little").view(np.uint32)
+        quants &= np.uint8(15)
+    words = quants.view(np.uint64).reshape(-1, 4)
+    for i in range(2):
+        out["qs"][:, i] = words[:, i] | words[:, i + 2] << np.uint64(4)
+    return out.view(np.uint8).reshape(-1)
+
+
+SCALE, MINIMUM, HIGH_BITS, NIBBLES = ("d", "<f2"), ("m", "<f2"), ("qh", "<u4"), ("qs", "<u8", 2)
+
+
+def q4_0(x: F32, scratch: Scratch) -> Bytes:
+    """Blocks of 32: a float16 scale, then 16 bytes of two quants. uint8[n/32·18]."""
+    scale, quants = _symmetric(x, 4, scratch)
+    return _packed([SCALE, NIBBLES], quants, d=scale)
+
+
+def q4_1(x: F32, scratch: Scratch) -> Bytes:
+    """Blocks of 32: a float16 scale and minimum, then 16 bytes of two quants. uint8[n/32·20]."""
+    scale, least, quants = _asymmetric(x, 4, scratch)
+    return _packed([SCALE, MINIMUM, NIBBLES], quants, d=scale, m=least)
+
+
+def q5_0(x: F32, scratch: Scratch) -> Bytes:
+    """Blocks of 32: a float16 scale, 32 fifth bits, then 16 bytes of two quants' other bits. uint8[n/32·22]."""
+    scale, quants = _symmetric(x, 5, scratch)
+    return _packed([SCALE, HIGH_BITS, NIBBLES], quants, d=scale)
+
+
+def q5_1(x: F32, scratch: Scratch) -> Bytes:
+    """Blocks of 32: a float16 scale and minimum, 32 fifth bits, then 16 bytes of two quants' other bits. uint8[n/32·24]."""
+    scale, least, quants = _asymmetric(x, 5, scratch)
+    return _packed([SCALE, MINIMUM, HIGH_BITS, NIBBLES], quants, d=scale, m=least)
+
+
+BLOCKS_OF_32: dict[str, Callable[[F32, Scratch], Bytes]] = {"Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q8_0": q8_0}
 
 
 @cache

@@ -32,18 +32,6 @@ __all__ = [
     "for_gguf",
     "normalized",
 ]
-    "ALIASES",
-    "FAMILIES",
-    "LLAMA",
-    "MISTRAL",
-    "Alias",
-    "Family",
-    "architectures",
-    "as_architecture",
-    "for_config",
-    "for_gguf",
-    "normalized",
-]
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, PHI3, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, OLMO2, INTERNLM2,

@@ -11,10 +11,9 @@ from .. import dialects, readers
 from ..checkpoint import Checkpoint
 from ..dtypes import OUTTYPES
 from ..errors import Inexpressible, Unsupported, UsageError
-from ..families import Family
 from ..json_text import REMOVE
 from ..layout import Part
-from ..rope import Array, Rope, table, temperature
+from ..rope import Array, Rope, Table, table, temperature
 from .moving import Job
 
 ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # conversion/base.py, prepare_tensors
@@ -75,13 +74,13 @@ def carry_hf(c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int,
     for carrier, spell in (("metadata", dialects.hf_metadata), ("tensors", dialects.hf_tensors)):
         if carry in (carrier, "auto"):
             try:
-                changes = _as_family_spells(c.family, config, spell(rope, context))
+                changes = _as_family_spells(c, config, spell(rope, context))
                 changes |= {k: c.hparams[k] for k in c.family.spelled_out if config.get(k) is None}
             except Inexpressible:
                 if carry == carrier:
                     raise
                 continue
-            verdicts = hf_verdicts(edited(config, changes), rope, context)
+            verdicts = hf_verdicts(edited(config, changes), rope, context, c.other_layers)
             found.append((carrier, changes, verdicts))
     if not found:
         dialects.static_table(rope, "config.json")  # says why
@@ -92,25 +91,33 @@ def carry_hf(c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int,
     return best
 
 
-def _as_family_spells(family: Family, config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` with the family's own names of standard keys, and with what the old RoPE objects say of the rotary dimension."""
+def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` with the family's own names of standard keys, with what the old RoPE objects say of the rotary dimension, and
+    with rope_parameters for each type of layers where there are several."""
+    layer_type, own = c.family.layer_type, {c.family.renamed[k]: v for k, v in changes.items() if k in c.family.renamed}
     partial = [v["partial_rotary_factor"] for k in ROPE_OBJECTS if (v := config.get(k)) and v.get("partial_rotary_factor") is not None]
-    own = {family.renamed[k]: v for k, v in changes.items() if k in family.renamed}
     inner = {"partial_rotary_factor": partial[0]} if partial else {}
-    return {k: {**v, **inner} if k in ROPE_OBJECTS and v else v for k, v in changes.items()} | own
+    spelled = {k: {**v, **inner} if k in ROPE_OBJECTS and v else v for k, v in changes.items()} | own
+    if layer_type:
+        others = {"rope_type": "default", "rope_theta": float(c.hparams["rope_local_base_freq"])}
+        spelled["rope_parameters"] = {"sliding_attention": others, layer_type: spelled["rope_parameters"]}
+    return spelled
 
 
 def edited(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in {**config, **changes}.items() if v is not REMOVE}
 
 
-def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int) -> dict[str, str]:
-    """For each known reader of config.json, why it does not compute `rope` exactly; "" if it does."""
+def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int, others: Table | None = None) -> dict[str, str]:
+    """For each known reader of config.json, why it does not compute `rope` exactly; "" if it does.
+
+    `others`: the RoPE of the layers that `rope` is not of, where there are such.
+    """
     target = table(rope)
     verdicts = {}
     for name in readers.HF_READERS:
         try:
-            verdicts[name] = verdict(readers.read_config(name, config), target, context)
+            verdicts[name] = verdict(readers.read_config(name, config), target, context, others)
         except readers.Refuses as e:
             verdicts[name] = f"refuses the file: {e}"
         except Unsupported as e:
@@ -118,7 +125,7 @@ def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int) -> dict[str
     return verdicts
 
 
-def verdict(reading: readers.Reading, target: Any, context: int) -> str:
+def verdict(reading: readers.Reading, target: Table, context: int, others: Table | None = None) -> str:
     if reading.inv_freq.shape != target.inv_freq.shape:
         return "rotates another number of dimensions"
     error = abs(reading.inv_freq / target.inv_freq - 1).max()
@@ -126,6 +133,11 @@ def verdict(reading: readers.Reading, target: Any, context: int) -> str:
         return f"frequencies off by up to {error:.2g}"
     if not dialects.same(target, target._replace(multiplier=reading.multiplier)):
         return f"multiplier {reading.multiplier:.6g} instead of {target.multiplier:.6g}"
+    theirs = reading.beside.others
+    if (theirs is None) != (others is None) or (theirs is not None and others is not None and not dialects.same(theirs, others)):
+        return "turns the layers with a sliding window otherwise"
+    if reading.beside.logits != 1:
+        return f"multiplies the attention's logits by {reading.beside.logits:.6g}"
     if reading.context is not None and reading.context != context:
         return f"takes {reading.context:,} tokens for the longest context"
     return ""
@@ -149,7 +161,7 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
             continue
         plain = {"general.architecture": c.family.gguf_arch, **_shape_keys(c), **{k: v.data for k, v in keys.items() if v is not None}}
         try:
-            why = verdict(readers.read_gguf(plain, freqs), table(rope), context)
+            why = verdict(readers.read_gguf(plain, freqs), table(rope), context, c.other_layers)
         except readers.Refuses as e:
             why = f"refuses the file: {e}"
         if not why:

@@ -114,9 +114,9 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     reader = main_reader(c)
     decoded = decode(c, reader)
     if c.gguf:
-        verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context)}
+        verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context, c.other_layers)}
     else:
-        verdicts = hf_verdicts(c.config, meant.rope, meant.context)
+        verdicts = hf_verdicts(c.config, meant.rope, meant.context, c.other_layers)
     why = verdicts[reader]
     if not why and (file := rope_file_error(c, target)):
         why = file
