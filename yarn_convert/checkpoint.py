@@ -71,6 +71,12 @@ class Checkpoint:
         return int(window) if window is not None else None
 
     @property
+    def window(self) -> int | None:
+        """The attention window in tokens, of some layers or of all."""
+        found = self.sliding_window or (self.hparams.get("sliding_window") if "sliding_window" in self.family.hparams else None)
+        return int(found) if found else None
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The sizes that `Family.shapes` and `layout.TRANSFORMS` speak of, as far as the model has them."""
         h = self.hparams
@@ -108,6 +114,8 @@ class Checkpoint:
             parts = (layout.to_gguf if gguf else layout.to_hf)(self.family, self.tensors, self.sizes)
         if gguf and self.hparams["tie_word_embeddings"]:
             parts.pop("output.weight", None)  # `targets.gguf` has made sure that a stray lm_head.weight is the embedding
+            if self.family.head == "required" and "token_embd.weight" in parts:
+                parts["output.weight"] = parts["token_embd.weight"]
         return parts
 
 

@@ -21,6 +21,8 @@ OLMO2 = Family(
     hparams=HPARAMS,
     fixed={**SILU, "attention_bias": (False,)},
     gguf_known=KNOWN,
+    head="required",
+    square=True,
     evidence="llama.cpp 0c1e570: src/models/olmo2.cpp (rope_freqs.weight is not loaded); conversion/olmo.py Olmo2Model",
     shapes={**SHAPES, **POST_NORM_SHAPES, "attn_q_norm.weight": ("q",), "attn_k_norm.weight": ("kv",)},
     defaults={"rms_norm_eps": 1e-5},
@@ -59,6 +61,8 @@ COHERE = Family(
     derived="cohere",
     fixed={**SILU, "attention_bias": (False,), "usual_norms": (True,)},
     gguf_known=KNOWN,
+    head="never",
+    square=True,
     evidence="llama.cpp 0c1e570: src/models/command-r.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded; "
     "norms of Q and K in models of 64 layers and more); conversion/command_r.py",
     shapes={**SHAPES, "attn_q_norm.weight": ("heads", "head"), "attn_k_norm.weight": ("kv_heads", "head")},

@@ -39,6 +39,9 @@ class Family:
     `windowed`: it has a sliding window that its GGUF architecture lacks. `attention`: "plain", or "other" where scores are
     capped, have sinks, or slide in some layers, which torch's own attention does not compute.
 
+    `head`: whether its GGUF architecture takes a head of its own: "optional", "required" or "never". `square`: it takes
+    hidden_size / heads for the size of a head, whatever the file says.
+
     `twin`: sizes of a twin besides the usual. `evidence`: where all this was read. `listed`: False for a stand-in, whose
     tensors have no names here.
     """
@@ -70,6 +73,8 @@ class Family:
     layer_type: str = ""
     twin: Mapping[str, Any] = field(default_factory=dict)
     attention: str = "plain"
+    head: str = "optional"
+    square: bool = False
     listed: bool = True
 
     def to_gguf(self, name: str) -> list[tuple[str, int, int]]:

@@ -90,6 +90,12 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
             raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {key} = {value!r}", "--out safetensors")
     if c.rope.rotary_dim != c.head_dim and "dimension_count" not in c.family.gguf_reads:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
+    hidden, heads = c.hparams["hidden_size"], c.heads("q")
+    if c.family.square and hidden != heads * c.head_dim:
+        what = f"takes hidden_size / heads = {hidden / heads:g} for the size of a head, and here it is {c.head_dim}"
+        raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} {what}", "--out safetensors")
+    if c.family.head == "never" and not c.hparams["tie_word_embeddings"]:
+        raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} takes no head of its own, this model's", "--out safetensors")
     _check_head(c)
     if c.sliding_window and c.sliding_window < r.context and not r.full_attention:
         raise Inexpressible(

@@ -41,7 +41,7 @@ class Reference:
         torch = _torch()
         self.device, self.dtype, self.dtype_name = pick_device(device), getattr(torch, dtype), dtype
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        self.by_rows = bool(c.sliding_window) or c.family.attention != "plain"
+        self.by_rows = bool(c.window) or c.family.attention != "plain"
         weights = Weights(c, self.dtype, swap_qk)
         self.offloaded = weights.nbytes > SHARE * free_memory(self.device)
         self.net: Any = (self._offloaded if self.offloaded else self._loaded)(_config(c), weights).eval()
@@ -88,15 +88,16 @@ class Reference:
     ) -> NDArray[np.float32]:
         """float32[rows, vocabulary]: one row for each position of `spans`, after one pass over `ids`, int64[n].
 
-        `rows_only` computes attention for those rows alone, which is right for a model of one layer and many times
+        `rows_only` computes the last layer's attention for those rows alone, which changes nothing in them and is many times
         cheaper. `progress` gets the fraction done, by layers.
         """
         import torch
 
         begin = time.perf_counter()
         self.rotary.serve(table, len(ids), self.device, self.dtype)
-        rows = spans if rows_only else ((0, len(ids)),)  # sdpa would hold a window's mask, tokens × tokens, whole
-        self.net.set_attn_implementation(_rows_attention(rows) if rows_only or self.by_rows else "sdpa")
+        by_rows = rows_only or self.by_rows  # sdpa would hold a window's mask, tokens × tokens, whole
+        last = spans if rows_only else ((0, len(ids)),)
+        self.net.set_attn_implementation(_rows_attention(last, len(self.layers), len(ids)) if by_rows else "sdpa")
         kept = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans])).to(self.device)
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / len(self.layers))) for i, layer in enumerate(self.layers)]
         try:
@@ -152,9 +153,11 @@ def _torch() -> Any:
     try:
         import accelerate  # noqa: F401
         import torch
-        import transformers  # noqa: F401
+        import transformers
     except ImportError as e:
         raise UsageError(f"validation needs {e.name}", INSTALL) from None
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # what it says of a model without a tokenizer's limits is not about this one
     return torch
 
 
@@ -295,20 +298,21 @@ def _polar(table: Table, n: int, device: str, dtype: Any) -> Any:
     return torch.from_numpy((np.exp(1j * angles) * table.multiplier).astype(np.complex64)).to(device)
 
 
-def _rows_attention(rows: Spans) -> str:
-    """The name of an attention function for transformers that computes these rows and leaves the others zero: causal, and
-    within the sliding window that a layer hands to it."""
+def _rows_attention(last: Spans, layers: int, n: int) -> str:
+    """The name of an attention function for transformers: causal, within the sliding window that a layer hands to it, some rows
+    at a time. In the last of so many layers it computes the rows `last` only, of n, and leaves the others zero."""
     import torch
     from transformers import AttentionInterface
 
-    blocks = [(i, min(i + BLOCK, b)) for a, b in rows for i in range(a, b, BLOCK)]
+    def blocks(spans: Spans) -> list[tuple[int, int]]:
+        return [(i, min(i + BLOCK, b)) for a, b in spans for i in range(a, b, BLOCK)]
 
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **rest: Any) -> tuple[Any, None]:
         window = rest.get("sliding_window") or query.shape[2]
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         out = torch.zeros_like(query)
-        for a, b in blocks:
+        for a, b in blocks(last if module.layer_idx == layers - 1 else ((0, n),)):
             first = max(0, a - window + 1)
             scores = query[:, :, a:b] @ key[:, :, first:b].transpose(2, 3)
             scores *= query.shape[-1] ** -0.5 if scaling is None else scaling

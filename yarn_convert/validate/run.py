@@ -168,7 +168,7 @@ def _studies(
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
         small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
         limit = min(meant.context, TWIN_TOKENS if device == "cpu" else meant.context)
-        limit = min(limit, WINDOWED_TOKENS) if c.sliding_window else limit
+        limit = min(limit, WINDOWED_TOKENS) if c.window else limit
         if settings.twin:
             subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
             studies.append(study(subject, replace(question, dtype="float32"), Reference(small, device), names, say))

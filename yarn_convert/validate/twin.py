@@ -1,7 +1,7 @@
 """The twin of a checkpoint: a tiny random model that keeps every RoPE-relevant key and shrinks all else.
 
-It has one layer, one head of the same size, a vocabulary of 64 and seeded weights, and is written by the same writers. So
-a runtime shows in seconds what it makes of a 70B model's scaling, over the whole extended context, without its weights.
+It has one layer or one of each kind, few heads of the same size, a vocabulary of 64 and seeded weights, and is written by the
+same writers. So a runtime shows in seconds what it makes of a 70B model's scaling, over the whole extended context.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .. import layout
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dialects import ROPE_FREQS
+from ..families.derived import SAID
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
 from ..json_text import REMOVE, edit
 from ..source import Source
@@ -28,18 +29,34 @@ from ..tensors import SINGLES, in_memory, inside
 
 VOCAB, HIDDEN_MIN, FEED_FORWARD = 64, 64, 32
 QK_SCALE = 1.2  # of q and k rows, over √hidden: scores spread by about 1, so that attention looks at many places at once
+QK = ("attn_q.weight", "attn_k.weight", "attn_qkv.weight")
+BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
 REFUSED_IN_A_TWIN = ("quantization_config", "auto_map")
 
 
 def write_twin(c: Checkpoint, out: Path, seed: int = 0) -> Checkpoint:
     """Write the twin of `c` to `out`, a folder or a .gguf file as `c` is, and open it. `c` may lack its weights."""
-    sizes = {"hidden_size": max(HIDDEN_MIN, c.head_dim), "intermediate_size": FEED_FORWARD, "num_hidden_layers": 1, "vocab_size": VOCAB}
-    sizes |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": c.head_dim}
-    small = replace(c, hparams={**c.hparams, **sizes, "tie_word_embeddings": False})
-    arrays = weights(small, _names(c), seed)
+    sizes, tied = _sizes(c), c.family.head == "never"
+    small = replace(c, hparams={**c.hparams, **sizes, "tie_word_embeddings": tied})
+    arrays = weights(small, _names(c, sizes["num_hidden_layers"], tied), seed)
     jobs = _gguf(small, sizes, arrays, out) if c.gguf else _folder(small, sizes, arrays)
     execute(jobs, out, folder=c.gguf is None, progress=lambda n: None, link=False, last=lambda moved, folder: [])
     return open_checkpoint(Source(out, f"twin of {c.source.name}"))
+
+
+def _sizes(c: Checkpoint) -> dict[str, int]:
+    """The twin's sizes by their config keys: as few heads as make 64 columns, one layer or as many as there are kinds of."""
+    heads = -(-HIDDEN_MIN // c.head_dim)
+    return {
+        "hidden_size": heads * c.head_dim,
+        "intermediate_size": FEED_FORWARD,
+        "num_hidden_layers": 1,
+        "vocab_size": VOCAB,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads if c.heads("k") == c.heads("q") else 1,
+        "head_dim": c.head_dim,
+        **c.family.twin,
+    }
 
 
 def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
@@ -47,26 +64,26 @@ def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, VOCAB, n)
 
 
-def _names(c: Checkpoint) -> list[str]:
-    """GGUF names of the twin's tensors: those of the first layer and outside of layers, with a head of its own."""
+def _names(c: Checkpoint, layers: int, tied: bool) -> list[str]:
+    """GGUF names of the twin's tensors: those of the first layers and outside of layers, with a head of its own unless tied."""
     there = c.parts(gguf=True)
     if there:
-        first = [name for name in there if not name.startswith("blk.") or name.startswith("blk.0.")]
+        first = [name for name in there if not name.startswith("blk.") or int(name.split(".")[1]) < layers]
     else:  # a config.json alone
         on = {part for switch, parts in c.family.switches.items() if c.config.get(switch) for part in parts}
-        first = c.family.required(1) + [f"blk.0.{part}" for part in sorted(on)]
-    return list(dict.fromkeys([*first, "output.weight"]))
+        first = c.family.required(layers) + [f"blk.{i}.{part}" for part in sorted(on) for i in range(layers)]
+    return [name for name in dict.fromkeys([*first, "output.weight"]) if not (tied and name == "output.weight")]
 
 
 def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray[np.float32]]:
     """Seeded float32 arrays by GGUF name and in its order. Norms are 1, embeddings spread by 1, the rest by 1/√columns."""
     rng, arrays = np.random.default_rng(seed), {}
     for name in names:
-        part = name.removeprefix("blk.0.")
+        part = layout.part_of(name)
         shape = tuple(small.sizes[size] for size in small.family.shapes[part])
         w = rng.standard_normal(shape)
-        scale = QK_SCALE if part in ("attn_q.weight", "attn_k.weight") else 1.0
-        if part.endswith("norm.weight"):
+        scale = QK_SCALE if part in QK else 1.0
+        if "norm" in part and part.endswith("weight"):
             w = np.ones(shape)
         elif part != "token_embd.weight":
             w *= scale / np.sqrt(shape[-1]) if len(shape) > 1 else 0.1
@@ -75,14 +92,17 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
 
 
 def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]]) -> list[Job]:
-    text = inside(small.source.path, "config.json").read_text("utf-8")
+    text, family = inside(small.source.path, "config.json").read_text("utf-8"), small.family
     config = json.loads(text)
-    changes: dict[str, Any] = {**sizes, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    said = SAID[family.model_type](small.hparams, arrays) if family.model_type in SAID else {}
+    unsaid = family.unsaid | ({"head_dim"} if config.get("head_dim") is None else set())  # it is hidden_size / heads
+    changes: dict[str, Any] = {family.own(k): v for k, v in sizes.items() if k not in unsaid} | said
+    changes |= {k: config[k][: sizes["num_hidden_layers"]] for k in BY_LAYER if isinstance(config.get(k), list)}
+    changes |= {"tie_word_embeddings": small.hparams["tie_word_embeddings"], "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     changes |= {k: "float32" for k in ("dtype", "torch_dtype") if k in config}
     changes |= dict.fromkeys([k for k in REFUSED_IN_A_TWIN if k in config], REMOVE)
     made = {name: in_memory(name, a, "F32") for name, a in arrays.items()}
-    parts = layout.to_hf(small.family, made, small.sizes)
-    pieces = [hf_piece(name, part, "auto") for name, part in parts.items()]
+    pieces = [hf_piece(name, part, "auto") for name, part in layout.to_hf(family, made, small.sizes).items()]
     return [WriteBytes("config.json", edit(text, changes).encode()), safetensors_job(SINGLES[0], pieces)]
 
 
