@@ -13,6 +13,7 @@ import numpy as np
 from . import dialects, families, layout, readers
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
+from .families.derived import of_one_layer
 from .gguf_file import Gguf, read_gguf
 from .layout import Part
 from .rope import Rope, Table, geometric, rope_of, table
@@ -133,7 +134,7 @@ def _open_folder(source: Source) -> Checkpoint:
     family = families.for_config(config)
     _check_known(family, str(config["model_type"]), readers.MODEL_TYPES)
     config = normalized(family, {**_assumed(config), **config})
-    rope, context = dialects.hf_read(config), dialects.hf_context(config)
+    rope, context = dialects.hf_read(of_one_layer(family, config)), dialects.hf_context(config)
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
     if source.original_context and rope.method == "none":
         rope = Rope("none", rope.theta, rope.rotary_dim, source.original_context)

@@ -11,6 +11,7 @@ from ..errors import Unsupported
 
 LEFTOVER = "a quantized or modified checkpoint? start from the plain one; nothing is left out silently"
 NO_EXPERT = -1
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 PLAIN_READS = frozenset({"type", "factor", "attn_factor", "original_context_length", "freq_base"})  # by every architecture's loader
 PARTIAL_READS = PLAIN_READS | {"dimension_count"}
 
@@ -124,6 +125,11 @@ class Family:
         """The GGUF names that a checkpoint with so many layers must hold."""
         templates = [t for t in self.gguf_templates if t not in self.optional]
         return [t.format(i=i) for t in templates for i in (range(layers) if "{i}" in t else range(1))]
+
+    @property
+    def gelu(self) -> bool:
+        """Whether its feed-forward layers use GELU."""
+        return any("gelu" in str(self.fixed.get(key)) for key in ACTIVATIONS)
 
     def own(self, key: str) -> str:
         """The family's own name of a standard config key."""

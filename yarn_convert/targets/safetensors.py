@@ -15,6 +15,7 @@ from ..checkpoint import MANIFEST, Checkpoint
 from ..errors import InputError, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
+from ..families.schema import ACTIVATIONS
 from ..json_text import edit
 from ..layout import Part
 from ..rope import table
@@ -26,7 +27,6 @@ SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a n
 KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md", "USE_POLICY*")
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
-ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 ROPE_FILE = "rope.safetensors"
 ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
 

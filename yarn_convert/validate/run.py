@@ -162,7 +162,7 @@ def _studies(
         say("reference, real" if free else "measuring the speed", 0.0)
         reference = Reference(c, device, settings.dtype)
         ids = ids if free else ids[: affordable(reference, c, question, names, ids, BUDGET if settings.budget is None else settings.budget)]
-        tolerance = tolerance_for(main_dtype(c) if c.gguf else "F32", settings.dtype)
+        tolerance = tolerance_for(main_dtype(c) if c.gguf else "F32", settings.dtype, c.family.gelu and c.gguf is not None)
         studies.append(study(real_subject(c, ids, original, tolerance), question, reference, names, say))
         del reference  # a large one makes room for the twin's
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
