@@ -74,7 +74,8 @@ def convert(
     ramp: Ramp = "index",
     truncate: Truncate = True,
     carry: Annotated[str, typer.Option(help="auto, metadata (YaRN keys) or tensors (the frequencies themselves).")] = "auto",
-    outtype: Annotated[str, typer.Option(help="auto (keep), f32, f16, bf16, q8_0.")] = "auto",
+    outtype: Annotated[str, typer.Option(help="auto (keep), f32, f16, bf16, q8_0, q4_0, … or a mix of llama.cpp, as q4_k_m.")] = "auto",
+    imatrix: Annotated[Optional[Path], typer.Option(help="llama-imatrix's importance matrix, for --outtype.", show_default=False)] = None,
     sliding_window: Annotated[str, typer.Option(help="keep, or off: extend with full attention (Mistral v0.1).")] = "keep",
     pretokenizer: Annotated[
         Optional[str], typer.Option(help="For GGUF: the name of a pre-tokenizer that is not recognized.", show_default=False)
@@ -103,7 +104,7 @@ def convert(
 
     options = Options(
         scale, context, method, out, output, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate, carry,
-        outtype, sliding_window, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force,
+        outtype, sliding_window, imatrix, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force,
     )  # fmt: skip
     if push and not dry_run:
         from .upload import push as publish

@@ -14,6 +14,7 @@ from .checkpoint import Checkpoint, manifest_path, open_checkpoint
 from .dialects import ROPE_FREQS
 from .errors import OutputError, UsageError
 from .json_text import pretty
+from .quantizer import read_imatrix
 from .rope import BAKED, MAX_CONTEXT, METHODS, Rope, bake, recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
@@ -47,6 +48,7 @@ class Options:
     carry: str = "auto"
     outtype: str = "auto"
     sliding_window: str = "keep"
+    imatrix: Path | None = None
     pretokenizer: str | None = None
     gguf_arch: str | None = None
     cos_sin: bool = False
@@ -222,7 +224,7 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
     check_name(out, fmt)
     request = Request(
         extension.rope, extension.context, out, recipe_of(extension.rope), carry_in_place(c, options), options.outtype, options.cos_sin,
-        options.sliding_window == "off", options.pretokenizer,
+        options.sliding_window == "off", options.pretokenizer, read_imatrix(options.imatrix) if options.imatrix else None,
     )  # fmt: skip
     plan = plan_gguf(c, request) if fmt == "gguf" else plan_safetensors(c, request)
     if options.link and not any(isinstance(job, CopyFile) and job.name.endswith(".safetensors") for job in plan.jobs):

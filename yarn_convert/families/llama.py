@@ -217,9 +217,10 @@ INTERNLM2 = Family(
     fixed={**SILU, "bias": (False,)},
     gguf_known=KNOWN,
     head="required",
+    run_as="llama",
     square=True,
     evidence="llama.cpp 0c1e570: src/models/internlm2.cpp (rope_freqs.weight is not loaded); conversion/internlm.py InternLM2Model. "
-    "transformers runs it with remote code only, so no reference is built",
+    "transformers runs it with remote code only; its GGUF computes what Llama's code does with the same tensors",
     shapes=SHAPES,
     defaults={"rms_norm_eps": 1e-6, "num_key_value_heads": 32},
 )

@@ -62,6 +62,7 @@ COHERE = Family(
     fixed={**SILU, "attention_bias": (False,), "usual_norms": (True,)},
     gguf_known=KNOWN,
     head="never",
+    twin={"use_qk_norm": False},  # a twin of one layer has none
     square=True,
     evidence="llama.cpp 0c1e570: src/models/command-r.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded; "
     "norms of Q and K in models of 64 layers and more); conversion/command_r.py",

@@ -41,7 +41,8 @@ class Family:
     capped, have sinks, or slide in some layers, which torch's own attention does not compute.
 
     `head`: whether its GGUF architecture takes a head of its own: "optional", "required" or "never". `square`: it takes
-    hidden_size / heads for the size of a head, whatever the file says.
+    hidden_size / heads for the size of a head, whatever the file says. `run_as`: the model_type whose code in transformers
+    computes what its GGUF does, where it has none of its own.
 
     `twin`: sizes of a twin besides the usual. `evidence`: where all this was read. `listed`: False for a stand-in, whose
     tensors have no names here.
@@ -76,6 +77,7 @@ class Family:
     attention: str = "plain"
     head: str = "optional"
     square: bool = False
+    run_as: str = ""
     listed: bool = True
 
     def to_gguf(self, name: str) -> list[tuple[str, int, int]]:

@@ -23,10 +23,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..checkpoint import MANIFEST
-from ..dtypes import Scratch, from_f32, to_f32
+from ..dtypes import F32, NATIVE, PLAIN, Scratch, from_f32, to_f32
 from ..errors import OutputError
 from ..gguf_file import Field, Value
 from ..layout import AS_IT_IS, Order
+from ..quantizer import rows
 from ..tensors import Bytes, Tensor, read_into
 from .rows import ordered, plain_dtype, row_of
 
@@ -38,11 +39,15 @@ MAGIC = 8  # bytes of a weight file that are written last: until then no reader 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor to write: `target`'s dtype and shape from the bytes of `sources`, which are alike, in this order of rows."""
+    """One tensor to write: `target`'s dtype and shape from the bytes of `sources`, which are alike, in this order of rows.
+
+    `importance`: float32[experts, columns], the weights of squared errors where it is quantized.
+    """
 
     target: Tensor
     sources: tuple[Tensor, ...]
     order: Order = AS_IT_IS
+    importance: F32 | None = None
 
     @property
     def dtype(self) -> str:
@@ -119,7 +124,7 @@ class Mover:
         self.moved: dict[str, str] = {}
 
     def run(self, jobs: list[Job]) -> None:
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(max_workers=_workers(jobs)) as pool:
             try:
                 tasks = [pool.submit(task) for job in jobs for task in self._tasks(job)]
                 for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
@@ -193,21 +198,35 @@ class Mover:
             raise Stopped
 
 
+def _workers(jobs: list[Job]) -> int:
+    """Threads: a disk is busy with four, quantization keeps every core."""
+    quantized = any(p.target.dtype not in PLAIN and not p.is_copy for j in jobs if isinstance(j, WriteTensors) for p, _ in j.pieces)
+    cores = os.cpu_count() or 1
+    return cores if quantized else min(4, cores)
+
+
 def converted(piece: Piece) -> Iterator[Bytes]:
     """The target's bytes, in order, some MiB at a time: rows moved, then the type changed. Always whole rows.
 
     A part is to be used before the next one is asked for: they share their memory.
     """
     dtype, added, scratch = plain_dtype(piece.sources, piece.order), np.float32(piece.order.added), Scratch()
-    if dtype == piece.target.dtype and not added:
+    target = piece.target
+    if dtype == target.dtype and not added:
         yield from ordered(piece.sources, piece.order)
         return
-    elements, row = row_of(dtype, piece.target.shape)
-    step = max(1, ELEMENTS // elements) * row
+    columns, row = row_of(dtype, target.shape)
+    step, done = max(1, ELEMENTS // columns) * row, 0
+    native = target.dtype in NATIVE and piece.importance is None
     for data in ordered(piece.sources, piece.order):
         for at in range(0, data.nbytes, step):
             x = to_f32(data[at : at + step], dtype, scratch)
-            yield from_f32(x + added if added else x, piece.target.dtype, scratch)
+            x = x + added if added else x
+            if native:
+                yield from_f32(x, target.dtype, scratch)
+            else:
+                yield rows(x.reshape(-1, columns), target.dtype, piece.importance, done, target.shape[-2])
+                done += len(x) // columns
 
 
 # -- one file ---------------------------------------------------------------------------------------------------------

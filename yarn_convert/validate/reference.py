@@ -12,6 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError, UsageError, YarnConvertError
+from ..families import for_config
 from ..layout import Part
 from ..rope import Table
 from ..targets.moving import Piece, converted
@@ -38,7 +40,7 @@ class Reference:
 
     def __init__(self, c: Checkpoint, device: str = "auto", dtype: str = "float32", swap_qk: bool = False) -> None:
         """Raises UsageError when torch, transformers or accelerate is missing or the device is not there."""
-        torch = _torch()
+        torch, c = _torch(), _as_run(c)
         self.device, self.dtype, self.dtype_name = pick_device(device), getattr(torch, dtype), dtype
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.by_rows = bool(c.window) or c.family.attention != "plain"
@@ -159,6 +161,15 @@ def _torch() -> Any:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # what it says of a model without a tokenizer's limits is not about this one
     return torch
+
+
+def _as_run(c: Checkpoint) -> Checkpoint:
+    """`c` as a model of the family whose code computes it; UsageError for one that transformers has no code for."""
+    if not c.family.run_as:
+        return c
+    if c.gguf is None:
+        raise UsageError(f"transformers has no code for {c.family.model_type}", "--out gguf, and validate that")
+    return replace(c, family=for_config({"model_type": c.family.run_as}))
 
 
 @contextlib.contextmanager

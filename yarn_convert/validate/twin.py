@@ -72,7 +72,9 @@ def _names(c: Checkpoint, layers: int, tied: bool) -> list[str]:
     else:  # a config.json alone
         on = {part for switch, parts in c.family.switches.items() if c.config.get(switch) for part in parts}
         first = c.family.required(layers) + [f"blk.{i}.{part}" for part in sorted(on) for i in range(layers)]
-    return [name for name in dict.fromkeys([*first, "output.weight"]) if not (tied and name == "output.weight")]
+    off = {part for switch, parts in c.family.switches.items() if c.family.twin.get(switch) is False for part in parts}
+    off |= {"output.weight"} if tied else set()
+    return [name for name in dict.fromkeys([*first, "output.weight"]) if layout.part_of(name) not in off]
 
 
 def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray[np.float32]]:
