@@ -14,10 +14,11 @@ from . import dialects, families, layout, readers
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
 from .families.derived import of_one_layer
-from .gguf_file import Gguf, read_gguf
+from .gguf_file import Gguf
 from .layout import Part
 from .rope import Rope, Table, geometric, rope_of, table
 from .source import Source
+from .split import read_model, stem_of
 from .tensors import Tensor, inside, load_json, read_folder
 
 MANIFEST = "yarn_convert.json"  # what yarn-convert leaves beside the weights
@@ -153,9 +154,7 @@ def _open_folder(source: Source) -> Checkpoint:
 
 
 def _open_gguf(source: Source) -> Checkpoint:
-    gguf = read_gguf(source.path)
-    if dialects.number(gguf.get("split.count", 1), "split.count") > 1:
-        raise Unsupported(f"{source.path.name} is one part of a split GGUF", "merge the parts first: llama-gguf-split --merge")
+    gguf = read_model(source.path)
     keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
     _check_known(family, gguf.arch, readers.ARCHS)
@@ -169,8 +168,9 @@ def _open_gguf(source: Source) -> Checkpoint:
     rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, _rope_freqs(gguf, rotary_dim))
     rope, ours = _left_recipe(keys.get(RECIPE), rope)
     tensors = {name: t for name, t in gguf.tensors.items() if name != dialects.ROPE_FREQS}
+    files = tuple(part.path for part in gguf.parts) or (source.path,)
     checkpoint = Checkpoint(
-        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, (source.path,), gguf, tuple(ignored), ours
+        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, files, gguf, tuple(ignored), ours
     )
     _check(checkpoint)
     return checkpoint
@@ -216,8 +216,8 @@ def _rope_freqs(gguf: Gguf, rotary_dim: int) -> Any:
 
 
 def manifest_path(out: Path) -> Path:
-    """Where the manifest of an output lies: in the folder, or beside the .gguf file."""
-    return out.with_name(f"{out.stem}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
+    """Where the manifest of an output lies: in the folder, or beside the .gguf file; the parts of a split one share theirs."""
+    return out.with_name(f"{stem_of(out)}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
 
 
 def _check(c: Checkpoint) -> None:

@@ -27,7 +27,11 @@ COMMANDS = ("card", "convert", "inspect", "methods", "repair", "runtimes", "uplo
 NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 
 Model = Annotated[
-    str, typer.Argument(help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file.", show_default=False)
+    str,
+    typer.Argument(
+        help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file (of a split one the first part).",
+        show_default=False,
+    ),
 ]
 Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a model on the Hub.", show_default=False)]
 Method = Annotated[str, typer.Option(help="One of 'yarn-convert methods'.")]
@@ -93,6 +97,10 @@ def convert(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: make a new repository private.")] = False,
     allow_unvalidated: Annotated[bool, typer.Option("--allow-unvalidated", help="With --push: it cannot be validated before.")] = False,
+    split_max_size: Annotated[
+        Optional[str],
+        typer.Option(help="For GGUF: parts of at most 5G or 500M, or none: one file. [default: as the input is]", show_default=False),
+    ] = None,
     revision: Revision = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
@@ -104,7 +112,7 @@ def convert(
 
     options = Options(
         scale, context, method, out, output, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate, carry,
-        outtype, sliding_window, imatrix, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force,
+        outtype, sliding_window, imatrix, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force, split_max_size,
     )  # fmt: skip
     if push and not dry_run:
         from .upload import push as publish

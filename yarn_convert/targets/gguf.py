@@ -14,12 +14,13 @@ from ..checkpoint import RECIPE, Checkpoint
 from ..dialects import ROPE_FREQS
 from ..dtypes import F32, OUTTYPES, PLAIN
 from ..errors import Inexpressible, Unsupported, UsageError
-from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, encode_header, nbytes_of, type_numbers
+from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
 from ..quantizer import MIXES, QUANTIZATION_VERSION, quantized_fields, types_of
 from ..rope import Array
 from ..tensors import Tensor, in_memory
-from .moving import Piece, WriteTensors, unchanged
+from .moving import Piece, unchanged
+from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.h, enum llama_ftype
@@ -27,7 +28,7 @@ SAME = "extend it in the format that it has, with --outtype auto"
 
 
 def plan_gguf(c: Checkpoint, r: Request) -> Plan:
-    """The plan of one GGUF file.
+    """The plan of a GGUF: one file, or parts.
 
     Raises Inexpressible when llama.cpp could not compute the RoPE, or not this model, from it.
     """
@@ -47,17 +48,11 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     tensors = _quantized(c, fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r.outtype)
     fields = with_rope(fields | _types(c, tensors, r), keys, r.recipe)
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
-    job = gguf_job(r.out.name, fields, with_freqs(tensors, freqs, c), alignment)
+    jobs = gguf_jobs(r.out, fields, with_freqs(tensors, freqs, c), alignment, c.gguf, r.part_size)
+    out = r.out.with_name(jobs[0].name)
     identical = all(p.dtype == p.target.dtype for p in tensors)
     notes = tuple(_notes(tensors, r.outtype))
-    return Plan(r.out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, (job,), r.outtype, identical, notes)
-
-
-def gguf_job(name: str, fields: Mapping[str, Field | Value], pieces: list[Piece], alignment: int) -> WriteTensors:
-    header, offsets = encode_header(fields, [p.target for p in pieces], alignment)
-    last = pieces[-1].target
-    end = offsets[last.name] + last.nbytes
-    return WriteTensors(name, header, tuple((p, offsets[p.target.name]) for p in pieces), end + -end % alignment, fields)
+    return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes)
 
 
 def with_rope(fields: Mapping[str, Field | Value], keys: Mapping[str, Value | None], recipe: Mapping[str, Any]) -> dict[str, Field | Value]:

@@ -366,7 +366,11 @@ def _publish(partial: Path, out: Path, folder: bool) -> None:
         partial.rename(out)
         shutil.rmtree(old, ignore_errors=True)
     else:
-        for file in sorted(partial.iterdir(), key=lambda p: p.name == out.name):  # the model itself comes last
+        files = sorted(partial.iterdir(), key=lambda p: p.name == out.name)  # the model itself, or its first part, comes last
+        if out.exists() and sum(file.suffix == out.suffix for file in files) > 1:
+            out.unlink()  # an old first part never stands beside new ones
+            sync(out.parent)
+        for file in files:
             file.replace(out.with_name(file.name))
     sync(out.parent)
 

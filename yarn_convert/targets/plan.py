@@ -25,7 +25,10 @@ DECISIVE = "transformers-5"  # an HF folder that this reader would compute other
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a target is asked to write: `rope` over `context` tokens, to `out`, and how. `recipe` is `rope` as JSON."""
+    """What a target is asked to write: `rope` over `context` tokens, to `out`, and how. `recipe` is `rope` as JSON.
+
+    `part_size` is the most bytes of tensors in one GGUF file, 0 for one file in any case, None to split as the input is.
+    """
 
     rope: Rope
     context: int
@@ -37,13 +40,15 @@ class Request:
     full_attention: bool = False
     pretokenizer: str | None = None
     imatrix: Imatrix | None = None
+    part_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A conversion, ready to run. `verdicts`: reader -> "" if it computes `rope` exactly from the output, else why not.
 
-    `identical` says whether every weight of the output is byte for byte the base's (Q and K rows interleaved or not).
+    `out` is what a reader opens: of a split GGUF the first part. `identical` says whether every weight of the output is byte
+    for byte the base's (Q and K rows interleaved or not).
     """
 
     out: Path
