@@ -134,7 +134,7 @@ def convert(
             print(json.dumps(plan_json(conversion) | ({"upload": publication.as_json()} if publication else {}), indent=2))
         return
     with progress(conversion.plan.bytes, quiet or as_json) as advance:
-        manifest = conversion.run(advance)
+        manifest = conversion.run(advance, lambda line: talk.lines([line]))
     out_path = conversion.plan.out
     print(json.dumps({"output": str(out_path), **manifest}, indent=2) if as_json else out_path)
     talk.lines(next_steps(out_path, manifest["context"]))

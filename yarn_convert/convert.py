@@ -24,6 +24,7 @@ from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_plac
 from .targets.moving import CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute, replace_file
 from .targets.parts import only_first, part_size
 from .targets.plan import CARRIERS, Plan, Request
+from .targets.resume import Say
 from .targets.safetensors import plan_safetensors
 from .tensors import sha256
 
@@ -196,8 +197,9 @@ class Conversion:
                 check_output(out, _inputs(self.checkpoint), self.plan.is_folder, self.options.force)
             _check_siblings(self.plan)
 
-    def run(self, progress: Progress = lambda n: None) -> dict[str, Any]:
-        """Write the output and return its manifest. Raises OutputError; then nothing is left behind."""
+    def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> dict[str, Any]:
+        """Write the output and return its manifest. Raises OutputError; what a large output has got to is kept for the next run,
+        and `say` hears when one goes on with it."""
         self.check()
         if self.options.in_place:
             return _run_in_place(self)
@@ -208,7 +210,10 @@ class Conversion:
             written.update(manifest_of(self, moved, folder))
             return [WriteBytes(manifest_path(out).name, pretty(written))]
 
-        execute(list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest)
+        execute(
+            list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest,
+            inputs=self.checkpoint.weight_files, say=say,
+        )  # fmt: skip
         return written
 
 
