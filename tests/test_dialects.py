@@ -56,9 +56,9 @@ def from_hf(changes: dict[str, Any]) -> Rope:
     return dialects.hf_read(config)
 
 
-def from_gguf(keys: dict[str, Value | None], freqs: np.ndarray | None) -> Rope:
+def from_gguf(keys: dict[str, Value | None], factors: dict[str, np.ndarray]) -> Rope:
     stored = {k: float(np.float32(v.data)) if v.type == "f32" else v.data for k, v in keys.items() if v is not None}
-    rope, ignored = dialects.gguf_read(stored, "llama", D, None if freqs is None else freqs.astype(np.float32).astype(np.float64))
+    rope, ignored = dialects.gguf_read(stored, "llama", D, {k: v.astype(np.float32).astype(np.float64) for k, v in factors.items()})
     assert ignored == []
     return rope
 
@@ -85,7 +85,7 @@ def test_gguf_metadata_round_trips_or_refuses(name: str) -> None:
         with pytest.raises(Inexpressible):
             dialects.gguf_metadata(ROPES[name], 4 * L, LLAMA)
         return
-    assert dialects.same(table(from_gguf(dialects.gguf_metadata(ROPES[name], 4 * L, LLAMA), None)), table(ROPES[name]))
+    assert dialects.same(table(from_gguf(dialects.gguf_metadata(ROPES[name], 4 * L, LLAMA), {})), table(ROPES[name]))
 
 
 @pytest.mark.parametrize("name", ROPES)
@@ -233,16 +233,16 @@ def test_keys_that_llama_cpp_does_not_read_are_reported() -> None:
         scaling__yarn_attn_factor=1.5,
         scaling__yarn_beta_fast=16.0,
     )
-    rope, ignored = dialects.gguf_read(keys, "llama", D, None)
+    rope, ignored = dialects.gguf_read(keys, "llama", D, {})
     assert rope == Rope("yarn", THETA, D, 2048, {"factor": 4.0})
     assert ignored == ["llama.rope.scaling.yarn_attn_factor", "llama.rope.scaling.yarn_beta_fast"]
 
 
 def test_gguf_defaults_are_llama_cpps() -> None:
-    assert dialects.gguf_read({"llama.context_length": 4096}, "llama", D, None)[0] == Rope("none", 10000.0, D, 4096)
-    assert dialects.gguf_read(gguf(scaling__factor=2.0), "llama", D, None)[0].method == "linear", "a factor without a type is linear"
-    assert dialects.gguf_read(gguf(scaling__type="none", scaling__factor=2.0), "llama", D, None)[0].method == "none"
-    assert dialects.gguf_read(gguf(scale_linear=2.0), "llama", D, None)[0] == Rope("linear", THETA, D, 8192, {"factor": 2.0})
+    assert dialects.gguf_read({"llama.context_length": 4096}, "llama", D, {})[0] == Rope("none", 10000.0, D, 4096)
+    assert dialects.gguf_read(gguf(scaling__factor=2.0), "llama", D, {})[0].method == "linear", "a factor without a type is linear"
+    assert dialects.gguf_read(gguf(scaling__type="none", scaling__factor=2.0), "llama", D, {})[0].method == "none"
+    assert dialects.gguf_read(gguf(scale_linear=2.0), "llama", D, {})[0] == Rope("linear", THETA, D, 8192, {"factor": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -250,4 +250,4 @@ def test_gguf_defaults_are_llama_cpps() -> None:
 )
 def test_gguf_keys_that_are_not_understood_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(Unsupported):
-        dialects.gguf_read(keys, "llama", D, None)
+        dialects.gguf_read(keys, "llama", D, {})

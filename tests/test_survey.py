@@ -374,7 +374,7 @@ def test_errors_are_relative_to_the_intention():
 
 def test_a_model_that_is_not_known_here_and_numbers_that_make_no_sense_are_rows_too():
     assert all(
-        "qwen3" in v.refuses for v in survey_config(llama(yarn()) | {"model_type": "qwen3"}, WANTED, 32768) if v.runtime != "llama.cpp"
+        "kosmos" in v.refuses for v in survey_config(llama(yarn()) | {"model_type": "kosmos"}, WANTED, 32768) if v.runtime != "llama.cpp"
     )
     verdicts = survey_config(llama(yarn(original_max_position_embeddings=-1)), WANTED, 32768)
     assert len(verdicts) == 16

@@ -39,7 +39,7 @@ from test_tokenizers import (  # noqa: E402
 )
 
 from yarn_convert.errors import Unsupported  # noqa: E402
-from yarn_convert.tokenizers import PRETOKENIZERS, GgufValue, caveats, needed_name, to_gguf, to_hf  # noqa: E402
+from yarn_convert.tokenizers import PRETOKENIZERS, GgufValue, caveats, fitting_name, to_gguf, to_hf  # noqa: E402
 from yarn_convert.tokenizers.caveats import BY_TEXT  # noqa: E402
 from yarn_convert.tokenizers.pretokenizers import recognize  # noqa: E402
 from yarn_convert.tokenizers.sentencepiece_model import field  # noqa: E402
@@ -394,9 +394,10 @@ def test_gemma_from_tokenizer_json_alone(families: dict[str, Path], tmp_path: Pa
 
 
 def test_phi_3_is_stripped_by_its_name_only(families: dict[str, Path], tmp_path: Path) -> None:
-    """RSTRIP is not in the file: llama.cpp goes by general.name, and so do needed_name, caveats and to_hf."""
+    """RSTRIP is not in the file: llama.cpp goes by general.name, and so do fitting_name, caveats and to_hf."""
     folder = families["phi3"]
-    assert needed_name(folder) == "phi-3"
+    assert fitting_name(folder, "mini") == "phi-3 mini"
+    assert fitting_name(folder, "Phi3-mini") == "Phi3-mini"
     assert caveats(folder, "Phi-3-mini-128k-instruct") == ()
     assert "white space after 4 special tokens" in caveats(folder, "mine")[0]
     keys = keys_of(folder)
@@ -423,7 +424,7 @@ def test_caveats_name_what_llama_cpp_does_otherwise(families: dict[str, Path], t
         "glm4",
         "glm4_moe",
     }
-    assert not any(needed_name(families[name]) for name in said)
+    assert all(fitting_name(families[name], "Phi-3x phi3") == "Phi_3x phi_3" for name in said)
     data = {"added_tokens": [{"id": 0, **decoder_entry("<mask>", lstrip=True, single_word=True)}]}
     data["pre_tokenizer"] = {"type": "Metaspace", "prepend_scheme": "first", "split": False}  # type: ignore[assignment]
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .families import Family, normalized
 from .families.derived import of_one_layer
 from .gguf_file import Gguf
 from .layout import Part
-from .rope import Rope, Table, geometric, rope_of, table
+from .rope import Array, Rope, Table, geometric, rope_of, table
 from .source import Source
 from .split import read_model, stem_of
 from .tensors import Tensor, inside, load_json, read_folder
@@ -40,6 +40,7 @@ class Checkpoint:
     `config` is the parsed config.json with the family's defaults, or the GGUF's fields as plain values but for the
     vocabulary. `context` is the length in tokens that the model says it serves. `ignored` lists RoPE keys that the
     format's main reader does not read. `ours`: the recipe is the one that yarn-convert left beside or in the file.
+    `factors`: a GGUF's tensors by which llama.cpp divides the angles.
     """
 
     source: Source
@@ -53,6 +54,7 @@ class Checkpoint:
     gguf: Gguf | None
     ignored: tuple[str, ...] = ()
     ours: bool = False
+    factors: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def layers(self) -> int:
@@ -133,7 +135,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
 def _open_folder(source: Source) -> Checkpoint:
     config = load_json(inside(source.path, "config.json"))
     family = families.for_config(config)
-    _check_known(family, str(config["model_type"]), readers.MODEL_TYPES)
+    _check_known(family, "model_type", str(config["model_type"]), readers.MODEL_TYPES)
     config = normalized(family, {**_assumed(config), **config})
     rope, context = dialects.hf_read(of_one_layer(family, config)), dialects.hf_context(config)
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
@@ -157,29 +159,30 @@ def _open_gguf(source: Source) -> Checkpoint:
     gguf = read_model(source.path)
     keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
-    _check_known(family, gguf.arch, readers.ARCHS)
+    _check_known(family, "GGUF architecture", gguf.arch, readers.ARCHS)
     arch = family.gguf_arch
     hparams = _gguf_hparams(gguf, family, keys)
     rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
     if rotary_dim > hparams["head_dim"]:
         raise FormatError(f"rope.dimension_count {rotary_dim:,} is more than the {hparams['head_dim']:,} of a head", "write the GGUF again")
+    factors = _factors(gguf, rotary_dim)
     other_layers = {family.gguf_key(hf)[0] for hf, key in family.hparams.items() if key.startswith("rope.")}
     rope_keys = {k: v for k, v in keys.items() if k not in other_layers}
-    rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, _rope_freqs(gguf, rotary_dim))
+    rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, factors)
     rope, ours = _left_recipe(keys.get(RECIPE), rope)
-    tensors = {name: t for name, t in gguf.tensors.items() if name != dialects.ROPE_FREQS}
+    tensors = {name: t for name, t in gguf.tensors.items() if name not in dialects.FACTORS}
     files = tuple(part.path for part in gguf.parts) or (source.path,)
     checkpoint = Checkpoint(
-        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, files, gguf, tuple(ignored), ours
+        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, files, gguf, tuple(ignored), ours, factors
     )
     _check(checkpoint)
     return checkpoint
 
 
-def _check_known(family: Family, name: str, known: Container[str]) -> None:
+def _check_known(family: Family, what: str, name: str, known: Container[str]) -> None:
     """Raise Unsupported for a family without a row whose RoPE is not known either."""
     if not family.listed and name not in known:
-        raise Unsupported(f"unknown model type {name!r}", families.known())
+        raise Unsupported(f"unknown {what} {name!r}", families.known())
 
 
 def _assumed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,14 +208,13 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
     return hparams
 
 
-def _rope_freqs(gguf: Gguf, rotary_dim: int) -> Any:
-    """The values of rope_freqs.weight, float64[D/2], or None."""
-    t = gguf.tensors.get(dialects.ROPE_FREQS)
-    if t is None:
-        return None
-    if t.dtype != "F32" or t.shape != (rotary_dim // 2,):
-        raise FormatError(f"{dialects.ROPE_FREQS} is {t.dtype}{list(t.shape)}, not F32[{rotary_dim // 2}]", "write the GGUF again")
-    return t.read().view(np.float32).astype(np.float64)
+def _factors(gguf: Gguf, rotary_dim: int) -> dict[str, Array]:
+    """Those of the tensors `dialects.FACTORS` that a GGUF has, float64[D/2]."""
+    found = {name: gguf.tensors[name] for name in dialects.FACTORS if name in gguf.tensors}
+    for name, t in found.items():
+        if t.dtype != "F32" or t.shape != (rotary_dim // 2,):
+            raise FormatError(f"{name} is {t.dtype}{list(t.shape)}, not F32[{rotary_dim // 2}]", "write the GGUF again")
+    return {name: t.read().view(np.float32).astype(np.float64) for name, t in found.items()}
 
 
 def manifest_path(out: Path) -> Path:

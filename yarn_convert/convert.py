@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, manifest_path, open_checkpoint
-from .dialects import ROPE_FREQS
 from .errors import OutputError, UsageError
 from .json_text import pretty
 from .quantizer import read_imatrix
@@ -318,7 +317,7 @@ def _inputs(c: Checkpoint) -> list[Path]:
 
 def carry_in_place(c: Checkpoint, o: Options) -> str:
     """Frequencies that lie in the file as a tensor can be replaced in place, but not taken out."""
-    return "tensors" if o.in_place and o.carry == "auto" and c.gguf and ROPE_FREQS in c.gguf.tensors else o.carry
+    return "tensors" if o.in_place and o.carry == "auto" and c.factors else o.carry
 
 
 def _check_in_place(c: Checkpoint, o: Options, fmt: str, model: str) -> None:

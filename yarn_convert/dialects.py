@@ -218,16 +218,20 @@ def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
 
 
 def hf_tensors(rope: Rope, context: int) -> dict[str, Any]:
-    """Changes to config.json that carry the whole table of `rope`, as longrope lists that are the same short and long."""
-    target = static_table(rope, "config.json")
-    factors = [float(x) for x in geometric(rope.theta, rope.rotary_dim) / target.inv_freq]
-    m = target.multiplier
+    """Changes to config.json that carry the whole table of `rope`, as longrope lists that are the same short and long; or its own two."""
+    if rope.method == "longrope" and rope.inner is None:
+        short, long = ([float(x) for x in rope.numbers(name)] for name in ("short_factor", "long_factor"))
+        m = table(rope).multiplier
+    else:
+        target = static_table(rope, "config.json")
+        short = long = [float(x) for x in geometric(rope.theta, rope.rotary_dim) / target.inv_freq]
+        m = target.multiplier
     spelling = {
         "rope_type": "longrope",
         "factor": context / rope.original_context,
         "original_max_position_embeddings": rope.original_context,
-        "short_factor": factors,
-        "long_factor": factors,
+        "short_factor": short,
+        "long_factor": long,
         "attention_factor": m,
         "short_mscale": m,
         "long_mscale": m,
@@ -273,22 +277,23 @@ def _no_word(rope: Rope, target: str, way_out: str) -> Inexpressible:
 
 # -- GGUF -------------------------------------------------------------------------------------------------------------
 
-ROPE_FREQS = "rope_freqs.weight"
+ROPE_FREQS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+FACTORS = (ROPE_FREQS, SHORT, LONG)  # tensors of a GGUF by which llama.cpp divides the angles, F32[D/2]
 _IGNORED = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier")
 _SCALING = ("type", "factor", "attn_factor", "original_context_length", "finetuned", *_IGNORED)
 
 
-def gguf_read(keys: Mapping[str, Any], arch: str, rotary_dim: int, rope_freqs: Array | None) -> tuple[Rope, list[str]]:
-    """(the recipe as llama.cpp reads it, the keys that it ignores) from GGUF keys and the tensor `rope_freqs.weight`.
+def gguf_read(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array]) -> tuple[Rope, list[str]]:
+    """(the recipe as llama.cpp reads it, the keys that it ignores) from GGUF keys and those of the tensors `FACTORS` that are there.
 
     Source: llama.cpp, src/llama-model.cpp `load_hparams` and src/llama-context.cpp. Raises Unsupported for a RoPE key
     that is unknown, or for factors together with YaRN, which no writer produces; FormatError for values that give no table.
     """
-    rope, ignored = _gguf_rope(keys, arch, rotary_dim, rope_freqs)
+    rope, ignored = _gguf_rope(keys, arch, rotary_dim, factors)
     return _usable(rope, "the GGUF"), ignored
 
 
-def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, rope_freqs: Array | None) -> tuple[Rope, list[str]]:
+def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array]) -> tuple[Rope, list[str]]:
     rope_keys = {k.removeprefix(f"{arch}.rope."): v for k, v in keys.items() if k.startswith(f"{arch}.rope.")}
     known = {"freq_base", "scale_linear", "dimension_count", *(f"scaling.{k}" for k in _SCALING)}
     if unknown := sorted(set(rope_keys) - known):
@@ -306,10 +311,10 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, rope_freqs: 
     ignored = [f"{arch}.rope.scaling.{k}" for k in _IGNORED if f"scaling.{k}" in rope_keys]
     if kind not in ("none", "linear", "yarn"):
         raise Unsupported(f"rope.scaling.type {kind!r} is not read for architecture {arch!r}", "none, linear and yarn are")
-    if rope_freqs is not None:
+    if factors:
         if kind == "yarn" or (kind == "linear" and factor != 1):
-            raise Unsupported("rope_freqs.weight together with a scaling type", "a plain or Llama 3 GGUF has one of them only")
-        return replace(rope, method="explicit", params={"factors": tuple(map(float, rope_freqs)), "attention_factor": attn}), ignored
+            raise Unsupported(f"{next(iter(factors))} together with a scaling type", "a plain, Llama 3 or Phi-3 GGUF has one of them only")
+        return _of_factors(rope, {name: tuple(map(float, values)) for name, values in factors.items()}, attn), ignored
     if kind == "yarn":
         params = {"factor": factor} if attn == 1 else {"factor": factor, "attention_factor": attn * temperature(factor)}
         return replace(rope, method="yarn", params=params), ignored
@@ -319,6 +324,19 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, rope_freqs: 
     if kind == "linear" and factor != 1:
         return replace(rope, method="linear", params={"factor": factor}), ignored
     return rope, ignored
+
+
+def _of_factors(rope: Rope, factors: Mapping[str, tuple[float, ...]], attn: float) -> Rope:
+    if factors.keys() not in ({ROPE_FREQS}, {SHORT, LONG}):
+        raise Unsupported(f"a GGUF with {' and '.join(factors)}", f"it has {ROPE_FREQS}, or {SHORT} and {LONG}")
+    if ROPE_FREQS in factors or factors[SHORT] == factors[LONG]:
+        return replace(rope, method="explicit", params={"factors": next(iter(factors.values())), "attention_factor": attn})
+    return replace(rope, method="longrope", params={"short_factor": factors[SHORT], "long_factor": factors[LONG], "attention_factor": attn})
+
+
+def pair_of(factors: Mapping[str, Array]) -> tuple[Array, Array] | None:
+    """The short and the long factors, if they are there."""
+    return (factors[SHORT], factors[LONG]) if SHORT in factors and LONG in factors else None
 
 
 def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
@@ -344,21 +362,27 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     return _gguf_keys(family, context, rope.theta, type=Value("str", "yarn"), factor=factor, original_context_length=original, **attn)
 
 
-def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Value | None], Array]:
-    """(GGUF keys, rope_freqs float32-valued[D/2]) that carry the whole table of `rope`: llama.cpp divides each angle by it.
+def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Value | None], dict[str, Array]]:
+    """(GGUF keys, some of the tensors `FACTORS`, float32-valued[D/2]) that carry the whole table of `rope`: llama.cpp divides
+    each angle by them. Where it takes a pair, of which it chooses by the allocated context, both are the same, or longrope's.
 
-    Inexpressible when the architecture's loader does not read rope_freqs.weight.
+    Inexpressible when the architecture's loader reads no such tensor.
     """
-    if "rope_freqs" not in family.gguf_reads:
+    pair = "rope_factors" in family.gguf_reads
+    if not pair and "rope_freqs" not in family.gguf_reads:
         others = " or ".join(f"--gguf-arch {arch}" for arch in architectures(family) if arch != family.gguf_arch)
         ways = f"{others}, which loads them, or --out safetensors" if others else "--carry metadata, or --out safetensors"
         raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", ways)
-    target = static_table(rope, "GGUF")
-    factors = (geometric(f32(rope.theta), rope.rotary_dim) / target.inv_freq).astype(np.float32)
+    switching = pair and rope.method == "longrope"
+    target = table(rope) if switching else static_table(rope, "GGUF")
+    if switching:
+        factors = {SHORT: np.asarray(rope.numbers("short_factor")), LONG: np.asarray(rope.numbers("long_factor"))}
+    else:
+        factors = dict.fromkeys((SHORT, LONG) if pair else (ROPE_FREQS,), geometric(f32(rope.theta), rope.rotary_dim) / target.inv_freq)
     attn = {} if target.multiplier == 1 else {"attn_factor": Value("f32", target.multiplier)}
     original = Value("u32", rope.original_context)
     keys = _gguf_keys(family, context, rope.theta, type=Value("str", "none"), original_context_length=original, **attn)
-    return keys, factors.astype(np.float64)
+    return keys, {name: values.astype(np.float32).astype(np.float64) for name, values in factors.items()}
 
 
 def _gguf_keys(family: Family, context: int, theta: float, **scaling: Value) -> dict[str, Value | None]:

@@ -88,6 +88,11 @@ class Gguf:
         return self.fields[key].value if key in self.fields else default
 
     @property
+    def vocabulary(self) -> dict[str, Any]:
+        """The tokenizer's keys, and the name by which llama.cpp knows the habits of one tokenizer (`tokenizers.caveats`)."""
+        return {k: f.value for k, f in self.fields.items() if k.startswith("tokenizer.") or k == "general.name"}
+
+    @property
     def arch(self) -> str:
         return str(self.get("general.architecture", ""))
 

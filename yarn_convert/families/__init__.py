@@ -104,4 +104,4 @@ def _check_rope(name: str) -> None:
 
 
 def known() -> str:
-    return f"known model types: {', '.join(f.model_type for f in FAMILIES)}"
+    return f"known model types: {', '.join(dict.fromkeys(f.model_type for f in FAMILIES))}"

@@ -169,7 +169,7 @@ PHI3 = Family(
     constants={"attention.sliding_window": ("u32", 0)},
     gguf_known=KNOWN,
     square=True,
-    gguf_reads=PARTIAL_READS,
+    gguf_reads=PARTIAL_READS | {"rope_factors"},
     evidence="llama.cpp 0c1e570: src/models/phi3.cpp (rope_factors_long and rope_factors_short whatever the type; its sliding "
     "window is switched off there); conversion/phi.py Phi3MiniModel",
     shapes={**SHAPES, **FUSED_SHAPES, "ffn_up.weight": ("gate_up", "hidden")},

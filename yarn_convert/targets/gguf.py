@@ -11,7 +11,6 @@ import numpy as np
 
 from .. import tokenizers
 from ..checkpoint import RECIPE, Checkpoint
-from ..dialects import ROPE_FREQS
 from ..dtypes import F32, OUTTYPES, PLAIN
 from ..errors import Inexpressible, Unsupported, UsageError
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
@@ -41,17 +40,21 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
         raise UsageError("--cos-sin belongs to safetensors with --carry tensors", "no GGUF reader takes such caches")
     if r.imatrix is not None and r.outtype not in MIXES:
         raise UsageError("--imatrix is for a quantized --outtype", "as --outtype q4_k_m")
-    _check_computable(c, r)
-    carrier, keys, freqs = carry_gguf(c, r.rope, r.context, r.carry)
+    if c.family.listed:
+        _check_computable(c, r)
+    carrier, keys, factors = carry_gguf(c, r.rope, r.context, r.carry)
     parts = c.parts(gguf=True)
     fields = _from_gguf(c, r) if c.gguf else _from_hf(c, parts, r)
     tensors = _quantized(c, fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r.outtype)
     fields = with_rope(fields | _types(c, tensors, r), keys, r.recipe)
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
-    jobs = gguf_jobs(r.out, fields, with_freqs(tensors, freqs, c), alignment, c.gguf, r.part_size)
+    jobs = gguf_jobs(r.out, fields, with_factors(tensors, factors, c), alignment, c.gguf, r.part_size)
     out = r.out.with_name(jobs[0].name)
     identical = all(p.dtype == p.target.dtype for p in tensors)
-    notes = tuple(_notes(tensors, r.outtype))
+    notes = (
+        *_notes(tensors, r.outtype),
+        *(() if c.gguf else tokenizers.caveats(c.source.path, tokenizers.fitting_name(c.source.path, c.source.name))),
+    )
     return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes)
 
 
@@ -64,14 +67,11 @@ def with_rope(fields: Mapping[str, Field | Value], keys: Mapping[str, Value | No
     return {k: v for k, v in {**result, **new, **vocabulary}.items() if v is not None}
 
 
-def with_freqs(pieces: list[Piece], freqs: Array | None, c: Checkpoint) -> list[Piece]:
-    """The pieces with `rope_freqs.weight` where an existing file has it, else at the end; without it when freqs is None."""
-    if freqs is None:
-        return pieces
-    piece = unchanged(in_memory(ROPE_FREQS, freqs.astype("<f4"), "F32"))
-    names = list(c.gguf.tensors) if c.gguf else []
-    at = names.index(ROPE_FREQS) if ROPE_FREQS in names else len(pieces)
-    return [*pieces[:at], piece, *pieces[at:]]
+def with_factors(pieces: list[Piece], factors: Mapping[str, Array], c: Checkpoint) -> list[Piece]:
+    """The pieces and the tensors of `factors`, each where an existing file has it, else at the end."""
+    made = {p.target.name: p for p in pieces} | {n: unchanged(in_memory(n, a.astype("<f4"), "F32")) for n, a in factors.items()}
+    places = {name: i for i, name in enumerate(c.gguf.tensors if c.gguf else ())}
+    return sorted(made.values(), key=lambda p: places.get(p.target.name, len(places)) if c.gguf else 0)
 
 
 def _pieces(c: Checkpoint, parts: Mapping[str, Part], outtype: str) -> list[Piece]:
@@ -179,12 +179,16 @@ def _from_hf(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> dict[str, 
     return fields | {k: Value(kind, data) for k, (kind, data) in vocabulary.items()}
 
 
+def _name(c: Checkpoint) -> str:
+    return tokenizers.fitting_name(c.source.path, c.source.name)
+
+
 def _general(c: Checkpoint, parts: Mapping[str, Part]) -> dict[str, Value]:
     """Name, size and origin, under the keys of ggml's docs/gguf.md."""
     from gguf.utility import size_label
 
     total = sum(math.prod(part.shape) for part in parts.values())
-    general = {"general.name": c.source.name, "general.size_label": size_label(total, 0, 0, 0)}
+    general = {"general.name": _name(c), "general.size_label": size_label(total, 0, 0, 0)}
     if c.source.repo:
         organization, _, name = c.source.repo.partition("/")
         base = {"name": name, "organization": organization, "repo_url": f"https://huggingface.co/{c.source.repo}"}

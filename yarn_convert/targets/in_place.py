@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..checkpoint import RECIPE, manifest_path
-from ..dialects import ROPE_FREQS
+from ..dialects import FACTORS
 from ..errors import OutputError, Unsupported
 from ..gguf_file import Field, Gguf, Value, encode_header, journal_path
 from .moving import MAGIC, Piece, sync, write_all
@@ -49,7 +49,7 @@ def plan_in_place(gguf: Gguf, fields: Mapping[str, Field | Value], pieces: list[
         offset = offsets[t.name] - start
         if t.name in old and old[t.name] != offset:
             raise Unsupported("the tensors of this file do not lie one after another", "write a new file instead of --in-place")
-        if t.name == ROPE_FREQS:
+        if t.name in FACTORS:
             patches.append((gguf.data_start + offset, base64.b64encode(t.read().tobytes()).decode()))
     if len(header) != start or gguf.data_start > gguf.size or set(old) - {t.name for t in targets}:
         raise Unsupported("this edit does not fit into the file as it is", "write a new file instead of --in-place")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..dialects import ROPE_FREQS
+from ..dialects import FACTORS
 from ..errors import Unsupported, UsageError
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header
 from ..split import MAX_PARTS, part_name, split_fields, stem_of, with_split
@@ -80,14 +80,14 @@ def _by_size(pieces: list[Piece], size: int) -> list[list[Piece]]:
     filled = 0
     for p in pieces:
         padded = p.target.nbytes + -p.target.nbytes % DEFAULT_ALIGNMENT
-        if p.target.name == ROPE_FREQS:
+        if p.target.name in FACTORS:
             continue
         if groups[-1] and filled + padded > size:
             groups.append([])
             filled = 0
         groups[-1].append(p)
         filled += padded
-    groups[0] += [p for p in pieces if p.target.name == ROPE_FREQS]
+    groups[0] += [p for p in pieces if p.target.name in FACTORS]
     return groups
 
 

@@ -105,6 +105,10 @@ def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping
     partial = [v["partial_rotary_factor"] for k in ROPE_OBJECTS if (v := config.get(k)) and v.get("partial_rotary_factor") is not None]
     inner = {"partial_rotary_factor": partial[0]} if partial else {}
     spelled = {k: {**v, **inner} if k in ROPE_OBJECTS and v else v for k, v in changes.items()} | own
+    facts = readers.MODEL_TYPES.get(c.family.model_type)
+    if facts and facts.original and spelled["rope_parameters"].get("original_max_position_embeddings"):
+        # Its config class has one of its own, which hides the one in the RoPE object.
+        spelled["original_max_position_embeddings"] = spelled["rope_parameters"]["original_max_position_embeddings"]
     if layer_type:
         others = {"rope_type": "default", "rope_theta": float(c.hparams["rope_local_base_freq"])}
         spelled["rope_parameters"] = {"sliding_attention": others, layer_type: spelled["rope_parameters"]}
@@ -150,16 +154,16 @@ def verdict(reading: readers.Reading, target: Table, context: int, others: Table
     return ""
 
 
-def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str, dict[str, Any], Array | None]:
-    """(carrier, changed GGUF keys, rope_freqs or None).
+def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str, dict[str, Any], dict[str, Array]]:
+    """(carrier, changed GGUF keys, the tensors `dialects.FACTORS` that it needs).
 
     Metadata where llama.cpp computes it exactly, else tensors. Raises Inexpressible when neither does.
     """
     refused: Inexpressible | None = None
     for carrier in CARRIERS[1:] if carry == "auto" else (carry,):
         try:
-            keys, freqs = (
-                (dialects.gguf_metadata(rope, context, c.family), None)
+            keys, factors = (
+                (dialects.gguf_metadata(rope, context, c.family), {})
                 if carrier == "metadata"
                 else dialects.gguf_tensors(rope, context, c.family)
             )
@@ -168,11 +172,13 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
             continue
         plain = {"general.architecture": c.family.gguf_arch, **_shape_keys(c), **{k: v.data for k, v in keys.items() if v is not None}}
         try:
-            why = verdict(readers.read_gguf(plain, freqs), table(rope), context, c.other_layers)
+            why = verdict(
+                readers.read_gguf(plain, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors)), table(rope), context, c.other_layers
+            )
         except readers.Refuses as e:
             why = f"refuses the file: {e}"
         if not why:
-            return carrier, keys, freqs
+            return carrier, keys, factors
         refused = Inexpressible(f"llama.cpp would not compute this from {carrier}: {why}", "--carry auto, or --out safetensors")
     assert refused is not None
     raise refused

@@ -55,7 +55,8 @@ def _identity(value: Any, stats: dict[Path, Any]) -> Any:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     if isinstance(value, np.ndarray):
-        return _identity(value.tobytes(), stats) if value.nbytes <= HASHED else value.nbytes
+        large = value.nbytes > HASHED and value.dtype == np.uint8  # a tensor of a pickle, whose file is known
+        return value.nbytes if large else _identity(value.tobytes(), stats)
     if isinstance(value, Path):
         return _file(value, stats)
     if isinstance(value, Mapping):

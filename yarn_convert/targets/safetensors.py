@@ -18,6 +18,7 @@ from ..families.derived import SAID
 from ..families.schema import ACTIVATIONS
 from ..json_text import edit
 from ..layout import Part
+from ..readers import MODEL_TYPES
 from ..rope import table
 from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, inside, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
@@ -155,7 +156,8 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
     }
-    if c.rope.rotary_dim != c.head_dim:
+    facts = MODEL_TYPES.get(family.model_type)
+    if c.rope.rotary_dim != c.head_dim * (facts.partial if facts and facts.partial else 1):
         config[family.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
     return {k: v for k, v in config.items() if v is not None}
 
@@ -190,8 +192,7 @@ def _switched(c: Checkpoint, parts: tuple[str, ...]) -> bool:
 
 def _from_gguf(c: Checkpoint, context: int) -> list[Job]:
     assert c.gguf is not None
-    keys = {k: f.value for k, f in c.gguf.fields.items() if k.startswith("tokenizer.")}
-    files = tokenizers.to_hf(keys)
+    files = tokenizers.to_hf(c.gguf.vocabulary)
     files["tokenizer_config.json"] = edit(files["tokenizer_config.json"].decode(), {"model_max_length": context}).encode()
     ids = {
         k: v

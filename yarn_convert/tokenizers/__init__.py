@@ -14,11 +14,11 @@ What no key carries, `caveats` tells.
 Only the standard library is used: a SentencePiece model is a few protobuf fields, read and written here.
 """
 
-from .caveats import caveats, needed_name
+from .caveats import caveats, fitting_name
 from .habits import HABITS
 from .pretokenizers import PRETOKENIZERS
 from .reading import to_gguf
 from .vocabulary import GgufValue
 from .writing import to_hf
 
-__all__ = ["HABITS", "PRETOKENIZERS", "GgufValue", "caveats", "needed_name", "to_gguf", "to_hf"]
+__all__ = ["HABITS", "PRETOKENIZERS", "GgufValue", "caveats", "fitting_name", "to_gguf", "to_hf"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .pretokenizers import steps_of
@@ -29,11 +30,14 @@ def strips(name: str) -> bool:
     return "phi-3" in name.lower() or "phi3" in name.lower()
 
 
-def needed_name(folder: Path) -> str | None:
-    """What general.name must contain so that llama.cpp strips white space as this tokenizer does; None for no need."""
+def fitting_name(folder: Path, name: str) -> str:
+    """`name`, changed where llama.cpp would strip white space otherwise than this tokenizer does in a file of that name."""
     tokens = _added(_files(folder))
     plain = {text for text, flags in tokens.items() if not flags.get("rstrip")}
-    return "phi-3" if {*UNSTRIPPED, "</s>"} <= set(tokens) and len(plain) < len(tokens) and plain >= UNSTRIPPED else None
+    needed = {*UNSTRIPPED, "</s>"} <= set(tokens) and len(plain) < len(tokens) and plain >= UNSTRIPPED
+    if needed == strips(name):
+        return name
+    return f"phi-3 {name}" if needed else re.sub("(?i)(phi)-?3", r"\1_3", name)
 
 
 def caveats(folder: Path, name: str = "") -> tuple[str, ...]:

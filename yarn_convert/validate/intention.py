@@ -12,10 +12,10 @@ import numpy as np
 from .. import readers
 from ..checkpoint import RECIPE, Checkpoint, manifest_path, open_checkpoint
 from ..convert import Options, extend
-from ..dialects import ROPE_FREQS, same
+from ..dialects import ROPE_FREQS, pair_of, same
 from ..errors import FormatError, InputError
 from ..readers.survey import Verdict, survey_config, survey_gguf
-from ..rope import MAX_CONTEXT, Array, Rope, rope_of, table
+from ..rope import MAX_CONTEXT, Rope, rope_of, table
 from ..source import resolve
 from ..targets.plan import DECISIVE, hf_verdicts, verdict
 from ..targets.safetensors import ROPE_FILE
@@ -141,20 +141,16 @@ def survey(c: Checkpoint, meant: Intention) -> list[Verdict]:
     target = table(meant.rope, meant.context)
     if c.gguf:
         names = {k: c.gguf.get(k) for k in ("general.name", "general.basename") if k in c.gguf.fields}
-        return survey_gguf({**c.config, **names}, rope_freqs(c), target, meant.context)
+        return survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context)
     return survey_config(c.config, target, meant.context)
-
-
-def rope_freqs(c: Checkpoint) -> Array | None:
-    """rope_freqs.weight of a GGUF as float64[D/2]; None where there is none."""
-    freqs = c.gguf.tensors.get(ROPE_FREQS) if c.gguf else None
-    return None if freqs is None else freqs.read().view(np.float32).astype(np.float64)
 
 
 def decode(c: Checkpoint, reader: str) -> readers.Reading | str:
     """What a reader makes of the file, or why it refuses it."""
     try:
-        return readers.read_gguf(c.config, rope_freqs(c)) if c.gguf else readers.read_config(reader, c.config)
+        return (
+            readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors)) if c.gguf else readers.read_config(reader, c.config)
+        )
     except readers.Refuses as e:
         return f"refuses the file: {e.message}"
 

@@ -210,7 +210,7 @@ def _tokenizer(c: Checkpoint) -> Any:
     try:
         if not c.gguf and path.is_file():
             return Tokenizer.from_file(str(inside(c.source.path, path.name)))
-        keys = {k: f.value for k, f in c.gguf.fields.items() if k.startswith("tokenizer.")} if c.gguf else _gguf_keys(c)
+        keys = c.gguf.vocabulary if c.gguf else _gguf_keys(c)
         return Tokenizer.from_str(tokenizers.to_hf(keys)["tokenizer.json"].decode())
     except Exception as e:  # the package raises Exception itself
         why = e.message if isinstance(e, YarnConvertError) else str(e)[:200]

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from .. import layout
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..dialects import ROPE_FREQS
 from ..families.derived import SAID
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
 from ..json_text import REMOVE, edit
@@ -120,6 +119,5 @@ def _gguf(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDAr
     pieces = []
     for name, a in arrays.items():
         pieces.append(unchanged(in_memory(name, a, "F32")))
-    if ROPE_FREQS in small.gguf.tensors:
-        pieces.append(unchanged(small.gguf.tensors[ROPE_FREQS]))
+    pieces += [unchanged(small.gguf.tensors[name]) for name in small.factors]
     return [gguf_job(out.name, fields, pieces, DEFAULT_ALIGNMENT)]
