@@ -304,3 +304,15 @@ def test_the_table_has_no_name_twice() -> None:
         assert family.optional <= set(family.gguf_templates), family.model_type
         assert set(family.transforms) <= set(family.gguf_templates) | {"blk.{i}.attn_q.bias", "blk.{i}.attn_k.bias"}, family.model_type
         assert set(family.hparams) >= family.may_lack | family.unsaid, family.model_type
+
+
+def test_linear_over_linear_is_one_linear(models: dict[str, Path], tmp_path: Path) -> None:
+    """Gemma 3's own scaling, which llama.cpp has a key for; by the formula, frequencies are divided by both factors."""
+    base = models["gemma3_text/linear"]
+    manifest = convert(str(base), Options(method="linear", scale=2, out="gguf", output=tmp_path / "out.gguf"))
+    assert manifest["recipe"] == {
+        "method": "linear", "rope_theta": 1e6, "rotary_dim": 32, "original_context": CONTEXT, "params": {"factor": 8.0},
+    }  # fmt: skip
+    assert manifest["context"] == 8 * CONTEXT
+    fields = fields_of(tmp_path / "out.gguf")
+    assert (fields["rope.scaling.type"], fields["rope.scaling.factor"], fields["rope.freq_base_swa"]) == ("linear", 8.0, 10000.0)

@@ -416,23 +416,11 @@ def test_wrong_recipes_that_are_the_right_one_are_none() -> None:
 @pytest.mark.parametrize("dtype", sorted(set(ERROR_BOUND) - {"F32", "F64", "Q8_1"}))
 def test_error_bounds_hold_for_normal_weights_and_are_not_idle(dtype: str) -> None:
     """Against llama.cpp's own quantizer; a bound that is ten times too wide would let damage pass."""
-    llama_cpp = pytest.importorskip("llama_cpp")
-    import ctypes
-
-    from yarn_convert import dtypes
-    from yarn_convert.gguf_file import nbytes_of, type_numbers
+    pytest.importorskip("llama_cpp")
+    from yarn_convert import dtypes, quantizer
 
     x = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
-    if dtype in ("F16", "BF16"):
-        data = dtypes.from_f32(x.reshape(-1), dtype)
-    else:
-        (path, *_) = sorted((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.*"))
-        library = ctypes.CDLL(str(path))
-        data = np.zeros(nbytes_of(dtype, x.shape), np.uint8)
-        call = library.ggml_quantize_chunk
-        call.restype = ctypes.c_size_t
-        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, data)]
-        call(ctypes.c_int(type_numbers()[dtype]), *pointers, *(ctypes.c_int64(n) for n in (0, 64, 1024)), ctypes.c_void_p(None))
+    data = dtypes.from_f32(x.reshape(-1), dtype) if dtype in ("F16", "BF16") else quantizer.chunk(x, dtype, np.ones(1024, np.float32))
     back = dtypes.to_f32(data, dtype).reshape(x.shape)
     error = float(((back - x) ** 2).sum() / (x**2).sum())
     assert error <= ERROR_BOUND[dtype] <= 5 * error

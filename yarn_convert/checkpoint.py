@@ -111,7 +111,11 @@ class Checkpoint:
 
     def parts(self, gguf: bool) -> dict[str, Part]:
         """The tensors as those of a GGUF or of an HF folder, by their names there, in file order; buffers that no runtime
-        reads are left out, and so is a GGUF's copy of a tied head."""
+        reads are left out, and so is a GGUF's copy of a tied head. Raises Unsupported where the names of the other are not known."""
+        if not self.family.listed:
+            if bool(self.gguf) != gguf:
+                raise Unsupported(f"the tensors of {self.family.name!r} have no names here, so they can only be copied", SAME_FORMAT)
+            return {name: Part(t.shape, (t,)) for name, t in self.tensors.items()}
         if bool(self.gguf) == gguf:
             parts = layout.as_they_are(self.family, self.tensors, self.sizes, gguf)
         else:
@@ -271,6 +275,7 @@ def _check_part(c: Checkpoint, name: str, part: Part) -> None:
         raise FormatError(f"config.json does not turn on {what}: transformers drops it, other readers may not", MISMATCH)
 
 
+SAME_FORMAT = "extend it in the format that it has, with --outtype auto"
 MISMATCH = "config and weights do not belong together"
 
 

@@ -97,6 +97,10 @@ def extend(c: Checkpoint, options: Options) -> Extension:
         raise UsageError(
             f"{context:,} tokens is no extension: the base already serves {c.context:,} by its own {c.rope.method} scaling", "choose more"
         )
+    if composed and (rope := _both_linear(c.rope, options.method, context, s)):
+        return Extension(
+            rope, context, s, (*notes, f"linear over the base's own linear scaling: linear with s = {rope.number('factor'):g}")
+        )
     params: dict[str, Any] = {} if options.method in BAKED else {"factor": s}
     for name in ("beta_fast", "beta_slow", "attention_factor"):
         if getattr(options, name) is not None:
@@ -119,6 +123,16 @@ def extend(c: Checkpoint, options: Options) -> Extension:
         notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
     table(rope)  # raises for parameters out of range
     return Extension(rope, context, s, tuple(notes))
+
+
+def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None:
+    """Position Interpolation of Position Interpolation is one with the product of both factors, which every reader has a word
+    for; None where that is not what is wished, or gives no whole number of tokens to count from."""
+    if method != "linear" or base.method != "linear" or base.inner is not None:
+        return None
+    factor = base.number("factor") * s
+    original = context / factor
+    return replace(base, original_context=int(original), params={"factor": factor}) if original == int(original) else None
 
 
 TAKES = {

@@ -44,7 +44,7 @@ NO_ROPE = {
     "rwkv": "no positions",
 }  # fmt: skip
 ONLY_ROPE = "only models with rotary embeddings can be extended"
-STANDARD = {k: v for k, v in LLAMA.hparams.items() if k not in ("rms_norm_eps", "vocab_size")}  # GGUF's docs/gguf.md, "[llm]"
+STANDARD = {k: v for k, v in LLAMA.hparams.items() if k != "rms_norm_eps"}  # GGUF's docs/gguf.md, "[llm]"
 
 
 def for_config(config: Mapping[str, Any]) -> Family:

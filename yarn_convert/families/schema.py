@@ -129,6 +129,11 @@ class Family:
         return [t.format(i=i) for t in templates for i in (range(layers) if "{i}" in t else range(1))]
 
     @property
+    def name(self) -> str:
+        """What to call it: its model_type, or a stand-in's architecture."""
+        return self.model_type or self.gguf_arch
+
+    @property
     def gelu(self) -> bool:
         """Whether its feed-forward layers use GELU."""
         return any("gelu" in str(self.fixed.get(key)) for key in ACTIVATIONS)

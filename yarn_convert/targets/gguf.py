@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import tokenizers
-from ..checkpoint import RECIPE, Checkpoint
+from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
 from ..dtypes import F32, OUTTYPES, PLAIN
 from ..errors import Inexpressible, Unsupported, UsageError
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
@@ -23,7 +23,6 @@ from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.h, enum llama_ftype
-SAME = "extend it in the format that it has, with --outtype auto"
 
 
 def plan_gguf(c: Checkpoint, r: Request) -> Plan:
@@ -32,18 +31,16 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     Raises Inexpressible when llama.cpp could not compute the RoPE, or not this model, from it.
     """
     check_outtype(r.outtype, "gguf")
-    if not c.family.listed and (c.gguf is None or r.outtype != "auto"):
-        raise Unsupported(
-            f"the tensors of {c.family.model_type or c.family.gguf_arch!r} have no names here, so they can only be copied", SAME
-        )
+    if not c.family.listed and r.outtype != "auto":
+        raise Unsupported(f"the tensors of {c.family.name!r} have no names here, so their type cannot be changed", SAME_FORMAT)
     if r.cos_sin:
         raise UsageError("--cos-sin belongs to safetensors with --carry tensors", "no GGUF reader takes such caches")
     if r.imatrix is not None and r.outtype not in MIXES:
         raise UsageError("--imatrix is for a quantized --outtype", "as --outtype q4_k_m")
+    parts = c.parts(gguf=True)
     if c.family.listed:
         _check_computable(c, r)
     carrier, keys, factors = carry_gguf(c, r.rope, r.context, r.carry)
-    parts = c.parts(gguf=True)
     fields = _from_gguf(c, r) if c.gguf else _from_hf(c, parts, r)
     tensors = _quantized(c, fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r.outtype)
     fields = with_rope(fields | _types(c, tensors, r), keys, r.recipe)

@@ -137,11 +137,9 @@ def _with_length(path: Path, key: str, old: int, new: int) -> Job:
 def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     """A config.json for what a GGUF describes. Unsupported when a key of its architecture is not understood."""
     assert c.gguf is not None
-    family, arch = c.family, c.family.gguf_arch
-    if not family.listed:
-        raise Unsupported(f"the tensors of the GGUF architecture {arch!r} have no names here, so they can only be copied", "--out gguf")
+    family, pieces = c.family, hf_pieces(c, outtype)
     _check_keys(c)
-    dtypes = {p.target.dtype: p.target.elements for p in hf_pieces(c, outtype) if len(p.target.shape) > 1}
+    dtypes = {p.target.dtype: p.target.elements for p in pieces if len(p.target.shape) > 1}
     ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
     config = {
         "architectures": list(family.architectures[:1]),

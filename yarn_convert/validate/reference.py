@@ -207,7 +207,9 @@ class Weights(Mapping[str, Any]):
     def __init__(self, c: Checkpoint, dtype: Any, swap_qk: bool) -> None:
         self.dtype = dtype
         self.parts = {name: (part.turned(1) or part) if swap_qk else part for name, part in c.parts(gguf=False).items()}
-        self.head, self.embedding = (c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
+        self.head, self.embedding = "lm_head.weight", "model.embed_tokens.weight"
+        if c.family.listed:
+            self.head, self.embedding = (c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
         self.nbytes = sum(math.prod(part.shape) for part in self.parts.values()) * dtype.itemsize
 
     def __getitem__(self, name: str) -> Any:

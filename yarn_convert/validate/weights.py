@@ -21,7 +21,8 @@ SHOWN = 5  # names of differing tensors in a report
 # (tests/test_validate.py repeats it), times about 2: outliers in a block cost more. F16 and BF16 follow from their mantissas.
 ERROR_BOUND: Mapping[str, float] = {
     "F32": 0.0, "F64": 0.0, "F16": 1.5e-7, "BF16": 1e-5, "Q8_0": 1e-4, "Q8_1": 1e-4, "Q6_K": 1e-3, "Q5_K": 3e-3, "Q5_1": 4e-3,
-    "Q5_0": 5e-3, "Q4_K": 1.2e-2, "Q4_1": 1.5e-2, "Q4_0": 2e-2, "IQ4_NL": 1.5e-2, "IQ4_XS": 1.5e-2, "Q3_K": 6e-2, "Q2_K": 2e-1,
+    "Q5_0": 5e-3, "Q4_K": 1.2e-2, "Q4_1": 1.5e-2, "Q4_0": 2e-2, "IQ4_NL": 1.5e-2, "IQ4_XS": 1.5e-2, "MXFP4": 3e-2, "IQ3_S": 4e-2,
+    "Q3_K": 6e-2, "IQ3_XXS": 7e-2, "IQ2_S": 1.3e-1, "IQ2_XS": 2e-1, "Q2_K": 2e-1, "IQ2_XXS": 2.5e-1, "IQ1_M": 4.5e-1, "IQ1_S": 5e-1,
 }  # fmt: skip
 ROW = 4  # one row may err by so many times the bound: outliers make the steps of its blocks coarse
 UNKNOWN = 0.1  # bound of a type that is not in the table
@@ -79,10 +80,11 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
     if c.gguf and not base.gguf:
         base = base.written_as(c.family.gguf_arch)
     mine, theirs = c.parts(bool(c.gguf)), base.parts(bool(c.gguf))
-    head, embedding = (name if c.gguf else c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
-    for parts in (mine, theirs):  # a tied model may be written with its head or without
-        if head not in parts and embedding in parts:
-            parts[head] = parts[embedding]
+    if c.family.listed:
+        head, embedding = (name if c.gguf else c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
+        for parts in (mine, theirs):  # a tied model may be written with its head or without
+            if head not in parts and embedding in parts:
+                parts[head] = parts[embedding]
     strangers = sorted(set(mine) ^ set(theirs))
     if strangers:
         why = f"{len(strangers)} tensors are in one of the two only, first {strangers[0]}: another model?"
