@@ -12,9 +12,9 @@ from typing import Any
 
 from .checkpoint import Checkpoint, manifest_path, open_checkpoint
 from .dialects import ROPE_FREQS
-from .errors import OutputError, UsageError
+from .errors import OutputError, Unsupported, UsageError
 from .json_text import pretty
-from .rope import BAKED, MAX_CONTEXT, METHODS, Rope, bake, recipe_of, table
+from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_place
@@ -82,6 +82,7 @@ def extend(c: Checkpoint, options: Options) -> Extension:
                 "say what is meant with --method yarn and its options",
             )
         return Extension(c.rope, c.context, c.context / c.rope.original_context)
+    _check_family(c, options)
     composed = not c.ours and c.rope.method not in REPLACED
     own = c.context if composed else c.rope.original_context
     original = own if options.original_context is None else options.original_context
@@ -94,6 +95,8 @@ def extend(c: Checkpoint, options: Options) -> Extension:
     for name in ("beta_fast", "beta_slow", "attention_factor"):
         if getattr(options, name) is not None:
             params[name] = float(getattr(options, name))
+    if c.family.latent and options.method in TAKES["attention_factor"]:
+        params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
     params |= {"ramp": options.ramp} if options.ramp != "index" else {}
     params |= {} if options.truncate else {"truncate": False}
     rope = Rope(options.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else c.rope.inner)
@@ -112,6 +115,21 @@ def extend(c: Checkpoint, options: Options) -> Extension:
         notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
     table(rope)  # raises for parameters out of range
     return Extension(rope, context, s, tuple(notes))
+
+
+def _check_family(c: Checkpoint, o: Options) -> None:
+    """Raise Unsupported for a model in which nothing is to be extended, UsageError for what means nothing to its attention."""
+    if c.family.windows_only:
+        raise Unsupported(
+            f"{c.family.model_type} has RoPE only in layers that see a window of tokens, and its other layers have no positions: "
+            "no token turns farther than the window, so there is nothing to extend",
+            "--method none converts the format; for longer texts max_position_embeddings alone is to be raised, by hand",
+        )
+    if c.family.latent and o.attention_factor is not None:
+        raise UsageError(
+            f"{c.family.model_type} turns a part of each head only: its temperature is mscale_all_dim's, on the logits",
+            "leave out --attention-factor",
+        )
 
 
 TAKES = {

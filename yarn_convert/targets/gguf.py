@@ -19,8 +19,9 @@ from ..tensors import Tensor, in_memory
 from .moving import Piece, WriteTensors, unchanged
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama.h, enum llama_ftype
+FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
 SAME = "extend it in the format that it has, with --outtype auto"
+FP8_HINT = "start from a copy in BF16, as DeepSeek's fp8_cast_bf16.py makes one; --out safetensors keeps FP8 as it is"
 QUANTIZATION_VERSION = 2  # ggml.h, GGML_QNT_VERSION
 
 
@@ -44,7 +45,7 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
     job = gguf_job(r.out.name, fields, with_freqs(tensors, freqs, c), alignment)
     identical = all(p.dtype == p.target.dtype for p in tensors)
-    return Plan(r.out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, (job,), r.outtype, identical, tuple(_notes(tensors)))
+    return Plan(r.out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, (job,), r.outtype, identical, tuple(_notes(c, tensors)))
 
 
 def gguf_job(name: str, fields: Mapping[str, Field | Value], pieces: list[Piece], alignment: int) -> WriteTensors:
@@ -77,13 +78,15 @@ def _piece(c: Checkpoint, name: str, part: Part, outtype: str) -> Piece:
     if c.gguf is not None and outtype == "auto":
         return unchanged(part.sources[0])
     dtype = target_dtype(part, name, outtype)
-    if dtype not in ("F32", "F16", "BF16", "Q8_0"):
+    if dtype not in FILE_TYPES:
         raise Unsupported(f"tensor {part.sources[0].name!r} is {part.dtype}, which GGUF does not keep as it is", "--outtype f16 or bf16")
     return Piece(Tensor(name, dtype, part.shape, nbytes_of(dtype, part.shape)), part.sources, part.order)
 
 
 def _check_computable(c: Checkpoint, r: Request) -> None:
-    """Raise Inexpressible for what llama.cpp's graph of this architecture does not compute."""
+    """Raise Inexpressible for what llama.cpp's graph of this architecture does not compute, Unsupported for FP8 weights."""
+    if c.is_fp8:
+        raise Unsupported("the weights are FP8 with scales for blocks of them, which GGUF has no type for", FP8_HINT)
     for key, values in c.family.fixed.items():
         value = c.config.get(key)
         if c.gguf is None and value is not None and value not in values:
@@ -137,7 +140,7 @@ def _from_hf(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field 
         if c.hparams[hf] is not None:
             fields[key] = Value(kind, c.hparams[hf])
     fields |= {f"{arch}.{key}": Value(*value) for key, value in c.family.constants.items()}
-    fields[f"{arch}.attention.value_length"] = Value("u32", c.head_dim)
+    fields.setdefault(f"{arch}.attention.value_length", Value("u32", c.head_dim))
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
     fields["general.file_type"] = Value("u32", _file_type(pieces))
     fields["general.quantization_version"] = Value("u32", QUANTIZATION_VERSION)
@@ -166,8 +169,9 @@ def _file_type(pieces: list[Piece]) -> int:
     return FILE_TYPES[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
-def _notes(pieces: list[Piece]) -> list[str]:
+def _notes(c: Checkpoint, pieces: list[Piece]) -> list[str]:
+    left_out = [f"{len(c.unused)} tensors are left out: {next(iter(c.unused.values()))}, which llama.cpp does not run"] if c.unused else []
     requantized = any(p.dtype not in ("F32", "F16", "BF16", p.target.dtype) for p in pieces)
     fallback = [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]
     notes = ["the base is quantized already: changing its type cannot bring back what it lost"] if requantized else []
-    return notes + ([f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16"] if fallback else [])
+    return left_out + notes + ([f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16"] if fallback else [])

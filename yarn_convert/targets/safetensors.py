@@ -25,6 +25,7 @@ from .plan import Plan, Request, carry_hf, check_outtype, exact_in_llama_cpps_co
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
 KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md", "USE_POLICY*")
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
 LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 ROPE_FILE = "rope.safetensors"
@@ -75,7 +76,7 @@ def hf_pieces(c: Checkpoint, outtype: str) -> list[Piece]:
 
 def hf_piece(name: str, part: Part, outtype: str) -> Piece:
     """How a part becomes a tensor of a folder in HF layout."""
-    plain = part.dtype if part.dtype in SAFETENSORS_BITS else "F32"
+    plain = EXACT.get(part.dtype, part.dtype if part.dtype in SAFETENSORS_BITS else "F32")
     dtype = plain if outtype == "auto" or len(part.shape) == 1 else outtype.upper()
     if dtype != part.dtype and part.dtype in SAFETENSORS_BITS and part.dtype not in TORCH_NAMES:
         raise Unsupported(f"tensor {name!r} is {part.dtype}: its type cannot be changed", "--outtype auto")
@@ -141,6 +142,7 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         raise Unsupported(f"the tensors of the GGUF architecture {arch!r} have no names here, so they can only be copied", "--out gguf")
     _check_keys(c)
     dtypes = {p.target.dtype: p.target.elements for p in hf_pieces(c, outtype) if len(p.target.shape) > 1}
+    said = SAID[family.model_type](c.hparams, c.tensors) if family.model_type in SAID else {}
     ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
     config = {
         "architectures": list(family.architectures[:1]),
@@ -151,13 +153,13 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         **{switch: _switched(c, parts) for switch, parts in family.switches.items() if switch},
         "model_type": family.model_type,
         **{family.own(key): _shortest(value) for key, value in c.hparams.items() if key not in family.unsaid},
-        **(SAID[family.model_type](c.hparams, c.tensors) if family.model_type in SAID else {}),
+        **said,
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
     }
     if c.rope.rotary_dim != c.head_dim:
         config[family.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
-    return {k: v for k, v in config.items() if v is not None}
+    return {k: v for k, v in config.items() if v is not None or k in said}
 
 
 def _implied(family: Family) -> dict[str, Any]:
