@@ -7,11 +7,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "rope", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox", "families.gemma", "families.others", "families", "tensors", "layout", "gguf_file", "json_text", "dtypes", "quantizer", "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.rows", "readers.others",
+    "errors", "rope", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox",
+    "families.gemma", "families.others", "families", "tensors", "layout", "gguf_file", "split", "json_text", "dtypes", "quantizer",
+    "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.rows", "readers.others",
     "readers.config", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "source",
-    "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials", "tokenizers.reading",
+    "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
+    "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading",
     "tokenizers.writing", "tokenizers", "checkpoint",
-    "targets.rows", "targets.moving", "targets.plan", "targets.gguf", "targets.safetensors", "targets.in_place", "convert", "describe",
+    "targets.rows", "targets.resume", "targets.moving", "targets.plan", "targets.parts", "targets.gguf", "targets.safetensors",
+    "targets.in_place", "convert", "describe",
     "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
     "validate.intention", "validate.weights", "validate.reference", "validate.twin", "validate.judging", "validate.study", "validate.run",
     "validate.text", "validate.report", "validate", "repair", "upload.card", "upload.hub", "upload.push", "upload", "show", "cli",

@@ -13,6 +13,7 @@ from yarn_convert.readers import HF_READERS, Beside, Refuses, read_config, read_
 from yarn_convert.readers.gguf import gguf_corrections, gguf_multiplier
 from yarn_convert.readers.gguf_archs import ARCHS, PLAIN
 from yarn_convert.readers.model_types import LLAMAS, MODEL_TYPES, USUAL
+from yarn_convert.readers.others_gguf import GGUF_READERS
 from yarn_convert.readers.survey import survey_config, survey_gguf
 from yarn_convert.rope import Rope, Table, table
 
@@ -204,8 +205,8 @@ def test_a_refusal_says_who_and_why():
 
 
 def test_models_that_are_not_known_here_are_not_guessed():
-    with pytest.raises(Unsupported, match="qwen3"):
-        read_config("sglang", llama() | {"model_type": "qwen3"})
+    with pytest.raises(Unsupported, match="phi3"):
+        read_config("sglang", llama() | {"model_type": "phi3"})
     with pytest.raises(Unsupported, match="mamba"):
         read_gguf({"general.architecture": "mamba"})
 
@@ -370,12 +371,19 @@ def same_table(found, golden):
 
 
 def test_the_families_were_run_in_the_versions_of_the_rows():
+    """All but those of which there is nothing to run: a class of the rotary code that is never given the dict."""
+    read = {"sglang": {"mixtral", "gemma2", "starcoder2"}, "transformers-5": {*USUAL, "apertus", "cwm"}}
     for reader, made in FAMILIES["readers"].items():
         assert made["version"] == HF_READERS[reader].version
-        assert {FAMILIES["configs"][name]["model_type"] for name in made["readings"]} | LLAMAS >= HF_READERS[reader].models - set(USUAL) - {
-            "apertus",
-            "cwm",
-        }
+        run = {FAMILIES["configs"][name]["model_type"] for name in made["readings"]}
+        assert run >= HF_READERS[reader].models - LLAMAS - read.get(reader, set())
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gemma2", "starcoder2"])
+def test_sglang_takes_theta_alone_for_these_and_the_reading_says_so(model_type):
+    reading = read_config("sglang", family(model_type, yarn(rope_theta=5e4), head_dim=128))
+    np.testing.assert_allclose(reading.inv_freq, table(Rope("none", 5e4, 128, 4096)).inv_freq, rtol=1e-12)
+    assert (reading.multiplier, reading.ignored) == (1.0, ("rope_scaling.rope_type", "rope_scaling.type"))
 
 
 def family(model_type, rope=None, **top):
@@ -561,3 +569,12 @@ def test_gguf_deepseek2_without_the_log_multiplier_applies_yarns_temperature_twi
 def test_gguf_what_is_not_modelled_is_not_guessed(keys, reason):
     with pytest.raises(Unsupported, match=reason):
         read_gguf(keys)
+
+
+def test_ollama_is_not_known_where_it_mends_keys_unless_there_is_nothing_to_mend():
+    read = GGUF_READERS["Ollama"].read
+    bases = {"rope.freq_base": 1e6, "rope.freq_base_swa": 10000.0}
+    assert read(keyed("gemma3", **YARN, **bases), None).multiplier == read_gguf(keyed("gemma3", **YARN)).multiplier
+    for keys in (keyed("gemma3", **bases), keyed("llama4", **YARN)):
+        with pytest.raises(Unsupported, match="it mends its keys"):
+            read(keys, None)

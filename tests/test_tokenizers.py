@@ -11,11 +11,13 @@ import importlib.util
 import json
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +319,11 @@ recognize = base.TextModel.get_vocab_base_pre
 def named(self, tokenizer):  # it knows released vocabularies by a hash, so a tiny one has to be named
     return (self.dir_model / "pre.txt").read_text() or recognize(self, tokenizer)
 base.TextModel.get_vocab_base_pre = named
+initialize = base.ModelBase.__init__
+def without_parameters(self, *args, **kwargs):  # some want keys that transformers 5 renames, such as GPT-NeoX's rotary_pct
+    initialize(self, *args, **kwargs)
+    self.set_gguf_parameters = lambda: None
+base.ModelBase.__init__ = without_parameters
 for folder in folders:
     sys.argv = ["convert", str(folder), "--vocab-only", "--outfile", str(folder / "oracle.gguf")]
     convert_hf_to_gguf.main()
@@ -333,10 +340,14 @@ def llama_cpp_source() -> Path:
 
 @pytest.fixture(scope="module")
 def oracle(folders: dict[str, Path], llama_cpp_source: Path) -> dict[str, dict[str, GgufValue]]:
+    return run_converter(folders, llama_cpp_source)
+
+
+def run_converter(folders: dict[str, Path], source: Path) -> dict[str, dict[str, GgufValue]]:
     """What llama.cpp's own converter writes for every folder, from one run of it."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    command = [sys.executable, "-c", RUNNER, str(llama_cpp_source), *map(str, folders.values())]
+    command = [sys.executable, "-c", RUNNER, str(source), *map(str, folders.values())]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -498,19 +509,40 @@ def test_same_ids_as_hf(name: str, folders: dict[str, Path], tmp_path: Path) -> 
     assert differences(keys, hf, strings, tmp_path / "vocab.gguf") == []
 
 
-def tekken_differs(text: str) -> bool:
-    """Where [\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}] is not (?=[\\p{L}])([^a-z]): marks, and case beyond ASCII."""
-    kinds = (unicodedata.category(character) for character in text if character > "\x7f")
-    return any(kind[0] == "M" or kind in ("Lu", "Lt", "Ll") for kind in kinds)
+def not_nfc(text: str) -> bool:
+    """llama.cpp has no NFC normalizer for byte-level BPE."""
+    return not unicodedata.is_normalized("NFC", text)
+
+
+def cased(text: str) -> bool:
+    """Where [\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}] is not (?=[\\p{L}])([^a-z]).
+
+    Any mark; and words with a cased letter beyond ASCII where a capital follows a small or caseless letter, or where
+    capitals of ASCII stand in the word too.
+    """
+    kinds = [unicodedata.category(character) for character in text]
+    if any(kind[0] == "M" for kind in kinds):
+        return True
+    for word in re.findall(r"[^\W\d_]+", text):
+        kinds = [unicodedata.category(character) for character in word]
+        beyond = any(kind in ("Lu", "Ll", "Lt") and character > "\x7f" for kind, character in zip(kinds, word, strict=True))
+        late = any(two in ("Lu", "Lt") and one not in ("Lu", "Lt") for one, two in pairwise(kinds))
+        if beyond and (late or re.search("[A-Z]", word)):
+            return True
+    return False
+
+
+def unassigned(text: str) -> bool:
+    """Characters newer than Python's table: llama.cpp and the tokenizers library have tables of different Unicode versions."""
+    return any(unicodedata.category(character) == "Cn" for character in text)
 
 
 # The regexes of src/llama-vocab.cpp that are not those of the model's tokenizer.json, and the texts where that shows.
 DIFFERS: dict[str, Callable[[str], bool]] = {
-    "tekken": tekken_differs,
+    **dict.fromkeys(("qwen2", "stablelm2", "command-r", "olmo"), not_nfc),
+    **dict.fromkeys(("tekken", "gpt-4o"), cased),
     # unicode_regex_split turns white space beyond ASCII into \v for std::wregex, which [　-。] then does not match.
     "deepseek-llm": lambda text: "\u3000" in text,
-    # llama.cpp has no NFC normalizer for byte-level BPE.
-    "qwen2": lambda text: not unicodedata.is_normalized("NFC", text),
 }
 
 
@@ -529,7 +561,8 @@ def test_llama_cpp_splits_text_like_every_row(row: PreTokenizer, corpus: list[st
     trained = to_gguf(tmp_path, {"vocab_size": 1200, "bos_token_id": 0}, pre=row.name)
     hf = tokenizers.Tokenizer.from_str(json.dumps(data))
     known: Callable[[str], bool] = DIFFERS.get(row.name, lambda text: False)
-    strings = [text for text in texts(2500, 6) if not known(text)]
+    count = 1200 if row.name in ("tekken", "gpt-4o") else 2500  # llama.cpp is slow there
+    strings = [text for text in texts(count, 6) if not known(text) and not unassigned(text)]
     assert len(strings) > 500
     # There is no special token to read, so that one of the two ways is enough: some of these regexes are slow in llama.cpp.
     assert set(trained["tokenizer.ggml.token_type"][1]) == {1}  # type: ignore[call-overload]

@@ -14,12 +14,14 @@ import numpy as np
 from . import dialects, families, layout, readers
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
+from .families.derived import of_one_layer
 from .families.schema import numbered
-from .gguf_file import Gguf, read_gguf
+from .gguf_file import Gguf
 from .layout import Part
 from .readers import Beside
 from .rope import Rope, Table, effect, geometric, rope_of
 from .source import Source
+from .split import read_model, stem_of
 from .tensors import Tensor, inside, load_json, read_folder
 
 MANIFEST = "yarn_convert.json"  # what yarn-convert leaves beside the weights
@@ -76,6 +78,12 @@ class Checkpoint:
         """The attention window in tokens where one is active, as in Mistral v0.1."""
         window = self.config.get("sliding_window") if self.family.windowed and self.gguf is None else None
         return int(window) if window is not None else None
+
+    @property
+    def window(self) -> int | None:
+        """The attention window in tokens, of some layers or of all."""
+        found = self.sliding_window or (self.hparams.get("sliding_window") if "sliding_window" in self.family.hparams else None)
+        return int(found) if found else None
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -158,6 +166,8 @@ class Checkpoint:
             parts = layout.to_gguf(self.family, self._used, self.sizes)
         if self.hparams["tie_word_embeddings"]:
             parts.pop("output.weight", None)  # `targets.gguf` has made sure that a stray lm_head.weight is the embedding
+            if self.family.head == "required" and "token_embd.weight" in parts:
+                parts["output.weight"] = parts["token_embd.weight"]
         return parts
 
     @cached_property
@@ -182,7 +192,7 @@ def _open_folder(source: Source) -> Checkpoint:
     family = families.for_config(config)
     _check_known(family, str(config["model_type"]), readers.MODEL_TYPES)
     config = normalized(family, {**_assumed(config), **config})
-    rope, context = dialects.hf_read(config, family.latent), dialects.hf_context(config)
+    rope, context = dialects.hf_read(of_one_layer(family, config), family.latent), dialects.hf_context(config)
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
     if source.original_context and rope.method == "none":
         rope = Rope("none", rope.theta, rope.rotary_dim, source.original_context)
@@ -201,9 +211,7 @@ def _open_folder(source: Source) -> Checkpoint:
 
 
 def _open_gguf(source: Source) -> Checkpoint:
-    gguf = read_gguf(source.path)
-    if dialects.number(gguf.get("split.count", 1), "split.count") > 1:
-        raise Unsupported(f"{source.path.name} is one part of a split GGUF", "merge the parts first: llama-gguf-split --merge")
+    gguf = read_model(source.path)
     keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
     _check_known(family, gguf.arch, readers.ARCHS)
@@ -217,8 +225,9 @@ def _open_gguf(source: Source) -> Checkpoint:
     rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, _rope_freqs(gguf, rotary_dim), family.latent)
     rope, ours = _left_recipe(keys.get(RECIPE), rope)
     tensors = {name: t for name, t in gguf.tensors.items() if name != dialects.ROPE_FREQS}
+    files = tuple(part.path for part in gguf.parts) or (source.path,)
     checkpoint = Checkpoint(
-        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, (source.path,), gguf, tuple(ignored), ours
+        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, files, gguf, tuple(ignored), ours
     )
     _check(checkpoint)
     return checkpoint
@@ -264,8 +273,8 @@ def _rope_freqs(gguf: Gguf, rotary_dim: int) -> Any:
 
 
 def manifest_path(out: Path) -> Path:
-    """Where the manifest of an output lies: in the folder, or beside the .gguf file."""
-    return out.with_name(f"{out.stem}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
+    """Where the manifest of an output lies: in the folder, or beside the .gguf file; the parts of a split one share theirs."""
+    return out.with_name(f"{stem_of(out)}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
 
 
 def _check(c: Checkpoint) -> None:

@@ -27,7 +27,11 @@ COMMANDS = ("card", "convert", "inspect", "methods", "repair", "runtimes", "uplo
 NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 
 Model = Annotated[
-    str, typer.Argument(help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file.", show_default=False)
+    str,
+    typer.Argument(
+        help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file (of a split one the first part).",
+        show_default=False,
+    ),
 ]
 Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a model on the Hub.", show_default=False)]
 Method = Annotated[str, typer.Option(help="One of 'yarn-convert methods'.")]
@@ -74,7 +78,8 @@ def convert(
     ramp: Ramp = "index",
     truncate: Truncate = True,
     carry: Annotated[str, typer.Option(help="auto, metadata (YaRN keys) or tensors (the frequencies themselves).")] = "auto",
-    outtype: Annotated[str, typer.Option(help="auto (keep), f32, f16, bf16, q8_0.")] = "auto",
+    outtype: Annotated[str, typer.Option(help="auto (keep), f32, f16, bf16, q8_0, q4_0, … or a mix of llama.cpp, as q4_k_m.")] = "auto",
+    imatrix: Annotated[Optional[Path], typer.Option(help="llama-imatrix's importance matrix, for --outtype.", show_default=False)] = None,
     sliding_window: Annotated[str, typer.Option(help="keep, or off: extend with full attention (Mistral v0.1).")] = "keep",
     pretokenizer: Annotated[
         Optional[str], typer.Option(help="For GGUF: the name of a pre-tokenizer that is not recognized.", show_default=False)
@@ -92,6 +97,10 @@ def convert(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: make a new repository private.")] = False,
     allow_unvalidated: Annotated[bool, typer.Option("--allow-unvalidated", help="With --push: it cannot be validated before.")] = False,
+    split_max_size: Annotated[
+        Optional[str],
+        typer.Option(help="For GGUF: parts of at most 5G or 500M, or none: one file. [default: as the input is]", show_default=False),
+    ] = None,
     revision: Revision = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
@@ -103,7 +112,7 @@ def convert(
 
     options = Options(
         scale, context, method, out, output, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate, carry,
-        outtype, sliding_window, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force,
+        outtype, sliding_window, imatrix, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force, split_max_size,
     )  # fmt: skip
     if push and not dry_run:
         from .upload import push as publish
@@ -125,7 +134,7 @@ def convert(
             print(json.dumps(plan_json(conversion) | ({"upload": publication.as_json()} if publication else {}), indent=2))
         return
     with progress(conversion.plan.bytes, quiet or as_json) as advance:
-        manifest = conversion.run(advance)
+        manifest = conversion.run(advance, lambda line: talk.lines([line]))
     out_path = conversion.plan.out
     print(json.dumps({"output": str(out_path), **manifest}, indent=2) if as_json else out_path)
     talk.lines(next_steps(out_path, manifest["context"]))

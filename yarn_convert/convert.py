@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import glob
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,17 +15,22 @@ from .checkpoint import Checkpoint, manifest_path, open_checkpoint
 from .dialects import ROPE_FREQS
 from .errors import OutputError, Unsupported, UsageError
 from .json_text import pretty
+from .quantizer import read_imatrix
 from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, recipe_of, table
 from .source import resolve
+from .split import first_part, stem_of
 from .targets.gguf import plan_gguf
 from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_place
 from .targets.moving import CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute, replace_file
+from .targets.parts import only_first, part_size
 from .targets.plan import CARRIERS, Plan, Request
+from .targets.resume import Say
 from .targets.safetensors import plan_safetensors
 from .tensors import sha256
 
 EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explicit"))
 FORMATS = ("safetensors", "gguf")
+WEIGHTS = (".safetensors", ".gguf")
 REPLACED = ("none", "yarn", "ntk-by-parts", *BAKED)  # a base with one of these is extended from its own original context
 WINDOWS = ("keep", "off")
 
@@ -47,6 +53,7 @@ class Options:
     carry: str = "auto"
     outtype: str = "auto"
     sliding_window: str = "keep"
+    imatrix: Path | None = None
     pretokenizer: str | None = None
     gguf_arch: str | None = None
     cos_sin: bool = False
@@ -54,6 +61,7 @@ class Options:
     in_place: bool = False
     hash: bool = False
     force: bool = False
+    split_max_size: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +209,15 @@ class Conversion:
         """Raise OutputError when the place of the output is taken or unfit."""
         if self.options.in_place:
             refuse_shared(self.checkpoint.source.path)
+            only_first(self.plan.jobs)
         else:
-            check_output(self.plan.out, _inputs(self.checkpoint), self.plan.is_folder, self.options.force)
+            for out in outputs(self.plan):
+                check_output(out, _inputs(self.checkpoint), self.plan.is_folder, self.options.force)
+            _check_siblings(self.plan)
 
-    def run(self, progress: Progress = lambda n: None) -> dict[str, Any]:
-        """Write the output and return its manifest. Raises OutputError; then nothing is left behind."""
+    def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> dict[str, Any]:
+        """Write the output and return its manifest. Raises OutputError; what a large output has got to is kept for the next run,
+        and `say` hears when one goes on with it."""
         self.check()
         if self.options.in_place:
             return _run_in_place(self)
@@ -216,7 +228,10 @@ class Conversion:
             written.update(manifest_of(self, moved, folder))
             return [WriteBytes(manifest_path(out).name, pretty(written))]
 
-        execute(list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest)
+        execute(
+            list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest,
+            inputs=self.checkpoint.weight_files, say=say,
+        )  # fmt: skip
         return written
 
 
@@ -233,6 +248,8 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
     if options.gguf_arch is not None and fmt != "gguf":
         raise UsageError("--gguf-arch is for --out gguf", "leave it out")
+    if options.split_max_size is not None and fmt != "gguf":
+        raise UsageError("--split-max-size belongs to --out gguf", "safetensors are sharded by themselves: leave it out")
     c = c.written_as(options.gguf_arch or c.family.gguf_arch)
     if options.in_place:
         _check_in_place(c, options, fmt, model)
@@ -240,12 +257,31 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
     check_name(out, fmt)
     request = Request(
         extension.rope, extension.context, out, recipe_of(extension.rope), carry_in_place(c, options), options.outtype, options.cos_sin,
-        options.sliding_window == "off", options.pretokenizer,
+        options.sliding_window == "off", options.pretokenizer, read_imatrix(options.imatrix) if options.imatrix else None,
+        part_size(options.split_max_size),
     )  # fmt: skip
     plan = plan_gguf(c, request) if fmt == "gguf" else plan_safetensors(c, request)
-    if options.link and not any(isinstance(job, CopyFile) and job.name.endswith(".safetensors") for job in plan.jobs):
-        raise UsageError("there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors")
+    if options.link and not any(isinstance(job, CopyFile) and job.name.endswith(WEIGHTS) for job in plan.jobs):
+        raise UsageError(
+            "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
+        )
     return Conversion(c, extension, replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options))), options)
+
+
+def outputs(plan: Plan) -> list[Path]:
+    """What a plan puts into place: a folder, or each .gguf file."""
+    return [plan.out] if plan.is_folder else [plan.out.with_name(job.name) for job in plan.jobs]
+
+
+def _check_siblings(plan: Plan) -> None:
+    """Raise OutputError where another model's manifest has the very name: NAME.gguf and each split of it share one."""
+    if plan.is_folder:
+        return
+    names, stem = {path.name for path in outputs(plan)}, stem_of(plan.out)
+    found = [plan.out.with_name(f"{stem}.gguf"), *plan.out.parent.glob(f"{glob.escape(stem)}-?????-of-?????.gguf")]
+    other = next((path for path in found if path.name not in names and path.is_file() and stem_of(path) == stem), None)
+    if other:
+        raise OutputError(f"{other} lies there, and its manifest would have the same name", "give another name with -o, or delete it")
 
 
 def check_name(out: Path, fmt: str) -> None:
@@ -279,7 +315,8 @@ def default_output(c: Checkpoint, e: Extension, options: Options, fmt: str) -> P
     parts += [options.outtype] if options.outtype != "auto" else []
     name = "-".join(parts) + (".gguf" if fmt == "gguf" else "")
     # A format conversion in the folder of its input would get the input's own name.
-    return Path(name) if Path(name).resolve() not in _inputs(c) else Path("converted-" + name)
+    taken = manifest_path(Path(name).resolve()) in map(manifest_path, _inputs(c))
+    return Path("converted-" + name) if taken else Path(name)
 
 
 def short_length(context: int) -> str:
@@ -291,7 +328,7 @@ def short_length(context: int) -> str:
 
 
 def _inputs(c: Checkpoint) -> list[Path]:
-    return [c.source.path.resolve()]
+    return [path.resolve() for path in (c.weight_files if c.gguf else [c.source.path])]
 
 
 # -- in place ---------------------------------------------------------------------------------------------------------
@@ -305,20 +342,19 @@ def carry_in_place(c: Checkpoint, o: Options) -> str:
 def _check_in_place(c: Checkpoint, o: Options, fmt: str, model: str) -> None:
     if not c.source.is_gguf or fmt != "gguf" or not Path(model).expanduser().is_file():
         raise UsageError("--in-place changes a .gguf file given by its path", "leave it out to write a new output")
-    if o.output is not None or o.outtype != "auto" or o.link:
-        raise UsageError("--in-place goes with neither -o, --outtype nor --link", "leave it out to write a new file")
+    if o.output is not None or o.outtype != "auto" or o.link or o.split_max_size is not None:
+        raise UsageError("--in-place goes with neither -o, --outtype, --link nor --split-max-size", "leave it out to write a new file")
 
 
 def _run_in_place(conversion: Conversion) -> dict[str, Any]:
-    c, (job,) = conversion.checkpoint, conversion.plan.jobs
-    assert c.gguf is not None and isinstance(job, WriteTensors)
-    fields = job.fields
-    assert fields is not None
-    journal = plan_in_place(c.gguf, fields, [p for p, _ in job.pieces])
+    c, job = conversion.checkpoint, only_first(conversion.plan.jobs)
+    assert c.gguf is not None and job.fields is not None
+    journal = plan_in_place(first_part(c.gguf), job.fields, [p for p, _ in job.pieces])
     run_in_place(c.source.path, journal)
     written = replace(job, size=c.source.path.stat().st_size)  # the header is padded to where the data begins
-    conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written,)))
-    manifest = manifest_of(conversion, {job.name: "in place"}, c.source.path.parent)
+    conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written, *conversion.plan.jobs[1:])))
+    moved = dict.fromkeys((j.name for j in conversion.plan.jobs), "as it was") | {job.name: "in place"}
+    manifest = manifest_of(conversion, moved, c.source.path.parent)
     try:
         replace_file(manifest_path(c.source.path), pretty(manifest))
     except OSError as e:
@@ -335,7 +371,7 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
 def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """The manifest of a conversion: `moved` says how each weight file came to be, `folder` is where they lie."""
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
-    files = [j for j in plan.jobs if isinstance(j, WriteTensors) or (isinstance(j, CopyFile) and j.name.endswith(".safetensors"))]
+    files = [j for j in plan.jobs if isinstance(j, WriteTensors) or (isinstance(j, CopyFile) and j.name.endswith(WEIGHTS))]
     packages = ("numpy", "gguf", "huggingface-hub")
     return {
         "yarn_convert": version("yarn-convert"),

@@ -17,7 +17,8 @@ from .errors import Unsupported
 from .tensors import Bytes
 
 F32 = NDArray[np.float32]
-OUTTYPES = ("f32", "f16", "bf16", "q8_0")
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # those that are written without llama.cpp
+NATIVE = frozenset(t.upper() for t in OUTTYPES)
 PLAIN = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}  # bytes an element
 
 

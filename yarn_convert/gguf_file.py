@@ -70,7 +70,10 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
-    """A parsed header. `tensors` are in file order; `data_start` is the byte where their data begins."""
+    """A parsed header. `tensors` are in file order; `data_start` is the byte where their data begins.
+
+    `parts` are the headers of a split model's files (`split.read_model`), whose joined header this is; none for one file.
+    """
 
     path: Path
     version: int
@@ -79,6 +82,7 @@ class Gguf:
     tensors: Mapping[str, Tensor]
     data_start: int
     size: int
+    parts: tuple[Gguf, ...] = ()
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.fields[key].value if key in self.fields else default

@@ -147,13 +147,13 @@ def _folder_changes(c: Checkpoint, plan: Plan) -> list[str]:
 
 def _gguf_changes(c: Checkpoint, plan: Plan) -> list[str]:
     assert c.gguf is not None
-    (job,) = plan.jobs
+    job = plan.jobs[0]
     assert isinstance(job, WriteTensors)
     assert job.fields is not None
     old = {k: f.value for k, f in c.gguf.fields.items() if ".rope." in k or k.endswith(".context_length")}
     new = {k: f.value if isinstance(f, Field) else f.data for k, f in job.fields.items() if ".rope." in k or k.endswith(".context_length")}
     lines = [f"{k}: {_shown(old.get(k))} -> {_shown(new.get(k))}" for k in {**old, **new} if not _equal(old.get(k), new.get(k))]
-    there = {piece.target.name for piece, _ in job.pieces}
+    there = {piece.target.name for j in plan.jobs if isinstance(j, WriteTensors) for piece, _ in j.pieces}
     return lines + [f"{name}: written" for name in there - set(c.gguf.tensors)]
 
 

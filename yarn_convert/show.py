@@ -38,6 +38,7 @@ def plan_lines(conversion: Any) -> list[str]:
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
     kinds = [p.kind for p in pairs(plan.rope)]
     over = f" over {plan.rope.inner.method}" if plan.rope.inner else ""
+    parts = f" in {len(plan.jobs)} parts" if len(plan.jobs) > 1 and not plan.is_folder else ""
     lines = [
         f"base      {c.source.name} ({c.family.model_type}, {'GGUF' if c.gguf else 'HF'}, {len(c.tensors)} tensors)",
         f"method    {plan.rope.method}{over}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
@@ -48,7 +49,7 @@ def plan_lines(conversion: Any) -> list[str]:
         "KV cache  "
         + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in sorted({plan.rope.original_context, plan.context}))
         + " tokens (f16)",
-        f"output    {plan.out} ({human(plan.bytes)})",
+        f"output    {plan.out} ({human(plan.bytes)}{parts})",
     ]
     exact = [name for name, why in plan.verdicts.items() if not why]
     lines.append(f"exact in  {', '.join(exact)}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import InputError, YarnConvertError
 from .families import ALIASES
+from .split import stem_of
 from .tensors import Tensor
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -74,7 +75,7 @@ def _local(path: Path, revision: str | None, weights: bool) -> Source:
         ggufs = sorted(path.glob("*.gguf"))
         hint = f"give the file itself: {ggufs[0]}" if ggufs else "give a folder as transformers saves it"
         raise InputError(f"{path} has no config.json", hint)
-    name = re.sub(r"(?i)[-._](q\d\w*|f16|f32|bf16|iq\d\w*)$", "", path.stem) if path.is_file() else path.resolve().name
+    name = re.sub(r"(?i)[-._](q\d\w*|f16|f32|bf16|iq\d\w*)$", "", stem_of(path)) if path.is_file() else path.resolve().name
     commit = path.resolve().name if path.resolve().parent.name == "snapshots" else None
     if commit:  # a snapshot of the Hub's cache, given as a path
         repo = path.resolve().parent.parent.name.removeprefix("models--").replace("--", "/")

@@ -126,6 +126,10 @@ RUN_FOR = {  # the model types that a runtime is asked about: those whose own co
     "transformers-4": FAMILIES.keys(),
     "transformers-5": FAMILIES.keys(),
     "mlx-lm": FAMILIES.keys() - {"falcon", "deepseek_v2", "deepseek_v3", "phi3", "cohere2", "qwen2_moe"},
+    # architecture/*.py of these call read_rope_settings_default with a style alone
+    "exllamav3": {"mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "cohere", "smollm3"},
+    # models/*.py of these hand theta and config.rope_parameters to get_rope, as llama.py does
+    "sglang": {"qwen2", "qwen3", "qwen2_moe", "granite", "cohere"},
     # models/*.py of these hand config.rope_parameters to get_rope as it is
     "vllm": {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "glm4", "stablelm", "cohere", "cohere2", "falcon"},
 }

@@ -19,19 +19,21 @@ def normalized(family: Family, config: Config) -> dict[str, Any]:
     for standard, own in family.renamed.items():
         if full.get(standard) is None and full.get(own) is not None:
             full[standard] = full[own]
-    if family.layer_type:
-        full = _one_of_the_layers(family.layer_type, full)
+    if by_layer := _by_layer(family, full):
+        full["rope_theta"] = by_layer[family.layer_type].get("rope_theta", full.get("rope_theta"))
+        full["rope_local_base_freq"] = (by_layer.get("sliding_attention") or {}).get("rope_theta", full.get("rope_local_base_freq"))
     return full | RULES[family.derived](full) if family.derived else full
 
 
-def _one_of_the_layers(layer_type: str, c: Config) -> dict[str, Any]:
-    """rope_parameters of the layers that a recipe is of, where transformers 5 keeps one for each type of layer."""
-    by_layer = c.get("rope_parameters")
-    if not isinstance(by_layer, dict) or not isinstance(by_layer.get(layer_type), dict):
-        return dict(c)
-    local = (by_layer.get("sliding_attention") or {}).get("rope_theta", c.get("rope_local_base_freq"))
-    theta = by_layer[layer_type].get("rope_theta", c.get("rope_theta"))
-    return {**c, "rope_parameters": by_layer[layer_type], "rope_theta": theta, "rope_local_base_freq": local}
+def of_one_layer(family: Family, config: Config) -> Config:
+    """`config` with the rope_parameters of the layers that a recipe is of, where transformers 5 keeps one for each type."""
+    by_layer = _by_layer(family, config)
+    return {**config, "rope_parameters": by_layer[family.layer_type]} if by_layer else config
+
+
+def _by_layer(family: Family, config: Config) -> dict[str, Any]:
+    found = config.get("rope_parameters")
+    return found if isinstance(found, dict) and family.layer_type and isinstance(found.get(family.layer_type), dict) else {}
 
 
 def _falcon(c: Config) -> dict[str, Any]:

@@ -42,6 +42,8 @@ GEMMA2 = Family(
     attention="other",
     fixed={**GELU, "usual_scores": (True,)},
     gguf_known=KNOWN,
+    head="never",
+    twin={"num_hidden_layers": 2},
     evidence="llama.cpp 0c1e570: src/models/gemma2.cpp (every second layer slides; rope_freqs.weight is not loaded); "
     "conversion/gemma.py Gemma2Model",
     shapes={**SHAPES, **POST_NORM_SHAPES},
@@ -66,6 +68,7 @@ GEMMA3 = Family(
     attention="other",
     fixed={**GELU, "usual_scores": (True,), "attn_logit_softcapping": (None,), "sliding_window_pattern": (6,)},
     gguf_known=KNOWN,
+    twin={"num_hidden_layers": 6},
     evidence="llama.cpp 0c1e570: src/models/gemma3.cpp (five of six layers slide and turn by freq_base_swa; rope_freqs.weight "
     "is not loaded); conversion/gemma.py Gemma3Model",
     shapes={**SHAPES, **POST_NORM_SHAPES, **QK_NORM_SHAPES},

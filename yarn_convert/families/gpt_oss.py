@@ -49,7 +49,7 @@ GPT_OSS = Family(
     unsaid=frozenset({"moe_intermediate_size"}),
     derived="gpt_oss",
     fixed={
-        **SILU, "attention_bias": (True,), "swiglu_limit": (7.0,), "swiglu_alpha": (1.702,), "tie_word_embeddings": (False,),
+        **SILU, "attention_bias": (True,), "swiglu_limit": (7.0,), "swiglu_alpha": (1.702,),
         "usual_windows": (True,),
     },
     gguf_known=KNOWN,
@@ -70,5 +70,6 @@ GPT_OSS = Family(
         "num_experts_per_tok": 4, "attention_bias": True, "tie_word_embeddings": False,
     },
     attention="other",
-    twin={**EXPERT_TWIN, "moe_intermediate_size": 32, "sliding_window": 1 << 30, "layer_types": ["sliding_attention"]},
+    head="required",
+    twin={**EXPERT_TWIN, "moe_intermediate_size": 32, "num_hidden_layers": 2},
 )  # fmt: skip

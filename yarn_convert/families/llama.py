@@ -142,6 +142,7 @@ MIXTRAL = Family(
     shapes={**SHAPES, **EXPERT_SHAPES},
     defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 8},  # transformers, configuration_mixtral.py
     windowed=True,
+    spelled_out=("head_dim",),  # transformers 5.23 leaves an absent one None, and yarn then fails
     twin=EXPERT_TWIN,
 )
 
@@ -218,7 +219,6 @@ SMOLLM3 = Family(
         "use_sliding_window": False,
         "tie_word_embeddings": True,
     },
-    twin={"no_rope_layers": [1]},
 )
 
 INTERNLM2 = Family(
@@ -242,8 +242,11 @@ INTERNLM2 = Family(
     hparams=HPARAMS,
     fixed={**SILU, "bias": (False,)},
     gguf_known=KNOWN,
+    head="required",
+    run_as="llama",
+    square=True,
     evidence="llama.cpp 0c1e570: src/models/internlm2.cpp (rope_freqs.weight is not loaded); conversion/internlm.py InternLM2Model. "
-    "transformers runs it with remote code only, so no reference is built",
+    "transformers runs it with remote code only; its GGUF computes what Llama's code does with the same tensors",
     shapes=SHAPES,
     defaults={"rms_norm_eps": 1e-6, "num_key_value_heads": 32},
 )

@@ -44,6 +44,8 @@ GPT_NEOX = Family(
     renamed={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     fixed={"hidden_act": ("gelu", "gelu_fast", "gelu_new"), "attention_bias": (True,)},
     gguf_known=KNOWN,
+    head="required",
+    square=True,
     gguf_reads=PARTIAL_READS,
     evidence="llama.cpp 0c1e570: src/models/gptneox.cpp (rotates the first rope.dimension_count of each head; rope_freqs.weight is not "
     "loaded); conversion/gptneox.py, which drops rotary_emb_base",
@@ -78,6 +80,7 @@ FALCON = Family(
     fixed={"alibi": (False,), "bias": (False,), "parallel_attn": (True,), "activation": ("gelu",)},
     constants={"tensor_data_layout": ("str", "jploski")},
     gguf_known=KNOWN,
+    square=True,
     evidence="llama.cpp 0c1e570: src/models/falcon.cpp (whole heads; rope_freqs.weight is not loaded); conversion/falcon.py, "
     "which writes a context of 2048 and no rope_theta whatever config.json says",
     shapes={**SHAPES, **NORM_SHAPES, **FUSED_SHAPES, "attn_norm_2.weight": ("hidden",), "attn_norm_2.bias": ("hidden",)},
@@ -103,6 +106,8 @@ STABLELM = Family(
     hparams={**LAYER_NORM_HPARAMS, "use_parallel_residual": "use_parallel_residual:bool"},
     fixed=SILU,
     gguf_known=KNOWN,
+    head="required",
+    square=True,
     gguf_reads=PARTIAL_READS,
     evidence="llama.cpp 0c1e570: src/models/stablelm.cpp (rotates the first rope.dimension_count of each head; rope_freqs.weight is not "
     "loaded); conversion/stablelm.py, which drops rope_theta",
@@ -131,6 +136,7 @@ STARCODER2 = Family(
     renamed={"layer_norm_eps": "norm_epsilon"},
     fixed={"hidden_act": ("gelu_pytorch_tanh",), "use_bias": (True,)},
     gguf_known=KNOWN,
+    square=True,
     evidence="llama.cpp 0c1e570: src/models/starcoder2.cpp (rope_freqs.weight is not loaded; no sliding window); conversion/starcoder.py",
     shapes={**SHAPES, **NORM_SHAPES},
     defaults={
@@ -162,6 +168,7 @@ PHI3 = Family(
     fixed={**SILU, "attention_bias": (False,)},
     constants={"attention.sliding_window": ("u32", 0)},
     gguf_known=KNOWN,
+    square=True,
     gguf_reads=PARTIAL_READS,
     evidence="llama.cpp 0c1e570: src/models/phi3.cpp (rope_factors_long and rope_factors_short whatever the type; its sliding "
     "window is switched off there); conversion/phi.py Phi3MiniModel",

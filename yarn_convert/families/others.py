@@ -21,6 +21,8 @@ OLMO2 = Family(
     hparams=HPARAMS,
     fixed={**SILU, "attention_bias": (False,)},
     gguf_known=KNOWN,
+    head="required",
+    square=True,
     evidence="llama.cpp 0c1e570: src/models/olmo2.cpp (rope_freqs.weight is not loaded); conversion/olmo.py Olmo2Model",
     shapes={**SHAPES, **POST_NORM_SHAPES, "attn_q_norm.weight": ("q",), "attn_k_norm.weight": ("kv",)},
     defaults={"rms_norm_eps": 1e-5},
@@ -59,6 +61,9 @@ COHERE = Family(
     derived="cohere",
     fixed={**SILU, "attention_bias": (False,), "usual_norms": (True,)},
     gguf_known=KNOWN,
+    head="never",
+    twin={"use_qk_norm": False},  # a twin of one layer has none
+    square=True,
     evidence="llama.cpp 0c1e570: src/models/command-r.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded; "
     "norms of Q and K in models of 64 layers and more); conversion/command_r.py",
     shapes={**SHAPES, "attn_q_norm.weight": ("heads", "head"), "attn_k_norm.weight": ("kv_heads", "head")},
@@ -74,7 +79,7 @@ COHERE2 = Family(
     optional=OUTPUT,
     hparams={**LAYER_NORM_HPARAMS, "logit_scale": "logit_scale:f32", "sliding_window": "attention.sliding_window"},
     derived="cohere2",
-    fixed={**SILU, "attention_bias": (False,), "use_qk_norm": (False,), "usual_windows": (True,), "tie_word_embeddings": (True,)},
+    fixed={**SILU, "attention_bias": (False,), "use_qk_norm": (False,), "usual_windows": (True,)},
     gguf_known=KNOWN,
     evidence="llama.cpp 0c1e570: src/models/cohere2.cpp (neighbours turn, as in HF, in the three of four layers that slide; never reads "
     "output.weight); conversion/command_r.py Cohere2Model",
@@ -84,4 +89,6 @@ COHERE2 = Family(
     },
     attention="other",
     windows_only=True,
+    head="never",
+    twin={"num_hidden_layers": 4},
 )  # fmt: skip

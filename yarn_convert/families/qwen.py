@@ -50,6 +50,7 @@ QWEN2 = Family(
     hparams=HPARAMS,
     fixed=FULL_ATTENTION,
     gguf_known=KNOWN,
+    square=True,
     evidence="llama.cpp 0c1e570: src/models/qwen2.cpp (rope_freqs.weight is not loaded); conversion/qwen.py Qwen2Model",
     shapes=SHAPES,
     defaults={"rms_norm_eps": 1e-6, "num_key_value_heads": 32, "use_sliding_window": False},
@@ -58,6 +59,7 @@ QWEN2 = Family(
 QWEN2_AS_LLAMA = replace(
     QWEN2,
     gguf_arch="llama",
+    square=False,
     transforms=INTERLEAVED,
     gguf_reads=LLAMA.gguf_reads,
     marks=frozenset({"blk.0.attn_q.bias", "!blk.0.attn_output.bias"}),
@@ -100,6 +102,8 @@ QWEN2_MOE = Family(
     },
     fixed={**FULL_ATTENTION, **ALL_SPARSE, "norm_topk_prob": (False,), "qkv_bias": (True,)},
     gguf_known=KNOWN,
+    head="required",
+    square=True,
     evidence="llama.cpp 0c1e570: src/models/qwen2moe.cpp (rope_freqs.weight is not loaded; experts in every layer, their weights not "
     "normalized); conversion/qwen.py Qwen2MoeModel",
     shapes={**SHAPES, **EXPERT_SHAPES, **SHARED_SHAPES, "ffn_gate_inp_shexp.weight": ("one", "hidden")},

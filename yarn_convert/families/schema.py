@@ -12,6 +12,7 @@ from ..errors import Unsupported
 
 LEFTOVER = "a quantized or modified checkpoint? start from the plain one; nothing is left out silently"
 NO_EXPERT = -1
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 PLAIN_READS = frozenset({"type", "factor", "attn_factor", "original_context_length", "freq_base"})  # by every architecture's loader
 PARTIAL_READS = PLAIN_READS | {"dimension_count"}
 
@@ -52,6 +53,10 @@ class Family:
     mscale_all_dim. `attention`: "plain", or "other" where scores are capped, have sinks, or slide in some layers, which
     torch's own attention does not compute.
 
+    `head`: whether its GGUF architecture takes a head of its own: "optional", "required" or "never". `square`: it takes
+    hidden_size / heads for the size of a head, whatever the file says. `run_as`: the model_type whose code in transformers
+    computes what its GGUF does, where it has none of its own.
+
     `twin`: sizes of a twin besides the usual. `evidence`: where all this was read. `listed`: False for a stand-in, whose
     tensors have no names here.
     """
@@ -88,6 +93,9 @@ class Family:
     layer_type: str = ""
     twin: Mapping[str, Any] = field(default_factory=dict)
     attention: str = "plain"
+    head: str = "optional"
+    square: bool = False
+    run_as: str = ""
     listed: bool = True
 
     def to_gguf(self, name: str) -> list[tuple[str, int, int]]:
@@ -146,6 +154,11 @@ class Family:
         layers = range(int(hparams["num_hidden_layers"] or 0))
         templates = [t for t in self._reverse if t not in self.optional]
         return [t.format(i=i) for t in templates for i in (layers if "{i}" in t else range(1)) if self.has(t, hparams, i)]
+
+    @property
+    def gelu(self) -> bool:
+        """Whether its feed-forward layers use GELU."""
+        return any("gelu" in str(self.fixed.get(key)) for key in ACTIVATIONS)
 
     def own(self, key: str) -> str:
         """The family's own name of a standard config key."""

@@ -201,9 +201,10 @@ def rotary_dim(row: Reader, config: Config, method: str, partial: float | None, 
     if head_dim is None:
         if model_type in row.head_dim_unfilled and method in row.head_dim_required:
             refuse(row, f"{method} for {model_type} needs head_dim in config.json: the config class leaves it None")
-        if facts.head_dim and facts.head_key in config:
+        usual = facts.head_dim if row.assumes_head_dim else None
+        if usual and facts.head_key in config:
             raise Unsupported(f"{facts.head_key} null in a {model_type} is not modelled", NOT_MODELLED)
-        head_dim = facts.head_dim or quotient(config)
+        head_dim = usual or quotient(config)
     if not facts.other_head_dim and "head_dim" in config and (not facts.head_key or config["head_dim"] != head_dim):
         refuse(row, f"head_dim {config['head_dim']}: the attention of {model_type} has {head_dim}")
     dim, attitude = int(head_dim * (1.0 if partial is None else partial)), row.partial[0]

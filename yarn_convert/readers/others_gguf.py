@@ -21,6 +21,7 @@ from .others import OTHER_READERS
 from .reading import NOT_MODELLED, Reading, Refuses
 
 Keys = Mapping[str, Any]
+MENDED = frozenset({"gemma3", "llama4", "mistral3", "qwen3next"})  # llama-ollama-compat.cpp: handle_*
 TABLE = 4096  # candle: quantized_llama.rs, MAX_SEQ_LEN
 
 
@@ -37,7 +38,14 @@ def refuses(runtime: str, reason: str) -> NoReturn:
 
 
 def read_ollama(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
-    """What Ollama computes: what llama.cpp does (its patches to llama.cpp leave architecture llama's RoPE alone)."""
+    """What Ollama computes: what llama.cpp does, but for architectures whose keys it mends before llama.cpp sees them.
+
+    Raises Unsupported for these. Of gemma3 it only fills gaps: it takes a missing scaling at 131,072 tokens for linear, ×8.
+    """
+    arch = keys["general.architecture"]
+    scaled = all(f"gemma3.rope.{key}" in keys for key in ("scaling.type", "scaling.factor", "freq_base", "freq_base_swa"))
+    if arch in MENDED and not (arch == "gemma3" and scaled):
+        raise Unsupported(f"what Ollama makes of the architecture {arch!r} is not known here: it mends its keys", NOT_MODELLED)
     return read_gguf(keys, rope_freqs)
 
 
@@ -128,7 +136,7 @@ GGUF_READERS: Mapping[str, GgufReader] = {
         OTHER_READERS["Ollama"].version,
         (
             "llm/llama_server.go: it starts llama.cpp's server; LLAMA_CPP_VERSION: b10488",
-            "llama/compat/llama-ollama-compat.cpp: the keys that it mends, none of a Llama's RoPE",
+            "llama/compat/llama-ollama-compat.cpp: the keys that it mends, none of a Llama's RoPE (others: fb30760)",
             "server/routes.go: Serve (num_ctx by VRAM); llm/server.go: num_ctx is capped to context_length",
         ),
         read_ollama,

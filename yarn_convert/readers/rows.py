@@ -42,6 +42,7 @@ class Reader:
     models: frozenset[str] = LLAMAS  # the model types that this row is modelled for
     thetas: Mapping[str, float] = field(default_factory=dict)  # where it assumes others than `model_types`
     scales_softmax: frozenset[str] = frozenset()  # model types whose attention logits mscale_all_dim scales, whatever m is
+    assumes_head_dim: bool = True  # takes an absent head_dim from `model_types`; else hidden_size / num_attention_heads
     assumes_length: bool = False  # takes an absent max_position_embeddings from `model_types`
     max_position_required: frozenset[str] = frozenset()  # methods that fail without it
     ignores: Mapping[str, frozenset[str]] = field(default_factory=dict)  # method -> keys of the dict
@@ -72,6 +73,7 @@ V5_READS: dict[str, Any] = {  # vLLM and SGLang load config.json through transfo
     "assumes_length": True,
 }
 SGLANG_LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
+SGLANG_UNSCALED = ("mixtral", "gemma2", "starcoder2")
 UNSCALED: dict[str, Any] = {"dicts": (), "partial": ("ignores", ("top",))}  # nn.RoPE: no dict is looked at
 MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in mlx_lm/models differs from llama.py
     **{name: {} for name in ("qwen2", "gemma3_text", "olmo2", "smollm3")},
@@ -178,8 +180,11 @@ _ROWS = {
                 V5,
                 "sglang/srt/models/llama.py: LlamaDecoderLayer, LlamaAttention",
                 "sglang/srt/layers/rotary_embedding/factory.py: get_rope; yarn.py, rope_variant.py, base.py",
-                "sglang/srt/utils/hf_transformers/common.py: get_context_length",
+                "sglang/srt/utils/hf_transformers/common.py: get_context_length, get_rope_config",
+                "sglang/srt/models/qwen2.py, qwen3.py, qwen2_moe.py, granite.py, commandr.py: get_rope(rope_scaling=)",
+                "sglang/srt/models/mixtral.py, gemma2.py, starcoder2.py: get_rope without rope_scaling, so with theta alone",
             ),
+            models=LLAMAS | {"qwen2", "qwen3", "qwen2_moe", "granite", "cohere", *SGLANG_UNSCALED},
             types=SPELLED,
             temperature=("ratio-of-any", "times-attn_factor"),
             longrope_multiplier="mscale",
@@ -223,8 +228,10 @@ _ROWS = {
             evidence=(
                 "exllamav3/model/config.py: Config.read_rope_settings_default",
                 "exllamav3/util/rope.py: RoPE.__init__, _rope_params_*, yarn_inv_freq",
-                "exllamav3/architecture/llama.py: LlamaConfig",
+                "exllamav3/architecture/llama.py: LlamaConfig; so for the other models: read_rope_settings_default(style), no more",
             ),
+            models=LLAMAS | {"mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "cohere", "smollm3"},
+            assumes_head_dim=False,
             dicts=("rope_scaling", "rope_parameters"),
             theta=("top", "rope_parameters", 10000.0),
             types={**{k: v for k, v in SPELLED.items() if k != "dynamic"}, "su": "longrope"},
@@ -247,8 +254,10 @@ _ROWS = {
         ),
     )
 }
-_MLX = _ROWS["mlx-lm"]
+_MLX, _SGLANG = _ROWS["mlx-lm"], _ROWS["sglang"]
+_THETA_ALONE = replace(_SGLANG, types={}, other_types="default")
 HF_READERS: Mapping[str, Reader] = {
     **_ROWS,
+    "sglang": replace(_SGLANG, variants=dict.fromkeys(SGLANG_UNSCALED, _THETA_ALONE)),
     "mlx-lm": replace(_MLX, variants={name: replace(_MLX, **fields) for name, fields in MLX_VARIANTS.items()}),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,22 +12,24 @@ import numpy as np
 from .. import tokenizers
 from ..checkpoint import RECIPE, Checkpoint
 from ..dialects import ROPE_FREQS
+from ..dtypes import F32, OUTTYPES, PLAIN
 from ..errors import Inexpressible, Unsupported, UsageError
-from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, encode_header, nbytes_of
+from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
+from ..quantizer import MIXES, QUANTIZATION_VERSION, quantized_fields, types_of
 from ..rope import Array
 from ..tensors import Tensor, in_memory
-from .moving import Piece, WriteTensors, unchanged
+from .moving import Piece, unchanged
+from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
 SAME = "extend it in the format that it has, with --outtype auto"
 FP8_HINT = "start from a copy in BF16, as DeepSeek's fp8_cast_bf16.py makes one; --out safetensors keeps FP8 as it is"
-QUANTIZATION_VERSION = 2  # ggml.h, GGML_QNT_VERSION
 
 
 def plan_gguf(c: Checkpoint, r: Request) -> Plan:
-    """The plan of one GGUF file.
+    """The plan of a GGUF: one file, or parts.
 
     Raises Inexpressible when llama.cpp could not compute the RoPE, or not this model, from it.
     """
@@ -37,22 +40,20 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
         )
     if r.cos_sin:
         raise UsageError("--cos-sin belongs to safetensors with --carry tensors", "no GGUF reader takes such caches")
+    if r.imatrix is not None and r.outtype not in MIXES:
+        raise UsageError("--imatrix is for a quantized --outtype", "as --outtype q4_k_m")
     _check_computable(c, r)
     carrier, keys, freqs = carry_gguf(c, r.rope, r.context, r.carry)
-    tensors = [_piece(c, name, part, r.outtype) for name, part in c.parts(gguf=True).items()]
-    fields = _from_gguf(c, tensors, r) if c.gguf else _from_hf(c, tensors, r)
-    fields = with_rope(fields, keys, r.recipe)
+    parts = c.parts(gguf=True)
+    fields = _from_gguf(c, r) if c.gguf else _from_hf(c, parts, r)
+    tensors = _quantized(c, fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r.outtype)
+    fields = with_rope(fields | _types(c, tensors, r), keys, r.recipe)
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
-    job = gguf_job(r.out.name, fields, with_freqs(tensors, freqs, c), alignment)
+    jobs = gguf_jobs(r.out, fields, with_freqs(tensors, freqs, c), alignment, c.gguf, r.part_size)
+    out = r.out.with_name(jobs[0].name)
     identical = all(p.dtype == p.target.dtype for p in tensors)
-    return Plan(r.out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, (job,), r.outtype, identical, tuple(_notes(c, tensors)))
-
-
-def gguf_job(name: str, fields: Mapping[str, Field | Value], pieces: list[Piece], alignment: int) -> WriteTensors:
-    header, offsets = encode_header(fields, [p.target for p in pieces], alignment)
-    last = pieces[-1].target
-    end = offsets[last.name] + last.nbytes
-    return WriteTensors(name, header, tuple((p, offsets[p.target.name]) for p in pieces), end + -end % alignment, fields)
+    notes = tuple(_notes(c, tensors, r.outtype))
+    return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes)
 
 
 def with_rope(fields: Mapping[str, Field | Value], keys: Mapping[str, Value | None], recipe: Mapping[str, Any]) -> dict[str, Field | Value]:
@@ -74,13 +75,33 @@ def with_freqs(pieces: list[Piece], freqs: Array | None, c: Checkpoint) -> list[
     return [*pieces[:at], piece, *pieces[at:]]
 
 
-def _piece(c: Checkpoint, name: str, part: Part, outtype: str) -> Piece:
+def _pieces(c: Checkpoint, parts: Mapping[str, Part], outtype: str) -> list[Piece]:
+    """The tensors of the file, all of one type as far as `target_dtype` goes."""
     if c.gguf is not None and outtype == "auto":
-        return unchanged(part.sources[0])
-    dtype = target_dtype(part, name, outtype)
-    if dtype not in FILE_TYPES:
+        return [unchanged(part.sources[0]) for part in parts.values()]
+    return [_piece(name, part, target_dtype(part, name, outtype)) for name, part in parts.items()]
+
+
+def _piece(name: str, part: Part, dtype: str, importance: F32 | None = None) -> Piece:
+    if dtype not in type_numbers():
         raise Unsupported(f"tensor {part.sources[0].name!r} is {part.dtype}, which GGUF does not keep as it is", "--outtype f16 or bf16")
-    return Piece(Tensor(name, dtype, part.shape, nbytes_of(dtype, part.shape)), part.sources, part.order)
+    return Piece(Tensor(name, dtype, part.shape, nbytes_of(dtype, part.shape)), part.sources, part.order, importance)
+
+
+def _quantized(c: Checkpoint, fields: Mapping[str, Field | Value], parts: Mapping[str, Part], r: Request) -> list[Piece]:
+    """The tensors of the file, of the types that llama-quantize would choose for a file of the base's own types."""
+
+    def own(name: str, part: Part) -> str:
+        dtype = target_dtype(part, name, "auto")
+        return dtype if dtype in PLAIN else "F16"  # llama-quantize wants an unquantized file
+
+    sources = {name: Tensor(name, own(name, part), part.shape, 0) for name, part in parts.items()}
+    types = types_of(fields, sources.values(), r.outtype, r.imatrix)
+    pieces = []
+    for name, part in parts.items():
+        weighed = r.imatrix is not None and types[name] != sources[name].dtype
+        pieces.append(_piece(name, part, types[name], r.imatrix.of(sources[name]) if r.imatrix and weighed else None))
+    return pieces
 
 
 def _check_computable(c: Checkpoint, r: Request) -> None:
@@ -93,6 +114,12 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
             raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {key} = {value!r}", "--out safetensors")
     if c.rope.rotary_dim != c.head_dim and "dimension_count" not in c.family.gguf_reads:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
+    hidden, heads = c.hparams["hidden_size"], c.heads("q")
+    if c.family.square and hidden != heads * c.head_dim:
+        what = f"takes hidden_size / heads = {hidden / heads:g} for the size of a head, and here it is {c.head_dim}"
+        raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} {what}", "--out safetensors")
+    if c.family.head == "never" and not c.hparams["tie_word_embeddings"]:
+        raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} takes no head of its own, this model's", "--out safetensors")
     _check_head(c)
     if c.sliding_window and c.sliding_window < r.context and not r.full_attention:
         raise Inexpressible(
@@ -118,22 +145,31 @@ def _check_head(c: Checkpoint) -> None:
         )
 
 
-def _from_gguf(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field | Value]:
+def _from_gguf(c: Checkpoint, r: Request) -> dict[str, Field | Value]:
     assert c.gguf is not None
     if r.pretokenizer:
         raise UsageError("--pretokenizer names the pre-tokenizer of tokenizer.json", "a GGUF has its own: leave it out")
-    fields: dict[str, Field | Value] = dict(c.gguf.fields)
-    if r.outtype != "auto":
-        fields["general.file_type"] = Value("u32", _file_type(pieces))
-    return fields
+    return dict(c.gguf.fields)
 
 
-def _from_hf(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field | Value]:
+def _types(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field | Value]:
+    """What the header says of the tensors' types."""
+    if c.gguf is not None and r.outtype == "auto":
+        return {}
+    number = MIXES[r.outtype].ftype if r.outtype in MIXES else _file_type(pieces)
+    fields: dict[str, Field | Value] = {
+        "general.file_type": Value("u32", number),
+        "general.quantization_version": Value("u32", QUANTIZATION_VERSION),
+    }
+    return quantized_fields(fields, r.outtype, r.imatrix) if r.imatrix else fields
+
+
+def _from_hf(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> dict[str, Field | Value]:
     arch = c.family.gguf_arch
     fields: dict[str, Field | Value] = {
         "general.architecture": Value("str", arch),
         "general.type": Value("str", "model"),
-        **_general(c, pieces),
+        **_general(c, parts),
     }
     for hf in c.family.hparams:
         key, kind = c.family.gguf_key(hf)
@@ -142,17 +178,15 @@ def _from_hf(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field 
     fields |= {f"{arch}.{key}": Value(*value) for key, value in c.family.constants.items()}
     fields.setdefault(f"{arch}.attention.value_length", Value("u32", c.head_dim))
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
-    fields["general.file_type"] = Value("u32", _file_type(pieces))
-    fields["general.quantization_version"] = Value("u32", QUANTIZATION_VERSION)
     vocabulary = tokenizers.to_gguf(c.source.path, c.config, pre=r.pretokenizer)
     return fields | {k: Value(kind, data) for k, (kind, data) in vocabulary.items()}
 
 
-def _general(c: Checkpoint, pieces: list[Piece]) -> dict[str, Value]:
+def _general(c: Checkpoint, parts: Mapping[str, Part]) -> dict[str, Value]:
     """Name, size and origin, under the keys of ggml's docs/gguf.md."""
     from gguf.utility import size_label
 
-    total = sum(p.target.elements for p in pieces)
+    total = sum(math.prod(part.shape) for part in parts.values())
     general = {"general.name": c.source.name, "general.size_label": size_label(total, 0, 0, 0)}
     if c.source.repo:
         organization, _, name = c.source.repo.partition("/")
@@ -163,15 +197,20 @@ def _general(c: Checkpoint, pieces: list[Piece]) -> dict[str, Value]:
 
 
 def _file_type(pieces: list[Piece]) -> int:
+    """The number of the type that most weights have (llama.h, enum llama_ftype)."""
     sizes: dict[str, int] = {}
     for p in pieces:
         sizes[p.target.dtype] = sizes.get(p.target.dtype, 0) + p.target.elements
-    return FILE_TYPES[max(sizes, key=lambda dtype: sizes[dtype])]
+    most = max(sizes, key=lambda dtype: sizes[dtype])
+    return FILE_TYPES[most] if most in FILE_TYPES else next(mix.ftype for mix in MIXES.values() if mix.default == most)
 
 
-def _notes(c: Checkpoint, pieces: list[Piece]) -> list[str]:
-    left_out = [f"{len(c.unused)} tensors are left out: {next(iter(c.unused.values()))}, which llama.cpp does not run"] if c.unused else []
-    requantized = any(p.dtype not in ("F32", "F16", "BF16", p.target.dtype) for p in pieces)
-    fallback = [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]
-    notes = ["the base is quantized already: changing its type cannot bring back what it lost"] if requantized else []
-    return left_out + notes + ([f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16"] if fallback else [])
+def _notes(c: Checkpoint, pieces: list[Piece], outtype: str) -> list[str]:
+    notes = [f"{len(c.unused)} tensors are left out: {next(iter(c.unused.values()))}, which llama.cpp does not run"] if c.unused else []
+    if any(p.dtype not in (*PLAIN, p.target.dtype) for p in pieces):
+        notes.append("the base is quantized already: changing its type cannot bring back what it lost")
+    if fallback := [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]:
+        notes.append(f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16")
+    if outtype in OUTTYPES and outtype.startswith(("q4", "q5")):
+        notes.append(f"every matrix is {outtype}, the head too (llama-quantize --pure); mixes as {outtype[:2]}_k_m keep some finer")
+    return notes

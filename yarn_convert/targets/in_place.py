@@ -51,7 +51,7 @@ def plan_in_place(gguf: Gguf, fields: Mapping[str, Field | Value], pieces: list[
             raise Unsupported("the tensors of this file do not lie one after another", "write a new file instead of --in-place")
         if t.name == ROPE_FREQS:
             patches.append((gguf.data_start + offset, base64.b64encode(t.read().tobytes()).decode()))
-    if len(header) != start or set(old) - {t.name for t in targets}:
+    if len(header) != start or gguf.data_start > gguf.size or set(old) - {t.name for t in targets}:
         raise Unsupported("this edit does not fit into the file as it is", "write a new file instead of --in-place")
     with open(gguf.path, "rb") as f:
         before = hashlib.sha256(f.read(gguf.data_start)).hexdigest()

@@ -1,7 +1,7 @@
 """Moves weights: in the kernel where the bytes stay, in small pieces through NumPy where they do not.
 
-Everything is written to a sibling `.NAME.partial-PID` and renamed when it is whole and on the disk, so that an
-interruption leaves the old output or none, and never a file that a runtime would load.
+Everything is written to a hidden sibling and renamed when it is whole and on the disk, so that an interruption leaves the
+old output or none, and never a file that a runtime would load. What a large output leaves there is gone on with (`resume`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
@@ -23,11 +23,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..checkpoint import MANIFEST
-from ..dtypes import Scratch, from_f32, to_f32
+from ..dtypes import F32, NATIVE, PLAIN, Scratch, from_f32, to_f32
 from ..errors import OutputError
 from ..gguf_file import Field, Value
 from ..layout import AS_IT_IS, Order
+from ..quantizer import rows
 from ..tensors import Bytes, Tensor, read_into
+from .resume import Journal, Say, open_partial
 from .rows import ordered, plain_dtype, row_of
 
 Progress = Callable[[int], None]
@@ -38,11 +40,15 @@ MAGIC = 8  # bytes of a weight file that are written last: until then no reader 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor to write: `target`'s dtype and shape from the bytes of `sources`, which are alike, in this order of rows."""
+    """One tensor to write: `target`'s dtype and shape from the bytes of `sources`, which are alike, in this order of rows.
+
+    `importance`: float32[experts, columns], the weights of squared errors where it is quantized.
+    """
 
     target: Tensor
     sources: tuple[Tensor, ...]
     order: Order = AS_IT_IS
+    importance: F32 | None = None
 
     @property
     def dtype(self) -> str:
@@ -111,17 +117,20 @@ class Stopped(Exception):
 
 
 class Mover:
-    """Runs jobs into a folder with a few threads. `moved` says how each file came to be, for the manifest."""
+    """Runs jobs into a folder with a few threads. `moved` says how each file came to be, for the manifest.
 
-    def __init__(self, folder: Path, progress: Progress, link: bool) -> None:
-        self.folder, self.progress, self.link = folder, progress, link
+    What `journal` has as done is not done again.
+    """
+
+    def __init__(self, folder: Path, progress: Progress, link: bool, journal: Journal | None = None) -> None:
+        self.folder, self.progress, self.link, self.journal = folder, progress, link, journal
         self.stop = threading.Event()
         self.moved: dict[str, str] = {}
 
     def run(self, jobs: list[Job]) -> None:
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(max_workers=_workers(jobs)) as pool:
             try:
-                tasks = [pool.submit(task) for job in jobs for task in self._tasks(job)]
+                tasks = [pool.submit(task) for job in jobs for task in self._units(job)]
                 for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
                     task.result()
             except BaseException:
@@ -132,8 +141,25 @@ class Mover:
             if isinstance(job, WriteTensors):
                 with open(self.folder / job.name, "r+b") as f:
                     f.write(job.header[:MAGIC])
+            elif self.moved.get(job.name) == "copy" and isinstance(job, CopyFile):
+                with open(job.source, "rb") as src, open(self.folder / job.name, "r+b") as f:
+                    f.write(src.read(MAGIC))
 
-    def _tasks(self, job: Job) -> Iterator[Callable[[], None]]:
+    def _units(self, job: Job) -> Iterator[Callable[[], None]]:
+        """The tasks of a job that are still to do, each written down when it is done."""
+        for at, size, task in self._tasks(job):
+            if self.journal and (job.name, at) in self.journal.done:
+                self.progress(size)
+            else:
+                yield lambda at=at, size=size, task=task: self._unit(job.name, at, size, task)  # type: ignore[misc]
+
+    def _unit(self, name: str, at: int, size: int, task: Callable[[], None]) -> None:
+        task()
+        if self.journal:
+            self.journal.finished(name, at, size)
+
+    def _tasks(self, job: Job) -> Iterator[tuple[int, int, Callable[[], None]]]:
+        """(where in the file, bytes, what to do) for each piece of a job; its file is made first, and small ones are written."""
         path = self.folder / job.name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(job, WriteBytes):
@@ -142,27 +168,42 @@ class Mover:
         elif isinstance(job, CopyFile):
             yield from self._copy_tasks(job, path)
         else:
-            create(path, job.size)
+            if not self._begun(job, path):
+                create(path, job.size)
             with open(path, "r+b") as f:
                 f.seek(MAGIC)
                 f.write(job.header[MAGIC:])
             self.progress(len(job.header))
             for piece, offset in sorted(job.pieces, key=lambda p: -p[0].target.nbytes):
-                yield lambda piece=piece, offset=offset: self._piece(path, piece, offset)  # type: ignore[misc]
+                task = lambda piece=piece, offset=offset: self._piece(path, piece, offset)  # noqa: E731
+                yield offset, piece.target.nbytes, task
 
-    def _copy_tasks(self, job: CopyFile, path: Path) -> Iterator[Callable[[], None]]:
-        source = job.source.resolve()
-        if self.link and hard_link(source, path):
+    def _begun(self, job: Job, path: Path) -> bool:
+        """Whether an earlier run has made the file and some of it. Anything else that it left there is deleted."""
+        if self.journal and self.journal.has(job.name):
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def _copy_tasks(self, job: CopyFile, path: Path) -> Iterator[tuple[int, int, Callable[[], None]]]:
+        source, begun = job.source.resolve(), self._begun(job, path)
+        if begun:
+            pass
+        elif self.link and hard_link(source, path):
             self.moved[job.name] = "hard link"
         elif reflink(source, path):
             self.moved[job.name] = "reflink"
         else:
-            self.moved[job.name] = "copy"
             create(path, job.size)
-            for at in range(0, job.size, KERNEL_PIECE):
-                yield lambda at=at: self._range(source, at, path, at, min(KERNEL_PIECE, job.size - at))  # type: ignore[misc]
+            begun = True
+        if not begun:
+            self.progress(job.size)
             return
-        self.progress(job.size)
+        self.moved[job.name], total = "copy", job.size
+        for at in range(0, total, KERNEL_PIECE):
+            size, start = min(KERNEL_PIECE, total - at), max(at, MAGIC)
+            task = lambda start=start, left=at + size - start: self._range(source, start, path, start, left)  # noqa: E731
+            yield at, size, task
 
     def _piece(self, path: Path, piece: Piece, offset: int) -> None:
         if piece.is_copy and all(t.path is not None for t in piece.sources):
@@ -181,7 +222,7 @@ class Mover:
 
     def _range(self, source: Path, at: int, path: Path, offset: int, size: int) -> None:
         with open(source, "rb", buffering=0) as src, open(path, "r+b", buffering=0) as dst:
-            while size:
+            while size > 0:
                 self._check()
                 n = copy_range(src, at, dst, offset, min(size, KERNEL_PIECE))
                 start_writeback(dst.fileno(), offset, n)
@@ -193,21 +234,35 @@ class Mover:
             raise Stopped
 
 
+def _workers(jobs: list[Job]) -> int:
+    """Threads: a disk is busy with four, quantization keeps every core."""
+    quantized = any(p.target.dtype not in PLAIN and not p.is_copy for j in jobs if isinstance(j, WriteTensors) for p, _ in j.pieces)
+    cores = os.cpu_count() or 1
+    return cores if quantized else min(4, cores)
+
+
 def converted(piece: Piece) -> Iterator[Bytes]:
     """The target's bytes, in order, some MiB at a time: rows moved, then the type changed. Always whole rows.
 
     A part is to be used before the next one is asked for: they share their memory.
     """
     dtype, added, scratch = plain_dtype(piece.sources, piece.order), np.float32(piece.order.added), Scratch()
-    if dtype == piece.target.dtype and not added:
+    target = piece.target
+    if dtype == target.dtype and not added:
         yield from ordered(piece.sources, piece.order)
         return
-    elements, row = row_of(dtype, piece.target.shape)
-    step = max(1, ELEMENTS // elements) * row
+    columns, row = row_of(dtype, target.shape)
+    step, done = max(1, ELEMENTS // columns) * row, 0
+    native = target.dtype in NATIVE and piece.importance is None
     for data in ordered(piece.sources, piece.order):
         for at in range(0, data.nbytes, step):
             x = to_f32(data[at : at + step], dtype, scratch)
-            yield from_f32(x + added if added else x, piece.target.dtype, scratch)
+            x = x + added if added else x
+            if native:
+                yield from_f32(x, target.dtype, scratch)
+            else:
+                yield rows(x.reshape(-1, columns), target.dtype, piece.importance, done, target.shape[-2])
+                done += len(x) // columns
 
 
 # -- one file ---------------------------------------------------------------------------------------------------------
@@ -317,26 +372,40 @@ def check_output(out: Path, inputs: list[Path], folder: bool, force: bool) -> No
 Last = Callable[[Mapping[str, str], Path], list[Job]]
 
 
-def execute(jobs: list[Job], out: Path, *, folder: bool, progress: Progress, link: bool, last: Last) -> None:
+def execute(
+    jobs: list[Job], out: Path, *, folder: bool, progress: Progress, link: bool, last: Last, inputs: Sequence[Path] = (),
+    say: Say = lambda line: None,
+) -> None:  # fmt: skip
     """Write all jobs and move the result to `out`: a folder, or the single file that the first job names.
 
     `last` gets how each file was moved and the folder where they lie until the end, and returns the small files that
     can only be written then, as the manifest.
-    Raises OutputError for a full disk or a place that cannot be written; nothing is left behind.
+    Raises OutputError for a full disk or a place that cannot be written. What a large output has got to is then kept for the
+    next run, also after a crash; it is taken up only if the jobs and the files `inputs`, from which tensors in memory come,
+    are the same. `say` hears of that. Of a small output nothing is left behind.
     """
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    kept = ""
     try:
+        partial = open_partial(out, jobs, inputs, say)
         try:
-            partial.mkdir(parents=True)
-            mover = Mover(partial, progress, link)
+            mover = Mover(partial.files, progress, link, partial.journal)
             mover.run(jobs)
-            mover.run(last(mover.moved, partial))
-            _to_disk(partial)
-            _publish(partial, out, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            mover.run(last(mover.moved, partial.files))
+            _to_disk(partial.files)
+            _publish(partial.files, out, folder)
+        except OSError:
+            kept = partial.leave()
+            raise
+        except Exception:  # the input is not sound, or we are not: no second run would go further
+            partial.remove()
+            raise
+        except BaseException:  # Ctrl-C
+            if kept := partial.leave():
+                say(kept)
+            raise
+        partial.remove()
     except OSError as e:
-        raise _output_error(e, out) from None
+        raise _output_error(e, out, kept) from None
 
 
 def _publish(partial: Path, out: Path, folder: bool) -> None:
@@ -347,7 +416,11 @@ def _publish(partial: Path, out: Path, folder: bool) -> None:
         partial.rename(out)
         shutil.rmtree(old, ignore_errors=True)
     else:
-        for file in sorted(partial.iterdir(), key=lambda p: p.name == out.name):  # the model itself comes last
+        files = sorted(partial.iterdir(), key=lambda p: p.name == out.name)  # the model itself, or its first part, comes last
+        if out.exists() and sum(file.suffix == out.suffix for file in files) > 1:
+            out.unlink()  # an old first part never stands beside new ones
+            sync(out.parent)
+        for file in files:
             file.replace(out.with_name(file.name))
     sync(out.parent)
 
@@ -384,7 +457,8 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def _output_error(e: OSError, out: Path) -> OutputError:
+def _output_error(e: OSError, out: Path, kept: str) -> OutputError:
+    more = f"; {kept}" if kept else ""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"the disk is full: {out} was not written", "free some space, or -o on another disk")
-    return OutputError(f"could not write {out}: {e.strerror or e}", "check that the place exists and is writable")
+        return OutputError(f"the disk is full: {out} was not written", "free some space, or -o on another disk" + more)
+    return OutputError(f"could not write {out}: {e.strerror or e}", "check that the place exists and is writable" + more)

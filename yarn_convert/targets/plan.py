@@ -10,10 +10,11 @@ from typing import Any
 
 from .. import dialects, readers
 from ..checkpoint import Checkpoint
-from ..dtypes import OUTTYPES
+from ..dtypes import OUTTYPES, PLAIN
 from ..errors import Inexpressible, Unsupported, UsageError
 from ..json_text import REMOVE
 from ..layout import Part
+from ..quantizer import MIXES, Imatrix
 from ..rope import Array, Rope, Table, table, temperature
 from .moving import Job
 
@@ -26,7 +27,10 @@ DECISIVE = "transformers-5"  # an HF folder that this reader would compute other
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a target is asked to write: `rope` over `context` tokens, to `out`, and how. `recipe` is `rope` as JSON."""
+    """What a target is asked to write: `rope` over `context` tokens, to `out`, and how. `recipe` is `rope` as JSON.
+
+    `part_size` is the most bytes of tensors in one GGUF file, 0 for one file in any case, None to split as the input is.
+    """
 
     rope: Rope
     context: int
@@ -37,13 +41,16 @@ class Request:
     cos_sin: bool = False
     full_attention: bool = False
     pretokenizer: str | None = None
+    imatrix: Imatrix | None = None
+    part_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A conversion, ready to run. `verdicts`: reader -> "" if it computes `rope` exactly from the output, else why not.
 
-    `identical` says whether every weight of the output is byte for byte the base's (Q and K rows interleaved or not).
+    `out` is what a reader opens: of a split GGUF the first part. `identical` says whether every weight of the output is byte
+    for byte the base's (Q and K rows interleaved or not).
     """
 
     out: Path
@@ -186,18 +193,18 @@ def exact_in_llama_cpps_converter(rope: Rope) -> bool:
 def target_dtype(t: Part, gguf_name: str, outtype: str) -> str:
     """The ggml type that a tensor gets: vectors, norms and routers are F32, as llama.cpp's converter has it; the rest `outtype`.
 
-    A row that is not a whole number of Q8_0 blocks falls back to F16.
+    A row that is not a whole number of blocks of 32 falls back to F16.
     """
     if len(t.shape) <= 1 or gguf_name.endswith(ALWAYS_F32) or not gguf_name.endswith(".weight"):
         return "F32"
     if outtype == "auto":
         return t.dtype
     dtype = outtype.upper()
-    return "F16" if dtype == "Q8_0" and t.shape[-1] % 32 else dtype
+    return "F16" if dtype not in PLAIN and t.shape[-1] % 32 else dtype
 
 
 def check_outtype(outtype: str, fmt: str) -> None:
-    if outtype not in ("auto", *OUTTYPES):
-        raise UsageError(f"unknown --outtype {outtype!r}", f"one of auto, {', '.join(OUTTYPES)}")
-    if fmt == "safetensors" and outtype == "q8_0":
-        raise Inexpressible("safetensors for transformers has no q8_0", "--out gguf --outtype q8_0, or --outtype bf16")
+    if outtype not in ("auto", *OUTTYPES, *MIXES):
+        raise UsageError(f"unknown --outtype {outtype!r}", f"one of auto, {', '.join(OUTTYPES)}, or llama.cpp's {', '.join(MIXES)}")
+    if fmt == "safetensors" and outtype.upper() not in ("AUTO", *PLAIN):
+        raise Inexpressible(f"safetensors for transformers has no {outtype}", f"--out gguf --outtype {outtype}, or --outtype bf16")

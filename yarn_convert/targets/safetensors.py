@@ -15,6 +15,7 @@ from ..checkpoint import MANIFEST, Checkpoint
 from ..errors import InputError, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
+from ..families.schema import ACTIVATIONS
 from ..json_text import edit
 from ..layout import Part
 from ..rope import table
@@ -27,7 +28,6 @@ KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
 LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
-ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 ROPE_FILE = "rope.safetensors"
 ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ..errors import Unsupported
-from .vocabulary import Json
+from .vocabulary import Json, merge_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class PreTokenizer:
 
     `steps` are the entries of `pre_tokenizer`, without `trim_offsets` (it moves offsets, never ids). `ignore_merges` is
     the BPE model's flag. `marks` are tokens that tell apart names which share a form and so read text alike.
-    `add_bos` is what llama.cpp assumes without an add_bos_token key. The first row that fits is taken.
+    `add_bos` is what llama.cpp assumes without an add_bos_token key. The first row that fits is taken; see `recognize`.
     """
 
     name: str
@@ -50,6 +51,11 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDINGS}|\p{{N}}{{1,3}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _DEEPSEEK_LETTERS = (  # escaped, because some of these characters change under Unicode normalization
     r"\s?["
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
@@ -69,19 +75,41 @@ _DEEPSEEK_V3 = (
     r" ?[\p{P}\p{S}]+[" + "\r\n" + r"]*|\s*[" + "\r\n" + r"]+|\s+(?!\S)|\s+"
 )
 
+_COVERING = frozenset({_words(r"\p{N}{1,3}"), _words(r"\p{N}"), _TEKKEN, _O200K})  # every character is in some match
+_NFC: Json = {"type": "NFC"}
+
 # Where each row was read: the regexes of `llm_tokenizer_bpe` and the flags set beside `tokenizer_pre ==` in
-# src/llama-vocab.cpp of llama.cpp, compared with the `pre_tokenizer` of the named model's tokenizer.json. llama.cpp
-# writes (?i:…) out, and applies one regex after the other to what the last one left, as a Sequence does. Not exact are
-# - tekken: [\p{Lu}…\p{M}] is (?=\p{L})[^a-z], so that case counts for A–Z only and marks end a word;
+# src/llama-vocab.cpp of llama.cpp, compared with the `pre_tokenizer` of the named model's tokenizer.json. That the form of
+# falcon, command-r and olmo is the model's is known from conversion/base.py, get_vocab_base_pre: with it the model's real
+# vocabulary reads the check text to the hash that stands there. stablelm2 is quoted in llama.cpp's pull request 7349,
+# falcon in its issue 3502. llama.cpp writes (?i:…) out, and applies one regex after the other to what the last one left,
+# as a Sequence does. Not exact are
+# - qwen2, stablelm2, command-r, olmo: llama.cpp has no normalizer for byte-level BPE, so NFC is not applied: text with
+#   characters that NFC changes, such as e + U+0301 or U+212A, is read otherwise;
+# - tekken, gpt-4o: [\p{Lu}…\p{M}] is (?=\p{L})[^a-z], so that case counts for A–Z only and marks end a word;
+# - falcon: Digits stands behind ByteLevel, so it sees the bytes' letters, of which six are numbers (² ³ ¹ ¼ ½ ¾ for B2 B3
+#   B9 BC BD BE), and cuts there, and between a space and digits; llama.cpp does not, which is the same as long as no token
+#   holds such a byte or a digit with others before it (none does);
 # - deepseek-llm: U+3000 is read as a plain white space and so not as punctuation; \p{N}+ stands for single
-#   digits, which is the same as long as no token holds two digits (none does);
-# - qwen2: the NFC normalizer is not applied.
+#   digits, which is the same as long as no token holds two digits (none does).
+# Left out is tiny_aya (CohereLabs/tiny-aya-base, a cohere2; Command R7B and Command A are command-r): llama.cpp groups the
+# digits of "12345th" as 12 345 where the tokenizer has 123 45, and cuts runs of white space before digits otherwise.
 PRETOKENIZERS = (
-    PreTokenizer("llama-bpe", (_split(_words(r"\p{N}{1,3}")), _BYTES), ignore_merges=True, add_bos=True),  # Llama 3
+    PreTokenizer(  # GLM-4-9B-hf, GLM-4-0414, GLM-4.5: Llama 3's form, but no BOS is assumed
+        "glm4", (_split(_words(r"\p{N}{1,3}")), _BYTES), ignore_merges=True, marks=("[gMASK]", "<sop>")
+    ),
+    # Llama 3. Its vocabulary without a BOS, as SmolLM3's, has the hash of smaug-bpe; here ignore_merges tells the two apart.
+    PreTokenizer("llama-bpe", (_split(_words(r"\p{N}{1,3}")), _BYTES), ignore_merges=True, add_bos=True),
     PreTokenizer("smaug-bpe", (_split(_words(r"\p{N}{1,3}")), _BYTES)),  # Smaug-Llama-3-70B: Llama 3 before ignore_merges
-    PreTokenizer("dbrx", (_split(_words(r"\p{N}{1,3}"), "Removed", True), _BYTES)),  # databricks/dbrx-base, granite 4
+    PreTokenizer("dbrx", (_split(_words(r"\p{N}{1,3}"), "Removed", True), _BYTES)),  # dbrx-base, granite 4, OLMo 2, phi-4
     PreTokenizer("tekken", (_split(_TEKKEN), _BYTES), ignore_merges=True, add_bos=True),  # Mistral-Nemo-Base-2407
-    PreTokenizer("qwen2", (_split(_words(r"\p{N}")), _BYTES), normalizers=({"type": "NFC"},)),  # Qwen1.5 to Qwen3
+    PreTokenizer("gpt-4o", (_split(_O200K), _BYTES)),  # Xenova/gpt-4o, gpt-oss, Phi-4-mini, Llama 4
+    PreTokenizer("qwen2", (_split(_words(r"\p{N}")), _BYTES), normalizers=(_NFC,)),  # Qwen1.5 to Qwen3
+    PreTokenizer(  # stablelm-2-1_6b: Qwen2's regex with the characters CR and LF themselves
+        "stablelm2",
+        (_split(_words(r"\p{N}").replace(r"\r\n", "\r\n"), "Removed", True), _BYTES),
+        normalizers=(_NFC,),
+    ),
     PreTokenizer(  # ByteDance-Seed/Seed-Coder-8B-Base
         "seed-coder",
         (
@@ -114,9 +142,24 @@ PRETOKENIZERS = (
     PreTokenizer("refact", (_DIGITS, _GPT2_BYTES), marks=("<fim_prefix>", "<commit_before>")),  # Refact-1.6B, granite-code
     PreTokenizer("starcoder", (_DIGITS, _GPT2_BYTES), marks=("<fim_prefix>", "<repo_name>", "<pr_status>")),  # starcoder2
     PreTokenizer("smollm", (_DIGITS, _GPT2_BYTES)),  # SmolLM-135M and SmolLM2
+    PreTokenizer("command-r", (_DIGITS, _GPT2_BYTES), normalizers=(_NFC,)),  # c4ai-command-r-v01, cohere2
+    PreTokenizer(  # falcon-7b, falcon-40b
+        "falcon",
+        (
+            {"type": "Punctuation", "behavior": "Contiguous"},
+            _GPT2_BYTES,
+            {"type": "Digits", "individual_digits": False},
+            _split("[0-9][0-9][0-9]"),
+        ),
+    ),
+    PreTokenizer("olmo", (_GPT2_BYTES,), normalizers=(_NFC,)),  # gpt-neox-20b, Pythia, MPT, OLMo 1, stablelm-3b
     PreTokenizer("gpt-2", (_GPT2_BYTES,)),  # gpt2
 )
-_ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}  # the same branch of src/llama-vocab.cpp
+_ALIASES = {  # names that src/llama-vocab.cpp reads like the row's: the same regexes and the same flags for reading
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3"), "llama-bpe"),
+    **dict.fromkeys(("deepseek-r1-qwen", "megrez"), "qwen2"),
+    **{"chatglm-bpe": "smaug-bpe", "glm5": "glm4", "llama4": "gpt-4o", "mpt": "olmo", "phi-2": "gpt-2"},
+}
 KNOWN = ", ".join(row.name for row in PRETOKENIZERS)
 
 
@@ -134,16 +177,58 @@ def steps_of(component: Any, many: str) -> list[Json]:
     return [step]
 
 
+def _plain(step: Json) -> Json:
+    """A step in the one spelling of those that split all text alike.
+
+    Where a regex leaves no character out, to isolate its matches is to remove what is not matched. CR and LF may stand in
+    a regex as themselves.
+    """
+    regex = (step.get("pattern") or {}).get("Regex") if step.get("type") == "Split" else None
+    if not isinstance(regex, str):
+        return step
+    regex = regex.replace("\r", r"\r").replace("\n", r"\n")
+    if regex in _COVERING and (step.get("behavior"), step.get("invert")) in (("Isolated", False), ("Removed", True)):
+        return _split(regex)
+    return step
+
+
+def _reached(tokenizer: Json) -> bool:
+    """Whether the merges make every token of the vocabulary from its characters, so that ignore_merges changes nothing."""
+    vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    pairs = {pair: rank for rank, pair in reversed(list(enumerate(merge_pairs(merges, vocab))))}
+    added = {token.get("content") for token in tokenizer.get("added_tokens") or []}
+    for token in vocab.keys() - added:
+        parts = list(token)
+        while len(parts) > 1:
+            rank, at = min((pairs.get(pair, len(pairs)), at) for at, pair in enumerate(pairwise(parts)))
+            if rank == len(pairs):
+                return False
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return True
+
+
 def recognize(tokenizer: Json, vocabulary: Iterable[str]) -> str:
-    """The `tokenizer.ggml.pre` of a byte-level tokenizer.json; Unsupported, with what was found, if no row fits."""
+    """The `tokenizer.ggml.pre` of a byte-level tokenizer.json; Unsupported, with what was found, if no row fits.
+
+    First the rows of exactly this form; then those that llama.cpp reads alike: another spelling of the same split, no
+    normalizer where the row has one (llama.cpp applies none), and last another ignore_merges where that changes nothing.
+    """
     steps = steps_of(tokenizer.get("pre_tokenizer"), "pretokenizers")
     normalizers = steps_of(tokenizer.get("normalizer"), "normalizers")
     ignore_merges = bool(tokenizer["model"].get("ignore_merges", False))
     tokens = set(vocabulary)
-    for row in PRETOKENIZERS:
-        form = list(row.steps), list(row.normalizers), row.ignore_merges
-        if form == (steps, normalizers, ignore_merges) and tokens.issuperset(row.marks):
+    rows = [row for row in PRETOKENIZERS if tokens.issuperset(row.marks)]
+    for row in rows:
+        if (list(row.steps), list(row.normalizers), row.ignore_merges) == (steps, normalizers, ignore_merges):
             return row.name
+    plain = [_plain(step) for step in steps]
+    alike = [row for row in rows if [_plain(step) for step in row.steps] == plain and normalizers in ([], list(row.normalizers))]
+    alike.sort(key=lambda row: list(row.steps) != steps)
+    for row in alike:
+        if row.ignore_merges == ignore_merges:
+            return row.name
+    if alike and _reached(tokenizer):
+        return alike[0].name
     found = json.dumps({"normalizer": normalizers, "pre_tokenizer": steps, "ignore_merges": ignore_merges}, ensure_ascii=False)
     raise Unsupported(
         f"tokenizer.json has a pre-tokenizer that no llama.cpp name is known for: {found}",

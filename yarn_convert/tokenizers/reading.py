@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import Unsupported, UsageError
+from .habits import Habit, habit_of
 from .pretokenizers import recognize, row_of, steps_of
 from .sentencepiece_model import read_model
 from .specials import chat_templates, special_keys
@@ -40,24 +41,26 @@ from .vocabulary import (
     merge_pairs,
 )
 
+PREFIX_KEY = "tokenizer.ggml.add_space_prefix"
 MAX_VOCABULARY = 1 << 21  # tokens; far above any model, so that a lying header cannot ask for all the memory
 
 
 def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) -> dict[str, GgufValue]:
     """tokenizer.* keys for a GGUF file, from an HF folder's tokenizer files.
 
-    `config` is the parsed config.json (vocab_size and the special token ids are used). `pre` names the pre-tokenizer of
-    a byte-level BPE (a row of PRETOKENIZERS) instead of recognizing it. Values are (type, data) pairs, in the order of
-    llama.cpp's converter. Tokens that the model has and the tokenizer does not are `[PAD{id}]`, UNUSED. Errors:
-    InputError for files that are missing, broken or contradict each other, also where the converter only warns and
-    drops a token; Unsupported for a tokenizer or pre-tokenizer outside this package's tables; UsageError for a `pre`
-    that does not apply.
+    `config` is the parsed config.json (vocab_size, model_type and the special token ids are used). `pre` names the
+    pre-tokenizer of a byte-level BPE (a row of PRETOKENIZERS) instead of recognizing it. Values are (type, data) pairs, in
+    the order of llama.cpp's converter. Tokens that the model has and the tokenizer does not are `[PAD{id}]`, UNUSED.
+    `caveats` says what the keys cannot carry. Errors: InputError for files that are missing, broken or contradict each
+    other, also where the converter only warns and drops a token; Unsupported for a tokenizer or pre-tokenizer outside this
+    package's tables; UsageError for a `pre` that does not apply.
     """
     folder = Path(folder)
     files = Files(folder, load(folder / "tokenizer.json"), load(folder / "tokenizer_config.json"))
     keys: dict[str, GgufValue] = {}
-    if (prefix := files.settings.get("add_prefix_space")) is not None:
-        keys["tokenizer.ggml.add_space_prefix"] = ("bool", as_flag(prefix, "add_prefix_space"))
+    habit = habit_of(config)
+    if habit.llama and (prefix := files.settings.get("add_prefix_space")) is not None:
+        keys[PREFIX_KEY] = ("bool", as_flag(prefix, "add_prefix_space"))
     if not (byte_level := _is_byte_level(files)) and pre not in (None, "default"):
         raise UsageError(f"--pretokenizer {pre} is for byte-level BPE", "leave it out: a SentencePiece tokenizer has none")
     try:
@@ -66,11 +69,13 @@ def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) 
             vocabulary = _byte_level_vocabulary(files, size)
             name, merges = _byte_level_merges(files, pre)
         elif (model := folder / "tokenizer.model").is_file():
-            vocabulary = _sentencepiece_vocabulary(files, model, size)
+            vocabulary, prepends = _sentencepiece_vocabulary(files, model.read_bytes(), size, habit)
+            if not habit.llama and (habit.prefix == "always" or not prepends):
+                keys[PREFIX_KEY] = ("bool", prepends)
         else:
             vocabulary, prepends = _fallback_vocabulary(files, size)
             if not prepends:
-                keys.setdefault("tokenizer.ggml.add_space_prefix", ("bool", False))
+                keys.setdefault(PREFIX_KEY, ("bool", False))
         keys["tokenizer.ggml.model"] = ("str", "gpt2" if byte_level else "llama")
         keys["tokenizer.ggml.pre"] = ("str", name)
         keys["tokenizer.ggml.tokens"] = ("str[]", vocabulary.tokens)
@@ -81,7 +86,9 @@ def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) 
             keys["tokenizer.ggml.merges"] = ("str[]", merges)
         keys.update(special_keys(files, config, SPECIAL_TYPES, len(vocabulary.tokens)))
         keys.update(chat_templates(files))
-        keys.update(_exceptions(files, config))
+        keys.update(_exceptions(files, config, habit, vocabulary.tokens))
+        if byte_level and row_of(name).add_bos:  # which llama.cpp would do; the converter leaves the key out
+            keys.setdefault(ADD_KEYS["bos"], ("bool", False))
     except (AttributeError, TypeError, LookupError, ValueError, RecursionError, OSError) as error:
         # A JSON value of another type than the format's, somewhere deep; the checks above name the common ones.
         raise bad(f"the tokenizer files do not have the expected form: {type(error).__name__}: {error}") from None
@@ -89,19 +96,26 @@ def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) 
     return keys
 
 
-def _exceptions(files: Files, config: Mapping[str, Any]) -> dict[str, GgufValue]:
-    """What conversion/llama.py, set_vocab, knows of two models by their vocab_size alone."""
-    if config.get("vocab_size") == 32016:  # Code Llama
+def _exceptions(files: Files, config: Mapping[str, Any], habit: Habit, tokens: list[str]) -> dict[str, GgufValue]:
+    """What a class of the converter knows of its models: special tokens by text, and two models by vocab_size alone."""
+    keys: dict[str, GgufValue] = {}
+    if habit.absent or habit.instead:
+        added = {text: index for index, text in enumerate(tokens)}
+        found = special_keys(files, config, SPECIAL_TYPES, len(tokens))
+        texts = {name: text for name, text in habit.absent.items() if SPECIAL_KEYS[name] not in found} | dict(habit.instead)
+        keys |= {SPECIAL_KEYS[name]: ("u32", added[text]) for name, text in texts.items() if text in added}
+    if habit.llama and config.get("vocab_size") == 32016:  # Code Llama; conversion/llama.py, set_vocab
         infill = special_keys(files, config, ("prefix", "suffix", "middle", "eot"), 32016)
-        return {SPECIAL_KEYS["eot"]: ("u32", 32010), **infill}
-    if config.get("vocab_size") == 49152:  # granite, and SmolLM
-        return {ADD_KEYS["bos"]: ("bool", False)}
-    return {}
+        keys |= {SPECIAL_KEYS["eot"]: ("u32", 32010), **infill}
+    if habit.llama and config.get("vocab_size") == 49152:  # granite, and SmolLM
+        keys[ADD_KEYS["bos"]] = ("bool", False)
+    return keys
 
 
 def _size(config: Mapping[str, Any]) -> int | None:
-    """vocab_size of config.json; None if it is absent."""
-    value = config.get("vocab_size")
+    """vocab_size of config.json, or of its text_config; None if it is absent."""
+    nested = config.get("text_config")
+    value = config.get("vocab_size", nested.get("vocab_size") if isinstance(nested, Mapping) else None)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_VOCABULARY:
@@ -242,42 +256,52 @@ def _byte_level_merges(files: Files, pre: str | None) -> tuple[str, list[str]]:
     return name, [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in pairs]
 
 
-def _sentencepiece_vocabulary(files: Files, model: Path, size: int | None) -> Vocabulary:
-    """The vocabulary of tokenizer.model and its added tokens; conversion/base.py, _create_vocab_sentencepiece."""
-    pieces = read_model(model.read_bytes())
-    size = size or len(pieces)
-    if len(pieces) > size:
-        raise bad(f"tokenizer.model has {len(pieces)} pieces, but the model has {size} tokens")
-    types = [kind if kind in (UNKNOWN, CONTROL, UNUSED, BYTE) else NORMAL for _, _, kind in pieces]
-    tokens, scores = [text for text, _, _ in pieces], [score for _, score, _ in pieces]
-    for index in range(len(pieces), size):
-        tokens.append(f"[PAD{index}]")
-        scores.append(PAD_SCORE)
-        types.append(UNUSED)
+def _sentencepiece_vocabulary(files: Files, data: bytes, size: int | None, habit: Habit) -> tuple[Vocabulary, bool]:
+    """(vocabulary, whether a space goes before the text) of tokenizer.model and its added tokens.
 
-    def add(index: Any, text: Any, special: bool) -> None:
+    conversion/base.py, _create_vocab_sentencepiece, with the class's habits. One piece is not as the converter has it:
+    InternLM2's U+0000, which a C string cannot hold, becomes a dragon there, and llama.cpp then reads it into real dragons.
+    """
+    model = read_model(data)
+    size = size or len(model.pieces)
+    if len(model.pieces) > size:
+        raise bad(f"tokenizer.model has {len(model.pieces)} pieces, but the model has {size} tokens")
+    tokens, scores, types = [f"[PAD{index}]" for index in range(size)], [PAD_SCORE] * size, [UNUSED] * size
+    for index, (text, score, kind) in enumerate(model.pieces):
+        if text == "\0":
+            continue
+        tokens[index], scores[index] = text, score
+        types[index] = kind if kind in (UNKNOWN, CONTROL, UNUSED, BYTE) else NORMAL
+        if habit.unused and text.startswith(habit.unused):
+            types[index] = UNUSED
+
+    def add(index: Any, text: Any, special: bool, spaced: bool = True) -> None:
         if not isinstance(text, str) or not text:
             raise bad(f"an added token has the text {text!r}")
         index = as_id(index, size, f"added token {text!r}")
-        tokens[index] = text if special else text.replace("▁", " ")
+        special = special or (spaced and looks_special(text))
+        tokens[index] = text.replace("▁", " ") if spaced and not special else text
         scores[index], types[index] = ADDED_SCORE, CONTROL if special else USER_DEFINED
 
     for text, index in load(files.folder / "added_tokens.json").items():
-        add(index, text, False)
-        tokens[index] = text  # unlike the other file's, kept with its ▁
+        add(index, text, False, spaced=False)
     for key, entry in as_object(files.settings.get("added_tokens_decoder", {}), "added_tokens_decoder").items():
         content = as_object(entry, "an added token").get("content")
-        add(_decoder_id(key), content, bool(entry.get("special")) or looks_special(str(content)))
-    return Vocabulary(tokens, types, scores)
+        add(_decoder_id(key), content, bool(entry.get("special")), habit.guess)
+    for entry in as_list(files.tokenizer.get("added_tokens") or [], "added_tokens of tokenizer.json") if habit.listed else ():
+        add(as_object(entry, "an added token").get("id"), entry.get("content"), bool(entry.get("special")), habit.guess)
+    return Vocabulary(tokens, types, scores), model.prefix
 
 
 def _fallback_vocabulary(files: Files, size: int | None) -> tuple[Vocabulary, bool]:
     """(vocabulary, `_prepends`) of a tokenizer.json with byte fallback; gguf-py/gguf/vocab.py, LlamaHfVocab.
 
-    Types are that class's. Three things it gets wrong are not repeated: it gives every token the score -1000, so that
+    Types are that class's. Four things it gets wrong are not repeated: it gives every token the score -1000, so that
     llama.cpp merges from left to right instead of by rank; it does not pad to vocab_size, so that llama.cpp refuses the
-    file; and it leaves add_space_prefix out where the tokenizer does not prepend a space. Here a piece's score is minus
-    the rank of its first merge, as SentencePiece BPE scores are.
+    file; it leaves add_space_prefix out where the tokenizer does not prepend a space; and it takes added tokens for plain
+    pieces where the vocabulary has them too, as Gemma's has, so that llama.cpp does not split them off. Here a piece's
+    score is minus the rank of its first merge, as SentencePiece BPE scores are. An added ▁▁ is left to the merges: the
+    normalizer makes it of spaces after added tokens are split off.
     """
     vocab = _model_vocabulary(files, size)
     prepends = _prepends(files.tokenizer)
@@ -295,11 +319,11 @@ def _fallback_vocabulary(files: Files, size: int | None) -> tuple[Vocabulary, bo
             kind, score = UNUSED, PAD_SCORE
         elif re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
             kind = BYTE
-        elif text in named:
+        elif text in named or (index in added and (added[index].special or looks_special(text))):
             kind = CONTROL
-        elif text not in vocab:
+        elif text not in vocab or (index in added and "▁" not in text):
             kind = USER_DEFINED
-        elif not (index in added and added[index].special):
+        else:
             score = float(-ranks.get(text, len(pairs)))
         tokens.append(text)
         types.append(kind)
@@ -312,6 +336,9 @@ def _prepends(tokenizer: Json) -> bool:
     normalizers = steps_of(tokenizer.get("normalizer"), "normalizers")
     steps = steps_of(tokenizer.get("pre_tokenizer"), "pretokenizers")
     prepend, replace = {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    cut = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    if steps == [cut] and replace in normalizers:
+        steps = []  # Gemma's: there are no spaces left to split at
     if not steps and normalizers in ([prepend, replace], [replace]):
         return prepend in normalizers
     if not normalizers and len(steps) == 1 and steps[0].get("type") == "Metaspace" and steps[0].get("split") is False:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import Unsupported
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Vocabulary, bad
@@ -59,10 +59,18 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         yield tag >> 3, struct.unpack("<f", value)[0] if wire == 5 else value
 
 
-def read_model(data: bytes) -> list[tuple[str, float, int]]:
-    """(text, score, type) of every piece of a tokenizer.model; InputError if it is not a SentencePiece model."""
+class Model(NamedTuple):
+    """(text, score, type) of every piece, and whether a space goes before the text (NormalizerSpec.add_dummy_prefix)."""
+
+    pieces: list[tuple[str, float, int]]
+    prefix: bool
+
+
+def read_model(data: bytes) -> Model:
+    """A tokenizer.model; InputError if it is not a SentencePiece model, Unsupported if it is not a BPE."""
     pieces: list[tuple[str, float, int]] = []
     algorithm = 1  # TrainerSpec.model_type: 1 unigram (the default), 2 BPE
+    prefix = True
     try:
         for number, value in _fields(data):
             if number == 1:
@@ -70,6 +78,8 @@ def read_model(data: bytes) -> list[tuple[str, float, int]]:
                 pieces.append((piece[1].decode(), float(piece.get(2, 0.0)), int(piece.get(3, NORMAL))))
             elif number == 2:
                 algorithm = dict(_fields(value)).get(3, 1)
+            elif number == 3:
+                prefix = bool(dict(_fields(value)).get(3, 1))
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError):
         pieces = []
     if not pieces:
@@ -81,7 +91,7 @@ def read_model(data: bytes) -> list[tuple[str, float, int]]:
         raise Unsupported("tokenizer.model is not a BPE model", "llama.cpp reads it as BPE and would split text otherwise")
     if not all(abs(score) < 3e38 for _, score, _ in pieces):
         raise bad("tokenizer.model has a score that is not a finite number")
-    return pieces
+    return Model(pieces, prefix)
 
 
 def _varint(value: int) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import Unsupported
+from .caveats import UNSTRIPPED, strips
 from .pretokenizers import PreTokenizer, row_of
 from .sentencepiece_model import has_bytes, unknown_id, write_model
 from .vocabulary import (
@@ -48,8 +49,9 @@ def to_hf(keys: Mapping[str, Any]) -> dict[str, bytes]:
     that its scores survive, and added_tokens.json where a token needs it. `to_gguf` of these files gives the keys back,
     with what llama.cpp assumes for an absent key written out (BOS first for `llama` and Llama 3), and without the ids
     that HF files have no place for (DROPPED). Tokens that pad the vocabulary ([PAD{id}]) are left out; vocab_size of
-    config.json restores them. model_max_length is the caller's. Errors: Unsupported for a kind, pre-tokenizer or key
-    that HF files cannot carry; InputError for keys that contradict each other.
+    config.json restores them. general.name counts too, if it is among the keys: see `caveats.strips`. model_max_length
+    is the caller's. Errors: Unsupported for a kind, pre-tokenizer or key that HF files cannot carry; InputError for keys
+    that contradict each other.
     """
     kind = keys.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
@@ -60,7 +62,7 @@ def to_hf(keys: Mapping[str, Any]) -> dict[str, bytes]:
     settings: Json = {f"add_{name}_token": flag for name, flag in adds.items()}
     if (prefix := keys.get("tokenizer.ggml.add_space_prefix")) is not None:
         settings["add_prefix_space"] = as_flag(prefix, "tokenizer.ggml.add_space_prefix")
-    added = _gguf_added(vocabulary, ids, kind)
+    added = _gguf_added(vocabulary, ids, kind, strips(str(keys.get("general.name", ""))))
     decoder, files = added, {}
     if row is None:
         tokenizer = _sentencepiece_json(vocabulary, ids, prefix is not False)
@@ -121,14 +123,15 @@ def _gguf_specials(keys: Mapping[str, Any], vocabulary: Vocabulary, row: PreToke
     return ids, adds
 
 
-def _gguf_added(vocabulary: Vocabulary, ids: Mapping[str, int], kind: str) -> dict[int, Json]:
+def _gguf_added(vocabulary: Vocabulary, ids: Mapping[str, int], kind: str, stripping: bool) -> dict[int, Json]:
     """The `added_tokens` of tokenizer.json by id: control, unknown, user-defined and named tokens."""
     added: dict[int, Json] = {}
     for index, (text, of) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if index in ids.values() or (of in (CONTROL, UNKNOWN, USER_DEFINED) and not vocabulary.is_pad(index)):
             # Byte level: the converter decodes an added token that is not `normalized`; keep what this would change.
             normalized = kind == "gpt2" and decoded(text) != text
-            flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": normalized}
+            rstrip = stripping and text not in UNSTRIPPED and of in (CONTROL, UNKNOWN, USER_DEFINED)
+            flags = {"single_word": False, "lstrip": False, "rstrip": rstrip, "normalized": normalized}
             added[index] = {"content": text, **flags, "special": of != USER_DEFINED}
     return added
 

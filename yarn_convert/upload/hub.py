@@ -116,10 +116,10 @@ def _check_validated(manifest: Mapping[str, Any], model: str, allowed: bool) -> 
 
 
 def _files(c: Checkpoint) -> dict[str, Path]:
-    """name in the repository -> file. A folder goes as it is, a GGUF with its manifest; hidden files and backups stay here."""
+    """name in the repository -> file. A folder goes as it is, a GGUF's files with their manifest; hidden files and backups stay here."""
     path = c.source.path
     if c.gguf:
-        return {path.name: path, manifest_path(path).name: manifest_path(path)}
+        return {p.name: p for p in (*c.weight_files, manifest_path(path))}
     names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
     kept = [n for n in names if not n.endswith(LEFT_OUT) and not any(part.startswith(".") for part in n.split("/"))]
     for n in kept:

@@ -12,6 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from .. import layout
 from ..checkpoint import Checkpoint
 from ..errors import InputError, Unsupported, UsageError, YarnConvertError
+from ..families import for_config
 from ..layout import Part
 from ..rope import Effect, Table
 from ..targets.moving import Piece, converted
@@ -39,10 +41,10 @@ class Reference:
 
     def __init__(self, c: Checkpoint, device: str = "auto", dtype: str = "float32", swap_qk: bool = False) -> None:
         """Raises UsageError when torch, transformers or accelerate is missing or the device is not there."""
-        torch = _torch()
+        torch, c = _torch(), _as_run(c)
         self.device, self.dtype, self.dtype_name = pick_device(device), getattr(torch, dtype), dtype
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        self.by_rows = bool(c.sliding_window) or c.family.attention != "plain"
+        self.by_rows = bool(c.window) or c.family.attention != "plain"
         weights = Weights(c, self.dtype, swap_qk)
         self.offloaded = weights.nbytes > SHARE * free_memory(self.device)
         self.net: Any = (self._offloaded if self.offloaded else self._loaded)(_config(c), weights).eval()
@@ -90,7 +92,7 @@ class Reference:
     ) -> NDArray[np.float32]:
         """float32[rows, vocabulary]: one row for each position of `spans`, after one pass over `ids`, int64[n].
 
-        `rows_only` computes attention for those rows alone, which is right for a model of one layer and many times
+        `rows_only` computes the last layer's attention for those rows alone, which changes nothing in them and is many times
         cheaper. `progress` gets the fraction done, by layers.
         """
         import torch
@@ -99,8 +101,9 @@ class Reference:
         self.rotary.serve(table, len(ids), self.device, self.dtype)
         for module, scaling in self.scaled:
             module.scaling = scaling * getattr(table, "logits", 1.0)
-        rows = spans if rows_only else ((0, len(ids)),)  # sdpa would hold a window's mask, tokens × tokens, whole
-        self.net.set_attn_implementation(_rows_attention(rows) if rows_only or self.by_rows else "sdpa")
+        by_rows = rows_only or self.by_rows  # sdpa would hold a window's mask, tokens × tokens, whole
+        last = spans if rows_only else ((0, len(ids)),)
+        self.net.set_attn_implementation(_rows_attention(last, len(self.layers), len(ids)) if by_rows else "sdpa")
         kept = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans])).to(self.device)
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / len(self.layers))) for i, layer in enumerate(self.layers)]
         try:
@@ -156,10 +159,21 @@ def _torch() -> Any:
     try:
         import accelerate  # noqa: F401
         import torch
-        import transformers  # noqa: F401
+        import transformers
     except ImportError as e:
         raise UsageError(f"validation needs {e.name}", INSTALL) from None
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # what it says of a model without a tokenizer's limits is not about this one
     return torch
+
+
+def _as_run(c: Checkpoint) -> Checkpoint:
+    """`c` as a model of the family whose code computes it; UsageError for one that transformers has no code for."""
+    if not c.family.run_as:
+        return c
+    if c.gguf is None:
+        raise UsageError(f"transformers has no code for {c.family.model_type}", "--out gguf, and validate that")
+    return replace(c, family=for_config({"model_type": c.family.run_as}))
 
 
 @contextlib.contextmanager
@@ -303,20 +317,21 @@ def _polar(table: Table, n: int, device: str, dtype: Any) -> Any:
     return torch.from_numpy((np.exp(1j * angles) * table.multiplier).astype(np.complex64)).to(device)
 
 
-def _rows_attention(rows: Spans) -> str:
-    """The name of an attention function for transformers that computes these rows and leaves the others zero: causal, and
-    within the sliding window that a layer hands to it."""
+def _rows_attention(last: Spans, layers: int, n: int) -> str:
+    """The name of an attention function for transformers: causal, within the sliding window that a layer hands to it, some rows
+    at a time. In the last of so many layers it computes the rows `last` only, of n, and leaves the others zero."""
     import torch
     from transformers import AttentionInterface
 
-    blocks = [(i, min(i + BLOCK, b)) for a, b in rows for i in range(a, b, BLOCK)]
+    def blocks(spans: Spans) -> list[tuple[int, int]]:
+        return [(i, min(i + BLOCK, b)) for a, b in spans for i in range(a, b, BLOCK)]
 
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **rest: Any) -> tuple[Any, None]:
         window = rest.get("sliding_window") or query.shape[2]
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         out = query.new_zeros((*query.shape[:3], value.shape[3]))
-        for a, b in blocks:
+        for a, b in blocks(last if module.layer_idx == layers - 1 else ((0, n),)):
             first = max(0, a - window + 1)
             scores = query[:, :, a:b] @ key[:, :, first:b].transpose(2, 3)
             scores *= query.shape[-1] ** -0.5 if scaling is None else scaling

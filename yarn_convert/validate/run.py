@@ -162,13 +162,13 @@ def _studies(
         say("reference, real" if free else "measuring the speed", 0.0)
         reference = Reference(c, device, settings.dtype)
         ids = ids if free else ids[: affordable(reference, c, question, names, ids, BUDGET if settings.budget is None else settings.budget)]
-        tolerance = tolerance_for(main_dtype(c) if c.gguf else "F32", settings.dtype)
+        tolerance = tolerance_for(main_dtype(c) if c.gguf else "F32", settings.dtype, c.family.gelu and c.gguf is not None)
         studies.append(study(real_subject(c, ids, original, tolerance), question, reference, names, say))
         del reference  # a large one makes room for the twin's
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
         small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
         limit = min(meant.context, TWIN_TOKENS if device == "cpu" else meant.context)
-        limit = min(limit, WINDOWED_TOKENS) if c.sliding_window else limit
+        limit = min(limit, WINDOWED_TOKENS) if c.window else limit
         if settings.twin:
             subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
             studies.append(study(subject, replace(question, dtype="float32"), Reference(small, device), names, say))

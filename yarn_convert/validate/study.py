@@ -82,7 +82,15 @@ def twin_subject(c: Checkpoint, ids: NDArray[np.int64], original: int) -> Subjec
     n, w = len(ids), WIDTH
     doubling = [w << k for k in range(1, 40) if (w << k) < n]
     probes = disjoint([(max(0, a), min(n, a + w)) for a in {0, original - w, original, 2 * original, n - w, *doubling} if a < n])
-    return Subject("twin", c, ids, ((0, n),), (1, *(edge for span in probes for edge in span)), probes, tolerance_for("F32"))
+    return Subject(
+        "twin",
+        c,
+        ids,
+        ((0, n),),
+        (1, *(edge for span in probes for edge in span)),
+        probes,
+        tolerance_for("F32", gelu=c.family.gelu and c.gguf is not None),
+    )
 
 
 def disjoint(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -1,7 +1,7 @@
 """The twin of a checkpoint: a tiny random model that keeps every RoPE-relevant key and shrinks all else.
 
-It has one layer, one head of the same size, a vocabulary of 64 and seeded weights, and is written by the same writers. So
-a runtime shows in seconds what it makes of a 70B model's scaling, over the whole extended context, without its weights.
+It has one layer or one of each kind, few heads of the same size, a vocabulary of 64 and seeded weights, and is written by the
+same writers. So a runtime shows in seconds what it makes of a 70B model's scaling, over the whole extended context.
 """
 
 from __future__ import annotations
@@ -18,33 +18,48 @@ from numpy.typing import NDArray
 from .. import layout
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..dialects import ROPE_FREQS
-from ..families.derived import RULES
+from ..families.derived import RULES, SAID
 from ..families.schema import numbered
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
 from ..json_text import REMOVE, edit
 from ..source import Source
-from ..targets.gguf import gguf_job
 from ..targets.moving import Job, WriteBytes, execute, unchanged
+from ..targets.parts import gguf_job
 from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import SINGLES, in_memory, inside
 
 VOCAB, HIDDEN_MIN, FEED_FORWARD = 64, 64, 32
 QK_SCALE = 1.2  # of q and k rows, over √hidden: scores spread by about 1, so that attention looks at many places at once
-POSITIONS = ("attn_q.weight", "attn_k.weight", "attn_q_b.weight", "attn_kv_a_mqa.weight")  # rows that turn are in these
+QK = ("attn_q.weight", "attn_k.weight", "attn_qkv.weight", "attn_q_b.weight", "attn_kv_a_mqa.weight")
+BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
 REFUSED_IN_A_TWIN = ("quantization_config", "auto_map")
 
 
 def write_twin(c: Checkpoint, out: Path, seed: int = 0) -> Checkpoint:
     """Write the twin of `c` to `out`, a folder or a .gguf file as `c` is, and open it. `c` may lack its weights."""
-    sizes = {"hidden_size": max(HIDDEN_MIN, c.head_dim), "intermediate_size": FEED_FORWARD, "num_hidden_layers": 1, "vocab_size": VOCAB}
-    sizes |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": c.head_dim, **c.family.twin}
-    if c.family.latent:
-        sizes |= {k: n for k, n in RULES["mla"]({**sizes, "qk_rope_head_dim": c.head_dim}).items() if k in c.hparams}
-    small = replace(c, hparams={**c.hparams, **sizes, "tie_word_embeddings": False})
-    arrays = weights(small, _names(c, small.hparams), seed)
+    sizes, tied = _sizes(c), c.family.head == "never"
+    small = replace(c, hparams={**c.hparams, **sizes, "tie_word_embeddings": tied})
+    arrays = weights(small, _names(c, small.hparams, tied), seed)
     jobs = _gguf(small, sizes, arrays, out) if c.gguf else _folder(small, sizes, arrays)
     execute(jobs, out, folder=c.gguf is None, progress=lambda n: None, link=False, last=lambda moved, folder: [])
     return open_checkpoint(Source(out, f"twin of {c.source.name}"))
+
+
+def _sizes(c: Checkpoint) -> dict[str, int]:
+    """The twin's sizes by their config keys: as few heads as make 64 columns, one layer or as many as there are kinds of."""
+    heads = -(-HIDDEN_MIN // c.head_dim)
+    sizes = {
+        "hidden_size": heads * c.head_dim,
+        "intermediate_size": FEED_FORWARD,
+        "num_hidden_layers": 1,
+        "vocab_size": VOCAB,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads if c.heads("k") == c.heads("q") else 1,
+        "head_dim": c.head_dim,
+        **c.family.twin,
+    }
+    latent = RULES["mla"]({**sizes, "qk_rope_head_dim": c.head_dim}) if c.family.latent else {}
+    return sizes | {k: n for k, n in latent.items() if k in c.family.hparams}
 
 
 def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
@@ -52,25 +67,29 @@ def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, VOCAB, n)
 
 
-def _names(c: Checkpoint, small: Mapping[str, Any]) -> list[str]:
-    """GGUF names of the twin's tensors: those of the first layer and outside of layers, with a head of its own. `small` are the
-    twin's hparams."""
-    there = c.parts(gguf=True)
-    first = [n for n in there if not n.startswith("blk.") or (n.startswith("blk.0.") and c.family.has(numbered(n).template, small, 0))]
+def _names(c: Checkpoint, small: Mapping[str, Any], tied: bool) -> list[str]:
+    """GGUF names of the twin's tensors: those of the first layers and outside of layers, with a head of its own unless tied.
+    `small` are its hparams."""
+    there, layers, switches = c.parts(gguf=True), range(small["num_hidden_layers"]), c.family.switches
+    names = [name for name, n in ((name, numbered(name)) for name in there) if n.layer in layers]
     if not there:  # a config.json alone
-        first = [f"blk.0.{part}" for switch, parts in c.family.switches.items() if c.config.get(switch) for part in parts]
-    return list(dict.fromkeys([*first, *c.family.required(small), "output.weight"]))
+        on = {part for switch, parts in switches.items() if c.config.get(switch) for part in parts}
+        names = [f"blk.{i}.{part}" for part in sorted(on) for i in layers]
+    off = {part for switch, parts in switches.items() if c.family.twin.get(switch) is False for part in parts}
+    off |= {"output.weight"} if tied else set()
+    wanted = [name for name in dict.fromkeys([*names, *c.family.required(small), "output.weight"]) if layout.part_of(name) not in off]
+    return [name for name in wanted if c.family.has(numbered(name).template, small, numbered(name).layer)]
 
 
 def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray[np.float32]]:
     """Seeded float32 arrays by GGUF name and in its order. Norms are 1, embeddings spread by 1, the rest by 1/√columns."""
     rng, arrays = np.random.default_rng(seed), {}
     for name in names:
-        part = name.removeprefix("blk.0.")
+        part = layout.part_of(name)
         shape = tuple(small.sizes[size] for size in small.family.shapes[part])
         w = rng.standard_normal(shape)
-        scale = QK_SCALE if part in POSITIONS else 1.0
-        if part.endswith("norm.weight"):
+        scale = QK_SCALE if part in QK else 1.0
+        if "norm" in part and part.endswith("weight"):
             w = np.ones(shape)
         elif part != "token_embd.weight":
             w *= scale / np.sqrt(shape[-1]) if len(shape) > 1 else 0.1
@@ -79,21 +98,17 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
 
 
 def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]]) -> list[Job]:
-    text = inside(small.source.path, "config.json").read_text("utf-8")
+    text, family = inside(small.source.path, "config.json").read_text("utf-8"), small.family
     config = json.loads(text)
-    changes: dict[str, Any] = {
-        **sizes,
-        **{small.family.own(k): v for k, v in sizes.items()},
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": None,
-    }
+    said = SAID[family.model_type](small.hparams, arrays) if family.model_type in SAID else {}
+    unsaid = family.unsaid | ({"head_dim"} if config.get("head_dim") is None else set())  # it is hidden_size / heads
+    changes: dict[str, Any] = {family.own(k): v for k, v in sizes.items() if k not in unsaid} | said
+    changes |= {k: config[k][: sizes["num_hidden_layers"]] for k in BY_LAYER if isinstance(config.get(k), list)}
+    changes |= {"tie_word_embeddings": small.hparams["tie_word_embeddings"], "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     changes |= {k: "float32" for k in ("dtype", "torch_dtype") if k in config}
     changes |= dict.fromkeys([k for k in REFUSED_IN_A_TWIN if k in config], REMOVE)
     made = {name: in_memory(name, a, "F32") for name, a in arrays.items()}
-    parts = layout.to_hf(small.family, made, small.sizes)
-    pieces = [hf_piece(name, part, "auto") for name, part in parts.items()]
+    pieces = [hf_piece(name, part, "auto") for name, part in layout.to_hf(family, made, small.sizes).items()]
     return [WriteBytes("config.json", edit(text, changes).encode()), safetensors_job(SINGLES[0], pieces)]
 
 

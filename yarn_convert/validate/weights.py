@@ -46,14 +46,17 @@ def check_weights(c: Checkpoint, base: Checkpoint | None, manifest: Mapping[str,
 def _listed(manifest: Mapping[str, Any], c: Checkpoint) -> dict[str, str | None]:
     """name -> SHA-256 of each weight file that the manifest lists. FormatError for a manifest that lists none.
 
-    A GGUF is one file, whatever it is called now; beside a folder's weights, rope.safetensors is judged as the recipe is.
+    A GGUF's files go in their order, whatever they are called now; beside a folder's weights, rope.safetensors is judged as
+    the recipe is.
     """
     try:
         files = {str(f["file"]): f.get("sha256") for f in manifest["weights"]["files"]}
     except (KeyError, TypeError, AttributeError):
         raise FormatError(f"the manifest of {c.source.path.name} does not list weight files", "delete it, or give --base") from None
     files.pop(ROPE_FILE, None)
-    return dict.fromkeys([c.source.path.name], next(iter(files.values()), None)) if c.gguf else files
+    if c.gguf is None or len(files) != len(c.weight_files):
+        return files
+    return dict(zip((path.name for path in c.weight_files), files.values(), strict=True))
 
 
 def _against_hashes(c: Checkpoint, hashes: Mapping[str, str | None], progress: Progress) -> dict[str, Any]:
