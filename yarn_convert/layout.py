@@ -52,7 +52,8 @@ class Order:
         """The type of what the sources hold; F32 where they differ."""
         if self.mxfp4:
             return "MXFP4"
-        return sources[0].dtype if all(t.dtype == sources[0].dtype for t in sources) else "F32"
+        first = sources[0].dtype
+        return first if len(sources) == 1 or all(t.dtype == first for t in sources) else "F32"
 
 
 AS_IT_IS = Order()
@@ -103,6 +104,15 @@ def _all_heads(sizes: Sizes) -> list[int]:
 def _by_head(sizes: Sizes) -> list[int]:
     """The blocks of all queries, keys and values where each head holds its own three."""
     return [h * 3 + part for part in range(3) for h in range(sizes["heads"])]
+
+
+def _split_groups_back(s: Sizes) -> Order:
+    """Row by row: those of queries and keys are interleaved, those of values are not."""
+    each = s["heads"] // s["kv_heads"] + 2
+    rows = np.arange(s["kv_heads"] * each * s["head"]).reshape(s["kv_heads"], each, s["head"])
+    turned = rows[:, :-1].reshape(-1, 2, s["head"] // 2).swapaxes(1, 2).reshape(s["kv_heads"], each - 1, s["head"])
+    parts = (turned[:, :-1], turned[:, -1:], rows[:, -1:])
+    return Order(index=np.argsort(np.concatenate([part.reshape(-1) for part in parts])), shape=(rows.size, s["hidden"]))
 
 
 # gpt-oss keeps gate and up of an expert in turn, as columns of a matrix that GGUF has the other way round
@@ -192,9 +202,7 @@ TRANSFORMS: Mapping[str, Transform] = {
     "add_one": Transform(lambda s, p: Order(added=1.0), lambda s: Order(added=-1.0)),
     "heads_of_three": Transform(lambda s, p: Order(s["head"], _by_head(s)), lambda s: Order(s["head"], _inverse(_by_head(s)))),
     "groups_of_heads": Transform(lambda s, p: Order(s["head"], _all_heads(s)), lambda s: Order(s["head"], _inverse(_all_heads(s)))),
-    "split_groups": Transform(
-        lambda s, p: Order(s["head"], _heads_of(s, p), turn=int(p < 2)), lambda s: Order(s["head"], _inverse(_all_heads(s)))
-    ),
+    "split_groups": Transform(lambda s, p: Order(s["head"], _heads_of(s, p), turn=int(p < 2)), _split_groups_back),
     "columns_in_turn": Transform(_columns, _columns_back, _packed),
     "in_turn": Transform(_biases, _biases_back),
     "transposed": Transform(_transposed, _transposed_back, lambda s, p: Order(shape=_transposed(s, p).shape, mxfp4=True)),

@@ -76,19 +76,23 @@ def hf_pieces(c: Checkpoint, outtype: str) -> list[Piece]:
 
 def hf_piece(name: str, part: Part, outtype: str) -> Piece:
     """How a part becomes a tensor of a folder in HF layout."""
-    plain = EXACT.get(part.dtype, part.dtype if part.dtype in SAFETENSORS_BITS else "F32")
+    own = part.dtype
+    plain = EXACT.get(own, own if own in SAFETENSORS_BITS else "F32")
     dtype = plain if outtype == "auto" or len(part.shape) == 1 else outtype.upper()
-    if dtype != part.dtype and part.dtype in SAFETENSORS_BITS and part.dtype not in TORCH_NAMES:
-        raise Unsupported(f"tensor {name!r} is {part.dtype}: its type cannot be changed", "--outtype auto")
+    if dtype != own and own in SAFETENSORS_BITS and own not in TORCH_NAMES:
+        raise Unsupported(f"tensor {name!r} is {own}: its type cannot be changed", "--outtype auto")
     size = math.prod(part.shape) * SAFETENSORS_BITS[dtype] // 8
     return Piece(Tensor(name, dtype, part.shape, size), part.sources, part.order)
 
 
 def _shards(pieces: list[Piece]) -> list[Job]:
     shards: list[list[Piece]] = [[]]
+    held = 0
     for p in pieces:
-        if shards[-1] and sum(q.target.nbytes for q in shards[-1]) + p.target.nbytes > SHARD:
+        held += p.target.nbytes
+        if shards[-1] and held > SHARD:
             shards.append([])
+            held = p.target.nbytes
         shards[-1].append(p)
     if len(shards) == 1:
         return [safetensors_job(SINGLES[0], shards[0])]
