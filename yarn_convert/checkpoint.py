@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from . import dialects, families, layout, readers
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
 from .families.derived import of_one_layer
+from .families.schema import numbered
 from .gguf_file import Gguf
 from .layout import Part
-from .rope import Array, Rope, Table, geometric, rope_of, table
+from .readers import Beside
+from .rope import Array, Rope, Table, effect, geometric, rope_of
 from .source import Source
 from .split import read_model, stem_of
 from .tensors import Tensor, inside, load_json, read_folder
@@ -29,11 +32,15 @@ SIZES = {  # name in Family.shapes -> standard config key
     "experts": "num_experts",
     "expert_ff": "moe_intermediate_size",
     "shared_ff": "shared_expert_intermediate_size",
+    "q_lora": "q_lora_rank",
+    "kv_lora": "kv_lora_rank",
+    "value": "v_head_dim",
 }
+NEXT_TOKENS, FP8, FP8_SCALES = "layers that predict tokens further on", "scales of FP8 weights", ".weight_scale_inv"
 RECIPE = "yarn_convert.recipe"  # and in a GGUF: the canonical recipe as JSON, so that the file says what was meant
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
     """A base model. `tensors` has the format's own names; `hparams` config.json's names, whatever the format.
 
@@ -80,7 +87,7 @@ class Checkpoint:
         found = self.sliding_window or (self.hparams.get("sliding_window") if "sliding_window" in self.family.hparams else None)
         return int(found) if found else None
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """The sizes that `Family.shapes` and `layout.TRANSFORMS` speak of, as far as the model has them."""
         h = self.hparams
@@ -88,7 +95,35 @@ class Checkpoint:
         sizes["heads"], sizes["kv_heads"], sizes["head"] = self.heads("q"), self.heads("k"), self.head_dim
         sizes["q"], sizes["kv"] = (sizes[n] * self.head_dim for n in ("heads", "kv_heads"))
         sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
-        return sizes | {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
+        sizes |= {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
+        return sizes | (self._latent_sizes(sizes) if self.family.latent else {})
+
+    def _latent_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Those of multi-head latent attention, where a part of each head turns."""
+        h, heads = self.hparams, sizes["heads"]
+        return {
+            "nope": h["qk_head_dim"] - self.head_dim,
+            "q_mla": heads * h["qk_head_dim"],
+            "o_mla": heads * h["v_head_dim"],
+            "kv_a": h["kv_lora_rank"] + self.head_dim,
+            "shared_ff": h["n_shared_experts"] * h["moe_intermediate_size"],
+        }
+
+    @cached_property
+    def unused(self) -> dict[str, str]:
+        """Tensors that no runtime here runs and that a GGUF leaves out -> what they are: layers behind the last, which predict
+        tokens further on, and scales of FP8 weights."""
+        if self.gguf is not None:
+            return {}
+        more = self.config.get(self.family.more_layers) or 0
+        behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if type(more) is int and more < 100 else ()
+        found = {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
+        return found | {name: FP8 for name in self.tensors if name.endswith(FP8_SCALES)} if self.is_fp8 else found
+
+    @property
+    def is_fp8(self) -> bool:
+        quantized = self.config.get("quantization_config") if self.gguf is None else None
+        return isinstance(quantized, dict) and quantized.get("quant_method") == "fp8"
 
     @property
     def other_layers(self) -> Table | None:
@@ -98,8 +133,15 @@ class Checkpoint:
         return Table(geometric(float(self.hparams["rope_local_base_freq"] or 1e4), self.rope.rotary_dim), 1.0)
 
     def kv_bytes(self, context: int, element: int = 2) -> int:
-        """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16)."""
+        """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16). With multi-head latent
+        attention it holds one latent vector a token and layer."""
+        if self.family.latent:
+            return self.layers * int(self.hparams["latent_key"]) * context * element
         return 2 * self.layers * self.heads("k") * self.head_dim * context * element
+
+    def beside(self, rope: Rope) -> Beside:
+        """What is computed besides the table of `rope` where it is this model's."""
+        return Beside(effect(rope).logits, self.other_layers)
 
     def written_as(self, arch: str) -> Checkpoint:
         """The same checkpoint, to be written as another GGUF architecture. Unsupported for one that cannot, or for a GGUF."""
@@ -116,15 +158,30 @@ class Checkpoint:
             if bool(self.gguf) != gguf:
                 raise Unsupported(f"the tensors of {self.family.name!r} have no names here, so they can only be copied", SAME_FORMAT)
             return {name: Part(t.shape, (t,)) for name, t in self.tensors.items()}
-        if bool(self.gguf) == gguf:
-            parts = layout.as_they_are(self.family, self.tensors, self.sizes, gguf)
+        return dict(self._gguf_parts if gguf else self._hf_parts)
+
+    @cached_property
+    def _used(self) -> Mapping[str, Tensor]:
+        return {name: t for name, t in self.tensors.items() if name not in self.unused} if self.unused else self.tensors
+
+    @cached_property
+    def _gguf_parts(self) -> dict[str, Part]:
+        if self.gguf:
+            parts = layout.as_they_are(self.family, self.tensors, self.sizes, True)
         else:
-            parts = (layout.to_gguf if gguf else layout.to_hf)(self.family, self.tensors, self.sizes)
-        if gguf and self.hparams["tie_word_embeddings"]:
+            parts = layout.to_gguf(self.family, self._used, self.sizes)
+        if self.hparams["tie_word_embeddings"]:
             parts.pop("output.weight", None)  # `targets.gguf` has made sure that a stray lm_head.weight is the embedding
             if self.family.head == "required" and "token_embd.weight" in parts:
                 parts["output.weight"] = parts["token_embd.weight"]
         return parts
+
+    @cached_property
+    def _hf_parts(self) -> dict[str, Part]:
+        if self.gguf:
+            return layout.to_hf(self.family, self.tensors, self.sizes)
+        parts = layout.as_they_are(self.family, self._used, self.sizes, False)
+        return parts | {name: Part(self.tensors[name].shape, (self.tensors[name],)) for name in self.unused}
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -141,7 +198,7 @@ def _open_folder(source: Source) -> Checkpoint:
     family = families.for_config(config)
     _check_known(family, "model_type", str(config["model_type"]), readers.MODEL_TYPES)
     config = normalized(family, {**_assumed(config), **config})
-    rope, context = dialects.hf_read(of_one_layer(family, config)), dialects.hf_context(config)
+    rope, context = dialects.hf_read(of_one_layer(family, config), family.latent), dialects.hf_context(config)
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
     if source.original_context and rope.method == "none":
         rope = Rope("none", rope.theta, rope.rotary_dim, source.original_context)
@@ -172,7 +229,7 @@ def _open_gguf(source: Source) -> Checkpoint:
     factors = _factors(gguf, rotary_dim)
     other_layers = {family.gguf_key(hf)[0] for hf, key in family.hparams.items() if key.startswith("rope.")}
     rope_keys = {k: v for k, v in keys.items() if k not in other_layers}
-    rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, factors)
+    rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, factors, family.latent)
     rope, ours = _left_recipe(keys.get(RECIPE), rope)
     tensors = {name: t for name, t in gguf.tensors.items() if name not in dialects.FACTORS}
     files = tuple(part.path for part in gguf.parts) or (source.path,)
@@ -239,7 +296,7 @@ def _check(c: Checkpoint) -> None:
             c.family.to_hf(name)
     if c.layers > len(named):
         raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
-    required = c.family.required(c.layers) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
+    required = c.family.required(c.hparams) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
     missing = [name for name in required if name not in named]
     if missing:
         raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
@@ -252,7 +309,7 @@ def _check_number(c: Checkpoint, key: str) -> None:
     value, kind = c.hparams[key], c.family.gguf_key(key)[1]
     if value is None and (key in c.family.may_lack or kind != "u32"):
         return
-    if kind == "u32":
+    if kind == "u32" and not (value == 0 and key in c.family.may_lack):
         dialects.positive_int(value, key)
     elif key.endswith("eps"):
         if not 0 <= dialects.number(value, key) < 1:
@@ -263,13 +320,15 @@ def _check_number(c: Checkpoint, key: str) -> None:
 
 def _check_part(c: Checkpoint, name: str, part: Part) -> None:
     """Raise FormatError for a tensor that the config does not describe: a layer too many, another shape, a bias switched off."""
-    pieces, what = name.split("."), part.sources[0].name
-    if pieces[0] == "blk" and int(pieces[1]) >= c.layers:
+    n, what = numbered(name), part.sources[0].name
+    if name.startswith("blk.") and n.layer >= c.layers:
         raise FormatError(f"{what} is in a layer beyond the {c.layers} of the config", MISMATCH)
-    expected = tuple(c.sizes[size] for size in c.family.shapes[layout.part_of(name)])
+    if not c.family.has(n.template, c.hparams, n.layer):
+        raise FormatError(f"{what} is in a layer that has none by the config", MISMATCH)
+    part_name = layout.part_of(name)
+    expected = tuple(c.sizes[size] for size in c.family.shapes[part_name])
     if part.shape != expected:
         raise FormatError(f"{what} has the shape {list(part.shape)}, the config describes {list(expected)}", MISMATCH)
-    part_name = layout.part_of(name)
     switches = [switch for switch, on in c.family.switches.items() if part_name in on]
     if c.gguf is None and switches and not c.config.get(switches[0]):
         raise FormatError(f"config.json does not turn on {what}: transformers drops it, other readers may not", MISMATCH)
@@ -286,7 +345,7 @@ def _left_recipe(recipe: Any, rope: Rope) -> tuple[Rope, bool]:
     """
     try:
         left = rope_of(json.loads(recipe) if isinstance(recipe, str) else recipe)
-        if dialects.same(table(left), table(rope)):
+        if dialects.same_effect(effect(left), effect(rope)):
             return left, True
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, YarnConvertError):
         pass  # absent, or not ours

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, manifest_path, open_checkpoint
-from .errors import OutputError, UsageError
+from .errors import OutputError, Unsupported, UsageError
 from .json_text import pretty
 from .quantizer import read_imatrix
-from .rope import BAKED, MAX_CONTEXT, METHODS, Rope, bake, recipe_of, table
+from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, recipe_of, table
 from .source import resolve
 from .split import first_part, stem_of
 from .targets.gguf import plan_gguf
@@ -89,6 +89,7 @@ def extend(c: Checkpoint, options: Options) -> Extension:
                 "say what is meant with --method yarn and its options",
             )
         return Extension(c.rope, c.context, c.context / c.rope.original_context)
+    _check_family(c, options)
     composed = not c.ours and c.rope.method not in REPLACED
     own = c.context if composed else c.rope.original_context
     original = own if options.original_context is None else options.original_context
@@ -105,6 +106,8 @@ def extend(c: Checkpoint, options: Options) -> Extension:
     for name in ("beta_fast", "beta_slow", "attention_factor"):
         if getattr(options, name) is not None:
             params[name] = float(getattr(options, name))
+    if c.family.latent and options.method in TAKES["attention_factor"]:
+        params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
     params |= {"ramp": options.ramp} if options.ramp != "index" else {}
     params |= {} if options.truncate else {"truncate": False}
     rope = Rope(options.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else c.rope.inner)
@@ -133,6 +136,21 @@ def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None
     factor = base.number("factor") * s
     original = context / factor
     return replace(base, original_context=int(original), params={"factor": factor}) if original == int(original) else None
+
+
+def _check_family(c: Checkpoint, o: Options) -> None:
+    """Raise Unsupported for a model in which nothing is to be extended, UsageError for what means nothing to its attention."""
+    if c.family.windows_only:
+        raise Unsupported(
+            f"{c.family.model_type} has RoPE only in layers that see a window of tokens, and its other layers have no positions: "
+            "no token turns farther than the window, so there is nothing to extend",
+            "--method none converts the format; for longer texts max_position_embeddings alone is to be raised, by hand",
+        )
+    if c.family.latent and o.attention_factor is not None:
+        raise UsageError(
+            f"{c.family.model_type} turns a part of each head only: its temperature is mscale_all_dim's, on the logits",
+            "leave out --attention-factor",
+        )
 
 
 TAKES = {

@@ -19,7 +19,7 @@ from .errors import FormatError, Inexpressible, InputError, Unsupported, UsageEr
 from .families import Family, architectures
 from .gguf_file import Value, f32
 from .json_text import REMOVE
-from .rope import Array, Rope, Table, geometric, ntk_theta, table, temperature
+from .rope import MSCALES, Array, Effect, Rope, Table, effect, geometric, ntk_theta, table, temperature
 
 RTOL = 2.5e-7  # two roundings to float32: one of a factor, one of a frequency
 
@@ -29,6 +29,11 @@ def same(a: Table, b: Table, rtol: float = RTOL) -> bool:
     return a.inv_freq.shape == b.inv_freq.shape and bool(
         np.allclose(a.inv_freq, b.inv_freq, rtol=rtol, atol=0) and math.isclose(a.multiplier, b.multiplier, rel_tol=rtol)
     )
+
+
+def same_effect(a: Effect, b: Effect) -> bool:
+    """`same`, and the logits are scaled alike."""
+    return same(Table(*a[:2]), Table(*b[:2])) and math.isclose(a.logits, b.logits, rel_tol=2 * RTOL)
 
 
 # -- config.json ------------------------------------------------------------------------------------------------------
@@ -68,8 +73,9 @@ def hf_head_dim(config: Mapping[str, Any]) -> int:
     return hidden // heads
 
 
-def hf_read(config: Mapping[str, Any]) -> Rope:
-    """The recipe of a parsed config.json, from `rope_scaling` (transformers 4) and `rope_parameters` (5).
+def hf_read(config: Mapping[str, Any], latent: bool = False) -> Rope:
+    """The recipe of a parsed config.json, from `rope_scaling` (transformers 4) and `rope_parameters` (5). `latent`: of a model
+    with multi-head latent attention, where mscale_all_dim scales the logits.
 
     Raises InputError when the two are there and mean different tables, Unsupported for a type or key that is unknown,
     FormatError for values that give no table.
@@ -80,10 +86,10 @@ def hf_read(config: Mapping[str, Any]) -> Rope:
             raise FormatError(f"{name} is {value!r}, not an object", "fix config.json")
     spellings = {name: value for name, value in spellings.items() if value}
     if not spellings:
-        return _usable(_hf_rope({}, config), "config.json")
-    ropes = {name: _usable(_hf_rope(value, config), f"{name} in config.json") for name, value in spellings.items()}
+        return _usable(_hf_rope({}, config, latent), "config.json")
+    ropes = {name: _usable(_hf_rope(value, config, latent), f"{name} in config.json") for name, value in spellings.items()}
     first, *others = ropes.values()
-    if any(not same(table(first), table(other)) for other in others):
+    if any(not same_effect(effect(first), effect(other)) for other in others):
         raise InputError(
             "rope_scaling and rope_parameters in config.json mean different frequencies: readers disagree about this model",
             "delete the wrong one from config.json",
@@ -101,7 +107,7 @@ def _usable(rope: Rope, where: str) -> Rope:
     return rope
 
 
-def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
+def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: bool) -> Rope:
     kinds = [spelling[k] for k in ("rope_type", "type") if spelling.get(k) is not None]
     if len({HF_METHODS.get(k) if isinstance(k, str) else None for k in kinds}) > 1:
         raise InputError(
@@ -134,7 +140,9 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
     given = {k: v for k, v in given.items() if k in _HF_KEYS[method]}
     if method == "longrope":
         return _hf_longrope(rope, given, context)
-    params = {k: v for k, v in given.items() if k not in ("mscale", "mscale_all_dim", "finetuned")}
+    params = {k: v for k, v in given.items() if k not in (*MSCALES, "finetuned")}
+    if method == "yarn" and latent:
+        return replace(rope, params=params | _hf_mscales(given))
     if method == "yarn" and "attention_factor" not in params and given.get("mscale") and given.get("mscale_all_dim"):
         s = params.get("factor", 1.0)
         below = temperature(s, given["mscale_all_dim"])
@@ -142,6 +150,19 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
             raise FormatError(f"mscale_all_dim {given['mscale_all_dim']!r} makes a multiplier of 1/0", "fix config.json")
         params["attention_factor"] = temperature(s, given["mscale"]) / below
     return replace(rope, params=params)
+
+
+def _hf_mscales(given: Mapping[str, Any]) -> dict[str, float]:
+    """DeepSeek's two parameters, or none. Unsupported for a spelling of which its readers make different things."""
+    found = {k: given[k] for k in MSCALES if given.get(k)}
+    if len(found) == 1:
+        raise Unsupported(f"{next(iter(found))} alone: DeepSeek's own code and transformers take another default for the other", BOTH)
+    if found and "attention_factor" in given:
+        raise Unsupported("attention_factor beside mscale and mscale_all_dim: only some readers take it", "leave out one or the other")
+    return found
+
+
+BOTH = "write both into config.json: 1.0 and 1.0 is YaRN's temperature on all logits"
 
 
 def _first(key: str, spelling: Mapping[str, Any], config: Mapping[str, Any], default: float) -> Any:
@@ -207,10 +228,12 @@ def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
         "original_max_position_embeddings": rope.original_context,
         "beta_fast": rope.number("beta_fast", 32.0),
         "beta_slow": rope.number("beta_slow", 1.0),
-        "attention_factor": m,
     }
     if not rope.params.get("truncate", True):
         spelling["truncate"] = False
+    if "mscale_all_dim" in rope.params:
+        return _hf_members(spelling | {k: rope.number(k) for k in MSCALES}, rope.theta, context)
+    spelling["attention_factor"] = m
     if s > 1 and not math.isclose(m, temperature(s), rel_tol=1e-9):
         # SGLang and mlx-lm ignore attention_factor and take the ratio of these two instead.
         spelling |= {"mscale": (m * temperature(s) - 1) / (temperature(s) - 1), "mscale_all_dim": 1.0}
@@ -219,6 +242,8 @@ def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
 
 def hf_tensors(rope: Rope, context: int) -> dict[str, Any]:
     """Changes to config.json that carry the whole table of `rope`, as longrope lists that are the same short and long; or its own two."""
+    if "mscale_all_dim" in rope.params:
+        raise Inexpressible("lists of frequencies in config.json carry no temperature of the logits", "--carry metadata")
     if rope.method == "longrope" and rope.inner is None:
         short, long = ([float(x) for x in rope.numbers(name)] for name in ("short_factor", "long_factor"))
         m = table(rope).multiplier
@@ -283,13 +308,19 @@ _IGNORED = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_
 _SCALING = ("type", "factor", "attn_factor", "original_context_length", "finetuned", *_IGNORED)
 
 
-def gguf_read(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array]) -> tuple[Rope, list[str]]:
+def gguf_read(
+    keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array], latent: bool = False
+) -> tuple[Rope, list[str]]:
     """(the recipe as llama.cpp reads it, the keys that it ignores) from GGUF keys and those of the tensors `FACTORS` that are there.
 
     Source: llama.cpp, src/llama-model.cpp `load_hparams` and src/llama-context.cpp. Raises Unsupported for a RoPE key
     that is unknown, or for factors together with YaRN, which no writer produces; FormatError for values that give no table.
+    `latent`: of an architecture with multi-head latent attention.
     """
     rope, ignored = _gguf_rope(keys, arch, rotary_dim, factors)
+    if latent:
+        rope = _gguf_mscales(rope, keys.get(f"{arch}.rope.scaling.yarn_log_multiplier"))
+        ignored = [key for key in ignored if not key.endswith(".yarn_log_multiplier")]
     return _usable(rope, "the GGUF"), ignored
 
 
@@ -339,6 +370,23 @@ def pair_of(factors: Mapping[str, Array]) -> tuple[Array, Array] | None:
     return (factors[SHORT], factors[LONG]) if SHORT in factors and LONG in factors else None
 
 
+def _gguf_mscales(rope: Rope, log_multiplier: Any) -> Rope:
+    """`rope` as multi-head latent attention has it, where the logits take the multiplier too, squared: with the key for
+    mscale_all_dim, times 0.1, mscale is the same (src/llama-context.cpp; src/models/deepseek2.cpp, graph).
+
+    Unsupported for what DeepSeek's own code has no word for.
+    """
+    value = number(log_multiplier or 0, "yarn_log_multiplier")
+    if rope.method == "yarn" and value > 0 and "attention_factor" not in rope.params:
+        shortest = next(x for digits in range(1, 18) if f32(0.1 * (x := float(f"{10 * value:.{digits}g}"))) == f32(value) or digits == 17)
+        return rope.with_params(**dict.fromkeys(MSCALES, shortest))
+    if rope.method == "none" or (rope.method == "yarn" and not value and math.isclose(table(rope).multiplier, 1, rel_tol=RTOL)):
+        return rope
+    raise Unsupported(
+        "llama.cpp scales this GGUF's logits as no config.json can say", "extend the model in HF layout, and convert it from there"
+    )
+
+
 def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
     m0 = temperature(rope.number("factor", 1.0))
@@ -355,11 +403,29 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
         if rope.params.get(k, usual) != usual
     ]
     if odd:
-        raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", "--carry tensors")
-    m = table(rope).multiplier
+        ways = "--carry tensors" if "rope_freqs" in family.gguf_reads else ANEW
+        raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", ways)
+    m, log = table(rope).multiplier, {}
+    if family.latent:
+        m0, log = (1.0 if "mscale_all_dim" in rope.params else m0), _log_multiplier(rope)
     attn = {} if math.isclose(m, m0, rel_tol=1e-9) else {"attn_factor": Value("f32", m / m0)}
     original = Value("u32", rope.original_context)
-    return _gguf_keys(family, context, rope.theta, type=Value("str", "yarn"), factor=factor, original_context_length=original, **attn)
+    return _gguf_keys(
+        family, context, rope.theta, type=Value("str", "yarn"), factor=factor, original_context_length=original, **attn, **log
+    )
+
+
+ANEW = "--method yarn --context N extends anew from the original context, with whole pairs; --out safetensors keeps all as it is"
+
+
+def _log_multiplier(rope: Rope) -> dict[str, Value]:
+    """The key for mscale_all_dim. Inexpressible where llama.cpp would scale cos and sin, or the logits, otherwise."""
+    mscale, all_dim = (rope.number(name, 0.0) for name in MSCALES)
+    if mscale != all_dim:
+        raise Inexpressible(f"llama.cpp takes mscale_all_dim, {all_dim:g}, for mscale too, and here it is {mscale:g}", "--out safetensors")
+    if not all_dim and not math.isclose(table(rope).multiplier, 1, rel_tol=RTOL):
+        raise Inexpressible("llama.cpp multiplies the logits by YaRN's temperature, and here only cos and sin have it", "--out safetensors")
+    return {"yarn_log_multiplier": Value("f32", 0.1 * all_dim)} if all_dim else {}
 
 
 def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Value | None], dict[str, Array]]:

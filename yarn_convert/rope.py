@@ -35,6 +35,14 @@ class Table(NamedTuple):
     multiplier: float
 
 
+class Effect(NamedTuple):
+    """All that a recipe changes in a forward pass: a Table, and what the attention's logits are multiplied by on top of it."""
+
+    inv_freq: Array
+    multiplier: float
+    logits: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Rope:
     """A recipe, not a spelling: the canonical form of every RoPE in this project.
@@ -88,6 +96,13 @@ def table(rope: Rope, length: int | None = None) -> Table:
     if not ((stored > 0) & np.isfinite(stored)).all():
         raise UsageError(f"the parameters of {rope.method} give frequencies or a multiplier that no runtime can hold", RANGE)
     return found
+
+
+def effect(rope: Rope, length: int | None = None) -> Effect:
+    """`table`, and (0.1·mscale_all_dim·ln s + 1)² for the logits of a yarn recipe that has that parameter; else 1."""
+    logits = rope.number("mscale_all_dim", 0.0)
+    inner = effect(rope.inner, length).logits if rope.inner else 1.0
+    return Effect(*table(rope, length), inner * (temperature(rope.number("factor", 1.0), logits) ** 2 if logits else 1.0))
 
 
 def check(rope: Rope) -> None:
@@ -154,11 +169,18 @@ def ntk_by_parts(omega: Array, rope: Rope, length: int | None) -> Table:
 def yarn(omega: Array, rope: Rope, length: int | None) -> Table:
     """YaRN (Section 3.4): NTK-by-parts, and the temperature √(1/t) on cos and sin (Eq. 21–22).
 
-    Parameters: those of ntk-by-parts, and `attention_factor`, default 0.1·ln s + 1.
+    Parameters: those of ntk-by-parts, and `attention_factor`, default 0.1·ln s + 1. Multi-head latent attention turns a part
+    of each head only, so cos and sin cannot carry a temperature for whole logits: there the parameters are `mscale` and
+    `mscale_all_dim`, default 1 each. Logits are multiplied by (0.1·mscale_all_dim·ln s + 1)², at 1 the paper's 1/t, and
+    cos and sin by the quotient of the two temperatures, 1 where they are equal (DeepSeek-V2, arXiv 2405.04434, and its
+    modeling_deepseek.py).
     """
     s = factor_of(rope)
-    multiplier = rope.number("attention_factor", temperature(s))
-    if multiplier <= 0:
+    weights = [rope.number(name, 0.0) for name in MSCALES]
+    below = temperature(s, weights[1])
+    usual = temperature(s, weights[0]) / below if all(weights) and below else temperature(s)
+    multiplier = rope.number("attention_factor", usual)
+    if multiplier <= 0 or below <= 0:
         raise UsageError(f"attention_factor must be above 0, not {multiplier:g}", "leave it out for 0.1·ln s + 1")
     return Table(ntk_by_parts(omega, rope, length).inv_freq, multiplier)
 
@@ -215,6 +237,7 @@ def explicit(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table(omega / rope.numbers("factors"), rope.number("attention_factor", 1.0))
 
 
+MSCALES = ("mscale", "mscale_all_dim")
 Method = Callable[[Array, Rope, "int | None"], Table]
 METHODS: Mapping[str, Method] = {
     "none": none,

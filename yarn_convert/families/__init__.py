@@ -13,9 +13,11 @@ from ..errors import Unsupported
 from .aliases import ALIASES, Alias
 from .derived import normalized
 from .gemma import GEMMA2, GEMMA3
-from .llama import GRANITE, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from .gpt_oss import GPT_OSS
+from .llama import GRANITE, GRANITE_MOE, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from .mla import DEEPSEEK_V2, DEEPSEEK_V3
 from .neox import FALCON, GPT_NEOX, PHI3, STABLELM, STARCODER2
-from .others import COHERE, GLM4, OLMO2
+from .others import COHERE, COHERE2, GLM4, OLMO2
 from .qwen import QWEN2, QWEN2_AS_LLAMA, QWEN2_MOE, QWEN3, QWEN3_MOE
 from .schema import Family
 
@@ -36,6 +38,7 @@ __all__ = [
 FAMILIES: tuple[Family, ...] = (
     LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, PHI3, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, OLMO2, INTERNLM2,
     STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE, QWEN2_AS_LLAMA,
+    GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, COHERE2, GRANITE_MOE,
 )  # fmt: skip
 
 NO_ROPE = {
@@ -66,14 +69,18 @@ def for_config(config: Mapping[str, Any]) -> Family:
 
 
 def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Family:
-    """The row of a GGUF architecture, or a stand-in. Of rows that share it, the first with the most `marks`."""
+    """The row of a GGUF architecture, or a stand-in. Of rows that share it, and whose `constants` it has, the first
+    with the most `marks`."""
     _check_rope(arch)
 
     def marked(mark: str) -> bool:
         name = mark.removeprefix("!")
         return (f"{arch}.{name}" in keys or name in tensors) != mark.startswith("!")
 
-    rows = [f for f in FAMILIES if f.gguf_arch == arch and all(map(marked, f.marks))]
+    def contradicted(family: Family) -> bool:
+        return any(keys.get(f"{arch}.{key}", value) != value for key, (_, value) in family.constants.items())
+
+    rows = [f for f in FAMILIES if f.gguf_arch == arch and all(map(marked, f.marks)) and not contradicted(f)]
     return max(rows, key=lambda f: len(f.marks), default=stand_in("", "", arch))
 
 

@@ -31,4 +31,10 @@ ALIASES: Mapping[str, Alias] = {
     "yi-6b": Alias("01-ai/Yi-6B"),
     "solar-10.7b": Alias("upstage/SOLAR-10.7B-v1.0"),
     "vicuna-7b": Alias("lmsys/vicuna-7b-v1.5"),
+    "deepseek-v2-lite": Alias("deepseek-ai/DeepSeek-V2-Lite", note="YaRN ×40 over 4,096 of its own"),
+    "deepseek-v3": Alias("deepseek-ai/DeepSeek-V3", note="YaRN ×40 over 4,096 of its own; FP8: a GGUF needs a BF16 copy"),
+    "gpt-oss-20b": Alias("openai/gpt-oss-20b", note="YaRN ×32 over 4,096 of its own, which llama.cpp rounds; 4-bit experts"),
+    "gpt-oss-120b": Alias("openai/gpt-oss-120b", note="as gpt-oss-20b"),
+    "command-r7b": Alias("CohereForAI/c4ai-command-r7b-12-2024", note="gated; RoPE in windows only: format conversion alone"),
+    "granite-3.0-1b-a400m": Alias("ibm-granite/granite-3.0-1b-a400m-base"),
 }

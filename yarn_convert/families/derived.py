@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
+from ..errors import FormatError, Unsupported
+from .gpt_oss import ROPE as GPT_OSS_ROPE
 from .schema import Family
 
 Config = Mapping[str, Any]
@@ -75,12 +77,45 @@ def _experts_of_full_size(c: Config) -> dict[str, Any]:
     return {"moe_intermediate_size": c.get("intermediate_size")}
 
 
+def _mla(c: Config) -> dict[str, Any]:
+    """Sizes of the multi-query form, which is what a GGUF describes. llama.cpp takes the queries' rank for absent where its
+    layers are those of a lite model, and needs it elsewhere (src/models/deepseek2.cpp, load_arch_hparams)."""
+    nope, rope, latent, layers = (c.get(k) or 0 for k in ("qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank", "num_hidden_layers"))
+    if not all(type(n) is int and n >= 0 for n in (nope, rope, latent)):
+        raise FormatError(f"qk_nope_head_dim, qk_rope_head_dim and kv_lora_rank are {nope!r}, {rope!r} and {latent!r}", "fix config.json")
+    lite = layers in (26, 27) or (layers == 48 and c.get("vocab_size") == 128256)
+    sizes = {"head_dim": rope, "qk_head_dim": nope + rope, "latent_key": latent + rope, "latent_value": latent}
+    return {**sizes, "num_key_value_heads": c.get("num_attention_heads"), "usual_q_lora": (c.get("q_lora_rank") is None) == lite}
+
+
+def _gpt_oss(c: Config) -> dict[str, Any]:
+    """Its YaRN is there where nothing is said; its experts have the size that config.json calls the layer's."""
+    windows, unsaid = c.get("layer_types"), c.get("rope_scaling") is None and c.get("rope_parameters") is None
+    usual = windows is None or windows == [("full_attention", "sliding_attention")[i % 2 == 0] for i in range(len(windows))]
+    return {
+        "moe_intermediate_size": c.get("intermediate_size"),
+        "usual_windows": usual,
+        **({"rope_parameters": GPT_OSS_ROPE} if unsaid else {}),
+    }
+
+
+def _cohere2(c: Config) -> dict[str, Any]:
+    """Every fourth layer has full attention, by a list or by a number; heads have the size that transformers computes."""
+    windows = c.get("layer_types")
+    layers = len(windows) if isinstance(windows, list) else 0
+    usual = [("sliding_attention", "full_attention")[(i + 1) % 4 == 0] for i in range(layers)]
+    return {"usual_windows": windows == usual if layers else c.get("sliding_window_pattern", 4) == 4}
+
+
 RULES: Mapping[str, Callable[[Config], dict[str, Any]]] = {
     "falcon": _falcon,
     "gemma": _gemma,
     "cohere": _cohere,
     "every_fourth_without_rope": _every_fourth_without_rope,
     "experts_of_full_size": _experts_of_full_size,
+    "mla": _mla,
+    "gpt_oss": _gpt_oss,
+    "cohere2": _cohere2,
 }
 
 
@@ -105,10 +140,40 @@ def _stablelm_said(c: Config, names: Container[str]) -> dict[str, Any]:
     return {"use_parallel_residual": "blk.0.ffn_norm.weight" not in names}
 
 
-# family's model_type -> (hparams, GGUF names) -> what its config.json says that no single key of the GGUF does
+def _deepseek_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    said = {"q_lora_rank": c["q_lora_rank"], "first_k_dense_replace": c["first_k_dense_replace"] or 0, "moe_layer_freq": 1}
+    return said | {"qk_nope_head_dim": c["qk_head_dim"] - c["head_dim"], "attention_bias": False}
+
+
+def _deepseek_v2_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    """Raises Unsupported for experts that transformers' DeepSeek V2 would choose or weigh otherwise."""
+    if (c["n_group"] or 1) > 1 or c["norm_topk_prob"]:
+        raise Unsupported("transformers' deepseek_v2 does not route tokens to experts as this GGUF has it", "--out gguf")
+    return _deepseek_said(c, names) | {"topk_method": "greedy", "scoring_func": "softmax"}
+
+
+def _deepseek_v3_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    groups = {key: c[key] or 1 for key in ("n_group", "topk_group")}
+    said = {"norm_topk_prob": bool(c["norm_topk_prob"]), "topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+    return _deepseek_said(c, names) | said | groups | {"routed_scaling_factor": c["routed_scaling_factor"] or 1.0}
+
+
+def _gpt_oss_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    return {"layer_types": [("full_attention", "sliding_attention")[i % 2 == 0] for i in range(c["num_hidden_layers"])]}
+
+
+def _cohere2_said(c: Config, names: Container[str]) -> dict[str, Any]:
+    return {"layer_types": [("sliding_attention", "full_attention")[(i + 1) % 4 == 0] for i in range(c["num_hidden_layers"])]}
+
+
+# family's model_type -> (hparams, GGUF names) -> what its config.json says that no single key of the GGUF does; None for null
 SAID: Mapping[str, Callable[[Config, Container[str]], dict[str, Any]]] = {
     "falcon": _falcon_said,
     "gemma2": _gemma2_said,
     "gemma3_text": _gemma3_said,
     "stablelm": _stablelm_said,
+    "deepseek_v2": _deepseek_v2_said,
+    "deepseek_v3": _deepseek_v3_said,
+    "gpt_oss": _gpt_oss_said,
+    "cohere2": _cohere2_said,
 }

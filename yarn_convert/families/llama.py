@@ -172,6 +172,32 @@ GRANITE = Family(
     switches=LLAMA.switches,
 )  # fmt: skip
 
+_MOE = "model.layers.{i}.block_sparse_moe."
+GRANITE_MOE = Family(
+    model_type="granitemoe",
+    architectures=("GraniteMoeForCausalLM",),
+    gguf_arch="granitemoe",
+    tensors={
+        **NOT_DENSE,
+        f"{_MOE}router.layer.weight": "blk.{i}.ffn_gate_inp.weight",
+        f"{_MOE}input_linear.weight": ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
+        f"{_MOE}output_linear.weight": "blk.{i}.ffn_down_exps.weight",
+    },
+    optional=frozenset({"output.weight"}),
+    dropped=BUFFERS,
+    transforms={**INTERLEAVED, **{f"blk.{{i}}.ffn_{x}_exps.weight": "halves" for x in ("gate", "up")}},
+    hparams={**GRANITE.hparams, **EXPERT_HPARAMS},
+    renamed={"num_experts": "num_local_experts"},
+    derived="experts_of_full_size",
+    fixed={**SILU, "attention_bias": (False,)},
+    gguf_known=KNOWN,
+    gguf_reads=LLAMA.gguf_reads,
+    evidence="llama.cpp 0c1e570: src/models/granite-moe.cpp (loads rope_freqs.weight); conversion/granite.py GraniteMoeModel",
+    shapes={**SHAPES, **EXPERT_SHAPES},
+    defaults=GRANITE.defaults,
+    twin=EXPERT_TWIN,
+)
+
 SMOLLM3 = Family(
     model_type="smollm3",
     architectures=("SmolLM3ForCausalLM",),

@@ -70,3 +70,25 @@ COHERE = Family(
     switches={"use_qk_norm": QK_NORM_NAMES},
     defaults={"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True, "max_position_embeddings": 8192},
 )
+
+COHERE2 = Family(
+    model_type="cohere2",
+    architectures=("Cohere2ForCausalLM",),
+    gguf_arch="cohere2",
+    tensors={hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "post_attention" not in hf},
+    optional=OUTPUT,
+    hparams={**LAYER_NORM_HPARAMS, "logit_scale": "logit_scale:f32", "sliding_window": "attention.sliding_window"},
+    derived="cohere2",
+    fixed={**SILU, "attention_bias": (False,), "use_qk_norm": (False,), "usual_windows": (True,)},
+    gguf_known=KNOWN,
+    evidence="llama.cpp 0c1e570: src/models/cohere2.cpp (neighbours turn, as in HF, in the three of four layers that slide; never reads "
+    "output.weight); conversion/command_r.py Cohere2Model",
+    shapes=SHAPES,
+    defaults={
+        "layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True, "sliding_window": 4096, "max_position_embeddings": 8192,
+    },
+    attention="other",
+    windows_only=True,
+    head="never",
+    twin={"num_hidden_layers": 4},
+)  # fmt: skip

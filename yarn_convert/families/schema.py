@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..errors import Unsupported
@@ -16,19 +17,29 @@ PLAIN_READS = frozenset({"type", "factor", "attn_factor", "original_context_leng
 PARTIAL_READS = PLAIN_READS | {"dimension_count"}
 
 
-@dataclass(frozen=True, slots=True)
+ONLY_WHERE: Mapping[str, Callable[[Mapping[str, Any], int], bool]] = {  # (hparams, layer) -> whether the tensor is there
+    "leading": lambda h, i: i < (h.get("first_k_dense_replace") or 0),
+    "not leading": lambda h, i: i >= (h.get("first_k_dense_replace") or 0),
+    "q_lora": lambda h, i: h.get("q_lora_rank") is not None,
+    "not q_lora": lambda h, i: h.get("q_lora_rank") is None,
+}
+
+
+@dataclass(frozen=True)
 class Family:
     """One row. Names of tensors are templates: `{i}` is the layer, `{e}` the expert, which HF's names alone have.
 
     Tensors. `tensors`: HF name -> GGUF name, everything that a checkpoint may hold. Tensors whose name has `{e}` are stacked
     into one of a GGUF; where several GGUF names stand, the HF tensor is split into them. `transforms`: GGUF name -> how rows
     move, a key of `layout.TRANSFORMS`. `shapes`: GGUF name without its layer -> sizes, as `Checkpoint.sizes` names them.
-    `optional`: GGUF names that a checkpoint may lack. `switches`: config key that is true or false -> the tensors of each
+    `optional`: GGUF names that a checkpoint may lack. `only_where`: GGUF name -> the layers that have it and no others do, a key
+    of `ONLY_WHERE`. `scales`: HF name of a tensor of 4-bit blocks (MXFP4) -> that of its scales. `more_layers`: config key with
+    the number of layers behind the last that no runtime here runs. `switches`: config key that is true or false -> the tensors of each
     layer that it turns on, named as in `shapes`; those under "" are ones that transformers drops. `instead`: GGUF name ->
     (its other HF name, the GGUF name whose presence calls for that one). `dropped`: HF names of buffers that no runtime reads.
 
     Config. `hparams`: config.json key -> GGUF key below `{arch}.`, with its type where that is not u32 ("f32", "bool", …);
-    `may_lack` are those that need not be there, `unsaid` those that config.json has no place for. `renamed`: the family's own
+    `may_lack` are those that need not be there or may be 0, `unsaid` those that config.json has no place for. `renamed`: the family's own
     name of a standard key. `defaults`: what transformers takes for an absent key. `derived`: the rule for what config.json
     says in another form, a key of `derived.RULES`. `fixed`: config keys whose other values llama.cpp's graph would not
     compute. `constants`: GGUF keys that every model of the family has, as (type, value). `gguf_known`: further keys that
@@ -37,8 +48,10 @@ class Family:
 
     RoPE and attention. `gguf_reads`: the RoPE fields that the llama.cpp loader honours; "dimension_count" where a part of
     each head may turn. `layer_type`: the only layers that a recipe extends, by their name in config.json's `layer_types`.
-    `windowed`: it has a sliding window that its GGUF architecture lacks. `attention`: "plain", or "other" where scores are
-    capped, have sinks, or slide in some layers, which torch's own attention does not compute.
+    `windowed`: it has a sliding window that its GGUF architecture lacks. `windows_only`: only layers that see a window of
+    tokens turn, so that nothing is to be extended. `latent`: it has multi-head latent attention, whose logits YaRN scales by
+    mscale_all_dim. `attention`: "plain", or "other" where scores are capped, have sinks, or slide in some layers, which
+    torch's own attention does not compute.
 
     `head`: whether its GGUF architecture takes a head of its own: "optional", "required" or "never". `square`: it takes
     hidden_size / heads for the size of a head, whatever the file says. `run_as`: the model_type whose code in transformers
@@ -70,8 +83,13 @@ class Family:
     spelled_out: tuple[str, ...] = ()
     switches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     instead: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    only_where: Mapping[str, str] = field(default_factory=dict)
+    scales: Mapping[str, str] = field(default_factory=dict)
+    more_layers: str = ""
     unsaid: frozenset[str] = frozenset()
     windowed: bool = False
+    windows_only: bool = False
+    latent: bool = False
     layer_type: str = ""
     twin: Mapping[str, Any] = field(default_factory=dict)
     attention: str = "plain"
@@ -103,11 +121,19 @@ class Family:
         other, companion = self.instead.get(n.template, ("", ""))
         if companion.format(i=n.layer) in there:
             return other.format(i=n.layer), 0
-        for hf, gguf in self.tensors.items():
-            names = (gguf,) if isinstance(gguf, str) else gguf
-            if n.template in names:
-                return hf.replace("{i}", str(n.layer)), names.index(n.template)
+        if n.template in self._reverse:
+            hf, part = self._reverse[n.template]
+            return hf.replace("{i}", str(n.layer)), part
         raise Unsupported(f"tensor {name!r} is not part of the GGUF architecture {self.gguf_arch!r}", LEFTOVER)
+
+    @cached_property
+    def _reverse(self) -> dict[str, tuple[str, int]]:
+        """GGUF template -> (the first HF template that stands for it, which of its parts it is)."""
+        found: dict[str, tuple[str, int]] = {}
+        for hf in self.tensors:
+            for part, gguf in enumerate(self.parts(hf)):
+                found.setdefault(gguf, (hf, part))
+        return found
 
     def parts(self, template: str) -> tuple[str, ...]:
         """The GGUF templates that an HF template stands for."""
@@ -118,15 +144,16 @@ class Family:
         """The transform between the HF and the GGUF form of the tensor with this GGUF name; "" for none."""
         return self.transforms.get(numbered(gguf_name).template, "")
 
-    @property
-    def gguf_templates(self) -> list[str]:
-        """All GGUF templates, each once: several HF names may stand for one."""
-        return list(dict.fromkeys(t for hf in self.tensors for t in self.parts(hf)))
+    def has(self, template: str, hparams: Mapping[str, Any], layer: int) -> bool:
+        """Whether the tensor of this GGUF template belongs into this layer."""
+        where = self.only_where.get(template)
+        return where is None or ONLY_WHERE[where](hparams, layer)
 
-    def required(self, layers: int) -> list[str]:
-        """The GGUF names that a checkpoint with so many layers must hold."""
-        templates = [t for t in self.gguf_templates if t not in self.optional]
-        return [t.format(i=i) for t in templates for i in (range(layers) if "{i}" in t else range(1))]
+    def required(self, hparams: Mapping[str, Any]) -> list[str]:
+        """The GGUF names that a checkpoint with these numbers must hold."""
+        layers = range(int(hparams["num_hidden_layers"] or 0))
+        templates = [t for t in self._reverse if t not in self.optional]
+        return [t.format(i=i) for t in templates for i in (layers if "{i}" in t else range(1)) if self.has(t, hparams, i)]
 
     @property
     def name(self) -> str:
@@ -156,10 +183,13 @@ class Numbered(NamedTuple):
     expert: int
 
 
+NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d{0,5})(?=\.)")
+
+
 def numbered(name: str) -> Numbered:
-    found = list(re.finditer(r"(?<=\.)(0|[1-9]\d{0,5})(?=\.)", name))[:2]
-    template = name
-    for match, mark in reversed(list(zip(found, ("{i}", "{e}"), strict=False))):
-        template = template[: match.start()] + mark + template[match.end() :]
-    layer = int(found[0][0]) if found else 0
-    return Numbered(template, layer, int(found[1][0]) if len(found) > 1 else NO_EXPERT)
+    pieces = NUMBER.split(name, 2)
+    if len(pieces) == 1:
+        return Numbered(name, 0, NO_EXPERT)
+    if len(pieces) == 3:
+        return Numbered(f"{pieces[0]}{{i}}{pieces[2]}", int(pieces[1]), NO_EXPERT)
+    return Numbered(f"{pieces[0]}{{i}}{pieces[2]}{{e}}{pieces[4]}", int(pieces[1]), int(pieces[3]))

@@ -22,7 +22,8 @@ from .moving import Piece, unchanged
 from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
-FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.h, enum llama_ftype
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
+FP8_HINT = "start from a copy in BF16, as DeepSeek's fp8_cast_bf16.py makes one; --out safetensors keeps FP8 as it is"
 
 
 def plan_gguf(c: Checkpoint, r: Request) -> Plan:
@@ -48,10 +49,7 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     jobs = gguf_jobs(r.out, fields, with_factors(tensors, factors, c), alignment, c.gguf, r.part_size)
     out = r.out.with_name(jobs[0].name)
     identical = all(p.dtype == p.target.dtype for p in tensors)
-    notes = (
-        *_notes(tensors, r.outtype),
-        *(() if c.gguf else tokenizers.caveats(c.source.path, tokenizers.fitting_name(c.source.path, c.source.name))),
-    )
+    notes = (*_notes(c, tensors, r.outtype), *(() if c.gguf else tokenizers.caveats(c.source.path, _name(c))))
     return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes)
 
 
@@ -101,7 +99,9 @@ def _quantized(c: Checkpoint, fields: Mapping[str, Field | Value], parts: Mappin
 
 
 def _check_computable(c: Checkpoint, r: Request) -> None:
-    """Raise Inexpressible for what llama.cpp's graph of this architecture does not compute."""
+    """Raise Inexpressible for what llama.cpp's graph of this architecture does not compute, Unsupported for FP8 weights."""
+    if c.is_fp8:
+        raise Unsupported("the weights are FP8 with scales for blocks of them, which GGUF has no type for", FP8_HINT)
     for key, values in c.family.fixed.items():
         value = c.config.get(key)
         if c.gguf is None and value is not None and value not in values:
@@ -170,7 +170,7 @@ def _from_hf(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> dict[str, 
         if c.hparams[hf] is not None:
             fields[key] = Value(kind, c.hparams[hf])
     fields |= {f"{arch}.{key}": Value(*value) for key, value in c.family.constants.items()}
-    fields[f"{arch}.attention.value_length"] = Value("u32", c.head_dim)
+    fields.setdefault(f"{arch}.attention.value_length", Value("u32", c.head_dim))
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
     vocabulary = tokenizers.to_gguf(c.source.path, c.config, pre=r.pretokenizer)
     return fields | {k: Value(kind, data) for k, (kind, data) in vocabulary.items()}
@@ -203,8 +203,8 @@ def _file_type(pieces: list[Piece]) -> int:
     return FILE_TYPES[most] if most in FILE_TYPES else next(mix.ftype for mix in MIXES.values() if mix.default == most)
 
 
-def _notes(pieces: list[Piece], outtype: str) -> list[str]:
-    notes = []
+def _notes(c: Checkpoint, pieces: list[Piece], outtype: str) -> list[str]:
+    notes = [f"{len(c.unused)} tensors are left out: {next(iter(c.unused.values()))}, which llama.cpp does not run"] if c.unused else []
     if any(p.dtype not in (*PLAIN, p.target.dtype) for p in pieces):
         notes.append("the base is quantized already: changing its type cannot bring back what it lost")
     if fallback := [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]:

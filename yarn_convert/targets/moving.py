@@ -53,7 +53,7 @@ class Piece:
     @property
     def dtype(self) -> str:
         """The type of the sources."""
-        return self.sources[0].dtype
+        return self.order.dtype(self.sources)
 
     @property
     def is_copy(self) -> bool:

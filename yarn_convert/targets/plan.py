@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from .moving import Job
 ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # conversion/base.py, prepare_tensors
 ROPE_OBJECTS = ("rope_scaling", "rope_parameters")
 CARRIERS = ("auto", "metadata", "tensors")
+NOTHING = readers.Beside()
 DECISIVE = "transformers-5"  # an HF folder that this reader would compute otherwise is never written
 
 
@@ -87,7 +89,7 @@ def carry_hf(c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int,
                 if carry == carrier:
                     raise
                 continue
-            verdicts = hf_verdicts(edited(config, changes), rope, context, c.other_layers)
+            verdicts = hf_verdicts(edited(config, changes), rope, context, c.beside(rope))
             found.append((carrier, changes, verdicts))
     if not found:
         dialects.static_table(rope, "config.json")  # says why
@@ -119,16 +121,13 @@ def edited(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return {k: v for k, v in {**config, **changes}.items() if v is not REMOVE}
 
 
-def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int, others: Table | None = None) -> dict[str, str]:
-    """For each known reader of config.json, why it does not compute `rope` exactly; "" if it does.
-
-    `others`: the RoPE of the layers that `rope` is not of, where there are such.
-    """
+def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int, beside: readers.Beside = NOTHING) -> dict[str, str]:
+    """For each known reader of config.json, why it does not compute `rope`, and `beside` besides, exactly; "" if it does."""
     target = table(rope)
     verdicts = {}
     for name in readers.HF_READERS:
         try:
-            verdicts[name] = verdict(readers.read_config(name, config), target, context, others)
+            verdicts[name] = verdict(readers.read_config(name, config), target, context, beside)
         except readers.Refuses as e:
             verdicts[name] = f"refuses the file: {e}"
         except Unsupported as e:
@@ -136,7 +135,7 @@ def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int, others: Tab
     return verdicts
 
 
-def verdict(reading: readers.Reading, target: Table, context: int, others: Table | None = None) -> str:
+def verdict(reading: readers.Reading, target: Table, context: int, beside: readers.Beside = NOTHING) -> str:
     if reading.inv_freq.shape != target.inv_freq.shape:
         return "rotates another number of dimensions"
     error = abs(reading.inv_freq / target.inv_freq - 1).max()
@@ -144,11 +143,11 @@ def verdict(reading: readers.Reading, target: Table, context: int, others: Table
         return f"frequencies off by up to {error:.2g}"
     if not dialects.same(target, target._replace(multiplier=reading.multiplier)):
         return f"multiplier {reading.multiplier:.6g} instead of {target.multiplier:.6g}"
-    theirs = reading.beside.others
+    theirs, others = reading.beside.others, beside.others
     if (theirs is None) != (others is None) or (theirs is not None and others is not None and not dialects.same(theirs, others)):
         return "turns the layers with a sliding window otherwise"
-    if reading.beside.logits != 1:
-        return f"multiplies the attention's logits by {reading.beside.logits:.6g}"
+    if not math.isclose(reading.beside.logits, beside.logits, rel_tol=2 * dialects.RTOL):
+        return f"multiplies the attention's logits by {reading.beside.logits:.6g} instead of {beside.logits:.6g}"
     if reading.context is not None and reading.context != context:
         return f"takes {reading.context:,} tokens for the longest context"
     return ""
@@ -168,13 +167,12 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
                 else dialects.gguf_tensors(rope, context, c.family)
             )
         except Inexpressible as e:
-            refused = e
+            refused = refused if refused and "rope_freqs" not in c.family.gguf_reads else e  # tensors are no way out then
             continue
         plain = {"general.architecture": c.family.gguf_arch, **_shape_keys(c), **{k: v.data for k, v in keys.items() if v is not None}}
         try:
-            why = verdict(
-                readers.read_gguf(plain, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors)), table(rope), context, c.other_layers
-            )
+            reading = readers.read_gguf(plain, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors))
+            why = verdict(reading, table(rope), context, c.beside(rope))
         except readers.Refuses as e:
             why = f"refuses the file: {e}"
         if not why:
@@ -202,7 +200,7 @@ def target_dtype(t: Part, gguf_name: str, outtype: str) -> str:
 
     A row that is not a whole number of blocks of 32 falls back to F16.
     """
-    if len(t.shape) <= 1 or gguf_name.endswith(ALWAYS_F32):
+    if len(t.shape) <= 1 or gguf_name.endswith(ALWAYS_F32) or not gguf_name.endswith(".weight"):
         return "F32"
     if outtype == "auto":
         return t.dtype

@@ -27,6 +27,7 @@ from .plan import Plan, Request, carry_hf, check_outtype, exact_in_llama_cpps_co
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
 KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md", "USE_POLICY*")
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
 LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
 ROPE_FILE = "rope.safetensors"
 ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
@@ -76,19 +77,23 @@ def hf_pieces(c: Checkpoint, outtype: str) -> list[Piece]:
 
 def hf_piece(name: str, part: Part, outtype: str) -> Piece:
     """How a part becomes a tensor of a folder in HF layout."""
-    plain = part.dtype if part.dtype in SAFETENSORS_BITS else "F32"
+    own = part.dtype
+    plain = EXACT.get(own, own if own in SAFETENSORS_BITS else "F32")
     dtype = plain if outtype == "auto" or len(part.shape) == 1 else outtype.upper()
-    if dtype != part.dtype and part.dtype in SAFETENSORS_BITS and part.dtype not in TORCH_NAMES:
-        raise Unsupported(f"tensor {name!r} is {part.dtype}: its type cannot be changed", "--outtype auto")
+    if dtype != own and own in SAFETENSORS_BITS and own not in TORCH_NAMES:
+        raise Unsupported(f"tensor {name!r} is {own}: its type cannot be changed", "--outtype auto")
     size = math.prod(part.shape) * SAFETENSORS_BITS[dtype] // 8
     return Piece(Tensor(name, dtype, part.shape, size), part.sources, part.order)
 
 
 def _shards(pieces: list[Piece]) -> list[Job]:
     shards: list[list[Piece]] = [[]]
+    held = 0
     for p in pieces:
-        if shards[-1] and sum(q.target.nbytes for q in shards[-1]) + p.target.nbytes > SHARD:
+        held += p.target.nbytes
+        if shards[-1] and held > SHARD:
             shards.append([])
+            held = p.target.nbytes
         shards[-1].append(p)
     if len(shards) == 1:
         return [safetensors_job(SINGLES[0], shards[0])]
@@ -140,6 +145,7 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     family, pieces = c.family, hf_pieces(c, outtype)
     _check_keys(c)
     dtypes = {p.target.dtype: p.target.elements for p in pieces if len(p.target.shape) > 1}
+    said = SAID[family.model_type](c.hparams, c.tensors) if family.model_type in SAID else {}
     ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
     config = {
         "architectures": list(family.architectures[:1]),
@@ -150,14 +156,14 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         **{switch: _switched(c, parts) for switch, parts in family.switches.items() if switch},
         "model_type": family.model_type,
         **{family.own(key): _shortest(value) for key, value in c.hparams.items() if key not in family.unsaid},
-        **(SAID[family.model_type](c.hparams, c.tensors) if family.model_type in SAID else {}),
+        **said,
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
     }
     facts = MODEL_TYPES.get(family.model_type)
     if c.rope.rotary_dim != c.head_dim * (facts.partial if facts and facts.partial else 1):
         config[family.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
-    return {k: v for k, v in config.items() if v is not None}
+    return {k: v for k, v in config.items() if v is not None or k in said}
 
 
 def _implied(family: Family) -> dict[str, Any]:

@@ -114,9 +114,9 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     reader = main_reader(c)
     decoded = decode(c, reader)
     if c.gguf:
-        verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context, c.other_layers)}
+        verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context, c.beside(meant.rope))}
     else:
-        verdicts = hf_verdicts(c.config, meant.rope, meant.context, c.other_layers)
+        verdicts = hf_verdicts(c.config, meant.rope, meant.context, c.beside(meant.rope))
     why = verdicts[reader]
     if not why and (file := rope_file_error(c, target)):
         why = file
@@ -141,8 +141,8 @@ def survey(c: Checkpoint, meant: Intention) -> list[Verdict]:
     target = table(meant.rope, meant.context)
     if c.gguf:
         names = {k: c.gguf.get(k) for k in ("general.name", "general.basename") if k in c.gguf.fields}
-        return survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context)
-    return survey_config(c.config, target, meant.context)
+        return survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, beside=c.beside(meant.rope))
+    return survey_config(c.config, target, meant.context, beside=c.beside(meant.rope))
 
 
 def decode(c: Checkpoint, reader: str) -> readers.Reading | str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import YarnConvertError
-from ..rope import Param, Rope, Table, geometric, table
+from ..rope import MSCALES, Effect, Param, Rope, effect, geometric
 
 F32 = NDArray[np.float32]
 Spans = Sequence[tuple[int, int]]
@@ -111,13 +111,13 @@ def _logsumexp(x: NDArray[np.float64]) -> NDArray[np.float64]:
 # -- wrong recipes ----------------------------------------------------------------------------------------------------
 
 
-def wrong_tables(rope: Rope, length: int) -> dict[str, Table]:
-    """Recipes that a check must tell from `rope` for a text of `length` tokens: name -> table. Those that equal it are left out."""
-    right = table(rope, length)
+def wrong_tables(rope: Rope, length: int) -> dict[str, Effect]:
+    """Recipes that a check must tell from `rope` for a text of `length` tokens: name -> effect. Those that equal it are left out."""
+    right = effect(rope, length)
     plain = geometric(rope.theta, rope.rotary_dim)
-    candidates: dict[str, Rope | Table] = {
-        "no scaling": Table(plain, 1.0),
-        "multiplier 1": right._replace(multiplier=1.0),
+    candidates: dict[str, Rope | Effect] = {
+        "no scaling": Effect(plain, 1.0),
+        "multiplier 1": right._replace(multiplier=1.0, logits=1.0),
         "factor × 2": _doubled(rope, right, plain),
     }
     if rope.method in RAMPED and "factor" in rope.params:
@@ -128,15 +128,15 @@ def wrong_tables(rope: Rope, length: int) -> dict[str, Table]:
 RAMPED = ("yarn", "ntk-by-parts")
 
 
-def suspects(rope: Rope, length: int) -> dict[str, Table]:
+def suspects(rope: Rope, length: int) -> dict[str, Effect]:
     """Faults that runtimes and converters are known for, to name what a runtime computes instead of `rope`."""
-    right = table(rope, length)
-    found: dict[str, Rope | Table] = dict(wrong_tables(rope, length))
+    right = effect(rope, length)
+    found: dict[str, Rope | Effect] = dict(wrong_tables(rope, length))
     found["the multiplier twice"] = right._replace(multiplier=right.multiplier**2)
     found["a doubled multiplier"] = right._replace(multiplier=right.multiplier * 2)
     if rope.method in RAMPED and "factor" in rope.params:
         usual: dict[str, Param] = {"beta_fast": 32.0, "beta_slow": 1.0}
-        cold = {k: v for k, v in rope.params.items() if k != "attention_factor"}
+        cold = {k: v for k, v in rope.params.items() if k not in ("attention_factor", *MSCALES)}
         extended = round(rope.original_context * rope.number("factor"))
         found |= {
             "the usual betas 32 and 1": rope.with_params(**usual),
@@ -150,32 +150,32 @@ def suspects(rope: Rope, length: int) -> dict[str, Table]:
     return _tables(found, right)
 
 
-def _tables(candidates: Mapping[str, Rope | Table], right: Table) -> dict[str, Table]:
-    """The tables of those that have one, and another one than `right`."""
+def _tables(candidates: Mapping[str, Rope | Effect], right: Effect) -> dict[str, Effect]:
+    """The effects of those that have one, and another one than `right`."""
     found = {}
     for name, candidate in candidates.items():
         with contextlib.suppress(YarnConvertError):  # parameters out of range: no runtime computes that
-            t = table(candidate) if isinstance(candidate, Rope) else candidate
+            t = effect(candidate) if isinstance(candidate, Rope) else candidate
             if differ(t, right):
                 found[name] = t
     return found
 
 
-def differ(a: Table, b: Table) -> bool:
-    """Whether two tables are apart by more than float32 rounds."""
+def differ(a: Effect, b: Effect) -> bool:
+    """Whether two recipes are apart by more than float32 rounds."""
     return a.inv_freq.shape != b.inv_freq.shape or bool(
-        abs(a.multiplier / b.multiplier - 1) > 1e-6 or abs(a.inv_freq / b.inv_freq - 1).max() > 1e-6
+        abs(a.multiplier / b.multiplier - 1) > 1e-6 or abs(a.logits / b.logits - 1) > 1e-6 or abs(a.inv_freq / b.inv_freq - 1).max() > 1e-6
     )
 
 
-def _doubled(rope: Rope, right: Table, plain: NDArray[np.float64]) -> Table:
+def _doubled(rope: Rope, right: Effect, plain: NDArray[np.float64]) -> Effect:
     """Scaled twice as far with the same multiplier, so that only the frequencies differ: the fault that hides best."""
     if rope.method == "none":
         return right._replace(inv_freq=plain / 2)
     if rope.method in ("explicit", "longrope"):
         return right._replace(inv_freq=np.where(right.inv_freq < 0.999 * plain, right.inv_freq / 2, right.inv_freq))
-    doubled = table(rope.with_params(factor=2 * rope.number("factor", 1.0)))
-    return doubled._replace(multiplier=right.multiplier)
+    doubled = effect(rope.with_params(factor=2 * rope.number("factor", 1.0)))
+    return doubled._replace(multiplier=right.multiplier, logits=right.logits)
 
 
 # -- tolerances -------------------------------------------------------------------------------------------------------

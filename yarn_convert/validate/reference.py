@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import layout
 from ..checkpoint import Checkpoint
-from ..errors import InputError, UsageError, YarnConvertError
+from ..errors import InputError, Unsupported, UsageError, YarnConvertError
 from ..families import for_config
 from ..layout import Part
-from ..rope import Table
+from ..rope import Effect, Table
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import new_config
 from ..tensors import Tensor
@@ -48,6 +49,7 @@ class Reference:
         self.offloaded = weights.nbytes > SHARE * free_memory(self.device)
         self.net: Any = (self._offloaded if self.offloaded else self._loaded)(_config(c), weights).eval()
         self.rotary = _replace_rotary(self.net, c.family.layer_type)
+        self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling")] if c.family.latent else []
         self.layers = max((m for m in self.net.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.seconds = 0.0
 
@@ -86,7 +88,7 @@ class Reference:
         return net
 
     def logits(
-        self, table: Table, ids: NDArray[np.int64], spans: Spans, rows_only: bool = False, progress: Progress = lambda f: None
+        self, table: Effect | Table, ids: NDArray[np.int64], spans: Spans, rows_only: bool = False, progress: Progress = lambda f: None
     ) -> NDArray[np.float32]:
         """float32[rows, vocabulary]: one row for each position of `spans`, after one pass over `ids`, int64[n].
 
@@ -97,6 +99,8 @@ class Reference:
 
         begin = time.perf_counter()
         self.rotary.serve(table, len(ids), self.device, self.dtype)
+        for module, scaling in self.scaled:
+            module.scaling = scaling * getattr(table, "logits", 1.0)
         by_rows = rows_only or self.by_rows  # sdpa would hold a window's mask, tokens × tokens, whole
         last = spans if rows_only else ((0, len(ids)),)
         self.net.set_attn_implementation(_rows_attention(last, len(self.layers), len(ids)) if by_rows else "sdpa")
@@ -206,7 +210,11 @@ class Weights(Mapping[str, Any]):
 
     def __init__(self, c: Checkpoint, dtype: Any, swap_qk: bool) -> None:
         self.dtype = dtype
-        self.parts = {name: (part.turned(1) or part) if swap_qk else part for name, part in c.parts(gguf=False).items()}
+        if c.is_fp8:
+            raise Unsupported("the weights are FP8 with scales for blocks of them", "--twin validates the scaling without them")
+        parts = {name: part for name, part in c.parts(gguf=False).items() if name not in c.unused}
+        parts = layout.unpacked(c.family, parts, c.tensors) if c.gguf is None else parts
+        self.parts = {name: (part.turned(1) or part) if swap_qk else part for name, part in parts.items()}
         self.head, self.embedding = "lm_head.weight", "model.embed_tokens.weight"
         if c.family.listed:
             self.head, self.embedding = (c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
@@ -319,7 +327,7 @@ def _rows_attention(last: Spans, layers: int, n: int) -> str:
         window = rest.get("sliding_window") or query.shape[2]
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        out = torch.zeros_like(query)
+        out = query.new_zeros((*query.shape[:3], value.shape[3]))
         for a, b in blocks(last if module.layer_idx == layers - 1 else ((0, n),)):
             first = max(0, a - window + 1)
             scores = query[:, :, a:b] @ key[:, :, first:b].transpose(2, 3)

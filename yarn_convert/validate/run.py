@@ -21,7 +21,7 @@ from ..checkpoint import Checkpoint, manifest_path, open_checkpoint
 from ..convert import Options
 from ..errors import InputError, UsageError, YarnConvertError
 from ..json_text import pretty
-from ..rope import Table, recipe_of
+from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES
 from ..source import resolve
@@ -152,7 +152,7 @@ def _studies(
 ) -> list[dict[str, Any]]:
     predicted = {name: recipe["readers"].get(RUNTIMES[name].reader, "") for name in names}
     read = {name: decode(c, RUNTIMES[name].reader) for name in names}
-    readings = {name: Table(r.inv_freq, r.multiplier) for name, r in read.items() if not isinstance(r, str)}
+    readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in read.items() if not isinstance(r, str)}
     device = pick_device(settings.device)
     question = Question(meant, readings, predicted, device, settings.dtype)
     original, studies = meant.rope.original_context, []

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .. import runtimes
 from ..checkpoint import Checkpoint
 from ..errors import YarnConvertError
-from ..rope import Table, table
+from ..rope import Effect, effect
 from ..runtimes.table import RUNTIMES
 from . import twin
 from .intention import Intention
@@ -38,14 +38,14 @@ class Question:
     that follows the file and not the intention. `predicted`: runtime -> why it is known not to follow, "" if it should."""
 
     meant: Intention
-    readings: Mapping[str, Table] = field(default_factory=dict)
+    readings: Mapping[str, Effect] = field(default_factory=dict)
     predicted: Mapping[str, str] = field(default_factory=dict)
     device: str = "auto"
     dtype: str = "float32"
 
-    def right(self, n: int) -> Table:
-        """The intended table for a text of `n` tokens: some methods depend on it."""
-        return table(self.meant.rope, n)
+    def right(self, n: int) -> Effect:
+        """What is intended for a text of `n` tokens: some methods depend on it."""
+        return effect(self.meant.rope, n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ def _diagnose(
     probes = [p for p in s.probes if p[1] <= n]
     seen = _rows(s.spans, logits, probes)
 
-    def distance(r: Reference, t: Table) -> float:
+    def distance(r: Reference, t: Effect) -> float:
         """The largest NMSE of any window; infinite beyond the tolerance."""
         computed = compare(r.logits(t, s.ids[:n], probes, rows_only=s.kind == "twin"), seen, probes, (), s.tolerance)
         return max(w.nmse for w in computed) if all(w.within(s.tolerance) for w in computed) else math.inf
@@ -258,6 +258,6 @@ def _diagnose(
     return "runtime", "no known fault explains it: the runtime computes this architecture otherwise", False
 
 
-def _part(t: Table, right: Table) -> str:
+def _part(t: Effect, right: Effect) -> str:
     """Which part of a table is another than the right one's."""
-    return "table" if differ(t, right._replace(multiplier=t.multiplier)) else "multiplier"
+    return "table" if differ(t, right._replace(multiplier=t.multiplier, logits=t.logits)) else "multiplier"

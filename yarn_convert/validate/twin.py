@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from .. import layout
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..families.derived import SAID
+from ..families.derived import RULES, SAID
+from ..families.schema import numbered
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
 from ..json_text import REMOVE, edit
 from ..source import Source
@@ -28,7 +29,7 @@ from ..tensors import SINGLES, in_memory, inside
 
 VOCAB, HIDDEN_MIN, FEED_FORWARD = 64, 64, 32
 QK_SCALE = 1.2  # of q and k rows, over √hidden: scores spread by about 1, so that attention looks at many places at once
-QK = ("attn_q.weight", "attn_k.weight", "attn_qkv.weight")
+QK = ("attn_q.weight", "attn_k.weight", "attn_qkv.weight", "attn_q_b.weight", "attn_kv_a_mqa.weight")
 BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
 REFUSED_IN_A_TWIN = ("quantization_config", "auto_map")
 
@@ -37,7 +38,7 @@ def write_twin(c: Checkpoint, out: Path, seed: int = 0) -> Checkpoint:
     """Write the twin of `c` to `out`, a folder or a .gguf file as `c` is, and open it. `c` may lack its weights."""
     sizes, tied = _sizes(c), c.family.head == "never"
     small = replace(c, hparams={**c.hparams, **sizes, "tie_word_embeddings": tied})
-    arrays = weights(small, _names(c, sizes["num_hidden_layers"], tied), seed)
+    arrays = weights(small, _names(c, small.hparams, tied), seed)
     jobs = _gguf(small, sizes, arrays, out) if c.gguf else _folder(small, sizes, arrays)
     execute(jobs, out, folder=c.gguf is None, progress=lambda n: None, link=False, last=lambda moved, folder: [])
     return open_checkpoint(Source(out, f"twin of {c.source.name}"))
@@ -46,7 +47,7 @@ def write_twin(c: Checkpoint, out: Path, seed: int = 0) -> Checkpoint:
 def _sizes(c: Checkpoint) -> dict[str, int]:
     """The twin's sizes by their config keys: as few heads as make 64 columns, one layer or as many as there are kinds of."""
     heads = -(-HIDDEN_MIN // c.head_dim)
-    return {
+    sizes = {
         "hidden_size": heads * c.head_dim,
         "intermediate_size": FEED_FORWARD,
         "num_hidden_layers": 1,
@@ -56,6 +57,8 @@ def _sizes(c: Checkpoint) -> dict[str, int]:
         "head_dim": c.head_dim,
         **c.family.twin,
     }
+    latent = RULES["mla"]({**sizes, "qk_rope_head_dim": c.head_dim}) if c.family.latent else {}
+    return sizes | {k: n for k, n in latent.items() if k in c.family.hparams}
 
 
 def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
@@ -63,17 +66,18 @@ def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, VOCAB, n)
 
 
-def _names(c: Checkpoint, layers: int, tied: bool) -> list[str]:
-    """GGUF names of the twin's tensors: those of the first layers and outside of layers, with a head of its own unless tied."""
-    there = c.parts(gguf=True)
-    if there:
-        first = [name for name in there if not name.startswith("blk.") or int(name.split(".")[1]) < layers]
-    else:  # a config.json alone
-        on = {part for switch, parts in c.family.switches.items() if c.config.get(switch) for part in parts}
-        first = c.family.required(layers) + [f"blk.{i}.{part}" for part in sorted(on) for i in range(layers)]
-    off = {part for switch, parts in c.family.switches.items() if c.family.twin.get(switch) is False for part in parts}
+def _names(c: Checkpoint, small: Mapping[str, Any], tied: bool) -> list[str]:
+    """GGUF names of the twin's tensors: those of the first layers and outside of layers, with a head of its own unless tied.
+    `small` are its hparams."""
+    there, layers, switches = c.parts(gguf=True), range(small["num_hidden_layers"]), c.family.switches
+    names = [name for name, n in ((name, numbered(name)) for name in there) if n.layer in layers]
+    if not there:  # a config.json alone
+        on = {part for switch, parts in switches.items() if c.config.get(switch) for part in parts}
+        names = [f"blk.{i}.{part}" for part in sorted(on) for i in layers]
+    off = {part for switch, parts in switches.items() if c.family.twin.get(switch) is False for part in parts}
     off |= {"output.weight"} if tied else set()
-    return [name for name in dict.fromkeys([*first, "output.weight"]) if layout.part_of(name) not in off]
+    wanted = [name for name in dict.fromkeys([*names, *c.family.required(small), "output.weight"]) if layout.part_of(name) not in off]
+    return [name for name in wanted if c.family.has(numbered(name).template, small, numbered(name).layer)]
 
 
 def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray[np.float32]]:
@@ -111,7 +115,7 @@ def _gguf(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDAr
     assert small.gguf is not None
     arch = small.family.gguf_arch
     keys = {small.family.gguf_key(k)[0]: n for k, n in sizes.items() if k in small.family.hparams}
-    keys |= {f"{arch}.attention.value_length": small.head_dim}
+    keys = {f"{arch}.attention.value_length": small.head_dim} | keys
     old = {k: v for k, v in small.gguf.fields.items() if k == "general.architecture" or k.startswith(f"{arch}.")}
     fields: dict[str, Field | Value] = {k: Value("u32", keys[k]) if k in keys else v for k, v in old.items()}
     fields |= {k: Value("u32", v) for k, v in keys.items() if k not in old}

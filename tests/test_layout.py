@@ -1,0 +1,132 @@
+"""How rows move between HF and GGUF: every transform against NumPy, both directions, whatever is read at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from yarn_convert.layout import TRANSFORMS, Order
+from yarn_convert.targets import rows
+from yarn_convert.targets.moving import Piece, converted
+from yarn_convert.targets.rows import ordered
+from yarn_convert.tensors import Tensor, in_memory
+
+Array = NDArray[np.float32]
+HEADS, KV, HEAD, HIDDEN, EXPERTS, FF, NOPE, VALUE, LATENT = 6, 2, 4, 10, 3, 5, 6, 9, 7
+SIZES = {
+    "heads": HEADS, "kv_heads": KV, "head": HEAD, "hidden": HIDDEN, "experts": EXPERTS, "expert_ff": FF, "nope": NOPE, "value": VALUE,
+    "kv_lora": LATENT,
+}  # fmt: skip
+GROUP = HEADS // KV
+
+
+def interleaved(w: Array) -> Array:
+    """ggml's order of the rows of heads whose halves HF pairs."""
+    return w.reshape(-1, 2, HEAD // 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
+
+
+def grouped(w: Array, part: slice) -> Array:
+    """Rows `part` of each group of queries, a key and a value."""
+    return w.reshape(KV, GROUP + 2, HEAD, -1)[:, part].reshape(-1, w.shape[-1])
+
+
+def by_head(w: Array) -> list[Array]:
+    return [np.concatenate([w.reshape(HEADS, 3, HEAD, -1)[:, k].reshape(-1, w.shape[-1]) for k in range(3)])]
+
+
+# transform -> (shape of the HF tensor, the GGUF tensors that NumPy makes of it)
+CASES: Mapping[str, tuple[tuple[int, ...], Callable[[Array], list[Array]]]] = {
+    "": ((12, HIDDEN), lambda w: [w]),
+    "interleave": ((HEADS * HEAD, HIDDEN), lambda w: [interleaved(w)]),
+    "add_one": ((HIDDEN,), lambda w: [w + np.float32(1)]),
+    "heads_of_three": ((HEADS * 3 * HEAD, HIDDEN), by_head),
+    "groups_of_heads": (
+        ((HEADS + 2 * KV) * HEAD, HIDDEN),
+        lambda w: [np.concatenate([grouped(w, s) for s in (slice(GROUP), slice(GROUP, GROUP + 1), slice(GROUP + 1, None))])],
+    ),
+    "split_groups": (
+        ((HEADS + 2 * KV) * HEAD, HIDDEN),
+        lambda w: [
+            interleaved(grouped(w, slice(GROUP))),
+            interleaved(grouped(w, slice(GROUP, GROUP + 1))),
+            grouped(w, slice(GROUP + 1, None)),
+        ],
+    ),
+    "columns_in_turn": ((EXPERTS, HIDDEN, 2 * FF), lambda w: [w.swapaxes(1, 2)[:, k::2] for k in (0, 1)]),
+    "in_turn": ((EXPERTS, 2 * FF), lambda w: [w[:, k::2] for k in (0, 1)]),
+    "transposed": ((EXPERTS, FF, HIDDEN), lambda w: [w.swapaxes(1, 2)]),
+    "halves": ((EXPERTS, 2 * FF, HIDDEN), lambda w: [w[:, :FF], w[:, FF:]]),
+    "latent": (
+        (HEADS * (NOPE + VALUE), LATENT),
+        lambda w: [w.reshape(HEADS, -1, LATENT)[:, :NOPE].swapaxes(1, 2), w.reshape(HEADS, -1, LATENT)[:, NOPE:]],
+    ),
+}
+
+
+def moved(sources: list[Array], order: Order) -> bytes:
+    tensors = tuple(in_memory(f"t{i}", np.ascontiguousarray(a), "F32") for i, a in enumerate(sources))
+    n = sum(a.size for a in sources)
+    return b"".join(bytes(p) for p in converted(Piece(Tensor("out", "F32", sources[0].shape, 4 * n), tensors, order)))
+
+
+def test_every_transform_has_a_case() -> None:
+    """A transform that nobody compares could garble weights unseen."""
+    assert set(CASES) == set(TRANSFORMS)
+
+
+@pytest.mark.parametrize("piece", [1, 100, 1000, 4 << 20])
+@pytest.mark.parametrize("worth", [1, 1 << 16], ids=["reads apart", "reads along"])
+@pytest.mark.parametrize("name", CASES)
+def test_rows_move_as_numpy_moves_them_and_back(name: str, piece: int, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both directions of a transform are inverse to one another, and no size of a read changes a byte."""
+    monkeypatch.setattr(rows, "READ_PIECE", piece)
+    monkeypatch.setattr(rows, "WORTH_A_READ", worth)
+    shape, split = CASES[name]
+    w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    wanted, transform = split(w), TRANSFORMS[name]
+    for part, expected in enumerate(wanted):
+        order = transform.to_gguf(SIZES, part)
+        assert moved([w], order) == np.ascontiguousarray(expected).tobytes(), f"part {part}"
+        assert order.shape in ((), expected.shape)
+    back = transform.to_hf(SIZES)
+    assert np.allclose(np.frombuffer(moved(wanted, back), np.float32).reshape(shape), w, rtol=0, atol=1e-6 if back.added else 0)
+
+
+def test_a_read_takes_no_more_than_a_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sources taken in turn lie far apart: what is between them must not be read, however large it is."""
+    monkeypatch.setattr(rows, "READ_PIECE", 1 << 10)
+    monkeypatch.setattr(rows, "WORTH_A_READ", 1 << 8)
+    sizes, longest = {**SIZES, "experts": 64, "expert_ff": 32}, 0
+    read = Tensor.read
+
+    def counted(t: Tensor, *where: int) -> NDArray[np.uint8]:
+        nonlocal longest
+        data = read(t, *where)
+        longest = max(longest, data.nbytes)
+        return data
+
+    monkeypatch.setattr(Tensor, "read", counted)
+    halves = [np.zeros((64, 32, HIDDEN), np.float32)] * 2
+    assert len(moved(halves, TRANSFORMS["halves"].to_hf(sizes))) == 2 * halves[0].nbytes
+    assert longest <= 4 * 32 * HIDDEN
+    assert len(moved(halves, TRANSFORMS["columns_in_turn"].to_hf(sizes))) == 2 * halves[0].nbytes
+    assert longest <= 4 * 64 * HIDDEN
+
+
+def test_sources_of_different_types_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quantized GGUF may keep DeepSeek's transposed keys in another type than the values beside them."""
+    shape, split = CASES["latent"]
+    w = np.random.default_rng(0).standard_normal(shape).astype(np.float16).astype(np.float32)
+    keys, values = (np.ascontiguousarray(x) for x in split(w))
+    sources = (in_memory("k", keys.astype(np.float16), "F16"), in_memory("v", values, "F32"))
+    piece = Piece(Tensor("out", "F32", shape, w.nbytes), sources, TRANSFORMS["latent"].to_hf(SIZES))
+    assert piece.dtype == "F32"
+    assert b"".join(bytes(p) for p in converted(piece)) == w.tobytes()
+
+
+def test_plain_rows_are_the_files_own_bytes() -> None:
+    w = np.arange(24, dtype=np.float32).reshape(6, 4)
+    assert b"".join(bytes(p) for p in ordered([in_memory("t", w, "F32")], Order())) == w.tobytes()

@@ -1,0 +1,134 @@
+"""DeepSeek V2 and V3: keys and values are made of one small latent vector, and a part of each head turns."""
+
+from __future__ import annotations
+
+from .llama import EXPERT_HPARAMS, EXPERT_SHAPES, EXPERT_TWIN, HPARAMS, NOT_DENSE, PLAIN_TENSORS, SHAPES, SILU
+from .qwen import EXPERTS, OUTPUT, PARTS, SHARED_SHAPES
+from .schema import Family
+
+_ATTENTION, _LAYER = "model.layers.{i}.self_attn.", "blk.{i}."
+DENSE = {hf: gguf for hf, gguf in PLAIN_TENSORS.items() if ".mlp." in hf}
+SHARED = {f"model.layers.{{i}}.mlp.shared_experts.{x}_proj.weight": f"{_LAYER}ffn_{x}_shexp.weight" for x in PARTS}
+LATENT = {f"{_LAYER}attn_k_b.weight": "latent", f"{_LAYER}attn_v_b.weight": "latent"}
+Q_LORA = {
+    f"{_ATTENTION}q_a_proj.weight": f"{_LAYER}attn_q_a.weight",
+    f"{_ATTENTION}q_a_layernorm.weight": f"{_LAYER}attn_q_a_norm.weight",
+    f"{_ATTENTION}q_b_proj.weight": f"{_LAYER}attn_q_b.weight",
+}
+TENSORS: dict[str, str | tuple[str, ...]] = {
+    **{hf: gguf for hf, gguf in NOT_DENSE.items() if ".self_attn." not in hf},
+    f"{_ATTENTION}q_proj.weight": f"{_LAYER}attn_q.weight",
+    **Q_LORA,
+    f"{_ATTENTION}kv_a_proj_with_mqa.weight": f"{_LAYER}attn_kv_a_mqa.weight",
+    f"{_ATTENTION}kv_a_layernorm.weight": f"{_LAYER}attn_kv_a_norm.weight",
+    f"{_ATTENTION}kv_b_proj.weight": tuple(LATENT),
+    f"{_ATTENTION}o_proj.weight": f"{_LAYER}attn_output.weight",
+    **DENSE,
+    **EXPERTS,
+    **SHARED,
+}
+
+HPARAMS_MLA = {
+    **{k: v for k, v in HPARAMS.items() if k not in ("num_key_value_heads", "head_dim")},
+    **EXPERT_HPARAMS,
+    "head_dim": "rope.dimension_count",  # of the part that turns
+    "qk_head_dim": "attention.key_length_mla",
+    "v_head_dim": "attention.value_length_mla",
+    "q_lora_rank": "attention.q_lora_rank",
+    "kv_lora_rank": "attention.kv_lora_rank",
+    "latent_key": "attention.key_length",
+    "latent_value": "attention.value_length",
+    "first_k_dense_replace": "leading_dense_block_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "n_shared_experts": "expert_shared_count",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+    "routed_scaling_factor": "expert_weights_scale:f32",
+    "norm_topk_prob": "expert_weights_norm:bool",
+}
+SHAPES_MLA = {
+    **SHAPES,
+    "attn_q.weight": ("q_mla", "hidden"),
+    "attn_q_a.weight": ("q_lora", "hidden"),
+    "attn_q_a_norm.weight": ("q_lora",),
+    "attn_q_b.weight": ("q_mla", "q_lora"),
+    "attn_kv_a_mqa.weight": ("kv_a", "hidden"),
+    "attn_kv_a_norm.weight": ("kv_lora",),
+    "attn_k_b.weight": ("heads", "kv_lora", "nope"),
+    "attn_v_b.weight": ("heads", "value", "kv_lora"),
+    "attn_output.weight": ("hidden", "o_mla"),
+    **EXPERT_SHAPES,
+    **SHARED_SHAPES,
+    "exp_probs_b.bias": ("experts",),
+}
+ONLY_WHERE = {
+    **dict.fromkeys(DENSE.values(), "leading"),
+    **dict.fromkeys([*EXPERTS.values(), *SHARED.values(), f"{_LAYER}exp_probs_b.bias"], "not leading"),
+    **dict.fromkeys(Q_LORA.values(), "q_lora"),
+    f"{_LAYER}attn_q.weight": "not q_lora",
+}
+FIXED = {**SILU, "attention_bias": (False,), "mlp_bias": (False,), "moe_layer_freq": (1,), "usual_q_lora": (True,)}
+TWIN = {
+    **EXPERT_TWIN, "qk_nope_head_dim": 16, "v_head_dim": 32, "q_lora_rank": 32, "kv_lora_rank": 32, "first_k_dense_replace": 1,
+    "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "n_shared_experts": 1,
+}  # fmt: skip
+EVIDENCE = (
+    "llama.cpp 0c1e570: src/models/deepseek2.cpp (neighbours turn, as in HF; kq_scale; rope_freqs.weight is not loaded; q_lora_rank is "
+    "read unless there are 26, 27 or some 48 layers), src/llama-context.cpp (yarn_log_multiplier); conversion/deepseek.py DeepseekV2Model; "
+    "transformers 5.23: models/deepseek_v{2,3}/modeling_*.py (yarn_apply_mscale)"
+)
+
+DEEPSEEK_V2 = Family(
+    model_type="deepseek_v2",
+    architectures=("DeepseekV2ForCausalLM",),
+    gguf_arch="deepseek2",
+    tensors=TENSORS,
+    optional=OUTPUT,
+    only_where=ONLY_WHERE,
+    transforms=LATENT,
+    hparams=HPARAMS_MLA,
+    may_lack=frozenset({"q_lora_rank", "first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"}),
+    renamed={"num_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
+    unsaid=frozenset({"qk_head_dim", "latent_key", "latent_value"}),
+    derived="mla",
+    fixed={**FIXED, "n_group": (1,), "scoring_func": ("softmax",), "norm_topk_prob": (False,)},
+    constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 1)},
+    evidence=EVIDENCE + "; groups of experts are scored by their best in transformers, by their best two in llama.cpp "
+    "(src/llama-graph.cpp, build_moe_ffn), and transformers never normalizes the weights of experts",
+    shapes=SHAPES_MLA,
+    defaults={
+        "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "kv_lora_rank": 512, "q_lora_rank": 1536, "n_routed_experts": 64,
+        "n_shared_experts": 2, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "moe_intermediate_size": 1407,
+        "routed_scaling_factor": 1.0, "norm_topk_prob": False,
+    },
+    latent=True,
+    twin=TWIN,
+)  # fmt: skip
+
+DEEPSEEK_V3 = Family(
+    model_type="deepseek_v3",
+    architectures=("DeepseekV3ForCausalLM",),
+    gguf_arch="deepseek2",
+    tensors={**TENSORS, "model.layers.{i}.mlp.gate.e_score_correction_bias": f"{_LAYER}exp_probs_b.bias"},
+    optional=OUTPUT,
+    only_where=ONLY_WHERE,
+    transforms=LATENT,
+    hparams=HPARAMS_MLA,
+    may_lack=frozenset({"q_lora_rank", "first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"}),
+    renamed=DEEPSEEK_V2.renamed,
+    unsaid=DEEPSEEK_V2.unsaid,
+    derived="mla",
+    fixed={**FIXED, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",), "rope_interleave": (True,)},
+    marks=frozenset({"expert_gating_func"}),
+    constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 2)},
+    evidence=EVIDENCE + ", which skips the layers that predict a token further on",
+    shapes=SHAPES_MLA,
+    defaults={
+        "rms_norm_eps": 1e-6, "first_k_dense_replace": 3, "kv_lora_rank": 512, "q_lora_rank": 1536, "n_routed_experts": 256,
+        "num_experts_per_tok": 8, "n_shared_experts": 1, "n_group": 8, "topk_group": 4, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+        "v_head_dim": 128, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
+    },
+    latent=True,
+    more_layers="num_nextn_predict_layers",
+    twin=TWIN,
+)  # fmt: skip
