@@ -391,7 +391,7 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
     m0 = temperature(rope.number("factor", 1.0))
     if rope.inner is not None or rope.method not in ("none", "ntk-aware", "linear", "yarn", "ntk-by-parts"):
-        raise _no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", "--carry tensors")
+        raise _no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family))
     if rope.method in ("none", "ntk-aware"):
         return _gguf_keys(family, context, _plain_theta(rope), type=Value("str", "none"))
     factor = Value("f32", rope.number("factor"))
@@ -403,8 +403,7 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
         if rope.params.get(k, usual) != usual
     ]
     if odd:
-        ways = "--carry tensors" if "rope_freqs" in family.gguf_reads else ANEW
-        raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", ways)
+        raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", _ways_out(family))
     m, log = table(rope).multiplier, {}
     if family.latent:
         m0, log = (1.0 if "mscale_all_dim" in rope.params else m0), _log_multiplier(rope)
@@ -413,6 +412,14 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     return _gguf_keys(
         family, context, rope.theta, type=Value("str", "yarn"), factor=factor, original_context_length=original, **attn, **log
     )
+
+
+def _ways_out(family: Family) -> str:
+    """What a user can do where llama.cpp's metadata does not carry a recipe."""
+    if {"rope_freqs", "rope_factors"} & family.gguf_reads:
+        return "--carry tensors"
+    others = [arch for arch in architectures(family) if arch != family.gguf_arch]
+    return f"--gguf-arch {others[0]}, which takes any frequencies as a tensor; or --out safetensors" if others else ANEW
 
 
 ANEW = "--method yarn --context N extends anew from the original context, with whole pairs; --out safetensors keeps all as it is"
@@ -436,9 +443,7 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
     """
     pair = "rope_factors" in family.gguf_reads
     if not pair and "rope_freqs" not in family.gguf_reads:
-        others = " or ".join(f"--gguf-arch {arch}" for arch in architectures(family) if arch != family.gguf_arch)
-        ways = f"{others}, which loads them, or --out safetensors" if others else "--carry metadata, or --out safetensors"
-        raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", ways)
+        raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", _ways_out(family))
     switching = pair and rope.method == "longrope"
     target = table(rope) if switching else static_table(rope, "GGUF")
     if switching:

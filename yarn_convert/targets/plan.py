@@ -167,7 +167,7 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
                 else dialects.gguf_tensors(rope, context, c.family)
             )
         except Inexpressible as e:
-            refused = refused if refused and "rope_freqs" not in c.family.gguf_reads else e  # tensors are no way out then
+            refused = refused or e
             continue
         plain = {"general.architecture": c.family.gguf_arch, **_shape_keys(c), **{k: v.data for k, v in keys.items() if v is not None}}
         try:
