@@ -6,7 +6,6 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from ..errors import FormatError, Unsupported
-from .gpt_oss import ROPE as GPT_OSS_ROPE
 from .schema import Family
 
 Config = Mapping[str, Any]
@@ -86,6 +85,11 @@ def _mla(c: Config) -> dict[str, Any]:
     lite = layers in (26, 27) or (layers == 48 and c.get("vocab_size") == 128256)
     sizes = {"head_dim": rope, "qk_head_dim": nope + rope, "latent_key": latent + rope, "latent_value": latent}
     return {**sizes, "num_key_value_heads": c.get("num_attention_heads"), "usual_q_lora": (c.get("q_lora_rank") is None) == lite}
+
+
+GPT_OSS_ROPE = {  # transformers, configuration_gpt_oss.py: what it takes where config.json has neither object
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 4096,
+}  # fmt: skip
 
 
 def _gpt_oss(c: Config) -> dict[str, Any]:

@@ -9,10 +9,6 @@ _EXPERTS = "model.layers.{i}.mlp.experts."
 _GATE_UP, _DOWN = ("blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps"), "blk.{i}.ffn_down_exps"
 _WEIGHTS = tuple(f"{x}.weight" for x in _GATE_UP)
 SCALES = {f"{_EXPERTS}{x}_proj_blocks": f"{_EXPERTS}{x}_proj_scales" for x in ("gate_up", "down")}
-ROPE = {  # transformers, configuration_gpt_oss.py: what it takes where config.json has neither object
-    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 4096,
-}  # fmt: skip
-
 GPT_OSS = Family(
     model_type="gpt_oss",
     architectures=("GptOssForCausalLM",),

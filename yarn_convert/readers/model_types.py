@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..families.derived import GPT_OSS_ROPE
+
 
 @dataclass(frozen=True, slots=True)
 class ModelType:
@@ -37,8 +39,6 @@ QWEN = 32768
 LLAMAS = frozenset({"llama", "mistral"})
 PHI3_TYPES = {"default": "default", "longrope": "longrope", "su": "longrope", "yarn": "longrope"}
 GEMMA3_LAYERS = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
-GPT_OSS_ROPE = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
-GPT_OSS_ROPE |= {"original_max_position_embeddings": 4096}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 # Those that conversion knows, and odd ones

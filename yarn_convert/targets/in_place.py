@@ -26,7 +26,8 @@ from ..checkpoint import RECIPE, manifest_path
 from ..dialects import FACTORS
 from ..errors import OutputError, Unsupported
 from ..gguf_file import Field, Gguf, Value, encode_header, journal_path
-from .moving import MAGIC, Piece, sync, write_all
+from .moving import MAGIC, Piece, write_all
+from .resume import sync
 
 INSERT_RANGE = 0x20  # linux/falloc.h
 

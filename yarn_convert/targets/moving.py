@@ -29,7 +29,7 @@ from ..gguf_file import Field, Value
 from ..layout import AS_IT_IS, Order
 from ..quantizer import rows
 from ..tensors import Bytes, Tensor, read_into
-from .resume import Journal, Say, open_partial
+from .resume import Journal, Say, open_partial, sync
 from .rows import ordered, plain_dtype, row_of
 
 Progress = Callable[[int], None]
@@ -444,17 +444,6 @@ def replace_file(path: Path, data: bytes) -> None:
         sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """fsync a file or, where the system can, a folder."""
-    if path.is_dir() and sys.platform == "win32":
-        return
-    fd = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _output_error(e: OSError, out: Path, kept: str) -> OutputError:

@@ -128,9 +128,9 @@ class Journal:
             if not batch:
                 return
             for name in {name for name, _, _ in batch}:
-                _sync(self.files / name)
+                sync(self.files / name)
             for folder in {self.root.parent, self.root, self.files, *((self.files / name).parent for name, _, _ in batch)}:
-                _sync(folder)
+                sync(folder)
             self._append([json.dumps([name, at, size]) for name, at, size in batch])
             self.recorded += len(batch)
 
@@ -218,7 +218,8 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """fsync a file or, where the system can, a folder."""
     if path.is_dir() and sys.platform == "win32":
         return
     fd = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
