@@ -1,0 +1,115 @@
+"""Writes the tables of docs/families.md from the rows of `families` and `readers`; the prose around them is written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from yarn_convert import families, readers
+from yarn_convert.families import Family
+
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+BEGIN, END = "<!-- made by tests/make_family_docs.py: {} -->", "<!-- end of what is made -->"
+WIDTH = 132  # characters of a line of names
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def carried(f: Family) -> str:
+    """What a GGUF of this family can carry: YaRN keys always, and by tensors any table."""
+    facts = readers.ARCHS[f.gguf_arch]
+    if f.windows_only:
+        return "its RoPE as it is"
+    metadata = "metadata, usual m" if facts.second == "own" else "metadata"
+    if "rope_freqs" in f.gguf_reads:
+        return metadata + "; any table"
+    return metadata + ("; any table (pair)" if "rope_factors" in f.gguf_reads else " only")
+
+
+def rotated(f: Family) -> str:
+    facts = readers.MODEL_TYPES.get(f.model_type)
+    if facts is None or facts.partial is None:
+        return f"a part: `{facts.head_key}`" if facts and f.latent else "whole heads"
+    return f"`{facts.partial_key}`, {facts.partial:g} if absent"
+
+
+SECOND = {
+    "shared": "windows in some, extended alike",
+    "own": "windows in some, whose own RoPE stays",
+}
+
+
+def layers(f: Family) -> str:
+    facts = readers.ARCHS[f.gguf_arch]
+    if "no_rope_layer_interval" in f.fixed:
+        return f"every {f.fixed['no_rope_layer_interval'][0]}th without RoPE"
+    if f.windows_only:
+        return "windows in some, the only ones with RoPE"
+    if f.windowed:
+        return "alike; a window that its GGUF lacks"
+    slides = any(key == "attention.sliding_window" for key in f.hparams.values())
+    return SECOND[facts.second] if slides and facts.second in SECOND else "alike"
+
+
+HEADS = {"optional": "tied or own", "required": "tied (written twice) or own", "never": "tied"}
+
+
+def rows() -> str:
+    head = ("model type", "GGUF architecture", "GGUF → HF", "a GGUF carries", "rotated", "layers", "head")
+    return table(
+        head,
+        [
+            (
+                f"`{f.model_type}`",
+                f"`{f.gguf_arch}`" + (" (`--gguf-arch`)" if f.gguf_arch != families.architectures(f)[0] else ""),
+                "yes" if f.model_type in readers.MODEL_TYPES else "no",
+                carried(f),
+                rotated(f),
+                layers(f),
+                HEADS[f.head],
+            )
+            for f in families.FAMILIES
+        ],
+    )
+
+
+def evidence() -> str:
+    return table(
+        ("model type", "written as", "read in"), [(f"`{f.model_type}`", f"`{f.gguf_arch}`", f.evidence) for f in families.FAMILIES]
+    )
+
+
+def names(found: Iterable[str]) -> str:
+    lines, line = [], ""
+    for name in sorted(found):
+        if len(line) + len(name) + 4 > WIDTH:
+            lines.append(line.rstrip())
+            line = ""
+        line += f"`{name}`, "
+    return "\n".join([*lines, line.removesuffix(", ")])
+
+
+def unlisted() -> str:
+    types = names(readers.MODEL_TYPES.keys() - {f.model_type for f in families.FAMILIES})
+    archs = names(readers.ARCHS.keys() - {f.gguf_arch for f in families.FAMILIES})
+    return f"From a folder to a folder, by `model_type`:\n{types}.\n\nFrom a GGUF to a GGUF, by architecture:\n{archs}."
+
+
+MADE = {"the rows": rows, "evidence": evidence, "without a row": unlisted}
+
+
+def page(text: str) -> str:
+    """`text` with what is made in the place of what stands between the marks."""
+    for name, make in MADE.items():
+        before, begin, rest = text.partition(BEGIN.format(name))
+        _, end, after = rest.partition(END)
+        assert begin and end, f"{PAGE.name} has no place for {name!r}"
+        text = f"{before}{begin}\n\n{make()}\n\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
