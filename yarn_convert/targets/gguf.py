@@ -23,6 +23,7 @@ from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
+SUPER_BLOCK = 256  # numbers in a block of the K- and IQ-types (ggml-common.h, QK_K)
 FP8_HINT = "start from a copy in BF16, as DeepSeek's fp8_cast_bf16.py makes one; --out safetensors keeps FP8 as it is"
 
 
@@ -209,6 +210,13 @@ def _notes(c: Checkpoint, pieces: list[Piece], outtype: str) -> list[str]:
         notes.append("the base is quantized already: changing its type cannot bring back what it lost")
     if fallback := [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]:
         notes.append(f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16")
+    if outtype in MIXES and outtype not in OUTTYPES:
+        odd = [p for p in pieces if len(p.target.shape) > 1 and p.target.dtype != p.dtype and p.target.shape[-1] % SUPER_BLOCK]
+        notes += (
+            [f"{len(odd)} tensors have rows that are no multiple of {SUPER_BLOCK}: llama.cpp gives them a type of smaller blocks"]
+            if odd
+            else []
+        )
     if outtype in OUTTYPES and outtype.startswith(("q4", "q5")):
         notes.append(f"every matrix is {outtype}, the head too (llama-quantize --pure); mixes as {outtype[:2]}_k_m keep some finer")
     return notes

@@ -177,7 +177,9 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
             why = f"refuses the file: {e}"
         if not why:
             return carrier, keys, factors
-        refused = Inexpressible(f"llama.cpp would not compute this from {carrier}: {why}", "--carry auto, or --out safetensors")
+        refused = Inexpressible(
+            f"llama.cpp would not compute this from {carrier}: {why}", "--out safetensors" if carry == "auto" else "--carry auto"
+        )
     assert refused is not None
     raise refused
 
@@ -210,6 +212,6 @@ def target_dtype(t: Part, gguf_name: str, outtype: str) -> str:
 
 def check_outtype(outtype: str, fmt: str) -> None:
     if outtype not in ("auto", *OUTTYPES, *MIXES):
-        raise UsageError(f"unknown --outtype {outtype!r}", f"one of auto, {', '.join(OUTTYPES)}, or llama.cpp's {', '.join(MIXES)}")
+        raise UsageError(f"unknown --outtype {outtype!r}", f"one of {', '.join(dict.fromkeys(['auto', *OUTTYPES, *MIXES]))}")
     if fmt == "safetensors" and outtype.upper() not in ("AUTO", *PLAIN):
         raise Inexpressible(f"safetensors for transformers has no {outtype}", f"--out gguf --outtype {outtype}, or --outtype bf16")
