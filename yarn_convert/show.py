@@ -34,6 +34,7 @@ def plan_lines(conversion: Any) -> list[str]:
     """The plan, for people."""
     from .describe import other_layers, pairs
     from .rope import table
+    from .targets.plan import unknown
 
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
     kinds = [p.kind for p in pairs(plan.rope)]
@@ -54,7 +55,9 @@ def plan_lines(conversion: Any) -> list[str]:
     ]
     exact = [name for name, why in plan.verdicts.items() if not why]
     lines.append(f"exact in  {', '.join(exact)}")
-    lines += [f"not in    {name}: {why}" for name, why in plan.verdicts.items() if why]
+    silent = unknown(plan.verdicts)
+    lines += [f"not in    {name}: {why}" for name, why in plan.verdicts.items() if why and name not in silent]
+    lines += [f"unknown   {', '.join(silent)}: how they read {c.family.model_type} was not studied"] if silent else []
     return lines + [f"note      {note}" for note in plan.notes]
 
 
