@@ -12,7 +12,7 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .families.derived import of_one_layer
 from .rope import Rope, geometric, recipe_of, table
-from .targets.plan import UNKNOWN, hf_verdicts
+from .targets.plan import hf_verdicts, unknown
 
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12
 KEPT, RAMP, INTERPOLATED = "kept", "ramp", "interpolated"
@@ -117,9 +117,8 @@ def _hf_findings(c: Checkpoint) -> list[str]:
                 found.append(f"{name} lacks {' and '.join(sorted({'type', 'rope_type'} - set(value)))}: some readers know only that one")
             elif value and isinstance(value.get("factor"), int):
                 found.append(f"{name}.factor is an integer: vLLM and SGLang want a float")
-        wrong = {
-            r: why for r, why in hf_verdicts(c.config, c.rope, c.context, c.beside(c.rope)).items() if why and not why.startswith(UNKNOWN)
-        }
+        verdicts = hf_verdicts(c.config, c.rope, c.context, c.beside(c.rope))
+        wrong = {r: why for r, why in verdicts.items() if why and r not in unknown(verdicts)}
         found += [f"{reader} computes something else: {why}" for reader, why in wrong.items()]
     path = c.source.path / "tokenizer_config.json"
     try:
