@@ -13,6 +13,7 @@ from .. import tokenizers
 from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
 from ..dtypes import F32, OUTTYPES, PLAIN
 from ..errors import Inexpressible, Unsupported, UsageError
+from ..families.derived import ODD
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
 from ..quantizer import MIXES, QUANTIZATION_VERSION, quantized_fields, types_of
@@ -106,7 +107,8 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
     for key, values in c.family.fixed.items():
         value = c.config.get(key)
         if c.gguf is None and value is not None and value not in values:
-            raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {key} = {value!r}", "--out safetensors")
+            what = ODD.get(key, f"{key} = {value!r}")
+            raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {what}", "--out safetensors")
     if c.rope.rotary_dim != c.head_dim and "dimension_count" not in c.family.gguf_reads:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
     hidden, heads = c.hparams["hidden_size"], c.heads("q")
