@@ -203,7 +203,7 @@ def test_experts_of_another_shape_are_refused(plain: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("config", "why"), [({"swiglu_limit": 8.0}, "swiglu_limit"), ({"layer_types": ["full_attention"] * 2}, "usual_windows")]
+    ("config", "why"), [({"swiglu_limit": 8.0}, "swiglu_limit"), ({"layer_types": ["full_attention"] * 2}, "in this order")]
 )
 def test_what_llama_cpps_graph_has_written_in_is_refused(tmp_path: Path, config: dict[str, Any], why: str) -> None:
     model = make("gpt_oss/plain", tmp_path / "m", config=config)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import Checkpoint
+from .families.derived import of_one_layer
 from .rope import Rope, geometric, recipe_of, table
-from .targets.plan import hf_verdicts
+from .targets.plan import hf_verdicts, unknown
 
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12
 KEPT, RAMP, INTERPOLATED = "kept", "ramp", "interpolated"
@@ -63,6 +64,7 @@ def describe(c: Checkpoint) -> dict[str, Any]:
         "kv_heads": c.heads("k"),
         "head_dim": c.head_dim,
         "rope": recipe_of(c.rope),
+        "other_layers": other_layers(c),
         "attention_factor": multiplier,
         "original_context": c.rope.original_context,
         "context": c.context,
@@ -73,6 +75,12 @@ def describe(c: Checkpoint) -> dict[str, Any]:
         "kv_cache_bytes": {str(n): c.kv_bytes(n) for n in sorted({c.rope.original_context, c.context})},
         "inconsistencies": findings(c),
     }
+
+
+def other_layers(c: Checkpoint) -> str:
+    """How the layers turn that a recipe does not extend; "" where all are alike."""
+    window = f"a window of {c.window:,} tokens" if c.window else "their window"
+    return f"those within {window} keep theta {c.hparams['rope_local_base_freq']:g}" if c.other_layers else ""
 
 
 def findings(c: Checkpoint) -> list[str]:
@@ -99,7 +107,8 @@ def _gguf_findings(c: Checkpoint) -> list[str]:
 
 def _hf_findings(c: Checkpoint) -> list[str]:
     found = []
-    scaling, parameters = c.config.get("rope_scaling"), c.config.get("rope_parameters")
+    config = of_one_layer(c.family, c.config)
+    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
     if c.rope.method != "none":
         if not scaling:
             found.append("rope_scaling is missing: transformers 4, mlx-lm read it and would lose the scaling")
@@ -108,7 +117,8 @@ def _hf_findings(c: Checkpoint) -> list[str]:
                 found.append(f"{name} lacks {' and '.join(sorted({'type', 'rope_type'} - set(value)))}: some readers know only that one")
             elif value and isinstance(value.get("factor"), int):
                 found.append(f"{name}.factor is an integer: vLLM and SGLang want a float")
-        wrong = {r: why for r, why in hf_verdicts(c.config, c.rope, c.context, c.beside(c.rope)).items() if why}
+        verdicts = hf_verdicts(c.config, c.rope, c.context, c.beside(c.rope))
+        wrong = {r: why for r, why in verdicts.items() if why and r not in unknown(verdicts)}
         found += [f"{reader} computes something else: {why}" for reader, why in wrong.items()]
     path = c.source.path / "tokenizer_config.json"
     try:

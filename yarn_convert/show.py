@@ -32,8 +32,9 @@ def plan_json(conversion: Any) -> dict[str, Any]:
 
 def plan_lines(conversion: Any) -> list[str]:
     """The plan, for people."""
-    from .describe import pairs
+    from .describe import other_layers, pairs
     from .rope import table
+    from .targets.plan import unknown
 
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
     kinds = [p.kind for p in pairs(plan.rope)]
@@ -45,6 +46,7 @@ def plan_lines(conversion: Any) -> list[str]:
         f"rope      theta {plan.rope.theta:g}, D {plan.rope.rotary_dim}; pairs: "
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         + f"; cos and sin × {table(plan.rope).multiplier:.6g}",
+        *([f"layers    {others}"] if (others := other_layers(c)) else []),
         f"carrier   {plan.carrier} in {plan.format}; weights {'byte-identical' if plan.identical else 'converted'}",
         "KV cache  "
         + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in sorted({plan.rope.original_context, plan.context}))
@@ -53,7 +55,9 @@ def plan_lines(conversion: Any) -> list[str]:
     ]
     exact = [name for name, why in plan.verdicts.items() if not why]
     lines.append(f"exact in  {', '.join(exact)}")
-    lines += [f"not in    {name}: {why}" for name, why in plan.verdicts.items() if why]
+    silent = unknown(plan.verdicts)
+    lines += [f"not in    {name}: {why}" for name, why in plan.verdicts.items() if why and name not in silent]
+    lines += [f"unknown   {', '.join(silent)}: how they read {c.family.model_type} was not studied"] if silent else []
     return lines + [f"note      {note}" for note in plan.notes]
 
 
@@ -76,6 +80,7 @@ def inspect_lines(c: Any, facts: dict[str, Any]) -> list[str]:
         f"{facts['heads']} heads of {facts['head_dim']}, {facts['kv_heads']} KV heads",
         f"tensors     {types}",
         f"RoPE        {recipe}; theta {c.rope.theta:g}, D {c.rope.rotary_dim}; cos and sin × {facts['attention_factor']:.6g}",
+        *([f"layers      {facts['other_layers']}"] if facts["other_layers"] else []),
         f"context     {facts['context']:,} tokens, originally {facts['original_context']:,} (s = {facts['scale']:g})",
         "KV cache    " + ", ".join(f"{human(b)} at {int(n):,}" for n, b in facts["kv_cache_bytes"].items()) + " tokens (f16)",
         *plot(c.rope, c.context),

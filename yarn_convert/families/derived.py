@@ -111,6 +111,12 @@ def _cohere2(c: Config) -> dict[str, Any]:
     return {"usual_windows": windows == usual if layers else c.get("sliding_window_pattern", 4) == 4}
 
 
+ODD = {  # a key that a rule derives -> what llama.cpp cannot compute where it is false
+    "usual_scores": "attention scores scaled by this query_pre_attn_scalar",
+    "usual_norms": "norms of Q and K in a model of so many layers",
+    "usual_q_lora": "this q_lora_rank in a model of so many layers",
+    "usual_windows": "sliding and full attention in this order of layers",
+}
 RULES: Mapping[str, Callable[[Config], dict[str, Any]]] = {
     "falcon": _falcon,
     "gemma": _gemma,

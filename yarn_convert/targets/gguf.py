@@ -13,6 +13,7 @@ from .. import tokenizers
 from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
 from ..dtypes import F32, OUTTYPES, PLAIN
 from ..errors import Inexpressible, Unsupported, UsageError
+from ..families.derived import ODD
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
 from ..quantizer import MIXES, QUANTIZATION_VERSION, quantized_fields, types_of
@@ -23,6 +24,7 @@ from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
+SUPER_BLOCK = 256  # numbers in a block of the K- and IQ-types (ggml-common.h, QK_K)
 FP8_HINT = "start from a copy in BF16, as DeepSeek's fp8_cast_bf16.py makes one; --out safetensors keeps FP8 as it is"
 
 
@@ -105,7 +107,8 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
     for key, values in c.family.fixed.items():
         value = c.config.get(key)
         if c.gguf is None and value is not None and value not in values:
-            raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {key} = {value!r}", "--out safetensors")
+            what = ODD.get(key, f"{key} = {value!r}")
+            raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {what}", "--out safetensors")
     if c.rope.rotary_dim != c.head_dim and "dimension_count" not in c.family.gguf_reads:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
     hidden, heads = c.hparams["hidden_size"], c.heads("q")
@@ -209,6 +212,13 @@ def _notes(c: Checkpoint, pieces: list[Piece], outtype: str) -> list[str]:
         notes.append("the base is quantized already: changing its type cannot bring back what it lost")
     if fallback := [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]:
         notes.append(f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16")
+    if outtype in MIXES and outtype not in OUTTYPES:
+        odd = [p for p in pieces if len(p.target.shape) > 1 and p.target.dtype != p.dtype and p.target.shape[-1] % SUPER_BLOCK]
+        notes += (
+            [f"{len(odd)} tensors have rows that are no multiple of {SUPER_BLOCK}: llama.cpp gives them a type of smaller blocks"]
+            if odd
+            else []
+        )
     if outtype in OUTTYPES and outtype.startswith(("q4", "q5")):
         notes.append(f"every matrix is {outtype}, the head too (llama-quantize --pure); mixes as {outtype[:2]}_k_m keep some finer")
     return notes

@@ -22,6 +22,7 @@ ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"
 ROPE_OBJECTS = ("rope_scaling", "rope_parameters")
 CARRIERS = ("auto", "metadata", "tensors")
 NOTHING = readers.Beside()
+UNKNOWN = "not known"  # begins the verdict of a reader that is not modelled for a family
 DECISIVE = "transformers-5"  # an HF folder that this reader would compute otherwise is never written
 
 
@@ -117,6 +118,11 @@ def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping
     return spelled
 
 
+def unknown(verdicts: Mapping[str, str]) -> list[str]:
+    """The readers of which nothing is known."""
+    return [name for name, why in verdicts.items() if why.startswith(UNKNOWN)]
+
+
 def edited(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in {**config, **changes}.items() if v is not REMOVE}
 
@@ -131,7 +137,7 @@ def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int, beside: rea
         except readers.Refuses as e:
             verdicts[name] = f"refuses the file: {e}"
         except Unsupported as e:
-            verdicts[name] = f"not known: {e.message}"
+            verdicts[name] = f"{UNKNOWN}: {e.message}"
     return verdicts
 
 
@@ -177,7 +183,9 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
             why = f"refuses the file: {e}"
         if not why:
             return carrier, keys, factors
-        refused = Inexpressible(f"llama.cpp would not compute this from {carrier}: {why}", "--carry auto, or --out safetensors")
+        refused = Inexpressible(
+            f"llama.cpp would not compute this from {carrier}: {why}", "--out safetensors" if carry == "auto" else "--carry auto"
+        )
     assert refused is not None
     raise refused
 
@@ -210,6 +218,6 @@ def target_dtype(t: Part, gguf_name: str, outtype: str) -> str:
 
 def check_outtype(outtype: str, fmt: str) -> None:
     if outtype not in ("auto", *OUTTYPES, *MIXES):
-        raise UsageError(f"unknown --outtype {outtype!r}", f"one of auto, {', '.join(OUTTYPES)}, or llama.cpp's {', '.join(MIXES)}")
+        raise UsageError(f"unknown --outtype {outtype!r}", f"one of {', '.join(dict.fromkeys(['auto', *OUTTYPES, *MIXES]))}")
     if fmt == "safetensors" and outtype.upper() not in ("AUTO", *PLAIN):
         raise Inexpressible(f"safetensors for transformers has no {outtype}", f"--out gguf --outtype {outtype}, or --outtype bf16")

@@ -26,6 +26,7 @@ from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES
 from ..source import resolve
 from ..targets.moving import replace_file
+from ..targets.plan import unknown
 from ..tensors import inside
 from . import twin
 from .intention import Intention, check_recipe, decode, intention_of, read_manifest
@@ -150,7 +151,8 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: dict[str, Any] | 
 def _studies(
     c: Checkpoint, meant: Intention, names: list[str], settings: Settings, recipe: Mapping[str, Any], say: Say
 ) -> list[dict[str, Any]]:
-    predicted = {name: recipe["readers"].get(RUNTIMES[name].reader, "") for name in names}
+    silent = unknown(recipe["readers"])
+    predicted = {name: recipe["readers"].get(row, "") for name in names if (row := RUNTIMES[name].reader) not in silent}
     read = {name: decode(c, RUNTIMES[name].reader) for name in names}
     readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in read.items() if not isinstance(r, str)}
     device = pick_device(settings.device)

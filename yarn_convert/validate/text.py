@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UsageError
+from ..targets.plan import unknown
 
 Result = Mapping[str, Any]
 SHOWN = 8  # windows of a study in the table; all are in the JSON and in the HTML report
@@ -61,7 +62,9 @@ def _recipe(r: Mapping[str, Any]) -> list[str]:
     else:
         out = [f"recipe    FAILED ({r['layer']}): {r['reader']}: {r['why']}"]
     out += [f"          ignored by {r['reader']}: {', '.join(r['ignored'])}"] if r["ignored"] else []
-    return out + [f"          not in {name}: {why}" for name, why in r["readers"].items() if why and name != r["reader"]]
+    silent = unknown(r["readers"])
+    out += [f"          not in {name}: {why}" for name, why in r["readers"].items() if why and name not in (r["reader"], *silent)]
+    return out + ([f"          unknown: {', '.join(silent)}"] if silent else [])
 
 
 def _weights(w: Mapping[str, Any]) -> str:
