@@ -391,7 +391,7 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
     m0 = temperature(rope.number("factor", 1.0))
     if rope.inner is not None or rope.method not in ("none", "ntk-aware", "linear", "yarn", "ntk-by-parts"):
-        raise _no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family))
+        raise _no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family, False))
     if rope.method in ("none", "ntk-aware"):
         return _gguf_keys(family, context, _plain_theta(rope), type=Value("str", "none"))
     factor = Value("f32", rope.number("factor"))
@@ -403,7 +403,7 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
         if rope.params.get(k, usual) != usual
     ]
     if odd:
-        raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", _ways_out(family))
+        raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", _ways_out(family, True))
     m, log = table(rope).multiplier, {}
     if family.latent:
         m0, log = (1.0 if "mscale_all_dim" in rope.params else m0), _log_multiplier(rope)
@@ -414,15 +414,18 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     )
 
 
-def _ways_out(family: Family) -> str:
-    """What a user can do where llama.cpp's metadata does not carry a recipe."""
+def _ways_out(family: Family, anew: bool) -> str:
+    """What a user can do where llama.cpp's metadata does not carry a recipe. `anew`: the plain form of the same method would be carried."""
     if {"rope_freqs", "rope_factors"} & family.gguf_reads:
         return "--carry tensors"
     others = [arch for arch in architectures(family) if arch != family.gguf_arch]
-    return f"--gguf-arch {others[0]}, which takes any frequencies as a tensor; or --out safetensors" if others else ANEW
-
-
-ANEW = "--method yarn --context N extends anew from the original context, with whole pairs; --out safetensors keeps all as it is"
+    if family.listed and others:
+        return f"--gguf-arch {others[0]}, which takes any frequencies as a tensor; or --out safetensors"
+    plain = "--method yarn --context N extends anew from the original context, in the form that llama.cpp knows"
+    return (
+        "; ".join([plain] * anew + ["--out safetensors keeps all as it is"] * family.listed)
+        or "another --method: yarn, linear or ntk-aware"
+    )
 
 
 def _log_multiplier(rope: Rope) -> dict[str, Value]:
@@ -443,7 +446,7 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
     """
     pair = "rope_factors" in family.gguf_reads
     if not pair and "rope_freqs" not in family.gguf_reads:
-        raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", _ways_out(family))
+        raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", _ways_out(family, False))
     switching = pair and rope.method == "longrope"
     target = table(rope) if switching else static_table(rope, "GGUF")
     if switching:

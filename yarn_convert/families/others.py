@@ -59,6 +59,7 @@ COHERE = Family(
     optional=OUTPUT | frozenset(QK_NORMS.values()),
     hparams={**LAYER_NORM_HPARAMS, "logit_scale": "logit_scale:f32"},
     derived="cohere",
+    lengths=("model_max_length",),
     fixed={**SILU, "attention_bias": (False,), "usual_norms": (True,)},
     gguf_known=KNOWN,
     head="never",

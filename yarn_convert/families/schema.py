@@ -44,7 +44,8 @@ class Family:
     says in another form, a key of `derived.RULES`. `fixed`: config keys whose other values llama.cpp's graph would not
     compute. `constants`: GGUF keys that every model of the family has, as (type, value). `gguf_known`: further keys that
     change nothing we carry. `marks`: GGUF keys or tensors that tell rows of one architecture apart, with `!` absent ones.
-    `spelled_out`: config keys that a reader needs even where they only say what follows from others.
+    `spelled_out`: config keys that a reader needs even where they only say what follows from others. `lengths`: further ones
+    that say the context.
 
     RoPE and attention. `gguf_reads`: the RoPE fields that the llama.cpp loader honours; "dimension_count" where a part of
     each head may turn. `layer_type`: the only layers that a recipe extends, by their name in config.json's `layer_types`.
@@ -81,6 +82,7 @@ class Family:
     marks: frozenset[str] = frozenset()
     gguf_reads: frozenset[str] = PLAIN_READS
     spelled_out: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ()
     switches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     instead: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     only_where: Mapping[str, str] = field(default_factory=dict)

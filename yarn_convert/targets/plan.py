@@ -97,7 +97,8 @@ def carry_hf(c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int,
         raise Inexpressible(f"config.json cannot carry {rope.method}", "--out gguf")
     best = max(found, key=lambda c: sum(not why for why in c[2].values()))
     if why := best[2][DECISIVE]:
-        raise Inexpressible(f"{DECISIVE} would not compute this from config.json: {why}", "--carry auto, or --out gguf")
+        hint = "--out gguf" if carry == "auto" else "--carry auto, or --out gguf"
+        raise Inexpressible(f"{DECISIVE} would not compute this from config.json: {why}", hint)
     return best
 
 
@@ -108,6 +109,7 @@ def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping
     partial = [v["partial_rotary_factor"] for k in ROPE_OBJECTS if (v := config.get(k)) and v.get("partial_rotary_factor") is not None]
     inner = {"partial_rotary_factor": partial[0]} if partial else {}
     spelled = {k: {**v, **inner} if k in ROPE_OBJECTS and v else v for k, v in changes.items()} | own
+    spelled |= dict.fromkeys(c.family.lengths, spelled["max_position_embeddings"])
     facts = readers.MODEL_TYPES.get(c.family.model_type)
     if facts and facts.original and spelled["rope_parameters"].get("original_max_position_embeddings"):
         # Its config class has one of its own, which hides the one in the RoPE object.
