@@ -324,3 +324,12 @@ def test_linear_over_linear_is_one_linear(models: dict[str, Path], tmp_path: Pat
     assert manifest["context"] == 8 * CONTEXT
     fields = fields_of(tmp_path / "out.gguf")
     assert (fields["rope.scaling.type"], fields["rope.scaling.factor"], fields["rope.freq_base_swa"]) == ("linear", 8.0, 10000.0)
+
+
+@pytest.mark.parametrize("method", ["linear", "yarn", "ntk-aware"])
+def test_command_r_says_its_context_twice(models: dict[str, Path], tmp_path: Path, method: str) -> None:
+    """model_max_length is what it was trained on, and what its readers believe: both follow the extended context."""
+    convert(str(models["cohere"]), Options(method=method, scale=4, output=tmp_path / "out"))
+    assert open_checkpoint(Source(tmp_path / "out", "out")).context == 4 * CONTEXT
+    convert(str(tmp_path / "out"), Options(method="none", out="gguf", output=tmp_path / "out.gguf"))
+    assert fields_of(tmp_path / "out.gguf")["context_length"] == 4 * CONTEXT
