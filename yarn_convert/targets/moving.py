@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,11 +30,12 @@ from ..layout import AS_IT_IS, Order
 from ..quantizer import rows
 from ..tensors import Bytes, Tensor, read_into
 from .resume import Journal, Say, open_partial, sync
-from .rows import ordered, plain_dtype, row_of
+from .rows import count, ordered, plain_dtype, row_of
 
 Progress = Callable[[int], None]
 KERNEL_PIECE = 16 << 20  # bytes a copy_file_range call: enough to be as fast as one, and the disk starts to write early
 ELEMENTS = 1 << 18  # elements converted at a time: 1 MiB of float32 stays in a core's cache
+UNIT = 1 << 24  # elements of a large tensor that one thread converts, about a second to Q4_K: the others go on with the next
 MAGIC = 8  # bytes of a weight file that are written last: until then no reader takes it for a model
 
 
@@ -42,13 +43,15 @@ MAGIC = 8  # bytes of a weight file that are written last: until then no reader 
 class Piece:
     """One tensor to write: `target`'s dtype and shape from the bytes of `sources`, which are alike, in this order of rows.
 
-    `importance`: float32[experts, columns], the weights of squared errors where it is quantized.
+    `importance`: float32[experts, columns], the weights of squared errors where it is quantized. `blocks`: of its order only
+    these, [first, last), as `units` cuts it.
     """
 
     target: Tensor
     sources: tuple[Tensor, ...]
     order: Order = AS_IT_IS
     importance: F32 | None = None
+    blocks: tuple[int, int | None] = (0, None)
 
     @property
     def dtype(self) -> str:
@@ -148,7 +151,7 @@ class Mover:
     def _units(self, job: Job) -> Iterator[Callable[[], None]]:
         """The tasks of a job that are still to do, each written down when it is done."""
         for at, size, task in self._tasks(job):
-            if self.journal and (job.name, at) in self.journal.done:
+            if self.journal and self.journal.done.get((job.name, at)) == size:
                 self.progress(size)
             else:
                 yield lambda at=at, size=size, task=task: self._unit(job.name, at, size, task)  # type: ignore[misc]
@@ -175,8 +178,9 @@ class Mover:
                 f.write(job.header[MAGIC:])
             self.progress(len(job.header))
             for piece, offset in sorted(job.pieces, key=lambda p: -p[0].target.nbytes):
-                task = lambda piece=piece, offset=offset: self._piece(path, piece, offset)  # noqa: E731
-                yield offset, piece.target.nbytes, task
+                for start, size, unit in units(piece):
+                    task = lambda unit=unit, at=offset + start: self._piece(path, unit, at)  # noqa: E731
+                    yield offset + start, size, task
 
     def _begun(self, job: Job, path: Path) -> bool:
         """Whether an earlier run has made the file and some of it. Anything else that it left there is deleted."""
@@ -218,7 +222,7 @@ class Mover:
                 self._check()
                 write_all(f, data)
                 self.progress(data.nbytes)
-            start_writeback(f.fileno(), offset, piece.target.nbytes)
+            start_writeback(f.fileno(), offset, f.tell() - offset)
 
     def _range(self, source: Path, at: int, path: Path, offset: int, size: int) -> None:
         with open(source, "rb", buffering=0) as src, open(path, "r+b", buffering=0) as dst:
@@ -241,20 +245,39 @@ def _workers(jobs: list[Job]) -> int:
     return cores if quantized else min(4, cores)
 
 
+def units(piece: Piece) -> Iterator[tuple[int, int, Piece]]:
+    """(where in the target, bytes, piece) of what one thread makes of a piece at a time."""
+    target = piece.target
+    if piece.is_copy or target.elements <= UNIT:
+        yield 0, target.nbytes, piece
+        return
+    blocks, together = count(piece.sources, piece.order)
+    step = max(1, UNIT * blocks // target.elements // together) * together
+    columns = row_of(target.dtype, target.shape)[0]
+    if target.elements % blocks or target.elements // blocks * step % columns:  # a unit would not be whole rows
+        step = blocks
+    for first in range(0, blocks, step):
+        last = min(first + step, blocks)
+        start, end = target.nbytes * first // blocks, target.nbytes * last // blocks
+        yield start, end - start, replace(piece, blocks=(first, last))
+
+
 def converted(piece: Piece) -> Iterator[Bytes]:
     """The target's bytes, in order, some MiB at a time: rows moved, then the type changed. Always whole rows.
 
     A part is to be used before the next one is asked for: they share their memory.
     """
     dtype, added, scratch = plain_dtype(piece.sources, piece.order), np.float32(piece.order.added), Scratch()
-    target = piece.target
+    target, first = piece.target, piece.blocks[0]
     if dtype == target.dtype and not added:
-        yield from ordered(piece.sources, piece.order)
+        yield from ordered(piece.sources, piece.order, *piece.blocks)
         return
     columns, row = row_of(dtype, target.shape)
     step, done = max(1, ELEMENTS // columns) * row, 0
+    if first:
+        done = target.elements // columns * first // count(piece.sources, piece.order)[0]
     native = target.dtype in NATIVE and piece.importance is None
-    for data in ordered(piece.sources, piece.order):
+    for data in ordered(piece.sources, piece.order, *piece.blocks):
         for at in range(0, data.nbytes, step):
             x = to_f32(data[at : at + step], dtype, scratch)
             x = x + added if added else x

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from ..layout import Order
 from ..tensors import Bytes, Tensor
 
 READ_PIECE = 4 << 20  # bytes read at a time
+STRIP = 32 << 20  # bytes of a transposed matrix held at a time; one expert of Llama 4 has 168 MB, and is read once for each strip
 WORTH_A_READ = 1 << 16  # bytes; smaller gaps are read along
 
 
@@ -38,19 +39,33 @@ def plain_dtype(sources: Sequence[Tensor], order: Order) -> str:
     return "F32" if turned and dtype not in PLAIN else dtype
 
 
-def ordered(sources: Sequence[Tensor], order: Order) -> Iterator[Bytes]:
-    """The sources' bytes in the target's order of rows: whole rows, whole blocks of `unit` rows, whole matrices."""
-    dtype, unit = plain_dtype(sources, order), order.unit or 1
-    ends = Mxfp4(sources, dtype) if order.mxfp4 else Ends(sources, order.sources_turned, dtype)
-    index = range(ends.rows // unit) if order.index is None else order.index
-    batch = max(1, READ_PIECE // (unit * ends.row))
-    if whole := order.target_turned // unit:
-        batch = max(1, batch // whole) * whole
-    for at in range(0, len(index), batch):
-        data = blocks(ends, index[at : at + batch], unit)
-        if order.turn:
-            data = _interleaved(data, unit, ends.row, order.turn)
-        yield _transposed(data, order, ends) if order.target_turned else data
+def count(sources: Sequence[Tensor], order: Order) -> tuple[int, int]:
+    """(blocks of a target, how many of them cannot be made apart: those of one transposed matrix)."""
+    unit = order.unit or 1
+    blocks = _rows(sources, order).rows // unit if order.index is None else len(order.index)
+    return blocks, max(1, order.target_turned // unit)
+
+
+def ordered(sources: Sequence[Tensor], order: Order, first: int = 0, last: int | None = None) -> Iterator[Bytes]:
+    """The sources' bytes in the target's order of rows: whole rows, whole blocks of `unit` rows; blocks [first, last) of the target."""
+    rows, unit = _rows(sources, order), order.unit or 1
+    index = range(rows.rows // unit) if order.index is None else order.index
+    last, batch = len(index) if last is None else last, max(1, READ_PIECE // (unit * rows.row))
+
+    def read(start: int, stop: int) -> Bytes:
+        data = blocks(rows, index[start:stop], unit)
+        return _interleaved(data, unit, rows.row, order.turn) if order.turn else data
+
+    if order.target_turned:
+        yield from _transposed(read, first, last, batch, order.target_turned // unit, unit, rows)
+        return
+    for at in range(first, last, batch):
+        yield read(at, min(at + batch, last))
+
+
+def _rows(sources: Sequence[Tensor], order: Order) -> Rows:
+    dtype = plain_dtype(sources, order)
+    return Mxfp4(sources, dtype) if order.mxfp4 else Ends(sources, order.sources_turned, dtype)
 
 
 def _interleaved(data: Bytes, unit: int, row: int, turn: int) -> Bytes:
@@ -59,10 +74,23 @@ def _interleaved(data: Bytes, unit: int, row: int, turn: int) -> Bytes:
     return np.ascontiguousarray(data.reshape(-1, *halves, row).swapaxes(1, 2)).reshape(-1)
 
 
-def _transposed(data: Bytes, order: Order, ends: Rows) -> Bytes:
-    size = PLAIN[ends.dtype]
-    matrices = data.reshape(-1, order.target_turned, ends.row // size, size)
-    return np.ascontiguousarray(matrices.swapaxes(1, 2)).reshape(-1)
+def _transposed(read: Callable[[int, int], Bytes], first: int, last: int, batch: int, whole: int, unit: int, rows: Rows) -> Iterator[Bytes]:
+    """Matrices of `whole` blocks each, transposed: rows of the result, in strips of at most `STRIP` bytes."""
+    kind = _kind(rows.dtype)
+    columns, height = rows.row // kind.itemsize, whole * unit
+    step = max(1, STRIP // (height * kind.itemsize))
+    for matrix in range(first, last, whole):
+        for left in range(0, columns, step):
+            strip = np.empty((min(step, columns - left), height), kind)
+            for at in range(matrix, matrix + whole, batch):
+                stop, row = min(at + batch, matrix + whole), (at - matrix) * unit
+                strip[:, row : row + (stop - at) * unit] = read(at, stop).view(kind).reshape(-1, columns)[:, left : left + step].T
+            yield strip.reshape(-1).view(np.uint8)
+
+
+def _kind(dtype: str) -> np.dtype[Any]:
+    """Unsigned integers of the size of `dtype`: NumPy moves them faster than as many single bytes."""
+    return np.dtype(f"u{PLAIN[dtype]}")
 
 
 class Rows(Protocol):
@@ -128,7 +156,7 @@ class Ends:
             columns, self.row = (n, n * PLAIN[dtype]) if n else row_of(t.dtype if dtype == t.dtype else dtype, t.shape)
             self.starts.append(self.rows)
             self.rows += t.elements // columns
-        self.kept: tuple[int, int, Bytes] | None = None  # the matrix that was transposed last
+        self.kept: tuple[int, int, int, NDArray[Any]] | None = None  # the strip that was transposed last
 
     def read(self, start: int, stop: int) -> Bytes:
         """Rows [start, stop), uint8."""
@@ -146,20 +174,27 @@ class Ends:
             row = row_of(t.dtype, t.shape)[1]
             data = t.read(start * row, (stop - start) * row)
             return data if t.dtype == self.dtype else to_f32(data, t.dtype).view(np.uint8)
-        high = t.elements // self.turned[k] // (t.shape[0] if len(t.shape) > 2 else 1)  # rows of a matrix once it is transposed
-        found = [
-            self._matrix(k, m)[max(start - m * high, 0) * self.row : (stop - m * high) * self.row]
-            for m in range(start // high, -(-stop // high))
-        ]
+        matrices = t.shape[0] if len(t.shape) > 2 else 1
+        high, found = t.elements // self.turned[k] // matrices, []  # rows of a matrix once it is transposed
+        while start < stop:
+            matrix, row = divmod(start, high)
+            first, strip = self._strip(k, matrix, row, high, t.nbytes // self.turned[k] // matrices)
+            n = min(stop - start, first + len(strip) - row)
+            found.append(strip[row - first : row - first + n].reshape(-1).view(np.uint8))
+            start += n
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _matrix(self, k: int, m: int) -> Bytes:
-        """Matrix `m` of source `k`, transposed."""
-        if self.kept is None or self.kept[:2] != (k, m):
-            t, size = self.sources[k], PLAIN[self.dtype]
-            n = t.nbytes // t.shape[0] if len(t.shape) > 2 else t.nbytes
-            data = t.read(m * n, n)
-            plain: NDArray[np.uint8] = data if t.dtype == self.dtype else to_f32(data, t.dtype).view(np.uint8)
-            turned = np.ascontiguousarray(plain.reshape(self.turned[k], -1, size).swapaxes(0, 1)).reshape(-1)
-            self.kept = k, m, turned
-        return self.kept[2]
+    def _strip(self, k: int, matrix: int, row: int, high: int, stored: int) -> tuple[int, NDArray[Any]]:
+        """(first row, rows) of a strip of source `k`'s transposed matrix that has `row`; as stored its rows have `stored` bytes."""
+        if self.kept is None or self.kept[:2] != (k, matrix) or not 0 <= row - self.kept[2] < len(self.kept[3]):
+            self.kept = None
+            t, width, kind = self.sources[k], self.turned[k], _kind(self.dtype)
+            last = min(row + max(1, STRIP // self.row), high)
+            batch, strip = max(1, READ_PIECE // stored), np.empty((last - row, width), kind)
+            for at in range(0, width, batch):
+                n = min(batch, width - at)
+                data = t.read((matrix * width + at) * stored, n * stored)
+                plain = (data if t.dtype == self.dtype else to_f32(data, t.dtype)).view(kind)
+                strip[:, at : at + n] = plain.reshape(n, -1)[:, row:last].T
+            self.kept = k, matrix, row, strip
+        return self.kept[2:]
