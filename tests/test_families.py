@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -333,3 +334,19 @@ def test_command_r_says_its_context_twice(models: dict[str, Path], tmp_path: Pat
     assert open_checkpoint(Source(tmp_path / "out", "out")).context == 4 * CONTEXT
     convert(str(tmp_path / "out"), Options(method="none", out="gguf", output=tmp_path / "out.gguf"))
     assert fields_of(tmp_path / "out.gguf")["context_length"] == 4 * CONTEXT
+
+
+def test_verdicts_are_of_the_file_and_not_of_what_transformers_assumes(models: dict[str, Path], tmp_path: Path) -> None:
+    """mlx-lm's StableLM insists on partial_rotary_factor, which transformers takes for 0.25 where it is absent."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in models["stablelm"].iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+    wish = {"method": "ntk-aware", "scale": 4}
+    assert convert(str(base), Options(**wish, output=tmp_path / "a"))["readers"]["mlx-lm"] == "exact"
+    config = json.loads((base / "config.json").read_text())
+    del config["partial_rotary_factor"]
+    (base / "config.json").write_text(json.dumps(config))
+    readers = convert(str(base), Options(**wish, output=tmp_path / "b"))["readers"]
+    assert readers["transformers-5"] == "exact"
+    assert "partial_rotary_factor" in readers["mlx-lm"]

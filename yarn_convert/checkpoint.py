@@ -47,7 +47,8 @@ class Checkpoint:
     `config` is the parsed config.json with the family's defaults, or the GGUF's fields as plain values but for the
     vocabulary. `context` is the length in tokens that the model says it serves. `ignored` lists RoPE keys that the
     format's main reader does not read. `ours`: the recipe is the one that yarn-convert left beside or in the file.
-    `factors`: a GGUF's tensors by which llama.cpp divides the angles.
+    `factors`: a GGUF's tensors by which llama.cpp divides the angles. `written`: config.json as it stands, which is what
+    other readers than transformers know; empty for a GGUF.
     """
 
     source: Source
@@ -62,6 +63,7 @@ class Checkpoint:
     ignored: tuple[str, ...] = ()
     ours: bool = False
     factors: Mapping[str, Array] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def layers(self) -> int:
@@ -194,10 +196,10 @@ def open_checkpoint(source: Source) -> Checkpoint:
 
 
 def _open_folder(source: Source) -> Checkpoint:
-    config = load_json(inside(source.path, "config.json"))
-    family = families.for_config(config)
-    _check_known(family, "model_type", str(config["model_type"]), readers.MODEL_TYPES)
-    config = normalized(family, {**_assumed(config), **config})
+    written = load_json(inside(source.path, "config.json"))
+    family = families.for_config(written)
+    _check_known(family, "model_type", str(written["model_type"]), readers.MODEL_TYPES)
+    config = normalized(family, {**_assumed(written), **written})
     rope, context = dialects.hf_read(of_one_layer(family, config), family.latent), dialects.hf_context(config)
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
     if source.original_context and rope.method == "none":
@@ -211,7 +213,7 @@ def _open_folder(source: Source) -> Checkpoint:
         "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
-    checkpoint = Checkpoint(source, family, rope, context, hparams, config, tensors, tuple(files), None, (), ours)
+    checkpoint = Checkpoint(source, family, rope, context, hparams, config, tensors, tuple(files), None, (), ours, written=written)
     _check(checkpoint)
     return checkpoint
 

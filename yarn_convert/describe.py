@@ -117,7 +117,7 @@ def _hf_findings(c: Checkpoint) -> list[str]:
                 found.append(f"{name} lacks {' and '.join(sorted({'type', 'rope_type'} - set(value)))}: some readers know only that one")
             elif value and isinstance(value.get("factor"), int):
                 found.append(f"{name}.factor is an integer: vLLM and SGLang want a float")
-        verdicts = hf_verdicts(c.config, c.rope, c.context, c.beside(c.rope))
+        verdicts = hf_verdicts(c.written, c.rope, c.context, c.beside(c.rope))
         wrong = {r: why for r, why in verdicts.items() if why and r not in unknown(verdicts)}
         found += [f"{reader} computes something else: {why}" for reader, why in wrong.items()]
     path = c.source.path / "tokenizer_config.json"

@@ -116,7 +116,7 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     if c.gguf:
         verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context, c.beside(meant.rope))}
     else:
-        verdicts = hf_verdicts(c.config, meant.rope, meant.context, c.beside(meant.rope))
+        verdicts = hf_verdicts(c.written, meant.rope, meant.context, c.beside(meant.rope))
     why = verdicts[reader]
     if not why and (file := rope_file_error(c, target)):
         why = file
@@ -142,14 +142,14 @@ def survey(c: Checkpoint, meant: Intention) -> list[Verdict]:
     if c.gguf:
         names = {k: c.gguf.get(k) for k in ("general.name", "general.basename") if k in c.gguf.fields}
         return survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, beside=c.beside(meant.rope))
-    return survey_config(c.config, target, meant.context, beside=c.beside(meant.rope))
+    return survey_config(c.written, target, meant.context, beside=c.beside(meant.rope))
 
 
 def decode(c: Checkpoint, reader: str) -> readers.Reading | str:
     """What a reader makes of the file, or why it refuses it."""
     try:
         return (
-            readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors)) if c.gguf else readers.read_config(reader, c.config)
+            readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors)) if c.gguf else readers.read_config(reader, c.written)
         )
     except readers.Refuses as e:
         return f"refuses the file: {e.message}"
