@@ -148,7 +148,7 @@ def test_an_unpermuted_model_would_not_pass(make_model: MakeModel, tmp_path: Pat
     pytest.importorskip("llama_cpp")
     pytest.importorskip("transformers")
     model = make_model()
-    monkeypatch.setattr("yarn_convert.families.LLAMA.__class__.transform", lambda self, name: None)
+    monkeypatch.setattr("yarn_convert.families.LLAMA.__class__.transform", lambda self, name: "")
     convert(str(model), Options(scale=4, out="gguf", output=tmp_path / "m.gguf"))
     monkeypatch.undo()
     convert(str(model), Options(scale=4, out="safetensors", output=tmp_path / "hf"))
