@@ -96,10 +96,7 @@ class Reference:
         import torch
 
         begin = time.perf_counter()
-        self.rotary.serve(table, len(ids), self.device, self.dtype)
-        by_rows = rows_only or self.by_rows  # sdpa would hold a window's mask, tokens × tokens, whole
-        last = spans if rows_only else ((0, len(ids)),)
-        self.net.set_attn_implementation(_rows_attention(last, len(self.layers), len(ids)) if by_rows else "sdpa")
+        self.ready(table, len(ids), spans if rows_only else None)
         kept = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans])).to(self.device)
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / len(self.layers))) for i, layer in enumerate(self.layers)]
         try:
@@ -111,6 +108,13 @@ class Reference:
                 hook.remove()
         self.seconds = time.perf_counter() - begin
         return np.asarray(out)
+
+    def ready(self, table: Table, n: int, rows: Spans | None = None) -> None:
+        """Set the network up for a pass of `n` tokens under `table`; the last layer attends for `rows` alone where they are given."""
+        self.rotary.serve(table, n, self.device, self.dtype)
+        by_rows = rows is not None or self.by_rows  # sdpa would hold a window's mask, tokens × tokens, whole
+        last = ((0, n),) if rows is None else rows
+        self.net.set_attn_implementation(_rows_attention(last, len(self.layers), n) if by_rows else "sdpa")
 
     @property
     def peak_bytes(self) -> int | None:
@@ -264,6 +268,7 @@ def _replace_rotary(net: Any, layer_type: str) -> Any:
             return tuple(t[position_ids] for t in found) if isinstance(found, tuple) else found[position_ids]
 
     rotary = TableRotary()
+    rotary.form = form
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, rotary)

@@ -1,0 +1,316 @@
+"""What a conversion is worth: windows by literal numbers, losses against plain loops in transformers and llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CONTEXT, MakeModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yarn_convert import cli, runtimes
+from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.convert import Options, convert
+from yarn_convert.errors import UsageError
+from yarn_convert.evaluate import Journal, Settings, Wish, model, perplexity
+from yarn_convert.evaluate.model import Torch
+from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
+from yarn_convert.runtimes.environments import python_of
+from yarn_convert.source import resolve
+from yarn_convert.validate.run import TEXT, tokenizer_of
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+
+def text_ids(folder: Path, n: int) -> np.ndarray:
+    ids = tokenizer_of(open_checkpoint(resolve(str(folder)))).encode(TEXT.read_text(), add_special_tokens=False).ids
+    return np.asarray(ids[:n], dtype=np.int64)
+
+
+def measured(models: list[Path], wish: Wish, journal: Journal | None = None, **settings: Any) -> dict[str, Any]:
+    return perplexity([str(m) for m in models], Settings(**settings), wish, journal or Journal())
+
+
+def values(result: dict[str, Any], name: str = "perplexity") -> list[list[float]]:
+    return [[p[name] for p in row["points"]] for row in result["rows"]]
+
+
+def extended(folder: Path, out: Path, **options: Any) -> Path:
+    convert(str(folder), Options(**{"scale": 4.0, "output": out, "out": "gguf" if out.suffix == ".gguf" else "safetensors", **options}))
+    return out
+
+
+def windowed_loop(folder: Path, ids: np.ndarray, width: int, stride: int) -> list[tuple[float, int]]:
+    """(mean loss, tokens) of each window by transformers alone, the well-known loop: the model's own loss, labels of −100."""
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found, counted = [], 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + width, len(ids))
+        batch = torch.from_numpy(ids[begin:end])[None]
+        labels = batch.clone()
+        labels[:, : -(end - counted)] = -100
+        with torch.no_grad():
+            loss = float(net(batch, labels=labels).loss)
+        found.append((loss, end - max(counted, begin + 1)))
+        counted = end
+        if end == len(ids):
+            break
+    return found
+
+
+# -- windows: pure arithmetic -----------------------------------------------------------------------------------------
+
+
+def test_windows_are_these() -> None:
+    assert sliding(10, 4, 2) == [Window(0, 4, 1), Window(2, 6, 4), Window(4, 8, 6), Window(6, 10, 8)]
+    assert sliding(9, 4, 2) == [Window(0, 4, 1), Window(2, 6, 4), Window(4, 8, 6), Window(6, 9, 8)], "the last one is shorter"
+    assert sliding(10, 4, 4) == [Window(0, 4, 1), Window(4, 8, 5), Window(8, 10, 9)], "nothing predicts a window's first token"
+    assert sliding(4, 4, 2) == sliding(4, 100, 2) == [Window(0, 4, 1)]
+    assert sliding(8, 5, 2, lead=1) == [Window(0, 4, 0), Window(2, 6, 4), Window(4, 8, 6)], "BOS predicts the first token, and takes room"
+
+
+def test_static_windows_share_passes_and_dynamic_ones_do_not() -> None:
+    both = [*sliding(8, 4, 2), *sliding(8, 8, 2)]
+    assert passes(both, static=True) == [Pass(0, 8, ((1, 4), (1, 8))), Pass(2, 6, ((4, 6),)), Pass(4, 8, ((6, 8),))]
+    assert passes(both, static=False) == [
+        Pass(0, 4, ((1, 4),)), Pass(2, 6, ((4, 6),)), Pass(4, 8, ((6, 8),)), Pass(0, 8, ((1, 8),)),
+    ]  # fmt: skip
+
+
+@given(n=st.integers(2, 400), width=st.integers(2, 100), lead=st.integers(0, 1), data=st.data())
+def test_every_token_is_counted_once_with_the_context_that_was_promised(n: int, width: int, lead: int, data: Any) -> None:
+    if width - lead < 2:
+        return
+    stride = data.draw(st.integers(1, width - lead))
+    windows = sliding(n, width, stride, lead)
+    alone = {k * width for k in range(n)} if stride == width else {0}  # a window's first token that no window before it had
+    assert [t for w in windows for t in range(w.first, w.end)] == [t for t in range(n) if lead or t not in alone]
+    assert all(w.end - w.begin <= width - lead for w in windows)
+    assert all(w.first - w.begin >= width - lead - stride and w.first - w.begin + lead > 0 for w in windows[1:])
+
+
+@pytest.mark.parametrize(("n", "width", "stride"), [(10, 4, 5), (10, 4, 0), (10, 1, 1), (1, 4, 2)])
+def test_a_stride_that_skips_tokens_is_refused(n: int, width: int, stride: int) -> None:
+    with pytest.raises(UsageError):
+        sliding(n, width, stride)
+
+
+def test_segments_are_these() -> None:
+    assert segments(10, 4) == [(1, 2), (2, 5), (5, 7), (7, 10)]
+    assert segments(8, 2, first=0) == [(0, 4), (4, 8)]
+
+
+def test_sums_and_errors_by_hand() -> None:
+    a, b = Losses(3, 6.0, 14.0), Losses(1, 4.0, 16.0)  # losses 1, 2, 3 and 4
+    both = sum([a, b], NOTHING)
+    assert both.perplexity == math.exp(2.5)
+    assert both.standard_error == pytest.approx(math.exp(2.5) * np.std([1, 2, 3, 4], ddof=1) / 2)
+    assert mean_of_window_means([a, b]) == math.exp(3.0)
+    assert document_error([a, b]) == pytest.approx(math.exp(2.5) * math.sqrt(2 * (1.5**2 + 1.5**2)) / 4)
+    assert document_error([a]) is None
+
+
+# -- perplexity: against who computes it otherwise --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "stride"), [(2 * CONTEXT, 32), (2 * CONTEXT, 2 * CONTEXT), (50, 7)])
+def test_sliding_windows_equal_a_plain_loop_in_transformers(make_model: MakeModel, tmp_path: Path, width: int, stride: int) -> None:
+    base, n = make_model(), 300
+    loop = windowed_loop(extended(base, tmp_path / "yarn"), text_ids(base, n), width, stride)
+    (row,) = measured([base], Wish((width,), n, stride), methods=("yarn",), scale=4.0)["rows"]
+    (point,) = row["points"]
+    assert (point["windows"], point["tokens"]) == (len(loop), sum(k for _, k in loop))
+    assert point["loss"] == pytest.approx(np.average([x for x, _ in loop], weights=[k for _, k in loop]), rel=1e-5)
+    assert point["mean_of_window_means"] == pytest.approx(math.exp(np.mean([x for x, _ in loop])), rel=1e-5)
+
+
+def test_truncated_documents_equal_a_plain_loop_at_each_length(make_model: MakeModel, tmp_path: Path) -> None:
+    base, lengths = make_model(), (40, CONTEXT, 3 * CONTEXT)
+    out = extended(base, tmp_path / "linear", method="linear", carry="metadata")
+    loops = [windowed_loop(out, text_ids(base, n), n, n)[0][0] for n in lengths]
+    assert values(measured([base], Wish(lengths), methods=("linear",), scale=4.0), "loss") == [pytest.approx(loops, rel=1e-5)]
+
+
+def test_a_method_over_the_base_is_the_converted_model_as_it_is(make_model: MakeModel, tmp_path: Path) -> None:
+    base, wish = make_model(), Wish((CONTEXT, 4 * CONTEXT))
+    methods = ("linear", "ntk-aware", "ntk-by-parts", "yarn")
+    over = values(measured([base], wish, methods=methods, scale=4.0))
+    files = [extended(base, tmp_path / f"{m}.gguf", method=m) for m in methods]
+    assert over == [pytest.approx(row, rel=1e-5) for row in values(measured(files, wish))]
+    assert len({round(row[1], 6) for row in over}) == len(methods), "they would be the same if no recipe was served"
+
+
+def test_dynamic_methods_take_the_length_of_each_window(make_model: MakeModel) -> None:
+    base, windows = make_model(), (CONTEXT // 2, CONTEXT, 2 * CONTEXT, 3 * CONTEXT)
+    dynamic = values(measured([base], Wish(windows), methods=("none", "dynamic-yarn", "dynamic-linear", "dynamic-ntk")))
+    for row, method in zip(dynamic[1:], ("yarn", "linear", "ntk-aware"), strict=True):
+        (two,), (three,) = (values(measured([base], Wish((w,)), methods=(method,), scale=w / CONTEXT)) for w in windows[2:])
+        assert row == pytest.approx([*dynamic[0][:2], *two, *three], rel=1e-6)
+
+
+def test_longer_windows_add_no_pass_to_static_methods(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, losses = [], Torch.losses
+
+    def counted(self: Torch, rope: Any, ids: Any, first: int, progress: Any = lambda f: None) -> Any:
+        lengths.append(len(ids))
+        return losses(self, rope, ids, first, progress)
+
+    monkeypatch.setattr(Torch, "losses", counted)
+    measured([make_model()], Wish((32, 64, 128)), methods=("yarn",), scale=2.0)
+    assert lengths == [128]
+
+
+def test_logits_of_all_positions_are_never_in_memory(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, wish = make_model(), Wish((256,))
+    whole = values(measured([base], wish))
+    rows, linear = [], torch.nn.functional.linear
+
+    def watched(x: Any, w: Any, b: Any = None) -> Any:
+        rows.extend([x.shape[-2]] if w.shape[0] == 263 else [])
+        return linear(x, w, b)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    monkeypatch.setattr(model, "LOGITS", 263 * 10)
+    assert values(measured([base], wish)) == [pytest.approx(whole[0], rel=1e-6)]
+    assert rows and max(rows) <= 10 and sum(rows) == 255
+
+
+def llama_cpp_perplexity(logits: np.ndarray, ids: np.ndarray, width: int) -> tuple[float, int]:
+    """(Σ −ln p, tokens) of one chunk as tools/perplexity/perplexity.cpp counts them: first = n_ctx/2, n_ctx − first − 1 of them,
+    each by `log_softmax`: the largest logit, the sum of expf in double."""
+    first, total = width // 2, 0.0
+    for j in range(width - first - 1):
+        row = logits[first + j]
+        largest = row.max()
+        total += math.log(float(np.exp(row - largest, dtype=np.float32).astype(np.float64).sum())) - float(
+            row[ids[first + j + 1]] - largest
+        )
+    return total, width - first - 1
+
+
+@pytest.mark.skipif(python_of("llama.cpp") is None, reason="llama-cpp-python is not installed")
+def test_llama_cpps_own_count_over_its_own_logits_gives_our_losses(make_model: MakeModel, tmp_path: Path) -> None:
+    """Its `perplexity` counts the second half of each chunk; so do we where the span says so, in torch and by --runtime llama.cpp."""
+    base, width, chunks = make_model(), 2 * CONTEXT, 2
+    out, ids = extended(base, tmp_path / "yarn.gguf"), text_ids(base, 2 * 2 * CONTEXT)
+    theirs = [
+        llama_cpp_perplexity(runtimes.run("llama.cpp", out, part, [(0, width)]).logits, part, width)
+        for part in np.split(ids, chunks)
+    ]  # fmt: skip
+    c = open_checkpoint(resolve(str(out)))
+    scorers = (Torch(c, "cpu"), model.Runtime(c, "llama.cpp"))
+    for scorer in scorers:
+        ours = [float(scorer.losses(c.rope, part, width // 2 + 1).sum()) for part in np.split(ids, chunks)]
+        assert ours == pytest.approx([total for total, _ in theirs], rel=2e-5)
+    assert [n for _, n in theirs] == [width - width // 2 - 1] * chunks
+    wish = Wish((width,), len(ids), 32)
+    by_runtime, by_torch = (values(measured([out], wish, runtime=r)) for r in ("llama.cpp", "transformers"))
+    assert by_runtime == [pytest.approx(by_torch[0], rel=2e-5)]
+
+
+def test_bos_stands_before_every_window_where_the_tokenizer_puts_it(make_model: MakeModel, tmp_path: Path) -> None:
+    base = make_model()
+    path = base / "tokenizer.json"
+    spelt = json.loads(path.read_text())
+    special = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    single = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    path.write_text(
+        json.dumps({**spelt, "post_processor": {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}})
+    )
+    result = measured([base], Wish((CONTEXT,), 100, 32))
+    point = result["rows"][0]["points"][0]
+    assert result["models"][0]["bos"] == [1]
+    assert point["tokens"] == 100
+    ids, scorer = text_ids(base, 100), Torch(open_checkpoint(resolve(str(base))), "cpu")
+    spans = [(0, 63, 0), (32, 95, 63), (64, 100, 95)]
+    losses = [scorer.losses(scorer_rope(base), np.append([1], ids[a:b]), 1 + f - a) for a, b, f in spans]
+    assert point["loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-6)
+
+
+def scorer_rope(folder: Path) -> Any:
+    return open_checkpoint(resolve(str(folder))).rope
+
+
+# -- going on after an interruption -----------------------------------------------------------------------------------
+
+
+def test_the_same_command_goes_on_and_another_input_does_not(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, wish, path = make_model(), Wish((CONTEXT,), 200, 32), tmp_path / "journal"
+    whole = values(measured([base], wish, methods=("none", "yarn"), scale=2.0))
+    left, losses = 4, Torch.losses
+
+    def failing(self: Torch, *args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return losses(self, *args)
+
+    monkeypatch.setattr(Torch, "losses", failing)
+    with pytest.raises(KeyboardInterrupt):
+        measured([base], wish, Journal(path), methods=("none", "yarn"), scale=2.0)
+    path.write_text(path.read_text()[:-20])  # as a power failure cuts a line
+    left = 1000
+    assert values(measured([base], wish, Journal(path), methods=("none", "yarn"), scale=2.0)) == whole
+    assert 1000 - left == 12 - 3, "12 passes, of which the journal had three whole ones"
+    left = 0
+    assert values(measured([base], wish, Journal(path), methods=("none", "yarn"), scale=2.0)) == whole
+    for other in ({"methods": ("yarn",), "scale": 3.0}, {"methods": ("yarn",), "scale": 2.0, "dtype": "bf16"}):
+        with pytest.raises(KeyboardInterrupt):
+            measured([base], wish, Journal(path), **other)
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--method", "yarn"], "nothing says how far"),
+        (["--method", "yarm", "--scale", "2"], "unknown method 'yarm'"),
+        (["--method", "yarn:x"], "is no method and factor"),
+        (["--method", "none,none"], "named twice"),
+        (["--windows", "2048,x"], "'x' is no number of tokens"),
+        (["--windows", "1m"], "no document has 1,048,576 tokens"),
+        (["--windows", "32", "--tokens", "100", "--stride", "64"], "leaves out tokens"),
+        (["--runtime", "llama.cpp"], "llama.cpp reads gguf"),
+        (["--runtime", "llama.cpp", "--method", "yarn"], "takes no --method"),
+        (["--text", "nowhere.txt"], "cannot read the text"),
+        (["--dtype", "f8"], "unknown --dtype"),
+        (["--dataset", "nobody/nothing"], "dataset|data set"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_hint(
+    make_model: MakeModel, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "perplexity", str(make_model()), *(["--windows", "32"] if "--windows" not in arguments else []), *arguments])
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1
+    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: ")
+    assert any(part in lines[0] for part in says.split("|")), lines
+
+
+def test_perplexity_prints_a_table_or_json(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    base = str(make_model())
+    arguments = ["evaluate", "perplexity", base, "--method", "none,yarn:2", "--windows", "32,64", "-q"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, "--json"])
+    assert stopped.value.code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in result["rows"]] == ["none", "yarn:2"]
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    table = capsys.readouterr().out
+    assert all(f"{p['perplexity']:.4g}" in table for row in result["rows"] for p in row["points"])
