@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel
+from conftest import CONTEXT, MakeModel, tiny_weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +18,10 @@ from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.convert import Options, convert
 from yarn_convert.errors import UsageError
 from yarn_convert.evaluate import Journal, Settings, Wish, model, perplexity
+from yarn_convert.evaluate.dynamic import Steps
 from yarn_convert.evaluate.model import Torch
 from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
+from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
 from yarn_convert.source import resolve
 from yarn_convert.validate.run import TEXT, tokenizer_of
@@ -238,6 +240,104 @@ def test_bos_stands_before_every_window_where_the_tokenizer_puts_it(make_model: 
 
 def scorer_rope(folder: Path) -> Any:
     return open_checkpoint(resolve(str(folder))).rope
+
+
+# -- dynamic methods, token by token ----------------------------------------------------------------------------------
+
+
+def nmse(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.square(a - b).sum() / np.square(b - b.mean()).sum())
+
+
+def token_by_token(folder: Path, rope: Rope, ids: np.ndarray, cache: str, prompt: int = 8) -> np.ndarray:
+    """Logits after every token from the prompt's last on, float32[len(ids) − prompt + 1, vocabulary]."""
+    steps = Steps(Torch(open_checkpoint(resolve(str(folder))), "cpu").reference, rope, cache)
+    rows = [steps.feed(ids[:prompt])]
+    return np.stack(rows + [steps.feed(ids[i : i + 1]) for i in range(prompt, len(ids))])
+
+
+def fresh_passes(folder: Path, rope: Rope, ids: np.ndarray, prompt: int = 8) -> np.ndarray:
+    """The same, each row by a pass of transformers' own Llama over all tokens, with the recipe's frequencies put into its module."""
+    from transformers import AutoModelForCausalLM
+
+    net, rows = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), []
+    for n in range(prompt, len(ids) + 1):
+        t = table(rope, n)
+        net.model.rotary_emb.inv_freq = torch.from_numpy(t.inv_freq.astype(np.float32))
+        net.model.rotary_emb.attention_scaling = t.multiplier
+        with torch.no_grad():
+            rows.append(net(torch.from_numpy(ids[:n])[None], use_cache=False).logits[0, -1].numpy())
+    return np.stack(rows)
+
+
+def each_position_at_its_own_length(weights: dict[str, np.ndarray], rope: Rope, ids: np.ndarray, prompt: int = 8) -> np.ndarray:
+    """A Llama in NumPy whose position m attends to all before it under the table of m + 1 tokens (the prompt under its own), query and
+    keys alike: what keys cached before RoPE mean. float64[tokens, vocabulary]."""
+    w = {k.removeprefix("model."): v.astype(np.float64) for k, v in weights.items()}
+    heads, kv, d = 4, 2, 16
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * w[name]
+
+    def turned(x: np.ndarray, t: Any, first: int = 0) -> np.ndarray:
+        angle = np.arange(first, first + len(x))[:, None, None] * t.inv_freq
+        a, b = x[..., : d // 2], x[..., d // 2 :]
+        c, s = np.cos(angle) * t.multiplier, np.sin(angle) * t.multiplier
+        return np.concatenate([a * c - b * s, b * c + a * s], -1)
+
+    x = w["embed_tokens.weight"][ids]
+    for i in range(len([k for k in w if k.endswith("q_proj.weight")])):
+        block = f"layers.{i}."
+        h = norm(x, block + "input_layernorm.weight")
+        q, k, v = ((h @ w[f"{block}self_attn.{n}_proj.weight"].T).reshape(len(ids), -1, d) for n in "qkv")
+        out = np.zeros((len(ids), heads, d))
+        for m in range(len(ids)):
+            t = table(rope, max(prompt, m + 1))
+            keys = np.repeat(turned(k[: m + 1], t), heads // kv, axis=1)
+            scores = np.einsum("hd,khd->hk", turned(q[m : m + 1], t, m)[0], keys) / math.sqrt(d)
+            p = np.exp(scores - scores.max(1, keepdims=True))
+            out[m] = np.einsum("hk,khd->hd", p / p.sum(1, keepdims=True), np.repeat(v[: m + 1], heads // kv, axis=1))
+        x = x + out.reshape(len(ids), -1) @ w[block + "self_attn.o_proj.weight"].T
+        h = norm(x, block + "post_attention_layernorm.weight")
+        gate = h @ w[block + "mlp.gate_proj.weight"].T
+        x = x + (gate / (1 + np.exp(-gate)) * (h @ w[block + "mlp.up_proj.weight"].T)) @ w[block + "mlp.down_proj.weight"].T
+    return np.asarray(norm(x, "norm.weight") @ w["lm_head.weight"].T)
+
+
+DYNAMIC = ("dynamic-yarn", "dynamic-linear", "dynamic-ntk")
+
+
+@pytest.mark.parametrize("method", DYNAMIC)
+def test_keys_cached_before_rope_give_the_logits_of_a_fresh_pass_and_after_it_they_do_not(make_model: MakeModel, method: str) -> None:
+    """One layer, where keys and values follow from the tokens alone: to float32 precision at every length, inside and beyond L."""
+    base, rope = make_model(layers=1), Rope(method, 10000.0, 16, 32)
+    ids = text_ids(base, 80)
+    fresh, before, after = fresh_passes(base, rope, ids), *(token_by_token(base, rope, ids, cache) for cache in ("before", "after"))
+    inside = 32 - 8 + 1  # rows of lengths up to L, where s is 1
+    assert max(nmse(a, b) for a, b in zip(before, fresh, strict=True)) < 1e-9
+    assert nmse(after[:inside], fresh[:inside]) < 1e-9
+    assert nmse(after[inside:], fresh[inside:]) > 0.02
+
+
+@pytest.mark.parametrize("method", DYNAMIC)
+def test_in_deeper_models_the_cache_before_rope_is_what_each_step_computes_at_its_own_length(make_model: MakeModel, method: str) -> None:
+    """Hidden states of earlier steps are not computed again, so a fresh pass is another thing; the cache after RoPE is far from both."""
+    base, rope = make_model(layers=2), Rope(method, 10000.0, 16, 32)
+    ids = text_ids(base, 80)
+    expected = each_position_at_its_own_length(tiny_weights(layers=2), rope, ids)[7:]
+    before, after, none = (token_by_token(base, rope, ids, cache) for cache in ("before", "after", "none"))
+    fresh = fresh_passes(base, rope, ids)
+    assert nmse(before, expected) < 1e-9
+    assert nmse(none, fresh) < 1e-9
+    assert nmse(after, expected) > 1e-3
+    assert 1e-6 < nmse(before, fresh) < nmse(after, fresh)
+
+
+@pytest.mark.parametrize("cache", ["before", "after", "none"])
+def test_static_methods_do_not_depend_on_the_cache(make_model: MakeModel, cache: str) -> None:
+    base, rope = make_model(), Rope("yarn", 10000.0, 16, 32, {"factor": 4.0})
+    ids = text_ids(base, 48)
+    assert nmse(token_by_token(base, rope, ids, cache), fresh_passes(base, rope, ids)) < 1e-9
 
 
 # -- going on after an interruption -----------------------------------------------------------------------------------

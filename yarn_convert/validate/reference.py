@@ -268,7 +268,6 @@ def _replace_rotary(net: Any, layer_type: str) -> Any:
             return tuple(t[position_ids] for t in found) if isinstance(found, tuple) else found[position_ids]
 
     rotary = TableRotary()
-    rotary.form = form
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, rotary)
