@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,23 @@ from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.convert import Options, convert
 from yarn_convert.errors import UsageError
-from yarn_convert.evaluate import Journal, Settings, Wish, model, perplexity
-from yarn_convert.evaluate.dynamic import Steps
+from yarn_convert.evaluate import (
+    AdviseWish,
+    Journal,
+    PasskeyWish,
+    Settings,
+    TemperatureWish,
+    Texts,
+    Wish,
+    advise,
+    model,
+    passkey,
+    perplexity,
+    temperature,
+)  # fmt: skip
+from yarn_convert.evaluate.dynamic import Steps, greedy
 from yarn_convert.evaluate.model import Torch
+from yarn_convert.evaluate.passkey import FILLING, prompt
 from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
@@ -28,6 +44,7 @@ from yarn_convert.validate.run import TEXT, tokenizer_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
+evaluate_passkey = importlib.import_module("yarn_convert.evaluate.passkey")  # the package's name is the function's
 
 
 def text_ids(folder: Path, n: int) -> np.ndarray:
@@ -338,6 +355,119 @@ def test_static_methods_do_not_depend_on_the_cache(make_model: MakeModel, cache:
     base, rope = make_model(), Rope("yarn", 10000.0, 16, 32, {"factor": 4.0})
     ids = text_ids(base, 48)
     assert nmse(token_by_token(base, rope, ids, cache), fresh_passes(base, rope, ids)) < 1e-9
+
+
+# -- passkey ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_prompt_is_the_references_and_as_long_as_it_can_be(make_model: MakeModel) -> None:
+    tokenizer = tokenizer_of(open_checkpoint(resolve(str(make_model()))))
+    depths = []
+    for trial in range(20):
+        p = prompt(tokenizer, [1], 2000, trial, seed=0)
+        text = tokenizer.decode(p.ids[1:].tolist())
+        task, before, key, after, question = text.split("\n")
+        assert task.startswith("There is an important info hidden") and question == "What is the pass key? The pass key is"
+        assert key == f"The pass key is {p.key}. Remember it. {p.key} is the pass key." and 10000 <= p.key < 100000
+        sentences = [part.count("Here we go") for part in (before, after)]
+        assert before == " ".join([FILLING] * sentences[0]) and after == " ".join([FILLING] * sentences[1])
+        assert abs(sentences[0] - p.depth * sum(sentences)) <= 0.5
+        one = len(tokenizer.encode(" " + FILLING, add_special_tokens=False).ids)
+        assert p.ids[0] == 1 and 2000 - one - 1 <= len(p.ids) <= 2000
+        depths.append(p.depth)
+    assert min(depths) < 0.2 and max(depths) > 0.8
+    with pytest.raises(UsageError, match="needs more than 100 tokens"):
+        prompt(tokenizer, [], 100, 0, 0)
+
+
+def test_greedy_steps_are_those_of_transformers_generate(make_model: MakeModel, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = make_model()
+    net = AutoModelForCausalLM.from_pretrained(extended(base, tmp_path / "yarn"), dtype=torch.float32).eval()
+    c, ids = open_checkpoint(resolve(str(base))), text_ids(base, 100)
+    theirs = net.generate(torch.from_numpy(ids)[None], max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 100:]
+    rope = Rope("yarn", 10000.0, 16, CONTEXT, {"factor": 4.0})
+    assert greedy(Steps(Torch(c, "cpu").reference, rope), ids, 12) == theirs.tolist()
+    assert len(greedy(Steps(Torch(c, "cpu").reference, rope), ids, 12, lambda found: len(found) == 3)) == 3
+
+
+@pytest.mark.parametrize(("said", "right"), [(" {key}.", 4), (" {key}7", 0), (" is 1{key}", 0), (" no", 0), ("\n{key} and 5", 4)])
+def test_the_first_number_is_the_answer(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, said: str, right: int) -> None:
+    base = make_model()
+    tokenizer = tokenizer_of(open_checkpoint(resolve(str(base))))
+    keys = {tuple(p.ids): p.key for p in (prompt(tokenizer, [], 600, i, 3) for i in range(4))}
+    answer = lambda steps, ids, most, stop: tokenizer.encode(said.format(key=keys[tuple(ids)]), add_special_tokens=False).ids  # noqa: E731
+    monkeypatch.setattr(evaluate_passkey, "greedy", answer)
+    (row,) = passkey([str(base)], Settings(), PasskeyWish((600,), trials=4, depths=2, seed=3), Journal())["rows"]
+    (point,) = row["points"]
+    assert (point["correct"], point["accuracy"]) == (right, right / 4)
+    assert sum(n for n, _ in point["by_depth"]) == 4 and sum(k for _, k in point["by_depth"]) == right
+    assert [t["depth"] < 0.5 for t in row["trials"]].count(True) == point["by_depth"][0][0]
+
+
+ROTATIONS = {
+    "qwen3": "halves", "gpt_neox": "halves", "phi3/partial": "halves", "cohere": "neighbours", "glm4": "neighbours",
+    "gemma2": "", "gemma3_text": "", "smollm3": "", "granite": "halves", "falcon": "", "stablelm": "halves",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_every_architectures_head_and_rotation_are_its_own(tmp_path: Path, name: str) -> None:
+    """Losses equal those of the reference's whole logits, scaled or capped as the architecture does; where the rotation is not understood,
+    as with a cap on the scores or layers of two kinds, every step is a fresh pass, and either way its logits are those of one."""
+    from family_models import make
+
+    c, ids = open_checkpoint(resolve(str(make(name, tmp_path / "model")))), np.arange(3, 43)
+    scorer, t = Torch(c, "cpu"), table(c.rope, len(ids))
+    logits = scorer.reference.logits(t, ids, [(0, len(ids))]).astype(np.float64)
+    expected = np.log(np.exp(logits[:-1]).sum(1)) - logits[np.arange(39), ids[1:]]
+    assert scorer.losses(c.rope, ids, 1) == pytest.approx(expected, abs=2e-5)
+    steps = Steps(scorer.reference, c.rope)
+    assert (steps.rotation, steps.cache) == (ROTATIONS[name], "before" if ROTATIONS[name] else "none")
+    found = [steps.feed(part) for part in (ids[:30], *np.split(ids[30:], 10))]
+    assert nmse(np.stack(found[1:]), logits[30:]) < 1e-9
+
+
+# -- temperature and advice -------------------------------------------------------------------------------------------
+
+
+def test_the_recommended_temperature_is_yarns_own_and_segments_add_up(make_model: MakeModel) -> None:
+    base, s = make_model(), Settings(scale=4.0, texts=Texts(cut=4 * CONTEXT, most=2))
+    wish = TemperatureWish(multipliers=(0.9, 1.3), segments=3)
+    (row,) = temperature([str(base)], s, wish, Journal())["rows"]
+    assert row["recommended"] == 0.1 * math.log(4) + 1
+    assert [p["multiplier"] for p in row["points"]] == [0.9, row["recommended"], 1.3]
+    (yarn,) = perplexity([str(base)], replace(s, methods=("yarn",)), Wish((4 * CONTEXT,)), Journal())["rows"]
+    assert row["points"][1]["perplexity"] == pytest.approx(yarn["points"][0]["perplexity"], rel=1e-9)
+    weights = [b - a for a, b in row["segments"]]
+    assert sum(weights) == 4 * CONTEXT - 1
+    for p in row["points"]:
+        assert math.log(p["perplexity"]) == pytest.approx(np.average(np.log(p["by_segment"]), weights=weights))
+    assert row["best_by_document"] == [min(row["points"], key=lambda p: p["by_document"][i])["multiplier"] for i in range(2)]
+    assert len({p["perplexity"] for p in row["points"]}) == 3
+
+
+def breaks_past_its_window(self: Torch, rope: Rope, ids: np.ndarray, first: int, progress: Any = None) -> np.ndarray:
+    """Losses of a model as the field knows them: worse with every factor, useless past L·s; and the text itself grows harder."""
+    s = float(rope.params.get("factor", 1.0))
+    at = np.arange(first, len(ids))
+    return 2.0 + 0.01 * (s - 1) + ids[first:] / 500.0 + 3.0 * (at >= s * rope.original_context)
+
+
+@pytest.mark.parametrize(("n", "tolerance", "factor"), [(256, 0.05, 4.0), (256, 0.01, None), (250, 0.05, 250 / 64), (48, 0.02, 1.0)])
+def test_advice_is_the_smallest_factor_that_stays_flat(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, n: int, tolerance: float, factor: float | None
+) -> None:
+    monkeypatch.setattr(Torch, "losses", breaks_past_its_window)
+    result = advise(str(make_model()), Settings(texts=Texts(cut=300, most=3)), AdviseWish(n, tolerance=tolerance), Journal())
+    assert result["factor"] == factor
+    last = result["tried"][-1]
+    assert [c["tokens"] for c in last["short"]] == [16, 32, 64]
+    assert [c["change"] for c in last["short"]] == pytest.approx([math.exp(0.01 * (last["factor"] - 1)) - 1] * 3)
+    if factor:
+        assert max(last["excess"]) == pytest.approx(math.exp(0.01 * (factor - 1)) - 1), "not the text's own difficulty"
+        assert all(max(t["excess"]) > tolerance for t in result["tried"][:-1])
 
 
 # -- going on after an interruption -----------------------------------------------------------------------------------

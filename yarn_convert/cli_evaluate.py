@@ -108,6 +108,102 @@ def perplexity(
     _measure(lambda kept, say: run(models, s, wish, kept, say), report, journal, force, as_json, quiet)
 
 
+@evaluate_app.command()
+def passkey(
+    models: Models,
+    method: Methods = None,
+    scale: Scale = None,
+    context: Context = None,
+    original_context: Original = None,
+    lengths: Annotated[str, typer.Option(help="Lengths of the prompts.", metavar="<tokens,…>")] = "8192,16384,32768",
+    trials: Annotated[int, typer.Option(help="Prompts of each length.", min=1)] = 10,
+    depths: Annotated[int, typer.Option(help="Rows of the heat map.", min=1)] = 10,
+    seed: Annotated[int, typer.Option(help="Of keys and depths.", min=0)] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "f32",
+    report: Report = None,
+    journal: JournalFile = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find a five-digit number in text without meaning, by length and depth (the paper's Table 5)."""
+    from .evaluate import PasskeyWish
+    from .evaluate import passkey as run
+
+    wish = PasskeyWish(token_list(lengths), trials, depths, seed)
+    s = _settings(method, scale, context, original_context, None, None, None, None, device, dtype, "transformers")
+    _measure(lambda kept, say: run(models, s, wish, kept, say), report, journal, force, as_json, quiet)
+
+
+@evaluate_app.command()
+def temperature(
+    models: Models,
+    scale: Scale = None,
+    context: Context = None,
+    original_context: Original = None,
+    window: Annotated[
+        Optional[int], typer.Option(help="Truncate documents here. [default: the extended context]", parser=tokens, metavar="<tokens>")
+    ] = None,
+    multipliers: Annotated[
+        Optional[str],
+        typer.Option(help="Values of √(1/t). [default: the recommended one and three on each side]", metavar="<x,…>", show_default=False),
+    ] = None,
+    segments: Annotated[int, typer.Option(help="Segments of position.", min=1)] = 4,
+    text: Text = None,
+    dataset: Dataset = None,
+    cut: Cut = None,
+    documents: Most = None,
+    device: Device = "auto",
+    dtype: Dtype = "f32",
+    report: Report = None,
+    journal: JournalFile = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Perplexity of YaRN against its attention temperature (the paper's Figures 2 to 4)."""
+    from .evaluate import TemperatureWish
+    from .evaluate import temperature as run
+
+    wish = TemperatureWish(window, number_list(multipliers) if multipliers else (), segments)
+    s = _settings(None, scale, context, original_context, text, dataset, cut, documents, device, dtype, "transformers")
+    _measure(lambda kept, say: run(models, s, wish, kept, say), report, journal, force, as_json, quiet)
+
+
+@evaluate_app.command()
+def advise(
+    model: OneModel,
+    context: Annotated[int, typer.Option(help="N, the length to serve.", parser=tokens, metavar="<tokens>", show_default=False)],
+    method: Annotated[str, typer.Option(help="The method whose factor is sought.")] = "yarn",
+    factor: Annotated[
+        Optional[str],
+        typer.Option(help="Factors to try. [default: 0.5, 0.75, 1, 1.25, 1.5, 2, 3 and 4 times N/L]", metavar="<x,…>", show_default=False),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Share by which a segment's perplexity may exceed the base's.")] = 0.02,
+    segments: Annotated[int, typer.Option(help="Segments of the N tokens.", min=1)] = 8,
+    original_context: Original = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    cut: Cut = None,
+    documents: Most = None,
+    device: Device = "auto",
+    dtype: Dtype = "f32",
+    report: Report = None,
+    journal: JournalFile = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The smallest factor that keeps perplexity flat to N tokens, and what it costs on short texts."""
+    from .evaluate import AdviseWish
+    from .evaluate import advise as run
+
+    wish = AdviseWish(context, method, number_list(factor) if factor else (), tolerance, segments)
+    s = _settings(None, None, None, original_context, text, dataset, cut, documents, device, dtype, "transformers")
+    _measure(lambda kept, say: run(model, s, wish, kept, say), report, journal, force, as_json, quiet)
+
+
 def _settings(
     method: Any,
     scale: Any,

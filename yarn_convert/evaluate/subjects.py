@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -161,17 +162,24 @@ class Subject:
         return {span: Losses(*values) for span, values in zip(p.spans, known, strict=True)}
 
     def _compute(self, line: Line, ids: Any, p: Pass, progress: Callable[[float], None]) -> list[list[float]]:
-        scorer, begin = self.scorer, time.perf_counter()
         offset = len(self.lead) - p.begin
         first = min(a for a, _ in p.spans) + offset
-        losses = scorer.losses(line.rope, ids, first, progress)
+        with self.timed(len(ids)):
+            losses = self.scorer.losses(line.rope, ids, first, progress)
         found = []
         for a, b in p.spans:
             part = losses[a + offset - first : b + offset - first]
             found.append([len(part), float(part.sum()), float(np.square(part).sum())])
-        self.seconds += time.perf_counter() - begin
-        self.tokens += len(ids)
         return found
+
+    @contextlib.contextmanager
+    def timed(self, tokens: int) -> Iterator[None]:
+        """Count the time of a computation over so many tokens, without that of loading the model."""
+        assert self.scorer is not None
+        begin = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - begin
+        self.tokens += tokens
 
     def release(self) -> None:
         """Make room for the next model."""
