@@ -14,6 +14,7 @@ import pytest
 from conftest import CONTEXT, MakeModel, tiny_weights
 from hypothesis import given
 from hypothesis import strategies as st
+from test_report import Page
 
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
@@ -544,3 +545,63 @@ def test_perplexity_prints_a_table_or_json(make_model: MakeModel, capsys: pytest
         cli.main(arguments)
     table = capsys.readouterr().out
     assert all(f"{p['perplexity']:.4g}" in table for row in result["rows"] for p in row["points"])
+
+
+MEASURES = {
+    "perplexity": ["--method", "none,yarn:2,dynamic-yarn", "--windows", "32,64,128", "--cut", "200", "--documents", "2"],
+    "passkey": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "3", "--depths", "2"],
+    "temperature": ["--scale", "2", "--multipliers", "1,1.2", "--segments", "2"],
+    "advise": ["--context", "128", "--factor", "2,4", "--segments", "2"],
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_writes_a_page_and_leaves_no_journal(
+    make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], measure: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    page, words = tmp_path / "out.html", ["evaluate", measure, str(make_model()), *MEASURES[measure], "-q"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--report", str(page)])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    seen = Page(page.read_text())
+    assert not seen.unbalanced and not seen.open
+    assert "<svg" in page.read_text() and seen.text.count("L = 64") == (measure in ("perplexity", "advise"))
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    numbers = {
+        "perplexity": lambda: [f"{p['perplexity']:.4g}" for row in result["rows"] for p in row["points"]],
+        "passkey": lambda: [f"{n:,}" for n in result["lengths"]],
+        "temperature": lambda: [f"{p['perplexity']:.4g}" for p in result["rows"][0]["points"]],
+        "advise": lambda: [f"{x:+.1%}" for t in result["tried"] for x in t["excess"] if abs(x) < 100],
+    }[measure]()
+    assert numbers and all(n in seen.text and n in printed for n in numbers)
+    assert [f.name for f in tmp_path.iterdir() if "partial" in f.name] == []
+
+
+def test_ctrl_c_keeps_the_journal_and_the_same_command_goes_on(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    page, journal, computed, losses = tmp_path / "out.html", tmp_path / ".out.html.partial", [0], Torch.losses
+
+    def interrupted(self: Torch, *args: Any) -> Any:
+        computed[0] += 1
+        if computed[0] == 3:
+            raise KeyboardInterrupt
+        return losses(self, *args)
+
+    monkeypatch.setattr(Torch, "losses", interrupted)
+    words = ["evaluate", "perplexity", str(make_model()), "--method", "none,yarn:2,linear:2", "--windows", "64", "--tokens", "100", "-q"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--stride", "36", "--report", str(page)])
+    assert (stopped.value.code, page.exists(), len([x for x in journal.read_text().splitlines() if x])) == (130, False, 2)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--stride", "36", "--report", str(page)])
+    assert (stopped.value.code, page.exists(), journal.exists()) == (0, True, False)
+    assert computed[0] == 3 + 6 - 2
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--report", str(page)])
+    assert stopped.value.code == 1, "a report is replaced with --force only"

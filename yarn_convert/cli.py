@@ -162,7 +162,7 @@ def validate(
     """
     from .validate import Settings, lines, seconds_of
     from .validate import validate as run
-    from .validate.report import check_report, write_report
+    from .validate.report import check_report, html_report, write_report
 
     if report:
         check_report(report, force)
@@ -175,7 +175,7 @@ def validate(
         result = run(model, settings, revision, say)
     print(json.dumps(result, indent=2) if as_json else "\n".join(lines(result, quiet)))
     if report:
-        write_report(report, result, shlex.join(["yarn-convert", *sys.argv[1:]]))
+        write_report(report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if result["verdict"] != "passed":
         raise typer.Exit(NOT_PASSED)
 

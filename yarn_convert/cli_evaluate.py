@@ -233,7 +233,8 @@ def _measure(run: Callable[[Any, Any], dict[str, Any]], report: Any, journal: An
         result = finished(run(kept, say))
     print(json.dumps(result, indent=2) if as_json else "\n".join(lines(result)))
     if report:
-        from .evaluate.report import write_report
+        from .evaluate.report import html_report
+        from .validate.report import write_report
 
-        write_report(report, result, shlex.join(["yarn-convert", *sys.argv[1:]]))
+        write_report(report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     kept.remove()
