@@ -183,7 +183,9 @@ def _advise_plots(result: Result) -> list[tuple[str, Figure]]:
     axes.axhline(100 * result["tolerance"], color=INK, linestyle="--", linewidth=0.8)
     _line(axes, result["original_context"], f"L = {result['original_context']:,}")
     axes.set_yscale("symlog", linthresh=10)
-    axes.set_ylabel("perplexity above the base's, %")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:+,.0f} %")
+    axes.set_xticks(x, [f"{b:,}" for b in x])
+    axes.set_ylabel("perplexity above the base's")
     axes.set_xlabel("end of the segment, tokens")
     figure.legend(loc="outside upper center", ncols=5, fontsize=9)
     return [("advice", figure)]
