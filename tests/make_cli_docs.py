@@ -6,7 +6,20 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
-COMMANDS = ([], ["convert"], ["validate"], ["inspect"], ["repair"], ["upload"], ["card"], ["runtimes"], ["runtimes", "add"], ["methods"])
+EVALUATE = (["evaluate"], *(["evaluate", name] for name in ("perplexity", "passkey", "temperature", "advise")))
+COMMANDS = (
+    [],
+    ["convert"],
+    ["validate"],
+    ["inspect"],
+    ["repair"],
+    ["upload"],
+    ["card"],
+    ["runtimes"],
+    ["runtimes", "add"],
+    ["methods"],
+    *EVALUATE,
+)
 
 
 def page() -> str:

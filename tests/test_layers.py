@@ -19,7 +19,11 @@ ORDER = [
     "targets.in_place", "convert", "describe",
     "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
     "validate.intention", "validate.weights", "validate.reference", "validate.twin", "validate.judging", "validate.study", "validate.run",
-    "validate.text", "validate.report", "validate", "repair", "upload.card", "upload.hub", "upload.push", "upload", "show", "cli",
+    "validate.text", "validate.report", "validate",
+    "evaluate.windows", "evaluate.model", "evaluate.documents", "evaluate.journal", "evaluate.subjects", "evaluate.dynamic",
+    "evaluate.perplexity", "evaluate.passkey", "evaluate.temperature", "evaluate.advise", "evaluate.result", "evaluate.text",
+    "evaluate.report", "evaluate", "repair", "upload.card", "upload.hub", "upload.push", "upload",
+    "show", "options", "cli_evaluate", "cli",
 ]  # fmt: skip
 LAZY = {
     "matplotlib",
@@ -35,6 +39,7 @@ LAZY = {
     "tokenizers",
     "sentencepiece",
     "rich",
+    "datasets",
 }
 WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")}
 

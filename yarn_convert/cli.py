@@ -11,7 +11,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .cli_evaluate import evaluate_app
 from .errors import YarnConvertError
+from .options import Context, Json, Method, Model, Original, Quiet, Revision, Scale, tokens
 from .show import HubTalk, Talk, inspect_lines, next_steps, plan_json, plan_lines, progress, repair_lines, stages, upload_lines
 
 app = typer.Typer(
@@ -23,42 +25,15 @@ app = typer.Typer(
 )
 runtimes_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.add_typer(runtimes_app, name="runtimes", help="List the runtimes that validate can run, or add one.")
-COMMANDS = ("card", "convert", "inspect", "methods", "repair", "runtimes", "upload", "validate")
+app.add_typer(evaluate_app, name="evaluate", help="Measure what a conversion is worth: perplexity, passkey, temperature, advice.")
+COMMANDS = ("card", "convert", "evaluate", "inspect", "methods", "repair", "runtimes", "upload", "validate")
 NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file (of a split one the first part).",
-        show_default=False,
-    ),
-]
-Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a model on the Hub.", show_default=False)]
-Method = Annotated[str, typer.Option(help="One of 'yarn-convert methods'.")]
-Scale = Annotated[Optional[float], typer.Option(help="s = L'/L, on the original pretraining context.", show_default=False)]
-
-
-def tokens(text: str) -> int:
-    """A number of tokens as people write it: 32768, 32k (of 1,024 each) or 1m. ValueError for anything else."""
-    units = {"k": 1 << 10, "m": 1 << 20}
-    try:
-        return int(float(text[:-1]) * units[text[-1].lower()]) if text[-1:].lower() in units else int(text)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is no number of tokens, as 32768 or 32k") from None
-
-
-Context = Annotated[
-    Optional[int],
-    typer.Option(help="L', the extended context in tokens, as 32768 or 32k, instead of --scale.", parser=tokens, metavar="<tokens>"),
-]
-Original = Annotated[Optional[int], typer.Option(help="L, where the model does not say it.", parser=tokens, metavar="<tokens>")]
 BetaFast = Annotated[Optional[float], typer.Option(help="Turns over L above which a pair is kept. [default: 32]", show_default=False)]
 BetaSlow = Annotated[Optional[float], typer.Option(help="Turns below which it is interpolated. [default: 1]", show_default=False)]
 Attention = Annotated[Optional[float], typer.Option(help="Multiplier of cos and sin. [default: 0.1·ln s + 1]", show_default=False)]
 Ramp = Annotated[str, typer.Option(help="index, as every runtime computes it, or paper (Eq. 18; carried as tensors).")]
 Truncate = Annotated[bool, typer.Option("--truncate/--no-truncate", help="Round the ramp's ends to whole pairs.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result: no plan, no progress, no hints.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 @app.command()
@@ -187,7 +162,7 @@ def validate(
     """
     from .validate import Settings, lines, seconds_of
     from .validate import validate as run
-    from .validate.report import check_report, write_report
+    from .validate.report import check_report, html_report, write_report
 
     if report:
         check_report(report, force)
@@ -200,7 +175,7 @@ def validate(
         result = run(model, settings, revision, say)
     print(json.dumps(result, indent=2) if as_json else "\n".join(lines(result, quiet)))
     if report:
-        write_report(report, result, shlex.join(["yarn-convert", *sys.argv[1:]]))
+        write_report(report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if result["verdict"] != "passed":
         raise typer.Exit(NOT_PASSED)
 

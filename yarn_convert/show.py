@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,34 @@ def stages(quiet: bool) -> Iterator[Any]:
             bar.update(tasks[what], completed=fraction)
 
         yield show
+
+
+LINE_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
+
+
+@contextlib.contextmanager
+def steps(quiet: bool) -> Iterator[Any]:
+    """How far a long measure is and how long it takes still, on stderr: a bar on a terminal, else a line now and then."""
+    if quiet or sys.stderr.isatty():
+        with stages(quiet) as show:
+            yield show
+        return
+    began: dict[str, float] = {}
+    last = 0.0
+
+    def line(what: str, fraction: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        begun = began.setdefault(what, now)
+        if now - max(last, begun) >= LINE_EVERY and fraction > 0:
+            last = now
+            left = (now - begun) * (1 - fraction) / fraction
+            print(f"{what}: {fraction:.0%}, about {duration(left)} left", file=sys.stderr, flush=True)
+
+    yield line
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,8 @@
 """What `runtimes.run` and a worker say to each other, over the files of one folder. Imports NumPy alone.
 
 The parent writes `job.json` (model, spans, options) and `ids.npy` (int64[n], fed from position 0 on). The worker writes
-`logits.npy`, float32[rows, vocabulary], one row for each position of the spans in order, and `info.json`. On its stdout a
+`logits.npy`, float32[rows, vocabulary], one row for each position of the spans in order, and `info.json`; with the option `losses`
+float32[rows, 1] instead, −ln p of the token that follows each position. On its stdout a
 line "at N" says that N tokens are done; everything else there and on stderr is the runtime's own noise.
 """
 
@@ -46,6 +47,7 @@ class Job:
 
     def put(self, at: int, logits: Any) -> None:
         """Logits float32[n, vocabulary] of the positions at … at+n−1; those that no span asks for are dropped."""
+        logits = self._reduced(np.arange(at, at + len(logits)), logits)
         row, out = 0, self._out(np.shape(logits)[1])
         for a, b in self.spans:
             low, high = max(a, at), min(b, at + len(logits))
@@ -55,7 +57,17 @@ class Job:
 
     def put_rows(self, row: int, logits: Any) -> None:
         """Logits float32[n, vocabulary] of n of `positions`, from the one with the index `row` on."""
+        logits = self._reduced(self.positions[row : row + len(logits)], logits)
         self._out(np.shape(logits)[1])[row : row + len(logits)] = logits
+
+    def _reduced(self, positions: Any, logits: Any) -> Any:
+        """What is kept of the logits of these positions: all, or the losses of the tokens that follow (0 after the last)."""
+        if not self.options.get("losses"):
+            return logits
+        rows = np.asarray(logits, np.float64)
+        rows = rows - rows.max(1, keepdims=True)
+        chosen = rows[np.arange(len(rows)), self.ids[np.minimum(positions + 1, len(self.ids) - 1)]]
+        return np.where(positions + 1 < len(self.ids), np.log(np.exp(rows).sum(1)) - chosen, 0.0)[:, None]
 
     def _out(self, vocabulary: int) -> Any:
         if self.out is None:

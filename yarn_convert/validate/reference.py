@@ -98,12 +98,7 @@ class Reference:
         import torch
 
         begin = time.perf_counter()
-        self.rotary.serve(table, len(ids), self.device, self.dtype)
-        for module, scaling in self.scaled:
-            module.scaling = scaling * getattr(table, "logits", 1.0)
-        by_rows = rows_only or self.by_rows  # sdpa would hold a window's mask, tokens × tokens, whole
-        last = spans if rows_only else ((0, len(ids)),)
-        self.net.set_attn_implementation(_rows_attention(last, len(self.layers), len(ids)) if by_rows else "sdpa")
+        self.ready(table, len(ids), spans if rows_only else None)
         kept = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans])).to(self.device)
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / len(self.layers))) for i, layer in enumerate(self.layers)]
         try:
@@ -115,6 +110,15 @@ class Reference:
                 hook.remove()
         self.seconds = time.perf_counter() - begin
         return np.asarray(out)
+
+    def ready(self, table: Effect | Table, n: int, rows: Spans | None = None) -> None:
+        """Set the network up for a pass of `n` tokens under `table`; the last layer attends for `rows` alone where they are given."""
+        self.rotary.serve(table, n, self.device, self.dtype)
+        for module, scaling in self.scaled:
+            module.scaling = scaling * getattr(table, "logits", 1.0)
+        by_rows = rows is not None or self.by_rows  # sdpa would hold a window's mask, tokens × tokens, whole
+        last = ((0, n),) if rows is None else rows
+        self.net.set_attn_implementation(_rows_attention(last, len(self.layers), n) if by_rows else "sdpa")
 
     @property
     def peak_bytes(self) -> int | None:

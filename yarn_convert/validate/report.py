@@ -40,14 +40,14 @@ STYLE = {
 
 def check_report(path: Path, force: bool) -> None:
     """Raise before a long run what would stop its report: OutputError for the place, UsageError for missing packages."""
-    _packages()
+    packages()
     if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"{path} exists", "--force replaces a file, or give another name")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"the report cannot be written to {path.parent}", "give a folder that exists and is yours")
 
 
-def _packages() -> tuple[Any, Any]:
+def packages() -> tuple[Any, Any]:
     try:
         import jinja2
         import matplotlib.style
@@ -56,32 +56,36 @@ def _packages() -> tuple[Any, Any]:
     return jinja2, matplotlib
 
 
-def write_report(path: Path, result: Mapping[str, Any], command: str) -> None:
+def write_report(path: Path, html: str) -> None:
     """Write the page, whole or not at all."""
     try:
-        replace_file(path, html_report(result, command).encode())
+        replace_file(path, html.encode())
     except OSError as e:
         raise OutputError(f"could not write {path}: {e.strerror}", "free some space, or give another place") from None
 
 
 def html_report(result: Mapping[str, Any], command: str) -> str:
     """The page for what `validate` returned; `command` is the command line that made it. UsageError without the packages."""
-    jinja2, matplotlib = _packages()
+    _, matplotlib = packages()
     recipe, context = result["intention"]["recipe"], result["intention"]["context"]
     lengths = {"L": recipe["original_context"], "L′": context}
     with matplotlib.style.context(["default", STYLE]):
-        frequencies = _svg(_recipe_figure(result["recipe"], recipe), "recipe", "frequencies, intended and decoded")
+        frequencies = svg(_recipe_figure(result["recipe"], recipe), "recipe", "frequencies, intended and decoded")
         plots = {
-            i: _svg(_study_figure(s, lengths), f"study-{i}", f"NMSE and KL by position, {s['kind']}")
+            i: svg(_study_figure(s, lengths), f"study-{i}", f"NMSE and KL by position, {s['kind']}")
             for i, s in enumerate(result["studies"])
             if any(x["windows"] for x in chain(s["runtimes"], s["wrong_recipes"]))
         }
+    return page("validation.html.j2", r=result, command=command, words=words(recipe), frequencies=frequencies, plots=plots, rtol=RTOL)
+
+
+def page(template: str, **values: Any) -> str:
+    """A template, filled. UsageError without the packages."""
+    jinja2, _ = packages()
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "within": within, "largest": largest}
-    page = environment.get_template("validation.html.j2").render(
-        r=result, command=command, words=words(recipe), frequencies=frequencies, plots=plots, rtol=RTOL
-    )
-    return str(page).encode("utf-8", "replace").decode()  # a lone surrogate in a name could not be written
+    text = str(environment.get_template(template).render(**values))
+    return text.encode("utf-8", "replace").decode()  # a lone surrogate in a name could not be written
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
@@ -214,7 +218,7 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9)
 
 
-def _svg(figure: Figure, name: str, label: str) -> Any:
+def svg(figure: Figure, name: str, label: str) -> Any:
     """The figure as markup for a page that holds others too: every id begins with `name`."""
     from markupsafe import Markup, escape
 

@@ -87,7 +87,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     result["studies"] = _studies(c, meant, names, settings, result["recipe"], say) if names and same_size else []
     result["missing"] = missing
     result |= judge(result, settings)
-    result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": _versions(), "hardware": _hardware()}
+    result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), "hardware": hardware()}
     if manifest is not None and settings.like is None and settings.options is None and c.source.commit is None:
         result["unrecorded"] = record(c.source.path, result)
     return result
@@ -195,7 +195,7 @@ def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:
         raise InputError(
             f"cannot read the text {text}: {getattr(e, 'strerror', None) or 'it is not UTF-8'}", "--text FILE, in UTF-8"
         ) from None
-    tokenizer = _tokenizer(c)
+    tokenizer = tokenizer_of(c)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     ids = tokenizer.encode(content, add_special_tokens=False).ids
@@ -209,7 +209,8 @@ def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:
 NO_TEXT = "--twin validates the scaling without a text"
 
 
-def _tokenizer(c: Checkpoint) -> Any:
+def tokenizer_of(c: Checkpoint) -> Any:
+    """A model's tokenizer, of the package tokenizers; a GGUF's is rebuilt. InputError for a model without one."""
     from tokenizers import Tokenizer
 
     path = c.source.path / "tokenizer.json"
@@ -305,7 +306,7 @@ def record(model: Path, result: dict[str, Any]) -> str:
     return ""
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("yarn-convert", "numpy", "torch", "transformers"):
         try:
@@ -315,7 +316,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
     import psutil
 
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]

@@ -1,0 +1,617 @@
+"""What a conversion is worth: windows by literal numbers, losses against plain loops in transformers and llama.cpp."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CONTEXT, MakeModel, tiny_weights
+from hypothesis import given
+from hypothesis import strategies as st
+from test_report import Page
+
+from yarn_convert import cli, runtimes
+from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.convert import Options, convert
+from yarn_convert.errors import UsageError
+from yarn_convert.evaluate import (
+    AdviseWish,
+    Journal,
+    PasskeyWish,
+    Settings,
+    TemperatureWish,
+    Texts,
+    Wish,
+    advise,
+    model,
+    passkey,
+    perplexity,
+    temperature,
+)  # fmt: skip
+from yarn_convert.evaluate.dynamic import Steps, greedy
+from yarn_convert.evaluate.model import Torch
+from yarn_convert.evaluate.passkey import FILLING, prompt
+from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
+from yarn_convert.rope import Rope, table
+from yarn_convert.runtimes.environments import python_of
+from yarn_convert.source import resolve
+from yarn_convert.validate.run import TEXT, tokenizer_of
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+evaluate_passkey = importlib.import_module("yarn_convert.evaluate.passkey")  # the package's name is the function's
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models lose more by threads than they win."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def text_ids(folder: Path, n: int) -> np.ndarray:
+    ids = tokenizer_of(open_checkpoint(resolve(str(folder)))).encode(TEXT.read_text(), add_special_tokens=False).ids
+    return np.asarray(ids[:n], dtype=np.int64)
+
+
+def measured(models: list[Path], wish: Wish, journal: Journal | None = None, **settings: Any) -> dict[str, Any]:
+    return perplexity([str(m) for m in models], Settings(**settings), wish, journal or Journal())
+
+
+def values(result: dict[str, Any], name: str = "perplexity") -> list[list[float]]:
+    return [[p[name] for p in row["points"]] for row in result["rows"]]
+
+
+def extended(folder: Path, out: Path, **options: Any) -> Path:
+    convert(str(folder), Options(**{"scale": 4.0, "output": out, "out": "gguf" if out.suffix == ".gguf" else "safetensors", **options}))
+    return out
+
+
+def windowed_loop(folder: Path, ids: np.ndarray, width: int, stride: int) -> list[tuple[float, int]]:
+    """(mean loss, tokens) of each window by transformers alone, the well-known loop: the model's own loss, labels of −100."""
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found, counted = [], 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + width, len(ids))
+        batch = torch.from_numpy(ids[begin:end])[None]
+        labels = batch.clone()
+        labels[:, : -(end - counted)] = -100
+        with torch.no_grad():
+            loss = float(net(batch, labels=labels).loss)
+        found.append((loss, end - max(counted, begin + 1)))
+        counted = end
+        if end == len(ids):
+            break
+    return found
+
+
+# -- windows: pure arithmetic -----------------------------------------------------------------------------------------
+
+
+def test_windows_are_these() -> None:
+    assert sliding(10, 4, 2) == [Window(0, 4, 1), Window(2, 6, 4), Window(4, 8, 6), Window(6, 10, 8)]
+    assert sliding(9, 4, 2) == [Window(0, 4, 1), Window(2, 6, 4), Window(4, 8, 6), Window(6, 9, 8)], "the last one is shorter"
+    assert sliding(10, 4, 4) == [Window(0, 4, 1), Window(4, 8, 5), Window(8, 10, 9)], "nothing predicts a window's first token"
+    assert sliding(4, 4, 2) == sliding(4, 100, 2) == [Window(0, 4, 1)]
+    assert sliding(8, 5, 2, lead=1) == [Window(0, 4, 0), Window(2, 6, 4), Window(4, 8, 6)], "BOS predicts the first token, and takes room"
+
+
+def test_static_windows_share_passes_and_dynamic_ones_do_not() -> None:
+    both = [*sliding(8, 4, 2), *sliding(8, 8, 2)]
+    assert passes(both, static=True) == [Pass(0, 8, ((1, 4), (1, 8))), Pass(2, 6, ((4, 6),)), Pass(4, 8, ((6, 8),))]
+    assert passes(both, static=False) == [
+        Pass(0, 4, ((1, 4),)), Pass(2, 6, ((4, 6),)), Pass(4, 8, ((6, 8),)), Pass(0, 8, ((1, 8),)),
+    ]  # fmt: skip
+
+
+@given(n=st.integers(2, 400), width=st.integers(2, 100), lead=st.integers(0, 1), data=st.data())
+def test_every_token_is_counted_once_with_the_context_that_was_promised(n: int, width: int, lead: int, data: Any) -> None:
+    if width - lead < 2:
+        return
+    stride = data.draw(st.integers(1, width - lead))
+    windows = sliding(n, width, stride, lead)
+    alone = {k * width for k in range(n)} if stride == width else {0}  # a window's first token that no window before it had
+    assert [t for w in windows for t in range(w.first, w.end)] == [t for t in range(n) if lead or t not in alone]
+    assert all(w.end - w.begin <= width - lead for w in windows)
+    assert all(w.first - w.begin >= width - lead - stride and w.first - w.begin + lead > 0 for w in windows[1:])
+
+
+@pytest.mark.parametrize(("n", "width", "stride"), [(10, 4, 5), (10, 4, 0), (10, 1, 1), (1, 4, 2)])
+def test_a_stride_that_skips_tokens_is_refused(n: int, width: int, stride: int) -> None:
+    with pytest.raises(UsageError):
+        sliding(n, width, stride)
+
+
+def test_segments_are_these() -> None:
+    assert segments(10, 4) == [(1, 2), (2, 5), (5, 7), (7, 10)]
+    assert segments(8, 2, first=0) == [(0, 4), (4, 8)]
+
+
+def test_sums_and_errors_by_hand() -> None:
+    a, b = Losses(3, 6.0, 14.0), Losses(1, 4.0, 16.0)  # losses 1, 2, 3 and 4
+    both = sum([a, b], NOTHING)
+    assert both.perplexity == math.exp(2.5)
+    assert both.standard_error == pytest.approx(math.exp(2.5) * np.std([1, 2, 3, 4], ddof=1) / 2)
+    assert mean_of_window_means([a, b]) == math.exp(3.0)
+    assert document_error([a, b]) == pytest.approx(math.exp(2.5) * math.sqrt(2 * (1.5**2 + 1.5**2)) / 4)
+    assert document_error([a]) is None
+
+
+# -- perplexity: against who computes it otherwise --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "stride"), [(2 * CONTEXT, 32), (2 * CONTEXT, 2 * CONTEXT), (50, 7)])
+def test_sliding_windows_equal_a_plain_loop_in_transformers(make_model: MakeModel, tmp_path: Path, width: int, stride: int) -> None:
+    base, n = make_model(), 300
+    loop = windowed_loop(extended(base, tmp_path / "yarn"), text_ids(base, n), width, stride)
+    (row,) = measured([base], Wish((width,), n, stride), methods=("yarn",), scale=4.0)["rows"]
+    (point,) = row["points"]
+    assert (point["windows"], point["tokens"]) == (len(loop), sum(k for _, k in loop))
+    assert point["loss"] == pytest.approx(np.average([x for x, _ in loop], weights=[k for _, k in loop]), rel=1e-5)
+    assert point["mean_of_window_means"] == pytest.approx(math.exp(np.mean([x for x, _ in loop])), rel=1e-5)
+
+
+def test_truncated_documents_equal_a_plain_loop_at_each_length(make_model: MakeModel, tmp_path: Path) -> None:
+    base, lengths = make_model(), (40, CONTEXT, 3 * CONTEXT)
+    out = extended(base, tmp_path / "linear", method="linear", carry="metadata")
+    loops = [windowed_loop(out, text_ids(base, n), n, n)[0][0] for n in lengths]
+    assert values(measured([base], Wish(lengths), methods=("linear",), scale=4.0), "loss") == [pytest.approx(loops, rel=1e-5)]
+
+
+def test_a_method_over_the_base_is_the_converted_model_as_it_is(make_model: MakeModel, tmp_path: Path) -> None:
+    base, wish = make_model(), Wish((CONTEXT, 4 * CONTEXT))
+    methods = ("linear", "ntk-aware", "ntk-by-parts", "yarn")
+    over = values(measured([base], wish, methods=methods, scale=4.0))
+    files = [extended(base, tmp_path / f"{m}.gguf", method=m) for m in methods]
+    assert over == [pytest.approx(row, rel=1e-5) for row in values(measured(files, wish))]
+    assert len({round(row[1], 6) for row in over}) == len(methods), "they would be the same if no recipe was served"
+
+
+def test_dynamic_methods_take_the_length_of_each_window(make_model: MakeModel) -> None:
+    base, windows = make_model(), (CONTEXT // 2, CONTEXT, 2 * CONTEXT, 3 * CONTEXT)
+    dynamic = values(measured([base], Wish(windows), methods=("none", "dynamic-yarn", "dynamic-linear", "dynamic-ntk")))
+    for row, method in zip(dynamic[1:], ("yarn", "linear", "ntk-aware"), strict=True):
+        (two,), (three,) = (values(measured([base], Wish((w,)), methods=(method,), scale=w / CONTEXT)) for w in windows[2:])
+        assert row == pytest.approx([*dynamic[0][:2], *two, *three], rel=1e-6)
+
+
+def test_longer_windows_add_no_pass_to_static_methods(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, losses = [], Torch.losses
+
+    def counted(self: Torch, rope: Any, ids: Any, first: int, progress: Any = lambda f: None) -> Any:
+        lengths.append(len(ids))
+        return losses(self, rope, ids, first, progress)
+
+    monkeypatch.setattr(Torch, "losses", counted)
+    measured([make_model()], Wish((32, 64, 128)), methods=("yarn",), scale=2.0)
+    assert lengths == [128]
+
+
+def test_logits_of_all_positions_are_never_in_memory(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, wish = make_model(), Wish((256,))
+    whole = values(measured([base], wish))
+    rows, linear = [], torch.nn.functional.linear
+
+    def watched(x: Any, w: Any, b: Any = None) -> Any:
+        rows.extend([x.shape[-2]] if w.shape[0] == 263 else [])
+        return linear(x, w, b)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    monkeypatch.setattr(model, "LOGITS", 263 * 10)
+    assert values(measured([base], wish)) == [pytest.approx(whole[0], rel=1e-6)]
+    assert rows and max(rows) <= 10 and sum(rows) == 255
+
+
+def llama_cpp_perplexity(logits: np.ndarray, ids: np.ndarray, width: int) -> tuple[float, int]:
+    """(Σ −ln p, tokens) of one chunk as tools/perplexity/perplexity.cpp counts them: first = n_ctx/2, n_ctx − first − 1 of them,
+    each by `log_softmax`: the largest logit, the sum of expf in double."""
+    first, total = width // 2, 0.0
+    for j in range(width - first - 1):
+        row = logits[first + j]
+        largest = row.max()
+        total += math.log(float(np.exp(row - largest, dtype=np.float32).astype(np.float64).sum())) - float(
+            row[ids[first + j + 1]] - largest
+        )
+    return total, width - first - 1
+
+
+@pytest.mark.skipif(python_of("llama.cpp") is None, reason="llama-cpp-python is not installed")
+def test_llama_cpps_own_count_over_its_own_logits_gives_our_losses(make_model: MakeModel, tmp_path: Path) -> None:
+    """Its `perplexity` counts the second half of each chunk; so do we where the span says so, in torch and by --runtime llama.cpp."""
+    base, width, chunks = make_model(), 2 * CONTEXT, 2
+    out, ids = extended(base, tmp_path / "yarn.gguf"), text_ids(base, 2 * 2 * CONTEXT)
+    theirs = [
+        llama_cpp_perplexity(runtimes.run("llama.cpp", out, part, [(0, width)]).logits, part, width)
+        for part in np.split(ids, chunks)
+    ]  # fmt: skip
+    c = open_checkpoint(resolve(str(out)))
+    scorers = (Torch(c, "cpu"), model.Runtime(c, "llama.cpp"))
+    for scorer in scorers:
+        ours = [float(scorer.losses(c.rope, part, width // 2 + 1).sum()) for part in np.split(ids, chunks)]
+        assert ours == pytest.approx([total for total, _ in theirs], rel=2e-5)
+    assert [n for _, n in theirs] == [width - width // 2 - 1] * chunks
+    wish = Wish((width,), len(ids) - 64, 64)
+    by_runtime, by_torch = (values(measured([out], wish, runtime=r)) for r in ("llama.cpp", "transformers"))
+    assert by_runtime == [pytest.approx(by_torch[0], rel=2e-5)]
+
+
+def test_bos_stands_before_every_window_where_the_tokenizer_puts_it(make_model: MakeModel, tmp_path: Path) -> None:
+    base = make_model()
+    path = base / "tokenizer.json"
+    spelt = json.loads(path.read_text())
+    special = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    single = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    path.write_text(
+        json.dumps({**spelt, "post_processor": {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}})
+    )
+    result = measured([base], Wish((CONTEXT,), 100, 32))
+    point = result["rows"][0]["points"][0]
+    assert result["models"][0]["bos"] == [1]
+    assert point["tokens"] == 100
+    ids, scorer = text_ids(base, 100), Torch(open_checkpoint(resolve(str(base))), "cpu")
+    spans = [(0, 63, 0), (32, 95, 63), (64, 100, 95)]
+    losses = [scorer.losses(scorer_rope(base), np.append([1], ids[a:b]), 1 + f - a) for a, b, f in spans]
+    assert point["loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-6)
+
+
+def scorer_rope(folder: Path) -> Any:
+    return open_checkpoint(resolve(str(folder))).rope
+
+
+# -- dynamic methods, token by token ----------------------------------------------------------------------------------
+
+
+def nmse(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.square(a - b).sum() / np.square(b - b.mean()).sum())
+
+
+def token_by_token(folder: Path, rope: Rope, ids: np.ndarray, cache: str, prompt: int = 8) -> np.ndarray:
+    """Logits after every token from the prompt's last on, float32[len(ids) − prompt + 1, vocabulary]."""
+    steps = Steps(Torch(open_checkpoint(resolve(str(folder))), "cpu").reference, rope, cache)
+    rows = [steps.feed(ids[:prompt])]
+    return np.stack(rows + [steps.feed(ids[i : i + 1]) for i in range(prompt, len(ids))])
+
+
+def fresh_passes(folder: Path, rope: Rope, ids: np.ndarray, prompt: int = 8) -> np.ndarray:
+    """The same, each row by a pass of transformers' own Llama over all tokens, with the recipe's frequencies put into its module."""
+    from transformers import AutoModelForCausalLM
+
+    net, rows = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), []
+    for n in range(prompt, len(ids) + 1):
+        t = table(rope, n)
+        net.model.rotary_emb.inv_freq = torch.from_numpy(t.inv_freq.astype(np.float32))
+        net.model.rotary_emb.attention_scaling = t.multiplier
+        with torch.no_grad():
+            rows.append(net(torch.from_numpy(ids[:n])[None], use_cache=False).logits[0, -1].numpy())
+    return np.stack(rows)
+
+
+def each_position_at_its_own_length(weights: dict[str, np.ndarray], rope: Rope, ids: np.ndarray, prompt: int = 8) -> np.ndarray:
+    """A Llama in NumPy whose position m attends to all before it under the table of m + 1 tokens (the prompt under its own), query and
+    keys alike: what keys cached before RoPE mean. float64[tokens, vocabulary]."""
+    w = {k.removeprefix("model."): v.astype(np.float64) for k, v in weights.items()}
+    heads, kv, d = 4, 2, 16
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * w[name]
+
+    def turned(x: np.ndarray, t: Any, first: int = 0) -> np.ndarray:
+        angle = np.arange(first, first + len(x))[:, None, None] * t.inv_freq
+        a, b = x[..., : d // 2], x[..., d // 2 :]
+        c, s = np.cos(angle) * t.multiplier, np.sin(angle) * t.multiplier
+        return np.concatenate([a * c - b * s, b * c + a * s], -1)
+
+    x = w["embed_tokens.weight"][ids]
+    for i in range(len([k for k in w if k.endswith("q_proj.weight")])):
+        block = f"layers.{i}."
+        h = norm(x, block + "input_layernorm.weight")
+        q, k, v = ((h @ w[f"{block}self_attn.{n}_proj.weight"].T).reshape(len(ids), -1, d) for n in "qkv")
+        out = np.zeros((len(ids), heads, d))
+        for m in range(len(ids)):
+            t = table(rope, max(prompt, m + 1))
+            keys = np.repeat(turned(k[: m + 1], t), heads // kv, axis=1)
+            scores = np.einsum("hd,khd->hk", turned(q[m : m + 1], t, m)[0], keys) / math.sqrt(d)
+            p = np.exp(scores - scores.max(1, keepdims=True))
+            out[m] = np.einsum("hk,khd->hd", p / p.sum(1, keepdims=True), np.repeat(v[: m + 1], heads // kv, axis=1))
+        x = x + out.reshape(len(ids), -1) @ w[block + "self_attn.o_proj.weight"].T
+        h = norm(x, block + "post_attention_layernorm.weight")
+        gate = h @ w[block + "mlp.gate_proj.weight"].T
+        x = x + (gate / (1 + np.exp(-gate)) * (h @ w[block + "mlp.up_proj.weight"].T)) @ w[block + "mlp.down_proj.weight"].T
+    return np.asarray(norm(x, "norm.weight") @ w["lm_head.weight"].T)
+
+
+DYNAMIC = ("dynamic-yarn", "dynamic-linear", "dynamic-ntk")
+
+
+@pytest.mark.parametrize("method", DYNAMIC)
+def test_keys_cached_before_rope_give_the_logits_of_a_fresh_pass_and_after_it_they_do_not(make_model: MakeModel, method: str) -> None:
+    """One layer, where keys and values follow from the tokens alone: to float32 precision at every length, inside and beyond L."""
+    base, rope = make_model(layers=1), Rope(method, 10000.0, 16, 32)
+    ids = text_ids(base, 80)
+    fresh, before, after = fresh_passes(base, rope, ids), *(token_by_token(base, rope, ids, cache) for cache in ("before", "after"))
+    inside = 32 - 8 + 1  # rows of lengths up to L, where s is 1
+    assert max(nmse(a, b) for a, b in zip(before, fresh, strict=True)) < 1e-9
+    assert nmse(after[:inside], fresh[:inside]) < 1e-9
+    assert nmse(after[inside:], fresh[inside:]) > 0.02
+
+
+@pytest.mark.parametrize("method", DYNAMIC)
+def test_in_deeper_models_the_cache_before_rope_is_what_each_step_computes_at_its_own_length(make_model: MakeModel, method: str) -> None:
+    """Hidden states of earlier steps are not computed again, so a fresh pass is another thing; the cache after RoPE is far from both."""
+    base, rope = make_model(layers=2), Rope(method, 10000.0, 16, 32)
+    ids = text_ids(base, 80)
+    expected = each_position_at_its_own_length(tiny_weights(layers=2), rope, ids)[7:]
+    before, after, none = (token_by_token(base, rope, ids, cache) for cache in ("before", "after", "none"))
+    fresh = fresh_passes(base, rope, ids)
+    assert nmse(before, expected) < 1e-9
+    assert nmse(none, fresh) < 1e-9
+    assert nmse(after, expected) > 1e-3
+    assert 1e-6 < nmse(before, fresh) < nmse(after, fresh)
+
+
+@pytest.mark.parametrize("cache", ["before", "after", "none"])
+def test_static_methods_do_not_depend_on_the_cache(make_model: MakeModel, cache: str) -> None:
+    base, rope = make_model(), Rope("yarn", 10000.0, 16, 32, {"factor": 4.0})
+    ids = text_ids(base, 48)
+    assert nmse(token_by_token(base, rope, ids, cache), fresh_passes(base, rope, ids)) < 1e-9
+
+
+# -- passkey ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_prompt_is_the_references_and_as_long_as_it_can_be(make_model: MakeModel) -> None:
+    tokenizer = tokenizer_of(open_checkpoint(resolve(str(make_model()))))
+    depths = []
+    for trial in range(20):
+        p = prompt(tokenizer, [1], 2000, trial, seed=0)
+        text = tokenizer.decode(p.ids[1:].tolist())
+        task, before, key, after, question = text.split("\n")
+        assert task.startswith("There is an important info hidden") and question == "What is the pass key? The pass key is"
+        assert key == f"The pass key is {p.key}. Remember it. {p.key} is the pass key." and 10000 <= p.key < 100000
+        sentences = [part.count("Here we go") for part in (before, after)]
+        assert before == " ".join([FILLING] * sentences[0]) and after == " ".join([FILLING] * sentences[1])
+        assert abs(sentences[0] - p.depth * sum(sentences)) <= 0.5
+        one = len(tokenizer.encode(" " + FILLING, add_special_tokens=False).ids)
+        assert p.ids[0] == 1 and 2000 - one - 1 <= len(p.ids) <= 2000
+        depths.append(p.depth)
+    assert min(depths) < 0.2 and max(depths) > 0.8
+    with pytest.raises(UsageError, match="needs more than 100 tokens"):
+        prompt(tokenizer, [], 100, 0, 0)
+
+
+def test_greedy_steps_are_those_of_transformers_generate(make_model: MakeModel, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = make_model()
+    net = AutoModelForCausalLM.from_pretrained(extended(base, tmp_path / "yarn"), dtype=torch.float32).eval()
+    c, ids = open_checkpoint(resolve(str(base))), text_ids(base, 100)
+    theirs = net.generate(torch.from_numpy(ids)[None], max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 100:]
+    rope = Rope("yarn", 10000.0, 16, CONTEXT, {"factor": 4.0})
+    assert greedy(Steps(Torch(c, "cpu").reference, rope), ids, 12) == theirs.tolist()
+    assert len(greedy(Steps(Torch(c, "cpu").reference, rope), ids, 12, lambda found: len(found) == 3)) == 3
+
+
+@pytest.mark.parametrize(("said", "right"), [(" {key}.", 4), (" {key}7", 0), (" is 1{key}", 0), (" no", 0), ("\n{key} and 5", 4)])
+def test_the_first_number_is_the_answer(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, said: str, right: int) -> None:
+    base = make_model()
+    tokenizer = tokenizer_of(open_checkpoint(resolve(str(base))))
+    keys = {tuple(p.ids): p.key for p in (prompt(tokenizer, [], 600, i, 3) for i in range(4))}
+    answer = lambda steps, ids, most, stop: tokenizer.encode(said.format(key=keys[tuple(ids)]), add_special_tokens=False).ids  # noqa: E731
+    monkeypatch.setattr(evaluate_passkey, "greedy", answer)
+    (row,) = passkey([str(base)], Settings(), PasskeyWish((600,), trials=4, depths=2, seed=3), Journal())["rows"]
+    (point,) = row["points"]
+    assert (point["correct"], point["accuracy"]) == (right, right / 4)
+    assert sum(n for n, _ in point["by_depth"]) == 4 and sum(k for _, k in point["by_depth"]) == right
+    assert [t["depth"] < 0.5 for t in row["trials"]].count(True) == point["by_depth"][0][0]
+
+
+ROTATIONS = {
+    "qwen3": "halves", "gpt_neox": "halves", "phi3/partial": "halves", "cohere": "neighbours", "glm4": "neighbours",
+    "gemma2": "", "gemma3_text": "", "smollm3": "", "granite": "halves", "falcon": "", "stablelm": "halves",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_every_architectures_head_and_rotation_are_its_own(tmp_path: Path, name: str) -> None:
+    """Losses equal those of the reference's whole logits, scaled or capped as the architecture does; where the rotation is not understood,
+    as with a cap on the scores or layers of two kinds, every step is a fresh pass, and either way its logits are those of one."""
+    from family_models import make
+
+    c, ids = open_checkpoint(resolve(str(make(name, tmp_path / "model")))), np.arange(3, 43)
+    scorer, t = Torch(c, "cpu"), table(c.rope, len(ids))
+    logits = scorer.reference.logits(t, ids, [(0, len(ids))]).astype(np.float64)
+    expected = np.log(np.exp(logits[:-1]).sum(1)) - logits[np.arange(39), ids[1:]]
+    assert scorer.losses(c.rope, ids, 1) == pytest.approx(expected, abs=2e-5)
+    steps = Steps(scorer.reference, c.rope)
+    assert (steps.rotation, steps.cache) == (ROTATIONS[name], "before" if ROTATIONS[name] else "none")
+    found = [steps.feed(part) for part in (ids[:30], *np.split(ids[30:], 10))]
+    assert nmse(np.stack(found[1:]), logits[30:]) < 1e-9
+
+
+# -- temperature and advice -------------------------------------------------------------------------------------------
+
+
+def test_the_recommended_temperature_is_yarns_own_and_segments_add_up(make_model: MakeModel) -> None:
+    base, s = make_model(), Settings(scale=4.0, texts=Texts(cut=4 * CONTEXT, most=2))
+    wish = TemperatureWish(multipliers=(0.9, 1.3), segments=3)
+    (row,) = temperature([str(base)], s, wish, Journal())["rows"]
+    assert row["recommended"] == 0.1 * math.log(4) + 1
+    assert [p["multiplier"] for p in row["points"]] == [0.9, row["recommended"], 1.3]
+    (yarn,) = perplexity([str(base)], replace(s, methods=("yarn",)), Wish((4 * CONTEXT,)), Journal())["rows"]
+    assert row["points"][1]["perplexity"] == pytest.approx(yarn["points"][0]["perplexity"], rel=1e-9)
+    weights = [b - a for a, b in row["segments"]]
+    assert sum(weights) == 4 * CONTEXT - 1
+    for p in row["points"]:
+        assert math.log(p["perplexity"]) == pytest.approx(np.average(np.log(p["by_segment"]), weights=weights))
+    assert row["best_by_document"] == [min(row["points"], key=lambda p: p["by_document"][i])["multiplier"] for i in range(2)]
+    assert len({p["perplexity"] for p in row["points"]}) == 3
+
+
+def breaks_past_its_window(self: Torch, rope: Rope, ids: np.ndarray, first: int, progress: Any = None) -> np.ndarray:
+    """Losses of a model as the field knows them: worse with every factor, useless past L·s; and the text itself grows harder."""
+    s = float(rope.params.get("factor", 1.0))
+    at = np.arange(first, len(ids))
+    return 2.0 + 0.01 * (s - 1) + ids[first:] / 500.0 + 3.0 * (at >= s * rope.original_context)
+
+
+@pytest.mark.parametrize(("n", "tolerance", "factor"), [(256, 0.05, 4.0), (256, 0.01, None), (250, 0.05, 250 / 64), (48, 0.02, 1.0)])
+def test_advice_is_the_smallest_factor_that_stays_flat(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, n: int, tolerance: float, factor: float | None
+) -> None:
+    monkeypatch.setattr(Torch, "losses", breaks_past_its_window)
+    result = advise(str(make_model()), Settings(texts=Texts(cut=300, most=3)), AdviseWish(n, tolerance=tolerance), Journal())
+    assert result["factor"] == factor
+    last = result["tried"][-1]
+    assert [c["tokens"] for c in last["short"]] == [16, 32, 64]
+    assert [c["change"] for c in last["short"]] == pytest.approx([math.exp(0.01 * (last["factor"] - 1)) - 1] * 3)
+    if factor:
+        assert max(last["excess"]) == pytest.approx(math.exp(0.01 * (factor - 1)) - 1), "not the text's own difficulty"
+        assert all(max(t["excess"]) > tolerance for t in result["tried"][:-1])
+
+
+# -- going on after an interruption -----------------------------------------------------------------------------------
+
+
+def test_the_same_command_goes_on_and_another_input_does_not(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, wish, path = make_model(), Wish((CONTEXT,), 200, 32), tmp_path / "journal"
+    whole = values(measured([base], wish, methods=("none", "yarn"), scale=2.0))
+    left, losses = 4, Torch.losses
+
+    def failing(self: Torch, *args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return losses(self, *args)
+
+    monkeypatch.setattr(Torch, "losses", failing)
+    with pytest.raises(KeyboardInterrupt):
+        measured([base], wish, Journal(path), methods=("none", "yarn"), scale=2.0)
+    path.write_text(path.read_text()[:-20])  # as a power failure cuts a line
+    left = 1000
+    assert values(measured([base], wish, Journal(path), methods=("none", "yarn"), scale=2.0)) == whole
+    assert 1000 - left == 12 - 3, "12 passes, of which the journal had three whole ones"
+    left = 0
+    assert values(measured([base], wish, Journal(path), methods=("none", "yarn"), scale=2.0)) == whole
+    for other in ({"methods": ("yarn",), "scale": 3.0}, {"methods": ("yarn",), "scale": 2.0, "dtype": "bf16"}):
+        with pytest.raises(KeyboardInterrupt):
+            measured([base], wish, Journal(path), **other)
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--method", "yarn"], "nothing says how far"),
+        (["--method", "yarm", "--scale", "2"], "unknown method 'yarm'"),
+        (["--method", "yarn:x"], "is no method and factor"),
+        (["--method", "none,none"], "named twice"),
+        (["--windows", "2048,x"], "'x' is no number of tokens"),
+        (["--windows", "1m"], "no document has 1,048,576 tokens"),
+        (["--windows", "32", "--tokens", "100", "--stride", "64"], "leaves out tokens"),
+        (["--runtime", "llama.cpp"], "llama.cpp reads gguf"),
+        (["--runtime", "llama.cpp", "--method", "yarn"], "takes no --method"),
+        (["--text", "nowhere.txt"], "cannot read the text"),
+        (["--dtype", "f8"], "unknown --dtype"),
+        (["--dataset", "nobody/nothing"], "dataset|data set"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_hint(
+    make_model: MakeModel, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "perplexity", str(make_model()), *(["--windows", "32"] if "--windows" not in arguments else []), *arguments])
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1
+    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: ")
+    assert any(part in lines[0] for part in says.split("|")), lines
+
+
+def test_perplexity_prints_a_table_or_json(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    base = str(make_model())
+    arguments = ["evaluate", "perplexity", base, "--method", "none,yarn:2", "--windows", "32,64", "-q"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, "--json"])
+    assert stopped.value.code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in result["rows"]] == ["none", "yarn:2"]
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    table = capsys.readouterr().out
+    assert all(f"{p['perplexity']:.4g}" in table for row in result["rows"] for p in row["points"])
+
+
+MEASURES = {
+    "perplexity": ["--method", "none,yarn:2,dynamic-yarn", "--windows", "32,64,128", "--cut", "200", "--documents", "2"],
+    "passkey": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "3", "--depths", "2"],
+    "temperature": ["--scale", "2", "--multipliers", "1,1.2", "--segments", "2"],
+    "advise": ["--context", "128", "--factor", "2,4", "--segments", "2"],
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_writes_a_page_and_leaves_no_journal(
+    make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], measure: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    page, words = tmp_path / "out.html", ["evaluate", measure, str(make_model()), *MEASURES[measure], "-q"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--report", str(page)])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    seen = Page(page.read_text())
+    assert not seen.unbalanced and not seen.open
+    assert "<svg" in page.read_text() and seen.text.count("L = 64") == (measure in ("perplexity", "advise"))
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    numbers = {
+        "perplexity": lambda: [f"{p['perplexity']:.4g}" for row in result["rows"] for p in row["points"]],
+        "passkey": lambda: [f"{n:,}" for n in result["lengths"]],
+        "temperature": lambda: [f"{p['perplexity']:.4g}" for p in result["rows"][0]["points"]],
+        "advise": lambda: [f"{x:+.1%}" for t in result["tried"] for x in t["excess"] if abs(x) < 100],
+    }[measure]()
+    assert numbers and all(n in seen.text and n in printed for n in numbers)
+    assert [f.name for f in tmp_path.iterdir() if "partial" in f.name] == []
+
+
+def test_ctrl_c_keeps_the_journal_and_the_same_command_goes_on(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    page, journal, computed, losses = tmp_path / "out.html", tmp_path / ".out.html.partial", [0], Torch.losses
+
+    def interrupted(self: Torch, *args: Any) -> Any:
+        computed[0] += 1
+        if computed[0] == 3:
+            raise KeyboardInterrupt
+        return losses(self, *args)
+
+    monkeypatch.setattr(Torch, "losses", interrupted)
+    words = ["evaluate", "perplexity", str(make_model()), "--method", "none,yarn:2,linear:2", "--windows", "64", "--tokens", "100", "-q"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--stride", "36", "--report", str(page)])
+    assert (stopped.value.code, page.exists(), len([x for x in journal.read_text().splitlines() if x])) == (130, False, 2)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--stride", "36", "--report", str(page)])
+    assert (stopped.value.code, page.exists(), journal.exists()) == (0, True, False)
+    assert computed[0] == 3 + 6 - 2
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--report", str(page)])
+    assert stopped.value.code == 1, "a report is replaced with --force only"

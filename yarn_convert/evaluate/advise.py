@@ -1,0 +1,126 @@
+"""The smallest factor that keeps perplexity flat to N tokens, and what it costs on short texts.
+
+*Flat*: each document's first N tokens are cut into `segments`, and in every segment the perplexity with all the text before as context
+exceeds that of the base, which reads the very same tokens through its own window of L (windows of L sliding by L/2), by the share
+`tolerance` at most. So a text that grows harder on its way is not mistaken for a model that fails, and a longer context has to be
+worth at least its absence. Factors are tried from small to large, 1 (the base as it is) first; the first that is flat is advised.
+
+The cost: the change in perplexity at L/4, L/2 and L tokens against the base, which every static factor has (YaRN, arXiv 2309.00071,
+Section 3.3 says why, Table 2 shows it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+from ..rope import BAKED
+from .documents import Document, names
+from .journal import Journal
+from .subjects import Line, Meter, Say, Settings, Subject, line_of
+from .windows import NOTHING, Losses, Pass, Span, segments, sliding
+
+
+@dataclass(frozen=True, slots=True)
+class AdviseWish:
+    """`factors` empty: N/L times each of `LADDER`."""
+
+    context: int
+    method: str = "yarn"
+    factors: tuple[float, ...] = ()
+    tolerance: float = 0.02
+    segments: int = 8
+
+
+LADDER = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+SHORT = (4, 2, 1)  # lengths L/4, L/2 and L
+
+
+def advise(model: str, s: Settings, wish: AdviseWish, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
+    """Try the factors on one base; the result is JSON. `factor` is None where none is flat."""
+    if s.runtime != "transformers" or s.methods:
+        raise UsageError("advice is about one method on a base, in torch", "--method yarn")
+    if wish.method in (*BAKED, "none"):
+        raise UsageError(f"the method {wish.method} has no factor to choose", "--method yarn")
+    if wish.tolerance < 0 or wish.segments < 1:
+        raise UsageError("tolerance and segments must not be below 0 and 1", "--tolerance 0.02 --segments 8")
+    subject = Subject(model, s, journal)
+    n, original = wish.context, subject.original
+    ratio = n / original
+    factors = sorted(f for f in (wish.factors or (ratio * step for step in LADDER)) if f > 1)
+    base = line_of(subject.c, s, "none")
+    lines = [(1.0, base), *((f, line_of(subject.c, s, wish.method, f)) for f in factors)]
+    documents = subject.documents(max(n, original))
+    lead = len(subject.lead)
+    spans = segments(n - lead, wish.segments, 0 if lead else 1)
+    control = [_cut(w.begin, w.end, w.first, spans) for w in sliding(n - lead, min(original, n), max(1, min(original, n) // 2), lead)]
+    short = [(spans[0][0], original // k - lead) for k in SHORT]
+    longest = max(n, original) - lead
+    pass_ = Pass(0, longest, (*spans, *short))
+    lengths = [p.end - p.begin for p in control] * len(documents) + [longest] * len(documents) * len(lines)
+    meter = Meter(f"advice for {subject.name}", lengths, say)
+    expected = _control(subject, base, documents, control, spans, meter)
+    tried: list[dict[str, Any]] = []
+    for factor, line in lines:
+        found = _sums([subject.run(line, d, pass_, meter.begin(longest)) for d in documents])
+        first = tried[0]["short"] if tried else None
+        tried.append(_point(factor, line, found, spans, expected, short, first))
+        if max(tried[-1]["excess"]) <= wish.tolerance:
+            break
+    flat = max(tried[-1]["excess"]) <= wish.tolerance
+    return {
+        "measure": "advise", "context": n, "method": wish.method, "original_context": original, "tolerance": wish.tolerance,
+        "segments": spans, "control": [c.perplexity for c in expected], "factor": tried[-1]["factor"] if flat else None, "tried": tried,
+        "models": [
+            {"model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead, **subject.describe()}
+        ],
+    }  # fmt: skip
+
+
+def _cut(begin: int, end: int, first: int, spans: Sequence[Span]) -> Pass:
+    """A control window that counts its tokens by segment."""
+    parts = [(max(first, a), min(end, b)) for a, b in spans]
+    return Pass(begin, end, tuple((a, b) for a, b in parts if a < b))
+
+
+def _control(
+    subject: Subject, base: Line, documents: Sequence[Document], control: Sequence[Pass], spans: Sequence[Span], meter: Meter
+) -> list[Losses]:
+    """The base's losses in each segment through its own window."""
+    total = dict.fromkeys(spans, NOTHING)
+    for d in documents:
+        for p in control:
+            for (a, _), losses in subject.run(base, d, p, meter.begin(p.end - p.begin)).items():
+                span = next(s for s in spans if s[0] <= a < s[1])
+                total[span] = total[span] + losses
+    return list(total.values())
+
+
+def _sums(found: Sequence[dict[Span, Losses]]) -> dict[Span, Losses]:
+    return {span: sum((f[span] for f in found), NOTHING) for span in found[0]}
+
+
+def _point(
+    factor: float,
+    line: Line,
+    found: dict[Span, Losses],
+    spans: Sequence[Span],
+    expected: Sequence[Losses],
+    short: Sequence[Span],
+    first: Any,
+) -> dict[str, Any]:
+    """`excess`: by how much each segment's perplexity is above the control's, as a share; `short`: perplexity and its change at short
+    lengths, against those of the base in `first`."""
+    costs = [{"tokens": b, "perplexity": found[a, b].perplexity} for a, b in short]
+    for cost, was in zip(costs, first or costs, strict=True):
+        cost["change"] = cost["perplexity"] / was["perplexity"] - 1
+    by_segment = [found[span].perplexity for span in spans]
+    return {
+        "factor": factor,
+        **line.as_json(),
+        "by_segment": by_segment,
+        "excess": [p / e.perplexity - 1 for p, e in zip(by_segment, expected, strict=True)],
+        "short": costs,
+    }

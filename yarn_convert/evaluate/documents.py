@@ -1,0 +1,119 @@
+"""The texts that a measure runs over: files, folders, or a data set of the package `datasets`; as token ids of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..checkpoint import Checkpoint
+from ..errors import InputError, UsageError
+from ..validate.run import TEXT, tokenizer_of
+from .model import Ids
+
+
+class Document(NamedTuple):
+    """A name and int64[n], without special tokens."""
+
+    name: str
+    ids: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Where documents come from. `files`: text files in UTF-8, or folders of *.txt; empty and no `dataset`: the text in the package.
+    `dataset`: NAME, NAME:CONFIG, NAME:CONFIG:SPLIT or NAME:CONFIG:SPLIT:COLUMN. `cut`: every text becomes documents of so many
+    tokens, a rest is left out. `most`: so many documents."""
+
+    files: tuple[Path, ...] = ()
+    dataset: str | None = None
+    cut: int | None = None
+    most: int | None = None
+
+    def contents(self) -> list[tuple[str, str]]:
+        """(name, text), in the order given. InputError for what cannot be read; UsageError without the package `datasets`."""
+        files = [f for path in self.files for f in (sorted(path.glob("*.txt")) if path.is_dir() else [path])]
+        if self.files and not files:
+            raise InputError(f"no *.txt in {', '.join(map(str, self.files))}", "--text FILE, in UTF-8")
+        found = [(f.name, _read(f)) for f in files]
+        found += _dataset(self.dataset, self.most) if self.dataset else []
+        return found or [(TEXT.name, _read(TEXT))]
+
+    def documents(self, c: Checkpoint, at_least: int) -> tuple[list[Document], int, int]:
+        """(documents of at least so many tokens, how many were shorter, tokens of BOS that the tokenizer puts before a text).
+
+        All measures compare lengths on the same documents, so a short one is left out of all. InputError when none is left.
+        """
+        tokenizer = tokenizer_of(c)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        whole = [Document(name, _encode(tokenizer, text)) for name, text in self.contents()]
+        if self.cut:
+            n = self.cut
+            whole = [Document(f"{d.name}[{i}]", d.ids[i * n : (i + 1) * n]) for d in whole for i in range(len(d.ids) // n)]
+        kept = [d for d in whole if len(d.ids) >= at_least]
+        if not kept:
+            longest = max((len(d.ids) for d in whole), default=0)
+            raise InputError(f"no document has {at_least:,} tokens: the longest has {longest:,}", "longer texts, or shorter windows")
+        if any(d.ids.max(initial=0) >= c.hparams["vocab_size"] for d in kept):
+            raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", "mend the tokenizer")
+        return kept[: self.most], len(whole) - len(kept), _lead(tokenizer)
+
+
+def bos(c: Checkpoint) -> list[int]:
+    """The special tokens that this model's tokenizer puts before a text."""
+    tokenizer = tokenizer_of(c)
+    return list(tokenizer.encode("", add_special_tokens=True).ids[: _lead(tokenizer)])
+
+
+def _lead(tokenizer: Any) -> int:
+    """How many special tokens the tokenizer puts before a text."""
+    with_, without = (tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
+    at = next((i for i in range(len(with_)) if with_[i : i + len(without)] == without), 0)
+    return int(at)
+
+
+def _encode(tokenizer: Any, text: str) -> Ids:
+    return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        why = getattr(e, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"cannot read the text {path}: {why}", "--text FILE, in UTF-8") from None
+
+
+COLUMNS = ("text", "input", "content", "report", "document")  # where data sets keep their texts; the first that is there
+
+
+def _dataset(wish: str, most: int | None) -> list[tuple[str, str]]:
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError("--dataset needs the package datasets", "pip install datasets, or --text FILE") from None
+    name, config, split, column = (*wish.split(":"), "", "", "")[:4]
+    try:
+        rows: Any = datasets.load_dataset(name, config or None, split=split or "test", streaming=True)
+        found: list[tuple[str, str]] = []
+        for i, row in enumerate(rows):
+            if most is not None and i >= 20 * most:  # of which `most` are to be long enough
+                break
+            key = column or next((k for k in COLUMNS if k in row), "")
+            if not isinstance(row.get(key), str):
+                raise InputError(f"{name} has no column of text {key!r}: {', '.join(row)}", "--dataset NAME:CONFIG:SPLIT:COLUMN")
+            found.append((f"{name}[{i}]", row[key]))
+    except InputError:
+        raise
+    except Exception as e:  # whatever a data set's own code raises
+        raise InputError(f"cannot load the data set {wish}: {(str(e) or type(e).__name__).splitlines()[0]}", "--text FILE") from None
+    return found
+
+
+def names(documents: Sequence[Document]) -> list[dict[str, Any]]:
+    """As JSON."""
+    return [{"name": d.name, "tokens": len(d.ids)} for d in documents]

@@ -1,0 +1,107 @@
+"""What has been computed already, so that the same command goes on where it was interrupted.
+
+One line of JSON per finished item, appended and flushed: a key, the SHA-256 of everything that the numbers follow from (weight files
+as they are, recipe, token ids, type, runtime, our version), and the numbers. So nothing that was computed of another input is ever
+taken for this one's, and a line that was cut short counts for nothing. The file goes when the result has been written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from ..checkpoint import Checkpoint
+from ..errors import OutputError
+from ..validate.report import check_report
+
+
+class Journal:
+    """The journal at `path`; with None it remembers for this run alone. Raises OutputError for a place that cannot be written."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path, self.found = path, 0
+        self.file: TextIO | None = None
+        self.known: dict[str, Any] = {}
+        if path is None:
+            return
+        try:
+            if path.exists():
+                for line in path.read_text("utf-8", "replace").splitlines():
+                    self._take(line)
+            self.file = path.open("a", encoding="utf-8")
+            self.file.write("\n")  # ends a line that was cut short
+        except OSError as e:
+            raise OutputError(f"the journal {path} cannot be written: {e.strerror}", "--journal names another place") from None
+
+    def _take(self, line: str) -> None:
+        try:
+            key, value = json.loads(line)
+        except (ValueError, TypeError):
+            return
+        if isinstance(key, str):
+            self.known[key] = value
+
+    def get(self, key: str) -> Any:
+        """What was put under `key`, None if nothing was."""
+        value = self.known.get(key)
+        self.found += value is not None
+        return value
+
+    def put(self, key: str, value: Any) -> None:
+        self.known[key] = value
+        if self.file is not None:
+            try:
+                self.file.write(json.dumps([key, value]) + "\n")
+                self.file.flush()
+            except OSError as e:
+                raise OutputError(f"could not write {self.path}: {e.strerror}", "free some space; the same command goes on") from None
+
+    def abandon(self) -> None:
+        """Close; a journal in which nothing is goes at once."""
+        if self.file is not None and self.path is not None:
+            self.file.close()
+            if not self.known:
+                self.path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """All is done and written: nothing is left to go on with."""
+        if self.file is not None and self.path is not None:
+            self.file.close()
+            self.file = None
+            self.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def journal_of(report: Path | None, wish: Path | None, force: bool) -> Iterator[Journal]:
+    """The journal of a command: at `wish`, else beside the report as .NAME.partial, else none. The report's place is checked first."""
+    if report:
+        check_report(report, force)
+    journal = Journal(wish or (report.with_name(f".{report.name}.partial") if report else None))
+    try:
+        yield journal
+    except BaseException:
+        journal.abandon()
+        raise
+
+
+def identity(c: Checkpoint) -> list[Any]:
+    """What tells the weights of a checkpoint from others: its files by name, size and time of change."""
+    files = [c.source.path] if c.source.path.is_file() else sorted(c.weight_files)
+    stats = [(str(f.resolve()), f.stat()) for f in files]
+    return [c.family.model_type, *((name, s.st_size, s.st_mtime_ns) for name, s in stats)]
+
+
+def key_of(*parts: Any) -> str:
+    """SHA-256 over the parts: JSON values, and arrays by their bytes."""
+    hashed = hashlib.sha256(version("yarn-convert").encode())
+    for part in parts:
+        data = part.tobytes() if isinstance(part, np.ndarray) else json.dumps(part).encode()
+        hashed.update(len(data).to_bytes(8, "little") + data)
+    return hashed.hexdigest()

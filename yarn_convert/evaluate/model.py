@@ -1,0 +1,124 @@
+"""Who computes the losses: the base in torch under any recipe, or a real runtime on its own file.
+
+In torch one loaded model serves all methods: `validate.reference` takes cos and sin from a float64 table, so no checkpoint is
+written for a method. The decoder runs once over a window and the head over some rows at a time, so logits of all positions are
+never in memory at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import runtimes
+from ..checkpoint import Checkpoint
+from ..errors import UsageError
+from ..rope import Rope, effect
+from ..runtimes.table import RUNTIMES
+from ..validate.reference import Reference
+
+Ids = NDArray[np.int64]
+Progress = Callable[[float], None]
+LOGITS = 1 << 24  # that are in memory at once: 64 MiB in float32
+
+
+class Scorer(Protocol):
+    """`name` and `dtype` go into a result and into the journal's keys."""
+
+    name: str
+    dtype: str
+
+    def losses(self, rope: Rope, ids: Ids, first: int, progress: Progress = ...) -> NDArray[np.float64]:
+        """−ln p of ids[first:], each given all before it, in nats; float64[len(ids) − first], first ≥ 1."""
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Torch:
+    """The reference of `validate`; a dynamic recipe is computed for the length of `ids`."""
+
+    name = "transformers"
+
+    def __init__(self, c: Checkpoint, device: str = "auto", dtype: str = "float32") -> None:
+        self.reference, self.dtype = Reference(c, device, dtype), dtype
+        self.prefix = self.reference.net.base_model_prefix
+        if not hasattr(self.reference.net, self.prefix):
+            raise UsageError(f"{type(self.reference.net).__name__} does not say which part of it is the decoder", "--runtime llama.cpp")
+
+    def losses(self, rope: Rope, ids: Ids, first: int, progress: Progress = lambda f: None) -> NDArray[np.float64]:
+        import torch
+
+        reference, layers = self.reference, self.reference.layers
+        reference.ready(effect(rope, len(ids)), len(ids))
+        hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / (len(layers) + 1))) for i, layer in enumerate(layers)]
+        try:
+            with torch.inference_mode():
+                batch = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(reference.device)
+                out = getattr(reference.net, self.prefix)(batch, use_cache=False)
+                rows = out.last_hidden_state[:, first - 1 : -1]
+                return _head_losses(reference.net, self.prefix, out, rows, batch[0, first:])
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def describe(self) -> dict[str, Any]:
+        return self.reference.describe()
+
+
+def _head_losses(net: Any, prefix: str, out: Any, rows: Any, targets: Any) -> NDArray[np.float64]:
+    """Cross-entropies of `targets`, [n], from the decoder's hidden states `rows`, [1, n, hidden], by the model's own forward: some
+    architectures scale or cap their logits there."""
+    import torch
+
+    step = max(1, LOGITS // net.config.get_text_config().vocab_size)
+    found = []
+    with _decoder_replaced(net, prefix, out):
+        for i in range(0, len(targets), step):
+            out.last_hidden_state = rows[:, i : i + step]
+            part = targets[i : i + step]
+            logits = net(part[None], use_cache=False).logits[0].float()
+            found.append(torch.nn.functional.cross_entropy(logits, part, reduction="none").double().cpu().numpy())
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+@contextlib.contextmanager
+def _decoder_replaced(net: Any, prefix: str, out: Any) -> Iterator[None]:
+    """The model with a decoder that gives `out`, whatever it is asked."""
+    import torch
+
+    class Given(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return out
+
+    decoder = getattr(net, prefix)
+    setattr(net, prefix, Given())
+    try:
+        yield
+    finally:
+        setattr(net, prefix, decoder)
+
+
+class Runtime:
+    """A real runtime on the file as it is: its own reading of its own keys, so it takes no other recipe."""
+
+    dtype = "its own"
+
+    def __init__(self, c: Checkpoint, name: str) -> None:
+        row = RUNTIMES.get(name)
+        if row is None:
+            raise UsageError(f"unknown runtime {name!r}", f"one of {', '.join(RUNTIMES)}")
+        if row.reads != ("gguf" if c.gguf else "safetensors"):
+            raise UsageError(f"{name} reads {row.reads}, and {c.source.name} is another format", "yarn-convert MODEL --method none --out …")
+        self.c, self.name, self.info = c, name, dict[str, Any]()
+
+    def losses(self, rope: Rope, ids: Ids, first: int, progress: Progress = lambda f: None) -> NDArray[np.float64]:
+        run = runtimes.run(self.name, self.c.source.path, ids, [(first - 1, len(ids) - 1)], {"losses": True}, progress)
+        self.info = {k: v for k, v in run.info.items() if k != "seconds"}
+        return run.logits[:, 0].astype(np.float64)
+
+    def describe(self) -> dict[str, Any]:
+        return self.info

@@ -1,0 +1,121 @@
+"""Passkey retrieval (Mohtashami and Jaggi, arXiv 2305.16300; YaRN, arXiv 2309.00071, Section 4.3.2, Table 5): a five-digit number in
+the midst of text without meaning, which the model has to repeat.
+
+The prompt is the one of landmark-attention's run_test.py. Its length is as close below the wished one as whole filling sentences allow,
+BOS included; the number lies at a uniformly random depth, 0 the beginning; the same prompts for every recipe. The answer is greedy, its
+first run of digits counts (YaRN's eval/passkey.py). A dynamic recipe follows the length at each generated token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UsageError
+from ..validate.run import tokenizer_of
+from .documents import bos
+from .dynamic import Steps, greedy
+from .journal import Journal
+from .model import Ids
+from .subjects import Line, Meter, Say, Settings, Subject, lines_of
+
+TASK = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there."
+)
+FILLING = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+INFORMATION = "The pass key is {key}. Remember it. {key} is the pass key."
+QUESTION = "What is the pass key? The pass key is"
+ANSWER = 10  # tokens that are generated at most, as in the authors' script
+
+
+@dataclass(frozen=True, slots=True)
+class PasskeyWish:
+    lengths: tuple[int, ...]
+    trials: int = 10
+    depths: int = 10  # bins of the heat map
+    seed: int = 0
+
+
+class Prompt(NamedTuple):
+    """`depth` is the share of the filling that stands before the key."""
+
+    ids: Ids
+    key: int
+    depth: float
+
+
+def text_of(sentences: int, before: int, key: int) -> str:
+    """The prompt with so many filling sentences, `before` of them before the key."""
+    fill = (" ".join([FILLING] * n) for n in (before, sentences - before))
+    first, last = fill
+    return "\n".join([TASK, first, INFORMATION.format(key=key), last, QUESTION])
+
+
+def prompt(tokenizer: Any, lead: Sequence[int], length: int, trial: int, seed: int) -> Prompt:
+    """The trial's prompt of at most `length` tokens. UsageError for a length that has no room for a filling sentence."""
+    rng = np.random.default_rng([seed, length, trial])
+    depth, key = float(rng.random()), int(rng.integers(10000, 100000))
+
+    def ids(sentences: int) -> list[int]:
+        text = text_of(sentences, round(depth * sentences), key)
+        return [*lead, *tokenizer.encode(text, add_special_tokens=False).ids]
+
+    low, high = 0, max(1, length)  # a sentence has several tokens
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = len(ids(middle)) <= length
+        low, high = (middle, high) if fits else (low, middle)
+    if low < 1:
+        raise UsageError(f"a passkey prompt needs more than {length} tokens", "--lengths 2k,4k,8k")
+    return Prompt(np.asarray(ids(low), np.int64), key, depth)
+
+
+def passkey(models: Sequence[str], s: Settings, wish: PasskeyWish, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
+    """Measure all recipes of all models; the result is JSON."""
+    if s.runtime != "transformers":
+        raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
+    subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
+    rows, described = [], []
+    for subject, lines in subjects:
+        tokenizer = tokenizer_of(subject.c)
+        subject.lead = bos(subject.c)
+        prompts = [prompt(tokenizer, subject.lead, n, i, wish.seed) for n in wish.lengths for i in range(wish.trials)]
+        meter = Meter(f"passkey of {subject.name}", [len(p.ids) for _ in lines for p in prompts], say)
+        for line in lines:
+            trials = [_trial(subject, line, p, wish.lengths[i // wish.trials], tokenizer, meter) for i, p in enumerate(prompts)]
+            points = [_point(n, [t for t in trials if t["length"] == n], wish.depths) for n in wish.lengths]
+            rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points, "trials": trials})
+        described.append({"model": subject.name, "documents": [], "left_out": 0, "bos": subject.lead, **subject.describe()})
+        subject.release()
+    return {"measure": "passkey", "lengths": wish.lengths, "trials": wish.trials, "depths": wish.depths, "models": described, "rows": rows}
+
+
+def _trial(subject: Subject, line: Line, p: Prompt, length: int, tokenizer: Any, meter: Meter) -> dict[str, Any]:
+    meter.begin(len(p.ids))
+    key = subject.key(line, p.ids, "passkey", ANSWER)
+    answer = subject.journal.get(key)
+    if answer is None:
+        with subject.timed(len(p.ids)):
+            steps = Steps(subject.torch.reference, line.rope)
+            answer = greedy(steps, p.ids, ANSWER, lambda ids: re.search(r"\d\D", tokenizer.decode(ids)) is not None)
+        subject.journal.put(key, answer)
+    said = tokenizer.decode(answer)
+    digits = re.search(r"\d+", said)
+    right = digits is not None and int(digits.group()) == p.key
+    return {"length": length, "tokens": len(p.ids), "depth": p.depth, "key": p.key, "answer": said, "correct": right}
+
+
+def _point(length: int, trials: Sequence[dict[str, Any]], depths: int) -> dict[str, Any]:
+    """Accuracy at one length, and by depth: [trials, correct ones] of each bin from the beginning on."""
+    bins = [[0, 0] for _ in range(depths)]
+    for t in trials:
+        cell = bins[min(depths - 1, int(t["depth"] * depths))]
+        cell[0] += 1
+        cell[1] += t["correct"]
+    right = sum(t["correct"] for t in trials)
+    return {"length": length, "trials": len(trials), "correct": right, "accuracy": right / len(trials), "by_depth": bins}

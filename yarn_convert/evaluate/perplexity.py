@@ -1,0 +1,93 @@
+"""Perplexity by context window (YaRN, arXiv 2309.00071, Sections 4.3.1 and 3.3: Tables 1, 2, 4 and 6, Figures 1 and 5).
+
+perplexity = exp(Σ −ln p(token | the tokens before it in its window) / number of tokens counted), over all documents: every token has
+one weight. Which tokens a window counts is in `windows`. Without `tokens` each document is truncated at each window, which is then
+one pass; with it a window slides by `stride` over the first `tokens` of each document, so that every window counts the same tokens.
+A dynamic method takes its s from each window's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from ..errors import UsageError
+from .documents import Document, names
+from .journal import Journal
+from .subjects import Line, Meter, Say, Settings, Subject, lines_of
+from .windows import NOTHING, Losses, Window, document_error, mean_of_window_means, passes, sliding
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """`windows` W in tokens, BOS included; `tokens` of each document and `stride` S for sliding windows."""
+
+    windows: tuple[int, ...]
+    tokens: int | None = None
+    stride: int = 256
+
+
+def perplexity(models: Sequence[str], s: Settings, wish: Wish, journal: Journal, say: Say = lambda what, f: None) -> dict[str, Any]:
+    """Measure all recipes of all models; the result is JSON. Raises UsageError and InputError before anything long begins."""
+    if not wish.windows:
+        raise UsageError("no window to measure", "--windows 2048,4096,8192")
+    widths = tuple(sorted(set(wish.windows)))
+    subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
+    rows: list[dict[str, Any]] = []
+    described = []
+    for subject, lines in subjects:
+        documents = subject.documents(max(wish.tokens or 0, *widths))
+        plans = _plans(documents, widths, wish, len(subject.lead))
+        work = [
+            (line, i, p) for line in lines for i, plan in enumerate(plans) for p in passes(chain.from_iterable(plan.values()), line.static)
+        ]
+        meter = Meter(f"perplexity of {subject.name}", [p.end - p.begin for *_, p in work], say)
+        found: dict[tuple[str, int, int, int], dict[tuple[int, int], Losses]] = {}
+        for line, i, p in work:
+            progress = meter.begin(p.end - p.begin)
+            key = (line.label, i, p.begin, 0 if line.static else p.end)
+            found[key] = subject.run(line, documents[i], p, progress)
+        first: dict[int, float] = {}
+        for line in lines:
+            points = [_point(line, width, plans, found, first) for width in widths]
+            rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points})
+        described.append(
+            {"model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead, **subject.describe()}
+        )
+        subject.release()
+    return {"measure": "perplexity", "windows": widths, "tokens": wish.tokens, "stride": wish.stride, "models": described, "rows": rows}
+
+
+def _plans(documents: Sequence[Document], widths: Sequence[int], wish: Wish, lead: int) -> list[dict[int, list[Window]]]:
+    """For each document: its windows by width."""
+    plans = []
+    for _ in documents:
+        tokens = {width: wish.tokens if wish.tokens else width - lead for width in widths}
+        stride = {width: wish.stride if wish.tokens else width - lead for width in widths}
+        plans.append({width: sliding(tokens[width], width, stride[width], lead) for width in widths})
+    return plans
+
+
+def _point(line: Line, width: int, plans: Any, found: Any, first: dict[int, float]) -> dict[str, Any]:
+    """One point of a line; `first` keeps the first line's mean losses, against which the change is counted."""
+    by_document = []
+    for i, plan in enumerate(plans):
+        keys = [(line.label, i, w.begin, 0 if line.static else w.end) for w in plan[width]]
+        by_document.append([found[key][w.first, w.end] for key, w in zip(keys, plan[width], strict=True)])
+    windows = [w for document in by_document for w in document]
+    total = sum(windows, NOTHING)
+    base = first.setdefault(width, total.perplexity)
+    return {
+        "window": width,
+        "documents": len(plans),
+        "windows": len(windows),
+        "tokens": total.tokens,
+        "loss": total.mean,
+        "perplexity": total.perplexity,
+        "standard_error": total.standard_error,
+        "document_error": document_error([sum(d, NOTHING) for d in by_document]),
+        "mean_of_window_means": mean_of_window_means(windows),
+        "change": total.perplexity / base - 1,
+    }

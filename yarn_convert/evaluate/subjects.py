@@ -1,0 +1,213 @@
+"""What is measured: one loaded model under one or several recipes, its documents, and a way to compute that remembers."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..convert import EXTENDING, Options, extend
+from ..errors import UsageError
+from ..rope import BAKED, Rope, recipe_of
+from ..source import resolve
+from ..validate.run import DTYPES
+from .documents import Document, Texts, bos
+from .journal import Journal, identity, key_of
+from .model import Runtime, Scorer, Torch
+from .windows import Losses, Pass, Span
+
+Say = Callable[[str, float], None]  # (what is running, fraction done)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all measures have in common. `methods`: NAME or NAME:FACTOR, over each model; empty: each model as it is. `runtime`:
+    "transformers" computes any recipe in torch, another one runs the file as it is."""
+
+    methods: tuple[str, ...] = ()
+    scale: float | None = None
+    context: int | None = None
+    original_context: int | None = None
+    texts: Texts = field(default_factory=Texts)
+    device: str = "auto"
+    dtype: str = "f32"
+    runtime: str = "transformers"
+    journal: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a plot: a recipe and what it is called. A dynamic recipe stays dynamic."""
+
+    label: str
+    method: str
+    rope: Rope
+    context: int | None = None
+
+    @property
+    def static(self) -> bool:
+        """Whether one table serves every length."""
+        return not (_dynamic(self.rope) or "longrope" in _methods(self.rope))
+
+    def as_json(self) -> dict[str, Any]:
+        return {"label": self.label, "method": self.method, "recipe": recipe_of(self.rope), "context": self.context}
+
+
+def _methods(rope: Rope) -> list[str]:
+    return [rope.method, *(_methods(rope.inner) if rope.inner else [])]
+
+
+def _dynamic(rope: Rope) -> bool:
+    return any(m in BAKED for m in _methods(rope))
+
+
+def lines_of(c: Checkpoint, s: Settings) -> list[Line]:
+    """The recipes to measure on this base. Raises UsageError as a conversion does, and for a method named twice."""
+    if not s.methods:
+        rope = c.rope if s.original_context is None else replace(c.rope, original_context=s.original_context)
+        return [Line(c.source.name, c.rope.method, rope, c.context)]
+    found = [line_of(c, s, *_wish(text)) for text in s.methods]
+    labels = [line.label for line in found]
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"a method is named twice: {', '.join(labels)}", "--method yarn:4,yarn:8 compares factors")
+    return found
+
+
+def _wish(text: str) -> tuple[str, float | None]:
+    method, _, factor = text.strip().partition(":")
+    try:
+        return method, float(factor) if factor else None
+    except ValueError:
+        raise UsageError(f"--method {text!r} is no method and factor", "--method none,linear,yarn:8") from None
+
+
+def line_of(c: Checkpoint, s: Settings, method: str, factor: float | None = None, attention_factor: float | None = None) -> Line:
+    """The recipe of a conversion with `method`; a dynamic one is not baked: s follows the length of each pass."""
+    if method not in EXTENDING:
+        raise UsageError(f"unknown method {method!r}", f"one of {', '.join(EXTENDING)}")
+    if method == "none":
+        rope = c.rope if s.original_context is None else replace(c.rope, original_context=s.original_context)
+        return Line("none", "none", rope, rope.original_context)
+    given = Options(method=method, original_context=s.original_context, attention_factor=attention_factor)
+    if method in BAKED:
+        context = None if s.scale or s.context else 2 * (s.original_context or c.context)  # any: the factor is dropped again
+        e = extend(c, replace(given, scale=s.scale, context=s.context or context))
+        params = {k: v for k, v in e.rope.params.items() if k != "factor"}
+        return Line(method, method, replace(e.rope, method=method, params=params))
+    e = extend(c, replace(given, scale=factor) if factor else replace(given, scale=s.scale, context=s.context))
+    return Line(method + (f":{factor:g}" if factor else ""), method, e.rope, e.context)
+
+
+class Subject:
+    """A model, opened; its weights are loaded when something has to be computed that the journal does not have."""
+
+    def __init__(self, model: str, s: Settings, journal: Journal) -> None:
+        if s.dtype not in DTYPES:
+            raise UsageError(f"unknown --dtype {s.dtype!r}", "f32 or bf16")
+        self.name, self.settings, self.journal = model, s, journal
+        self.c: Checkpoint = open_checkpoint(resolve(model))
+        self.identity = identity(self.c)
+        if s.runtime != "transformers" and s.methods:
+            raise UsageError(
+                f"{s.runtime} runs a file as it is: it takes no --method", "convert first, and give the outputs; or --runtime transformers"
+            )
+        self.lead: list[int] = []
+        self.left_out = 0
+        self.seconds, self.tokens = 0.0, 0  # of what this run computed itself
+        self._scorer: Scorer | None = None
+
+    @property
+    def original(self) -> int:
+        return self.settings.original_context or self.c.rope.original_context
+
+    @property
+    def scorer(self) -> Scorer:
+        if self._scorer is None:
+            s = self.settings
+            self._scorer = Torch(self.c, s.device, DTYPES[s.dtype]) if s.runtime == "transformers" else Runtime(self.c, s.runtime)
+        return self._scorer
+
+    @property
+    def torch(self) -> Torch:
+        """The scorer where it has to be torch."""
+        scorer = self.scorer
+        if not isinstance(scorer, Torch):
+            raise UsageError(f"{self.settings.runtime} is run for perplexity only", "leave out --runtime")
+        return scorer
+
+    def documents(self, at_least: int) -> list[Document]:
+        """The documents of at least so many tokens; `lead` becomes the BOS that stands before each of their windows."""
+        found, self.left_out, lead = self.settings.texts.documents(self.c, at_least)
+        self.lead = bos(self.c)[:lead]
+        return found
+
+    def key(self, line: Line, *parts: Any) -> str:
+        where = [self.settings.runtime, self.settings.dtype]
+        return key_of(self.identity, where, recipe_of(line.rope), *parts)
+
+    def run(self, line: Line, document: Document, p: Pass, progress: Callable[[float], None]) -> dict[Span, Losses]:
+        """The losses of a pass, by span. Those that the journal knows are not computed again."""
+        ids = np.concatenate([np.asarray(self.lead, np.int64), document.ids[p.begin : p.end]])
+        key = self.key(line, ids, [[a - p.begin, b - p.begin] for a, b in p.spans])
+        known = self.journal.get(key)
+        if known is None:
+            known = self._compute(line, ids, p, progress)
+            self.journal.put(key, known)
+        return {span: Losses(*values) for span, values in zip(p.spans, known, strict=True)}
+
+    def _compute(self, line: Line, ids: Any, p: Pass, progress: Callable[[float], None]) -> list[list[float]]:
+        offset = len(self.lead) - p.begin
+        first = min(a for a, _ in p.spans) + offset
+        with self.timed(len(ids)):
+            losses = self.scorer.losses(line.rope, ids, first, progress)
+        found = []
+        for a, b in p.spans:
+            part = losses[a + offset - first : b + offset - first]
+            found.append([len(part), float(part.sum()), float(np.square(part).sum())])
+        return found
+
+    @contextlib.contextmanager
+    def timed(self, tokens: int) -> Iterator[None]:
+        """Count the time of a computation over so many tokens, without that of loading the model."""
+        assert self.scorer is not None
+        begin = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - begin
+        self.tokens += tokens
+
+    def release(self) -> None:
+        """Make room for the next model."""
+        self._scorer = None
+
+    def describe(self) -> dict[str, Any]:
+        """Speed and place of what this run computed; no speed where all was in the journal."""
+        speed = self.tokens / self.seconds if self.seconds else None
+        ran = self._scorer.describe() if self._scorer else {}
+        return {"runtime": self.settings.runtime, "seconds": self.seconds, "tokens": self.tokens, "tokens_per_second": speed, **ran}
+
+
+class Meter:
+    """Progress over passes of different lengths: the fraction of the work that is done, attention's square included."""
+
+    def __init__(self, what: str, lengths: Sequence[int], say: Say) -> None:
+        self.what, self.say = what, say
+        self.total, self.done, self.now = sum(map(_cost, lengths)) or 1.0, 0.0, 0.0
+
+    def begin(self, length: int) -> Callable[[float], None]:
+        """To be told the fraction of this pass that is done."""
+        self.done, self.now = self.done + self.now, _cost(length)
+        self.say(self.what, self.done / self.total)
+        return lambda f: self.say(self.what, (self.done + f * self.now) / self.total)
+
+
+EVEN = 4096  # tokens at which a small model's attention costs about as much as all the rest
+
+
+def _cost(n: int) -> float:
+    return n * (1 + n / EVEN)

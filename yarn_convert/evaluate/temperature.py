@@ -1,0 +1,84 @@
+"""Perplexity against the attention's temperature (YaRN, arXiv 2309.00071, Section 3.4 and Appendix A.2, Figures 2–4): at a fixed s, over
+a grid of √(1/t), the multiplier of cos and sin; by segment of position, and which value serves each document best. YaRN's own is
+0.1·ln s + 1 (Eq. 22), which is always one of the grid.
+
+Each document is truncated at `window` tokens, one pass for each value; a segment's perplexity is that of the tokens at its positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+from ..rope import temperature as recommended_at
+from .documents import names
+from .journal import Journal
+from .subjects import Meter, Say, Settings, Subject, line_of
+from .windows import NOTHING, Losses, Pass, document_error, segments
+
+
+@dataclass(frozen=True, slots=True)
+class TemperatureWish:
+    """`multipliers` empty: the recommended value and three steps of `STEP` on both sides. `window` None: the extended context."""
+
+    window: int | None = None
+    multipliers: tuple[float, ...] = ()
+    segments: int = 4
+
+
+STEP = 0.05
+
+
+def temperature(
+    models: Sequence[str], s: Settings, wish: TemperatureWish, journal: Journal, say: Say = lambda w, f: None
+) -> dict[str, Any]:
+    """Measure every multiplier on all models; the result is JSON."""
+    if s.runtime != "transformers":
+        raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
+    if set(s.methods) - {"yarn"}:
+        raise UsageError("the temperature belongs to the method yarn", "leave out --method")
+    if wish.segments < 1 or min(wish.multipliers, default=1.0) <= 0:
+        raise UsageError("multipliers and segments must be above 0", "--multipliers 1,1.1,1.2 --segments 4")
+    subjects = [Subject(m, s, journal) for m in models]
+    rows, described = [], []
+    for subject in subjects:
+        yarn = line_of(subject.c, s, "yarn")
+        factor = yarn.rope.number("factor")
+        own = recommended_at(factor)
+        grid = sorted({own, *(wish.multipliers or (own + k * STEP for k in range(-3, 4) if own + k * STEP > 0))})
+        lines = [line_of(subject.c, s, "yarn", attention_factor=m) for m in grid]
+        window = wish.window or yarn.context or 0
+        documents = subject.documents(window)
+        n = window - len(subject.lead)
+        spans = tuple(segments(n, wish.segments, 0 if subject.lead else 1))
+        meter = Meter(f"temperature of {subject.name}", [n] * len(grid) * len(documents), say)
+        found = [[subject.run(line, d, Pass(0, n, spans), meter.begin(n)) for d in documents] for line in lines]
+        points = [_point(m, spans, by_document) for m, by_document in zip(grid, found, strict=True)]
+        best = [min(points, key=lambda p, i=i: p["by_document"][i])["multiplier"] for i in range(len(documents))]  # type: ignore[misc]
+        rows.append(
+            {
+                "model": subject.name, **yarn.as_json(), "factor": factor, "original_context": subject.original, "recommended": own,
+                "best": min(points, key=lambda p: p["perplexity"])["multiplier"], "best_by_document": best, "window": window,
+                "segments": spans, "points": points,
+            }
+        )  # fmt: skip
+        described.append(
+            {"model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead, **subject.describe()}
+        )
+        subject.release()
+    return {"measure": "temperature", "models": described, "rows": rows}
+
+
+def _point(multiplier: float, spans: Sequence[tuple[int, int]], by_document: Sequence[dict[tuple[int, int], Losses]]) -> dict[str, Any]:
+    whole = [sum(d.values(), NOTHING) for d in by_document]
+    total = sum(whole, NOTHING)
+    return {
+        "multiplier": multiplier,
+        "perplexity": total.perplexity,
+        "standard_error": total.standard_error,
+        "document_error": document_error(whole),
+        "by_segment": [sum((d[span] for d in by_document), NOTHING).perplexity for span in spans],
+        "by_document": [d.perplexity for d in whole],
+    }
