@@ -42,6 +42,7 @@ from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, documen
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
 from yarn_convert.source import resolve
+from yarn_convert.upload.card import card
 from yarn_convert.validate.run import TEXT, tokenizer_of
 
 torch = pytest.importorskip("torch")
@@ -615,3 +616,37 @@ def test_ctrl_c_keeps_the_journal_and_the_same_command_goes_on(
     with pytest.raises(SystemExit) as stopped:
         cli.main([*words, "--report", str(page)])
     assert stopped.value.code == 1, "a report is replaced with --force only"
+
+
+def test_what_an_output_costs_is_on_record_and_in_its_card(
+    make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_model()
+    out = extended(base, tmp_path / "out")
+    words = ["evaluate", "perplexity", str(base), str(out), "--windows", "32,128", "--record", "-q", "--json"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 0
+    result = json.loads(capsys.readouterr().out)
+    was, found = ([p["perplexity"] for p in row["points"]] for row in result["rows"])
+    assert [p["change"] for p in result["rows"][1]["points"]] == pytest.approx([b / a - 1 for a, b in zip(was, found, strict=True)])
+    kept = json.loads((out / "yarn_convert.json").read_text())
+    assert [p["perplexity"] for p in kept["evaluation"]["points"]] == found and kept["recipe"]["method"] == "yarn"
+    text = card(str(out))
+    for window, a, b in zip(("32", "128"), was, found, strict=True):
+        assert f"| {window} | {a:.4g} | {b:.4g} ± " in text and f"| {b / a - 1:+.1%} |" in text
+    assert base.name in text and str(base) not in text and "not measured" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [([], "a base and its outputs"), (["OUT", "--method", "yarn:2"], "a base and its outputs"), (["BASE"], "no manifest")],
+)
+def test_only_outputs_as_they_are_go_on_record(
+    make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    base = make_model()
+    places = {"BASE": str(base), "OUT": str(extended(base, tmp_path / "out")) if "OUT" in words else ""}
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "perplexity", str(base), *(places.get(w, w) for w in words), "--windows", "32", "--record"])
+    assert stopped.value.code == 1 and says in capsys.readouterr().err

@@ -91,6 +91,12 @@ def perplexity(
     runtime: Annotated[
         str, typer.Option(help="transformers, any recipe; or one that runs a file as it is, as llama.cpp.")
     ] = "transformers",
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="Put what each output costs and gains against the model named first into its manifest, for its card."
+        ),
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "f32",
     report: Report = None,
@@ -100,12 +106,15 @@ def perplexity(
     quiet: Quiet = False,
 ) -> None:
     """Perplexity by context window, one line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
-    from .evaluate import Wish
+    from .evaluate import Wish, outputs_of, put_on_record
     from .evaluate import perplexity as run
 
     wish = Wish(token_list(windows), length, stride or 256)
     s = _settings(method, scale, context, original_context, text, dataset, cut, documents, device, dtype, runtime)
-    _measure(lambda kept, say: run(models, s, wish, kept, say), report, journal, force, as_json, quiet)
+    outputs = outputs_of(models, s.methods) if record else []
+    result = _measure(lambda kept, say: run(models, s, wish, kept, say), report, journal, force, as_json, quiet)
+    if record:
+        put_on_record(result, outputs)
 
 
 @evaluate_app.command()
@@ -224,8 +233,8 @@ def _settings(
     return Settings(methods, scale, context, original, texts, device, dtype, runtime)
 
 
-def _measure(run: Callable[[Any, Any], dict[str, Any]], report: Any, journal: Any, force: bool, as_json: bool, quiet: bool) -> None:
-    """Run a measure with its journal and print, or write, what it found."""
+def _measure(run: Callable[[Any, Any], dict[str, Any]], report: Any, journal: Any, force: bool, as_json: bool, quiet: bool) -> Any:
+    """Run a measure with its journal; print and write what it found, and return it."""
     from .evaluate import finished, journal_of
     from .evaluate.text import lines
 
@@ -238,3 +247,4 @@ def _measure(run: Callable[[Any, Any], dict[str, Any]], report: Any, journal: An
 
         write_report(report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     kept.remove()
+    return result

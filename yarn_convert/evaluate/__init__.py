@@ -5,11 +5,11 @@ from .documents import Texts
 from .journal import Journal, journal_of
 from .passkey import PasskeyWish, passkey
 from .perplexity import Wish, perplexity
-from .result import finished
+from .result import finished, outputs_of, put_on_record
 from .subjects import Settings
 from .temperature import TemperatureWish, temperature
 
 __all__ = [
     "AdviseWish", "Journal", "PasskeyWish", "Settings", "TemperatureWish", "Texts", "Wish",
-    "advise", "finished", "journal_of", "passkey", "perplexity", "temperature",
+    "advise", "finished", "journal_of", "outputs_of", "passkey", "perplexity", "put_on_record", "temperature",
 ]  # fmt: skip

@@ -37,6 +37,7 @@ def perplexity(models: Sequence[str], s: Settings, wish: Wish, journal: Journal,
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
     rows: list[dict[str, Any]] = []
     described = []
+    first: dict[int, float] = {}
     for subject, lines in subjects:
         documents = subject.documents(max(wish.tokens or 0, *widths))
         plans = _plans(documents, widths, wish, len(subject.lead))
@@ -49,7 +50,6 @@ def perplexity(models: Sequence[str], s: Settings, wish: Wish, journal: Journal,
             progress = meter.begin(p.end - p.begin)
             key = (line.label, i, p.begin, 0 if line.static else p.end)
             found[key] = subject.run(line, documents[i], p, progress)
-        first: dict[int, float] = {}
         for line in lines:
             points = [_point(line, width, plans, found, first) for width in widths]
             rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points})

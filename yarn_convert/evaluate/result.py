@@ -1,13 +1,17 @@
-"""What every result ends with, and makes it JSON."""
+"""What every result ends with; what makes it JSON; what a manifest keeps of it."""
 
 from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ..validate.run import hardware, versions
+from ..errors import InputError, UsageError
+from ..source import resolve
+from ..validate.intention import read_manifest
+from ..validate.run import hardware, record, versions
 
 
 def finished(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,3 +27,26 @@ def clean(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: clean(v) for k, v in value.items()}
     return [clean(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def outputs_of(models: Sequence[str], methods: Sequence[str]) -> list[Path]:
+    """The models after the first, in whose manifests a perplexity against the first one's can be put. UsageError where there is
+    none or a recipe is not their own, InputError for one without a manifest."""
+    if len(models) < 2 or methods:
+        raise UsageError("--record takes a base and its outputs as they are", "yarn-convert evaluate perplexity BASE OUT --record")
+    found = [resolve(model).path for model in models[1:]]
+    for path in found:
+        if read_manifest(path) is None:
+            raise InputError(f"{path} has no manifest to put it into", "an output of yarn-convert has one")
+    return found
+
+
+def put_on_record(result: Mapping[str, Any], outputs: Sequence[Path]) -> None:
+    """A finished perplexity into the manifests of the outputs, for their cards. InputError where that is impossible."""
+    base, *rows = result["rows"]
+    name = Path(base["model"]).name if Path(base["model"]).exists() else base["model"]
+    for path, row, ran in zip(outputs, rows, result["models"][1:], strict=True):
+        kept = {k: result[k] for k in ("tokens", "stride", "created", "versions", "hardware")}
+        kept |= {"base": {"model": name, "points": base["points"]}, "points": row["points"], "documents": ran["documents"]}
+        if why := record(path, "evaluation", {**kept, "runtime": ran["runtime"]}):
+            raise InputError(f"the result is not on record: {why}", "make room, and run the same command again")

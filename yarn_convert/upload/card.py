@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import FormatError, InputError
+from ..evaluate.text import figure, percent
 from ..rope import recipe_of, rope_of, table
 from ..source import resolve
 from ..tensors import inside
@@ -99,6 +100,7 @@ def _section(c: Checkpoint, manifest: Mapping[str, Any], repo: str) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["gib"] = lambda n: f"{n / 2**30:.2f} GiB"
+    environment.filters |= {"zip": zip, "figure": figure, "percent": percent}
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     try:
         return _rendered(environment, c, manifest, repo)
@@ -116,7 +118,7 @@ def _rendered(environment: Any, c: Checkpoint, manifest: Mapping[str, Any], repo
         scale=context / original, multiplier=table(rope_of(recipe)).multiplier, params=_params(recipe), base=manifest.get("base", {}),
         identical=manifest.get("weights", {}).get("identical_to_base"), readers=manifest.get("readers", {}),
         validation=manifest.get("validation"), memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
-        window=c.sliding_window,
+        window=c.sliding_window, evaluation=manifest.get("evaluation"),
     )  # fmt: skip
     return str(text).strip()
 

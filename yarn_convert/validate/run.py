@@ -89,7 +89,8 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     result |= judge(result, settings)
     result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), "hardware": hardware()}
     if manifest is not None and settings.like is None and settings.options is None and c.source.commit is None:
-        result["unrecorded"] = record(c.source.path, result)
+        kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
+        result["unrecorded"] = record(c.source.path, "validation", kept)
     return result
 
 
@@ -295,12 +296,11 @@ def _telling(result: dict[str, Any], wrong: str) -> str:
     return f"about {needs:,} tokens tell them apart ({option} {needs}), or the twin"
 
 
-def record(model: Path, result: dict[str, Any]) -> str:
-    """Put the result into the manifest, as it is by now; why that was impossible, "" if it was not."""
-    kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
+def record(model: Path, name: str, result: dict[str, Any]) -> str:
+    """Put a result into the manifest, as it is by now, under `name`; why that was impossible, "" if it was not."""
     try:
         manifest = read_manifest(model) or {}
-        replace_file(manifest_path(model), pretty({**manifest, "validation": kept}))
+        replace_file(manifest_path(model), pretty({**manifest, name: result}))
     except OSError as e:
         return f"{manifest_path(model).name} cannot be written: {e.strerror}"
     return ""
