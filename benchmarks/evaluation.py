@@ -1,0 +1,115 @@
+"""Speed and memory of `evaluate perplexity` against a plain transformers loop over the same windows. Never a test.
+
+    make bench          # with the others
+    python benchmarks/evaluation.py [--tokens 3072] [--long 32768]
+
+Speed: sliding windows, the model in float32 both times, in turns; the peer is the strided loop of transformers' documentation, which
+computes the logits of all positions. Memory: one long window, the most that a process of its own held, its imports included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.convert import Options, convert
+from yarn_convert.evaluate.model import Torch
+from yarn_convert.evaluate.windows import sliding
+from yarn_convert.source import resolve
+from yarn_convert.validate.run import text_ids
+
+RUNS, WIDTH, STRIDE = 3, 2048, 256
+
+
+def ours(folder: Path) -> Callable[[Any, int], float]:
+    """(ids, the first that is counted) -> the sum of the losses."""
+    c = open_checkpoint(resolve(str(folder)))
+    scorer = Torch(c)
+    return lambda ids, first: float(scorer.losses(c.rope, ids, first).sum())
+
+
+def plain(folder: Path) -> Callable[[Any, int], float]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+
+    def losses(ids: Any, first: int) -> float:
+        batch = torch.from_numpy(ids)[None].to(device)
+        labels = batch.clone()
+        labels[:, :first] = -100
+        with torch.inference_mode():
+            return float(model(batch, labels=labels, use_cache=False).loss) * (len(ids) - first)
+
+    return losses
+
+
+WAYS = {"yarn-convert": ours, "transformers": plain}
+
+
+def speed(folder: Path, n: int) -> None:
+    ids = text_ids(open_checkpoint(resolve(str(folder))), None, n)
+    windows = sliding(n, WIDTH, STRIDE)
+    ways = {name: way(folder) for name, way in WAYS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    found = {}
+    for i in range(RUNS + 1):  # the first of each warms up
+        for name, losses in ways.items():
+            start = time.perf_counter()
+            found[name] = sum(losses(ids[w.begin : w.end], w.first - w.begin) for w in windows) / (n - 1)
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    tokens = sum(w.end - w.begin for w in windows)
+    mine, theirs = (tokens / statistics.median(s) for s in seconds.values())
+    print(f"| {len(windows)} windows of {WIDTH:,} tokens | {mine:,.0f} tokens/s | {theirs:,.0f} | {mine / theirs:.2f} × |")
+    print(f"| their mean loss | {found['yarn-convert']:.6f} | {found['transformers']:.6f} | |")
+
+
+def memory(folder: Path, n: int, peer: bool) -> None:
+    """One window of `n` tokens; the peer only where it is asked for: its logits are tokens × vocabulary."""
+    mine = _in_child("yarn-convert", folder, n)
+    theirs = _in_child("transformers", folder, n) if peer else None
+    cells = ("not run", "") if theirs is None else (f"{theirs:.2f} GiB", f"{mine / theirs:.2f} ×")
+    print(f"| peak memory of one window of {n:,} | {mine:.2f} GiB | {' | '.join(cells)} |")
+
+
+def _in_child(name: str, folder: Path, n: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return float(pool.apply(_peak, (name, folder, n)))
+
+
+def _peak(name: str, folder: Path, n: int) -> float:
+    ids = np.random.default_rng(0).integers(100, 40_000, n)
+    WAYS[name](folder)(ids, 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=3072)
+    parser.add_argument("--long", type=int, default=32768)
+    given = parser.parse_args()
+    print("| what | yarn-convert | plain transformers | ratio |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "model")
+        convert("smollm2-135m", Options(scale=4.0, out="safetensors", output=folder))
+        speed(folder, given.tokens)
+        memory(folder, 8192, peer=True)
+        memory(folder, given.long, peer=False)
+
+
+if __name__ == "__main__":
+    main()
