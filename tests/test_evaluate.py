@@ -531,6 +531,7 @@ def test_the_same_command_goes_on_and_another_input_does_not(
         (["--text", "nowhere.txt"], "cannot read the text"),
         (["--dtype", "f8"], "unknown --dtype"),
         (["--dataset", "nobody/nothing"], "dataset|data set"),
+        (["--plot", "plot.jpeg"], "no format of a plot"),
     ],
 )
 def test_bad_input_is_one_line_and_a_hint(
@@ -573,8 +574,11 @@ def test_every_measure_writes_a_page_and_leaves_no_journal(
     pytest.importorskip("matplotlib")
     page, words = tmp_path / "out.html", ["evaluate", measure, str(make_model()), *MEASURES[measure], "-q"]
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*words, "--report", str(page)])
+        cli.main([*words, "--report", str(page), "--plot", str(tmp_path / "plot.png")])
     assert stopped.value.code == 0
+    drawn = sorted(f.name for f in tmp_path.glob("*.png"))
+    assert drawn == (["plot-1.png", "plot-2.png"] if measure == "passkey" else ["plot.png"])
+    assert all((tmp_path / f).read_bytes()[:4] == b"\x89PNG" for f in drawn)
     printed = capsys.readouterr().out
     seen = Page(page.read_text())
     assert not seen.unbalanced and not seen.open

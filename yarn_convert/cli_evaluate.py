@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, NamedTuple, Optional
 
 import typer
 
@@ -36,6 +36,7 @@ Most = Annotated[Optional[int], typer.Option("--documents", help="Use so many do
 Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
 Dtype = Annotated[str, typer.Option(help="Of the computation: f32 or bf16.")]
 Report = Annotated[Optional[Path], typer.Option(help="Write an HTML page with plots to this file.", show_default=False)]
+Plot = Annotated[Optional[Path], typer.Option(help="Save the plot to this file: .svg, .png or .pdf.", show_default=False)]
 JournalFile = Annotated[
     Optional[Path],
     typer.Option(
@@ -100,6 +101,7 @@ def perplexity(
     device: Device = "auto",
     dtype: Dtype = "f32",
     report: Report = None,
+    plot: Plot = None,
     journal: JournalFile = None,
     force: Force = False,
     as_json: Json = False,
@@ -112,7 +114,7 @@ def perplexity(
     wish = Wish(token_list(windows), length, stride or 256)
     s = _settings(method, scale, context, original_context, text, dataset, cut, documents, device, dtype, runtime)
     outputs = outputs_of(models, s.methods) if record else []
-    result = _measure(lambda kept, say: run(models, s, wish, kept, say), report, journal, force, as_json, quiet)
+    result = _measure(lambda kept, say: run(models, s, wish, kept, say), Outputs(report, plot, journal, force, as_json, quiet))
     if record:
         put_on_record(result, outputs)
 
@@ -131,6 +133,7 @@ def passkey(
     device: Device = "auto",
     dtype: Dtype = "f32",
     report: Report = None,
+    plot: Plot = None,
     journal: JournalFile = None,
     force: Force = False,
     as_json: Json = False,
@@ -142,7 +145,7 @@ def passkey(
 
     wish = PasskeyWish(token_list(lengths), trials, depths, seed)
     s = _settings(method, scale, context, original_context, None, None, None, None, device, dtype, "transformers")
-    _measure(lambda kept, say: run(models, s, wish, kept, say), report, journal, force, as_json, quiet)
+    _measure(lambda kept, say: run(models, s, wish, kept, say), Outputs(report, plot, journal, force, as_json, quiet))
 
 
 @evaluate_app.command()
@@ -166,6 +169,7 @@ def temperature(
     device: Device = "auto",
     dtype: Dtype = "f32",
     report: Report = None,
+    plot: Plot = None,
     journal: JournalFile = None,
     force: Force = False,
     as_json: Json = False,
@@ -177,7 +181,7 @@ def temperature(
 
     wish = TemperatureWish(window, number_list(multipliers) if multipliers else (), segments)
     s = _settings(None, scale, context, original_context, text, dataset, cut, documents, device, dtype, "transformers")
-    _measure(lambda kept, say: run(models, s, wish, kept, say), report, journal, force, as_json, quiet)
+    _measure(lambda kept, say: run(models, s, wish, kept, say), Outputs(report, plot, journal, force, as_json, quiet))
 
 
 @evaluate_app.command()
@@ -199,6 +203,7 @@ def advise(
     device: Device = "auto",
     dtype: Dtype = "f32",
     report: Report = None,
+    plot: Plot = None,
     journal: JournalFile = None,
     force: Force = False,
     as_json: Json = False,
@@ -210,7 +215,7 @@ def advise(
 
     wish = AdviseWish(context, method, number_list(factor) if factor else (), tolerance, segments)
     s = _settings(None, None, None, original_context, text, dataset, cut, documents, device, dtype, "transformers")
-    _measure(lambda kept, say: run(model, s, wish, kept, say), report, journal, force, as_json, quiet)
+    _measure(lambda kept, say: run(model, s, wish, kept, say), Outputs(report, plot, journal, force, as_json, quiet))
 
 
 def _settings(
@@ -233,18 +238,31 @@ def _settings(
     return Settings(methods, scale, context, original, texts, device, dtype, runtime)
 
 
-def _measure(run: Callable[[Any, Any], dict[str, Any]], report: Any, journal: Any, force: bool, as_json: bool, quiet: bool) -> Any:
+class Outputs(NamedTuple):
+    """Where a result goes."""
+
+    report: Path | None
+    plot: Path | None
+    journal: Path | None
+    force: bool
+    as_json: bool
+    quiet: bool
+
+
+def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs) -> Any:
     """Run a measure with its journal; print and write what it found, and return it."""
     from .evaluate import finished, journal_of
+    from .evaluate.report import check_places, html_report, save_plots
     from .evaluate.text import lines
+    from .validate.report import write_report
 
-    with journal_of(report, journal, force) as kept, steps(quiet or as_json) as say:
+    check_places(to.report, to.plot, to.force)
+    with journal_of(to.report or to.plot, to.journal) as kept, steps(to.quiet or to.as_json) as say:
         result = finished(run(kept, say))
-    print(json.dumps(result, indent=2) if as_json else "\n".join(lines(result)))
-    if report:
-        from .evaluate.report import html_report
-        from .validate.report import write_report
-
-        write_report(report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
+    print(json.dumps(result, indent=2) if to.as_json else "\n".join(lines(result)))
+    if to.report:
+        write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
+    if to.plot:
+        save_plots(result, to.plot, to.force)
     kept.remove()
     return result

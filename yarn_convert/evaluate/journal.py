@@ -19,7 +19,6 @@ import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..errors import OutputError
-from ..validate.report import check_report
 
 
 class Journal:
@@ -79,11 +78,9 @@ class Journal:
 
 
 @contextlib.contextmanager
-def journal_of(report: Path | None, wish: Path | None, force: bool) -> Iterator[Journal]:
-    """The journal of a command: at `wish`, else beside the report as .NAME.partial, else none. The report's place is checked first."""
-    if report:
-        check_report(report, force)
-    journal = Journal(wish or (report.with_name(f".{report.name}.partial") if report else None))
+def journal_of(out: Path | None, wish: Path | None) -> Iterator[Journal]:
+    """The journal of a command: at `wish`, else beside what it writes as .NAME.partial, else none."""
+    journal = Journal(wish or (out.with_name(f".{out.name}.partial") if out else None))
     try:
         yield journal
     except BaseException:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..validate.report import BLUE, INK, STYLE, packages, page, svg
+from ..errors import UsageError
+from ..validate.report import BLUE, INK, STYLE, check_report, packages, page, svg, write_report
 from .text import figure, labels_of, percent
 
 if TYPE_CHECKING:
@@ -25,6 +28,32 @@ TITLES = {
     "advise": "The smallest factor that serves",
 }
 STEEP = 20.0  # the largest perplexity over the smallest, above which the axis is logarithmic
+
+
+FORMATS = (".svg", ".png", ".pdf")
+
+
+def check_places(report: Path | None, plot: Path | None, force: bool) -> None:
+    """Raise before a long run what would stop its outputs: OutputError for a place, UsageError for a format or missing packages."""
+    if plot and plot.suffix not in FORMATS:
+        raise UsageError(f"--plot {plot.name} is no format of a plot", f"a name with {', '.join(FORMATS)}")
+    for path in (report, plot):
+        if path:
+            check_report(path, force)
+
+
+def save_plots(result: Result, path: Path, force: bool) -> None:
+    """The result's plot; several as NAME-1.svg, NAME-2.svg. OutputError for a place that is taken."""
+    _, matplotlib = packages()
+    with matplotlib.style.context(["default", STYLE]):
+        plots = PLOTS[result["measure"]](result)
+        places = [path] if len(plots) == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(len(plots))]
+        for place in places:
+            check_report(place, force)
+        for place, (_, figure) in zip(places, plots, strict=True):
+            data = io.BytesIO()
+            figure.savefig(data, format=path.suffix[1:], facecolor="white", transparent=False, dpi=150)
+            write_report(place, data.getvalue())
 
 
 def html_report(result: Result, command: str) -> str:

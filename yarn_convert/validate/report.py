@@ -56,10 +56,10 @@ def packages() -> tuple[Any, Any]:
     return jinja2, matplotlib
 
 
-def write_report(path: Path, html: str) -> None:
-    """Write the page, whole or not at all."""
+def write_report(path: Path, content: str | bytes) -> None:
+    """Write a page or plot, whole or not at all."""
     try:
-        replace_file(path, html.encode())
+        replace_file(path, content.encode() if isinstance(content, str) else content)
     except OSError as e:
         raise OutputError(f"could not write {path}: {e.strerror}", "free some space, or give another place") from None
 
