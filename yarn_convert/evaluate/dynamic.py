@@ -4,8 +4,8 @@ Keys are cached *before* RoPE and all of them rotated with the current table at 
 one table. Runtimes cache them after RoPE: then keys of earlier steps keep the angles of a smaller s, and scores beyond L are wrong.
 
 What a cache can give: with one layer, exactly the logits of a fresh pass of the same length. With more, the keys and values of a
-deeper layer still come from hidden states that were computed under the smaller s of their own step; only a fresh pass (`CACHES`
-"none") recomputes those. `rows` of a test computes the same thing independently: every position under the table of its own length.
+deeper layer still come from hidden states that were computed under the smaller s of their own step, and only a fresh pass (`CACHES`
+"none") computes those anew; the cache then is exactly what comes of every position attending under the table of its own length.
 """
 
 from __future__ import annotations
