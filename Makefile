@@ -34,6 +34,7 @@ check: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
 	YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) $(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/validation.py
+	$(BIN)/python benchmarks/evaluation.py
 
 clean:
 	rm -rf $(VENV) demo-out build dist
@@ -47,7 +48,7 @@ $(VENV)/runtimes.stamp: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtimes.stamp
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,lm-eval]'
 	touch $@
 
 # llama.cpp's own converter, the oracle of the tests: it is in the source package of llama-cpp-python, not in its wheel.
