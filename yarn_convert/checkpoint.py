@@ -249,11 +249,15 @@ def _check_known(family: Family, what: str, name: str, known: Container[str]) ->
 
 
 def _assumed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers takes for RoPE keys that are absent, as far as the family has defaults."""
+    """What transformers takes for RoPE keys that are absent, as far as the family has defaults. A θ that every RoPE object says
+    itself, as transformers 5 saves it, is not absent."""
     facts = readers.MODEL_TYPES.get(str(config["model_type"]))
     if facts is None:
         return {}
-    assumed = {"max_position_embeddings": facts.length, facts.theta_key: facts.theta, facts.partial_key: facts.partial}
+    theta_key, theta = next(iter(facts.layers.values()), (facts.theta_key, facts.theta))
+    objects = [x for k in ("rope_scaling", "rope_parameters") if isinstance(x := config.get(k), dict) and x]
+    said = bool(objects) and all(x.get("rope_theta") is not None for x in objects)
+    assumed = {"max_position_embeddings": facts.length, theta_key: None if said else theta, facts.partial_key: facts.partial}
     if facts.head_key == "head_dim":
         assumed["head_dim"] = facts.head_dim
     return {k: v for k, v in assumed.items() if v is not None}
@@ -366,5 +370,5 @@ def _check_switches(config: Mapping[str, Any]) -> None:
     for key in ("tie_word_embeddings", "use_sliding_window"):
         if not isinstance(config.get(key), bool | None):
             raise FormatError(f"{key} is {config[key]!r}, not true or false", "fix config.json")
-    if config.get("sliding_window") is not None:
+    if config.get("sliding_window") is not None and config.get("use_sliding_window") is not False:  # transformers 5 saves a 0 then
         dialects.positive_int(config["sliding_window"], "sliding_window")

@@ -76,6 +76,11 @@ def _experts_of_full_size(c: Config) -> dict[str, Any]:
     return {"moe_intermediate_size": c.get("intermediate_size")}
 
 
+def _experts_of_either_name(c: Config) -> dict[str, Any]:
+    """Qwen3's number of experts, which transformers 4 knows by the one name alone and transformers 5 saves by the other."""
+    return {"num_experts": c.get("num_local_experts") if c.get("num_experts") is None else c["num_experts"]}
+
+
 def _mla(c: Config) -> dict[str, Any]:
     """Sizes of the multi-query form, which is what a GGUF describes. llama.cpp takes the queries' rank for absent where its
     layers are those of a lite model, and needs it elsewhere (src/models/deepseek2.cpp, load_arch_hparams)."""
@@ -123,6 +128,7 @@ RULES: Mapping[str, Callable[[Config], dict[str, Any]]] = {
     "cohere": _cohere,
     "every_fourth_without_rope": _every_fourth_without_rope,
     "experts_of_full_size": _experts_of_full_size,
+    "experts_of_either_name": _experts_of_either_name,
     "mla": _mla,
     "gpt_oss": _gpt_oss,
     "cohere2": _cohere2,

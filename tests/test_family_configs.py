@@ -1,0 +1,119 @@
+"""What a config.json means, in every spelling that published checkpoints have: against transformers' config classes and models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from yarn_convert import families
+from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.convert import Options, convert
+from yarn_convert.rope import Table, effect
+from yarn_convert.source import Source
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from family_models import TINY, described, make  # noqa: E402
+
+TYPES = list(dict.fromkeys(f.model_type for f in families.FAMILIES if f.model_type in transformers.CONFIG_MAPPING))
+
+
+def config_of(model_type: str) -> dict[str, Any]:
+    if model_type in TINY:
+        return described(model_type)
+    architecture = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[model_type]
+    return described("mixtral") | {"model_type": model_type, "architectures": [architecture]}
+
+
+def opened(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
+    """A checkpoint of which there is only config.json."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return open_checkpoint(Source(folder, "model", headers={}))
+
+
+def computed(config: Mapping[str, Any]) -> Table:
+    """The table that transformers' model of this config.json turns by; of several that of the layers with full attention."""
+    read = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))
+    with torch.device("meta"):
+        names = [n for n, _ in transformers.AutoModelForCausalLM.from_config(read).named_modules()]
+    model = transformers.AutoModelForCausalLM.from_config(read)
+    rotary = dict(model.named_modules())[next(n for n in names if n.endswith("rotary_emb"))]
+    prefix = "full_attention_" if hasattr(rotary, "full_attention_inv_freq") else ""
+    return Table(getattr(rotary, prefix + "inv_freq").double().numpy(), float(getattr(rotary, prefix + "attention_scaling")))
+
+
+def same(ours: Any, theirs: Table) -> bool:
+    return ours.inv_freq.shape == theirs.inv_freq.shape and bool(
+        np.allclose(ours.inv_freq, theirs.inv_freq, rtol=1e-6, atol=0) and abs(ours.multiplier / theirs.multiplier - 1) < 1e-6
+    )
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_config_that_transformers_5_saved_means_what_it_computes(model_type: str, tmp_path: Path) -> None:
+    """It has θ inside rope_parameters and nowhere else."""
+    config = {k: v for k, v in config_of(model_type).items() if k not in ("rope_scaling", "rope_theta", "rotary_emb_base", "rotary_pct")}
+    plain = {"rope_type": "default", "rope_theta": 31337.0}
+    layers = {"full_attention": plain, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    config["rope_parameters"] = layers if model_type == "gemma3_text" else plain
+    transformers.CONFIG_MAPPING[model_type].from_dict(config).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert "rope_theta" not in saved
+    c = opened(tmp_path, saved | {"architectures": config["architectures"]})
+    assert c.rope.theta == 31337.0
+    assert same(effect(c.rope), computed(saved))
+
+
+@pytest.mark.parametrize("name", [n for n in TINY if n in TYPES and n != "gpt_oss"] + ["gpt_oss/plain"])
+def test_a_model_that_transformers_5_loaded_and_saved_is_the_same_gguf(name: str, tmp_path: Path) -> None:
+    base = make(name, tmp_path / "base")
+    transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(tmp_path / "saved")
+    for path in base.iterdir():
+        if not (tmp_path / "saved" / path.name).exists():
+            (tmp_path / "saved" / path.name).write_bytes(path.read_bytes())
+    for folder in ("base", "saved"):
+        convert(str(tmp_path / folder), Options(method="none", out="gguf", output=tmp_path / f"{folder}.gguf"))
+    ours, theirs = (gguf.GGUFReader(tmp_path / f"{folder}.gguf") for folder in ("base", "saved"))
+    assert {t.name: t.data.tobytes() for t in ours.tensors} == {t.name: t.data.tobytes() for t in theirs.tensors}
+    keys = [{k: f.contents() for k, f in r.fields.items() if not k.startswith(("GGUF.", "general."))} for r in (ours, theirs)]
+    assert {k for k in keys[0].keys() | keys[1].keys() if keys[0].get(k) != keys[1].get(k)} <= {"yarn_convert.recipe"}
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_silent_config_means_what_transformers_assumes(model_type: str, tmp_path: Path) -> None:
+    """θ, the part of a head that turns, and every key of a row that is neither a size nor told by the tensors."""
+    asked = ("rope_scaling", "rope_theta", "rotary_emb_base", "rotary_pct", "partial_rotary_factor")
+    config = {k: v for k, v in config_of(model_type).items() if k not in asked}
+    assert same(effect(opened(tmp_path, config).rope), computed(config))
+
+
+SILENT = {  # keys of which the tiny models say what transformers assumes, or that no key can be without
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size",
+    "max_position_embeddings", "latent_key", "latent_value", "qk_head_dim", "rope_theta", "rope_local_base_freq",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_defaults_of_a_row_are_those_of_the_config_class(model_type: str) -> None:
+    """Every key that a GGUF carries, that llama.cpp's graph takes for granted or that turns tensors on. Where a row has no default,
+    a silent config.json must mean one of the values that are taken for granted, and off for what turns tensors on."""
+    read = transformers.CONFIG_MAPPING[model_type]()
+    usual = read.to_dict()
+    for family in (f for f in families.FAMILIES if f.model_type == model_type):
+        mine = dict(family.defaults)
+        asked = {*family.hparams, *family.fixed, *family.switches, *family.defaults, "tie_word_embeddings"} - SILENT
+        for key in (k.removeprefix("!") for k in asked):
+            if (own := family.own(key)) not in usual:
+                continue
+            silent = mine.get(own, mine.get(key))
+            if key in family.fixed and silent is None:
+                assert usual[own] in (*family.fixed[key], None), (model_type, key)
+            else:
+                assert (silent or False) == (usual[own] or False), (model_type, key)
