@@ -117,3 +117,20 @@ def test_the_defaults_of_a_row_are_those_of_the_config_class(model_type: str) ->
                 assert usual[own] in (*family.fixed[key], None), (model_type, key)
             else:
                 assert (silent or False) == (usual[own] or False), (model_type, key)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("gpt_neox", {"rope_theta": 40000.0}),
+        ("gpt_neox", {"partial_rotary_factor": 0.5}),
+        ("falcon", {"layer_norm_eps": 0.1}),
+        ("starcoder2", {"layer_norm_eps": 0.1}),
+    ],
+)
+def test_of_two_names_for_one_key_the_familys_own_is_read(name: str, other: dict[str, float], tmp_path: Path) -> None:
+    """transformers' model does not change by the other, so the GGUF must not."""
+    config = described(name) | other
+    twice, once = (opened(tmp_path, c) for c in (config, described(name)))
+    assert same(effect(twice.rope), computed(config))
+    assert twice.hparams == once.hparams

@@ -13,11 +13,9 @@ Config = Mapping[str, Any]
 
 def normalized(family: Family, config: Config) -> dict[str, Any]:
     """`config` with the family's defaults, with the standard name of each key that the family calls otherwise, and with
-    what its rule derives. The keys of the file itself stay as they are."""
+    what its rule derives. Of two names for one key transformers reads the family's own. Other keys of the file stay as they are."""
     full = {**family.defaults, **config}
-    for standard, own in family.renamed.items():
-        if full.get(standard) is None and full.get(own) is not None:
-            full[standard] = full[own]
+    full |= {standard: full[own] for standard, own in family.renamed.items() if full.get(own) is not None}
     if by_layer := _by_layer(family, full):
         full["rope_theta"] = by_layer[family.layer_type].get("rope_theta", full.get("rope_theta"))
         full["rope_local_base_freq"] = (by_layer.get("sliding_attention") or {}).get("rope_theta", full.get("rope_local_base_freq"))
