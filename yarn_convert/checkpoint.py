@@ -223,6 +223,7 @@ def _open_gguf(source: Source) -> Checkpoint:
     keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
     _check_known(family, "GGUF architecture", gguf.arch, readers.ARCHS)
+    readers.check_keys(gguf.arch, keys)  # what a plan writes is read again without the file's other keys
     arch = family.gguf_arch
     hparams = _gguf_hparams(gguf, family, keys)
     rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
