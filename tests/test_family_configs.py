@@ -10,10 +10,12 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from conftest import CONTEXT
 
 from yarn_convert import families
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
-from yarn_convert.convert import Options, convert
+from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.errors import Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.rope import Table, effect
 from yarn_convert.source import Source
 
@@ -134,3 +136,69 @@ def test_of_two_names_for_one_key_the_familys_own_is_read(name: str, other: dict
     twice, once = (opened(tmp_path, c) for c in (config, described(name)))
     assert same(effect(twice.rope), computed(config))
     assert twice.hparams == once.hparams
+
+
+SLIDES, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "word"),
+    [
+        ("gemma2", {"layer_types": [FULL, SLIDES]}, "in this order of layers"),
+        ("gemma3_text", {"layer_types": [*[SLIDES, FULL] * 3, SLIDES]}, "in this order of layers"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"attn_logit_softcapping": None}, "without a cap"),
+        ("gemma2", {"final_logit_softcapping": None}, "without a cap"),
+        ("smollm3", {"layer_types": [SLIDES] * 4, "sliding_window": 16}, "layer_types"),
+    ],
+)
+def test_what_changes_a_graph_is_refused_as_a_gguf(name: str, other: dict[str, Any], word: str, tmp_path: Path) -> None:
+    """transformers computes something else with it, and llama.cpp has no key for it."""
+    base, changed = make(name, tmp_path / "base"), make(name, tmp_path / "changed")
+    config = json.loads((changed / "config.json").read_text()) | other
+    (changed / "config.json").write_text(json.dumps(config))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 263, (1, CONTEXT - 8)))
+    with torch.no_grad():
+        models = [transformers.AutoModelForCausalLM.from_pretrained(p, attn_implementation="eager").eval() for p in (base, changed)]
+        assert not torch.allclose(*(m(ids).logits for m in models), atol=1e-4)
+    prepare(str(base), Options(method="none", out="gguf"))
+    with pytest.raises(Inexpressible, match=word):
+        prepare(str(changed), Options(method="none", out="gguf"))
+
+
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("spelled", "word"),
+    [
+        ({"rope_parameters": LINEAR}, "passes it over"),
+        ({"rope_parameters": {FULL: PLAIN, SLIDES: LINEAR | {"rope_theta": 1e4}}}, "other layers"),
+    ],
+)
+def test_a_rope_object_that_gemma_3_has_no_place_for_is_refused(spelled: dict[str, Any], word: str, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=word):
+        opened(tmp_path, described("gemma3_text") | spelled)
+
+
+@pytest.mark.parametrize(
+    ("made_as", "said"),
+    [
+        ({}, {"use_parallel_residual": True}),
+        ({"use_parallel_residual": True}, {"use_parallel_residual": False}),
+        ({}, {"qk_layernorm": True}),
+        ({"qk_layernorm": True}, {"qk_layernorm": False}),
+    ],
+)
+@pytest.mark.parametrize("out", ["gguf", "safetensors"])
+def test_norms_that_a_config_turns_on_are_there_and_no_others(
+    made_as: dict[str, Any], said: dict[str, Any], out: str, tmp_path: Path
+) -> None:
+    """StableLM: transformers goes by config.json, and llama.cpp by the tensors."""
+    folder = make("stablelm", tmp_path / "model", config=made_as)
+    prepare(str(folder), Options(method="none", out=out))
+    config = json.loads((folder / "config.json").read_text()) | said
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(YarnConvertError, match=r"are missing|does not turn on"):
+        prepare(str(folder), Options(method="none", out=out))

@@ -303,7 +303,7 @@ def _check(c: Checkpoint) -> None:
             c.family.to_hf(name)
     if c.layers > len(named):
         raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
-    required = c.family.required(c.hparams) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
+    required = c.family.required(c.hparams) + _turned_on(c) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
     missing = [name for name in required if name not in named]
     if missing:
         raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
@@ -337,8 +337,18 @@ def _check_part(c: Checkpoint, name: str, part: Part) -> None:
     if part.shape != expected:
         raise FormatError(f"{what} has the shape {list(part.shape)}, the config describes {list(expected)}", MISMATCH)
     switches = [switch for switch, on in c.family.switches.items() if part_name in on]
-    if c.gguf is None and switches and not c.config.get(switches[0]):
+    if c.gguf is None and switches and not _is_on(c, switches[0]):
         raise FormatError(f"config.json does not turn on {what}: transformers drops it, other readers may not", MISMATCH)
+
+
+def _is_on(c: Checkpoint, switch: str) -> bool:
+    return bool(c.config.get(switch.removeprefix("!"))) != switch.startswith("!")
+
+
+def _turned_on(c: Checkpoint) -> list[str]:
+    """The weights, by their GGUF names, that config.json turns on in every layer; a bias that is not there is none to any reader."""
+    on = [part for switch, parts in c.family.switches.items() if switch and _is_on(c, switch) for part in parts if part.endswith(".weight")]
+    return [f"blk.{i}.{part}" for i in range(c.layers) for part in on] if c.gguf is None else []
 
 
 SAME_FORMAT = "extend it in the format that it has, with --outtype auto"
