@@ -83,10 +83,13 @@ def _gemma(c: Config) -> dict[str, Any]:
 
 
 def _cohere(c: Config) -> dict[str, Any]:
-    """Command R's max_position_embeddings is what transformers allocated, model_max_length what it was trained on. llama.cpp
-    loads norms of Q and K in models of 64 layers and more, and in no others (src/models/command-r.cpp)."""
+    """Command R's max_position_embeddings is what transformers allocated, model_max_length what it was trained on; but a YaRN
+    without a length of its own counts from the former there. llama.cpp loads norms of Q and K in models of 64 layers and more,
+    and in no others (src/models/command-r.cpp)."""
     deep = (c.get("num_hidden_layers") or 0) >= 64
-    return {
+    objects = [x for k in ("rope_scaling", "rope_parameters") if isinstance(x := c.get(k), dict)]
+    unsaid = "yarn" in map(_kind, objects) and all(x.get("original_max_position_embeddings") is None for x in (c, *objects))
+    return ({"original_max_position_embeddings": c.get("max_position_embeddings")} if unsaid else {}) | {
         "max_position_embeddings": c.get("model_max_length") or c.get("max_position_embeddings"),
         "usual_norms": bool(c.get("use_qk_norm")) == deep,
     }
