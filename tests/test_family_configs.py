@@ -161,6 +161,7 @@ SLIDES, FULL = "sliding_attention", "full_attention"
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma2", {"attn_logit_softcapping": None}, "without a cap"),
         ("gemma2", {"final_logit_softcapping": None}, "without a cap"),
+        ("granite", {"attention_multiplier": 0.0}, "attention_multiplier = 0"),
         ("smollm3", {"layer_types": [SLIDES] * 4, "sliding_window": 16}, "layer_types"),
     ],
 )

@@ -73,3 +73,26 @@ def test_a_gguf_whose_rope_is_switched_off_is_refused(changed: Changed, options:
     assert nmse(in_llama_cpp(off), in_llama_cpp(off.with_name("whole.gguf"))) > 0.1
     with pytest.raises(Unsupported, match="no RoPE"):
         prepare(str(off), Options(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("granite", dict.fromkeys(["attention.scale", "embedding_scale", "residual_scale"])),
+        ("granite", dict.fromkeys(["attention.scale", "embedding_scale", "residual_scale"], 0.0)),
+        ("granitemoe", dict.fromkeys(["attention.scale", "embedding_scale", "residual_scale"])),
+        ("cohere", {"logit_scale": None}),
+        ("cohere2", {"logit_scale": 0.0}),
+        ("deepseek_v3", {"expert_weights_scale": 0.0}),
+        ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+        ("gemma3_text", {"rope.freq_base_swa": None}),
+        ("gpt_neox", {"rope.dimension_count": None, "rope.freq_base": None}),
+        ("stablelm", {"rope.dimension_count": None}),
+        ("deepseek_v3", dict.fromkeys(["expert_weights_norm", "expert_group_count", "expert_group_used_count"])),
+    ],
+)
+def test_what_llama_cpp_takes_for_an_absent_key_is_what_a_folder_of_it_says(changed: Changed, name: str, changes: dict[str, Any]) -> None:
+    """transformers' defaults are others."""
+    path = changed(name, changes)
+    convert(str(path), Options(method="none", out="safetensors", output=path.with_name("hf")))
+    assert nmse(in_transformers(path.with_name("hf")), in_llama_cpp(path)) < 1e-5

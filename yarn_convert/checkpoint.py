@@ -14,7 +14,7 @@ import numpy as np
 from . import dialects, families, layout, readers
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
-from .families.derived import of_one_layer
+from .families.derived import absent, of_one_layer
 from .families.schema import numbered
 from .gguf_file import Gguf
 from .layout import Part
@@ -132,7 +132,7 @@ class Checkpoint:
         """The RoPE of the layers that a recipe does not extend; None where all have one."""
         if not self.family.layer_type:
             return None
-        return Table(geometric(float(self.hparams["rope_local_base_freq"] or 1e4), self.rope.rotary_dim), 1.0)
+        return Table(geometric(float(self.hparams["rope_local_base_freq"]), self.rope.rotary_dim), 1.0)
 
     def kv_bytes(self, context: int, element: int = 2) -> int:
         """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16). With multi-head latent
@@ -270,6 +270,7 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
     for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
+    hparams |= absent(family, hparams)
     hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
     if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
         hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]

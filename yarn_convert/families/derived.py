@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
@@ -163,6 +164,19 @@ RULES: Mapping[str, Callable[[Config], dict[str, Any]]] = {
     "gpt_oss": _gpt_oss,
     "cohere2": _cohere2,
 }
+
+
+MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logit_scale", "routed_scaling_factor")
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
+
+def absent(family: Family, c: Config) -> dict[str, Any]:
+    """What llama.cpp takes where a GGUF's number is not there or, of a multiplier, 0: config.json has to say it, as transformers
+    takes others (load_arch_hparams and graph of src/models/granite.cpp, granite-moe.cpp, command-r.cpp, gemma2.cpp, gemma3.cpp)."""
+    taken = dict.fromkeys(MULTIPLIERS, 1.0) | {"attention_multiplier": 1 / math.sqrt(c["head_dim"])}
+    numbers = {"rope_local_base_freq": 1e4} | (CAPS if family.model_type == "gemma2" else {})
+    found = {key: value for key, value in taken.items() if key in family.hparams and not c[key]}
+    return found | {key: value for key, value in numbers.items() if key in family.hparams and c[key] is None}
 
 
 def _falcon_said(c: Config, names: Container[str]) -> dict[str, Any]:
