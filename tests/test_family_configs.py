@@ -22,6 +22,7 @@ from yarn_convert.source import Source
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from family_models import TINY, described, make  # noqa: E402
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 TYPES = list(dict.fromkeys(f.model_type for f in families.FAMILIES if f.model_type in transformers.CONFIG_MAPPING))
 
@@ -70,6 +71,17 @@ def test_a_config_that_transformers_5_saved_means_what_it_computes(model_type: s
     c = opened(tmp_path, saved | {"architectures": config["architectures"]})
     assert c.rope.theta == 31337.0
     assert same(effect(c.rope), computed(saved))
+
+
+@pytest.mark.parametrize("unsaid", [{}, {"rope_scaling": None}, {"rope_parameters": None}])
+@pytest.mark.parametrize("model_type", ["apertus", "cwm", "gpt_oss"])
+def test_a_scaling_that_transformers_assumes_is_not_lost(model_type: str, unsaid: dict[str, None], tmp_path: Path) -> None:
+    """These are scaled where config.json has no RoPE object."""
+    config = {k: v for k, v in config_of("qwen3").items() if k not in ("rope_scaling", "rope_theta", "sliding_window")} | unsaid
+    config |= {"model_type": model_type, "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]}
+    c = opened(tmp_path, config | {"num_local_experts": 4, "num_experts_per_tok": 2})
+    assert c.rope.method != "none"
+    assert same(effect(c.rope), computed(config))
 
 
 @pytest.mark.parametrize("name", [n for n in TINY if n in TYPES and n != "gpt_oss"] + ["gpt_oss/plain"])

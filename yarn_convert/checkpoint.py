@@ -199,7 +199,7 @@ def _open_folder(source: Source) -> Checkpoint:
     written = load_json(inside(source.path, "config.json"))
     family = families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), readers.MODEL_TYPES)
-    config = normalized(family, {**_assumed(written), **written})
+    config = normalized(family, _as_assumed(written))
     rope, context = dialects.hf_read(of_one_layer(family, config), family.latent), dialects.hf_context(config)
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
     if source.original_context and rope.method == "none":
@@ -249,19 +249,21 @@ def _check_known(family: Family, what: str, name: str, known: Container[str]) ->
         raise Unsupported(f"unknown {what} {name!r}", families.known())
 
 
-def _assumed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers takes for RoPE keys that are absent, as far as the family has defaults. A θ that every RoPE object says
-    itself, as transformers 5 saves it, is not absent."""
+def _as_assumed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with what transformers takes for RoPE keys that are absent, as far as the family has defaults. A θ that every RoPE
+    object says itself, as transformers 5 saves it, is not absent."""
     facts = readers.MODEL_TYPES.get(str(config["model_type"]))
     if facts is None:
-        return {}
+        return dict(config)
     theta_key, theta = next(iter(facts.layers.values()), (facts.theta_key, facts.theta))
     objects = [x for k in ("rope_scaling", "rope_parameters") if isinstance(x := config.get(k), dict) and x]
     said = bool(objects) and all(x.get("rope_theta") is not None for x in objects)
     assumed = {"max_position_embeddings": facts.length, theta_key: None if said else theta, facts.partial_key: facts.partial}
     if facts.head_key == "head_dim":
         assumed["head_dim"] = facts.head_dim
-    return {k: v for k, v in assumed.items() if v is not None}
+    full = {**{k: v for k, v in assumed.items() if v is not None}, **config}
+    unscaled = not facts.rope or objects or config.get("rope_parameters") is not None
+    return full if unscaled else full | {"rope_parameters": dict(facts.rope)}
 
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ GEMMA3 = Family(
     evidence="llama.cpp 0c1e570: src/models/gemma3.cpp (five of six layers slide and turn by freq_base_swa; rope_freqs.weight "
     "is not loaded); conversion/gemma.py Gemma3Model",
     shapes={**SHAPES, **POST_NORM_SHAPES, **QK_NORM_SHAPES},
-    defaults={**DEFAULTS, "max_position_embeddings": 131072, "rope_theta": 1e6, "rope_local_base_freq": 10000.0, "num_attention_heads": 8,
+    defaults={**DEFAULTS, "max_position_embeddings": 131072, "rope_local_base_freq": 10000.0, "num_attention_heads": 8,
               "sliding_window_pattern": 6},
     layer_type="full_attention",
 )  # fmt: skip
