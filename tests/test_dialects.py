@@ -243,6 +243,12 @@ def test_gguf_defaults_are_llama_cpps() -> None:
     assert dialects.gguf_read(gguf(scaling__factor=2.0), "llama", D, {})[0].method == "linear", "a factor without a type is linear"
     assert dialects.gguf_read(gguf(scaling__type="none", scaling__factor=2.0), "llama", D, {})[0].method == "none"
     assert dialects.gguf_read(gguf(scale_linear=2.0), "llama", D, {})[0] == Rope("linear", THETA, D, 8192, {"factor": 2.0})
+    both = gguf(scaling__factor=0.0, scale_linear=2.0)  # the older key is looked for where the newer is not there
+    ours, theirs = (
+        table(dialects.gguf_read(both, "llama", D, {})[0]),
+        readers.read_gguf({"general.architecture": "llama", **both, "llama.embedding_length": D, "llama.attention.head_count": 1}),
+    )
+    np.testing.assert_allclose(ours.inv_freq, theirs.inv_freq, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

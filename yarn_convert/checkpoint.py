@@ -14,7 +14,7 @@ import numpy as np
 from . import dialects, families, layout, readers
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
-from .families.derived import of_one_layer
+from .families.derived import absent, of_one_layer
 from .families.schema import numbered
 from .gguf_file import Gguf
 from .layout import Part
@@ -132,7 +132,7 @@ class Checkpoint:
         """The RoPE of the layers that a recipe does not extend; None where all have one."""
         if not self.family.layer_type:
             return None
-        return Table(geometric(float(self.hparams["rope_local_base_freq"] or 1e4), self.rope.rotary_dim), 1.0)
+        return Table(geometric(float(self.hparams["rope_local_base_freq"]), self.rope.rotary_dim), 1.0)
 
     def kv_bytes(self, context: int, element: int = 2) -> int:
         """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16). With multi-head latent
@@ -199,7 +199,7 @@ def _open_folder(source: Source) -> Checkpoint:
     written = load_json(inside(source.path, "config.json"))
     family = families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), readers.MODEL_TYPES)
-    config = normalized(family, {**_assumed(written), **written})
+    config = normalized(family, _as_assumed(written))
     rope, context = dialects.hf_read(of_one_layer(family, config), family.latent), dialects.hf_context(config)
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
     if source.original_context and rope.method == "none":
@@ -223,6 +223,7 @@ def _open_gguf(source: Source) -> Checkpoint:
     keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
     _check_known(family, "GGUF architecture", gguf.arch, readers.ARCHS)
+    readers.check_keys(gguf.arch, keys)  # what a plan writes is read again without the file's other keys
     arch = family.gguf_arch
     hparams = _gguf_hparams(gguf, family, keys)
     rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
@@ -248,15 +249,21 @@ def _check_known(family: Family, what: str, name: str, known: Container[str]) ->
         raise Unsupported(f"unknown {what} {name!r}", families.known())
 
 
-def _assumed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers takes for RoPE keys that are absent, as far as the family has defaults."""
+def _as_assumed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with what transformers takes for RoPE keys that are absent, as far as the family has defaults. A θ that every RoPE
+    object says itself, as transformers 5 saves it, is not absent."""
     facts = readers.MODEL_TYPES.get(str(config["model_type"]))
     if facts is None:
-        return {}
-    assumed = {"max_position_embeddings": facts.length, facts.theta_key: facts.theta, facts.partial_key: facts.partial}
+        return dict(config)
+    theta_key, theta = next(iter(facts.layers.values()), (facts.theta_key, facts.theta))
+    objects = [x for k in ("rope_scaling", "rope_parameters") if isinstance(x := config.get(k), dict) and x]
+    said = bool(objects) and all(x.get("rope_theta") is not None for x in objects)
+    assumed = {"max_position_embeddings": facts.length, theta_key: None if said else theta, facts.partial_key: facts.partial}
     if facts.head_key == "head_dim":
         assumed["head_dim"] = facts.head_dim
-    return {k: v for k, v in assumed.items() if v is not None}
+    full = {**{k: v for k, v in assumed.items() if v is not None}, **config}
+    unscaled = not facts.rope or objects or config.get("rope_parameters") is not None
+    return full if unscaled else full | {"rope_parameters": dict(facts.rope)}
 
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,6 +272,7 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
     for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
+    hparams |= absent(family, hparams)
     hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
     if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
         hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
@@ -298,7 +306,7 @@ def _check(c: Checkpoint) -> None:
             c.family.to_hf(name)
     if c.layers > len(named):
         raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
-    required = c.family.required(c.hparams) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
+    required = c.family.required(c.hparams) + _turned_on(c) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
     missing = [name for name in required if name not in named]
     if missing:
         raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
@@ -332,8 +340,18 @@ def _check_part(c: Checkpoint, name: str, part: Part) -> None:
     if part.shape != expected:
         raise FormatError(f"{what} has the shape {list(part.shape)}, the config describes {list(expected)}", MISMATCH)
     switches = [switch for switch, on in c.family.switches.items() if part_name in on]
-    if c.gguf is None and switches and not c.config.get(switches[0]):
+    if c.gguf is None and switches and not _is_on(c, switches[0]):
         raise FormatError(f"config.json does not turn on {what}: transformers drops it, other readers may not", MISMATCH)
+
+
+def _is_on(c: Checkpoint, switch: str) -> bool:
+    return bool(c.config.get(switch.removeprefix("!"))) != switch.startswith("!")
+
+
+def _turned_on(c: Checkpoint) -> list[str]:
+    """The weights, by their GGUF names, that config.json turns on in every layer; a bias that is not there is none to any reader."""
+    on = [part for switch, parts in c.family.switches.items() if switch and _is_on(c, switch) for part in parts if part.endswith(".weight")]
+    return [f"blk.{i}.{part}" for i in range(c.layers) for part in on] if c.gguf is None else []
 
 
 SAME_FORMAT = "extend it in the format that it has, with --outtype auto"
@@ -366,5 +384,5 @@ def _check_switches(config: Mapping[str, Any]) -> None:
     for key in ("tie_word_embeddings", "use_sliding_window"):
         if not isinstance(config.get(key), bool | None):
             raise FormatError(f"{key} is {config[key]!r}, not true or false", "fix config.json")
-    if config.get("sliding_window") is not None:
+    if config.get("sliding_window") is not None and config.get("use_sliding_window") is not False:  # transformers 5 saves a 0 then
         dialects.positive_int(config["sliding_window"], "sliding_window")

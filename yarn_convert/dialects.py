@@ -334,8 +334,8 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Map
     original = context if original is None or original == 0 else positive_int(original, "original_context_length")
     rope = Rope("none", number(rope_keys.get("freq_base", DEFAULT_THETA), "freq_base"), rotary_dim, original)
     kind = rope_keys.get("scaling.type", "linear")
-    # llama.cpp takes 0 for a factor that is not there.
-    factor = next((x for k in ("scaling.factor", "scale_linear") if (x := number(rope_keys.get(k, 0), k))), 1.0)
+    # llama.cpp looks for the older key only where the newer is not there, and takes a factor of 0 for none.
+    factor = number(rope_keys.get("scaling.factor", rope_keys.get("scale_linear", 0)), "scaling.factor") or 1.0
     attn = number(rope_keys.get("scaling.attn_factor", 1.0), "scaling.attn_factor")
     if factor < 0 or attn <= 0:
         raise FormatError(f"the GGUF's rope.scaling has factor {factor:g} and attn_factor {attn:g}, not above 0", "write the GGUF again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
@@ -13,11 +14,9 @@ Config = Mapping[str, Any]
 
 def normalized(family: Family, config: Config) -> dict[str, Any]:
     """`config` with the family's defaults, with the standard name of each key that the family calls otherwise, and with
-    what its rule derives. The keys of the file itself stay as they are."""
+    what its rule derives. Of two names for one key transformers reads the family's own. Other keys of the file stay as they are."""
     full = {**family.defaults, **config}
-    for standard, own in family.renamed.items():
-        if full.get(standard) is None and full.get(own) is not None:
-            full[standard] = full[own]
+    full |= {standard: full[own] for standard, own in family.renamed.items() if full.get(own) is not None}
     if by_layer := _by_layer(family, full):
         full["rope_theta"] = by_layer[family.layer_type].get("rope_theta", full.get("rope_theta"))
         full["rope_local_base_freq"] = (by_layer.get("sliding_attention") or {}).get("rope_theta", full.get("rope_local_base_freq"))
@@ -25,14 +24,38 @@ def normalized(family: Family, config: Config) -> dict[str, Any]:
 
 
 def of_one_layer(family: Family, config: Config) -> Config:
-    """`config` with the rope_parameters of the layers that a recipe is of, where transformers 5 keeps one for each type."""
-    by_layer = _by_layer(family, config)
+    """`config` with the rope_parameters of the layers that a recipe is of, where transformers 5 keeps one for each type, and
+    without what it does not read there (convert_rope_params_to_dict in models/gemma3/configuration_gemma3.py).
+
+    Unsupported for an object that it passes over, or a scaling of the other layers, for which there is no recipe.
+    """
+    if not family.layer_type:
+        return config
+    by_layer, config = _by_layer(family, config), {k: v for k, v in config.items() if k != "original_max_position_embeddings"}
+    if config.get("rope_parameters") and not by_layer:
+        raise Unsupported(f"rope_parameters of a {family.model_type} without {family.layer_type}: transformers passes it over", BY_LAYER)
+    others = [kind for name, x in by_layer.items() if name != family.layer_type and (kind := _kind(x)) not in (None, "default")]
+    if others:
+        raise Unsupported(f"rope_parameters of a {family.model_type} with {others[0]!r} for its other layers", BY_LAYER)
     return {**config, "rope_parameters": by_layer[family.layer_type]} if by_layer else config
+
+
+BY_LAYER = "one object for each type of layers, a scaling in full_attention alone"
+
+
+def _kind(spelling: Any) -> Any:
+    return (spelling.get("rope_type") or spelling.get("type")) if isinstance(spelling, dict) else None
 
 
 def _by_layer(family: Family, config: Config) -> dict[str, Any]:
     found = config.get("rope_parameters")
     return found if isinstance(found, dict) and family.layer_type and isinstance(found.get(family.layer_type), dict) else {}
+
+
+def _alternate(windows: Any, every: int) -> bool:
+    """Whether layer_types has full attention in every second, fourth or sixth layer, and a window in the others."""
+    usual = ("sliding_attention", "full_attention")
+    return isinstance(windows, list) and windows == [usual[(i + 1) % every == 0] for i in range(len(windows))]
 
 
 def _falcon(c: Config) -> dict[str, Any]:
@@ -47,17 +70,27 @@ def _falcon(c: Config) -> dict[str, Any]:
 
 def _gemma(c: Config) -> dict[str, Any]:
     """Whether query_pre_attn_scalar is what llama.cpp divides scores by, whatever it says: the size of a head, or in the
-    models of 46 and 62 layers hidden_size / heads (src/models/gemma2.cpp and gemma3.cpp, load_arch_hparams)."""
-    largest = c.get("num_hidden_layers") == (46 if c.get("model_type") == "gemma2" else 62)
+    models of 46 and 62 layers hidden_size / heads (src/models/gemma2.cpp and gemma3.cpp, load_arch_hparams). Every second or
+    sixth layer has full attention. gemma2 caps logits at 50 and 30 where no key says at what."""
+    second = c.get("model_type") == "gemma2"
+    largest, every, windows = c.get("num_hidden_layers") == (46 if second else 62), 2 if second else 6, c.get("layer_types")
     hidden, heads = c.get("hidden_size") or 0, c.get("num_attention_heads") or 1
-    return {"usual_scores": c.get("query_pre_attn_scalar") == (hidden // heads if largest else c.get("head_dim"))}
+    caps = [c.get(f"{x}_logit_softcapping") for x in ("attn", "final")]
+    return {
+        "usual_scores": c.get("query_pre_attn_scalar") == (hidden // heads if largest else c.get("head_dim")),
+        "usual_windows": windows is None or _alternate(windows, every),
+        "usual_caps": None not in caps,
+    }
 
 
 def _cohere(c: Config) -> dict[str, Any]:
-    """Command R's max_position_embeddings is what transformers allocated, model_max_length what it was trained on. llama.cpp
-    loads norms of Q and K in models of 64 layers and more, and in no others (src/models/command-r.cpp)."""
+    """Command R's max_position_embeddings is what transformers allocated, model_max_length what it was trained on; but a YaRN
+    without a length of its own counts from the former there. llama.cpp loads norms of Q and K in models of 64 layers and more,
+    and in no others (src/models/command-r.cpp)."""
     deep = (c.get("num_hidden_layers") or 0) >= 64
-    return {
+    objects = [x for k in ("rope_scaling", "rope_parameters") if isinstance(x := c.get(k), dict)]
+    unsaid = "yarn" in map(_kind, objects) and all(x.get("original_max_position_embeddings") is None for x in (c, *objects))
+    return ({"original_max_position_embeddings": c.get("max_position_embeddings")} if unsaid else {}) | {
         "max_position_embeddings": c.get("model_max_length") or c.get("max_position_embeddings"),
         "usual_norms": bool(c.get("use_qk_norm")) == deep,
     }
@@ -74,6 +107,11 @@ def _every_fourth_without_rope(c: Config) -> dict[str, Any]:
 def _experts_of_full_size(c: Config) -> dict[str, Any]:
     """Mixtral's experts have the size that config.json calls the layer's."""
     return {"moe_intermediate_size": c.get("intermediate_size")}
+
+
+def _experts_of_either_name(c: Config) -> dict[str, Any]:
+    """Qwen3's number of experts, which transformers 4 knows by the one name alone and transformers 5 saves by the other."""
+    return {"num_experts": c.get("num_local_experts") if c.get("num_experts") is None else c["num_experts"]}
 
 
 def _mla(c: Config) -> dict[str, Any]:
@@ -95,10 +133,9 @@ GPT_OSS_ROPE = {  # transformers, configuration_gpt_oss.py: what it takes where 
 def _gpt_oss(c: Config) -> dict[str, Any]:
     """Its YaRN is there where nothing is said; its experts have the size that config.json calls the layer's."""
     windows, unsaid = c.get("layer_types"), c.get("rope_scaling") is None and c.get("rope_parameters") is None
-    usual = windows is None or windows == [("full_attention", "sliding_attention")[i % 2 == 0] for i in range(len(windows))]
     return {
         "moe_intermediate_size": c.get("intermediate_size"),
-        "usual_windows": usual,
+        "usual_windows": windows is None or _alternate(windows, 2),
         **({"rope_parameters": GPT_OSS_ROPE} if unsaid else {}),
     }
 
@@ -106,9 +143,7 @@ def _gpt_oss(c: Config) -> dict[str, Any]:
 def _cohere2(c: Config) -> dict[str, Any]:
     """Every fourth layer has full attention, by a list or by a number; heads have the size that transformers computes."""
     windows = c.get("layer_types")
-    layers = len(windows) if isinstance(windows, list) else 0
-    usual = [("sliding_attention", "full_attention")[(i + 1) % 4 == 0] for i in range(layers)]
-    return {"usual_windows": windows == usual if layers else c.get("sliding_window_pattern", 4) == 4}
+    return {"usual_windows": _alternate(windows, 4) if windows else c.get("sliding_window_pattern", 4) == 4}
 
 
 ODD = {  # a key that a rule derives -> what llama.cpp cannot compute where it is false
@@ -116,6 +151,7 @@ ODD = {  # a key that a rule derives -> what llama.cpp cannot compute where it i
     "usual_norms": "norms of Q and K in a model of so many layers",
     "usual_q_lora": "this q_lora_rank in a model of so many layers",
     "usual_windows": "sliding and full attention in this order of layers",
+    "usual_caps": "logits without a cap",
 }
 RULES: Mapping[str, Callable[[Config], dict[str, Any]]] = {
     "falcon": _falcon,
@@ -123,10 +159,24 @@ RULES: Mapping[str, Callable[[Config], dict[str, Any]]] = {
     "cohere": _cohere,
     "every_fourth_without_rope": _every_fourth_without_rope,
     "experts_of_full_size": _experts_of_full_size,
+    "experts_of_either_name": _experts_of_either_name,
     "mla": _mla,
     "gpt_oss": _gpt_oss,
     "cohere2": _cohere2,
 }
+
+
+MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logit_scale", "routed_scaling_factor")
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
+
+def absent(family: Family, c: Config) -> dict[str, Any]:
+    """What llama.cpp takes where a GGUF's number is not there or, of a multiplier, 0: config.json has to say it, as transformers
+    takes others (load_arch_hparams and graph of src/models/granite.cpp, granite-moe.cpp, command-r.cpp, gemma2.cpp, gemma3.cpp)."""
+    taken = dict.fromkeys(MULTIPLIERS, 1.0) | {"attention_multiplier": 1 / math.sqrt(c["head_dim"])}
+    numbers = {"rope_local_base_freq": 1e4} | (CAPS if family.model_type == "gemma2" else {})
+    found = {key: value for key, value in taken.items() if key in family.hparams and not c[key]}
+    return found | {key: value for key, value in numbers.items() if key in family.hparams and c[key] is None}
 
 
 def _falcon_said(c: Config, names: Container[str]) -> dict[str, Any]:

@@ -14,7 +14,10 @@ TENSORS = {
 }
 POST_NORM_SHAPES = {"post_attention_norm.weight": ("hidden",), "post_ffw_norm.weight": ("hidden",)}
 ADD_ONE = {t: "add_one" for t in TENSORS.values() if t.endswith("_norm.weight")}
-GELU = {"hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False,)}
+USUAL = {
+    "hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False,), "use_bidirectional_attention": (False,),
+    "usual_scores": (True,), "usual_windows": (True,),
+}  # fmt: skip
 DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "num_key_value_heads": 4,
@@ -40,7 +43,7 @@ GEMMA2 = Family(
     },
     derived="gemma",
     attention="other",
-    fixed={**GELU, "usual_scores": (True,)},
+    fixed={**USUAL, "usual_caps": (True,)},
     gguf_known=KNOWN,
     head="never",
     twin={"num_hidden_layers": 2},
@@ -66,13 +69,13 @@ GEMMA3 = Family(
     may_lack=frozenset({"final_logit_softcapping"}),
     derived="gemma",
     attention="other",
-    fixed={**GELU, "usual_scores": (True,), "attn_logit_softcapping": (None,), "sliding_window_pattern": (6,)},
+    fixed={**USUAL, "attn_logit_softcapping": (None,), "sliding_window_pattern": (6,)},
     gguf_known=KNOWN,
     twin={"num_hidden_layers": 6},
     evidence="llama.cpp 0c1e570: src/models/gemma3.cpp (five of six layers slide and turn by freq_base_swa; rope_freqs.weight "
     "is not loaded); conversion/gemma.py Gemma3Model",
     shapes={**SHAPES, **POST_NORM_SHAPES, **QK_NORM_SHAPES},
-    defaults={**DEFAULTS, "max_position_embeddings": 131072, "rope_theta": 1e6, "rope_local_base_freq": 10000.0, "num_attention_heads": 8,
+    defaults={**DEFAULTS, "max_position_embeddings": 131072, "rope_local_base_freq": 10000.0, "num_attention_heads": 8,
               "sliding_window_pattern": 6},
     layer_type="full_attention",
 )  # fmt: skip

@@ -116,7 +116,9 @@ STABLELM = Family(
         "layer_norm_eps": 1e-5, "num_key_value_heads": 32, "partial_rotary_factor": 0.25, "use_qkv_bias": False, "qk_layernorm": False,
         "use_parallel_residual": False,
     },
-    switches={"use_qkv_bias": QKV_BIASES, "qk_layernorm": QK_NORM_NAMES},
+    switches={
+        "use_qkv_bias": QKV_BIASES, "qk_layernorm": QK_NORM_NAMES, "!use_parallel_residual": ("ffn_norm.weight", "ffn_norm.bias"),
+    },
 )  # fmt: skip
 
 STARCODER2 = Family(

@@ -47,7 +47,7 @@ GLM4 = Family(
     evidence="llama.cpp 0c1e570: src/models/glm4.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded); "
     "conversion/glm.py Glm4Model",
     shapes={**SHAPES, **POST_NORM_SHAPES, "ffn_up.weight": ("gate_up", "hidden")},
-    defaults={"rms_norm_eps": 1.5625e-7, "partial_rotary_factor": 0.5, "num_key_value_heads": 2, "head_dim": 128},
+    defaults={"rms_norm_eps": 1.5625e-7, "partial_rotary_factor": 0.5, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True},
     switches={"attention_bias": QKV_BIASES},
 )
 

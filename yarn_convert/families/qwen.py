@@ -119,6 +119,7 @@ QWEN3_MOE = Family(
     optional=OUTPUT,
     dropped=BUFFERS,
     hparams={**HPARAMS, **EXPERT_HPARAMS, "moe_intermediate_size": "expert_feed_forward_length"},
+    derived="experts_of_either_name",
     fixed={**FULL_ATTENTION, **ALL_SPARSE, "attention_bias": (False,), "norm_topk_prob": (True,)},
     gguf_known=KNOWN,
     evidence="llama.cpp 0c1e570: src/models/qwen3moe.cpp (rope_freqs.weight is not loaded; experts in every layer, their weights "

@@ -35,8 +35,9 @@ class Family:
     `optional`: GGUF names that a checkpoint may lack. `only_where`: GGUF name -> the layers that have it and no others do, a key
     of `ONLY_WHERE`. `scales`: HF name of a tensor of 4-bit blocks (MXFP4) -> that of its scales. `more_layers`: config key with
     the number of layers behind the last that no runtime here runs. `switches`: config key that is true or false -> the tensors of each
-    layer that it turns on, named as in `shapes`; those under "" are ones that transformers drops. `instead`: GGUF name ->
-    (its other HF name, the GGUF name whose presence calls for that one). `dropped`: HF names of buffers that no runtime reads.
+    layer that it turns on, with `!` that it turns off, named as in `shapes`; those under "" are ones that transformers drops.
+    `instead`: GGUF name -> (its other HF name, the GGUF name whose presence calls for that one). `dropped`: HF names of buffers
+    that no runtime reads.
 
     Config. `hparams`: config.json key -> GGUF key below `{arch}.`, with its type where that is not u32 ("f32", "bool", …);
     `may_lack` are those that need not be there or may be 0, `unsaid` those that config.json has no place for. `renamed`: the family's own

@@ -10,10 +10,10 @@ factor where a YaRN ramp ends. A row says which model types it is modelled for (
 """
 
 from .config import read_config
-from .gguf import read_gguf
+from .gguf import check_keys, read_gguf
 from .gguf_archs import ARCHS
 from .model_types import MODEL_TYPES
 from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS, Reader
 
-__all__ = ["ARCHS", "HF_READERS", "MODEL_TYPES", "Beside", "Reader", "Reading", "Refuses", "read_config", "read_gguf"]
+__all__ = ["ARCHS", "HF_READERS", "MODEL_TYPES", "Beside", "Reader", "Reading", "Refuses", "check_keys", "read_config", "read_gguf"]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import Unsupported
 from ..rope import Array, Table, geometric
-from .gguf_archs import ARCHS, Arch
+from .gguf_archs import ARCHS
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
 LLAMA_CPP = "llama.cpp 0c1e570"
@@ -35,8 +35,7 @@ def read_gguf(
     arch = keys["general.architecture"]
     if arch not in ARCHS:
         raise Unsupported(f"what llama.cpp makes of the architecture {arch!r} is not known here", NOT_MODELLED)
-    meta = {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
-    check_keys(arch, ARCHS[arch], meta)
+    meta = check_keys(arch, keys)
     kind = meta.get("rope.scaling.type", "linear")
     if kind not in GGUF_TYPES:
         gguf_refuses(f"aborts on rope.scaling.type {kind!r}")
@@ -52,14 +51,17 @@ def read_gguf(
     return Reading(*read, context, gguf_ignored(arch, meta, kind), beside)
 
 
-def check_keys(arch: str, facts: Arch, meta: Mapping[str, Any]) -> None:
-    """Raise Unsupported for keys that make of this architecture another one than `ARCHS` describes."""
+def check_keys(arch: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of this architecture, without its name. Unsupported for ones that make of it another than `ARCHS` describes."""
+    facts, meta = ARCHS[arch], {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
     if facts.switch and not meta.get(facts.switch, True):
         raise Unsupported(f"{arch} with {facts.switch} false has no RoPE", "there is nothing to extend")
-    sections = [n for n in meta.get("rope.dimension_sections", ()) if n] if facts.sections else []
+    given = meta.get("rope.dimension_sections", [])
+    sections = facts.sections and any(given if isinstance(given, list) else [given])
     for key in (*facts.unmodelled, *(["rope.dimension_sections"] if sections else [])):
         if key in meta:
             raise Unsupported(f"{key} of {arch} is not modelled", NOT_MODELLED)
+    return meta
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from .. import tokenizers
 from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
 from ..dtypes import F32, OUTTYPES, PLAIN
 from ..errors import Inexpressible, Unsupported, UsageError
-from ..families.derived import ODD
+from ..families.derived import MULTIPLIERS, ODD
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
 from ..quantizer import MIXES, QUANTIZATION_VERSION, quantized_fields, types_of
@@ -109,6 +109,14 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
         if c.gguf is None and value is not None and value not in values:
             what = ODD.get(key, f"{key} = {value!r}")
             raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {what}", "--out safetensors")
+    for key in MULTIPLIERS:
+        if c.gguf is None and key in c.hparams and c.hparams[key] == 0:
+            raise Inexpressible(f"llama.cpp takes {key} = 0 for one that is not there", "--out safetensors")
+    layer_types = (c.config.get("layer_types") or []) if c.gguf is None and "usual_windows" not in c.family.fixed else []
+    if layer_types and layer_types != ["full_attention"] * len(layer_types):
+        raise Inexpressible(
+            f"llama.cpp's architecture {c.family.gguf_arch!r} has full attention in every layer, layer_types not", "--out safetensors"
+        )
     if c.rope.rotary_dim != c.head_dim and "dimension_count" not in c.family.gguf_reads:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
     hidden, heads = c.hparams["hidden_size"], c.heads("q")

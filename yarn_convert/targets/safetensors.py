@@ -153,7 +153,7 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         "eos_token_id": ids["eos_token_id"],
         "pad_token_id": ids["padding_token_id"],
         **_implied(family),
-        **{switch: _switched(c, parts) for switch, parts in family.switches.items() if switch},
+        **{switch: _switched(c, parts) for switch, parts in family.switches.items() if switch and switch[0] != "!"},
         "model_type": family.model_type,
         **{family.own(key): _shortest(value) for key, value in c.hparams.items() if key not in family.unsaid},
         **said,

@@ -72,7 +72,9 @@ def _names(c: Checkpoint, small: Mapping[str, Any], tied: bool) -> list[str]:
     there, layers, switches = c.parts(gguf=True), range(small["num_hidden_layers"]), c.family.switches
     names = [name for name, n in ((name, numbered(name)) for name in there) if n.layer in layers]
     if not there:  # a config.json alone
-        on = {part for switch, parts in switches.items() if c.config.get(switch) for part in parts}
+        on = {
+            part for switch, parts in switches.items() if bool(c.config.get(switch.lstrip("!"))) != switch.startswith("!") for part in parts
+        }
         names = [f"blk.{i}.{part}" for part in sorted(on) for i in layers]
     off = {part for switch, parts in switches.items() if c.family.twin.get(switch) is False for part in parts}
     off |= {"output.weight"} if tied else set()

@@ -1,0 +1,229 @@
+"""What a config.json means, in every spelling that published checkpoints have: against transformers' config classes and models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from conftest import CONTEXT
+
+from yarn_convert import families
+from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.errors import Inexpressible, Unsupported, YarnConvertError
+from yarn_convert.rope import Table, effect
+from yarn_convert.source import Source
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from family_models import TINY, described, make  # noqa: E402
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
+
+TYPES = list(dict.fromkeys(f.model_type for f in families.FAMILIES if f.model_type in transformers.CONFIG_MAPPING))
+
+
+def config_of(model_type: str) -> dict[str, Any]:
+    if model_type in TINY:
+        return described(model_type)
+    architecture = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[model_type]
+    return described("mixtral") | {"model_type": model_type, "architectures": [architecture]}
+
+
+def opened(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
+    """A checkpoint of which there is only config.json."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return open_checkpoint(Source(folder, "model", headers={}))
+
+
+def computed(config: Mapping[str, Any]) -> Table:
+    """The table that transformers' model of this config.json turns by; of several that of the layers with full attention."""
+    read = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))
+    with torch.device("meta"):
+        names = [n for n, _ in transformers.AutoModelForCausalLM.from_config(read).named_modules()]
+    model = transformers.AutoModelForCausalLM.from_config(read)
+    rotary = dict(model.named_modules())[next(n for n in names if n.endswith("rotary_emb"))]
+    prefix = "full_attention_" if hasattr(rotary, "full_attention_inv_freq") else ""
+    return Table(getattr(rotary, prefix + "inv_freq").double().numpy(), float(getattr(rotary, prefix + "attention_scaling")))
+
+
+def same(ours: Any, theirs: Table) -> bool:
+    return ours.inv_freq.shape == theirs.inv_freq.shape and bool(
+        np.allclose(ours.inv_freq, theirs.inv_freq, rtol=1e-6, atol=0) and abs(ours.multiplier / theirs.multiplier - 1) < 1e-6
+    )
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_config_that_transformers_5_saved_means_what_it_computes(model_type: str, tmp_path: Path) -> None:
+    """It has θ inside rope_parameters and nowhere else."""
+    config = {k: v for k, v in config_of(model_type).items() if k not in ("rope_scaling", "rope_theta", "rotary_emb_base", "rotary_pct")}
+    plain = {"rope_type": "default", "rope_theta": 31337.0}
+    layers = {"full_attention": plain, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    config["rope_parameters"] = layers if model_type == "gemma3_text" else plain
+    transformers.CONFIG_MAPPING[model_type].from_dict(config).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert "rope_theta" not in saved
+    c = opened(tmp_path, saved | {"architectures": config["architectures"]})
+    assert c.rope.theta == 31337.0
+    assert same(effect(c.rope), computed(saved))
+
+
+@pytest.mark.parametrize("unsaid", [{}, {"rope_scaling": None}, {"rope_parameters": None}])
+@pytest.mark.parametrize("model_type", ["apertus", "cwm", "gpt_oss"])
+def test_a_scaling_that_transformers_assumes_is_not_lost(model_type: str, unsaid: dict[str, None], tmp_path: Path) -> None:
+    """These are scaled where config.json has no RoPE object."""
+    config = {k: v for k, v in config_of("qwen3").items() if k not in ("rope_scaling", "rope_theta", "sliding_window")} | unsaid
+    config |= {"model_type": model_type, "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]}
+    c = opened(tmp_path, config | {"num_local_experts": 4, "num_experts_per_tok": 2})
+    assert c.rope.method != "none"
+    assert same(effect(c.rope), computed(config))
+
+
+@pytest.mark.parametrize("name", [n for n in TINY if n in TYPES and n != "gpt_oss"] + ["gpt_oss/plain"])
+def test_a_model_that_transformers_5_loaded_and_saved_is_the_same_gguf(name: str, tmp_path: Path) -> None:
+    base = make(name, tmp_path / "base")
+    transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(tmp_path / "saved")
+    for path in base.iterdir():
+        if not (tmp_path / "saved" / path.name).exists():
+            (tmp_path / "saved" / path.name).write_bytes(path.read_bytes())
+    for folder in ("base", "saved"):
+        convert(str(tmp_path / folder), Options(method="none", out="gguf", output=tmp_path / f"{folder}.gguf"))
+    ours, theirs = (gguf.GGUFReader(tmp_path / f"{folder}.gguf") for folder in ("base", "saved"))
+    assert {t.name: t.data.tobytes() for t in ours.tensors} == {t.name: t.data.tobytes() for t in theirs.tensors}
+    keys = [{k: f.contents() for k, f in r.fields.items() if not k.startswith(("GGUF.", "general."))} for r in (ours, theirs)]
+    assert {k for k in keys[0].keys() | keys[1].keys() if keys[0].get(k) != keys[1].get(k)} <= {"yarn_convert.recipe"}
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_silent_config_means_what_transformers_assumes(model_type: str, tmp_path: Path) -> None:
+    """θ, the part of a head that turns, and every key of a row that is neither a size nor told by the tensors."""
+    asked = ("rope_scaling", "rope_theta", "rotary_emb_base", "rotary_pct", "partial_rotary_factor")
+    config = {k: v for k, v in config_of(model_type).items() if k not in asked}
+    assert same(effect(opened(tmp_path, config).rope), computed(config))
+
+
+SILENT = {  # keys of which the tiny models say what transformers assumes, or that no key can be without
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size",
+    "max_position_embeddings", "latent_key", "latent_value", "qk_head_dim", "rope_theta", "rope_local_base_freq",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_defaults_of_a_row_are_those_of_the_config_class(model_type: str) -> None:
+    """Every key that a GGUF carries, that llama.cpp's graph takes for granted or that turns tensors on. Where a row has no default,
+    a silent config.json must mean one of the values that are taken for granted, and off for what turns tensors on."""
+    read = transformers.CONFIG_MAPPING[model_type]()
+    usual = read.to_dict()
+    for family in (f for f in families.FAMILIES if f.model_type == model_type):
+        mine = dict(family.defaults)
+        asked = {*family.hparams, *family.fixed, *family.switches, *family.defaults, "tie_word_embeddings"} - SILENT
+        for key in (k.removeprefix("!") for k in asked):
+            if (own := family.own(key)) not in usual:
+                continue
+            silent = mine.get(own, mine.get(key))
+            if key in family.fixed and silent is None:
+                assert usual[own] in (*family.fixed[key], None), (model_type, key)
+            else:
+                assert (silent or False) == (usual[own] or False), (model_type, key)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("gpt_neox", {"rope_theta": 40000.0}),
+        ("gpt_neox", {"partial_rotary_factor": 0.5}),
+        ("falcon", {"layer_norm_eps": 0.1}),
+        ("starcoder2", {"layer_norm_eps": 0.1}),
+    ],
+)
+def test_of_two_names_for_one_key_the_familys_own_is_read(name: str, other: dict[str, float], tmp_path: Path) -> None:
+    """transformers' model does not change by the other, so the GGUF must not."""
+    config = described(name) | other
+    twice, once = (opened(tmp_path, c) for c in (config, described(name)))
+    assert same(effect(twice.rope), computed(config))
+    assert twice.hparams == once.hparams
+
+
+@pytest.mark.parametrize("where", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("model_type", [t for t in TYPES if t != "phi3"])  # which takes yarn for another name of longrope
+def test_a_yarn_without_its_original_context_means_what_transformers_makes_of_it(model_type: str, where: str, tmp_path: Path) -> None:
+    """It counts from max_position_embeddings, even where the model was trained on another length (Command R)."""
+    config = {k: v for k, v in config_of(model_type).items() if k not in ("rope_scaling", "original_max_position_embeddings")}
+    yarn = LINEAR | {"rope_type": "yarn"} | ({"mscale": 1.0, "mscale_all_dim": 1.0} if "deepseek" in model_type else {})
+    nested = (model_type, where) == ("gemma3_text", "rope_parameters")
+    config |= {"max_position_embeddings": 16 * CONTEXT, where: {FULL: yarn} if nested else yarn}
+    config |= {"head_dim": 16} if model_type in ("mistral", "mixtral") else {}  # their config class leaves it None, and yarn fails
+    assert same(effect(opened(tmp_path, config).rope), computed(config))
+
+
+SLIDES, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "word"),
+    [
+        ("gemma2", {"layer_types": [FULL, SLIDES]}, "in this order of layers"),
+        ("gemma3_text", {"layer_types": [*[SLIDES, FULL] * 3, SLIDES]}, "in this order of layers"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"attn_logit_softcapping": None}, "without a cap"),
+        ("gemma2", {"final_logit_softcapping": None}, "without a cap"),
+        ("granite", {"attention_multiplier": 0.0}, "attention_multiplier = 0"),
+        ("smollm3", {"layer_types": [SLIDES] * 4, "sliding_window": 16}, "layer_types"),
+    ],
+)
+def test_what_changes_a_graph_is_refused_as_a_gguf(name: str, other: dict[str, Any], word: str, tmp_path: Path) -> None:
+    """transformers computes something else with it, and llama.cpp has no key for it."""
+    base, changed = make(name, tmp_path / "base"), make(name, tmp_path / "changed")
+    config = json.loads((changed / "config.json").read_text()) | other
+    (changed / "config.json").write_text(json.dumps(config))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 263, (1, CONTEXT - 8)))
+    with torch.no_grad():
+        models = [transformers.AutoModelForCausalLM.from_pretrained(p, attn_implementation="eager").eval() for p in (base, changed)]
+        assert not torch.allclose(*(m(ids).logits for m in models), atol=1e-4)
+    prepare(str(base), Options(method="none", out="gguf"))
+    with pytest.raises(Inexpressible, match=word):
+        prepare(str(changed), Options(method="none", out="gguf"))
+
+
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("spelled", "word"),
+    [
+        ({"rope_parameters": LINEAR}, "passes it over"),
+        ({"rope_parameters": {FULL: PLAIN, SLIDES: LINEAR | {"rope_theta": 1e4}}}, "other layers"),
+    ],
+)
+def test_a_rope_object_that_gemma_3_has_no_place_for_is_refused(spelled: dict[str, Any], word: str, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=word):
+        opened(tmp_path, described("gemma3_text") | spelled)
+
+
+@pytest.mark.parametrize(
+    ("made_as", "said"),
+    [
+        ({}, {"use_parallel_residual": True}),
+        ({"use_parallel_residual": True}, {"use_parallel_residual": False}),
+        ({}, {"qk_layernorm": True}),
+        ({"qk_layernorm": True}, {"qk_layernorm": False}),
+    ],
+)
+@pytest.mark.parametrize("out", ["gguf", "safetensors"])
+def test_norms_that_a_config_turns_on_are_there_and_no_others(
+    made_as: dict[str, Any], said: dict[str, Any], out: str, tmp_path: Path
+) -> None:
+    """StableLM: transformers goes by config.json, and llama.cpp by the tensors."""
+    folder = make("stablelm", tmp_path / "model", config=made_as)
+    prepare(str(folder), Options(method="none", out=out))
+    config = json.loads((folder / "config.json").read_text()) | said
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(YarnConvertError, match=r"are missing|does not turn on"):
+        prepare(str(folder), Options(method="none", out=out))
