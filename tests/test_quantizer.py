@@ -339,6 +339,45 @@ def test_chunk_refuses_what_would_end_the_process() -> None:
         quantizer.chunk(np.full((1, 256), 1e30, np.float32), "Q4_K")
 
 
+LARGE = {"f16": 1e5, "bf16": 3.4e38}  # finite numbers that become infinite; those of blocks of 32 have float16 scales
+NAN = np.uint32([0x7FC00000, 0xFFC00000]).view(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("outtype", "value"),
+    [*LARGE.items(), *((d.lower(), v) for d in dtypes.BLOCKS_OF_32 for v in (*NAN, np.inf, -np.inf, -1e30)), ("q8_0", 1e5), ("f16", 6e4)],
+)
+def test_weights_that_a_type_cannot_hold_are_refused_where_llama_quantize_refuses_them(
+    make_model: MakeModel, tmp_path: Path, outtype: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never written as a NaN, an infinity or, as a negative NaN would be in Q4_0, as an innocent number."""
+    monkeypatch.setitem(quantizer.MIXES, "f16", quantizer.Mix(1, "F16"))
+    monkeypatch.setitem(quantizer.MIXES, "bf16", quantizer.Mix(32, "BF16"))
+    g = read_gguf(as_gguf(make_model(ff=96, layers=1), "f32"))
+    name = "blk.0.ffn_up.weight"
+    x = g.tensors[name].read().view(np.float32).copy()
+    x[500] = value
+    source = write_gguf(
+        tmp_path / "bad.gguf", g.fields, [replace(t, data=x.view(np.uint8) if t.name == name else t.read()) for t in g.tensors.values()]
+    )
+    refused = llama_quantize(source, tmp_path / "theirs.gguf", outtype) is None
+    assert refused == (value not in (1e5, 6e4) or (outtype == "f16" and value == 1e5))
+    try:
+        convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "ours.gguf"))
+    except InputError as e:
+        assert refused and e.hint
+        assert not (tmp_path / "ours.gguf").exists()
+    else:
+        assert not refused
+
+
+def test_a_plain_type_keeps_a_nan_and_an_infinity_and_an_empty_piece_is_no_error() -> None:
+    x = np.float32([np.nan, np.inf, -np.inf, 65519])
+    for dtype in ("F32", "F16", "BF16"):
+        dtypes.refuse_lost(x, dtypes.from_f32(x, dtype), dtype)
+        dtypes.refuse_lost(x[:0], dtypes.from_f32(x[:0], dtype), dtype)
+
+
 # -- the importance matrix --------------------------------------------------------------------------------------------
 
 

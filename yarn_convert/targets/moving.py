@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..checkpoint import MANIFEST
-from ..dtypes import F32, NATIVE, PLAIN, Scratch, from_f32, to_f32
+from ..dtypes import F32, NATIVE, PLAIN, Scratch, from_f32, refuse_lost, to_f32
 from ..errors import OutputError
 from ..gguf_file import Field, Value
 from ..layout import AS_IT_IS, Order
@@ -282,7 +282,9 @@ def converted(piece: Piece) -> Iterator[Bytes]:
             x = to_f32(data[at : at + step], dtype, scratch)
             x = x + added if added else x
             if native:
-                yield from_f32(x, target.dtype, scratch)
+                made = from_f32(x, target.dtype, scratch)
+                refuse_lost(x, made, target.dtype)
+                yield made
             else:
                 yield rows(x.reshape(-1, columns), target.dtype, piece.importance, done, target.shape[-2])
                 done += len(x) // columns
