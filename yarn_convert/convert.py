@@ -224,8 +224,9 @@ class Conversion:
             refuse_shared(self.checkpoint.source.path)
             only_first(self.plan.jobs)
         else:
+            inputs = _inputs(self.checkpoint) + ([self.options.imatrix] if self.options.imatrix else [])
             for out in outputs(self.plan):
-                check_output(out, _inputs(self.checkpoint), self.plan.is_folder, self.options.force)
+                check_output(out, inputs, self.plan.is_folder, self.options.force)
             _check_siblings(self.plan)
 
     def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> dict[str, Any]:
