@@ -391,7 +391,7 @@ def test_without_locks_nothing_is_shared(place: Path, monkeypatch: pytest.Monkey
     def no_locks(fd: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(resume, "_lock", no_locks)
+    monkeypatch.setattr(resume, "lock", no_locks)
     stopped("to GGUF", "out.gguf", 5)
     assert [p.name for p in left() if list(p.rglob("*.gguf"))] == []
     start("to GGUF", "out.gguf")

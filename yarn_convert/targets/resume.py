@@ -184,7 +184,7 @@ def open_journal(root: Path, out: Path) -> Journal | None:
         except FileNotFoundError:
             continue  # the process that had it has just finished, and deleted it
         try:
-            _lock(fd)
+            lock(fd)
             if _is(fd, root / JOURNAL):
                 return Journal(root, fd)
             os.close(fd)
@@ -202,7 +202,8 @@ def _is(fd: int, path: Path) -> bool:
         return False
 
 
-def _lock(fd: int) -> None:
+def lock(fd: int) -> None:
+    """Lock a file for this process alone, until it is closed. OSError when another has it, or one of `UNSUPPORTED`."""
     if sys.platform == "win32":
         import msvcrt
 
