@@ -45,6 +45,7 @@ from hostile_models import (
 )  # fmt: skip
 
 from yarn_convert import cli
+from yarn_convert.checkpoint import manifest_path
 from yarn_convert.convert import Options, prepare
 from yarn_convert.errors import OutputError, YarnConvertError
 from yarn_convert.gguf_file import encode_header, read_gguf
@@ -846,6 +847,44 @@ def test_a_journal_is_not_applied_to_another_file(edit: tuple[Path, dict[str, An
     with pytest.raises(OutputError, match="not the file"):
         in_place.recover(path)
     assert path.read_bytes() == other
+
+
+def test_two_edits_planned_for_one_file_never_move_its_data_twice(edit: tuple[Path, dict[str, Any], bytes, bytes]) -> None:
+    path, journal, before, after = edit
+    with pytest.raises(OutputError, match="changed since"):  # planned before the other one was carried out
+        in_place.run_in_place(path, journal)
+    assert path.read_bytes() == after
+    assert not in_place.journal_path(path).exists()
+    path.write_bytes(before)
+    fcntl = pytest.importorskip("fcntl")
+    crashing(2, lambda: in_place.run_in_place(path, journal))  # it has written its journal
+    with open(path, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for run in (lambda: in_place.run_in_place(path, journal), lambda: in_place.recover(path)):
+            with pytest.raises(OutputError, match="another process"):
+                run()
+    assert path.read_bytes() == before
+    assert in_place.journal_path(path).exists()
+
+
+def test_a_file_that_cannot_be_written_loses_nothing(
+    edit: tuple[Path, dict[str, Any], bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest stays, and no journal waits for an edit that never began."""
+    path, journal, before, _ = edit
+    path.write_bytes(before)
+    manifest_path(path).write_text("{}")
+
+    def read_only(name: Any, mode: str = "r", **options: Any) -> Any:
+        if "+" in mode:
+            raise PermissionError(13, "Permission denied")
+        return open(name, mode, **options)
+
+    monkeypatch.setattr(in_place, "open", read_only, raising=False)  # the mode of a file means nothing to root
+    with pytest.raises(OutputError, match="Permission denied"):
+        in_place.run_in_place(path, journal)
+    assert path.read_bytes() == before
+    assert manifest_path(path).exists() and not in_place.journal_path(path).exists()
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]\nx", b"\xff\n\xff", b'{"sha256": "0"}\n{}'])

@@ -19,7 +19,7 @@ from conftest import MakeModel
 
 from yarn_convert import dtypes, quantizer
 from yarn_convert.convert import Options, convert
-from yarn_convert.errors import FormatError, InputError, Unsupported, UsageError
+from yarn_convert.errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Value, encode_header, nbytes_of, read_gguf, type_numbers
 from yarn_convert.quantizer import MIXES, NEED_IMATRIX, Imatrix, read_imatrix
 from yarn_convert.tensors import Tensor, in_memory
@@ -86,10 +86,10 @@ def test_blocks_of_32_are_what_the_gguf_package_writes(dtype: str) -> None:
 # -- whole files ------------------------------------------------------------------------------------------------------
 
 
-def llama_quantize(source: Path, out: Path, mix: str, imatrix: Imatrix | None = None, threads: int = 2) -> bytes | None:
+def llama_quantize(source: Path, out: Path, mix: str, imatrix: Imatrix | None = None, threads: int = 2, pure: bool = False) -> bytes | None:
     """The file that llama-quantize writes, None when it refuses. With an imatrix it sets four fields, as its `main` does."""
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = MIXES[mix].ftype, threads
+    params.ftype, params.nthread, params.pure = MIXES[mix].ftype, threads, pure
     if imatrix:
         entries = (llama_cpp.llama_model_imatrix_data * (len(imatrix.weights) + 1))()
         for entry, (name, values) in zip(entries, imatrix.weights.items(), strict=False):
@@ -339,6 +339,45 @@ def test_chunk_refuses_what_would_end_the_process() -> None:
         quantizer.chunk(np.full((1, 256), 1e30, np.float32), "Q4_K")
 
 
+LARGE = {"f16": 1e5, "bf16": 3.4e38}  # finite numbers that become infinite; those of blocks of 32 have float16 scales
+NAN = np.uint32([0x7FC00000, 0xFFC00000]).view(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("outtype", "value"),
+    [*LARGE.items(), *((d.lower(), v) for d in dtypes.BLOCKS_OF_32 for v in (*NAN, np.inf, -np.inf, -1e30)), ("q8_0", 1e5), ("f16", 6e4)],
+)
+def test_weights_that_a_type_cannot_hold_are_refused_where_llama_quantize_refuses_them(
+    make_model: MakeModel, tmp_path: Path, outtype: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never written as a NaN, an infinity or, as a negative NaN would be in Q4_0, as an innocent number."""
+    monkeypatch.setitem(quantizer.MIXES, "f16", quantizer.Mix(1, "F16"))
+    monkeypatch.setitem(quantizer.MIXES, "bf16", quantizer.Mix(32, "BF16"))
+    g = read_gguf(as_gguf(make_model(ff=96, layers=1), "f32"))
+    name = "blk.0.ffn_up.weight"
+    x = g.tensors[name].read().view(np.float32).copy()
+    x[500] = value
+    source = write_gguf(
+        tmp_path / "bad.gguf", g.fields, [replace(t, data=x.view(np.uint8) if t.name == name else t.read()) for t in g.tensors.values()]
+    )
+    refused = llama_quantize(source, tmp_path / "theirs.gguf", outtype) is None
+    assert refused == (value not in (1e5, 6e4) or (outtype == "f16" and value == 1e5))
+    try:
+        convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "ours.gguf"))
+    except InputError as e:
+        assert refused and e.hint
+        assert not (tmp_path / "ours.gguf").exists()
+    else:
+        assert not refused
+
+
+def test_a_plain_type_keeps_a_nan_and_an_infinity_and_an_empty_piece_is_no_error() -> None:
+    x = np.float32([np.nan, np.inf, -np.inf, 65519])
+    for dtype in ("F32", "F16", "BF16"):
+        dtypes.refuse_lost(x, dtypes.from_f32(x, dtype), dtype)
+        dtypes.refuse_lost(x[:0], dtypes.from_f32(x[:0], dtype), dtype)
+
+
 # -- the importance matrix --------------------------------------------------------------------------------------------
 
 
@@ -401,6 +440,8 @@ def bad_imatrices(folder: Path) -> Iterator[tuple[str, Path]]:
     }.items():
         (folder / f"{name}.dat").write_bytes(data)
         yield name, folder / f"{name}.dat"
+    (folder / "negative.dat").write_bytes(legacy((b"a", 1, [1.0, -1.0])))
+    yield "negative", folder / "negative.dat"  # some of ggml's searches would never end
     yield "no metadata", gguf_imatrix(folder / "1.gguf", size=False)
     yield "no counts", gguf_imatrix(folder / "2.gguf", lambda w: w.add_tensor("b.in_sum2", np.float32([1])))
     half = np.float16([1])
@@ -423,3 +464,49 @@ def test_a_bad_imatrix_is_a_format_error(tmp_path: Path) -> None:
 def test_a_model_is_no_imatrix(make_model: MakeModel) -> None:
     with pytest.raises(FormatError, match="importance matrix"):
         read_imatrix(as_gguf(make_model(dtype="F16"), "f16"))
+
+
+def dat_of(imatrix: Imatrix, path: Path) -> Path:
+    path.write_bytes(legacy(*((name.encode(), 1, values.reshape(-1).tolist()) for name, values in imatrix.weights.items())))
+    return path
+
+
+@pytest.mark.parametrize("outtype", [d.lower() for d in dtypes.BLOCKS_OF_32])
+def test_a_pure_type_with_an_imatrix_has_the_bytes_of_llama_quantize_pure(make_model: MakeModel, tmp_path: Path, outtype: str) -> None:
+    """The keys that name an imatrix never stand over weights that were rounded without it."""
+    source = as_gguf(make_model(dtype="F16", layers=1), "f16")
+    imatrix = made_imatrix(source)
+    file = dat_of(imatrix, tmp_path / "some.dat")
+    out = tmp_path / "ours.gguf"
+    convert(str(source), Options(method="none", outtype=outtype, imatrix=file, output=out))
+    assert llama_quantize(source, tmp_path / "theirs.gguf", outtype, read_imatrix(file), pure=True)
+    ours, theirs = ({n: (t.dtype, t.read().tobytes()) for n, t in read_gguf(p).tensors.items()} for p in (out, tmp_path / "theirs.gguf"))
+    assert ours == theirs
+    assert read_gguf(out).get("quantize.imatrix.file") == "some.dat"
+
+
+def test_an_imatrix_that_would_not_be_used_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    source = as_gguf(make_model(dtype="F16", layers=1), "f16")
+    file = dat_of(made_imatrix(source), tmp_path / "some.dat")
+    with pytest.raises(UsageError, match="quantized --outtype"):
+        convert(str(source), Options(scale=4, out="safetensors", outtype="bf16", imatrix=file, output=tmp_path / "out"))
+    file.write_bytes(legacy((b"model.blk.0.ffn_up.weight", 1, [1.0] * 64)))
+    for outtype in ("q4_k_m", "q4_0"):
+        with pytest.raises(UsageError, match="nothing for any tensor"):
+            convert(str(source), Options(scale=4, outtype=outtype, imatrix=file, output=tmp_path / "out.gguf"))
+
+
+def test_force_never_writes_over_the_imatrix(make_model: MakeModel, tmp_path: Path) -> None:
+    source = as_gguf(make_model(dtype="F16", layers=1), "f16")
+    file = dat_of(made_imatrix(source), tmp_path / "some.gguf")
+    before = file.read_bytes()
+    with pytest.raises(OutputError, match="inside one another"):
+        convert(str(source), Options(scale=4, outtype="q4_k_m", imatrix=file, output=file, force=True))
+    assert file.read_bytes() == before
+
+
+def test_without_a_temporary_folder_there_is_one_clear_error(make_model: MakeModel, tmp_path: Path) -> None:
+    g = read_gguf(as_gguf(make_model(dtype="F16", layers=1), "f16"))
+    with pytest.raises(OutputError, match="temporary") as e:
+        quantizer.types_of(g.fields, g.tensors.values(), "q4_k_m", folder=tmp_path / "none")
+    assert e.value.hint

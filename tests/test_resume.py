@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,18 @@ def _replaced(path: Path) -> None:
     path.with_name("new").replace(path)
 
 
-@pytest.mark.parametrize("change", [_touched, _replaced])
+def _rewritten(path: Path) -> None:
+    """Other bytes in the very file, of the old one's size and time, as rsync --inplace and cp -p write them."""
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[-1] ^= 1
+    with open(path, "r+b") as f:
+        f.write(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size) == (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="st_ctime is the time of creation there")
+@pytest.mark.parametrize("change", [_touched, _replaced, _rewritten])
 @pytest.mark.parametrize("kind", ["folder, copied", "to GGUF", "split"])
 def test_a_changed_input_is_noticed_and_nothing_is_mixed(place: Path, kind: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, out, _ = KINDS[kind]
@@ -269,6 +281,14 @@ def test_other_options_begin_afresh(place: Path, more: dict[str, Any]) -> None:
     start("to GGUF", "out.gguf", said.append, **more)
     assert len(said) == 1 and "made afresh" in said[0]
     assert result("out.gguf") == result("expected.gguf")
+
+
+def test_another_llama_cpp_begins_afresh(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted("to GGUF", "out.gguf")
+    monkeypatch.setattr(resume, "version", lambda package: "9.9.9" if package == "llama-cpp-python" else version(package))
+    said: list[str] = []
+    start("to GGUF", "out.gguf", said.append)
+    assert len(said) == 1 and "made afresh" in said[0]
 
 
 @pytest.mark.parametrize("kind", ["folder, copied", "to GGUF"])
@@ -391,7 +411,7 @@ def test_without_locks_nothing_is_shared(place: Path, monkeypatch: pytest.Monkey
     def no_locks(fd: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(resume, "_lock", no_locks)
+    monkeypatch.setattr(resume, "lock", no_locks)
     stopped("to GGUF", "out.gguf", 5)
     assert [p.name for p in left() if list(p.rglob("*.gguf"))] == []
     start("to GGUF", "out.gguf")

@@ -483,6 +483,53 @@ def test_force_never_deletes_a_folder_that_is_not_ours(make_model: MakeModel, tm
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "adapter/adapter_model.safetensors", ".git/HEAD", "README.md", "link"])
+def test_force_never_deletes_what_was_put_into_an_output(make_model: MakeModel, tmp_path: Path, name: str) -> None:
+    model, out = make_model(), tmp_path / "out"
+    run(model, out, scale=4, carry="tensors", outtype="f16")
+    (out / name).parent.mkdir(exist_ok=True)
+    if name == "link":
+        (out / name).symlink_to(model)
+    else:
+        (out / name).write_text("years")
+    with pytest.raises(OutputError, match=name) as e:
+        run(model, out, scale=8, force=True)
+    assert e.value.hint
+    assert (out / name).is_symlink() or (out / name).read_text() == "years"
+    (out / name).unlink()
+    run(model, out, scale=8, force=True)  # what the earlier run alone wrote, rope.safetensors, is no obstacle
+    assert not (out / "rope.safetensors").exists()
+
+
+def test_force_replaces_a_link_and_leaves_what_it_points_to(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    run(model, tmp_path / "real", scale=2)
+    (tmp_path / "out").symlink_to("real")
+    run(model, tmp_path / "out", scale=4, force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "real", "tiny"]
+    lengths = [json.loads((tmp_path / f / "config.json").read_text())["max_position_embeddings"] // CONTEXT for f in ("real", "out")]
+    assert lengths == [2, 4] and not (tmp_path / "out").is_symlink()
+
+
+def test_an_output_that_cannot_take_its_place_leaves_the_old_one(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    run(model, tmp_path / "out", scale=2)
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if ".partial" in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OutputError, match="Input/output"):
+        run(model, tmp_path / "out", scale=4, force=True)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 2 * CONTEXT
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "tiny"]
+
+
 def test_a_killed_conversion_leaves_nothing_under_the_final_name(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model()
     script = (

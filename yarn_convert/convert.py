@@ -224,8 +224,10 @@ class Conversion:
             refuse_shared(self.checkpoint.source.path)
             only_first(self.plan.jobs)
         else:
+            inputs = _inputs(self.checkpoint) + ([self.options.imatrix] if self.options.imatrix else [])
+            names = {job.name for job in self.plan.jobs}
             for out in outputs(self.plan):
-                check_output(out, _inputs(self.checkpoint), self.plan.is_folder, self.options.force)
+                check_output(out, inputs, self.plan.is_folder, self.options.force, names)
             _check_siblings(self.plan)
 
     def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import Unsupported
+from .errors import InputError, Unsupported
 from .tensors import Bytes
 
 F32 = NDArray[np.float32]
@@ -64,8 +64,30 @@ def from_f32(x: F32, dtype: str, scratch: Scratch | None = None) -> Bytes:
     if dtype == "BF16":
         return _bf16(x)
     if dtype in BLOCKS_OF_32:
-        return BLOCKS_OF_32[dtype](x, scratch or Scratch())
+        with np.errstate(over="ignore", invalid="ignore"):  # `refuse_lost` says it
+            return BLOCKS_OF_32[dtype](x, scratch or Scratch())
     raise Unsupported(f"cannot write the type {dtype}", f"one of {', '.join(OUTTYPES)}")
+
+
+INFINITE = {"F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}  # the bits of infinity; what orders above it is a NaN
+
+
+def refuse_lost(x: F32, data: Bytes, dtype: str) -> None:
+    """Raise InputError where `data`, made by `from_f32` of `x`, does not stand for it: a NaN or an infinity in a block, a number
+    that became an infinity. A NaN or an infinity stays what it is in a plain type.
+
+    Also what llama-quantize refuses, by ggml-quants.c, `ggml_validate_row_data`.
+    """
+    if dtype in INFINITE:
+        bits = data.view(np.uint16) & np.uint16(0x7FFF)
+        if bits.max(initial=0) >= INFINITE[dtype] and (np.isfinite(x) & (bits >= INFINITE[dtype])).any():
+            raise InputError(f"the weights are too large for {dtype}", "--outtype f32" if dtype == "BF16" else "--outtype bf16 or f32")
+    if dtype in BLOCKS_OF_32 and len(x):
+        if not (np.isfinite(x.max()) and np.isfinite(x.min())):  # NumPy's maximum of a NaN is a NaN
+            raise InputError("the weights hold a NaN or an infinity, which cannot be quantized", "--outtype f32 keeps them as they are")
+        scales = 4 if dtype.endswith("_1") else 2  # bytes: a scale, or a scale and a minimum
+        if not np.isfinite(data.reshape(len(x) // 32, -1)[:, :scales].view(np.float16)).all():
+            raise InputError(f"the weights are too large for the float16 scales of {dtype}", "--outtype bf16 or f32")
 
 
 def _bf16(x: F32) -> Bytes:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .dtypes import F32
-from .errors import FormatError, InputError, Unsupported, UsageError
+from .errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from .gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header, nbytes_of, read_gguf, type_numbers
 from .tensors import Bytes, Tensor
 
@@ -81,6 +81,11 @@ def _ggml() -> Any:
         function = getattr(lib, name)
         function.argtypes, function.restype = arguments, result
     return lib
+
+
+def check_installed() -> None:
+    """Raise UsageError where llama-cpp-python is not installed."""
+    _ggml()
 
 
 @cache
@@ -205,7 +210,7 @@ def _imatrix_gguf(file: Gguf) -> Imatrix:
         n = np.floor(counts + np.float32(0.5))[:, None]
         with np.errstate(all="ignore"):
             mean = np.where(n > 0, sums.reshape(len(counts), -1) / n, np.float32(1))
-        weights[name] = _finite(file.path.name, name, mean)
+        weights[name] = _sound(file.path.name, name, mean)
     if not weights:
         raise _not_an_imatrix(file.path.name, "it has no sums")
     return Imatrix(file.path.name, weights, str(datasets[0]) if datasets else None, chunks)
@@ -235,7 +240,7 @@ def _imatrix_dat(name: str, data: bytes) -> Imatrix:
                 raise struct.error
             sums = np.frombuffer(take(f"{4 * values}s"), "<f4")
             mean = (sums / np.float32(max(calls, 1))).astype(np.float32, copy=False)
-            weights[tensor] = _finite(name, tensor, mean.reshape(1, -1))
+            weights[tensor] = _sound(name, tensor, mean.reshape(1, -1))
     except struct.error:
         raise _not_an_imatrix(name, f"it ends or lies at byte {at:,}") from None
     if not weights:
@@ -247,9 +252,12 @@ def _imatrix_dat(name: str, data: bytes) -> Imatrix:
     return Imatrix(name, weights, dataset or None, max(chunks, 0))
 
 
-def _finite(file: str, name: str, values: F32) -> F32:
+def _sound(file: str, name: str, values: F32) -> F32:
+    """`values`; FormatError for what is no mean square. By negative ones some of ggml's searches never end."""
     if not np.isfinite(values).all():
         raise _not_an_imatrix(file, f"{name!r} holds a NaN or an infinity")
+    if (values < 0).any():
+        raise _not_an_imatrix(file, f"{name!r} holds a negative number")
     return values
 
 
@@ -268,7 +276,7 @@ def types_of(
     llama.cpp makes a dry run over a header whose tensors have two rows each, in a temporary folder within `folder`: of a shape it
     looks at the columns, and whether there is more than one row or expert. It runs in a process of its own, which its assertions
     may end. Raises UsageError without llama-cpp-python, for an unknown mix and for an imatrix that is needed and missing,
-    Unsupported when llama.cpp refuses the header.
+    Unsupported when llama.cpp refuses the header, OutputError where the temporary folder takes no files.
     """
     if mix not in MIXES:
         raise UsageError(f"unknown quantization {mix!r}", f"one of {', '.join(MIXES)}")
@@ -277,12 +285,15 @@ def types_of(
     small = [_small(t) for t in tensors]
     kept = {k: v for k, v in fields.items() if not k.startswith("split.") and k != "general.alignment"}
     header, offsets = encode_header(kept, small, DEFAULT_ALIGNMENT)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        path = Path(temporary, "model.gguf")
-        with open(path, "wb") as f:
-            f.write(header)
-            f.truncate(max((offsets[t.name] + t.nbytes for t in small), default=0) + DEFAULT_ALIGNMENT)
-        types = _parse(_run(path, mix, imatrix is not None))
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            path = Path(temporary, "model.gguf")
+            with open(path, "wb") as f:
+                f.write(header)
+                f.truncate(max((offsets[t.name] + t.nbytes for t in small), default=0) + DEFAULT_ALIGNMENT)
+            types = _parse(_run(path, mix, imatrix is not None))
+    except OSError as e:
+        raise OutputError(f"cannot write the temporary file of the dry run: {e.strerror}", "TMPDIR names a folder with space") from None
     if types.keys() != {t.name for t in tensors}:
         raise Unsupported("llama.cpp's dry run did not name the type of each tensor", INSTALL)
     if unknown := set(types.values()) - type_numbers().keys():

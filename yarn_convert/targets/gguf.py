@@ -16,7 +16,7 @@ from ..errors import Inexpressible, Unsupported, UsageError
 from ..families.derived import MULTIPLIERS, ODD
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
-from ..quantizer import MIXES, QUANTIZATION_VERSION, quantized_fields, types_of
+from ..quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
 from ..rope import Array
 from ..tensors import Tensor, in_memory
 from .moving import Piece, unchanged
@@ -41,11 +41,13 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     if r.imatrix is not None and r.outtype not in MIXES:
         raise UsageError("--imatrix is for a quantized --outtype", "as --outtype q4_k_m")
     parts = c.parts(gguf=True)
+    if r.imatrix is not None and not any(name in r.imatrix.weights for name in parts):
+        raise UsageError(f"{r.imatrix.file} has nothing for any tensor of this model", OTHER_MODEL)
     if c.family.listed:
         _check_computable(c, r)
     carrier, keys, factors = carry_gguf(c, r.rope, r.context, r.carry)
     fields = _from_gguf(c, r) if c.gguf else _from_hf(c, parts, r)
-    tensors = _quantized(c, fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r.outtype)
+    tensors = _quantized(c, fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r)
     fields = with_rope(fields | _types(c, tensors, r), keys, r.recipe)
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
     jobs = gguf_jobs(r.out, fields, with_factors(tensors, factors, c), alignment, c.gguf, r.part_size)
@@ -71,11 +73,21 @@ def with_factors(pieces: list[Piece], factors: Mapping[str, Array], c: Checkpoin
     return sorted(made.values(), key=lambda p: places.get(p.target.name, len(places)) if c.gguf else 0)
 
 
-def _pieces(c: Checkpoint, parts: Mapping[str, Part], outtype: str) -> list[Piece]:
+def _pieces(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> list[Piece]:
     """The tensors of the file, all of one type as far as `target_dtype` goes."""
-    if c.gguf is not None and outtype == "auto":
+    if c.gguf is not None and r.outtype == "auto":
         return [unchanged(part.sources[0]) for part in parts.values()]
-    return [_piece(name, part, target_dtype(part, name, outtype)) for name, part in parts.items()]
+    if r.imatrix is not None and r.outtype != "q8_0":  # whose rounding no weights change
+        check_installed()
+    return [
+        _piece(name, part, dtype := target_dtype(part, name, r.outtype), _weights(r, name, part, dtype)) for name, part in parts.items()
+    ]
+
+
+def _weights(r: Request, name: str, part: Part, dtype: str) -> F32 | None:
+    """The imatrix's values for a tensor that becomes a type whose rounding weighs errors; float32[experts, columns]."""
+    weighed = r.imatrix is not None and dtype not in (part.dtype, "Q8_0") and dtype not in PLAIN
+    return r.imatrix.of(Tensor(name, dtype, part.shape, 0)) if r.imatrix and weighed else None
 
 
 def _piece(name: str, part: Part, dtype: str, importance: F32 | None = None) -> Piece:

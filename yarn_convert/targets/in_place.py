@@ -10,13 +10,14 @@ between no reader takes the file for a model; `recover` finishes the work, or fi
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import errno
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,7 @@ from ..dialects import FACTORS
 from ..errors import OutputError, Unsupported
 from ..gguf_file import Field, Gguf, Value, encode_header, journal_path
 from .moving import MAGIC, Piece, write_all
-from .resume import sync
+from .resume import UNSUPPORTED, lock, sync
 
 INSERT_RANGE = 0x20  # linux/falloc.h
 
@@ -72,8 +73,16 @@ def _padded(fields: Mapping[str, Field | Value], spaces: int) -> dict[str, Field
 
 
 def run_in_place(path: Path, journal: Mapping[str, Any]) -> None:
-    """Carry out an edit. Raises OutputError where the file system cannot insert a range; the file is then as before."""
+    """Carry out an edit. Raises OutputError where the file system cannot insert a range, the file cannot be written, another
+    process edits it or it is not what the edit was planned for; the file is then as before."""
     refuse_shared(path)
+    with _held(path):
+        if path.stat().st_size != journal["size"] or not _is_untouched(path, journal):
+            raise OutputError(f"{path} was changed since it was read", "nothing was done to it: run the same command again")
+        _run(path, journal)
+
+
+def _run(path: Path, journal: Mapping[str, Any]) -> None:
     text = json.dumps(journal)
     side = journal_path(path)
     try:
@@ -93,10 +102,17 @@ def run_in_place(path: Path, journal: Mapping[str, Any]) -> None:
 def recover(path: Path) -> bool:
     """Finish an edit that was interrupted, if there was one. True when the file was changed.
 
-    Raises OutputError when the file is in neither state that an interruption leaves.
+    Raises OutputError when the file is in neither state that an interruption leaves, or is being edited at this time.
     """
+    if not journal_path(path).exists():
+        return False
+    with _held(path):
+        return _recover(path)
+
+
+def _recover(path: Path) -> bool:
     side = journal_path(path)
-    if not side.exists():
+    if not side.exists():  # the process that had it has just finished
         return False
     journal = _whole(side)
     size = path.stat().st_size
@@ -112,6 +128,26 @@ def recover(path: Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold the lock of the model itself: an edit counts from the file's size, so that two at a time would shift its data twice.
+
+    Raises OutputError when another process has it, or the file cannot be written. The lock dies with the process.
+    """
+    try:
+        f = open(path, "r+b")  # noqa: SIM115
+    except OSError as e:
+        raise OutputError(f"could not change {path}: {e.strerror}", "nothing was changed: make the file writable first") from None
+    with f:
+        try:
+            if sys.platform != "win32":  # where a locked range of the model could not be read
+                lock(f.fileno())
+        except OSError as e:
+            if e.errno not in UNSUPPORTED:
+                raise OutputError(f"another process is changing {path}", "wait for it, then run this again") from None
+        yield
+
+
 def _whole(side: Path) -> dict[str, Any] | None:
     """A journal as it was written, or None for one that was cut."""
     head, _, text = side.read_bytes().partition(b"\n")
@@ -125,12 +161,18 @@ def _whole(side: Path) -> dict[str, Any] | None:
 def _is_ours(path: Path, journal: Mapping[str, Any]) -> bool:
     """Whether a file is one that this edit leaves: untouched, in the middle (some of its first bytes are zero) or finished."""
     header = base64.b64decode(journal["header"])
-    length, untouched = journal["old_header"]
     with open(path, "rb") as f:
-        start = f.read(max(length, len(header)))
+        start = f.read(len(header))
     first, wanted = start[:MAGIC], header[:MAGIC]
     in_the_middle = first != wanted and all(a in (0, b) for a, b in zip(first, wanted, strict=True))
-    return in_the_middle or start[: len(header)] == header or hashlib.sha256(start[:length]).hexdigest() == untouched
+    return in_the_middle or start == header or _is_untouched(path, journal)
+
+
+def _is_untouched(path: Path, journal: Mapping[str, Any]) -> bool:
+    """Whether a file begins as it did when the edit was planned."""
+    length, before = journal["old_header"]
+    with open(path, "rb") as f:
+        return bool(hashlib.sha256(f.read(length)).hexdigest() == before)
 
 
 def _finish(path: Path, journal: Mapping[str, Any]) -> None:

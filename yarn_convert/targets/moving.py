@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..checkpoint import MANIFEST
-from ..dtypes import F32, NATIVE, PLAIN, Scratch, from_f32, to_f32
-from ..errors import OutputError
+from ..dtypes import F32, NATIVE, PLAIN, Scratch, from_f32, refuse_lost, to_f32
+from ..errors import InputError, OutputError
 from ..gguf_file import Field, Value
 from ..layout import AS_IT_IS, Order
 from ..quantizer import rows
-from ..tensors import Bytes, Tensor, read_into
+from ..tensors import INDEXES, Bytes, Tensor, load_json, read_into
 from .resume import Journal, Say, open_partial, sync
 from .rows import count, ordered, plain_dtype, row_of
 
@@ -282,7 +282,9 @@ def converted(piece: Piece) -> Iterator[Bytes]:
             x = to_f32(data[at : at + step], dtype, scratch)
             x = x + added if added else x
             if native:
-                yield from_f32(x, target.dtype, scratch)
+                made = from_f32(x, target.dtype, scratch)
+                refuse_lost(x, made, target.dtype)
+                yield made
             else:
                 yield rows(x.reshape(-1, columns), target.dtype, piece.importance, done, target.shape[-2])
                 done += len(x) // columns
@@ -365,8 +367,9 @@ def write_all(f: BinaryIO, data: Any) -> None:
 # -- the whole output -------------------------------------------------------------------------------------------------
 
 
-def check_output(out: Path, inputs: list[Path], folder: bool, force: bool) -> None:
-    """Raise OutputError when writing `out` would lose something: it exists, or lies in the input or around it."""
+def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names: Container[str] = ()) -> None:
+    """Raise OutputError when writing `out` would lose something: it exists, or lies in the input or around it. By force a folder
+    that we wrote is replaced, unless there is something in it that neither was written then nor is among the new `names`."""
     try:
         target = out.resolve()
         there, is_dir = out.exists() or out.is_symlink(), out.is_dir()
@@ -390,6 +393,20 @@ def check_output(out: Path, inputs: list[Path], folder: bool, force: bool) -> No
         raise OutputError(
             f"{out} was not written by yarn-convert, so --force does not delete it", "give another place with -o, or delete it yourself"
         )
+    if folder and (added := _added(out, names)):
+        raise OutputError(
+            f"--force would delete {out / added}, which is no part of what is written", "put it elsewhere, or delete it yourself"
+        )
+
+
+def _added(out: Path, names: Container[str]) -> str | None:
+    """A file in an earlier output that is neither one of its weight files nor among `names`; None where there is none."""
+    try:
+        weights = {entry["file"] for entry in load_json(out / MANIFEST)["weights"]["files"]}
+    except (InputError, OSError, KeyError, TypeError):
+        weights = set()
+    found = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or not path.is_dir())
+    return next((name for name in found if name not in names and name not in weights and name not in (MANIFEST, *INDEXES)), None)
 
 
 Last = Callable[[Mapping[str, str], Path], list[Job]]
@@ -436,8 +453,16 @@ def _publish(partial: Path, out: Path, folder: bool) -> None:
     if folder:
         if out.exists():
             out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            partial.rename(out)
+        except OSError:
+            if os.path.lexists(old):
+                old.rename(out)
+            raise
+        if old.is_symlink():
+            old.unlink()
+        else:
+            shutil.rmtree(old, ignore_errors=True)
     else:
         files = sorted(partial.iterdir(), key=lambda p: p.name == out.name)  # the model itself, or its first part, comes last
         if out.exists() and sum(file.suffix == out.suffix for file in files) > 1:

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,19 @@ Unit = tuple[str, int]  # a file's name in the output, and where in it the unit 
 
 
 def fingerprint(plan: Any, inputs: Sequence[Path]) -> str:
-    """SHA-256 over everything that the output's bytes follow from: the plan, its input files as they are, and our version."""
+    """SHA-256 over everything that the output's bytes follow from: the plan, its input files as they are, and what makes them."""
     stats: dict[Path, Any] = {}
-    text = json.dumps([version("yarn-convert"), _identity(plan, stats), [_file(path, stats) for path in inputs]])
+    text = json.dumps([_versions(), _identity(plan, stats), [_file(path, stats) for path in inputs]])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _versions() -> list[str]:
+    """Of what rounds and quantizes: a file is not to be half of one llama.cpp and half of another."""
+    found = [version("yarn-convert")]
+    for package in ("numpy", "gguf", "llama-cpp-python"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return [*found, os.environ.get("LLAMA_CPP_LIB_PATH", "")]
 
 
 def _identity(value: Any, stats: dict[Path, Any]) -> Any:
@@ -71,7 +80,8 @@ def _identity(value: Any, stats: dict[Path, Any]) -> Any:
 def _file(path: Path, stats: dict[Path, Any]) -> Any:
     if path not in stats:
         s = path.stat()
-        stats[path] = [os.path.realpath(path), s.st_size, s.st_mtime_ns, s.st_ino]
+        # The time of change too, which nobody can set back: tar and cp -p give files of one size one mtime, ext4 the inode again.
+        stats[path] = [os.path.realpath(path), s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns]
     return stats[path]
 
 
@@ -184,7 +194,7 @@ def open_journal(root: Path, out: Path) -> Journal | None:
         except FileNotFoundError:
             continue  # the process that had it has just finished, and deleted it
         try:
-            _lock(fd)
+            lock(fd)
             if _is(fd, root / JOURNAL):
                 return Journal(root, fd)
             os.close(fd)
@@ -202,7 +212,8 @@ def _is(fd: int, path: Path) -> bool:
         return False
 
 
-def _lock(fd: int) -> None:
+def lock(fd: int) -> None:
+    """Lock a file for this process alone, until it is closed. OSError when another has it, or one of `UNSUPPORTED`."""
     if sys.platform == "win32":
         import msvcrt
 

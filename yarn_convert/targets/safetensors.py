@@ -38,6 +38,8 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     check_outtype(r.outtype, "safetensors")
     if r.pretokenizer:
         raise UsageError("--pretokenizer is for --out gguf", "tokenizer.json says it itself: leave it out")
+    if r.imatrix is not None:
+        raise UsageError("--imatrix is for a quantized --outtype of --out gguf", "leave it out")
     config = new_config(c, r.outtype) if c.gguf else dict(c.written)
     carrier, changes, verdicts = carry_hf(c, config, r.rope, r.context, r.carry)
     if r.cos_sin and carrier != "tensors":
