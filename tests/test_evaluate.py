@@ -187,6 +187,26 @@ def test_dynamic_methods_take_the_length_of_each_window(make_model: MakeModel) -
         assert row == pytest.approx([*dynamic[0][:2], *two, *three], rel=1e-6)
 
 
+def test_a_base_with_longrope_and_its_extension_are_what_transformers_computes_at_every_length(tmp_path: Path) -> None:
+    """The base switches lists at L; its extension has the long one always, measured over the base or as the output is."""
+    from family_models import make
+
+    base, windows = make("phi3/longrope", tmp_path / "base"), (CONTEXT // 2, CONTEXT, CONTEXT + 1, 4 * CONTEXT)
+    out = extended(base, tmp_path / "out", scale=2.0)
+    for folder, ours in ((base, measured([base], Wish(windows))), (out, measured([out], Wish(windows)))):
+        loops = [windowed_loop(folder, text_ids(base, n), n, n)[0][0] for n in windows]
+        assert values(ours, "loss") == [pytest.approx(loops, rel=1e-5)]
+    assert values(measured([base], Wish(windows), methods=("yarn",), scale=2.0)) == [pytest.approx(values(ours)[0], rel=1e-6)]
+
+
+def test_a_dynamic_method_on_latent_attention_is_the_static_one_of_that_length(tmp_path: Path) -> None:
+    from family_models import make
+
+    base, windows = make("deepseek_v2", tmp_path / "base"), (2 * CONTEXT, 3 * CONTEXT)
+    static = [values(measured([base], Wish((w,)), methods=("yarn",), scale=w / CONTEXT))[0][0] for w in windows]
+    assert values(measured([base], Wish(windows), methods=("dynamic-yarn",))) == [pytest.approx(static, rel=1e-6)]
+
+
 def test_longer_windows_add_no_pass_to_static_methods(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths, losses = [], Torch.losses
 

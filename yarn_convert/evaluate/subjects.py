@@ -53,7 +53,7 @@ class Line:
     @property
     def static(self) -> bool:
         """Whether one table serves every length."""
-        return not (_dynamic(self.rope) or "longrope" in _methods(self.rope))
+        return not _dynamic(self.rope) and self.rope.method != "longrope"
 
     def as_json(self) -> dict[str, Any]:
         return {"label": self.label, "method": self.method, "recipe": recipe_of(self.rope), "context": self.context}
