@@ -267,16 +267,36 @@ def test_llama_cpps_own_count_over_its_own_logits_gives_our_losses(make_model: M
     assert by_runtime == [pytest.approx(by_torch[0], rel=2e-5)]
 
 
-def test_bos_stands_before_every_window_where_the_tokenizer_puts_it(make_model: MakeModel, tmp_path: Path) -> None:
-    base = make_model()
-    path = base / "tokenizer.json"
+def with_bos(folder: Path, **more: Any) -> Path:
+    """The model, whose tokenizer puts the token 1 before a text; `more` goes into its tokenizer.json."""
+    path = folder / "tokenizer.json"
     spelt = json.loads(path.read_text())
     special = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
     single = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
-    path.write_text(
-        json.dumps({**spelt, "post_processor": {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}})
-    )
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    path.write_text(json.dumps({**spelt, "post_processor": template, **more}))
+    return folder
+
+
+CUTS_AND_PADS = {  # as fine-tuning leaves them in tokenizer.json
+    "truncation": {"direction": "Right", "max_length": 100, "strategy": "LongestFirst", "stride": 0},
+    "padding": {"strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+                "pad_token": "<|endoftext|>"},
+}  # fmt: skip
+
+
+def test_a_tokenizer_that_cuts_and_pads_changes_no_text_and_hides_no_bos(make_model: MakeModel) -> None:
+    plain, other = with_bos(make_model("plain")), with_bos(make_model("other"), **CUTS_AND_PADS)
+    for base in (plain, other):
+        (model,) = measured([base], Wish((CONTEXT,)))["models"]
+        assert model["bos"] == [1] and model["documents"][0]["tokens"] > 1000
+    found = [passkey([str(b)], Settings(), PasskeyWish((600,), trials=2), Journal())["rows"][0]["trials"] for b in (plain, other)]
+    assert found[0] == found[1] and all(t["tokens"] > 500 for t in found[0])
+
+
+def test_bos_stands_before_every_window_where_the_tokenizer_puts_it(make_model: MakeModel, tmp_path: Path) -> None:
+    base = with_bos(make_model())
     result = measured([base], Wish((CONTEXT,), 100, 32))
     point = result["rows"][0]["points"][0]
     assert result["models"][0]["bos"] == [1]

@@ -48,8 +48,6 @@ class Texts:
         All measures compare lengths on the same documents, so a short one is left out of all. InputError when none is left.
         """
         tokenizer = tokenizer_of(c)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         whole = [Document(name, _encode(tokenizer, text)) for name, text in self.contents()]
         if self.cut:
             n = self.cut
