@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from yarn_convert.evaluate import (
     temperature,
 )  # fmt: skip
 from yarn_convert.evaluate.dynamic import Steps, greedy
+from yarn_convert.evaluate.journal import identity
 from yarn_convert.evaluate.model import Torch
 from yarn_convert.evaluate.passkey import FILLING, prompt
 from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
@@ -553,6 +555,34 @@ def test_the_same_command_goes_on_and_another_input_does_not(
             measured([base], wish, Journal(path), **other)
 
 
+def test_another_config_is_another_model_to_the_journal(make_model: MakeModel, tmp_path: Path) -> None:
+    """The weight files are the same; what is computed of them is not."""
+    base, wish, path = make_model(), Wish((CONTEXT,)), tmp_path / "journal"
+    first = values(measured([base], wish, Journal(path)))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    again = values(measured([base], wish, Journal(path)))
+    assert again == values(measured([base], wish)) != first
+
+
+def test_every_part_of_a_split_file_tells_it_from_others(make_model: MakeModel, tmp_path: Path) -> None:
+    out = extended(make_model(ff=4096), tmp_path / "out.gguf", split_max_size="2M")
+    parts = sorted(tmp_path.glob("out-*.gguf"))
+    assert len(parts) > 1 and not out.exists()
+    before = identity(open_checkpoint(resolve(str(parts[0]))))
+    os.utime(parts[-1], (0, 0))
+    assert identity(open_checkpoint(resolve(str(parts[0])))) != before
+
+
+@pytest.mark.parametrize("content", [b"To be, or not to be", b"GGUF\x03\0\0\0", b'["a list"]', b"\n\n{}"])
+def test_a_file_that_is_no_journal_is_left_alone(make_model: MakeModel, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "perplexity", str(make_model()), "--windows", "32", "--journal", str(path)])
+    assert stopped.value.code == 1 and path.read_bytes() == content
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -572,6 +602,8 @@ def test_the_same_command_goes_on_and_another_input_does_not(
         (["--dtype", "f8"], "unknown --dtype"),
         (["--dataset", "nobody/nothing"], "dataset|data set"),
         (["--plot", "plot.jpeg"], "no format of a plot"),
+        (["--plot", "new.svg", "--report", "new.svg"], "the same file twice"),
+        (["--journal", "new.html", "--report", "new.html"], "the same file twice"),
     ],
 )
 def test_bad_input_is_one_line_and_a_hint(

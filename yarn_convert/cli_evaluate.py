@@ -256,7 +256,7 @@ def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs) -> Any:
     from .evaluate.text import lines
     from .validate.report import write_report
 
-    check_places(to.report, to.plot, to.force)
+    check_places(to.report, to.plot, to.journal, to.force)
     with journal_of(to.report or to.plot, to.journal) as kept, steps(to.quiet or to.as_json) as say:
         result = finished(run(kept, say))
     print(json.dumps(result, indent=2) if to.as_json else "\n".join(lines(result)))

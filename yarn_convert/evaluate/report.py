@@ -33,8 +33,11 @@ STEEP = 20.0  # the largest perplexity over the smallest, above which the axis i
 FORMATS = (".svg", ".png", ".pdf")
 
 
-def check_places(report: Path | None, plot: Path | None, force: bool) -> None:
+def check_places(report: Path | None, plot: Path | None, journal: Path | None, force: bool) -> None:
     """Raise before a long run what would stop its outputs: OutputError for a place, UsageError for a format or missing packages."""
+    places = [path.resolve() for path in (report, plot, journal) if path]
+    if len(set(places)) < len(places):
+        raise UsageError("--report, --plot and --journal name the same file twice", "give each a name of its own")
     if plot and plot.suffix not in FORMATS:
         raise UsageError(f"--plot {plot.name} is no format of a plot", f"a name with {', '.join(FORMATS)}")
     for path in (report, plot):

@@ -154,7 +154,8 @@ class Subject:
     def run(self, line: Line, document: Document, p: Pass, progress: Callable[[float], None]) -> dict[Span, Losses]:
         """The losses of a pass, by span. Those that the journal knows are not computed again."""
         ids = np.concatenate([np.asarray(self.lead, np.int64), document.ids[p.begin : p.end]])
-        key = self.key(line, ids, [[a - p.begin, b - p.begin] for a, b in p.spans])
+        offset = len(self.lead) - p.begin
+        key = self.key(line, ids, [[a + offset, b + offset] for a, b in p.spans])
         known = self.journal.get(key)
         if known is None:
             known = self._compute(line, ids, p, progress)
