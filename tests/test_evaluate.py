@@ -524,6 +524,69 @@ def test_advice_is_the_smallest_factor_that_stays_flat(
         assert all(max(t["excess"]) > tolerance for t in result["tried"][:-1])
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_what_a_factor_costs_is_counted_from_what_the_base_computes_for_that_length(
+    make_model: MakeModel, tmp_path: Path, kind: str
+) -> None:
+    """A base whose recipe follows the length has another one for a short text than for the N tokens of the advice."""
+    from family_models import make
+
+    dynamic = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    base = make_model(config=dynamic) if kind == "dynamic" else make("phi3/longrope", tmp_path / "base")
+    result = advise(str(base), Settings(), AdviseWish(8 * CONTEXT, factors=(16.0,), tolerance=0.0), Journal())
+    costs = result["tried"][0]["short"]
+    alone = values(measured([base], Wish(tuple(c["tokens"] for c in costs))))[0]
+    assert [c["perplexity"] for c in costs] == pytest.approx(alone, rel=1e-6)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": CONTEXT,
+}
+
+
+def test_advice_on_a_base_that_keeps_its_scaling_counts_from_what_it_serves(make_model: MakeModel) -> None:
+    """Llama 3.1 serves 131,072 tokens by its own llama3, not 8,192: its window, its short texts and its factors are of that."""
+    base = make_model(config={"rope_scaling": LLAMA3, "max_position_embeddings": 4 * CONTEXT})
+    result = advise(str(base), Settings(), AdviseWish(8 * CONTEXT, tolerance=0.0), Journal())
+    assert result["original_context"] == 4 * CONTEXT
+    assert [c["tokens"] for c in result["tried"][0]["short"]] == [CONTEXT, 2 * CONTEXT, 4 * CONTEXT]
+    assert [(t["factor"], t["context"]) for t in result["tried"][1:3]] == [(1.5, 6 * CONTEXT), (2.0, 8 * CONTEXT)]
+
+
+@pytest.mark.parametrize("method", [(), ("none",)])
+def test_the_original_context_changes_nothing_in_a_base_as_it_is(make_model: MakeModel, method: tuple[str, ...]) -> None:
+    base = make_model(config={"rope_scaling": LLAMA3, "max_position_embeddings": 4 * CONTEXT})
+    found = [values(measured([base], Wish((2 * CONTEXT,)), methods=method, original_context=length)) for length in (None, CONTEXT // 2)]
+    assert found[0] == found[1]
+
+
+def test_a_perplexity_that_is_no_number_is_not_flat(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a type overflows at the end of a long text."""
+    whole = Torch.losses
+
+    def overflows(self: Torch, rope: Any, ids: np.ndarray, first: int, *rest: Any) -> np.ndarray:
+        return np.where(np.arange(first, len(ids)) >= 3 * CONTEXT, np.nan, whole(self, rope, ids, first, *rest))
+
+    monkeypatch.setattr(Torch, "losses", overflows)
+    result = advise(str(make_model()), Settings(), AdviseWish(4 * CONTEXT, tolerance=1e9, factors=(4.0,)), Journal())
+    assert result["factor"] is None and len(result["tried"]) == 2
+
+
+def test_a_perplexity_that_is_no_number_is_not_the_best(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Torch.losses
+
+    def overflows(self: Torch, rope: Any, ids: np.ndarray, first: int, *rest: Any) -> np.ndarray:
+        return whole(self, rope, ids, first, *rest) * (np.nan if rope.params["attention_factor"] < 0.5 else 1)
+
+    monkeypatch.setattr(Torch, "losses", overflows)
+    (row,) = temperature([str(make_model())], Settings(scale=4.0), TemperatureWish(multipliers=(0.1, 1.2)), Journal())["rows"]
+    assert row["best"] > 1 and row["best_by_document"][0] > 1
+
+
 # -- going on after an interruption -----------------------------------------------------------------------------------
 
 
@@ -593,6 +656,11 @@ def test_a_file_that_is_no_journal_is_left_alone(make_model: MakeModel, tmp_path
         (["--method", "yarm", "--scale", "2"], "unknown method 'yarm'"),
         (["--method", "yarn:x"], "is no method and factor"),
         (["--method", "none,none"], "named twice"),
+        (["--method", "yarn:0", "--scale", "2"], "--scale must be a number above 1"),
+        (["--method", "dynamic-yarn:4"], "dynamic-yarn takes no factor"),
+        (["--method", "none:4"], "none takes no factor"),
+        (["--scale", "4"], "there is no --method"),
+        (["--original-context", "0"], "--original-context must be a number of tokens"),
         (["--windows", "2048,x"], "'x' is no number of tokens"),
         (["--windows", "1m"], "no document has 1,048,576 tokens"),
         (["--windows", "32", "--tokens", "100", "--stride", "64"], "leaves out tokens"),
@@ -607,14 +675,42 @@ def test_a_file_that_is_no_journal_is_left_alone(make_model: MakeModel, tmp_path
     ],
 )
 def test_bad_input_is_one_line_and_a_hint(
-    make_model: MakeModel, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+    make_model: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["evaluate", "perplexity", str(make_model()), *(["--windows", "32"] if "--windows" not in arguments else []), *arguments])
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 1
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: ")
     assert any(part in lines[0] for part in says.split("|")), lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["temperature", "--scale", "2", "--window", "0"], "the window must be at least 16 tokens"),
+        (["temperature", "--scale", "2", "--window", "-1"], "the window must be at least 16 tokens"),
+        (["advise", "--context", "2"], "--context must be at least 16 tokens"),
+        (["advise", "--context", "128", "--tolerance", "nan"], "tolerance"),
+        (["advise", "--context", "128", "--factor", "0.5,2"], "factors must be above 1"),
+        (["advise", "--context", "128", "--factor", "nan"], "factors must be above 1"),
+        (["advise", "--context", "128", "--original-context", "4"], "too short to say what a factor costs"),
+    ],
+)
+def test_numbers_out_of_range_are_one_line_and_a_hint(
+    make_model: MakeModel, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", arguments[0], str(make_model()), *arguments[1:]])
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1 and len(lines) == 2 and lines[1].startswith("hint: ")
+    assert says in lines[0], lines
 
 
 def test_perplexity_prints_a_table_or_json(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
