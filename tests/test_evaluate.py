@@ -668,8 +668,15 @@ def test_a_file_that_is_no_journal_is_left_alone(make_model: MakeModel, tmp_path
         (["--runtime", "llama.cpp", "--method", "yarn"], "takes no --method"),
         (["--text", "nowhere.txt"], "cannot read the text"),
         (["--dtype", "f8"], "unknown --dtype"),
-        (["--dataset", "nobody/nothing"], "dataset|data set"),
+        (["--dataset", "./nowhere"], "dataset|data set"),
         (["--plot", "plot.jpeg"], "no format of a plot"),
+        (["--tokens", "0"], "no window of 32 tokens slides over 0"),
+        (["--windows", "64", "--tokens", "50"], "no window of 64 tokens slides over 50"),
+        (["--tokens", "100", "--stride", "0"], "a stride of 0 leaves out tokens"),
+        (["--stride", "8"], "there is no --tokens"),
+        (["--cut", "0"], "--cut must be at least 2"),
+        (["--method", ","], "names no method"),
+        (["--text", "TEXTS", "--text", "."], "no *.txt in ."),
         (["--plot", "new.svg", "--report", "new.svg"], "the same file twice"),
         (["--journal", "new.html", "--report", "new.html"], "the same file twice"),
     ],
@@ -683,12 +690,66 @@ def test_bad_input_is_one_line_and_a_hint(
     says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    arguments = [str(TEXT) if a == "TEXTS" else a for a in arguments]
     with pytest.raises(SystemExit) as stopped:
         cli.main(["evaluate", "perplexity", str(make_model()), *(["--windows", "32"] if "--windows" not in arguments else []), *arguments])
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 1
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: ")
     assert any(part in lines[0] for part in says.split("|")), lines
+
+
+ROWS = [{"text": TEXT.read_text()[:2000]}, {"text": None}, {"text": TEXT.read_text()[2000:4000], "other": 1}]
+
+
+def test_a_data_set_gives_the_documents_of_its_rows(make_model: MakeModel, tmp_path: Path) -> None:
+    """A local folder, as the package reads it; a row without text is too short."""
+    pytest.importorskip("datasets")
+    base, folder = make_model(), tmp_path / "rows"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    files = [tmp_path / f"{i}.txt" for i in (0, 2)]
+    for i, file in zip((0, 2), files, strict=True):
+        file.write_text(ROWS[i]["text"])
+    wish = Wish((32, 500))
+    by_row = measured([base], wish, texts=Texts(dataset=f"{folder}::test:text"))
+    assert values(by_row) == values(measured([base], wish, texts=Texts(dataset=str(folder)))), "what is not said is found"
+    assert values(by_row) == values(measured([base], wish, texts=Texts(tuple(files))))
+    assert [d["name"] for d in by_row["models"][0]["documents"]] == [f"{folder}[0]", f"{folder}[2]"]
+    assert by_row["models"][0]["left_out"] == 1
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ("", "names no data set"),
+        (":::", "names no data set"),
+        ("ROWS::test:text:more", "names no data set"),
+        ("ROWS::train", "Bad split: train"),
+        ("ROWS::test:other", "no text in other: it has text, other"),
+        ("ROWS::test:none", "no text in none: it has text, other"),
+        ("ROWSmissing", "cannot load the data set"),
+    ],
+)
+def test_what_a_data_set_has_not_is_one_line_and_a_hint(
+    make_model: MakeModel, tmp_path: Path, capfd: pytest.CaptureFixture[str], wish: str, says: str
+) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "test.jsonl").write_text(json.dumps({"text": "a", "other": 1}))
+    wish = wish.replace("ROWS", str(tmp_path / "rows"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "perplexity", str(make_model()), "--windows", "32", "--dataset", wish, "--json"])
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert stopped.value.code == 1 and not out and len(lines) == 2 and lines[1].startswith("hint: ")
+    assert says in lines[0], lines
+
+
+def test_a_length_that_is_named_twice_is_measured_once(make_model: MakeModel) -> None:
+    result = passkey([str(make_model())], Settings(), PasskeyWish((600, 500, 600), trials=2), Journal())
+    assert result["lengths"] == (600, 500)
+    assert [(p["length"], p["trials"]) for p in result["rows"][0]["points"]] == [(600, 2), (500, 2)]
 
 
 @pytest.mark.parametrize(

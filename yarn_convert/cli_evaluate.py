@@ -111,7 +111,9 @@ def perplexity(
     from .evaluate import Wish, outputs_of, put_on_record
     from .evaluate import perplexity as run
 
-    wish = Wish(token_list(windows), length, stride or 256)
+    if stride is not None and length is None:
+        raise UsageError("--stride moves a window over --tokens, and there is no --tokens", "--tokens 64k, or leave out --stride")
+    wish = Wish(token_list(windows), length, 256 if stride is None else stride)
     s = _settings(method, scale, context, original_context, text, dataset, cut, documents, device, dtype, runtime)
     outputs = outputs_of(models, s.methods) if record else []
     result = _measure(lambda kept, say: run(models, s, wish, kept, say), Outputs(report, plot, journal, force, as_json, quiet))
@@ -234,6 +236,8 @@ def _settings(
     from .evaluate import Settings, Texts
 
     methods = tuple(m for wish in method or () for m in wish.split(",") if m.strip())
+    if method and not methods:
+        raise UsageError("--method names no method", "--method none,yarn")
     texts = Texts(tuple(text or ()), dataset, cut, most)
     return Settings(methods, scale, context, original, texts, device, dtype, runtime)
 

@@ -34,6 +34,8 @@ def perplexity(models: Sequence[str], s: Settings, wish: Wish, journal: Journal,
     if not wish.windows:
         raise UsageError("no window to measure", "--windows 2048,4096,8192")
     widths = tuple(sorted(set(wish.windows)))
+    if wish.tokens is not None and wish.tokens < widths[-1]:
+        raise UsageError(f"no window of {widths[-1]:,} tokens slides over {wish.tokens:,}", "more --tokens, or shorter --windows")
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
     rows: list[dict[str, Any]] = []
     described = []
