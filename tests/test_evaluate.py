@@ -21,7 +21,7 @@ from test_report import Page
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.convert import Options, convert
-from yarn_convert.errors import UsageError
+from yarn_convert.errors import InputError, UsageError
 from yarn_convert.evaluate import (
     AdviseWish,
     Journal,
@@ -31,6 +31,7 @@ from yarn_convert.evaluate import (
     Texts,
     Wish,
     advise,
+    finished,
     model,
     passkey,
     perplexity,
@@ -40,6 +41,7 @@ from yarn_convert.evaluate.dynamic import Steps, greedy
 from yarn_convert.evaluate.journal import identity
 from yarn_convert.evaluate.model import Torch
 from yarn_convert.evaluate.passkey import FILLING, prompt
+from yarn_convert.evaluate.text import lines as evaluation_lines
 from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
@@ -873,13 +875,41 @@ def test_what_an_output_costs_is_on_record_and_in_its_card(
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [([], "a base and its outputs"), (["OUT", "--method", "yarn:2"], "a base and its outputs"), (["BASE"], "no manifest")],
+    [
+        ([], "a base and its outputs"),
+        (["OUT", "--method", "yarn:2"], "a base and its outputs"),
+        (["BASE"], "no manifest"),
+        (["DEEPER"], "another shape"),
+        (["BOS"], "other tokens than tiny"),
+    ],
 )
 def test_only_outputs_as_they_are_go_on_record(
     make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
     base = make_model()
     places = {"BASE": str(base), "OUT": str(extended(base, tmp_path / "out")) if "OUT" in words else ""}
+    if "DEEPER" in words:
+        places["DEEPER"] = str(extended(make_model("deeper", layers=3), tmp_path / "out"))
+    if "BOS" in words:
+        places["BOS"] = str(with_bos(extended(base, tmp_path / "out")))
     with pytest.raises(SystemExit) as stopped:
         cli.main(["evaluate", "perplexity", str(base), *(places.get(w, w) for w in words), "--windows", "32", "--record"])
     assert stopped.value.code == 1 and says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or "evaluation" not in json.loads((tmp_path / "out" / "yarn_convert.json").read_text())
+
+
+def test_models_that_read_other_tokens_are_not_compared(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    """Perplexity is per token: over other tokens, or with BOS and without, a change says nothing of the models."""
+    plain, same, other = make_model("plain"), make_model("same"), with_bos(make_model("other"))
+    result = finished(measured([plain, same, other], Wish((32, CONTEXT))))
+    assert [m["same_tokens"] for m in result["models"]] == [True, True, False]
+    assert values(result, "change") == [[0.0, 0.0], [0.0, 0.0], [None, None]]
+    assert sum("do not compare" in line for line in evaluation_lines(result)) == 1
+
+
+def test_a_model_without_a_tokenizer_stops_a_run_before_it_begins(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, other = make_model("base"), make_model("other")
+    (other / "tokenizer.json").unlink()
+    monkeypatch.setattr(Torch, "losses", lambda *_: pytest.fail("computed"))
+    with pytest.raises(InputError, match="no tokenizer"):
+        measured([base, other], Wish((32,)))

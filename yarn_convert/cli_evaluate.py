@@ -116,9 +116,8 @@ def perplexity(
     wish = Wish(token_list(windows), length, 256 if stride is None else stride)
     s = _settings(method, scale, context, original_context, text, dataset, cut, documents, device, dtype, runtime)
     outputs = outputs_of(models, s.methods) if record else []
-    result = _measure(lambda kept, say: run(models, s, wish, kept, say), Outputs(report, plot, journal, force, as_json, quiet))
-    if record:
-        put_on_record(result, outputs)
+    to = Outputs(report, plot, journal, force, as_json, quiet)
+    _measure(lambda kept, say: run(models, s, wish, kept, say), to, lambda result: put_on_record(result, outputs) if record else None)
 
 
 @evaluate_app.command()
@@ -253,8 +252,8 @@ class Outputs(NamedTuple):
     quiet: bool
 
 
-def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs) -> Any:
-    """Run a measure with its journal; print and write what it found, and return it."""
+def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs, then: Callable[[Any], None] = lambda result: None) -> None:
+    """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included."""
     from .evaluate import finished, journal_of
     from .evaluate.report import check_places, html_report, save_plots
     from .evaluate.text import lines
@@ -268,5 +267,5 @@ def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs) -> Any:
         write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if to.plot:
         save_plots(result, to.plot, to.force)
+    then(result)
     kept.remove()
-    return result
