@@ -701,6 +701,36 @@ def test_bad_input_is_one_line_and_a_hint(
     assert any(part in lines[0] for part in says.split("|")), lines
 
 
+def test_a_mark_of_the_byte_order_is_no_token(make_model: MakeModel, tmp_path: Path) -> None:
+    base, files = make_model(), (tmp_path / "a.txt", tmp_path / "b.txt")
+    for file, mark in zip(files, (b"", b"\xef\xbb\xbf"), strict=True):
+        file.write_bytes(mark + TEXT.read_bytes()[:3000])
+    a, b = (values(measured([base], Wish((CONTEXT,)), texts=Texts((file,)))) for file in files)
+    assert a == b
+
+
+def test_plots_that_are_there_stop_a_run_before_it_begins(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passkey draws NAME-1, NAME-2, … for its methods."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "plot-2.png").write_bytes(b"mine")
+    monkeypatch.setattr(evaluate_passkey, "greedy", lambda *_: pytest.fail("computed"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(
+            ["evaluate", "passkey", str(make_model()), "--lengths", "500", "--method", "none,yarn:2", "--plot", str(tmp_path / "plot.png")]
+        )
+    assert stopped.value.code == 1 and "plot-2.png exists" in capsys.readouterr().err
+    assert (tmp_path / "plot-2.png").read_bytes() == b"mine"
+
+
+def test_without_a_measure_the_measures_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate"])
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, err) == (0, "") and "perplexity" in out
+
+
 ROWS = [{"text": TEXT.read_text()[:2000]}, {"text": None}, {"text": TEXT.read_text()[2000:4000], "other": 1}]
 
 

@@ -88,7 +88,7 @@ def _files(path: Path) -> list[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")  # a mark of the byte order would be a document's first token
     except (OSError, UnicodeDecodeError) as e:
         why = getattr(e, "strerror", None) or "it is not UTF-8"
         raise InputError(f"cannot read the text {path}: {why}", "--text FILE, in UTF-8") from None
