@@ -238,6 +238,16 @@ def test_logits_of_all_positions_are_never_in_memory(make_model: MakeModel, monk
     assert rows and max(rows) <= 10 and sum(rows) == 255
 
 
+def test_a_model_whose_layers_are_loaded_as_they_are_needed_is_measured_the_same(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, wish = make_model(), Wish((32, 128))
+    whole = values(measured([base], wish))
+    monkeypatch.setattr("yarn_convert.validate.reference.free_memory", lambda device: 0)
+    result = measured([base], wish)
+    assert result["models"][0]["offloaded"] and values(result) == whole
+
+
 def llama_cpp_perplexity(logits: np.ndarray, ids: np.ndarray, width: int) -> tuple[float, int]:
     """(Σ −ln p, tokens) of one chunk as tools/perplexity/perplexity.cpp counts them: first = n_ctx/2, n_ctx − first − 1 of them,
     each by `log_softmax`: the largest logit, the sum of expf in double."""
