@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from test_report import Page
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.convert import Options, convert
-from yarn_convert.errors import UsageError
+from yarn_convert.errors import InputError, UsageError
 from yarn_convert.evaluate import (
     AdviseWish,
     Journal,
@@ -30,14 +31,17 @@ from yarn_convert.evaluate import (
     Texts,
     Wish,
     advise,
+    finished,
     model,
     passkey,
     perplexity,
     temperature,
 )  # fmt: skip
 from yarn_convert.evaluate.dynamic import Steps, greedy
+from yarn_convert.evaluate.journal import identity
 from yarn_convert.evaluate.model import Torch
 from yarn_convert.evaluate.passkey import FILLING, prompt
+from yarn_convert.evaluate.text import lines as evaluation_lines
 from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
@@ -187,6 +191,26 @@ def test_dynamic_methods_take_the_length_of_each_window(make_model: MakeModel) -
         assert row == pytest.approx([*dynamic[0][:2], *two, *three], rel=1e-6)
 
 
+def test_a_base_with_longrope_and_its_extension_are_what_transformers_computes_at_every_length(tmp_path: Path) -> None:
+    """The base switches lists at L; its extension has the long one always, measured over the base or as the output is."""
+    from family_models import make
+
+    base, windows = make("phi3/longrope", tmp_path / "base"), (CONTEXT // 2, CONTEXT, CONTEXT + 1, 4 * CONTEXT)
+    out = extended(base, tmp_path / "out", scale=2.0)
+    for folder, ours in ((base, measured([base], Wish(windows))), (out, measured([out], Wish(windows)))):
+        loops = [windowed_loop(folder, text_ids(base, n), n, n)[0][0] for n in windows]
+        assert values(ours, "loss") == [pytest.approx(loops, rel=1e-5)]
+    assert values(measured([base], Wish(windows), methods=("yarn",), scale=2.0)) == [pytest.approx(values(ours)[0], rel=1e-6)]
+
+
+def test_a_dynamic_method_on_latent_attention_is_the_static_one_of_that_length(tmp_path: Path) -> None:
+    from family_models import make
+
+    base, windows = make("deepseek_v2", tmp_path / "base"), (2 * CONTEXT, 3 * CONTEXT)
+    static = [values(measured([base], Wish((w,)), methods=("yarn",), scale=w / CONTEXT))[0][0] for w in windows]
+    assert values(measured([base], Wish(windows), methods=("dynamic-yarn",))) == [pytest.approx(static, rel=1e-6)]
+
+
 def test_longer_windows_add_no_pass_to_static_methods(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths, losses = [], Torch.losses
 
@@ -212,6 +236,16 @@ def test_logits_of_all_positions_are_never_in_memory(make_model: MakeModel, monk
     monkeypatch.setattr(model, "LOGITS", 263 * 10)
     assert values(measured([base], wish)) == [pytest.approx(whole[0], rel=1e-6)]
     assert rows and max(rows) <= 10 and sum(rows) == 255
+
+
+def test_a_model_whose_layers_are_loaded_as_they_are_needed_is_measured_the_same(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, wish = make_model(), Wish((32, 128))
+    whole = values(measured([base], wish))
+    monkeypatch.setattr("yarn_convert.validate.reference.free_memory", lambda device: 0)
+    result = measured([base], wish)
+    assert result["models"][0]["offloaded"] and values(result) == whole
 
 
 def llama_cpp_perplexity(logits: np.ndarray, ids: np.ndarray, width: int) -> tuple[float, int]:
@@ -247,16 +281,36 @@ def test_llama_cpps_own_count_over_its_own_logits_gives_our_losses(make_model: M
     assert by_runtime == [pytest.approx(by_torch[0], rel=2e-5)]
 
 
-def test_bos_stands_before_every_window_where_the_tokenizer_puts_it(make_model: MakeModel, tmp_path: Path) -> None:
-    base = make_model()
-    path = base / "tokenizer.json"
+def with_bos(folder: Path, **more: Any) -> Path:
+    """The model, whose tokenizer puts the token 1 before a text; `more` goes into its tokenizer.json."""
+    path = folder / "tokenizer.json"
     spelt = json.loads(path.read_text())
     special = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
     single = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
-    path.write_text(
-        json.dumps({**spelt, "post_processor": {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}})
-    )
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    path.write_text(json.dumps({**spelt, "post_processor": template, **more}))
+    return folder
+
+
+CUTS_AND_PADS = {  # as fine-tuning leaves them in tokenizer.json
+    "truncation": {"direction": "Right", "max_length": 100, "strategy": "LongestFirst", "stride": 0},
+    "padding": {"strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+                "pad_token": "<|endoftext|>"},
+}  # fmt: skip
+
+
+def test_a_tokenizer_that_cuts_and_pads_changes_no_text_and_hides_no_bos(make_model: MakeModel) -> None:
+    plain, other = with_bos(make_model("plain")), with_bos(make_model("other"), **CUTS_AND_PADS)
+    for base in (plain, other):
+        (model,) = measured([base], Wish((CONTEXT,)))["models"]
+        assert model["bos"] == [1] and model["documents"][0]["tokens"] > 1000
+    found = [passkey([str(b)], Settings(), PasskeyWish((600,), trials=2), Journal())["rows"][0]["trials"] for b in (plain, other)]
+    assert found[0] == found[1] and all(t["tokens"] > 500 for t in found[0])
+
+
+def test_bos_stands_before_every_window_where_the_tokenizer_puts_it(make_model: MakeModel, tmp_path: Path) -> None:
+    base = with_bos(make_model())
     result = measured([base], Wish((CONTEXT,), 100, 32))
     point = result["rows"][0]["points"][0]
     assert result["models"][0]["bos"] == [1]
@@ -482,6 +536,69 @@ def test_advice_is_the_smallest_factor_that_stays_flat(
         assert all(max(t["excess"]) > tolerance for t in result["tried"][:-1])
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_what_a_factor_costs_is_counted_from_what_the_base_computes_for_that_length(
+    make_model: MakeModel, tmp_path: Path, kind: str
+) -> None:
+    """A base whose recipe follows the length has another one for a short text than for the N tokens of the advice."""
+    from family_models import make
+
+    dynamic = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    base = make_model(config=dynamic) if kind == "dynamic" else make("phi3/longrope", tmp_path / "base")
+    result = advise(str(base), Settings(), AdviseWish(8 * CONTEXT, factors=(16.0,), tolerance=0.0), Journal())
+    costs = result["tried"][0]["short"]
+    alone = values(measured([base], Wish(tuple(c["tokens"] for c in costs))))[0]
+    assert [c["perplexity"] for c in costs] == pytest.approx(alone, rel=1e-6)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": CONTEXT,
+}
+
+
+def test_advice_on_a_base_that_keeps_its_scaling_counts_from_what_it_serves(make_model: MakeModel) -> None:
+    """Llama 3.1 serves 131,072 tokens by its own llama3, not 8,192: its window, its short texts and its factors are of that."""
+    base = make_model(config={"rope_scaling": LLAMA3, "max_position_embeddings": 4 * CONTEXT})
+    result = advise(str(base), Settings(), AdviseWish(8 * CONTEXT, tolerance=0.0), Journal())
+    assert result["original_context"] == 4 * CONTEXT
+    assert [c["tokens"] for c in result["tried"][0]["short"]] == [CONTEXT, 2 * CONTEXT, 4 * CONTEXT]
+    assert [(t["factor"], t["context"]) for t in result["tried"][1:3]] == [(1.5, 6 * CONTEXT), (2.0, 8 * CONTEXT)]
+
+
+@pytest.mark.parametrize("method", [(), ("none",)])
+def test_the_original_context_changes_nothing_in_a_base_as_it_is(make_model: MakeModel, method: tuple[str, ...]) -> None:
+    base = make_model(config={"rope_scaling": LLAMA3, "max_position_embeddings": 4 * CONTEXT})
+    found = [values(measured([base], Wish((2 * CONTEXT,)), methods=method, original_context=length)) for length in (None, CONTEXT // 2)]
+    assert found[0] == found[1]
+
+
+def test_a_perplexity_that_is_no_number_is_not_flat(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a type overflows at the end of a long text."""
+    whole = Torch.losses
+
+    def overflows(self: Torch, rope: Any, ids: np.ndarray, first: int, *rest: Any) -> np.ndarray:
+        return np.where(np.arange(first, len(ids)) >= 3 * CONTEXT, np.nan, whole(self, rope, ids, first, *rest))
+
+    monkeypatch.setattr(Torch, "losses", overflows)
+    result = advise(str(make_model()), Settings(), AdviseWish(4 * CONTEXT, tolerance=1e9, factors=(4.0,)), Journal())
+    assert result["factor"] is None and len(result["tried"]) == 2
+
+
+def test_a_perplexity_that_is_no_number_is_not_the_best(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Torch.losses
+
+    def overflows(self: Torch, rope: Any, ids: np.ndarray, first: int, *rest: Any) -> np.ndarray:
+        return whole(self, rope, ids, first, *rest) * (np.nan if rope.params["attention_factor"] < 0.5 else 1)
+
+    monkeypatch.setattr(Torch, "losses", overflows)
+    (row,) = temperature([str(make_model())], Settings(scale=4.0), TemperatureWish(multipliers=(0.1, 1.2)), Journal())["rows"]
+    assert row["best"] > 1 and row["best_by_document"][0] > 1
+
+
 # -- going on after an interruption -----------------------------------------------------------------------------------
 
 
@@ -513,6 +630,34 @@ def test_the_same_command_goes_on_and_another_input_does_not(
             measured([base], wish, Journal(path), **other)
 
 
+def test_another_config_is_another_model_to_the_journal(make_model: MakeModel, tmp_path: Path) -> None:
+    """The weight files are the same; what is computed of them is not."""
+    base, wish, path = make_model(), Wish((CONTEXT,)), tmp_path / "journal"
+    first = values(measured([base], wish, Journal(path)))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    again = values(measured([base], wish, Journal(path)))
+    assert again == values(measured([base], wish)) != first
+
+
+def test_every_part_of_a_split_file_tells_it_from_others(make_model: MakeModel, tmp_path: Path) -> None:
+    out = extended(make_model(ff=4096), tmp_path / "out.gguf", split_max_size="2M")
+    parts = sorted(tmp_path.glob("out-*.gguf"))
+    assert len(parts) > 1 and not out.exists()
+    before = identity(open_checkpoint(resolve(str(parts[0]))))
+    os.utime(parts[-1], (0, 0))
+    assert identity(open_checkpoint(resolve(str(parts[0])))) != before
+
+
+@pytest.mark.parametrize("content", [b"To be, or not to be", b"GGUF\x03\0\0\0", b'["a list"]', b"\n\n{}"])
+def test_a_file_that_is_no_journal_is_left_alone(make_model: MakeModel, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "perplexity", str(make_model()), "--windows", "32", "--journal", str(path)])
+    assert stopped.value.code == 1 and path.read_bytes() == content
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -523,6 +668,11 @@ def test_the_same_command_goes_on_and_another_input_does_not(
         (["--method", "yarm", "--scale", "2"], "unknown method 'yarm'"),
         (["--method", "yarn:x"], "is no method and factor"),
         (["--method", "none,none"], "named twice"),
+        (["--method", "yarn:0", "--scale", "2"], "--scale must be a number above 1"),
+        (["--method", "dynamic-yarn:4"], "dynamic-yarn takes no factor"),
+        (["--method", "none:4"], "none takes no factor"),
+        (["--scale", "4"], "there is no --method"),
+        (["--original-context", "0"], "--original-context must be a number of tokens"),
         (["--windows", "2048,x"], "'x' is no number of tokens"),
         (["--windows", "1m"], "no document has 1,048,576 tokens"),
         (["--windows", "32", "--tokens", "100", "--stride", "64"], "leaves out tokens"),
@@ -530,19 +680,140 @@ def test_the_same_command_goes_on_and_another_input_does_not(
         (["--runtime", "llama.cpp", "--method", "yarn"], "takes no --method"),
         (["--text", "nowhere.txt"], "cannot read the text"),
         (["--dtype", "f8"], "unknown --dtype"),
-        (["--dataset", "nobody/nothing"], "dataset|data set"),
+        (["--dataset", "./nowhere"], "dataset|data set"),
         (["--plot", "plot.jpeg"], "no format of a plot"),
+        (["--tokens", "0"], "no window of 32 tokens slides over 0"),
+        (["--windows", "64", "--tokens", "50"], "no window of 64 tokens slides over 50"),
+        (["--tokens", "100", "--stride", "0"], "a stride of 0 leaves out tokens"),
+        (["--stride", "8"], "there is no --tokens"),
+        (["--cut", "0"], "--cut must be at least 2"),
+        (["--method", ","], "names no method"),
+        (["--text", "TEXTS", "--text", "."], "no *.txt in ."),
+        (["--plot", "new.svg", "--report", "new.svg"], "the same file twice"),
+        (["--journal", "new.html", "--report", "new.html"], "the same file twice"),
     ],
 )
 def test_bad_input_is_one_line_and_a_hint(
-    make_model: MakeModel, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+    make_model: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(TEXT) if a == "TEXTS" else a for a in arguments]
     with pytest.raises(SystemExit) as stopped:
         cli.main(["evaluate", "perplexity", str(make_model()), *(["--windows", "32"] if "--windows" not in arguments else []), *arguments])
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 1
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: ")
     assert any(part in lines[0] for part in says.split("|")), lines
+
+
+def test_a_mark_of_the_byte_order_is_no_token(make_model: MakeModel, tmp_path: Path) -> None:
+    base, files = make_model(), (tmp_path / "a.txt", tmp_path / "b.txt")
+    for file, mark in zip(files, (b"", b"\xef\xbb\xbf"), strict=True):
+        file.write_bytes(mark + TEXT.read_bytes()[:3000])
+    a, b = (values(measured([base], Wish((CONTEXT,)), texts=Texts((file,)))) for file in files)
+    assert a == b
+
+
+def test_plots_that_are_there_stop_a_run_before_it_begins(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passkey draws NAME-1, NAME-2, … for its methods."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "plot-2.png").write_bytes(b"mine")
+    monkeypatch.setattr(evaluate_passkey, "greedy", lambda *_: pytest.fail("computed"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(
+            ["evaluate", "passkey", str(make_model()), "--lengths", "500", "--method", "none,yarn:2", "--plot", str(tmp_path / "plot.png")]
+        )
+    assert stopped.value.code == 1 and "plot-2.png exists" in capsys.readouterr().err
+    assert (tmp_path / "plot-2.png").read_bytes() == b"mine"
+
+
+def test_without_a_measure_the_measures_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate"])
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, err) == (0, "") and "perplexity" in out
+
+
+ROWS = [{"text": TEXT.read_text()[:2000]}, {"text": None}, {"text": TEXT.read_text()[2000:4000], "other": 1}]
+
+
+def test_a_data_set_gives_the_documents_of_its_rows(make_model: MakeModel, tmp_path: Path) -> None:
+    """A local folder, as the package reads it; a row without text is too short."""
+    pytest.importorskip("datasets")
+    base, folder = make_model(), tmp_path / "rows"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    files = [tmp_path / f"{i}.txt" for i in (0, 2)]
+    for i, file in zip((0, 2), files, strict=True):
+        file.write_text(ROWS[i]["text"])
+    wish = Wish((32, 500))
+    by_row = measured([base], wish, texts=Texts(dataset=f"{folder}::test:text"))
+    assert values(by_row) == values(measured([base], wish, texts=Texts(dataset=str(folder)))), "what is not said is found"
+    assert values(by_row) == values(measured([base], wish, texts=Texts(tuple(files))))
+    assert [d["name"] for d in by_row["models"][0]["documents"]] == [f"{folder}[0]", f"{folder}[2]"]
+    assert by_row["models"][0]["left_out"] == 1
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ("", "names no data set"),
+        (":::", "names no data set"),
+        ("ROWS::test:text:more", "names no data set"),
+        ("ROWS::train", "Bad split: train"),
+        ("ROWS::test:other", "no text in other: it has text, other"),
+        ("ROWS::test:none", "no text in none: it has text, other"),
+        ("ROWSmissing", "cannot load the data set"),
+    ],
+)
+def test_what_a_data_set_has_not_is_one_line_and_a_hint(
+    make_model: MakeModel, tmp_path: Path, capfd: pytest.CaptureFixture[str], wish: str, says: str
+) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "test.jsonl").write_text(json.dumps({"text": "a", "other": 1}))
+    wish = wish.replace("ROWS", str(tmp_path / "rows"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "perplexity", str(make_model()), "--windows", "32", "--dataset", wish, "--json"])
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert stopped.value.code == 1 and not out and len(lines) == 2 and lines[1].startswith("hint: ")
+    assert says in lines[0], lines
+
+
+def test_a_length_that_is_named_twice_is_measured_once(make_model: MakeModel) -> None:
+    result = passkey([str(make_model())], Settings(), PasskeyWish((600, 500, 600), trials=2), Journal())
+    assert result["lengths"] == (600, 500)
+    assert [(p["length"], p["trials"]) for p in result["rows"][0]["points"]] == [(600, 2), (500, 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["temperature", "--scale", "2", "--window", "0"], "the window must be at least 16 tokens"),
+        (["temperature", "--scale", "2", "--window", "-1"], "the window must be at least 16 tokens"),
+        (["advise", "--context", "2"], "--context must be at least 16 tokens"),
+        (["advise", "--context", "128", "--tolerance", "nan"], "tolerance"),
+        (["advise", "--context", "128", "--factor", "0.5,2"], "factors must be above 1"),
+        (["advise", "--context", "128", "--factor", "nan"], "factors must be above 1"),
+        (["advise", "--context", "128", "--original-context", "4"], "too short to say what a factor costs"),
+    ],
+)
+def test_numbers_out_of_range_are_one_line_and_a_hint(
+    make_model: MakeModel, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", arguments[0], str(make_model()), *arguments[1:]])
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1 and len(lines) == 2 and lines[1].startswith("hint: ")
+    assert says in lines[0], lines
 
 
 def test_perplexity_prints_a_table_or_json(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -644,13 +915,41 @@ def test_what_an_output_costs_is_on_record_and_in_its_card(
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [([], "a base and its outputs"), (["OUT", "--method", "yarn:2"], "a base and its outputs"), (["BASE"], "no manifest")],
+    [
+        ([], "a base and its outputs"),
+        (["OUT", "--method", "yarn:2"], "a base and its outputs"),
+        (["BASE"], "no manifest"),
+        (["DEEPER"], "another shape"),
+        (["BOS"], "other tokens than tiny"),
+    ],
 )
 def test_only_outputs_as_they_are_go_on_record(
     make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
     base = make_model()
     places = {"BASE": str(base), "OUT": str(extended(base, tmp_path / "out")) if "OUT" in words else ""}
+    if "DEEPER" in words:
+        places["DEEPER"] = str(extended(make_model("deeper", layers=3), tmp_path / "out"))
+    if "BOS" in words:
+        places["BOS"] = str(with_bos(extended(base, tmp_path / "out")))
     with pytest.raises(SystemExit) as stopped:
         cli.main(["evaluate", "perplexity", str(base), *(places.get(w, w) for w in words), "--windows", "32", "--record"])
     assert stopped.value.code == 1 and says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or "evaluation" not in json.loads((tmp_path / "out" / "yarn_convert.json").read_text())
+
+
+def test_models_that_read_other_tokens_are_not_compared(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    """Perplexity is per token: over other tokens, or with BOS and without, a change says nothing of the models."""
+    plain, same, other = make_model("plain"), make_model("same"), with_bos(make_model("other"))
+    result = finished(measured([plain, same, other], Wish((32, CONTEXT))))
+    assert [m["same_tokens"] for m in result["models"]] == [True, True, False]
+    assert values(result, "change") == [[0.0, 0.0], [0.0, 0.0], [None, None]]
+    assert sum("do not compare" in line for line in evaluation_lines(result)) == 1
+
+
+def test_a_model_without_a_tokenizer_stops_a_run_before_it_begins(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, other = make_model("base"), make_model("other")
+    (other / "tokenizer.json").unlink()
+    monkeypatch.setattr(Torch, "losses", lambda *_: pytest.fail("computed"))
+    with pytest.raises(InputError, match="no tokenizer"):
+        measured([base, other], Wish((32,)))

@@ -129,9 +129,12 @@ def test_our_own_output_keeps_a_true_manifest(make_model: MakeModel, tmp_path: P
     """What it is meant to be changes with the repair, and what lay beside a carrier of frequencies goes with it."""
     out = extended(make_model(), tmp_path / "out", carry="tensors")
     assert (out / "rope.safetensors").exists()
+    path = out / "yarn_convert.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "evaluation": {"of": "what it was"}}))
     plan_repair(str(out), Options(scale=8.0)).run()
-    manifest = json.loads((out / "yarn_convert.json").read_text())
+    manifest = json.loads(path.read_text())
     assert (manifest["context"], manifest["carrier"], manifest["validation"]) == (8 * CONTEXT, "metadata", None)
+    assert "evaluation" not in manifest
     assert not (out / "rope.safetensors").exists()
     assert (out / "rope.safetensors.before-repair").exists()
     assert plan_repair(str(out)).changes == (), "and is what is meant from now on"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yarn_convert.errors import Unsupported, UsageError
-from yarn_convert.rope import METHODS, Rope, bake, geometric, table, temperature
+from yarn_convert.rope import METHODS, Rope, bake, effect, geometric, table, temperature
 
 GRID = [
     (theta, L, s, D) for theta in (1e4, 1e5, 5e5, 1e6) for L in (2048, 8192, 32768, 131072) for s in (1.5, 4.0, 32.0) for D in (64, 80, 128)
@@ -195,3 +195,20 @@ def test_parameters_out_of_range_are_refused(rope: Rope, error: type[Exception])
 
 def test_every_method_documents_itself() -> None:
     assert all(m.__doc__ for m in METHODS.values())
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 200])
+def test_what_is_composed_with_longrope_has_its_long_list_at_every_length(length: int) -> None:
+    """So every output is written, which has one list: inside L too."""
+    lists = {"short_factor": (1.0,) * 8, "long_factor": (3.0,) * 8, "attention_factor": 1.1}
+    inner = Rope("longrope", 1e4, 16, 64, lists)
+    np.testing.assert_array_equal(table(Rope("linear", 1e4, 16, 256, {"factor": 2.0}, inner), length).inv_freq, geometric(1e4, 16) / 3 / 2)
+    np.testing.assert_array_equal(table(inner, length).inv_freq, geometric(1e4, 16) / (3 if length > 64 else 1))
+
+
+@pytest.mark.parametrize("length", [1, 64, 100, 640])
+def test_a_dynamic_recipe_multiplies_logits_as_the_static_one_of_that_length(length: int) -> None:
+    """Multi-head latent attention carries YaRN's temperature there (DeepSeek-V2): (0.1·ln s + 1)², s = max(1, l'/L)."""
+    rope = Rope("dynamic-yarn", 1e4, 16, 64, {"mscale": 1.0, "mscale_all_dim": 1.0})
+    assert effect(rope, length).logits == pytest.approx((0.1 * math.log(max(1, length / 64)) + 1) ** 2)
+    assert effect(rope, length).multiplier == 1

@@ -393,6 +393,16 @@ def test_a_scaled_base_is_rescaled_or_composed(make_model: MakeModel, tmp_path: 
     assert conversion.plan.verdicts["transformers-5"] == ""
 
 
+@pytest.mark.parametrize("out", ["out", "out.gguf"])
+def test_a_change_of_format_changes_no_later_extension(make_model: MakeModel, tmp_path: Path, out: str) -> None:
+    """The llama3 of an output of `--method none` is the base's own, and is kept as the base's."""
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    model = make_model(config={"rope_scaling": llama3, "max_position_embeddings": 512})
+    run(model, tmp_path / out, method="none")
+    base, again = (prepare(str(m), Options(scale=4)).extension for m in (model, tmp_path / out))
+    assert (again.rope, again.context) == (base.rope, base.context) and again.rope.inner is not None
+
+
 def test_lengths_that_follow_the_context_are_set(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model()
     path = model / "tokenizer_config.json"

@@ -299,8 +299,9 @@ def test_the_reference_is_the_same_from_either_format(make_model: MakeModel, tmp
     np.testing.assert_allclose(*both, atol=1e-5)
 
 
-def test_offloaded_layers_compute_the_same(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    c, ids = opened(make_model(tied=True)), np.arange(60)
+@pytest.mark.parametrize("tied", [True, False])
+def test_offloaded_layers_compute_the_same(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+    c, ids = opened(make_model(tied=tied)), np.arange(60)
     whole = Reference(c).logits(table(c.rope), ids, [(0, 60)])
     monkeypatch.setattr("yarn_convert.validate.reference.free_memory", lambda device: 0)
     offloaded = Reference(c)

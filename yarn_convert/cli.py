@@ -360,6 +360,8 @@ def main(argv: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args:
         args = ["--help"]
+    elif args == ["evaluate"]:
+        args.append("--help")
     elif args[0] not in (*COMMANDS, "--help", "--version"):
         args.insert(0, "convert")
     try:

@@ -111,12 +111,13 @@ def perplexity(
     from .evaluate import Wish, outputs_of, put_on_record
     from .evaluate import perplexity as run
 
-    wish = Wish(token_list(windows), length, stride or 256)
+    if stride is not None and length is None:
+        raise UsageError("--stride moves a window over --tokens, and there is no --tokens", "--tokens 64k, or leave out --stride")
+    wish = Wish(token_list(windows), length, 256 if stride is None else stride)
     s = _settings(method, scale, context, original_context, text, dataset, cut, documents, device, dtype, runtime)
     outputs = outputs_of(models, s.methods) if record else []
-    result = _measure(lambda kept, say: run(models, s, wish, kept, say), Outputs(report, plot, journal, force, as_json, quiet))
-    if record:
-        put_on_record(result, outputs)
+    to = Outputs(report, plot, journal, force, as_json, quiet)
+    _measure(lambda kept, say: run(models, s, wish, kept, say), to, lambda result: put_on_record(result, outputs) if record else None)
 
 
 @evaluate_app.command()
@@ -234,6 +235,8 @@ def _settings(
     from .evaluate import Settings, Texts
 
     methods = tuple(m for wish in method or () for m in wish.split(",") if m.strip())
+    if method and not methods:
+        raise UsageError("--method names no method", "--method none,yarn")
     texts = Texts(tuple(text or ()), dataset, cut, most)
     return Settings(methods, scale, context, original, texts, device, dtype, runtime)
 
@@ -249,14 +252,14 @@ class Outputs(NamedTuple):
     quiet: bool
 
 
-def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs) -> Any:
-    """Run a measure with its journal; print and write what it found, and return it."""
+def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs, then: Callable[[Any], None] = lambda result: None) -> None:
+    """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included."""
     from .evaluate import finished, journal_of
     from .evaluate.report import check_places, html_report, save_plots
     from .evaluate.text import lines
     from .validate.report import write_report
 
-    check_places(to.report, to.plot, to.force)
+    check_places(to.report, to.plot, to.journal, to.force)
     with journal_of(to.report or to.plot, to.journal) as kept, steps(to.quiet or to.as_json) as say:
         result = finished(run(kept, say))
     print(json.dumps(result, indent=2) if to.as_json else "\n".join(lines(result)))
@@ -264,5 +267,5 @@ def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs) -> Any:
         write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if to.plot:
         save_plots(result, to.plot, to.force)
+    then(result)
     kept.remove()
-    return result

@@ -90,8 +90,7 @@ def extend(c: Checkpoint, options: Options) -> Extension:
             )
         return Extension(c.rope, c.context, c.context / c.rope.original_context)
     _check_family(c, options)
-    composed = not c.ours and c.rope.method not in REPLACED
-    own = c.context if composed else c.rope.original_context
+    composed, own = composes(c), counted_from(c)
     original = own if options.original_context is None else options.original_context
     context, s, notes = _lengths(original, options)
     if composed and context <= c.context:
@@ -126,6 +125,17 @@ def extend(c: Checkpoint, options: Options) -> Extension:
         notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
     table(rope)  # raises for parameters out of range
     return Extension(rope, context, s, tuple(notes))
+
+
+def composes(c: Checkpoint) -> bool:
+    """Whether a method is applied over the base's own scaling and does not replace it. What yarn-convert left is replaced, but for
+    what none of its extensions is: a base's own llama3 or longrope, whose format alone it changed."""
+    return c.rope.method not in REPLACED and not (c.ours and c.rope.method in EXTENDING)
+
+
+def counted_from(c: Checkpoint) -> int:
+    """L, from which s counts: what a base serves by a scaling that is kept, else its original context."""
+    return c.context if composes(c) else c.rope.original_context
 
 
 def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None:

@@ -48,11 +48,12 @@ class Repair:
         return plan.out
 
     def _manifest(self) -> list[WriteBytes]:
-        """An output of yarn-convert says in its manifest what it is: that changes with it, and is unvalidated again."""
+        """An output of yarn-convert says in its manifest what it is: that changes with it, and is neither validated nor evaluated."""
         c = self.conversion.checkpoint
         old = read_manifest(c.source.path)
         if old is None:
             return []
+        old.pop("evaluation", None)
         new = manifest_of(self.conversion, {}, c.source.path)
         return [WriteBytes(MANIFEST, pretty(old | {key: new[key] for key in REPAIRED}))]
 

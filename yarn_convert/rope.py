@@ -85,7 +85,8 @@ def table(rope: Rope, length: int | None = None) -> Table:
     Raises UsageError for parameters out of range and Unsupported for an unknown method.
     """
     check(rope)
-    base = table(rope.inner, length) if rope.inner else Table(geometric(rope.theta, rope.rotary_dim), 1.0)
+    whole = rope.inner is not None and rope.inner.method == "longrope"  # what is composed with it takes its long list at every length
+    base = table(rope.inner, None if whole else length) if rope.inner else Table(geometric(rope.theta, rope.rotary_dim), 1.0)
     try:
         with np.errstate(all="ignore"):
             inv_freq, multiplier = METHODS[rope.method](base.inv_freq, rope, length)
@@ -99,10 +100,12 @@ def table(rope: Rope, length: int | None = None) -> Table:
 
 
 def effect(rope: Rope, length: int | None = None) -> Effect:
-    """`table`, and (0.1·mscale_all_dim·ln s + 1)² for the logits of a yarn recipe that has that parameter; else 1."""
+    """`table`, and (0.1·mscale_all_dim·ln s + 1)² for the logits of a yarn recipe that has that parameter; else 1. A dynamic
+    one has the s of `length`."""
     logits = rope.number("mscale_all_dim", 0.0)
     inner = effect(rope.inner, length).logits if rope.inner else 1.0
-    return Effect(*table(rope, length), inner * (temperature(rope.number("factor", 1.0), logits) ** 2 if logits else 1.0))
+    s = bake(rope, length or rope.original_context).number("factor", 1.0) if logits else 1.0
+    return Effect(*table(rope, length), inner * temperature(s, logits) ** 2)
 
 
 def check(rope: Rope) -> None:

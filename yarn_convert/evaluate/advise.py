@@ -11,12 +11,14 @@ Section 3.3 says why, Table 2 shows it).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
 from ..rope import BAKED
+from ..validate.run import SHORTEST
 from .documents import Document, names
 from .journal import Journal
 from .subjects import Line, Meter, Say, Settings, Subject, line_of
@@ -44,12 +46,18 @@ def advise(model: str, s: Settings, wish: AdviseWish, journal: Journal, say: Say
         raise UsageError("advice is about one method on a base, in torch", "--method yarn")
     if wish.method in (*BAKED, "none"):
         raise UsageError(f"the method {wish.method} has no factor to choose", "--method yarn")
-    if wish.tolerance < 0 or wish.segments < 1:
+    if not 0 <= wish.tolerance < math.inf or wish.segments < 1:
         raise UsageError("tolerance and segments must not be below 0 and 1", "--tolerance 0.02 --segments 8")
+    if wish.context < SHORTEST:
+        raise UsageError(f"--context must be at least {SHORTEST} tokens, not {wish.context}", "--context 32k")
+    if not all(1 < f < math.inf for f in wish.factors):
+        raise UsageError("factors must be above 1; the base itself is always tried", "--factor 2,4,8")
     subject = Subject(model, s, journal)
     n, original = wish.context, subject.original
+    if original < SHORT[0] * SHORTEST:
+        raise UsageError(f"texts of less than {original} tokens are too short to say what a factor costs", "--original-context sets L")
     ratio = n / original
-    factors = sorted(f for f in (wish.factors or (ratio * step for step in LADDER)) if f > 1)
+    factors = sorted({f for f in (wish.factors or (ratio * step for step in LADDER)) if f > 1})
     base = line_of(subject.c, s, "none")
     lines = [(1.0, base), *((f, line_of(subject.c, s, wish.method, f)) for f in factors)]
     documents = subject.documents(max(n, original))
@@ -57,19 +65,20 @@ def advise(model: str, s: Settings, wish: AdviseWish, journal: Journal, say: Say
     spans = segments(n - lead, wish.segments, 0 if lead else 1)
     control = [_cut(w.begin, w.end, w.first, spans) for w in sliding(n - lead, min(original, n), max(1, min(original, n) // 2), lead)]
     short = [(spans[0][0], original // k - lead) for k in SHORT]
-    longest = max(n, original) - lead
-    pass_ = Pass(0, longest, (*spans, *short))
-    lengths = [p.end - p.begin for p in control] * len(documents) + [longest] * len(documents) * len(lines)
+    plans = [(factor, line, _passes(line, n - lead, spans, short)) for factor, line in lines]
+    lengths = [p.end - p.begin for p in (*control, *(p for *_, plan in plans for p in plan))] * len(documents)
     meter = Meter(f"advice for {subject.name}", lengths, say)
     expected = _control(subject, base, documents, control, spans, meter)
     tried: list[dict[str, Any]] = []
-    for factor, line in lines:
-        found = _sums([subject.run(line, d, pass_, meter.begin(longest)) for d in documents])
-        first = tried[0]["short"] if tried else None
-        tried.append(_point(factor, line, found, spans, expected, short, first))
-        if max(tried[-1]["excess"]) <= wish.tolerance:
+    flat = False
+    for factor, line, plan in plans:
+        found = [_sums([subject.run(line, d, p, meter.begin(p.end - p.begin)) for d in documents]) for p in plan]
+        by_segment = [found[0][span] for span in spans]
+        costs = [found[i % len(found)][span] for i, span in enumerate(short, 1)]
+        tried.append(_point(factor, line, by_segment, expected, short, costs, tried[0]["short"] if tried else None))
+        flat = all(x <= wish.tolerance for x in tried[-1]["excess"])  # NaN is not
+        if flat:
             break
-    flat = max(tried[-1]["excess"]) <= wish.tolerance
     return {
         "measure": "advise", "context": n, "method": wish.method, "original_context": original, "tolerance": wish.tolerance,
         "segments": spans, "control": [c.perplexity for c in expected], "factor": tried[-1]["factor"] if flat else None, "tried": tried,
@@ -77,6 +86,13 @@ def advise(model: str, s: Settings, wish: AdviseWish, journal: Journal, say: Say
             {"model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead, **subject.describe()}
         ],
     }  # fmt: skip
+
+
+def _passes(line: Line, n: int, spans: Sequence[Span], short: Sequence[Span]) -> list[Pass]:
+    """One over the first `n` tokens by segment and over short texts; where the length says what is computed, one for each of these."""
+    if line.static:
+        return [Pass(0, max(n, *(b for _, b in short)), (*spans, *short))]
+    return [Pass(0, n, tuple(spans)), *(Pass(0, b, ((a, b),)) for a, b in short)]
 
 
 def _cut(begin: int, end: int, first: int, spans: Sequence[Span]) -> Pass:
@@ -105,22 +121,21 @@ def _sums(found: Sequence[dict[Span, Losses]]) -> dict[Span, Losses]:
 def _point(
     factor: float,
     line: Line,
-    found: dict[Span, Losses],
-    spans: Sequence[Span],
+    by_segment: Sequence[Losses],
     expected: Sequence[Losses],
     short: Sequence[Span],
+    found: Sequence[Losses],
     first: Any,
 ) -> dict[str, Any]:
     """`excess`: by how much each segment's perplexity is above the control's, as a share; `short`: perplexity and its change at short
     lengths, against those of the base in `first`."""
-    costs = [{"tokens": b, "perplexity": found[a, b].perplexity} for a, b in short]
+    costs = [{"tokens": b, "perplexity": losses.perplexity} for (_, b), losses in zip(short, found, strict=True)]
     for cost, was in zip(costs, first or costs, strict=True):
         cost["change"] = cost["perplexity"] / was["perplexity"] - 1
-    by_segment = [found[span].perplexity for span in spans]
     return {
         "factor": factor,
         **line.as_json(),
-        "by_segment": by_segment,
-        "excess": [p / e.perplexity - 1 for p, e in zip(by_segment, expected, strict=True)],
+        "by_segment": [p.perplexity for p in by_segment],
+        "excess": [p.perplexity / e.perplexity - 1 for p, e in zip(by_segment, expected, strict=True)],
         "short": costs,
     }

@@ -35,21 +35,19 @@ class Texts:
 
     def contents(self) -> list[tuple[str, str]]:
         """(name, text), in the order given. InputError for what cannot be read; UsageError without the package `datasets`."""
-        files = [f for path in self.files for f in (sorted(path.glob("*.txt")) if path.is_dir() else [path])]
-        if self.files and not files:
-            raise InputError(f"no *.txt in {', '.join(map(str, self.files))}", "--text FILE, in UTF-8")
-        found = [(f.name, _read(f)) for f in files]
-        found += _dataset(self.dataset, self.most) if self.dataset else []
-        return found or [(TEXT.name, _read(TEXT))]
+        if not self.files and self.dataset is None:
+            return [(TEXT.name, _read(TEXT))]
+        found = [(f.name, _read(f)) for path in self.files for f in _files(path)]
+        return found + ([] if self.dataset is None else _dataset(self.dataset, self.most))
 
     def documents(self, c: Checkpoint, at_least: int) -> tuple[list[Document], int, int]:
         """(documents of at least so many tokens, how many were shorter, tokens of BOS that the tokenizer puts before a text).
 
         All measures compare lengths on the same documents, so a short one is left out of all. InputError when none is left.
         """
+        if self.cut is not None and self.cut < 2:
+            raise UsageError(f"--cut must be at least 2 tokens, not {self.cut}", "--cut 8k")
         tokenizer = tokenizer_of(c)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         whole = [Document(name, _encode(tokenizer, text)) for name, text in self.contents()]
         if self.cut:
             n = self.cut
@@ -80,9 +78,17 @@ def _encode(tokenizer: Any, text: str) -> Ids:
     return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
 
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if not (found := sorted(path.glob("*.txt"))):
+        raise InputError(f"no *.txt in {path}", "--text FILE, in UTF-8")
+    return found
+
+
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")  # a mark of the byte order would be a document's first token
     except (OSError, UnicodeDecodeError) as e:
         why = getattr(e, "strerror", None) or "it is not UTF-8"
         raise InputError(f"cannot read the text {path}: {why}", "--text FILE, in UTF-8") from None
@@ -96,7 +102,10 @@ def _dataset(wish: str, most: int | None) -> list[tuple[str, str]]:
         import datasets
     except ImportError:
         raise UsageError("--dataset needs the package datasets", "pip install datasets, or --text FILE") from None
-    name, config, split, column = (*wish.split(":"), "", "", "")[:4]
+    name, config, split, column, *more = (*wish.split(":"), "", "", "")
+    if not name or any(more):
+        raise UsageError(f"--dataset {wish!r} names no data set", "--dataset NAME:CONFIG:SPLIT:COLUMN")
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is said in one line
     try:
         rows: Any = datasets.load_dataset(name, config or None, split=split or "test", streaming=True)
         found: list[tuple[str, str]] = []
@@ -104,13 +113,19 @@ def _dataset(wish: str, most: int | None) -> list[tuple[str, str]]:
             if most is not None and i >= 20 * most:  # of which `most` are to be long enough
                 break
             key = column or next((k for k in COLUMNS if k in row), "")
-            if not isinstance(row.get(key), str):
-                raise InputError(f"{name} has no column of text {key!r}: {', '.join(row)}", "--dataset NAME:CONFIG:SPLIT:COLUMN")
-            found.append((f"{name}[{i}]", row[key]))
+            text = "" if key in row and row[key] is None else row.get(key)
+            if not isinstance(text, str):
+                raise InputError(
+                    f"{name} has no text in {key or 'a column'}: it has {', '.join(row)}", "--dataset NAME:CONFIG:SPLIT:COLUMN"
+                )
+            found.append((f"{name}[{i}]", text))
     except InputError:
         raise
     except Exception as e:  # whatever a data set's own code raises
-        raise InputError(f"cannot load the data set {wish}: {(str(e) or type(e).__name__).splitlines()[0]}", "--text FILE") from None
+        why = (str(e) or type(e).__name__).splitlines()[0]
+        raise InputError(f"cannot load the data set {wish}: {why}", "--dataset NAME:CONFIG:SPLIT:COLUMN, or --text FILE") from None
+    if not found:
+        raise InputError(f"the data set {wish} has no rows", "--dataset NAME:CONFIG:SPLIT:COLUMN, or --text FILE")
     return found
 
 

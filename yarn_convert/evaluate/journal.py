@@ -1,8 +1,9 @@
 """What has been computed already, so that the same command goes on where it was interrupted.
 
 One line of JSON per finished item, appended and flushed: a key, the SHA-256 of everything that the numbers follow from (weight files
-as they are, recipe, token ids, type, runtime, our version), and the numbers. So nothing that was computed of another input is ever
-taken for this one's, and a line that was cut short counts for nothing. The file goes when the result has been written.
+by size and time of change, config.json, recipe, token ids, type, runtime, our version), and the numbers. So nothing that was computed
+of another input is ever taken for this one's, and a line that was cut short counts for nothing. The file goes when the result has been
+written.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +22,12 @@ import numpy as np
 from ..checkpoint import Checkpoint
 from ..errors import OutputError
 
+BEGINNING = re.compile(rb'\n*(\[("[0-9a-f]{0,64}(".*)?)?)?', re.DOTALL)  # of a journal, however short it was cut
+
 
 class Journal:
-    """The journal at `path`; with None it remembers for this run alone. Raises OutputError for a place that cannot be written."""
+    """The journal at `path`; with None it remembers for this run alone. Raises OutputError for a place that cannot be written, or
+    for a file that is something else: a journal goes in the end."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path, self.found = path, 0
@@ -32,6 +37,9 @@ class Journal:
             return
         try:
             if path.exists():
+                with path.open("rb") as f:
+                    if not BEGINNING.fullmatch(f.read(80)):
+                        raise OutputError(f"{path} is no journal of an evaluation", "--journal names a file of its own")
                 for line in path.read_text("utf-8", "replace").splitlines():
                     self._take(line)
             self.file = path.open("a", encoding="utf-8")
@@ -89,10 +97,9 @@ def journal_of(out: Path | None, wish: Path | None) -> Iterator[Journal]:
 
 
 def identity(c: Checkpoint) -> list[Any]:
-    """What tells the weights of a checkpoint from others: its files by name, size and time of change."""
-    files = [c.source.path] if c.source.path.is_file() else sorted(c.weight_files)
-    stats = [(str(f.resolve()), f.stat()) for f in files]
-    return [c.family.model_type, *((name, s.st_size, s.st_mtime_ns) for name, s in stats)]
+    """What tells a checkpoint from others: its weight files, all parts, by name, size and time of change; and config.json."""
+    stats = [(str(f.resolve()), f.stat()) for f in sorted(c.weight_files)]
+    return [c.family.model_type, dict(c.written), *((name, s.st_size, s.st_mtime_ns) for name, s in stats)]
 
 
 def key_of(*parts: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +79,7 @@ def passkey(models: Sequence[str], s: Settings, wish: PasskeyWish, journal: Jour
     """Measure all recipes of all models; the result is JSON."""
     if s.runtime != "transformers":
         raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
+    wish = replace(wish, lengths=tuple(dict.fromkeys(wish.lengths)))
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
     rows, described = [], []
     for subject, lines in subjects:

@@ -8,10 +8,13 @@ A dynamic method takes its s from each window's length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
+
+import numpy as np
 
 from ..errors import UsageError
 from .documents import Document, names
@@ -34,12 +37,15 @@ def perplexity(models: Sequence[str], s: Settings, wish: Wish, journal: Journal,
     if not wish.windows:
         raise UsageError("no window to measure", "--windows 2048,4096,8192")
     widths = tuple(sorted(set(wish.windows)))
-    subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
+    if wish.tokens is not None and wish.tokens < widths[-1]:
+        raise UsageError(f"no window of {widths[-1]:,} tokens slides over {wish.tokens:,}", "more --tokens, or shorter --windows")
+    opened = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
+    subjects = [(subject, lines, subject.documents(max(wish.tokens or 0, *widths))) for subject, lines in opened]
+    compared = [_same_tokens(subjects[0], other) for other in subjects]
     rows: list[dict[str, Any]] = []
     described = []
     first: dict[int, float] = {}
-    for subject, lines in subjects:
-        documents = subject.documents(max(wish.tokens or 0, *widths))
+    for (subject, lines, documents), same in zip(subjects, compared, strict=True):
         plans = _plans(documents, widths, wish, len(subject.lead))
         work = [
             (line, i, p) for line in lines for i, plan in enumerate(plans) for p in passes(chain.from_iterable(plan.values()), line.static)
@@ -51,13 +57,22 @@ def perplexity(models: Sequence[str], s: Settings, wish: Wish, journal: Journal,
             key = (line.label, i, p.begin, 0 if line.static else p.end)
             found[key] = subject.run(line, documents[i], p, progress)
         for line in lines:
-            points = [_point(line, width, plans, found, first) for width in widths]
+            points = [_point(line, width, plans, found, first if same else None) for width in widths]
             rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points})
         described.append(
-            {"model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead, **subject.describe()}
-        )
+            {
+                "model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead,
+                "same_tokens": same, **subject.describe(),
+            }
+        )  # fmt: skip
         subject.release()
     return {"measure": "perplexity", "windows": widths, "tokens": wish.tokens, "stride": wish.stride, "models": described, "rows": rows}
+
+
+def _same_tokens(a: tuple[Subject, Any, list[Document]], b: tuple[Subject, Any, list[Document]]) -> bool:
+    """Whether two models read the same tokens: perplexities over others do not compare."""
+    same = (np.array_equal(x.ids, y.ids) for x, y in zip(a[2], b[2], strict=False))
+    return a[0].lead == b[0].lead and len(a[2]) == len(b[2]) and all(same)
 
 
 def _plans(documents: Sequence[Document], widths: Sequence[int], wish: Wish, lead: int) -> list[dict[int, list[Window]]]:
@@ -70,15 +85,15 @@ def _plans(documents: Sequence[Document], widths: Sequence[int], wish: Wish, lea
     return plans
 
 
-def _point(line: Line, width: int, plans: Any, found: Any, first: dict[int, float]) -> dict[str, Any]:
-    """One point of a line; `first` keeps the first line's mean losses, against which the change is counted."""
+def _point(line: Line, width: int, plans: Any, found: Any, first: dict[int, float] | None) -> dict[str, Any]:
+    """One point of a line; `first` keeps the first line's perplexities, against which the change is counted; None: no comparison."""
     by_document = []
     for i, plan in enumerate(plans):
         keys = [(line.label, i, w.begin, 0 if line.static else w.end) for w in plan[width]]
         by_document.append([found[key][w.first, w.end] for key, w in zip(keys, plan[width], strict=True)])
     windows = [w for document in by_document for w in document]
     total = sum(windows, NOTHING)
-    base = first.setdefault(width, total.perplexity)
+    base = math.nan if first is None else first.setdefault(width, total.perplexity)
     return {
         "window": width,
         "documents": len(plans),
@@ -89,5 +104,5 @@ def _point(line: Line, width: int, plans: Any, found: Any, first: dict[int, floa
         "standard_error": total.standard_error,
         "document_error": document_error([sum(d, NOTHING) for d in by_document]),
         "mean_of_window_means": mean_of_window_means(windows),
-        "change": total.perplexity / base - 1,
+        "change": total.perplexity / base - 1,  # NaN where nothing is compared
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 from collections.abc import Mapping
 from itertools import cycle
@@ -33,13 +34,23 @@ STEEP = 20.0  # the largest perplexity over the smallest, above which the axis i
 FORMATS = (".svg", ".png", ".pdf")
 
 
-def check_places(report: Path | None, plot: Path | None, force: bool) -> None:
+def check_places(report: Path | None, plot: Path | None, journal: Path | None, force: bool) -> None:
     """Raise before a long run what would stop its outputs: OutputError for a place, UsageError for a format or missing packages."""
+    places = [path.resolve() for path in (report, plot, journal) if path]
+    if len(set(places)) < len(places):
+        raise UsageError("--report, --plot and --journal name the same file twice", "give each a name of its own")
     if plot and plot.suffix not in FORMATS:
         raise UsageError(f"--plot {plot.name} is no format of a plot", f"a name with {', '.join(FORMATS)}")
-    for path in (report, plot):
+    for path in (report, plot, *(_numbered(plot) if plot else ())):
         if path:
             check_report(path, force)
+
+
+def _numbered(plot: Path) -> list[Path]:
+    """The files that a result with several plots would replace."""
+    return sorted(
+        path for path in plot.parent.glob(f"{glob.escape(plot.stem)}-*{plot.suffix}") if path.stem[len(plot.stem) + 1 :].isdigit()
+    )
 
 
 def save_plots(result: Result, path: Path, force: bool) -> None:

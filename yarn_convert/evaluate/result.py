@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import InputError, UsageError
 from ..source import resolve
 from ..validate.intention import read_manifest
@@ -31,20 +33,32 @@ def clean(value: Any) -> Any:
 
 def outputs_of(models: Sequence[str], methods: Sequence[str]) -> list[Path]:
     """The models after the first, in whose manifests a perplexity against the first one's can be put. UsageError where there is
-    none or a recipe is not their own, InputError for one without a manifest."""
+    none or a recipe is not their own, InputError for one without a manifest, of another shape than the first, or in the Hub's cache."""
     if len(models) < 2 or methods:
         raise UsageError("--record takes a base and its outputs as they are", "yarn-convert evaluate perplexity BASE OUT --record")
-    found = [resolve(model).path for model in models[1:]]
-    for path in found:
-        if read_manifest(path) is None:
-            raise InputError(f"{path} has no manifest to put it into", "an output of yarn-convert has one")
-    return found
+    base, *found = [open_checkpoint(resolve(model)) for model in models]
+    for c in found:
+        if read_manifest(c.source.path) is None:
+            raise InputError(f"{c.source.path} has no manifest to put it into", "an output of yarn-convert has one")
+        if _shape(c) != _shape(base):
+            raise InputError(f"{c.source.path} is no output of {models[0]}: it has another shape", "name its base first")
+        if c.source.commit is not None:
+            raise InputError(f"{c.source.path} is the Hub's: what is recorded there is lost", "copy it to a folder of your own")
+    return [c.source.path for c in found]
+
+
+def _shape(c: Checkpoint) -> list[Any]:
+    return [c.layers, c.heads("q"), c.heads("k"), c.head_dim, c.hparams.get("hidden_size")]
 
 
 def put_on_record(result: Mapping[str, Any], outputs: Sequence[Path]) -> None:
-    """A finished perplexity into the manifests of the outputs, for their cards. InputError where that is impossible."""
+    """A finished perplexity into the manifests of the outputs, for their cards. InputError where that is impossible, or where an
+    output reads other tokens than the base."""
     base, *rows = result["rows"]
-    name = Path(base["model"]).name if Path(base["model"]).exists() else base["model"]
+    name = os.path.basename(os.path.abspath(base["model"])) if Path(base["model"]).exists() else base["model"]  # noqa: PTH100, PTH119
+    for path, ran in zip(outputs, result["models"][1:], strict=True):
+        if not ran["same_tokens"]:
+            raise InputError(f"{path} reads the texts as other tokens than {name}: nothing is put on record", "name its base first")
     for path, row, ran in zip(outputs, rows, result["models"][1:], strict=True):
         kept = {k: result[k] for k in ("tokens", "stride", "created", "versions", "hardware")}
         kept |= {"base": {"model": name, "points": base["points"]}, "points": row["points"], "documents": ran["documents"]}

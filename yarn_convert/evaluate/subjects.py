@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..convert import EXTENDING, Options, extend
+from ..convert import EXTENDING, Options, counted_from, extend
 from ..errors import UsageError
 from ..rope import BAKED, Rope, recipe_of
 from ..source import resolve
@@ -53,7 +53,7 @@ class Line:
     @property
     def static(self) -> bool:
         """Whether one table serves every length."""
-        return not (_dynamic(self.rope) or "longrope" in _methods(self.rope))
+        return not _dynamic(self.rope) and self.rope.method != "longrope"
 
     def as_json(self) -> dict[str, Any]:
         return {"label": self.label, "method": self.method, "recipe": recipe_of(self.rope), "context": self.context}
@@ -70,13 +70,19 @@ def _dynamic(rope: Rope) -> bool:
 def lines_of(c: Checkpoint, s: Settings) -> list[Line]:
     """The recipes to measure on this base. Raises UsageError as a conversion does, and for a method named twice."""
     if not s.methods:
-        rope = c.rope if s.original_context is None else replace(c.rope, original_context=s.original_context)
-        return [Line(c.source.name, c.rope.method, rope, c.context)]
+        if s.scale is not None or s.context is not None:
+            raise UsageError("--scale and --context say how far a method extends, and there is no --method", "--method none,yarn")
+        return [Line(c.source.name, c.rope.method, _own(c, s), c.context)]
     found = [line_of(c, s, *_wish(text)) for text in s.methods]
     labels = [line.label for line in found]
     if len(set(labels)) < len(labels):
         raise UsageError(f"a method is named twice: {', '.join(labels)}", "--method yarn:4,yarn:8 compares factors")
     return found
+
+
+def _own(c: Checkpoint, s: Settings) -> Rope:
+    """The base's recipe. L changes nothing in what plain RoPE computes, and is a part of it in any other."""
+    return replace(c.rope, original_context=s.original_context) if s.original_context and c.rope.method == "none" else c.rope
 
 
 def _wish(text: str) -> tuple[str, float | None]:
@@ -91,17 +97,18 @@ def line_of(c: Checkpoint, s: Settings, method: str, factor: float | None = None
     """The recipe of a conversion with `method`; a dynamic one is not baked: s follows the length of each pass."""
     if method not in EXTENDING:
         raise UsageError(f"unknown method {method!r}", f"one of {', '.join(EXTENDING)}")
+    if factor is not None and (method in BAKED or method == "none"):
+        raise UsageError(f"the method {method} takes no factor, and was given {factor:g}", f"--method {method}")
     if method == "none":
-        rope = c.rope if s.original_context is None else replace(c.rope, original_context=s.original_context)
-        return Line("none", "none", rope, rope.original_context)
+        return Line("none", "none", _own(c, s), c.context)
     given = Options(method=method, original_context=s.original_context, attention_factor=attention_factor)
     if method in BAKED:
-        context = None if s.scale or s.context else 2 * (s.original_context or c.context)  # any: the factor is dropped again
+        context = None if s.scale or s.context else 2 * (s.original_context or c.context)  # of any s: it is dropped again
         e = extend(c, replace(given, scale=s.scale, context=s.context or context))
         params = {k: v for k, v in e.rope.params.items() if k != "factor"}
         return Line(method, method, replace(e.rope, method=method, params=params))
-    e = extend(c, replace(given, scale=factor) if factor else replace(given, scale=s.scale, context=s.context))
-    return Line(method + (f":{factor:g}" if factor else ""), method, e.rope, e.context)
+    e = extend(c, replace(given, scale=s.scale, context=s.context) if factor is None else replace(given, scale=factor))
+    return Line(method + ("" if factor is None else f":{factor:g}"), method, e.rope, e.context)
 
 
 class Subject:
@@ -110,6 +117,8 @@ class Subject:
     def __init__(self, model: str, s: Settings, journal: Journal) -> None:
         if s.dtype not in DTYPES:
             raise UsageError(f"unknown --dtype {s.dtype!r}", "f32 or bf16")
+        if s.original_context is not None and s.original_context < 1:
+            raise UsageError(f"--original-context must be a number of tokens, not {s.original_context}", "the length of pretraining")
         self.name, self.settings, self.journal = model, s, journal
         self.c: Checkpoint = open_checkpoint(resolve(model))
         self.identity = identity(self.c)
@@ -124,7 +133,8 @@ class Subject:
 
     @property
     def original(self) -> int:
-        return self.settings.original_context or self.c.rope.original_context
+        """L, from which the factors of this base count."""
+        return self.settings.original_context or counted_from(self.c)
 
     @property
     def scorer(self) -> Scorer:
@@ -154,7 +164,8 @@ class Subject:
     def run(self, line: Line, document: Document, p: Pass, progress: Callable[[float], None]) -> dict[Span, Losses]:
         """The losses of a pass, by span. Those that the journal knows are not computed again."""
         ids = np.concatenate([np.asarray(self.lead, np.int64), document.ids[p.begin : p.end]])
-        key = self.key(line, ids, [[a - p.begin, b - p.begin] for a, b in p.spans])
+        offset = len(self.lead) - p.begin
+        key = self.key(line, ids, [[a + offset, b + offset] for a, b in p.spans])
         known = self.journal.get(key)
         if known is None:
             known = self._compute(line, ids, p, progress)

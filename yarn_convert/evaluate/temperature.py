@@ -7,12 +7,14 @@ Each document is truncated at `window` tokens, one pass for each value; a segmen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
 from ..rope import temperature as recommended_at
+from ..validate.run import SHORTEST
 from .documents import names
 from .journal import Journal
 from .subjects import Meter, Say, Settings, Subject, line_of
@@ -45,22 +47,29 @@ def temperature(
     rows, described = [], []
     for subject in subjects:
         yarn = line_of(subject.c, s, "yarn")
+        if subject.c.family.latent:
+            raise UsageError(
+                f"{subject.c.family.model_type} turns a part of each head only: no multiplier of cos and sin is its temperature",
+                "evaluate perplexity measures yarn with the one it has",
+            )
         factor = yarn.rope.number("factor")
         own = recommended_at(factor)
         grid = sorted({own, *(wish.multipliers or (own + k * STEP for k in range(-3, 4) if own + k * STEP > 0))})
         lines = [line_of(subject.c, s, "yarn", attention_factor=m) for m in grid]
-        window = wish.window or yarn.context or 0
+        window = (yarn.context or 0) if wish.window is None else wish.window
+        if window < SHORTEST:
+            raise UsageError(f"the window must be at least {SHORTEST} tokens, not {window}", "--window 8k")
         documents = subject.documents(window)
         n = window - len(subject.lead)
         spans = tuple(segments(n, wish.segments, 0 if subject.lead else 1))
         meter = Meter(f"temperature of {subject.name}", [n] * len(grid) * len(documents), say)
         found = [[subject.run(line, d, Pass(0, n, spans), meter.begin(n)) for d in documents] for line in lines]
         points = [_point(m, spans, by_document) for m, by_document in zip(grid, found, strict=True)]
-        best = [min(points, key=lambda p, i=i: p["by_document"][i])["multiplier"] for i in range(len(documents))]  # type: ignore[misc]
+        best = [min(points, key=lambda p, i=i: _finite(p["by_document"][i]))["multiplier"] for i in range(len(documents))]  # type: ignore[misc]
         rows.append(
             {
                 "model": subject.name, **yarn.as_json(), "factor": factor, "original_context": subject.original, "recommended": own,
-                "best": min(points, key=lambda p: p["perplexity"])["multiplier"], "best_by_document": best, "window": window,
+                "best": min(points, key=lambda p: _finite(p["perplexity"]))["multiplier"], "best_by_document": best, "window": window,
                 "segments": spans, "points": points,
             }
         )  # fmt: skip
@@ -69,6 +78,11 @@ def temperature(
         )
         subject.release()
     return {"measure": "temperature", "models": described, "rows": rows}
+
+
+def _finite(perplexity: float) -> float:
+    """For a comparison, in which NaN would be the least wherever it stands first."""
+    return math.inf if math.isnan(perplexity) else perplexity
 
 
 def _point(multiplier: float, spans: Sequence[tuple[int, int]], by_document: Sequence[dict[tuple[int, int], Losses]]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def model_lines(result: Result) -> list[str]:
         )
         left = f"; {m['left_out']} were too short" if m["left_out"] else ""
         out.append(f"{m['model']}: {many}{left}{', BOS before each window' if m['bos'] else ''}")
+        if not m.get("same_tokens", True):
+            out.append("  reads the texts as other tokens than the first model: their perplexities do not compare")
         if m["tokens_per_second"]:
             out.append(f"  {m['runtime']}: {m['tokens']:,} tokens in {m['seconds']:,.0f} s, {m['tokens_per_second']:,.0f} tokens/s")
     return out
@@ -101,7 +103,7 @@ def _advise(result: Result) -> list[str]:
 
 
 def percent(x: float | None) -> str:
-    return "–" if x is None else f"{x:+.1%}" if abs(x) < 100 else f"× {x + 1:.2g}"
+    return "–" if x is None or math.isnan(x) else f"{x:+.1%}" if abs(x) < 100 else f"× {x + 1:.2g}"
 
 
 WRITERS: dict[str, Callable[[Result], list[str]]] = {

@@ -79,7 +79,7 @@ class Reference:
             net = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         net = net.to(self.dtype)
         net.tie_weights()
-        wrong = sorted({name for name, _ in net.named_parameters()} ^ set(weights) - {weights.head})
+        wrong = sorted(({name for name, _ in net.named_parameters()} ^ set(weights)) - {weights.head})  # tied or not, it is there
         if wrong:
             raise UsageError(
                 f"this model is too large for the memory, and its layers cannot be loaded one by one: {wrong[:3]}", "--no-real"

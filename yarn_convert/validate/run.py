@@ -197,8 +197,6 @@ def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:
             f"cannot read the text {text}: {getattr(e, 'strerror', None) or 'it is not UTF-8'}", "--text FILE, in UTF-8"
         ) from None
     tokenizer = tokenizer_of(c)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     ids = tokenizer.encode(content, add_special_tokens=False).ids
     if ids and max(ids) >= c.hparams["vocab_size"]:
         raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", NO_TEXT)
@@ -211,13 +209,17 @@ NO_TEXT = "--twin validates the scaling without a text"
 
 
 def tokenizer_of(c: Checkpoint) -> Any:
-    """A model's tokenizer, of the package tokenizers; a GGUF's is rebuilt. InputError for a model without one."""
+    """A model's tokenizer, of the package tokenizers, that neither cuts nor pads, whatever tokenizer.json says; a GGUF's is rebuilt.
+    InputError for a model without one."""
     from tokenizers import Tokenizer
 
     path = c.source.path / "tokenizer.json"
     try:
         if not c.gguf and path.is_file():
-            return Tokenizer.from_file(str(inside(c.source.path, path.name)))
+            tokenizer = Tokenizer.from_file(str(inside(c.source.path, path.name)))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer
         keys = c.gguf.vocabulary if c.gguf else _gguf_keys(c)
         return Tokenizer.from_str(tokenizers.to_hf(keys)["tokenizer.json"].decode())
     except Exception as e:  # the package raises Exception itself
