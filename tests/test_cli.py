@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -42,6 +43,28 @@ def test_help_starts_without_the_heavy_packages() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "--original-context" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_narrow_encoding_ends_nothing(encoding: str, make_model: MakeModel, tmp_path: Path) -> None:
+    """Of a pipe on Windows, or under LC_ALL=C with the UTF-8 mode off."""
+    make_model()
+    for words in (("inspect", "--runtimes", "tiny"), ("methods",)):
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-m", "yarn_convert", *words], capture_output=True, cwd=tmp_path, env=env, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.decode(encoding)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
+def test_a_path_that_is_not_utf8_is_printed_as_it_is(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model()
+    name = b"m\xff.gguf"
+    command = [sys.executable, "-m", "yarn_convert", "tiny", "--scale", "4", "--out", "gguf", "-o", name]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == name + b"\n"
+    assert (tmp_path / os.fsdecode(name)).exists()
 
 
 def test_a_model_alone_means_convert(make_model: MakeModel, tmp_path: Path) -> None:

@@ -14,7 +14,19 @@ import typer
 from .cli_evaluate import evaluate_app
 from .errors import YarnConvertError
 from .options import Context, Json, Method, Model, Original, Quiet, Revision, Scale, tokens
-from .show import HubTalk, Talk, inspect_lines, next_steps, plan_json, plan_lines, progress, repair_lines, stages, upload_lines
+from .show import (
+    HubTalk,
+    Talk,
+    inspect_lines,
+    next_steps,
+    plan_json,
+    plan_lines,
+    print_anywhere,
+    progress,
+    repair_lines,
+    stages,
+    upload_lines,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -364,6 +376,7 @@ def main(argv: list[str] | None = None) -> None:
         args.append("--help")
     elif args[0] not in (*COMMANDS, "--help", "--version"):
         args.insert(0, "convert")
+    print_anywhere()
     try:
         code = typer.main.get_command(app).main(args, prog_name="yarn-convert", standalone_mode=False)
     except YarnConvertError as e:

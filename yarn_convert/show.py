@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+NEAREST = str.maketrans(
+    dict(zip("×–−·…→±√²θ", ("x", "-", "-", ".", "...", "->", "+-", "sqrt", "2", "theta"), strict=True))
+    | dict(zip("▁▂▃▄▅▆▇█─│┤├└●◐○", "_.:-=+*#-||||#+o", strict=True))
+)
+
+
+def print_anywhere() -> None:
+    """Let stdout take every text, whatever its encoding (a Windows pipe's is cp1252, LC_ALL=C's is ASCII): a sign that it lacks
+    becomes the nearest that it has, and a path's undecodable bytes stay what they are."""
+
+    def nearest(e: UnicodeError) -> tuple[str | bytes, int]:
+        try:
+            return codecs.lookup_error("surrogateescape")(e)
+        except UnicodeEncodeError:
+            assert isinstance(e, UnicodeEncodeError)
+            return e.object[e.start : e.end].translate(NEAREST).encode("ascii", "replace"), e.end
+
+    codecs.register_error("yarn_convert.nearest", nearest)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="yarn_convert.nearest")
 
 
 def plan_json(conversion: Any) -> dict[str, Any]:
