@@ -28,7 +28,7 @@ TITLES = {
     "temperature": "The attention's temperature",
     "advise": "The smallest factor that serves",
 }
-STEEP = 20.0  # the largest perplexity over the smallest, above which the axis is logarithmic
+STEEP = 4.0  # the largest perplexity over the smallest, above which the axis is logarithmic
 
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -170,10 +170,13 @@ def _line(axes: Axes, x: float, label: str) -> None:
 
 
 def _scale(axes: Axes, values: Any) -> None:
+    from matplotlib.ticker import LogLocator
+
     known = [v for v in values if v is not None]
     axes.set_ylabel("perplexity")
     if known and max(known) > STEEP * min(known):
-        axes.set_yscale("log")
+        axes.set_yscale("log", subs=[])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
 
 
