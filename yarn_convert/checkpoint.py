@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import dialects, families, layout, readers
+from .dtypes import PLAIN
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
 from .families.derived import absent, of_one_layer
@@ -36,6 +37,7 @@ SIZES = {  # name in Family.shapes -> standard config key
     "kv_lora": "kv_lora_rank",
     "value": "v_head_dim",
 }
+PACKED_HINT = "start from the base in BF16; --out safetensors keeps packed weights as they are"
 NEXT_TOKENS, FP8, FP8_SCALES = "layers that predict tokens further on", "scales of FP8 weights", ".weight_scale_inv"
 RECIPE = "yarn_convert.recipe"  # and in a GGUF: the canonical recipe as JSON, so that the file says what was meant
 
@@ -128,6 +130,16 @@ class Checkpoint:
         return isinstance(quantized, dict) and quantized.get("quant_method") == "fp8"
 
     @property
+    def packed(self) -> str:
+        """Who packed a folder's weights, as "gptq", "awq", "bitsandbytes", "mlx": such tensors can be copied and not named. Empty for
+        weights whose names are known: numbers, FP8 with scales beside, gpt-oss's MXFP4."""
+        quantized = (self.config.get("quantization_config") or self.config.get("quantization")) if self.gguf is None else None
+        if not isinstance(quantized, dict) or all(t.dtype in PLAIN for t in self.tensors.values()):
+            return ""
+        method = str(quantized.get("quant_method") or "mlx")
+        return "" if self.is_fp8 or (method == "mxfp4" and self.family.scales) else method
+
+    @property
     def other_layers(self) -> Table | None:
         """The RoPE of the layers that a recipe does not extend; None where all have one."""
         if not self.family.layer_type:
@@ -156,7 +168,9 @@ class Checkpoint:
     def parts(self, gguf: bool) -> dict[str, Part]:
         """The tensors as those of a GGUF or of an HF folder, by their names there, in file order; buffers that no runtime
         reads are left out, and so is a GGUF's copy of a tied head. Raises Unsupported where the names of the other are not known."""
-        if not self.family.listed:
+        if self.packed and gguf:
+            raise Unsupported(f"the weights are packed by {self.packed}, which GGUF has no types for", PACKED_HINT)
+        if not self.family.listed or self.packed:
             if bool(self.gguf) != gguf:
                 raise Unsupported(f"the tensors of {self.family.name!r} have no names here, so they can only be copied", SAME_FORMAT)
             return {name: Part(t.shape, (t,)) for name, t in self.tensors.items()}
@@ -298,7 +312,7 @@ def _check(c: Checkpoint) -> None:
     for key in c.family.hparams:
         _check_number(c, key)
     _check_switches(c.config)
-    if not c.family.listed or (c.source.headers is not None and not c.tensors):
+    if not c.family.listed or c.packed or (c.source.headers is not None and not c.tensors):
         return
     named = c.parts(gguf=True)
     if c.gguf is not None:

@@ -98,9 +98,10 @@ def inspect_lines(c: Any, facts: dict[str, Any]) -> list[str]:
     types = ", ".join(f"{t} × {n['tensors']} ({human(n['bytes'])})" for t, n in facts["types"].items())
     params = {k: v for k, v in c.rope.params.items() if not isinstance(v, tuple)}
     recipe = ", ".join([c.rope.method, *(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())])
+    many = f"weights packed by {facts['packed']}" if facts["packed"] else f"{facts['parameters'] / 1e6:,.0f} M parameters"
     lines = [
         f"name        {facts['name']}" + (f" ({facts['repo']} at {facts['commit']})" if facts["repo"] else ""),
-        f"model       {facts['architecture']}, {facts['parameters'] / 1e6:,.0f} M parameters, {facts['layers']} layers, "
+        f"model       {facts['architecture']}, {many}, {facts['layers']} layers, "
         f"{facts['heads']} heads of {facts['head_dim']}, {facts['kv_heads']} KV heads",
         f"tensors     {types}",
         f"RoPE        {recipe}; theta {c.rope.theta:g}, D {c.rope.rotary_dim}; cos and sin × {facts['attention_factor']:.6g}",

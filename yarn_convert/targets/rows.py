@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..dtypes import PLAIN, to_f32
 from ..gguf_file import block_sizes, type_numbers
 from ..layout import Order
-from ..tensors import Bytes, Tensor
+from ..tensors import SAFETENSORS_BITS, Bytes, Tensor
 
 READ_PIECE = 4 << 20  # bytes read at a time
 STRIP = 32 << 20  # bytes of a transposed matrix held at a time; one expert of Llama 4 has 168 MB, and is read once for each strip
@@ -20,8 +20,8 @@ WORTH_A_READ = 1 << 16  # bytes; smaller gaps are read along
 
 def block_of(dtype: str) -> tuple[int, int]:
     """(elements, bytes) of one block."""
-    if dtype in PLAIN:
-        return 1, PLAIN[dtype]
+    if dtype in SAFETENSORS_BITS:
+        return 1, SAFETENSORS_BITS[dtype] // 8
     _, elements, stored = block_sizes()[type_numbers()[dtype]]
     return elements, stored
 

@@ -40,6 +40,8 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
         raise UsageError("--pretokenizer is for --out gguf", "tokenizer.json says it itself: leave it out")
     if r.imatrix is not None:
         raise UsageError("--imatrix is for a quantized --outtype of --out gguf", "leave it out")
+    if c.packed and r.outtype != "auto":
+        raise Unsupported(f"the weights are packed by {c.packed}: their type cannot be changed", "--outtype auto")
     config = new_config(c, r.outtype) if c.gguf else dict(c.written)
     carrier, changes, verdicts = carry_hf(c, config, r.rope, r.context, r.carry)
     if r.cos_sin and carrier != "tensors":

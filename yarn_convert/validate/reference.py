@@ -216,6 +216,8 @@ class Weights(Mapping[str, Any]):
         self.dtype = dtype
         if c.is_fp8:
             raise Unsupported("the weights are FP8 with scales for blocks of them", "--twin validates the scaling without them")
+        if c.packed:
+            raise Unsupported(f"the weights are packed by {c.packed}", "--twin validates the scaling without them")
         parts = {name: part for name, part in c.parts(gguf=False).items() if name not in c.unused}
         parts = layout.unpacked(c.family, parts, c.tensors) if c.gguf is None else parts
         self.parts = {name: (part.turned(1) or part) if swap_qk else part for name, part in parts.items()}

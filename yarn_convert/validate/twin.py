@@ -69,9 +69,9 @@ def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
 def _names(c: Checkpoint, small: Mapping[str, Any], tied: bool) -> list[str]:
     """GGUF names of the twin's tensors: those of the first layers and outside of layers, with a head of its own unless tied.
     `small` are its hparams."""
-    there, layers, switches = c.parts(gguf=True), range(small["num_hidden_layers"]), c.family.switches
+    there, layers, switches = {} if c.packed else c.parts(gguf=True), range(small["num_hidden_layers"]), c.family.switches
     names = [name for name, n in ((name, numbered(name)) for name in there) if n.layer in layers]
-    if not there:  # a config.json alone
+    if not there:  # a config.json alone, or packed weights
         on = {
             part for switch, parts in switches.items() if bool(c.config.get(switch.lstrip("!"))) != switch.startswith("!") for part in parts
         }
