@@ -15,7 +15,7 @@ ORDER = [
     "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading",
     "tokenizers.writing", "tokenizers", "checkpoint",
-    "targets.rows", "targets.resume", "targets.moving", "targets.plan", "targets.parts", "targets.gguf", "targets.safetensors",
+    "targets.rows", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf", "targets.safetensors",
     "targets.in_place", "convert", "describe",
     "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
     "validate.intention", "validate.weights", "validate.reference", "validate.twin", "validate.judging", "validate.study", "validate.run",

@@ -20,7 +20,7 @@ from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import read_gguf
 from yarn_convert.split import read_model
-from yarn_convert.targets import moving, resume
+from yarn_convert.targets import moving, output, resume
 from yarn_convert.tensors import read_safetensors
 
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {  # (input, output, options)
@@ -167,7 +167,7 @@ def test_an_interruption_at_any_unit_can_be_gone_on_with(place: Path, kind: str,
 CHILD = """
 import os, sys, time
 from yarn_convert import cli
-from yarn_convert.targets import moving, resume
+from yarn_convert.targets import moving, output, resume
 resume.RESUMABLE, resume.BATCH, moving.KERNEL_PIECE = 0, 1, 20_000
 pause, wait = float(sys.argv.pop(1)), int(sys.argv.pop(1))
 unit, count = moving.Mover._unit, 0
@@ -427,7 +427,7 @@ def test_a_copy_after_a_link_is_no_write_into_the_input(place: Path) -> None:
     before = {p.name: p.read_bytes() for p in Path("tiny").iterdir()}
     start("folder, copied", "expected")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moving, "_to_disk", dies)
+        patch.setattr(output, "_to_disk", dies)
         patch.setattr(resume.Partial, "leave", lambda partial: (partial.journal.close(), "")[1])
         with pytest.raises(PowerCut):
             start("folder, copied", "out", link=True)

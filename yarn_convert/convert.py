@@ -20,7 +20,8 @@ from .source import resolve
 from .split import first_part, stem_of
 from .targets.gguf import plan_gguf
 from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_place
-from .targets.moving import CopyFile, Job, Progress, WriteBytes, WriteTensors, check_output, execute, replace_file
+from .targets.moving import CopyFile, Job, Progress, WriteBytes, WriteTensors
+from .targets.output import check_output, execute, replace_file
 from .targets.parts import only_first, part_size
 from .targets.plan import CARRIERS, Plan, Request
 from .targets.resume import Say

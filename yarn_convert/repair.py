@@ -17,7 +17,8 @@ from .rope import recipe_of
 from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import recover
-from .targets.moving import WriteBytes, WriteTensors, bytes_of, replace_file
+from .targets.moving import WriteBytes, WriteTensors, bytes_of
+from .targets.output import replace_file
 from .targets.plan import Plan, Request
 from .targets.safetensors import ROPE_FILE, plan_safetensors
 from .validate.intention import SPANNING, Intention, check_recipe, intention_of, read_manifest

@@ -13,7 +13,8 @@ from ..convert import Conversion, Options, convert, manifest_of, prepare
 from ..errors import InputError, UsageError, YarnConvertError
 from ..json_text import pretty
 from ..layout import Part
-from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of, execute
+from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of
+from ..targets.output import execute
 from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import INDEXES, read_safetensors, sha256
 from .card import README, local_card, render

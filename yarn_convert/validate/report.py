@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..dialects import RTOL
 from ..errors import OutputError, UsageError
 from ..rope import METHODS, geometric
-from ..targets.moving import replace_file
+from ..targets.output import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

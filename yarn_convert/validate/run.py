@@ -25,7 +25,7 @@ from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES
 from ..source import resolve
-from ..targets.moving import replace_file
+from ..targets.output import replace_file
 from ..targets.plan import unknown
 from ..tensors import inside
 from . import twin

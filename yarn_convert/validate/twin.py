@@ -22,7 +22,8 @@ from ..families.schema import numbered
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
 from ..json_text import REMOVE, edit
 from ..source import Source
-from ..targets.moving import Job, WriteBytes, execute, unchanged
+from ..targets.moving import Job, WriteBytes, unchanged
+from ..targets.output import execute
 from ..targets.parts import gguf_job
 from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import SINGLES, in_memory, inside
