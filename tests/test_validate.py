@@ -564,7 +564,9 @@ def test_nothing_beyond_the_original_window_proves_nothing(make_model: MakeModel
     out = extended(make_model(), tmp_path / "out.gguf")
     result = run(out, twin=False, tokens=CONTEXT)
     assert result["verdict"] == "inconclusive"
-    assert "beyond the original 64 tokens" in result["reasons"][0]
+    assert result["reasons"][0].endswith(f"beyond the original 64 tokens: --tokens {2 * CONTEXT}, or the twin (without --real)")
+    result = run(out, tokens=CONTEXT, twin_tokens=CONTEXT)
+    assert result["reasons"][0].endswith(f"beyond the original 64 tokens: --tokens {2 * CONTEXT}, or --twin-tokens {2 * CONTEXT}")
 
 
 def test_a_sliding_window_is_part_of_the_reference(make_model: MakeModel, tmp_path: Path) -> None:

@@ -272,7 +272,10 @@ def judge(result: dict[str, Any], settings: Settings) -> dict[str, Any]:
     for name in dict.fromkeys(r["runtime"] for _, r in runs):
         reached = max((w["end"] for _, r in runs if r["runtime"] == name for w in r["windows"]), default=0)
         if reached <= original < context:
-            doubts.append(f"{name} computed nothing beyond the original {original:,} tokens: --tokens {original + WIDTH}, or the twin")
+            ways = {"real": f"--tokens {original + WIDTH}", "twin": f"--twin-tokens {original + WIDTH}"}
+            ways = {k: way for k, way in ways.items() if any(s["kind"] == k for s in result["studies"])}
+            ways |= {} if settings.twin else {"twin": "the twin (without --real)"}
+            doubts.append(f"{name} computed nothing beyond the original {original:,} tokens: {', or '.join(ways.values())}")
         elif reached < context - RUNTIMES[name].spare:
             notes.append(f"{name} was run over {reached:,} of {context:,} tokens")
     for name in dict.fromkeys(r["runtime"] for _, r in runs):
