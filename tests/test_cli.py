@@ -171,6 +171,18 @@ def test_bad_input_is_one_line_and_a_hint(make_model: MakeModel, tmp_path: Path,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("words", [["methods"], ["inspect", "tiny"]])
+def test_a_full_disk_under_stdout_is_one_line_and_a_hint(make_model: MakeModel, tmp_path: Path, words: list[str]) -> None:
+    """Also where the text is so short that it is written at the end only."""
+    make_model()
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "yarn_convert", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"], done.stderr
+
+
 @pytest.mark.parametrize("words", ["convert", "evaluate", "evaluate perplexity", "evaluate advise", "runtimes add"])
 def test_the_hint_names_the_help_of_the_command_that_was_given(words: str) -> None:
     done = run(*words.split(), "--nope")

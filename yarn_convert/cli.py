@@ -381,6 +381,8 @@ def main(argv: list[str] | None = None) -> None:
     print_anywhere()
     try:
         code = typer.main.get_command(app).main(args, prog_name="yarn-convert", standalone_mode=False)
+        if sys.stdout:  # None where the shell closed it
+            sys.stdout.flush()
     except YarnConvertError as e:
         _fail(e.message, e.hint)
     except typer.TyperException as e:
@@ -391,6 +393,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(141)
     except PermissionError as e:
         _fail(f"no permission to read {e.filename}", "check the file's owner and mode")
+    except OSError as e:  # what a command does with files is caught where it is known: this is most likely stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more at its end
+        _fail(f"could not write {e.filename or 'to stdout'}: {e.strerror or e}", "free some space, or give another place")
     if code == INTERRUPTED:
         begun = "; it finishes first what was begun" if "--in-place" in args or args[0] == "repair" else ""
         _fail("interrupted", "run the same command again" + begun, code)
