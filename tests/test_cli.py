@@ -158,6 +158,9 @@ def test_methods_lists_every_method_and_alias() -> None:
         (["inspect"], "argument"),
         (["tiny", "--context", 3_000_000_000], "more than any reader"),
         (["tiny", "--scale", 4, "--original-context", 0], "--original-context"),
+        (["tiny", "--scale", 1e30], "above 1 and below 1,000,000, not 1e+30"),
+        (["tiny", "--scale", 4, "--private"], "--private belongs to --push"),
+        (["tiny", "--scale", 4, "--allow-unvalidated"], "--allow-unvalidated belongs to --push"),
         (["tiny", "--scale", 4, "-o", "x" * 300], "cannot be named"),
         (["tiny", "--scale", 4, "-o", "a/folder.gguf", "--out", "safetensors"], "named like a GGUF"),
     ],
@@ -166,6 +169,24 @@ def test_bad_input_is_one_line_and_a_hint(make_model: MakeModel, tmp_path: Path,
     make_model()
     fails(*arguments, says=says, cwd=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("words", [["methods"], ["inspect", "tiny"]])
+def test_a_full_disk_under_stdout_is_one_line_and_a_hint(make_model: MakeModel, tmp_path: Path, words: list[str]) -> None:
+    """Also where the text is so short that it is written at the end only."""
+    make_model()
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "yarn_convert", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"], done.stderr
+
+
+@pytest.mark.parametrize("words", ["convert", "evaluate", "evaluate perplexity", "evaluate advise", "runtimes add"])
+def test_the_hint_names_the_help_of_the_command_that_was_given(words: str) -> None:
+    done = run(*words.split(), "--nope")
+    assert done.stderr.splitlines()[-1] == f"hint: yarn-convert {words} --help"
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]"])

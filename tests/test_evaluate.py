@@ -6,6 +6,8 @@ import importlib
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -681,6 +683,9 @@ def test_a_file_that_is_no_journal_is_left_alone(make_model: MakeModel, tmp_path
         (["--text", "nowhere.txt"], "cannot read the text"),
         (["--dtype", "f8"], "unknown --dtype"),
         (["--dataset", "./nowhere"], "dataset|data set"),
+        (["--dataset", "a", "--text", "TEXTS"], "--dataset and --text"),
+        (["--cut", "16"], "the longest has 16: --cut makes them"),
+        (["--plot", "nowhere/plot.svg"], "nowhere/plot.svg cannot be written"),
         (["--plot", "plot.jpeg"], "no format of a plot"),
         (["--tokens", "0"], "no window of 32 tokens slides over 0"),
         (["--windows", "64", "--tokens", "50"], "no window of 64 tokens slides over 50"),
@@ -786,6 +791,17 @@ def test_what_a_data_set_has_not_is_one_line_and_a_hint(
     lines = err.splitlines()
     assert stopped.value.code == 1 and not out and len(lines) == 2 and lines[1].startswith("hint: ")
     assert says in lines[0], lines
+
+
+def test_a_data_set_of_a_hub_that_is_out_of_reach_is_one_line_at_once() -> None:
+    """The package datasets alone would try six times, and say so each time."""
+    pytest.importorskip("datasets")
+    code = "from yarn_convert.evaluate import Texts; Texts(dataset='some/texts').contents()"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=20)
+    *trace, error = done.stderr.splitlines()
+    assert "could not reach the Hub for the data set some/texts" in error
+    assert not [line for line in trace if "Retry" in line]
 
 
 def test_a_length_that_is_named_twice_is_measured_once(make_model: MakeModel) -> None:

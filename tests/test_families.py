@@ -274,6 +274,9 @@ def test_a_family_without_a_row_is_extended_in_its_own_format(unlisted: str, tmp
     assert model.model.rotary_emb.attention_scaling == pytest.approx(meant.multiplier)
     with pytest.raises(Unsupported, match="no names"):
         convert(str(tmp_path / "base"), Options(scale=4, out="gguf", output=tmp_path / "out.gguf"))
+    result = validate(str(tmp_path / "out"), Settings(real=False))
+    assert result["verdict"] == "inconclusive"
+    assert result["reasons"] == ["no runtime computed anything: its tensors have no names here, so it has no twin: leave out --twin"]
 
 
 def test_an_architecture_without_a_row_is_extended_as_a_gguf(models: dict[str, Path], tmp_path: Path) -> None:
@@ -298,6 +301,8 @@ def test_an_architecture_without_a_row_is_extended_as_a_gguf(models: dict[str, P
     assert tensors_of(tmp_path / "out.gguf") == tensors_of(tmp_path / "base.gguf")
     fields = fields_of(tmp_path / "out.gguf")
     assert (fields["context_length"], fields["rope.scaling.type"], fields["rope.scaling.factor"]) == (4 * CONTEXT, "yarn", 4.0)
+    result = validate(str(tmp_path / "out.gguf"), Settings())
+    assert result["reasons"] == ["no runtime computed anything: its tensors have no names here, so there is no reference"]
     with pytest.raises(YarnConvertError, match="no names"):
         convert(str(tmp_path / "base.gguf"), Options(method="none", out="safetensors", output=tmp_path / "hf"))
 

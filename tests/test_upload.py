@@ -122,6 +122,17 @@ def test_the_card_of_someone_elses_model_claims_nothing(make_model: MakeModel) -
     assert "base_model" not in metadata(text)
 
 
+def test_the_card_of_what_was_not_extended_says_so(make_model: MakeModel, tmp_path: Path) -> None:
+    base, out = make_model(), tmp_path / "m.gguf"
+    convert(str(base), Options(method="none", out="gguf", output=out))
+    for model, tags in ((out, ["gguf"]), (base, [])):
+        text = card(str(model))
+        assert metadata(text)["tags"] == tags
+        assert "extended" not in text and "not fine-tuned" not in text and "static scaling" not in text
+        assert "its context of **64 tokens** and its RoPE as they are" in text
+    assert "## Made with" not in text, "the base was made by someone else"
+
+
 def test_our_section_is_replaced_and_nothing_else(out: Path) -> None:
     readme = out / "README.md"
     readme.write_text(card(str(out), "me/a").replace("The base's own words.", "My words."))

@@ -560,11 +560,20 @@ def test_another_models_recipe_is_a_failure_and_no_crash(make_model: MakeModel, 
     assert (result["verdict"], result["recipe"]["layer"], result["studies"]) == ("failed", "table", [])
 
 
+def test_the_tensors_of_a_tied_model_are_counted_once(make_model: MakeModel, tmp_path: Path) -> None:
+    base = make_model(tied=True)
+    out = extended(base, tmp_path / "out.gguf")
+    result = run(out, base=str(base), real=False)
+    assert result["weights"]["how"] == f"{len(open_checkpoint(resolve(str(out))).tensors)} tensors byte-identical"
+
+
 def test_nothing_beyond_the_original_window_proves_nothing(make_model: MakeModel, tmp_path: Path) -> None:
     out = extended(make_model(), tmp_path / "out.gguf")
     result = run(out, twin=False, tokens=CONTEXT)
     assert result["verdict"] == "inconclusive"
-    assert "beyond the original 64 tokens" in result["reasons"][0]
+    assert result["reasons"][0].endswith(f"beyond the original 64 tokens: --tokens {2 * CONTEXT}, or the twin (without --real)")
+    result = run(out, tokens=CONTEXT, twin_tokens=CONTEXT)
+    assert result["reasons"][0].endswith(f"beyond the original 64 tokens: --tokens {2 * CONTEXT}, or --twin-tokens {2 * CONTEXT}")
 
 
 def test_a_sliding_window_is_part_of_the_reference(make_model: MakeModel, tmp_path: Path) -> None:

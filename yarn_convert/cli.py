@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from .cli_evaluate import evaluate_app
-from .errors import YarnConvertError
+from .errors import UsageError, YarnConvertError
 from .options import Context, Json, Method, Model, Original, Quiet, Revision, Scale, tokens
 from .show import (
     HubTalk,
@@ -97,6 +97,8 @@ def convert(
     """Extend MODEL and write it as safetensors or GGUF."""
     from .convert import Options, prepare
 
+    if not push and (private or allow_unvalidated):
+        raise UsageError(f"{'--private' if private else '--allow-unvalidated'} belongs to --push", "--push user/name, or leave it out")
     options = Options(
         scale, context, method, out, output, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate, carry,
         outtype, sliding_window, imatrix, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force, split_max_size,
@@ -379,15 +381,21 @@ def main(argv: list[str] | None = None) -> None:
     print_anywhere()
     try:
         code = typer.main.get_command(app).main(args, prog_name="yarn-convert", standalone_mode=False)
+        if sys.stdout:  # None where the shell closed it
+            sys.stdout.flush()
     except YarnConvertError as e:
         _fail(e.message, e.hint)
     except typer.TyperException as e:
-        _fail(e.format_message(), " ".join(["yarn-convert", *args[:1], "--help"]))
+        given = getattr(e, "ctx", None)
+        _fail(e.format_message(), f"{given.command_path if given else 'yarn-convert'} --help")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except PermissionError as e:
         _fail(f"no permission to read {e.filename}", "check the file's owner and mode")
+    except OSError as e:  # what a command does with files is caught where it is known: this is most likely stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more at its end
+        _fail(f"could not write {e.filename or 'to stdout'}: {e.strerror or e}", "free some space, or give another place")
     if code == INTERRUPTED:
         begun = "; it finishes first what was begun" if "--in-place" in args or args[0] == "repair" else ""
         _fail("interrupted", "run the same command again" + begun, code)

@@ -237,6 +237,8 @@ def _settings(
     methods = tuple(m for wish in method or () for m in wish.split(",") if m.strip())
     if method and not methods:
         raise UsageError("--method names no method", "--method none,yarn")
+    if text and dataset:
+        raise UsageError("--dataset and --text both say which texts to read", "give one of them")
     texts = Texts(tuple(text or ()), dataset, cut, most)
     return Settings(methods, scale, context, original, texts, device, dtype, runtime)
 

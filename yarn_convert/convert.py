@@ -197,7 +197,8 @@ def _lengths(original: int, o: Options) -> tuple[int, float, list[str]]:
     if o.scale is None and o.context is None:
         raise UsageError("nothing says how far to extend", "--scale 4, or --context 32768 (--method none converts the format only)")
     if o.scale is not None and not 0 < o.scale < 1e6:
-        raise UsageError(f"--scale must be a number above 1, not {o.scale}", "--scale 4 makes the context four times as long")
+        says = f"--scale must be a number above 1 and below 1,000,000, not {o.scale:g}"
+        raise UsageError(says, "--scale 4 makes the context four times as long")
     if not 0 < original < MAX_CONTEXT:
         raise UsageError(f"--original-context must be a number of tokens, not {original}", "the length that the base was trained on")
     context = o.context if o.context is not None else round(original * (o.scale or 1))

@@ -55,7 +55,9 @@ class Texts:
         kept = [d for d in whole if len(d.ids) >= at_least]
         if not kept:
             longest = max((len(d.ids) for d in whole), default=0)
-            raise InputError(f"no document has {at_least:,} tokens: the longest has {longest:,}", "longer texts, or shorter windows")
+            why = ": --cut makes them" if self.cut and self.cut < at_least else ""
+            hint = "a larger --cut, or shorter windows" if why else "longer texts, or shorter windows"
+            raise InputError(f"no document has {at_least:,} tokens: the longest has {longest:,}{why}", hint)
         if any(d.ids.max(initial=0) >= c.hparams["vocab_size"] for d in kept):
             raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", "mend the tokenizer")
         return kept[: self.most], len(whole) - len(kept), _lead(tokenizer)
@@ -105,6 +107,8 @@ def _dataset(wish: str, most: int | None) -> list[tuple[str, str]]:
     name, config, split, column, *more = (*wish.split(":"), "", "", "")
     if not name or any(more):
         raise UsageError(f"--dataset {wish!r} names no data set", "--dataset NAME:CONFIG:SPLIT:COLUMN")
+    if not Path(name).exists():
+        _reach(name)
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is said in one line
     try:
         rows: Any = datasets.load_dataset(name, config or None, split=split or "test", streaming=True)
@@ -127,6 +131,18 @@ def _dataset(wish: str, most: int | None) -> list[tuple[str, str]]:
     if not found:
         raise InputError(f"the data set {wish} has no rows", "--dataset NAME:CONFIG:SPLIT:COLUMN, or --text FILE")
     return found
+
+
+def _reach(name: str) -> None:
+    """InputError at once where no Hub answers: `datasets` would try six times, with a line for each, and rows are streamed from there."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().dataset_info(name, timeout=10)
+    except Exception as e:  # the client and httpx each have their own
+        if getattr(e, "response", None) is None and not isinstance(e, ValueError):  # which a name that cannot be one raises
+            says = f"could not reach the Hub for the data set {name}: {type(e).__name__}"
+            raise InputError(says, "check the network and try again, or --text FILE") from None
 
 
 def names(documents: Sequence[Document]) -> list[dict[str, Any]]:

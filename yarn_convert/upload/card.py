@@ -89,7 +89,8 @@ def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Mapping[str, Any]
     known |= {"library_name": "gguf" if c.gguf else "transformers", "pipeline_tag": old.get("pipeline_tag", "text-generation")}
     if c.gguf and "license" not in old and c.gguf.get("general.license"):
         known["license"] = c.gguf.get("general.license")
-    tags = [*(old.get("tags") or []), *(["gguf"] if c.gguf else []), manifest["recipe"]["method"], "long-context"]
+    extended = manifest["context"] > manifest["recipe"]["original_context"]
+    tags = [*(old.get("tags") or []), *(["gguf"] if c.gguf else []), *([manifest["recipe"]["method"], "long-context"] if extended else [])]
     return {**old, **known, "tags": list(dict.fromkeys(tags))}
 
 

@@ -44,7 +44,7 @@ def check_report(path: Path, force: bool) -> None:
     if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"{path} exists", "--force replaces a file, or give another name")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"the report cannot be written to {path.parent}", "give a folder that exists and is yours")
+        raise OutputError(f"{path} cannot be written", "give a folder that exists and is yours")
 
 
 def packages() -> tuple[Any, Any]:

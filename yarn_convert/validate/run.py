@@ -86,7 +86,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
     result["studies"] = _studies(c, meant, names, settings, result["recipe"], say) if names and same_size else []
     result["missing"] = missing
-    result |= judge(result, settings)
+    result |= judge(result, settings, c.family.listed)
     result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), "hardware": hardware()}
     if manifest is not None and settings.like is None and settings.options is None and c.source.commit is None:
         kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
@@ -255,9 +255,9 @@ def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence
 # -- the verdict ------------------------------------------------------------------------------------------------------
 
 
-def judge(result: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def judge(result: dict[str, Any], settings: Settings, named: bool = True) -> dict[str, Any]:
     """The `verdict` of the whole, and `reasons` for it. A runtime that is known not to follow fails the whole only where
-    it was asked for by name; a check that a wrong recipe passes too proves nothing."""
+    it was asked for by name; a check that a wrong recipe passes too proves nothing. `named`: whether its tensors have names here."""
     failures = [f"{part}: {result[part]['why']}" for part in ("recipe", "weights") if result[part]["verdict"] == FAILED]
     failures += [f"weights: {PERMUTED}" for s in result["studies"] if s["permuted"]]
     doubts = []
@@ -266,13 +266,21 @@ def judge(result: dict[str, Any], settings: Settings) -> dict[str, Any]:
         if r["verdict"] == FAILED and (not r["as_predicted"] or r["runtime"] in settings.runtimes):
             failures.append(f"{r['runtime']}, {s['kind']}: {r['why']}")
     if not runs:
-        doubts.append("no runtime computed anything" + (f": {result['missing'][0]['add']}" if result["missing"] else ""))
+        why = f": {result['missing'][0]['add']}" if result["missing"] else ""
+        if not named and result["format"] == "gguf":
+            why = ": its tensors have no names here, so there is no reference"
+        elif not named and not settings.real:
+            why = ": its tensors have no names here, so it has no twin: leave out --twin"
+        doubts.append(f"no runtime computed anything{why}")
     context, original = result["intention"]["context"], result["intention"]["recipe"]["original_context"]
     notes = []
     for name in dict.fromkeys(r["runtime"] for _, r in runs):
         reached = max((w["end"] for _, r in runs if r["runtime"] == name for w in r["windows"]), default=0)
         if reached <= original < context:
-            doubts.append(f"{name} computed nothing beyond the original {original:,} tokens: --tokens {original + WIDTH}, or the twin")
+            ways = {"real": f"--tokens {original + WIDTH}", "twin": f"--twin-tokens {original + WIDTH}"}
+            ways = {k: way for k, way in ways.items() if any(s["kind"] == k for s in result["studies"])}
+            ways |= {} if settings.twin else {"twin": "the twin (without --real)"}
+            doubts.append(f"{name} computed nothing beyond the original {original:,} tokens: {', or '.join(ways.values())}")
         elif reached < context - RUNTIMES[name].spare:
             notes.append(f"{name} was run over {reached:,} of {context:,} tokens")
     for name in dict.fromkeys(r["runtime"] for _, r in runs):

@@ -82,8 +82,8 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
     mine, theirs = c.parts(bool(c.gguf)), base.parts(bool(c.gguf))
     if c.family.listed:
         head, embedding = (name if c.gguf else c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
-        for parts in (mine, theirs):  # a tied model may be written with its head or without
-            if head not in parts and embedding in parts:
+        for parts, others in ((mine, theirs), (theirs, mine)):  # a tied model may be written with its head or without
+            if head in others and head not in parts and embedding in parts:
                 parts[head] = parts[embedding]
     strangers = sorted(set(mine) ^ set(theirs))
     if strangers:
