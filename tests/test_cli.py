@@ -78,6 +78,14 @@ def test_a_model_alone_means_convert(make_model: MakeModel, tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"], "a dry run writes nothing"
 
 
+def test_a_type_may_be_spelled_as_llama_cpp_spells_it(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model()
+    small, large = (
+        run("tiny", "--scale", 4, "--out", "gguf", "--outtype", t, "--dry-run", "--json", cwd=tmp_path) for t in ("bf16", "BF16")
+    )
+    assert large.stdout == small.stdout != ""
+
+
 def test_a_conversion_prints_where_it_went_and_what_to_do_next(make_model: MakeModel, tmp_path: Path) -> None:
     make_model()
     done = run("tiny", "--context", 256, "--out", "gguf", cwd=tmp_path)

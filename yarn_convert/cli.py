@@ -101,7 +101,7 @@ def convert(
         raise UsageError(f"{'--private' if private else '--allow-unvalidated'} belongs to --push", "--push user/name, or leave it out")
     options = Options(
         scale, context, method, out, output, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate, carry,
-        outtype, sliding_window, imatrix, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force, split_max_size,
+        outtype.lower(), sliding_window, imatrix, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force, split_max_size,
     )  # fmt: skip
     if push and not dry_run:
         from .upload import push as publish
