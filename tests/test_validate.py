@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CONTEXT, MakeModel
+from family_models import make
 
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
@@ -649,3 +650,33 @@ def test_a_damaged_row_fails_in_a_coarse_type(make_model: MakeModel, tmp_path: P
     bad = opened(rewritten(extended(model, tmp_path / "bad.gguf", outtype="q8_0"), {}, {t.name: bytes(data)}))
     result = check_weights(bad, opened(model), None, lambda n: None)
     assert (result["verdict"], result["different"]) == ("failed", [t.name])
+
+
+# -- what the other length and the other layers are for ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["out", "out.gguf"])
+def test_a_wrong_list_for_short_texts_fails(tmp_path: Path, out: str) -> None:
+    """Beyond the original window it serves nothing: no run at the extended length has ever used it."""
+    model = make("phi3/longrope", tmp_path / "base")
+    made = extended(model, tmp_path / out, scale=None, method="none")
+    assert run(made, twin=False, tokens=16)["recipe"]["verdict"] == "passed"
+    if out == "out":
+        path = made / "config.json"
+        config = json.loads(path.read_text())
+        for key in ("rope_scaling", "rope_parameters"):
+            config[key]["short_factor"] = [1.0 + 0.2 * i for i in range(8)]
+        path.write_text(json.dumps(config))
+    else:
+        rewritten(made, {}, {"rope_factors_short.weight": np.linspace(1, 2, 8, dtype=np.float32).tobytes()})
+    result = run(made, twin=False, tokens=16)
+    assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "table")
+    assert "another length" in result["recipe"]["why"]
+
+
+def test_a_dynamic_scaling_that_is_lost_fails(make_model: MakeModel) -> None:
+    """Within the original window, which is all of max_position_embeddings, it changes nothing."""
+    meant = make_model("meant", config={"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}})
+    assert run(meant, like=str(meant), twin=False, tokens=16)["recipe"]["verdict"] == "passed"
+    result = run(make_model("lost"), like=str(meant), twin=False, tokens=16)
+    assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "table")

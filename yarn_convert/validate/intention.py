@@ -12,7 +12,7 @@ import numpy as np
 from .. import readers
 from ..checkpoint import RECIPE, Checkpoint, manifest_path, open_checkpoint
 from ..convert import Options, extend
-from ..dialects import ROPE_FREQS, pair_of, same
+from ..dialects import ROPE_FREQS, pair_of, same, same_at_all_lengths
 from ..errors import FormatError, InputError
 from ..readers.survey import Verdict, survey_config, survey_gguf
 from ..rope import MAX_CONTEXT, Rope, rope_of, table
@@ -118,13 +118,16 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     else:
         verdicts = hf_verdicts(c.written, meant.rope, meant.context, c.beside(meant.rope))
     why = verdicts[reader]
+    layer = _layer(decoded, target, meant.context)
+    if not why and not same_at_all_lengths(c.rope, meant.rope):  # beyond the one length at which a reader is asked
+        why, layer = "its table for texts of another length is not the one intended", "table"
     if not why and (file := rope_file_error(c, target)):
         why = file
     result: dict[str, Any] = {
         "verdict": "failed" if why else "passed",
         "reader": reader,
         "why": why,
-        "layer": _layer(decoded, target, meant.context) if why else "",
+        "layer": layer if why else "",
         "intended": {"inv_freq": target.inv_freq.tolist(), "multiplier": target.multiplier, "context": meant.context},
         "ignored": list(c.ignored),
         "readers": verdicts,
