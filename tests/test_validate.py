@@ -680,3 +680,49 @@ def test_a_dynamic_scaling_that_is_lost_fails(make_model: MakeModel) -> None:
     assert run(meant, like=str(meant), twin=False, tokens=16)["recipe"]["verdict"] == "passed"
     result = run(make_model("lost"), like=str(meant), twin=False, tokens=16)
     assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "table")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gemma3_text", {"sliding_window": 32}),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 6 + ["sliding_attention"]}),
+        ("gemma3_text", {"rope_local_base_freq": 500.0, "rope_parameters": {"sliding_attention": {"rope_theta": 500.0}}}),
+        ("mixtral", {"num_experts_per_tok": 1}),
+        ("granite", {"hidden_act": "gelu"}),
+        ("granite", {"rms_norm_eps": 1e-2}),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_the_bases_weights_in_another_model_fail(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+    """The reference is made of the same config.json as the runtime's model: only the base knows better."""
+    from yarn_convert.validate.run import _weights
+
+    model = make(name, tmp_path / "base")
+    out = extended(model, tmp_path / "out")
+    assert _weights(opened(out), opened(model), None, lambda what, fraction: None)["verdict"] == "passed"
+    path = out / "config.json"
+    config = json.loads(path.read_text())
+    nested = changes.get("rope_parameters", {}).get("sliding_attention", {})
+    config |= {k: v for k, v in changes.items() if k != "rope_parameters"}
+    if nested:
+        config["rope_parameters"]["sliding_attention"] |= nested
+    path.write_text(json.dumps(config))
+    result = _weights(opened(out), opened(model), None, lambda what, fraction: None)
+    assert (result["verdict"], result["different"]) == ("failed", [])
+    assert next(iter(changes)) in result["why"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("gemma3.attention.sliding_window", Value("u32", 32)), ("gemma3.attention.layer_norm_rms_epsilon", Value("f32", 1e-2))],
+    ids=lambda v: str(v)[:40],
+)
+def test_the_bases_weights_under_other_keys_fail(tmp_path: Path, key: str, value: Value) -> None:
+    from yarn_convert.validate.run import _weights
+
+    model = make("gemma3_text", tmp_path / "base")
+    out = extended(model, tmp_path / "out.gguf")
+    assert _weights(opened(out), opened(model), None, lambda what, fraction: None)["verdict"] == "passed"
+    result = _weights(opened(rewritten(out, {key: value})), opened(model), None, lambda what, fraction: None)
+    assert result["verdict"] == "failed"
