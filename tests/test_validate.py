@@ -21,11 +21,12 @@ from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvert
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
 from yarn_convert.readers import read_config
 from yarn_convert.readers import read_gguf as read_keys
+from yarn_convert.repair import plan_repair
 from yarn_convert.rope import Rope, table
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor
 from yarn_convert.validate import Settings, judging, lines, seconds_of, twin, validate
-from yarn_convert.validate.intention import claimed, intention_of
+from yarn_convert.validate.intention import claimed, intention_of, survey
 from yarn_convert.validate.judging import Tolerance, compare
 from yarn_convert.validate.reference import Reference
 from yarn_convert.validate.run import text_ids
@@ -672,6 +673,9 @@ def test_a_wrong_list_for_short_texts_fails(tmp_path: Path, out: str) -> None:
     result = run(made, twin=False, tokens=16)
     assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "table")
     assert "another length" in result["recipe"]["why"]
+    c = opened(made)
+    assert not any(v.exact for v in survey(c, intention_of(c, None, None, None)))
+    assert "exact" not in {r["before"] for r in plan_repair(str(made)).as_json()["readers"].values()}
 
 
 def test_a_dynamic_scaling_that_is_lost_fails(make_model: MakeModel) -> None:

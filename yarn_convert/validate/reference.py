@@ -238,7 +238,7 @@ def other_model(c: Checkpoint, base: Checkpoint) -> str:
     for key in sorted({*mine, *theirs} - RECIPES - set(c.family.lengths)):
         a, b = mine.get(key) or None, theirs.get(key) or None  # one that is off may go unsaid
         if a != b and not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6)):
-            return f"{key} is {a!r}, the base's {b!r}"
+            return f"{key} is {mine.get(key)!r}, the base's {theirs.get(key)!r}"
     return ""
 
 
