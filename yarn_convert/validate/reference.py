@@ -244,6 +244,7 @@ def other_model(c: Checkpoint, base: Checkpoint) -> str:
 
 def _values(c: Checkpoint) -> dict[str, Any]:
     """What transformers reads from config.json that a forward pass depends on, with its defaults."""
+    _torch()  # for what it silences
     config = _config(c)
     known = type(config)().to_dict().keys() - NEUTRAL - LEFT_OUT
     return {k: v for k, v in config.to_dict().items() if k in known and not k.endswith(TRAINING)}
