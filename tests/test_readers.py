@@ -602,3 +602,17 @@ def test_values_that_no_reader_can_compute_with_are_a_refusal(changes):
         except Refuses as e:
             refused += e.message
     assert "cannot compute from this" in refused
+
+
+def test_a_gguf_key_that_llama_cpp_cannot_compute_with_is_a_refusal():
+    keys = {
+        "general.architecture": "gemma3",
+        "gemma3.context_length": 256,
+        "gemma3.rope.scaling.type": "yarn",
+        "gemma3.rope.scaling.factor": 4.0,
+    }
+    keys |= {"gemma3.embedding_length": 64, "gemma3.attention.head_count": 4, "gemma3.attention.sliding_window": 16}
+    keys |= {"gemma3.rope.scaling.original_context_length": 64, "gemma3.rope.freq_base": 1e6}
+    assert read_gguf(keys).beside.others is not None
+    with pytest.raises(Refuses, match="cannot compute from this"):
+        read_gguf(keys | {"gemma3.rope.freq_base_swa": 0})
