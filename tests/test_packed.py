@@ -13,9 +13,12 @@ from conftest import CONTEXT, MakeModel
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import cli
+from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.errors import Unsupported
+from yarn_convert.source import resolve
 from yarn_convert.validate.run import Settings, validate
+from yarn_convert.validate.weights import check_weights
 
 transformers = pytest.importorskip("transformers")
 
@@ -112,3 +115,17 @@ def test_packed_weights_that_no_key_announces_are_leftovers(packed: Path) -> Non
     path.write_text(json.dumps(config))
     with pytest.raises(Unsupported, match="not part of the family"):
         prepare(str(packed), Options(scale=4))
+
+
+def test_packed_weights_that_are_not_the_bases_fail(packed: Path, tmp_path: Path) -> None:
+    """They are no numbers to measure a distance of: their bytes are all that is compared."""
+    out = tmp_path / "out"
+    convert(str(packed), Options(scale=4, output=out))
+    base, mine = (open_checkpoint(resolve(str(p))) for p in (packed, out))
+    assert check_weights(mine, base, None, lambda n: None)["verdict"] == "passed"
+    arrays = load_file(out / "model.safetensors")
+    name = next(n for n, w in arrays.items() if w.dtype.kind in "iu")
+    arrays[name].reshape(-1)[0] += 1
+    save_file(arrays, out / "model.safetensors", metadata={"format": "pt"})
+    result = check_weights(open_checkpoint(resolve(str(out))), base, None, lambda n: None)
+    assert (result["verdict"], result["different"]) == ("failed", [name])

@@ -578,3 +578,41 @@ def test_ollama_is_not_known_where_it_mends_keys_unless_there_is_nothing_to_mend
     for keys in (keyed("gemma3", **bases), keyed("llama4", **YARN)):
         with pytest.raises(Unsupported, match="it mends its keys"):
             read(keys, None)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rope_theta": "x"}, {"rope_theta": [1]}, {"rope_theta": 0}, {"rope_theta": True}, {"layer_types": -1}, {"rope_local_base_freq": [1]}]
+)  # fmt: skip
+def test_values_that_no_reader_can_compute_with_are_a_refusal(changes):
+    """Some stand where transformers overlooks them: what opens a model does not see them, another reader does."""
+    spelled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e6}
+    config = {
+        "model_type": "gemma3_text", "head_dim": 32, "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 256,
+        "sliding_window": 16, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": spelled,
+        "rope_parameters": {"full_attention": spelled, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    }  # fmt: skip
+    refused = ""
+    for reader in HF_READERS:
+        try:
+            read_config(reader, config)
+        except (Unsupported, Refuses):
+            continue
+        try:
+            read_config(reader, config | changes)
+        except Refuses as e:
+            refused += e.message
+    assert "cannot compute from this" in refused
+
+
+def test_a_gguf_key_that_llama_cpp_cannot_compute_with_is_a_refusal():
+    keys = {
+        "general.architecture": "gemma3",
+        "gemma3.context_length": 256,
+        "gemma3.rope.scaling.type": "yarn",
+        "gemma3.rope.scaling.factor": 4.0,
+    }
+    keys |= {"gemma3.embedding_length": 64, "gemma3.attention.head_count": 4, "gemma3.attention.sliding_window": 16}
+    keys |= {"gemma3.rope.scaling.original_context_length": 64, "gemma3.rope.freq_base": 1e6}
+    assert read_gguf(keys).beside.others is not None
+    with pytest.raises(Refuses, match="cannot compute from this"):
+        read_gguf(keys | {"gemma3.rope.freq_base_swa": 0})

@@ -229,6 +229,16 @@ def test_changed_weights_are_uploaded_and_nothing_is_sent_twice(out: Path, hub: 
     assert hub.repos["me/long"].at().files[path.name].data == path.read_bytes()
 
 
+def test_what_was_changed_after_it_passed_is_not_published(out: Path, hub: Hub) -> None:
+    """The record is of the file as it was; a scaling that is lost since then is seen in the file itself."""
+    path = out / "config.json"
+    config = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("rope_scaling", "rope_parameters")}
+    path.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="changed since it passed"):
+        plan_upload(str(out), "me/long")
+    assert plan_upload(str(out), "me/long", unvalidated=True).items
+
+
 def test_what_did_not_pass_is_not_published(out: Path, hub: Hub) -> None:
     for validation, says in ((None, "never validated"), ({**PASSED, "verdict": "failed"}, "not passed"), ([], "never validated")):
         recorded(out, validation=validation)

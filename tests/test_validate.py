@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CONTEXT, MakeModel
+from family_models import make
 
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
@@ -20,11 +21,12 @@ from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvert
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
 from yarn_convert.readers import read_config
 from yarn_convert.readers import read_gguf as read_keys
+from yarn_convert.repair import plan_repair
 from yarn_convert.rope import Rope, table
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor
 from yarn_convert.validate import Settings, judging, lines, seconds_of, twin, validate
-from yarn_convert.validate.intention import claimed, intention_of
+from yarn_convert.validate.intention import claimed, intention_of, survey
 from yarn_convert.validate.judging import Tolerance, compare
 from yarn_convert.validate.reference import Reference
 from yarn_convert.validate.run import text_ids
@@ -658,3 +660,82 @@ def test_a_damaged_row_fails_in_a_coarse_type(make_model: MakeModel, tmp_path: P
     bad = opened(rewritten(extended(model, tmp_path / "bad.gguf", outtype="q8_0"), {}, {t.name: bytes(data)}))
     result = check_weights(bad, opened(model), None, lambda n: None)
     assert (result["verdict"], result["different"]) == ("failed", [t.name])
+
+
+# -- what the other length and the other layers are for ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["out", "out.gguf"])
+def test_a_wrong_list_for_short_texts_fails(tmp_path: Path, out: str) -> None:
+    """Beyond the original window it serves nothing: no run at the extended length has ever used it."""
+    model = make("phi3/longrope", tmp_path / "base")
+    made = extended(model, tmp_path / out, scale=None, method="none")
+    assert run(made, twin=False, tokens=16)["recipe"]["verdict"] == "passed"
+    if out == "out":
+        path = made / "config.json"
+        config = json.loads(path.read_text())
+        for key in ("rope_scaling", "rope_parameters"):
+            config[key]["short_factor"] = [1.0 + 0.2 * i for i in range(8)]
+        path.write_text(json.dumps(config))
+    else:
+        rewritten(made, {}, {"rope_factors_short.weight": np.linspace(1, 2, 8, dtype=np.float32).tobytes()})
+    result = run(made, twin=False, tokens=16)
+    assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "table")
+    assert "another length" in result["recipe"]["why"]
+    c = opened(made)
+    assert not any(v.exact for v in survey(c, intention_of(c, None, None, None)))
+    assert "exact" not in {r["before"] for r in plan_repair(str(made)).as_json()["readers"].values()}
+
+
+def test_a_dynamic_scaling_that_is_lost_fails(make_model: MakeModel) -> None:
+    """Within the original window, which is all of max_position_embeddings, it changes nothing."""
+    meant = make_model("meant", config={"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}})
+    assert run(meant, like=str(meant), twin=False, tokens=16)["recipe"]["verdict"] == "passed"
+    result = run(make_model("lost"), like=str(meant), twin=False, tokens=16)
+    assert (result["verdict"], result["recipe"]["layer"]) == ("failed", "table")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gemma3_text", {"sliding_window": 32}),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 6 + ["sliding_attention"]}),
+        ("gemma3_text", {"rope_local_base_freq": 500.0, "rope_parameters": {"sliding_attention": {"rope_theta": 500.0}}}),
+        ("mixtral", {"num_experts_per_tok": 1}),
+        ("granite", {"hidden_act": "gelu"}),
+        ("granite", {"rms_norm_eps": 1e-2}),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_the_bases_weights_in_another_model_fail(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+    """The reference is made of the same config.json as the runtime's model: only the base knows better."""
+    from yarn_convert.validate.run import _weights
+
+    model = make(name, tmp_path / "base")
+    out = extended(model, tmp_path / "out")
+    assert _weights(opened(out), opened(model), None, lambda what, fraction: None)["verdict"] == "passed"
+    path = out / "config.json"
+    config = json.loads(path.read_text())
+    nested = changes.get("rope_parameters", {}).get("sliding_attention", {})
+    config |= {k: v for k, v in changes.items() if k != "rope_parameters"}
+    if nested:
+        config["rope_parameters"]["sliding_attention"] |= nested
+    path.write_text(json.dumps(config))
+    result = _weights(opened(out), opened(model), None, lambda what, fraction: None)
+    assert (result["verdict"], result["different"]) == ("failed", [])
+    assert next(iter(changes)) in result["why"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("gemma3.attention.sliding_window", Value("u32", 32)), ("gemma3.attention.layer_norm_rms_epsilon", Value("f32", 1e-2))],
+    ids=lambda v: str(v)[:40],
+)
+def test_the_bases_weights_under_other_keys_fail(tmp_path: Path, key: str, value: Value) -> None:
+    from yarn_convert.validate.run import _weights
+
+    model = make("gemma3_text", tmp_path / "base")
+    out = extended(model, tmp_path / "out.gguf")
+    assert _weights(opened(out), opened(model), None, lambda what, fraction: None)["verdict"] == "passed"
+    result = _weights(opened(rewritten(out, {key: value})), opened(model), None, lambda what, fraction: None)
+    assert result["verdict"] == "failed"

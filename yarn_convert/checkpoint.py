@@ -373,13 +373,13 @@ MISMATCH = "config and weights do not belong together"
 
 
 def _left_recipe(recipe: Any, rope: Rope) -> tuple[Rope, bool]:
-    """(the recipe that yarn-convert left, True) where it gives the very table that the file carries, else (`rope`, False).
+    """(the recipe that yarn-convert left, True) where it gives the very tables that the file carries, else (`rope`, False).
 
     A file cannot spell everything: the new base of ntk-aware hides the old one, explicit frequencies their method.
     """
     try:
         left = rope_of(json.loads(recipe) if isinstance(recipe, str) else recipe)
-        if dialects.same_effect(effect(left), effect(rope)):
+        if dialects.same_at_all_lengths(left, rope):
             return left, True
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, YarnConvertError):
         pass  # absent, or not ours

@@ -36,6 +36,12 @@ def same_effect(a: Effect, b: Effect) -> bool:
     return same(Table(*a[:2]), Table(*b[:2])) and math.isclose(a.logits, b.logits, rel_tol=2 * RTOL)
 
 
+def same_at_all_lengths(a: Rope, b: Rope) -> bool:
+    """`same_effect` of two recipes for texts of every length: those of longrope and of the dynamic methods are several tables."""
+    lengths = {n for rope in (a, b) for n in (1, rope.original_context, rope.original_context + 1, 4 * rope.original_context)}
+    return all(same_effect(effect(a, n), effect(b, n)) for n in (None, *lengths))
+
+
 # -- config.json ------------------------------------------------------------------------------------------------------
 
 HF_METHODS = {

@@ -26,6 +26,13 @@ def read_config(reader: str, config: Config, length: int | None = None) -> Readi
     Without a context of its own the reader is taken at max_position_embeddings. Raises Refuses if it would fail, and
     Unsupported for what this module does not know.
     """
+    try:
+        return _read(reader, config, length)
+    except (ArithmeticError, ValueError, TypeError) as e:  # a number in the file that has no logarithm, or is none
+        refuse(READERS[reader], f"cannot compute from this: {e}")
+
+
+def _read(reader: str, config: Config, length: int | None) -> Reading:
     rope = seen(reader, config)
     context = context_of(rope)
     length = length or context or rope.max_position or 1

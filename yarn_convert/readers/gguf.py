@@ -32,6 +32,13 @@ def read_gguf(
     ggml_rope_yarn_corr_dims, ggml/src/ggml-cpu/ops.cpp rope_yarn. Correction dimensions and multiplier in float32, as
     there; frequencies in float64, where ggml's CPU loop multiplies up θ^(−2/D) in float32.
     """
+    try:
+        return _read(keys, rope_freqs, rope_factors)
+    except (ArithmeticError, ValueError, TypeError) as e:  # a number in the file that has no logarithm, or is none
+        gguf_refuses(f"cannot compute from this: {e}")
+
+
+def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: tuple[ArrayLike, ArrayLike] | None) -> Reading:
     arch = keys["general.architecture"]
     if arch not in ARCHS:
         raise Unsupported(f"what llama.cpp makes of the architecture {arch!r} is not known here", NOT_MODELLED)

@@ -16,7 +16,7 @@ from ..checkpoint import Checkpoint, manifest_path, open_checkpoint
 from ..errors import InputError, OutputError, UsageError
 from ..source import HUB_ID, resolve
 from ..tensors import sha256
-from ..validate.intention import read_manifest
+from ..validate.intention import check_recipe, intention_of, read_manifest
 from .card import README, local_card, render
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"
@@ -87,7 +87,8 @@ def plan_upload(
     manifest = read_manifest(c.source.path)
     if manifest is None:
         raise UsageError(f"{model} has no manifest of yarn-convert: what it is cannot be said", "convert it, or upload it with 'hf upload'")
-    _check_validated(manifest, model, unvalidated)
+    if not unvalidated:
+        _check_validated(c, manifest, model)
     recorded = manifest.get("base")
     base: dict[str, Any] = recorded if isinstance(recorded, dict) else {}
     files = _files(c)
@@ -107,11 +108,14 @@ def check_repo(repo: str) -> None:
         raise UsageError(f"{repo!r} is no name of a repository", "give it as user/name")
 
 
-def _check_validated(manifest: Mapping[str, Any], model: str, allowed: bool) -> None:
+def _check_validated(c: Checkpoint, manifest: Mapping[str, Any], model: str) -> None:
+    """UsageError unless the record says that it passed and the file's recipe still is the manifest's."""
     validation = manifest.get("validation")
     verdict = validation.get("verdict") if isinstance(validation, dict) else None
-    if verdict != "passed" and not allowed:
-        what = "was never validated" if verdict is None else f"has not passed its validation ({verdict})"
+    what = "was never validated" if verdict is None else f"has not passed its validation ({verdict})" if verdict != "passed" else ""
+    if not what and (why := check_recipe(c, intention_of(c, None, None, None))["why"]):
+        what = f"was changed since it passed its validation: {why}"
+    if what:
         raise UsageError(f"{model} {what}", f"yarn-convert validate {model}, or --allow-unvalidated")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from .. import readers
 from ..checkpoint import RECIPE, Checkpoint, manifest_path, open_checkpoint
 from ..convert import Options, extend
-from ..dialects import ROPE_FREQS, pair_of, same
+from ..dialects import ROPE_FREQS, pair_of, same, same_at_all_lengths
 from ..errors import FormatError, InputError
 from ..readers.survey import Verdict, survey_config, survey_gguf
 from ..rope import MAX_CONTEXT, Rope, rope_of, table
@@ -117,6 +117,8 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
         verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context, c.beside(meant.rope))}
     else:
         verdicts = hf_verdicts(c.written, meant.rope, meant.context, c.beside(meant.rope))
+    layer = _layer(decoded, target, meant.context) if verdicts[reader] else "table"
+    verdicts = {name: why or _elsewhere(c, meant) for name, why in verdicts.items()}
     why = verdicts[reader]
     if not why and (file := rope_file_error(c, target)):
         why = file
@@ -124,7 +126,7 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
         "verdict": "failed" if why else "passed",
         "reader": reader,
         "why": why,
-        "layer": _layer(decoded, target, meant.context) if why else "",
+        "layer": layer if why else "",
         "intended": {"inv_freq": target.inv_freq.tolist(), "multiplier": target.multiplier, "context": meant.context},
         "ignored": list(c.ignored),
         "readers": verdicts,
@@ -136,13 +138,20 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     return result
 
 
+def _elsewhere(c: Checkpoint, meant: Intention) -> str:
+    """Why the file is not as meant at other lengths than the one at which readers are asked; "" if it is."""
+    return "" if same_at_all_lengths(c.rope, meant.rope) else "another table for texts of another length"
+
+
 def survey(c: Checkpoint, meant: Intention) -> list[Verdict]:
     """What each known runtime makes of the file, ours or not, against the intention."""
     target = table(meant.rope, meant.context)
     if c.gguf:
         names = {k: c.gguf.get(k) for k in ("general.name", "general.basename") if k in c.gguf.fields}
-        return survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, beside=c.beside(meant.rope))
-    return survey_config(c.written, target, meant.context, beside=c.beside(meant.rope))
+        found = survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, beside=c.beside(meant.rope))
+    else:
+        found = survey_config(c.written, target, meant.context, beside=c.beside(meant.rope))
+    return [replace(v, differs=_elsewhere(c, meant)) if v.exact else v for v in found]
 
 
 def decode(c: Checkpoint, reader: str) -> readers.Reading | str:

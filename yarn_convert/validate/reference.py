@@ -22,10 +22,11 @@ from .. import layout
 from ..checkpoint import Checkpoint
 from ..errors import InputError, Unsupported, UsageError, YarnConvertError
 from ..families import for_config
+from ..families.derived import ODD
 from ..layout import Part
 from ..rope import Effect, Table
 from ..targets.moving import Piece, converted
-from ..targets.safetensors import new_config
+from ..targets.safetensors import LENGTHS, new_config
 from ..tensors import Tensor
 
 Spans = Sequence[tuple[int, int]]
@@ -207,6 +208,46 @@ def _config(c: Checkpoint) -> Any:
     values = {k: v for k, v in source.items() if k not in LEFT_OUT} | {"rope_theta": c.rope.theta, "pad_token_id": None}
     with _building():
         return AutoConfig.for_model(c.family.model_type, **values)
+
+
+RECIPES = {"max_position_embeddings", "original_max_position_embeddings", "rope_theta", "rope_parameters", *LENGTHS}
+NEUTRAL = {  # what says no more than layer_types and the tensors do, or is for training
+    "max_window_layers", "num_nextn_predict_layers", "multi_query", "new_decoder_architecture", "num_ln_in_parallel_attn",
+    "output_router_logits", "seq_aux",
+}  # fmt: skip
+TRAINING = ("dropout", "pdrop", "_coef", "_alpha", "_noise")  # how keys end that no forward pass depends on
+
+
+def other_model(c: Checkpoint, base: Checkpoint) -> str:
+    """Which value, the recipe's apart, makes `c` another model than `base` with the very same weights; "" if none does.
+
+    The reference is made of the output's own values as the runtime's model is, so no logits show it. A sliding window that is
+    turned off is no fault. Raises InputError for a config.json of which transformers can make no model.
+    """
+    base = base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
+    sides = [{k: x.hparams.get(k) for k in c.family.hparams} for x in (c, base)]
+    if not c.gguf and not base.gguf and not c.family.run_as:
+        off: dict[str, Any] = {"sliding_window": None} if c.config.get("sliding_window") is None else {}
+        sides = [_values(x) | said for x, said in zip((c, replace(base, config={**base.config, **off})), sides, strict=True)]
+        sides = [side | off for side in sides]
+    elif (folder := base if c.gguf else c).gguf is None:
+        odd = [k for k, usual in c.family.fixed.items() if (v := folder.config.get(k)) is not None and v not in usual]
+        if odd:
+            return f"{ODD.get(odd[0], odd[0])} is of one of the two only"
+    mine, theirs = sides
+    for key in sorted({*mine, *theirs} - RECIPES - set(c.family.lengths)):
+        a, b = mine.get(key) or None, theirs.get(key) or None  # one that is off may go unsaid
+        if a != b and not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6)):
+            return f"{key} is {mine.get(key)!r}, the base's {theirs.get(key)!r}"
+    return ""
+
+
+def _values(c: Checkpoint) -> dict[str, Any]:
+    """What transformers reads from config.json that a forward pass depends on, with its defaults."""
+    _torch()  # for what it silences
+    config = _config(c)
+    known = type(config)().to_dict().keys() - NEUTRAL - LEFT_OUT
+    return {k: v for k, v in config.to_dict().items() if k in known and not k.endswith(TRAINING)}
 
 
 class Weights(Mapping[str, Any]):

@@ -12,7 +12,7 @@ from ..errors import FormatError, Unsupported
 from ..layout import Part
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
-from ..tensors import Tensor, sha256
+from ..tensors import SAFETENSORS_BITS, Tensor, sha256
 
 Progress = Callable[[int], None]
 SHOWN = 5  # names of differing tensors in a report
@@ -26,6 +26,7 @@ ERROR_BOUND: Mapping[str, float] = {
 }  # fmt: skip
 ROW = 4  # one row may err by so many times the bound: outliers make the steps of its blocks coarse
 UNKNOWN = 0.1  # bound of a type that is not in the table
+CODES = SAFETENSORS_BITS.keys() - ERROR_BOUND.keys()  # types whose values are no weights before something else unpacks or scales them
 PERMUTED = "the permutation of its rows is wrong: they are interleaved once too often or too seldom"
 IDENTICAL, ROUNDED, DEQUANTIZED = "byte-identical", "the base's, converted to their type", "the base's, within their type's error"
 
@@ -123,6 +124,8 @@ def same_weights(mine: Tensor, theirs: Part) -> tuple[str, str]:
         return "", f"its shape is {list(mine.shape)}, the base's {list(theirs.shape)}"
     if _same_bytes(mine, theirs):
         return (IDENTICAL if mine.dtype == theirs.dtype else ROUNDED), ""
+    if {mine.dtype, theirs.dtype} & CODES:
+        return "", "its bytes differ"
     others = [part for by in (-2, -1, 1, 2) if (part := theirs.turned(by)) is not None]
     if mine.dtype == theirs.dtype and not theirs.order.added:
         if any(_same_bytes(mine, other) for other in others):
