@@ -21,7 +21,7 @@ from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.errors import Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.rope import effect, table
 from yarn_convert.source import Source
-from yarn_convert.validate.reference import Reference
+from yarn_convert.validate.reference import Reference, changed_since
 from yarn_convert.validate.run import Settings, validate
 
 torch = pytest.importorskip("torch")
@@ -225,6 +225,23 @@ def test_yarn_past_the_window_is_what_transformers_computes(models: dict[str, Pa
     result = judged(models[name], tmp_path / "out", "transformers")
     assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
     assert max(w["end"] for s in result["studies"] for r in s["runtimes"] for w in r["windows"]) == 4 * CONTEXT
+
+
+@pytest.mark.parametrize("out", ["gguf", "safetensors"])
+@pytest.mark.parametrize("name", CARRIED)
+def test_what_the_manifest_says_beside_the_recipe_is_what_the_output_says(
+    models: dict[str, Path], tmp_path: Path, name: str, out: str
+) -> None:
+    """Under the keys of either format and with either's defaults; another value in the manifest is noticed."""
+    path = tmp_path / ("out.gguf" if out == "gguf" else "out")
+    try:
+        manifest = convert(str(models[name]), Options(method="none", out=out, output=path))
+    except YarnConvertError:
+        pytest.skip("refused, for one format")
+    c = open_checkpoint(Source(path, "out"))
+    assert changed_since(c, manifest) == ""
+    manifest["hparams"]["hidden_size"] += 1
+    assert "hidden_size" in changed_since(c, manifest)
 
 
 # -- refusals, and the ways out ---------------------------------------------------------------------------------------

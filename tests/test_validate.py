@@ -727,6 +727,23 @@ def test_the_bases_weights_in_another_model_fail(tmp_path: Path, name: str, chan
 
 
 @pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("gemma3_text", "rope.freq_base_swa", 500.0),
+        ("granite", "attention.layer_norm_rms_epsilon", 1e-2),
+        ("mixtral", "expert_used_count", 1),
+    ],
+)
+def test_without_a_base_the_manifest_knows_the_model(tmp_path: Path, name: str, key: str, value: float) -> None:
+    out = extended(make(name, tmp_path / "base"), tmp_path / "out.gguf")
+    assert run(out, real=False, runtimes=())["weights"]["verdict"] == "unchecked"
+    changed = rewritten(out, {f"{read_gguf(out).arch}.{key}": Value("u32" if isinstance(value, int) else "f32", value)})
+    result = run(changed, real=False)
+    assert (result["verdict"], result["weights"]["verdict"]) == ("failed", "failed")
+    assert "when they were written" in result["reasons"][0]
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [("gemma3.attention.sliding_window", Value("u32", 32)), ("gemma3.attention.layer_norm_rms_epsilon", Value("f32", 1e-2))],
     ids=lambda v: str(v)[:40],

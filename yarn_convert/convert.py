@@ -412,6 +412,7 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path) 
         "carrier": plan.carrier,
         "outtype": plan.outtype,
         "finetuned": False,
+        "hparams": {key: c.hparams.get(key) for key in c.family.hparams},
         "weights": {
             "identical_to_base": plan.identical,
             "files": [

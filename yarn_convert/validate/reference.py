@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -235,11 +235,23 @@ def other_model(c: Checkpoint, base: Checkpoint) -> str:
         if odd:
             return f"{ODD.get(odd[0], odd[0])} is of one of the two only"
     mine, theirs = sides
-    for key in sorted({*mine, *theirs} - RECIPES - set(c.family.lengths)):
+    return "; ".join(f"{key} is {a!r}, the base's {b!r}" for key, a, b in _different(c, mine, theirs, {*mine, *theirs}))
+
+
+def changed_since(c: Checkpoint, manifest: Mapping[str, Any]) -> str:
+    """Which value, the recipe's apart, is not what it was when the output was written, as far as the manifest knows; "" if none."""
+    then = manifest.get("hparams")
+    if not isinstance(then, dict):
+        return ""  # of an earlier version
+    found = _different(c, c.hparams, then, then.keys() & c.family.hparams.keys())
+    return "; ".join(f"{key} is {a!r}, and was {b!r} when they were written" for key, a, b in found)
+
+
+def _different(c: Checkpoint, mine: Mapping[str, Any], theirs: Mapping[str, Any], keys: Set[str]) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(keys - RECIPES - set(c.family.lengths)):
         a, b = mine.get(key) or None, theirs.get(key) or None  # one that is off may go unsaid
         if a != b and not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6)):
-            return f"{key} is {mine.get(key)!r}, the base's {theirs.get(key)!r}"
-    return ""
+            yield key, mine.get(key), theirs.get(key)
 
 
 def _values(c: Checkpoint) -> dict[str, Any]:

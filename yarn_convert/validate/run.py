@@ -31,7 +31,7 @@ from ..tensors import inside
 from . import twin
 from .intention import Intention, check_recipe, decode, intention_of, read_manifest
 from .judging import Tolerance, tolerance_for
-from .reference import Reference, other_model, pick_device
+from .reference import Reference, changed_since, other_model, pick_device
 from .study import PREFIX, WIDTH, Question, Say, real_subject, study, telling_position, twin_subject
 from .weights import PERMUTED, check_weights
 
@@ -146,7 +146,8 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: dict[str, Any] | 
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
         found = check_weights(c, base, manifest, progress)
-    if base is not None and found["verdict"] != FAILED and (why := other_model(c, base)):
+    why = other_model(c, base) if base is not None else changed_since(c, manifest or {})
+    if why and found["verdict"] != FAILED:
         found |= {"verdict": FAILED, "how": "", "why": f"they are those of another model: {why}"}
     return found
 
