@@ -78,6 +78,12 @@ def test_a_model_alone_means_convert(make_model: MakeModel, tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"], "a dry run writes nothing"
 
 
+def test_a_dry_run_of_a_push_says_where_it_would_go(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model()
+    done = run("tiny", "--scale", 4, "--push", "me/long", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0 and "push      me/long" in done.stderr
+
+
 def test_a_type_may_be_spelled_as_llama_cpp_spells_it(make_model: MakeModel, tmp_path: Path) -> None:
     make_model()
     small, large = (
@@ -167,6 +173,7 @@ def test_methods_lists_every_method_and_alias() -> None:
         (["tiny", "--context", 3_000_000_000], "more than any reader"),
         (["tiny", "--scale", 4, "--original-context", 0], "--original-context"),
         (["tiny", "--scale", 1e30], "above 1 and below 1,000,000, not 1e+30"),
+        (["tiny", "--scale", 4, "--push", "a", "--dry-run"], "no name of a repository"),
         (["tiny", "--scale", 4, "--private"], "--private belongs to --push"),
         (["tiny", "--scale", 4, "--allow-unvalidated"], "--allow-unvalidated belongs to --push"),
         (["tiny", "--scale", 4, "-o", "x" * 300], "cannot be named"),

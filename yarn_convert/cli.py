@@ -99,6 +99,10 @@ def convert(
 
     if not push and (private or allow_unvalidated):
         raise UsageError(f"{'--private' if private else '--allow-unvalidated'} belongs to --push", "--push user/name, or leave it out")
+    if push:
+        from .upload import check_repo
+
+        check_repo(push)
     options = Options(
         scale, context, method, out, output, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate, carry,
         outtype.lower(), sliding_window, imatrix, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force, split_max_size,
@@ -117,8 +121,8 @@ def convert(
     talk.lines(plan_lines(conversion))
     if dry_run:
         publication = _publication(conversion, push, private) if push else None
-        if publication:
-            talk.lines(upload_lines(publication))
+        if push:
+            talk.lines(upload_lines(publication) if publication else [f"push      {push}, once it is made here"])
         if as_json:
             print(json.dumps(plan_json(conversion) | ({"upload": publication.as_json()} if publication else {}), indent=2))
         return
