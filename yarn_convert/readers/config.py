@@ -27,7 +27,8 @@ def read_config(reader: str, config: Config, length: int | None = None) -> Readi
     Unsupported for what this module does not know.
     """
     try:
-        return _read(reader, config, length)
+        with np.errstate(all="ignore"):
+            return _read(reader, config, length)
     except (ArithmeticError, ValueError, TypeError) as e:  # a number in the file that has no logarithm, or is none
         refuse(READERS[reader], f"cannot compute from this: {e}")
 

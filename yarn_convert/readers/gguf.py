@@ -33,7 +33,8 @@ def read_gguf(
     there; frequencies in float64, where ggml's CPU loop multiplies up θ^(−2/D) in float32.
     """
     try:
-        return _read(keys, rope_freqs, rope_factors)
+        with np.errstate(all="ignore"):
+            return _read(keys, rope_freqs, rope_factors)
     except (ArithmeticError, ValueError, TypeError) as e:  # a number in the file that has no logarithm, or is none
         gguf_refuses(f"cannot compute from this: {e}")
 
