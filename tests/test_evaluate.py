@@ -43,6 +43,7 @@ from yarn_convert.evaluate.dynamic import Steps, greedy
 from yarn_convert.evaluate.journal import identity
 from yarn_convert.evaluate.model import Torch
 from yarn_convert.evaluate.passkey import FILLING, prompt
+from yarn_convert.evaluate.text import labels_of
 from yarn_convert.evaluate.text import lines as evaluation_lines
 from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
 from yarn_convert.rope import Rope, table
@@ -969,3 +970,12 @@ def test_a_model_without_a_tokenizer_stops_a_run_before_it_begins(make_model: Ma
     monkeypatch.setattr(Torch, "losses", lambda *_: pytest.fail("computed"))
     with pytest.raises(InputError, match="no tokenizer"):
         measured([base, other], Wish((32,)))
+
+
+def test_outputs_as_they_are_go_by_one_name(make_model: MakeModel, tmp_path: Path) -> None:
+    base, out = make_model(), tmp_path / "long.gguf"
+    convert(str(base), Options(scale=4, out="gguf", output=out))
+    found = perplexity([str(base), str(out)], Settings(texts=Texts(cut=64, most=1)), Wish((64,)), Journal())
+    assert labels_of(found) == [str(base), str(out)]
+    both = perplexity([str(base), str(out)], Settings(("none",), texts=Texts(cut=64, most=1)), Wish((64,)), Journal())
+    assert labels_of(both) == [f"{base} none", f"{out} none"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 Result = Mapping[str, Any]
@@ -55,9 +56,11 @@ def _perplexity(result: Result) -> list[str]:
 
 
 def labels_of(result: Result) -> list[str]:
-    """What each row is called: its recipe, and its model where there are several."""
-    several = len(result["models"]) > 1
-    return [f"{row['model']} {row['label']}" if several and row["label"] != row["model"] else row["label"] for row in result["rows"]]
+    """What each row is called: its recipe, and its model where there are several; a model as it is by its name alone."""
+    if len(result["models"]) == 1:
+        return [row["label"] for row in result["rows"]]
+    given = [(row["model"], Path(row["model"]), row["label"]) for row in result["rows"]]
+    return [model if label in (model, path.name, path.stem) else f"{model} {label}" for model, path, label in given]
 
 
 def _passkey(result: Result) -> list[str]:
