@@ -26,7 +26,7 @@ from yarn_convert.convert import Options, convert
 from yarn_convert.evaluate.model import Torch
 from yarn_convert.evaluate.windows import sliding
 from yarn_convert.source import resolve
-from yarn_convert.validate.run import text_ids
+from yarn_convert.validate.tokens import text_ids
 
 RUNS, WIDTH, STRIDE = 3, 2048, 256
 

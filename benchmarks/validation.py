@@ -21,7 +21,7 @@ from yarn_convert.rope import table
 from yarn_convert.source import resolve
 from yarn_convert.validate import twin
 from yarn_convert.validate.reference import Reference, pick_device
-from yarn_convert.validate.run import text_ids
+from yarn_convert.validate.tokens import text_ids
 
 RUNS = 3
 

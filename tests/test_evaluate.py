@@ -50,7 +50,7 @@ from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
 from yarn_convert.source import resolve
 from yarn_convert.upload.card import card
-from yarn_convert.validate.run import TEXT, tokenizer_of
+from yarn_convert.validate.tokens import TEXT, tokenizer_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")

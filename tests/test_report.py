@@ -44,6 +44,7 @@ def result() -> dict[str, Any]:
             "readers": {"llama.cpp": "", "other": "it ignores the factor"}, "decoded": {**table, "multiplier": 1.138629437}, "max_error": 5.5e-8,
         },
         "weights": {"verdict": "passed", "how": "61 tensors byte-identical", "why": "", "different": []},
+        "tokenizer": {"verdict": "passed", "why": ""},
         "studies": [study("real"), study("twin")],
         "missing": [{"name": "vllm", "add": "yarn-convert runtimes add vllm", "note": "3.4 GB"}],
         "verdict": "passed", "reasons": [], "created": "2026-01-01T00:00:00+00:00",
@@ -136,6 +137,7 @@ def test_what_a_file_says_is_text_and_never_markup(plain: str) -> None:
     r |= {"model": EVIL, "reasons": [EVIL], "verdict": "failed"}
     r["recipe"] |= {"why": EVIL, "readers": {EVIL: EVIL}, "reader": EVIL, "ignored": [EVIL]}
     r["weights"] |= {"different": [EVIL], "how": EVIL, "why": EVIL}
+    r["tokenizer"] |= {"why": EVIL}
     r["intention"]["recipe"]["params"] = {EVIL: EVIL}
     r["missing"] = [{"name": EVIL, "add": EVIL, "note": EVIL}]
     r["versions"], r["hardware"] = {EVIL: EVIL}, {EVIL: EVIL}

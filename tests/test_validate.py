@@ -29,8 +29,8 @@ from yarn_convert.validate import Settings, judging, lines, seconds_of, twin, va
 from yarn_convert.validate.intention import claimed, intention_of, survey
 from yarn_convert.validate.judging import Tolerance, compare
 from yarn_convert.validate.reference import Reference
-from yarn_convert.validate.run import text_ids
 from yarn_convert.validate.study import disjoint
+from yarn_convert.validate.tokens import text_ids
 from yarn_convert.validate.weights import ERROR_BOUND, check_weights
 
 torch = pytest.importorskip("torch")
@@ -756,3 +756,19 @@ def test_the_bases_weights_under_other_keys_fail(tmp_path: Path, key: str, value
     assert _weights(opened(out), opened(model), None, lambda what, fraction: None)["verdict"] == "passed"
     result = _weights(opened(rewritten(out, {key: value})), opened(model), None, lambda what, fraction: None)
     assert result["verdict"] == "failed"
+
+
+@pytest.mark.parametrize("out", ["out", "out.gguf"])
+def test_the_tokenizer_of_another_model_fails(make_model: MakeModel, tmp_path: Path, out: str) -> None:
+    """Its logits are right for the wrong tokens."""
+    base, path = make_model(), extended(make_model("twin"), tmp_path / out)
+    assert run(path, base=str(base), real=False)["tokenizer"]["verdict"] == "passed"
+    other = json.loads((base / "tokenizer.json").read_text())
+    vocabulary = other["model"]["vocab"]
+    vocabulary["e"], vocabulary["t"] = vocabulary["t"], vocabulary["e"]
+    (base / "tokenizer.json").write_text(json.dumps(other))
+    result = run(path, base=str(base), real=False)
+    assert (result["verdict"], result["weights"]["verdict"], result["tokenizer"]["verdict"]) == ("failed", "passed", "failed")
+    assert any(reason.startswith("tokenizer: it reads ") for reason in result["reasons"])
+    (base / "tokenizer.json").unlink()
+    assert run(path, base=str(base), real=False)["tokenizer"]["verdict"] == "unchecked"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError, UsageError
-from ..validate.run import TEXT, tokenizer_of
+from ..validate.tokens import TEXT, tokenizer_of
 from .model import Ids
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UsageError
-from ..validate.run import tokenizer_of
+from ..validate.tokens import tokenizer_of
 from .documents import bos
 from .dynamic import Steps, greedy
 from .journal import Journal

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import tokenizers
 from ..checkpoint import Checkpoint, manifest_path, open_checkpoint
 from ..convert import Options
-from ..errors import InputError, UsageError, YarnConvertError
+from ..errors import UsageError
 from ..json_text import pretty
 from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
@@ -27,15 +26,14 @@ from ..runtimes.table import RUNTIMES
 from ..source import resolve
 from ..targets.output import replace_file
 from ..targets.plan import unknown
-from ..tensors import inside
 from . import twin
 from .intention import Intention, check_recipe, decode, intention_of, read_manifest
 from .judging import Tolerance, tolerance_for
 from .reference import Reference, changed_since, other_model, pick_device
 from .study import PREFIX, WIDTH, Question, Say, real_subject, study, telling_position, twin_subject
+from .tokens import check_tokenizer, text_ids
 from .weights import PERMUTED, check_weights
 
-TEXT = Path(__file__).parents[1] / "data" / "hamlet.txt"
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 SHORTEST = 16  # tokens
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
@@ -83,6 +81,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     say("recipe", 0.0)
     result["recipe"] = check_recipe(c, meant)
     result["weights"] = _weights(c, base, manifest, say)
+    result["tokenizer"] = check_tokenizer(c, base)
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
     result["studies"] = _studies(c, meant, names, settings, result["recipe"], say) if names and same_size else []
     result["missing"] = missing
@@ -194,50 +193,6 @@ def _studies(
     return studies
 
 
-def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:
-    """`n` tokens of a text, int64[n]; it is repeated when it is too short. InputError for a text that gives none."""
-    try:
-        content = (text or TEXT).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(
-            f"cannot read the text {text}: {getattr(e, 'strerror', None) or 'it is not UTF-8'}", "--text FILE, in UTF-8"
-        ) from None
-    tokenizer = tokenizer_of(c)
-    ids = tokenizer.encode(content, add_special_tokens=False).ids
-    if ids and max(ids) >= c.hparams["vocab_size"]:
-        raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", NO_TEXT)
-    if not ids:
-        raise InputError(f"the text {text} has no tokens", "give a longer one")
-    return np.resize(np.asarray(ids, dtype=np.int64), n)
-
-
-NO_TEXT = "--twin validates the scaling without a text"
-
-
-def tokenizer_of(c: Checkpoint) -> Any:
-    """A model's tokenizer, of the package tokenizers, that neither cuts nor pads, whatever tokenizer.json says; a GGUF's is rebuilt.
-    InputError for a model without one."""
-    from tokenizers import Tokenizer
-
-    path = c.source.path / "tokenizer.json"
-    try:
-        if not c.gguf and path.is_file():
-            tokenizer = Tokenizer.from_file(str(inside(c.source.path, path.name)))
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            return tokenizer
-        keys = c.gguf.vocabulary if c.gguf else _gguf_keys(c)
-        return Tokenizer.from_str(tokenizers.to_hf(keys)["tokenizer.json"].decode())
-    except Exception as e:  # the package raises Exception itself
-        why = e.message if isinstance(e, YarnConvertError) else str(e)[:200]
-        raise InputError(f"no tokenizer for {c.source.name}: {why}", NO_TEXT) from None
-
-
-def _gguf_keys(c: Checkpoint) -> dict[str, Any]:
-    """A folder with a tokenizer.model alone, as a GGUF would spell it."""
-    return {k: v[1] for k, v in tokenizers.to_gguf(c.source.path, c.config).items()}
-
-
 def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float) -> int:
     """The longest text that `budget` seconds allow, in tokens, guessed from a short pass.
 
@@ -264,7 +219,7 @@ def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence
 def judge(result: dict[str, Any], settings: Settings, named: bool = True) -> dict[str, Any]:
     """The `verdict` of the whole, and `reasons` for it. A runtime that is known not to follow fails the whole only where
     it was asked for by name; a check that a wrong recipe passes too proves nothing. `named`: whether its tensors have names here."""
-    failures = [f"{part}: {result[part]['why']}" for part in ("recipe", "weights") if result[part]["verdict"] == FAILED]
+    failures = [f"{part}: {result[part]['why']}" for part in ("recipe", "weights", "tokenizer") if result[part]["verdict"] == FAILED]
     failures += [f"weights: {PERMUTED}" for s in result["studies"] if s["permuted"]]
     doubts = []
     runs = [(s, r) for s in result["studies"] for r in s["runtimes"]]

@@ -39,6 +39,7 @@ def lines(result: Result, quiet: bool = False) -> list[str]:
         f"intended  {recipe['method']}{over}: {recipe['original_context']:,} -> {meant['context']:,} tokens, {meant['origin']}",
         *_recipe(result["recipe"]),
         _weights(result["weights"]),
+        *_tokenizer(result["tokenizer"]),
     ]
     for s in result["studies"]:
         out += ["", *_study(s)]
@@ -65,6 +66,12 @@ def _recipe(r: Mapping[str, Any]) -> list[str]:
     silent = unknown(r["readers"])
     out += [f"          not in {name}: {why}" for name, why in r["readers"].items() if why and name not in (r["reader"], *silent)]
     return out + ([f"          unknown: {', '.join(silent)}"] if silent else [])
+
+
+def _tokenizer(t: Mapping[str, Any]) -> list[str]:
+    if t["verdict"] == "unchecked":
+        return []
+    return [f"tokenizer {'passed: it reads a text as the base does' if t['verdict'] == 'passed' else 'FAILED: ' + t['why']}"]
 
 
 def _weights(w: Mapping[str, Any]) -> str:
