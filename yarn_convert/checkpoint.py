@@ -129,7 +129,7 @@ class Checkpoint:
         quantized = self.config.get("quantization_config") if self.gguf is None else None
         return isinstance(quantized, dict) and quantized.get("quant_method") == "fp8"
 
-    @property
+    @cached_property
     def packed(self) -> str:
         """Who packed a folder's weights, as "gptq", "awq", "bitsandbytes", "mlx": such tensors can be copied and not named. Empty for
         weights whose names are known: numbers, FP8 with scales beside, gpt-oss's MXFP4."""
@@ -353,18 +353,14 @@ def _check_part(c: Checkpoint, name: str, part: Part) -> None:
     expected = tuple(c.sizes[size] for size in c.family.shapes[part_name])
     if part.shape != expected:
         raise FormatError(f"{what} has the shape {list(part.shape)}, the config describes {list(expected)}", MISMATCH)
-    switches = [switch for switch, on in c.family.switches.items() if part_name in on]
-    if c.gguf is None and switches and not _is_on(c, switches[0]):
+    switched = any(part_name in parts for parts in c.family.switches.values())
+    if c.gguf is None and switched and part_name not in c.family.turned_on(c.config):
         raise FormatError(f"config.json does not turn on {what}: transformers drops it, other readers may not", MISMATCH)
-
-
-def _is_on(c: Checkpoint, switch: str) -> bool:
-    return bool(c.config.get(switch.removeprefix("!"))) != switch.startswith("!")
 
 
 def _turned_on(c: Checkpoint) -> list[str]:
     """The weights, by their GGUF names, that config.json turns on in every layer; a bias that is not there is none to any reader."""
-    on = [part for switch, parts in c.family.switches.items() if switch and _is_on(c, switch) for part in parts if part.endswith(".weight")]
+    on = [part for part in c.family.turned_on(c.config) if part.endswith(".weight")]
     return [f"blk.{i}.{part}" for i in range(c.layers) for part in on] if c.gguf is None else []
 
 

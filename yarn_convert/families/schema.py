@@ -107,13 +107,11 @@ class Family:
         Empty for a buffer that is dropped. Raises Unsupported if no template fits.
         """
         n = numbered(name)
-        found = self.tensors.get(n.template)
-        if found is None:
+        if n.template not in self.tensors:
             if n.template in self.dropped:
                 return []
             raise Unsupported(f"tensor {name!r} is not part of the family {self.model_type!r}", LEFTOVER)
-        names = (found,) if isinstance(found, str) else found
-        return [(template.format(i=n.layer), part, n.expert) for part, template in enumerate(names)]
+        return [(template.format(i=n.layer), part, n.expert) for part, template in enumerate(self.parts(n.template))]
 
     def to_hf(self, name: str, there: Container[str] = ()) -> tuple[str, int]:
         """(HF template with only `{e}` left, which of its parts this GGUF tensor is); `there`: the GGUF's other names.
@@ -157,6 +155,15 @@ class Family:
         layers = range(int(hparams["num_hidden_layers"] or 0))
         templates = [t for t in self._reverse if t not in self.optional]
         return [t.format(i=i) for t in templates for i in (layers if "{i}" in t else range(1)) if self.has(t, hparams, i)]
+
+    def turned_on(self, config: Mapping[str, Any]) -> list[str]:
+        """The tensors of each layer, named as in `shapes`, that config.json turns on by one of its switches."""
+        return [
+            part
+            for switch, parts in self.switches.items()
+            if bool(config.get(switch.removeprefix("!"))) != switch.startswith("!")
+            for part in parts
+        ]
 
     @property
     def name(self) -> str:

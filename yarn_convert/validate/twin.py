@@ -73,10 +73,7 @@ def _names(c: Checkpoint, small: Mapping[str, Any], tied: bool) -> list[str]:
     there, layers, switches = {} if c.packed else c.parts(gguf=True), range(small["num_hidden_layers"]), c.family.switches
     names = [name for name, n in ((name, numbered(name)) for name in there) if n.layer in layers]
     if not there:  # a config.json alone, or packed weights
-        on = {
-            part for switch, parts in switches.items() if bool(c.config.get(switch.lstrip("!"))) != switch.startswith("!") for part in parts
-        }
-        names = [f"blk.{i}.{part}" for part in sorted(on) for i in layers]
+        names = [f"blk.{i}.{part}" for part in sorted(set(c.family.turned_on(c.config))) for i in layers]
     off = {part for switch, parts in switches.items() if c.family.twin.get(switch) is False for part in parts}
     off |= {"output.weight"} if tied else set()
     wanted = [name for name in dict.fromkeys([*names, *c.family.required(small), "output.weight"]) if layout.part_of(name) not in off]
