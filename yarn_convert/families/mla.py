@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .llama import EXPERT_HPARAMS, EXPERT_SHAPES, EXPERT_TWIN, HPARAMS, NOT_DENSE, PLAIN_TENSORS, SHAPES, SILU
 from .qwen import EXPERTS, OUTPUT, PARTS, SHARED_SHAPES
 from .schema import Family
@@ -105,30 +107,19 @@ DEEPSEEK_V2 = Family(
     twin=TWIN,
 )  # fmt: skip
 
-DEEPSEEK_V3 = Family(
+DEEPSEEK_V3 = replace(
+    DEEPSEEK_V2,
     model_type="deepseek_v3",
     architectures=("DeepseekV3ForCausalLM",),
-    gguf_arch="deepseek2",
     tensors={**TENSORS, "model.layers.{i}.mlp.gate.e_score_correction_bias": f"{_LAYER}exp_probs_b.bias"},
-    optional=OUTPUT,
-    only_where=ONLY_WHERE,
-    transforms=LATENT,
-    hparams=HPARAMS_MLA,
-    may_lack=frozenset({"q_lora_rank", "first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"}),
-    renamed=DEEPSEEK_V2.renamed,
-    unsaid=DEEPSEEK_V2.unsaid,
-    derived="mla",
     fixed={**FIXED, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",), "rope_interleave": (True,)},
     marks=frozenset({"expert_gating_func"}),
     constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 2)},
     evidence=EVIDENCE + ", which skips the layers that predict a token further on",
-    shapes=SHAPES_MLA,
     defaults={
         "rms_norm_eps": 1e-6, "first_k_dense_replace": 3, "kv_lora_rank": 512, "q_lora_rank": 1536, "n_routed_experts": 256,
         "num_experts_per_tok": 8, "n_shared_experts": 1, "n_group": 8, "topk_group": 4, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
         "v_head_dim": 128, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
     },
-    latent=True,
     more_layers="num_nextn_predict_layers",
-    twin=TWIN,
 )  # fmt: skip
