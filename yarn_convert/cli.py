@@ -120,11 +120,9 @@ def convert(
     talk = Talk(quiet or as_json)
     talk.lines(plan_lines(conversion))
     if dry_run:
-        publication = _publication(conversion, push, private) if push else None
-        if push:
-            talk.lines(upload_lines(publication) if publication else [f"push      {push}, once it is made here"])
+        publication = _publication(conversion, push, private, talk) if push else {}
         if as_json:
-            print(json.dumps(plan_json(conversion) | ({"upload": publication.as_json()} if publication else {}), indent=2))
+            print(json.dumps(plan_json(conversion) | publication, indent=2))
         return
     with progress(conversion.plan.bytes, quiet or as_json) as advance:
         manifest = conversion.run(advance, lambda line: talk.lines([line]))
@@ -348,11 +346,16 @@ def methods(as_json: Json = False) -> None:
         print(f"  {name:<{width}}  {alias.repo}{f'  ({alias.note})' if alias.note else ''}")
 
 
-def _publication(conversion: Any, repo: str, private: bool) -> Any:
-    """What --push would do; None where the model has to be converted here first."""
+def _publication(conversion: Any, repo: str, private: bool, talk: Talk) -> dict[str, Any]:
+    """Say what --push would do; the same as JSON, empty where the model has to be converted here first."""
     from .upload import on_the_hub, plan_push
 
-    return plan_push(conversion, repo, private) if on_the_hub(conversion) else None
+    if not on_the_hub(conversion):
+        talk.lines([f"push      {repo}, once it is made here"])
+        return {}
+    plan = plan_push(conversion, repo, private)
+    talk.lines(upload_lines(plan))
+    return {"upload": plan.as_json()}
 
 
 def _recipe_options(*values: Any) -> Any:
