@@ -11,7 +11,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError, UsageError
-from ..validate.tokens import TEXT, tokenizer_of
+from ..validate.tokens import TEXT, read_text, tokenizer_of
 from .model import Ids
 
 
@@ -89,11 +89,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")  # a mark of the byte order would be a document's first token
-    except (OSError, UnicodeDecodeError) as e:
-        why = getattr(e, "strerror", None) or "it is not UTF-8"
-        raise InputError(f"cannot read the text {path}: {why}", "--text FILE, in UTF-8") from None
+    return read_text(path, "utf-8-sig")  # a mark of the byte order would be a document's first token
 
 
 COLUMNS = ("text", "input", "content", "report", "document")  # where data sets keep their texts; the first that is there

@@ -22,19 +22,22 @@ SPECIALS = 100  # added tokens that are looked for in a text
 
 def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:
     """`n` tokens of a text, int64[n]; it is repeated when it is too short. InputError for a text that gives none."""
-    try:
-        content = (text or TEXT).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(
-            f"cannot read the text {text}: {getattr(e, 'strerror', None) or 'it is not UTF-8'}", "--text FILE, in UTF-8"
-        ) from None
-    tokenizer = tokenizer_of(c)
-    ids = tokenizer.encode(content, add_special_tokens=False).ids
+    content = read_text(text or TEXT)
+    ids = tokenizer_of(c).encode(content, add_special_tokens=False).ids
     if ids and max(ids) >= c.hparams["vocab_size"]:
         raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", NO_TEXT)
     if not ids:
         raise InputError(f"the text {text} has no tokens", "give a longer one")
     return np.resize(np.asarray(ids, dtype=np.int64), n)
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file. InputError where it cannot be read."""
+    try:
+        return path.read_text(encoding)
+    except (OSError, UnicodeDecodeError) as e:
+        why = getattr(e, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"cannot read the text {path}: {why}", "--text FILE, in UTF-8") from None
 
 
 def tokenizer_of(c: Checkpoint) -> Any:
