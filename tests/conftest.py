@@ -137,6 +137,16 @@ def make_model(tmp_path: Path) -> MakeModel:
     return make
 
 
+def write_tensors_of(reader: Any, writer: Any) -> None:
+    """Let a gguf.GGUFWriter that has its keys write its file, with the tensors of a gguf.GGUFReader."""
+    for t in reader.tensors:
+        writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def save_weights(folder: Path, weights: dict[str, np.ndarray], dtype: str, shards: int) -> None:
     if dtype == "BF16":  # NumPy has none; torch is there wherever these tests run
         import torch

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CONTEXT, MakeModel
+from conftest import CONTEXT, MakeModel, write_tensors_of
 
 from yarn_convert import show
 from yarn_convert.convert import EXTENDING, Options, convert
@@ -147,12 +147,7 @@ def test_inspect_names_keys_that_llama_cpp_ignores(make_model: MakeModel, tmp_pa
         if key.startswith("llama.") or key == "general.name":
             writer.add_key_value(key, field.contents(), field.types[0], *field.types[1:2])
     writer.add_rope_scaling_yarn_attn_factor(1.5)
-    for t in reader.tensors:
-        writer.add_tensor(t.name, t.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors_of(reader, writer)
     facts = json.loads(run("inspect", tmp_path / "b.gguf", "--json").stdout)
     assert any("yarn_attn_factor is ignored" in line for line in facts["inconsistencies"])
     fails(tmp_path / "b.gguf", "--method", "none", "--out", "safetensors", "-o", tmp_path / "hf", says="yarn_attn_factor")

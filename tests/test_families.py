@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from conftest import CONTEXT
+from conftest import CONTEXT, write_tensors_of
 from safetensors.numpy import load_file
 
 from yarn_convert import families, runtimes
@@ -307,12 +307,7 @@ def test_an_architecture_without_a_row_is_extended_as_a_gguf(models: dict[str, P
             continue
         add = writer.add_float32 if isinstance(value, float) else writer.add_string if isinstance(value, str) else writer.add_uint32
         add(f"xverse.{key}", value)
-    for t in reader.tensors:
-        writer.add_tensor(t.name, t.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors_of(reader, writer)
     assert data
     convert(str(tmp_path / "base.gguf"), Options(scale=4, output=tmp_path / "out.gguf"))
     assert tensors_of(tmp_path / "out.gguf") == tensors_of(tmp_path / "base.gguf")

@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from conftest import CONTEXT
+from conftest import CONTEXT, write_tensors_of
 
 from yarn_convert import runtimes
 from yarn_convert.convert import Options, convert, prepare
@@ -41,12 +41,7 @@ def changed(tmp_path: Path) -> Changed:
             if value is not None:
                 kind = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}[type(value)]
                 writer.add_key_value(f"{arch}.{key}", value, kind)
-        for t in reader.tensors:
-            writer.add_tensor(t.name, t.data)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_tensors_of(reader, writer)
         return tmp_path / "changed.gguf"
 
     return change

@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel
+from conftest import CONTEXT, MakeModel, write_tensors_of
 
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import manifest_path, open_checkpoint
@@ -37,12 +37,7 @@ def resplit(whole: Path, out: Path, max_tensors: int = 6, small_first: bool = Fa
         if not key.startswith("GGUF.") and key != "general.architecture":
             sub = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(key, field.contents(), field.types[0], sub)
-    for t in reader.tensors:
-        writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors_of(reader, writer)
     return sorted(out.parent.glob(f"{out.stem}-*-of-*.gguf"))
 
 
