@@ -45,10 +45,10 @@ from hostile_models import (
 )  # fmt: skip
 
 from yarn_convert import cli
-from yarn_convert.checkpoint import manifest_path
 from yarn_convert.convert import Options, prepare
 from yarn_convert.errors import OutputError, YarnConvertError
 from yarn_convert.gguf_file import encode_header, read_gguf
+from yarn_convert.manifest import manifest_path
 from yarn_convert.targets import in_place
 from yarn_convert.tensors import read_safetensors
 

@@ -15,10 +15,11 @@ import pytest
 from conftest import CONTEXT, MakeModel, write_tensors_of
 
 from yarn_convert import cli, runtimes
-from yarn_convert.checkpoint import manifest_path, open_checkpoint
+from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.errors import InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Field, Value, encode_header, read_gguf
+from yarn_convert.manifest import manifest_path, read_manifest
 from yarn_convert.repair import plan_repair
 from yarn_convert.source import resolve
 from yarn_convert.split import part_name, read_model, stem_of
@@ -398,7 +399,8 @@ def test_inspect_validate_repair_and_upload_take_the_first_part(
 def test_hashes_of_all_parts_are_checked(parts: list[Path], tmp_path: Path) -> None:
     from yarn_convert.validate.weights import check_weights
 
-    manifest = convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", hash=True))
+    convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", hash=True))
+    manifest = read_manifest(tmp_path / "out.gguf")
     out = parts_of(tmp_path / "out.gguf")
     renamed = [p.rename(p.with_name(p.name.replace("out-", "other-"))) for p in out]
     c = open_checkpoint(resolve(str(renamed[0])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,13 +18,13 @@ from .families.derived import absent, of_one_layer
 from .families.schema import numbered
 from .gguf_file import Gguf
 from .layout import Part
+from .manifest import MANIFEST, rope_of
 from .readers import Beside
-from .rope import Array, Rope, Table, effect, geometric, rope_of
+from .rope import Array, Rope, Table, effect, geometric
 from .source import Source
-from .split import read_model, stem_of
+from .split import read_model
 from .tensors import Tensor, inside, load_json, read_folder
 
-MANIFEST = "yarn_convert.json"  # what yarn-convert leaves beside the weights
 SIZES = {  # name in Family.shapes -> standard config key
     "vocab": "vocab_size",
     "hidden": "hidden_size",
@@ -302,11 +301,6 @@ def _factors(gguf: Gguf, rotary_dim: int) -> dict[str, Array]:
     return {name: t.read().view(np.float32).astype(np.float64) for name, t in found.items()}
 
 
-def manifest_path(out: Path) -> Path:
-    """Where the manifest of an output lies: in the folder, or beside the .gguf file; the parts of a split one share theirs."""
-    return out.with_name(f"{stem_of(out)}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
-
-
 def _check(c: Checkpoint) -> None:
     """Raise unless the numbers are there, every tensor is known, none is missing and all have their shape."""
     for key in c.family.hparams:
@@ -374,10 +368,10 @@ def _left_recipe(recipe: Any, rope: Rope) -> tuple[Rope, bool]:
     A file cannot spell everything: the new base of ntk-aware hides the old one, explicit frequencies their method.
     """
     try:
-        left = rope_of(json.loads(recipe) if isinstance(recipe, str) else recipe)
+        left = rope_of(recipe)
         if dialects.same_at_all_lengths(left, rope):
             return left, True
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, YarnConvertError):
+    except YarnConvertError:
         pass  # absent, or not ours
     return rope, False
 

@@ -11,9 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, manifest_path, open_checkpoint
+from msgspec import UNSET, UnsetType
+
+from .checkpoint import Checkpoint, open_checkpoint
 from .errors import OutputError, Unsupported, UsageError
 from .json_text import pretty
+from .manifest import Base, Manifest, WeightFile, Weights, as_json, manifest_path, recorded
 from .quantizer import read_imatrix
 from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, recipe_of, table
 from .source import resolve
@@ -252,7 +255,7 @@ class Conversion:
         written: dict[str, Any] = {}
 
         def manifest(moved: Mapping[str, str], folder: Path) -> list[Job]:
-            written.update(manifest_of(self, moved, folder))
+            written.update(as_json(manifest_of(self, moved, folder)))
             return [WriteBytes(manifest_path(out).name, pretty(written))]
 
         execute(
@@ -381,7 +384,7 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
     written = replace(job, size=c.source.path.stat().st_size)  # the header is padded to where the data begins
     conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written, *conversion.plan.jobs[1:])))
     moved = dict.fromkeys((j.name for j in conversion.plan.jobs), "as it was") | {job.name: "in place"}
-    manifest = manifest_of(conversion, moved, c.source.path.parent)
+    manifest = as_json(manifest_of(conversion, moved, c.source.path.parent))
     try:
         replace_file(manifest_path(c.source.path), pretty(manifest))
     except OSError as e:
@@ -395,44 +398,38 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
 # -- the manifest -----------------------------------------------------------------------------------------------------
 
 
-def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> Manifest:
     """The manifest of a conversion: `moved` says how each weight file came to be, `folder` is where they lie."""
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
     files = [j for j in plan.jobs if isinstance(j, WriteTensors) or (isinstance(j, CopyFile) and j.name.endswith(WEIGHTS))]
     packages = ("numpy", "gguf", "huggingface-hub")
-    return {
-        "yarn_convert": version("yarn-convert"),
-        "created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-        "base": {"name": c.source.name, "repo": c.source.repo, "commit": c.source.commit, "format": "gguf" if c.gguf else "safetensors"},
-        "format": plan.format,
-        "recipe": recipe_of(plan.rope),
-        "context": plan.context,
-        "scale": e.scale,
-        "attention_factor": table(plan.rope).multiplier,
-        "carrier": plan.carrier,
-        "outtype": plan.outtype,
-        "finetuned": False,
-        "hparams": {key: c.hparams.get(key) for key in c.family.hparams},
-        "weights": {
-            "identical_to_base": plan.identical,
-            "files": [
-                {"file": j.name, "bytes": j.size, "how": moved.get(j.name, "written"), **_hash(j, folder, conversion.options.hash)}
-                for j in files
-            ],
-        },
-        "readers": {name: why or "exact" for name, why in plan.verdicts.items()},
-        "notes": list(plan.notes),
-        "validation": None,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-    }
+    return Manifest(
+        yarn_convert=version("yarn-convert"),
+        created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        base=Base(c.source.name, c.source.repo, c.source.commit, "gguf" if c.gguf else "safetensors"),
+        format=plan.format,
+        recipe=recorded(plan.rope),
+        context=plan.context,
+        scale=e.scale,
+        attention_factor=table(plan.rope).multiplier,
+        carrier=plan.carrier,
+        outtype=plan.outtype,
+        finetuned=False,
+        hparams={key: c.hparams.get(key) for key in c.family.hparams},
+        weights=Weights(
+            plan.identical,
+            [WeightFile(j.name, j.size, moved.get(j.name, "written"), _hash(j, folder, conversion.options.hash)) for j in files],
+        ),
+        readers={name: why or "exact" for name, why in plan.verdicts.items()},
+        notes=list(plan.notes),
+        versions={"python": platform.python_version(), **{p: version(p) for p in packages}},
+    )
 
 
-def _hash(job: Job, folder: Path, wanted: bool) -> dict[str, str]:
+def _hash(job: Job, folder: Path, wanted: bool) -> str | UnsetType:
     """The SHA-256 of a weight file: from the Hub's cache, whose blobs are named by it, or computed when asked for."""
     if isinstance(job, CopyFile):
         blob = job.source.resolve()
         if blob.parent.name == "blobs" and len(blob.name) == 64:
-            return {"sha256": blob.name}
-    if not wanted:
-        return {}
-    return {"sha256": sha256(folder / job.name)}
+            return blob.name
+    return sha256(folder / job.name) if wanted else UNSET

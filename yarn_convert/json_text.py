@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .tensors import unique_keys
+from .decoding import unique_keys
 
 REMOVE = object()
 _SPACE = re.compile(r"[ \t\r\n]*")

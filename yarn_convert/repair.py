@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import MANIFEST, Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
 from .convert import Conversion, Extension, Options, carry_in_place, check_name, manifest_of
 from .errors import OutputError
 from .gguf_file import Field
-from .json_text import pretty
+from .json_text import REMOVE
+from .manifest import MANIFEST, as_json, changed, manifest_path
 from .rope import recipe_of
 from .source import resolve
 from .targets.gguf import plan_gguf
@@ -21,7 +22,7 @@ from .targets.moving import WriteBytes, WriteTensors, bytes_of
 from .targets.output import replace_file
 from .targets.plan import Plan, Request
 from .targets.safetensors import ROPE_FILE, plan_safetensors
-from .validate.intention import SPANNING, Intention, check_recipe, intention_of, read_manifest
+from .validate.intention import SPANNING, Intention, check_recipe, intention_of
 
 BACKUP = ".before-repair"
 REPAIRED = ("recipe", "context", "scale", "attention_factor", "carrier", "readers", "notes", "validation")  # of a manifest
@@ -51,12 +52,10 @@ class Repair:
     def _manifest(self) -> list[WriteBytes]:
         """An output of yarn-convert says in its manifest what it is: that changes with it, and is neither validated nor evaluated."""
         c = self.conversion.checkpoint
-        old = read_manifest(c.source.path)
-        if old is None:
+        if not manifest_path(c.source.path).is_file():
             return []
-        old.pop("evaluation", None)
-        new = manifest_of(self.conversion, {}, c.source.path)
-        return [WriteBytes(MANIFEST, pretty(old | {key: new[key] for key in REPAIRED}))]
+        new = as_json(manifest_of(self.conversion, {}, c.source.path))
+        return [WriteBytes(MANIFEST, changed(c.source.path, {"evaluation": REMOVE, **{key: new[key] for key in REPAIRED}}))]
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -363,13 +363,3 @@ def recipe_of(rope: Rope) -> dict[str, Any]:
         "params": dict(rope.params),
     }
     return fields | ({"inner": recipe_of(rope.inner)} if rope.inner else {})
-
-
-def rope_of(recipe: Any) -> Rope:
-    """The inverse of `recipe_of`. Raises KeyError, TypeError, ValueError or OverflowError for JSON that is no recipe."""
-    for name, most in (("rotary_dim", MAX_ROTARY_DIM), ("original_context", MAX_CONTEXT)):
-        if type(recipe[name]) is not int or not 0 < recipe[name] < most:
-            raise ValueError(f"{name} is {recipe[name]!r}")
-    params = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["params"].items()}
-    inner = rope_of(recipe["inner"]) if "inner" in recipe else None
-    return Rope(recipe["method"], float(recipe["rope_theta"]), recipe["rotary_dim"], recipe["original_context"], params, inner)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .decoding import AGAIN, parse
 from .errors import FormatError, InputError, Unsupported
 
 Bytes = NDArray[np.uint8]
@@ -98,8 +99,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise _bad(path, f"its header claims {length:,} bytes, the file has {size:,}")
         text = f.read(length)
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as e:
+        header = parse(text)
+    except ValueError as e:
         raise _bad(path, f"its header is not valid JSON ({_short(e)})") from None
     if not isinstance(header, dict):
         raise _bad(path, "its header is not a JSON object")
@@ -264,22 +265,14 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda n: None) -> str:
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; FormatError for anything else, duplicate keys included."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+        value = parse(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path.name} is missing from {path.parent}", "the folder must hold a whole model") from None
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"{path.name} is not valid JSON: {_short(e)}", "fix it or download it again") from None
+    except ValueError as e:
+        raise FormatError(f"{path.name} is not valid JSON: {_short(e)}", AGAIN) from None
     if not isinstance(value, dict):
-        raise FormatError(f"{path.name} is not a JSON object", "fix it or download it again")
+        raise FormatError(f"{path.name} is not a JSON object", AGAIN)
     return value
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """`object_pairs_hook` that refuses a duplicate key: readers differ in which one they take."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError(f"duplicate key {next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))!r}")
-    return result
 
 
 def _bad(path: Path, what: str) -> FormatError:

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import InputError, UsageError
+from ..manifest import read_manifest
 from ..source import resolve
-from ..validate.intention import read_manifest
 from ..validate.run import hardware, record, versions
 
 

@@ -23,10 +23,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..checkpoint import RECIPE, manifest_path
+from ..checkpoint import RECIPE
 from ..dialects import FACTORS
 from ..errors import OutputError, Unsupported
 from ..gguf_file import Field, Gguf, Value, encode_header, journal_path
+from ..manifest import manifest_path
 from .moving import MAGIC, Piece, write_all
 from .resume import UNSUPPORTED, lock, sync
 

@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
-from ..checkpoint import MANIFEST
 from ..errors import InputError, OutputError
-from ..tensors import INDEXES, load_json
+from ..manifest import MANIFEST, read_manifest
+from ..tensors import INDEXES
 from .moving import Job, Mover, Progress
 from .resume import Say, open_partial, sync
 
@@ -54,9 +54,10 @@ def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names
 def _added(out: Path, names: Container[str]) -> str | None:
     """A file in an earlier output that is neither one of its weight files nor among `names`; None where there is none."""
     try:
-        weights = {entry["file"] for entry in load_json(out / MANIFEST)["weights"]["files"]}
-    except (InputError, OSError, KeyError, TypeError):
-        weights = set()
+        manifest = read_manifest(out)
+    except (InputError, OSError):
+        manifest = None
+    weights = {f.file for f in manifest.weights.files} if manifest else set()
     found = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or not path.is_dir())
     return next((name for name in found if name not in names and name not in weights and name not in (MANIFEST, *INDEXES)), None)
 

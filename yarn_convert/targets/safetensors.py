@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from .. import tokenizers
-from ..checkpoint import MANIFEST, Checkpoint
+from ..checkpoint import Checkpoint
 from ..errors import InputError, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
 from ..families.schema import ACTIVATIONS
 from ..json_text import edit
 from ..layout import Part
+from ..manifest import MANIFEST
 from ..readers import MODEL_TYPES
 from ..rope import table
 from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, inside, safetensors_header

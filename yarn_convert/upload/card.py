@@ -12,10 +12,11 @@ from typing import Any
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import FormatError, InputError
 from ..evaluate.text import figure, percent
-from ..rope import recipe_of, rope_of, table
+from ..manifest import Manifest, read_manifest, recorded
+from ..rope import Rope, table
 from ..source import resolve
 from ..tensors import inside
-from ..validate.intention import intention_of, read_manifest
+from ..validate.intention import intention_of
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 BEGIN, END = "<!-- yarn-convert: begin -->", "<!-- yarn-convert: end -->"
@@ -42,13 +43,13 @@ def local_card(model: Path) -> str:
         raise FormatError(f"{README} is not UTF-8", "save it as UTF-8") from None
 
 
-def _manifest_of(c: Checkpoint) -> dict[str, Any]:
+def _manifest_of(c: Checkpoint) -> Manifest:
     """What a manifest would say of a checkpoint that has none: nothing is known of its making."""
     meant = intention_of(c, None, None, None)
-    return {"recipe": recipe_of(meant.rope), "context": meant.context, "base": {}, "weights": {}, "readers": {}, "notes": []}
+    return Manifest(recipe=recorded(meant.rope), context=meant.context)
 
 
-def render(c: Checkpoint, manifest: Mapping[str, Any], repo: str, existing: str, base: Mapping[str, Any] | None = None) -> str:
+def render(c: Checkpoint, manifest: Manifest, repo: str, existing: str, base: Mapping[str, Any] | None = None) -> str:
     """`existing` with its metadata completed and our section put in, or replaced where it is. `base`: the metadata of the
     base's card, for what it alone knows."""
     from huggingface_hub import ModelCard
@@ -78,10 +79,10 @@ def _yaml(metadata: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True))
 
 
-def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Manifest) -> dict[str, Any]:
     """The card's own metadata with what is known now: base_model and its relation, library, tags. License and language are
     the base's."""
-    base = manifest.get("base", {}).get("repo")
+    base = manifest.base.repo
     quantized = any(t.dtype.startswith(QUANTIZED) for t in c.tensors.values())
     known: dict[str, Any] = {}
     if base:
@@ -89,12 +90,12 @@ def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Mapping[str, Any]
     known |= {"library_name": "gguf" if c.gguf else "transformers", "pipeline_tag": old.get("pipeline_tag", "text-generation")}
     if c.gguf and "license" not in old and c.gguf.get("general.license"):
         known["license"] = c.gguf.get("general.license")
-    extended = manifest["context"] > manifest["recipe"]["original_context"]
-    tags = [*(old.get("tags") or []), *(["gguf"] if c.gguf else []), *([manifest["recipe"]["method"], "long-context"] if extended else [])]
+    extended = manifest.context > manifest.recipe.original_context
+    tags = [*(old.get("tags") or []), *(["gguf"] if c.gguf else []), *([manifest.recipe.method, "long-context"] if extended else [])]
     return {**old, **known, "tags": list(dict.fromkeys(tags))}
 
 
-def _section(c: Checkpoint, manifest: Mapping[str, Any], repo: str) -> str:
+def _section(c: Checkpoint, manifest: Manifest, repo: str) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -103,28 +104,20 @@ def _section(c: Checkpoint, manifest: Mapping[str, Any], repo: str) -> str:
     environment.filters["gib"] = lambda n: f"{n / 2**30:.2f} GiB"
     environment.filters |= {"zip": zip, "figure": figure, "percent": percent}
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    try:
-        return _rendered(environment, c, manifest, repo)
-    except (jinja2.UndefinedError, TypeError, AttributeError, KeyError, ValueError):
-        raise FormatError(f"the manifest of {c.source.path.name} is incomplete", "convert and validate the model again") from None
-
-
-def _rendered(environment: Any, c: Checkpoint, manifest: Mapping[str, Any], repo: str) -> str:
-    recipe, context = manifest["recipe"], manifest["context"]
-    original = recipe["original_context"]
+    rope, context = manifest.recipe.rope(), manifest.context
+    original = rope.original_context
     doubling = [original << k for k in range(40) if original << k < context]
     text = environment.get_template("model_card.md.j2").render(
-        name=repo.rpartition("/")[2], repo=repo, gguf=c.gguf is not None, file=c.source.path.name, m=manifest, recipe=recipe,
-        context=context,
-        scale=context / original, multiplier=table(rope_of(recipe)).multiplier, params=_params(recipe), base=manifest.get("base", {}),
-        identical=manifest.get("weights", {}).get("identical_to_base"), readers=manifest.get("readers", {}),
-        validation=manifest.get("validation"), memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
-        window=c.sliding_window, evaluation=manifest.get("evaluation"),
+        name=repo.rpartition("/")[2], repo=repo, gguf=c.gguf is not None, file=c.source.path.name, m=manifest, rope=rope,
+        context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,
+        identical=manifest.weights.identical_to_base, readers=manifest.readers,
+        validation=manifest.validation, memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
+        window=c.sliding_window, evaluation=manifest.evaluation or None,
     )  # fmt: skip
     return str(text).strip()
 
 
-def _params(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _params(rope: Rope) -> dict[str, Any]:
     """Parameters in the order of their importance; lists are counted, not shown."""
-    shown = {k: f"{len(v)} numbers" if isinstance(v, list) else v for k, v in recipe["params"].items()}
-    return {"rope_theta": recipe["rope_theta"], "rotary dimensions": recipe["rotary_dim"], **shown}
+    shown = {k: f"{len(v)} numbers" if isinstance(v, tuple) else v for k, v in rope.params.items()}
+    return {"rope_theta": rope.theta, "rotary dimensions": rope.rotary_dim, **shown}

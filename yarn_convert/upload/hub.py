@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint, manifest_path, open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import InputError, OutputError, UsageError
+from ..manifest import Base, Manifest, manifest_path, read_manifest
 from ..source import HUB_ID, resolve
 from ..tensors import sha256
-from ..validate.intention import check_recipe, intention_of, read_manifest
+from ..validate.intention import check_recipe, intention_of
 from .card import README, local_card, render
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"
@@ -63,7 +64,7 @@ class Upload:
     items: tuple[Item, ...]
     card: str
     warnings: tuple[str, ...]
-    base: Mapping[str, Any]
+    base: Base
     context: int
 
     def as_json(self) -> dict[str, Any]:
@@ -89,18 +90,16 @@ def plan_upload(
         raise UsageError(f"{model} has no manifest of yarn-convert: what it is cannot be said", "convert it, or upload it with 'hf upload'")
     if not unvalidated:
         _check_validated(c, manifest, model)
-    recorded = manifest.get("base")
-    base: dict[str, Any] = recorded if isinstance(recorded, dict) else {}
     files = _files(c)
     there = _there(repo, [README, *files], revision)
     existing = _remote_card(repo, revision) if README in there else local_card(c.source.path)
-    base_card, warnings = ask_base(base)
+    base_card, warnings = ask_base(manifest.base)
     text = render(c, manifest, repo, existing, base_card)
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
     items += [_item(name, path, there) for name, path in files.items() if name != README]
-    if manifest.get("weights", {}).get("identical_to_base") and base.get("repo"):
-        items = _copies(items, base)
-    return Upload(repo, private, revision, create_pr, tuple(items), text, tuple(warnings), base, manifest["context"])
+    if manifest.weights.identical_to_base and manifest.base.repo:
+        items = _copies(items, manifest.base)
+    return Upload(repo, private, revision, create_pr, tuple(items), text, tuple(warnings), manifest.base, manifest.context)
 
 
 def check_repo(repo: str) -> None:
@@ -108,10 +107,9 @@ def check_repo(repo: str) -> None:
         raise UsageError(f"{repo!r} is no name of a repository", "give it as user/name")
 
 
-def _check_validated(c: Checkpoint, manifest: Mapping[str, Any], model: str) -> None:
+def _check_validated(c: Checkpoint, manifest: Manifest, model: str) -> None:
     """UsageError unless the record says that it passed and the file's recipe still is the manifest's."""
-    validation = manifest.get("validation")
-    verdict = validation.get("verdict") if isinstance(validation, dict) else None
+    verdict = manifest.validation.verdict if manifest.validation else None
     what = "was never validated" if verdict is None else f"has not passed its validation ({verdict})" if verdict != "passed" else ""
     if not what and (why := check_recipe(c, intention_of(c, None, None, None))["why"]):
         what = f"was changed since it passed its validation: {why}"
@@ -167,7 +165,7 @@ def git_sha(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def _copies(items: list[Item], base: Mapping[str, Any]) -> list[Item]:
+def _copies(items: list[Item], base: Base) -> list[Item]:
     """Weight files that the base has at its pinned commit, byte for byte, are copied there."""
     from huggingface_hub import CommitOperationCopy, HfApi
 
@@ -175,7 +173,7 @@ def _copies(items: list[Item], base: Mapping[str, Any]) -> list[Item]:
         return [replace(i, why="this huggingface_hub cannot copy between repositories") if _is_weights(i) else i for i in items]
     names = [i.name for i in items if _is_weights(i)]
     try:
-        remote: dict[str, Any] = {f.path: f for f in HfApi().get_paths_info(base["repo"], names, revision=base.get("commit"))}
+        remote: dict[str, Any] = {f.path: f for f in HfApi().get_paths_info(str(base.repo), names, revision=base.commit)}
     except Exception as e:
         return [replace(i, why=f"the base cannot be looked at: {type(e).__name__}") if _is_weights(i) else i for i in items]
 
@@ -192,15 +190,15 @@ def _is_weights(i: Item) -> bool:
     return i.way == UPLOAD and i.name.endswith(WEIGHTS)
 
 
-def ask_base(base: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def ask_base(base: Base) -> tuple[dict[str, Any], list[str]]:
     """(metadata of the base's card, what its licence and its gate say of publishing)."""
     from huggingface_hub import HfApi
 
-    repo = base.get("repo")
+    repo = base.repo
     if not repo:
         return {}, []
     try:
-        info = HfApi().model_info(repo, revision=base.get("commit"))
+        info = HfApi().model_info(repo, revision=base.commit)
     except Exception as e:
         return {}, [f"the base {repo} cannot be asked for its licence: {type(e).__name__}"]
     data = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
@@ -232,7 +230,7 @@ def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
         except Exception as e:
             if not any(i.way == COPY for i in items) or not _refuses_copies(e):
                 raise
-            why = f"the Hub does not copy the weights of {plan.base.get('repo')}: {(str(e) or type(e).__name__).splitlines()[-1].strip()}"
+            why = f"the Hub does not copy the weights of {plan.base.repo}: {(str(e) or type(e).__name__).splitlines()[-1].strip()}"
             if any(i.way == COPY and i.path is None for i in items):
                 raise CopyRefused(why, "") from None
             say(f"{why}; they are uploaded")
@@ -244,7 +242,7 @@ def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
 def _commit(api: Any, plan: Upload, items: list[Item], sent: Sequence[Any]) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy
 
-    source: dict[str, Any] = {"src_revision": plan.base.get("commit"), "src_repo_id": plan.base.get("repo"), "src_repo_type": "model"}
+    source: dict[str, Any] = {"src_revision": plan.base.commit, "src_repo_id": plan.base.repo, "src_repo_type": "model"}
     operations: list[Any] = list(sent)
     operations += [
         CommitOperationCopy(i.name, i.name, **source)

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import MANIFEST
 from ..convert import Conversion, Options, convert, manifest_of, prepare
+from ..decoding import decoded
 from ..errors import InputError, UsageError, YarnConvertError
 from ..json_text import pretty
 from ..layout import Part
+from ..manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of
 from ..targets.output import execute
 from ..targets.safetensors import hf_piece, safetensors_job
@@ -63,10 +64,8 @@ def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
     c, plan = conversion.checkpoint, conversion.plan
     weights = _base_weights(str(c.source.repo), c.source.commit) if plan.identical else {}
     manifest = manifest_of(conversion, {}, plan.out)
-    manifest["weights"]["files"] = [
-        {"file": name, "bytes": f.size, "how": "copied on the server", "sha256": f.lfs.sha256} for name, f in weights.items()
-    ]
-    base_card, warnings = ask_base(manifest["base"])
+    manifest = with_files(manifest, [WeightFile(name, f.size, "copied on the server", f.lfs.sha256) for name, f in weights.items()])
+    base_card, warnings = ask_base(manifest.base)
     text = render(c, manifest, repo, local_card(c.source.path), base_card)
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
     for job in plan.jobs:
@@ -74,11 +73,10 @@ def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
             items += [Item(job.name, job.size, UPLOAD, path=job.source)] if job.name != README else []
         elif plan.identical or not job.name.startswith("model"):
             items.append(Item(job.name, job.size, UPLOAD, data=job.data if isinstance(job, WriteBytes) else bytes_of(job)))
-    data = pretty(manifest)
+    data = pretty(as_json(manifest))
     items.append(Item(MANIFEST, len(data), UPLOAD, data=data))
     items += [Item(name, f.size, COPY) for name, f in weights.items()]
-    base = manifest["base"]
-    return Upload(repo, private, None, False, tuple(items), text, tuple(warnings), base, plan.context)
+    return Upload(repo, private, None, False, tuple(items), text, tuple(warnings), manifest.base, plan.context)
 
 
 def _base_weights(repo: str, commit: str | None) -> dict[str, Any]:
@@ -100,7 +98,7 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
 
     api, c = HfApi(), conversion.checkpoint
     weights = _base_weights(str(c.source.repo), c.source.commit)
-    made, operations, weight_map = list[dict[str, Any]](), list[Any](), dict[str, str]()
+    made, operations, weight_map = list[WeightFile](), list[Any](), dict[str, str]()
     try:
         api.create_repo(plan.repo, private=plan.private, exist_ok=True)
         for name in weights:
@@ -111,7 +109,7 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
                 job = safetensors_job(name, [hf_piece(n, Part(t.shape, (t,)), conversion.plan.outtype) for n, t in tensors.items()])
                 out = Path(folder, "out")
                 execute([job], out, folder=True, progress=lambda n: None, link=False, last=lambda moved, folder: [])
-                made.append({"file": name, "bytes": job.size, "how": "written", "sha256": sha256(out / name)})
+                made.append(WeightFile(name, job.size, "written", sha256(out / name)))
                 weight_map |= dict.fromkeys(tensors, name)
                 operations.append(CommitOperationAdd(name, str(out / name)))
                 api.preupload_lfs_files(plan.repo, operations[-1:])
@@ -120,9 +118,8 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
     except Exception as e:
         raise hub_error(plan.repo, e) from None
     small = {i.name: i for i in plan.items}
-    manifest = json.loads(small[MANIFEST].data or b"")
-    manifest["weights"]["files"] = made
-    made_now = {MANIFEST: manifest}
+    planned = decoded(json.loads(small[MANIFEST].data or b""), Manifest, MANIFEST)
+    made_now: dict[str, Any] = {MANIFEST: as_json(with_files(planned, made))}
     if len(weights) > 1:
         total = sum(t.target.nbytes for job in conversion.plan.jobs if isinstance(job, WriteTensors) for t, _ in job.pieces)
         made_now[INDEXES[0]] = {"metadata": {"total_size": total}, "weight_map": weight_map}

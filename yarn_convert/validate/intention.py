@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import readers
-from ..checkpoint import RECIPE, Checkpoint, manifest_path, open_checkpoint
+from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
 from ..convert import Options, extend
 from ..dialects import ROPE_FREQS, pair_of, same, same_at_all_lengths
-from ..errors import FormatError, InputError
+from ..errors import InputError
+from ..manifest import read_manifest, rope_of
 from ..readers.survey import Verdict, survey_config, survey_gguf
-from ..rope import MAX_CONTEXT, Rope, rope_of, table
+from ..rope import Rope, table
 from ..source import resolve
 from ..targets.plan import DECISIVE, hf_verdicts, verdict
 from ..targets.safetensors import ROPE_FILE
-from ..tensors import inside, load_json, read_safetensors
+from ..tensors import inside, read_safetensors
 
 LLAMA_CPP = "llama.cpp"
 
@@ -45,13 +44,9 @@ def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None
         return Intention(e.rope, e.context, "as the options say")
     manifest = read_manifest(c.source.path)
     if manifest is not None:
-        return Intention(_recipe(manifest.get("recipe"), c), _length(manifest.get("context"), c), "as the manifest says")
+        return Intention(manifest.recipe.rope(), manifest.context, "as the manifest says")
     if c.gguf and RECIPE in c.gguf.fields:
-        try:
-            recipe = json.loads(c.gguf.get(RECIPE))
-        except (ValueError, TypeError, RecursionError):
-            recipe = None
-        rope = _recipe(recipe, c)
+        rope = rope_of(c.gguf.get(RECIPE))
         factor = rope.params.get("factor")
         length = round(rope.original_context * factor) if isinstance(factor, float) and rope.method in SPANNING else c.context
         return Intention(rope, length, "as the recipe in the file says")
@@ -59,30 +54,6 @@ def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None
 
 
 SPANNING = ("yarn", "ntk-by-parts", "linear", "ntk-aware")  # their factor is L'/L
-
-
-def read_manifest(model: Path) -> dict[str, Any] | None:
-    """The manifest of an output of yarn-convert; None where there is none. FormatError for one that is no JSON object."""
-    path = manifest_path(model)
-    return load_json(inside(path.parent, path.name)) if path.is_file() else None
-
-
-def _recipe(recipe: Any, c: Checkpoint) -> Rope:
-    try:
-        rope = rope_of(recipe)
-        table(rope)
-        return rope
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
-        raise FormatError(f"what is recorded of {c.source.path.name} is no recipe", MEANT) from None
-
-
-def _length(value: Any, c: Checkpoint) -> int:
-    if type(value) is not int or not 0 < value < MAX_CONTEXT:
-        raise FormatError(f"the manifest of {c.source.path.name} holds no context", MEANT)
-    return value
-
-
-MEANT = "--like MODEL or --scale S says what is meant"
 
 
 def claimed(c: Checkpoint) -> Rope:

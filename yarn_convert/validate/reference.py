@@ -24,6 +24,7 @@ from ..errors import InputError, Unsupported, UsageError, YarnConvertError
 from ..families import for_config
 from ..families.derived import ODD
 from ..layout import Part
+from ..manifest import Manifest
 from ..rope import Effect, Table
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import LENGTHS, new_config
@@ -238,10 +239,10 @@ def other_model(c: Checkpoint, base: Checkpoint) -> str:
     return "; ".join(f"{key} is {a!r}, the base's {b!r}" for key, a, b in _different(c, mine, theirs, {*mine, *theirs}))
 
 
-def changed_since(c: Checkpoint, manifest: Mapping[str, Any]) -> str:
+def changed_since(c: Checkpoint, manifest: Manifest | None) -> str:
     """Which value, the recipe's apart, is not what it was when the output was written, as far as the manifest knows; "" if none."""
-    then = manifest.get("hparams")
-    if not isinstance(then, dict):
+    then = manifest.hparams if manifest else None
+    if then is None:
         return ""  # of an earlier version
     found = _different(c, c.hparams, then, then.keys() & c.family.hparams.keys())
     return "; ".join(f"{key} is {a!r}, and was {b!r} when they were written" for key, a, b in found)

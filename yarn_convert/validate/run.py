@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import Checkpoint, manifest_path, open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..convert import Options
 from ..errors import UsageError
-from ..json_text import pretty
+from ..manifest import Manifest, changed, manifest_path, read_manifest
 from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES
@@ -27,7 +27,7 @@ from ..source import resolve
 from ..targets.output import replace_file
 from ..targets.plan import unknown
 from . import twin
-from .intention import Intention, check_recipe, decode, intention_of, read_manifest
+from .intention import Intention, check_recipe, decode, intention_of
 from .judging import Tolerance, tolerance_for
 from .reference import Reference, changed_since, other_model, pick_device
 from .study import PREFIX, WIDTH, Question, Say, real_subject, study, telling_position, twin_subject
@@ -132,7 +132,7 @@ def chosen_runtimes(c: Checkpoint, wished: Sequence[str]) -> tuple[list[str], li
     return names, missing
 
 
-def _weights(c: Checkpoint, base: Checkpoint | None, manifest: dict[str, Any] | None, say: Say) -> dict[str, Any]:
+def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: Say) -> dict[str, Any]:
     total, done = max(1, sum(t.nbytes for t in c.tensors.values())), 0
 
     def progress(n: int) -> None:
@@ -145,7 +145,7 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: dict[str, Any] | 
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
         found = check_weights(c, base, manifest, progress)
-    why = other_model(c, base) if base is not None else changed_since(c, manifest or {})
+    why = other_model(c, base) if base is not None else changed_since(c, manifest)
     if why and found["verdict"] != FAILED:
         found |= {"verdict": FAILED, "how": "", "why": f"they are those of another model: {why}"}
     return found
@@ -270,8 +270,7 @@ def _telling(result: dict[str, Any], wrong: str) -> str:
 def record(model: Path, name: str, result: dict[str, Any]) -> str:
     """Put a result into the manifest, as it is by now, under `name`; why that was impossible, "" if it was not."""
     try:
-        manifest = read_manifest(model) or {}
-        replace_file(manifest_path(model), pretty({**manifest, name: result}))
+        replace_file(manifest_path(model), changed(model, {name: result}))
     except OSError as e:
         return f"{manifest_path(model).name} cannot be written: {e.strerror}"
     return ""

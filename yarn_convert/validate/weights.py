@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Checkpoint
-from ..errors import FormatError, Unsupported
+from ..errors import Unsupported
 from ..layout import Part
+from ..manifest import Manifest
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
 from ..tensors import SAFETENSORS_BITS, Tensor, sha256
@@ -31,7 +32,7 @@ PERMUTED = "the permutation of its rows is wrong: they are interleaved once too 
 IDENTICAL, ROUNDED, DEQUANTIZED = "byte-identical", "the base's, converted to their type", "the base's, within their type's error"
 
 
-def check_weights(c: Checkpoint, base: Checkpoint | None, manifest: Mapping[str, Any] | None, progress: Progress) -> dict[str, Any]:
+def check_weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, progress: Progress) -> dict[str, Any]:
     """JSON: `verdict` "passed", "failed" or "unchecked", `how`, `why`, `different` (names of tensors), `sha256` by file.
 
     Against `base` when there is one, tensor by tensor; else against the hashes in the manifest. `progress` gets bytes read.
@@ -45,16 +46,13 @@ def check_weights(c: Checkpoint, base: Checkpoint | None, manifest: Mapping[str,
     return _against_hashes(c, hashes, progress)
 
 
-def _listed(manifest: Mapping[str, Any], c: Checkpoint) -> dict[str, str | None]:
-    """name -> SHA-256 of each weight file that the manifest lists. FormatError for a manifest that lists none.
+def _listed(manifest: Manifest, c: Checkpoint) -> dict[str, str | None]:
+    """name -> SHA-256 of each weight file that the manifest lists.
 
     A GGUF's files go in their order, whatever they are called now; beside a folder's weights, rope.safetensors is judged as
     the recipe is.
     """
-    try:
-        files = {str(f["file"]): f.get("sha256") for f in manifest["weights"]["files"]}
-    except (KeyError, TypeError, AttributeError):
-        raise FormatError(f"the manifest of {c.source.path.name} does not list weight files", "delete it, or give --base") from None
+    files = {f.file: f.sha256 if isinstance(f.sha256, str) else None for f in manifest.weights.files}
     files.pop(ROPE_FILE, None)
     if c.gguf is None or len(files) != len(c.weight_files):
         return files
