@@ -204,9 +204,9 @@ def as_json(manifest: Manifest) -> dict[str, Any]:
 
 def changed(model: Path, members: Mapping[str, Any]) -> bytes:
     """The text of the manifest beside `model` with members set to JSON, or removed where they are `json_text.REMOVE`; all others
-    stay as they are. FormatError for a file that is no manifest."""
+    stay as they are. FormatError for a file that is no JSON object."""
     path = manifest_path(model)
-    decoded(_members(path), Manifest, path.name, AGAIN)
+    _members(path)
     return edit(path.read_text("utf-8"), members).encode()
 
 
