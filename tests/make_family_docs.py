@@ -18,10 +18,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def within(f: Family) -> bool:
+    """Whether only layers with a window turn, as the architecture usually is."""
+    keys = {"block_count": 32, "attention.sliding_window": 4096}
+    return readers.gguf_reach(f.gguf_arch, {f"{f.gguf_arch}.{k}": v for k, v in keys.items()}) is not None
+
+
 def carried(f: Family) -> str:
     """What a GGUF of this family can carry: YaRN keys always, and by tensors any table."""
     facts = readers.ARCHS[f.gguf_arch]
-    if f.windows_only:
+    if within(f):
         return "its RoPE as it is"
     metadata = "metadata, usual m" if facts.second == "own" else "metadata"
     if "rope_freqs" in f.gguf_reads:
@@ -46,7 +52,7 @@ def layers(f: Family) -> str:
     facts = readers.ARCHS[f.gguf_arch]
     if "no_rope_layer_interval" in f.fixed:
         return f"every {f.fixed['no_rope_layer_interval'][0]}th without RoPE"
-    if f.windows_only:
+    if within(f):
         return "windows in some, the only ones with RoPE"
     if f.windowed:
         return "alike; a window that its GGUF lacks"

@@ -10,7 +10,7 @@ ORDER = [
     "errors", "decoding", "rope", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox",
     "families.gemma", "families.others", "families.mla", "families.gpt_oss", "families", "tensors", "layout", "gguf_file", "split",
     "json_text", "manifest", "dtypes", "quantizer",
-    "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.rows", "readers.others",
+    "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.layers", "readers.rows", "readers.others",
     "readers.config", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "source",
     "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading",

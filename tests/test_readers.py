@@ -428,7 +428,9 @@ def rotary_of(torch, transformers, config, facts):
     """[(inv_freq, attention_scaling)], one for each layer type with a RoPE of its own, for a text of 1,000 tokens."""
     hf = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
     module = importlib.import_module(type(hf).__module__.replace("configuration_", "modeling_"))
-    (name,) = [n for n, c in vars(module).items() if n.endswith("RotaryEmbedding") and c.__module__ == module.__name__]
+    (name,) = [
+        n for n, c in vars(module).items() if n.endswith("RotaryEmbedding") and c.__module__ == module.__name__ and "Vision" not in n
+    ]
     rope = getattr(module, name)(hf)
     made = []
     for layer in facts.layers or ("",):

@@ -91,6 +91,11 @@ class Checkpoint:
         return int(found) if found else None
 
     @cached_property
+    def reach(self) -> int | None:
+        """How many tokens apart two may be that a layer turns: the window where only layers that see one have RoPE, else None."""
+        return readers.gguf_reach(self.gguf.arch, self.config) if self.gguf else readers.hf_reach(self.config)
+
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """The sizes that `Family.shapes` and `layout.TRANSFORMS` speak of, as far as the model has them."""
         h = self.hparams

@@ -93,10 +93,10 @@ def extend(c: Checkpoint, options: Options) -> Extension:
                 "say what is meant with --method yarn and its options",
             )
         return Extension(c.rope, c.context, c.context / c.rope.original_context)
-    _check_family(c, options)
     composed, own = composes(c), counted_from(c)
     original = own if options.original_context is None else options.original_context
     context, s, notes = _lengths(original, options)
+    _check_family(c, options, context)
     if composed and context <= c.context:
         raise UsageError(
             f"{context:,} tokens is no extension: the base already serves {c.context:,} by its own {c.rope.method} scaling", "choose more"
@@ -152,13 +152,17 @@ def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None
     return replace(base, original_context=int(original), params={"factor": factor}) if original == int(original) else None
 
 
-def _check_family(c: Checkpoint, o: Options) -> None:
+def _check_family(c: Checkpoint, o: Options, context: int) -> None:
     """Raise Unsupported for a model in which nothing is to be extended, UsageError for what means nothing to its attention."""
-    if c.family.windows_only:
+    if c.reach is not None and c.reach < context:
+        length = "context_length" if c.gguf else "max_position_embeddings"
+        farther = f"--context {c.reach} is the most; " if c.reach > c.rope.original_context else ""
+        where = (
+            f"only in layers that see a window of {c.reach:,} tokens, and its other layers have no positions" if c.reach else "in no layer"
+        )
         raise Unsupported(
-            f"{c.family.model_type} has RoPE only in layers that see a window of tokens, and its other layers have no positions: "
-            "no token turns farther than the window, so there is nothing to extend",
-            "--method none converts the format; for longer texts max_position_embeddings alone is to be raised, by hand",
+            f"{c.family.name} has RoPE {where}: no token turns farther, so there is nothing to extend",
+            f"{farther}--method none converts the format; for longer texts {length} alone is to be raised, by hand",
         )
     if c.family.latent and o.attention_factor is not None:
         raise UsageError(

@@ -89,7 +89,6 @@ COHERE2 = Family(
         "layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True, "sliding_window": 4096, "max_position_embeddings": 8192,
     },
     attention="other",
-    windows_only=True,
     head="never",
     twin={"num_hidden_layers": 4},
 )  # fmt: skip

@@ -50,9 +50,8 @@ class Family:
 
     RoPE and attention. `gguf_reads`: the RoPE fields that the llama.cpp loader honours; "dimension_count" where a part of
     each head may turn. `layer_type`: the only layers that a recipe extends, by their name in config.json's `layer_types`.
-    `windowed`: it has a sliding window that its GGUF architecture lacks. `windows_only`: only layers that see a window of
-    tokens turn, so that nothing is to be extended. `latent`: it has multi-head latent attention, whose logits YaRN scales by
-    mscale_all_dim. `attention`: "plain", or "other" where scores are capped, have sinks, or slide in some layers, which
+    `windowed`: it has a sliding window that its GGUF architecture lacks. `latent`: it has multi-head latent attention, whose logits YaRN
+    scales by mscale_all_dim. `attention`: "plain", or "other" where scores are capped, have sinks, or slide in some layers, which
     torch's own attention does not compute.
 
     `head`: whether its GGUF architecture takes a head of its own: "optional", "required" or "never". `square`: it takes
@@ -91,7 +90,6 @@ class Family:
     more_layers: str = ""
     unsaid: frozenset[str] = frozenset()
     windowed: bool = False
-    windows_only: bool = False
     latent: bool = False
     layer_type: str = ""
     twin: Mapping[str, Any] = field(default_factory=dict)

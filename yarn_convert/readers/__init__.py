@@ -12,8 +12,22 @@ factor where a YaRN ramp ends. A row says which model types it is modelled for (
 from .config import read_config
 from .gguf import check_keys, read_gguf
 from .gguf_archs import ARCHS
+from .layers import gguf_reach, hf_reach
 from .model_types import MODEL_TYPES
 from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS, Reader
 
-__all__ = ["ARCHS", "HF_READERS", "MODEL_TYPES", "Beside", "Reader", "Reading", "Refuses", "check_keys", "read_config", "read_gguf"]
+__all__ = [
+    "ARCHS",
+    "HF_READERS",
+    "MODEL_TYPES",
+    "Beside",
+    "Reader",
+    "Reading",
+    "Refuses",
+    "check_keys",
+    "gguf_reach",
+    "hf_reach",
+    "read_config",
+    "read_gguf",
+]

@@ -27,7 +27,6 @@ class Arch:
     second: str = ""
     window: int = 0  # assumed for an absent attention.sliding_window; 0: there are no such layers then
     mla: bool = False  # yarn_log_multiplier, and kq_scale grows with the factor (src/models/deepseek2.cpp: graph)
-    windows_only: bool = False  # RoPE in sliding-window layers alone
     switch: str = ""  # a key that, when false, turns RoPE off
     sections: bool = False  # M-RoPE if rope.dimension_sections are given
     unmodelled: tuple[str, ...] = ()  # keys that change what is said here
@@ -50,7 +49,7 @@ ARCHS: Mapping[str, Arch] = {
     **dict.fromkeys(PLAIN, Arch()),
     **dict.fromkeys(("llama", "llama-embed", "deci"), LLAMA),
     **dict.fromkeys(("granitemoe", "minicpm", "apertus", "granite_swa"), BOTH),
-    **dict.fromkeys(("arcee", "exaone", "nanbeige"), FREQS),
+    **dict.fromkeys(("arcee", "exaone", "exaone4", "exaone-moe", "nanbeige"), FREQS),
     **dict.fromkeys(("falcon-h1", "llada", "pangu-embedded"), Arch(freqs="forgotten")),
     **dict.fromkeys(("phi3", "phimoe", "minicpm3"), Arch(pair="always")),
     "falcon": Arch(whole_head=True),
@@ -66,7 +65,5 @@ ARCHS: Mapping[str, Arch] = {
     "olmo2": Arch(second="plain"),
     "llama4": replace(FREQS, second="shared", window=8192),
     "step35": replace(BOTH, second="own", window=1, unmodelled=("rope.dimension_count_swa",)),
-    "cohere2": Arch(windows_only=True),
-    "exaone-moe": replace(FREQS, windows_only=True),
-    "exaone4": FREQS,  # with a sliding window, RoPE in its layers alone
+    "cohere2": Arch(),  # and `layers` has which layers turn, here and in others of these
 }

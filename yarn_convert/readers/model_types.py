@@ -31,7 +31,6 @@ class ModelType:
     types: Mapping[str, str] | None = None  # spelling -> method, where it takes others than its reader
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # spelling -> keys that a dict must have
     layers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    windows_only: bool = False  # RoPE in sliding-window layers alone, the full ones have no positions
     without: str = ""  # a key that, when true, means that there is no RoPE
 
 
@@ -67,11 +66,12 @@ FAMILIES: Mapping[str, ModelType] = {
     "apertus": ModelType(65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
     "cwm": ModelType(131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
     "cohere": ModelType(8192, 500000.0),
-    "cohere2": ModelType(8192, windows_only=True),
+    "cohere2": ModelType(8192),
 }
 
 # Others whose rotary class, attention and config class were found to be the usual ones: (length, theta, head_dim, partial)
 USUAL: Mapping[str, tuple[int, float, int | None, float | None]] = {
+    "afmoe": (16384, 1e4, 128, None),
     "arcee": (4096, 1e4, None, None),
     "bitnet": (2048, 500000.0, None, None),
     "diffllama": (2048, 1e4, None, None),
@@ -79,8 +79,11 @@ USUAL: Mapping[str, tuple[int, float, int | None, float | None]] = {
     "dots1": (2048, 1e4, None, None),
     "ernie4_5": (131072, 500000.0, 128, None),
     "ernie4_5_moe": (131072, 500000.0, None, None),
+    "exaone4": (2048, 1e4, None, None),
+    "exaone_moe": (2048, 1e4, None, None),
     "falcon_h1": (8192, 1e4, None, None),
     "flex_olmo": (4096, 500000.0, None, None),
+    "flint": (262144, 1e4, 128, None),
     "gemma": (8192, 1e4, 256, None),
     "glm": (131072, 1e4, 128, 0.5),
     "glm4_moe": (131072, 1e4, None, 0.5),
@@ -90,8 +93,10 @@ USUAL: Mapping[str, tuple[int, float, int | None, float | None]] = {
     "hy_v3": (131072, 11158840.0, 128, None),
     "hyperclovax": (2048, 1e4, None, None),
     "jais2": (8192, 1e4, None, None),
+    "kolibri1": (262144, 1e4, 128, None),
     "lfm2": (128000, 1e6, None, None),
     "lfm2_moe": (128000, 1e6, None, None),
+    "llama4_text": (131072, 500000.0, 128, None),
     "minimax": (131072, 1e6, None, None),
     "ministral": (131072, 1e4, None, None),
     "nanochat": (2048, 1e4, None, None),

@@ -1,0 +1,173 @@
+"""Which layers turn, and which of them see a window of tokens alone: what config.json says to transformers, and keys to llama.cpp.
+
+A row for each model type and architecture in which some layers have no RoPE. In every other all layers turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ..errors import FormatError
+
+Values = Mapping[str, Any]
+MOST = 4096  # layers that are looked at: eight times what llama.cpp takes (llama-hparams.h, LLAMA_MAX_LAYERS)
+SLIDES, CHUNKED, FULL = "sliding_attention", "chunked_attention", "full_attention"
+
+
+class Layer(NamedTuple):
+    """One layer: whether it has RoPE, and how many tokens it sees; None: all before it."""
+
+    turns: bool
+    window: int | None = None
+
+
+def reach(layers: Iterable[Layer]) -> int | None:
+    """How many tokens apart two may be that some layer turns: None where nothing bounds it, 0 where no layer turns."""
+    windows = [layer.window for layer in layers if layer.turns]
+    return None if None in windows else max((_count(w, "the window of tokens") for w in windows), default=0)
+
+
+def hf_reach(config: Values) -> int | None:
+    """`reach` of what transformers makes of config.json; None also for a model type whose layers all turn."""
+    row = HF_LAYERS.get(str(config.get("model_type")))
+    return reach(row(config, _count(config.get("num_hidden_layers"), "num_hidden_layers"))) if row else None
+
+
+def gguf_reach(arch: str, keys: Values) -> int | None:
+    """`reach` of what llama.cpp makes of a GGUF's keys; None also for an architecture whose layers all turn."""
+    row, meta = GGUF_LAYERS.get(arch), {k.removeprefix(f"{arch}."): v for k, v in keys.items()}
+    if row is None:
+        return None
+    run = _count(meta.get("block_count"), "block_count") - _count(meta.get("nextn_predict_layers") or 0, "nextn_predict_layers")
+    return reach(row(meta, max(run, 0)))
+
+
+def _count(value: Any, name: str) -> int:
+    if type(value) is not int or value < 0:
+        raise FormatError(f"{name} is {value!r}, not a number", "fix the model's config.json or GGUF key")
+    return value
+
+
+# -- config.json ------------------------------------------------------------------------------------------------------
+
+
+def _types(c: Values, n: int, usual: Callable[[int], str]) -> list[str]:
+    """The layers' types: layer_types, else what the config class makes of other keys."""
+    given = c.get("layer_types")
+    return [str(given[i]) if isinstance(given, list) and i < len(given) else usual(i) for i in range(min(n, MOST))]
+
+
+def _every(given: Any) -> Callable[[int], str]:
+    """Full attention in every so-manieth layer."""
+    every = given if type(given) is int and given > 0 else 4
+    return lambda i: SLIDES if (i + 1) % every else FULL
+
+
+def _no_rope(c: Values, n: int) -> list[bool]:
+    """Whether each layer turns: no_rope_layers, whose 0 is a layer without RoPE, else all but every so-manieth."""
+    given, every = c.get("no_rope_layers"), c.get("no_rope_layer_interval", 4)
+    every = every if type(every) is int and every > 0 else 4
+    return [bool(given[i]) if isinstance(given, list) and i < len(given) else (i + 1) % every != 0 for i in range(min(n, MOST))]
+
+
+def _cohere2(c: Values, n: int) -> list[Layer]:
+    """models/cohere2/modeling_cohere2.py Cohere2Attention: `if self.sliding_window is not None`."""
+    window = c.get("sliding_window", 4096)
+    return [Layer(kind == SLIDES and window is not None, window) for kind in _types(c, n, _every(c.get("sliding_window_pattern")))]
+
+
+def _afmoe(c: Values, n: int) -> list[Layer]:
+    """models/afmoe/modeling_afmoe.py AfmoeAttention: `if self.is_local_attention`."""
+    kinds = _types(c, n, _every(c.get("global_attn_every_n_layers")))
+    return [Layer(kind == SLIDES, c.get("sliding_window", 1024)) for kind in kinds]
+
+
+def _flint(c: Values, n: int) -> list[Layer]:
+    """models/flint/configuration_flint.py, modeling_flint.py: "only sliding-window layers are rotary"."""
+    kinds, window = _types(c, n, lambda i: FULL if i < 2 or i % 4 == 1 or i == n - 1 else SLIDES), c.get("sliding_window", 513)
+    return [Layer(kind == SLIDES and window is not None, window) for kind in kinds]
+
+
+def _exaone4(c: Values, n: int) -> list[Layer]:
+    """models/exaone4/modeling_exaone4.py Exaone4Attention: `if self.sliding_window is None or self.is_sliding`."""
+    window = c.get("sliding_window", 4096)
+    kinds = _types(c, n, _every(c.get("sliding_window_pattern")))
+    return [Layer(window is None or kind == SLIDES, window) for kind in kinds]
+
+
+def _kolibri1(c: Values, n: int) -> list[Layer]:
+    """models/kolibri1/modeling_kolibri1.py: as EXAONE 4, of five layers the last sees all."""
+    return _exaone4({"sliding_window": 513, "sliding_window_pattern": 5, **c}, n)
+
+
+def _llama4(c: Values, n: int) -> list[Layer]:
+    """models/llama4/configuration_llama4.py Llama4TextConfig: by default the layers that turn see a chunk, the others all."""
+    turns, chunk = _no_rope(c, n), c.get("attention_chunk_size", 8192)
+    types = _types(c, n, lambda i: CHUNKED if turns[i] else FULL)
+    return [Layer(t, chunk if kind == CHUNKED else None) for t, kind in zip(turns, types, strict=True)]
+
+
+def _smollm3(c: Values, n: int) -> list[Layer]:
+    """models/smollm3/configuration_smollm3.py: by default only layers without RoPE slide, where use_sliding_window is true."""
+    turns, window = _no_rope(c, n), c.get("sliding_window") if c.get("use_sliding_window") else None
+    types = _types(c, n, lambda i: FULL if turns[i] or window is None else SLIDES)
+    return [Layer(t, window if kind == SLIDES else None) for t, kind in zip(turns, types, strict=True)]
+
+
+HF_LAYERS: Mapping[str, Callable[[Values, int], list[Layer]]] = {
+    "afmoe": _afmoe,
+    "cohere2": _cohere2,
+    "flint": _flint,
+    "kolibri1": _kolibri1,
+    "exaone4": _exaone4,
+    "exaone_moe": _exaone4,
+    "llama4_text": _llama4,
+    "smollm3": _smollm3,
+}
+
+
+# -- GGUF: load_arch_hparams and graph of src/models/*.cpp of llama.cpp 0c1e570 ------------------------------------------
+
+
+def _slides(m: Values, n: int) -> list[bool]:
+    """load_swa_pattern(ml, 4): attention.sliding_window_pattern says it by layer, or of how many the last sees all."""
+    given = m.get("attention.sliding_window_pattern", 4)
+    if isinstance(given, list):
+        return [bool(given[i]) if i < len(given) else False for i in range(min(n, MOST))]
+    every = _count(given, "attention.sliding_window_pattern")
+    return [every == 0 or i % every < every - 1 for i in range(min(n, MOST))]
+
+
+def _within(m: Values, n: int, usual: int = 0) -> list[Layer]:
+    """cohere2.cpp, exaone-moe.cpp: `if (is_swa)`."""
+    window = _count(m.get("attention.sliding_window", usual), "attention.sliding_window")
+    return [Layer(slides, window) for slides in _slides(m, n)]
+
+
+def _exaone4_gguf(m: Values, n: int) -> list[Layer]:
+    """exaone4.cpp: `is_swa(il) || swa_type == NONE`, and the type is another only in a model of 64 layers."""
+    return _within(m, n, 4096) if n == 64 else [Layer(True)]
+
+
+def _llama4_gguf(m: Values, n: int) -> list[Layer]:
+    """llama4.cpp: chunks of 8,192 whatever is written, but for a 0, with which all layers see all."""
+    if m.get("attention.sliding_window") == 0:
+        return [Layer((i + 1) % n != 0) for i in range(min(n, MOST))]
+    return [Layer((i + 1) % 4 != 0, 8192 if chunked else None) for i, chunked in enumerate(_slides(m, n))]
+
+
+def _granite_swa(m: Values, n: int) -> list[Layer]:
+    """granite-swa.cpp: has_rope(il), which attention.rope_pattern says; without it every layer turns."""
+    turns, window = m.get("attention.rope_pattern"), _count(m.get("attention.sliding_window"), "attention.sliding_window")
+    there = turns if isinstance(turns, list) else []
+    return [Layer(bool(there[i]) if i < len(there) else True, window if slides else None) for i, slides in enumerate(_slides(m, n))]
+
+
+GGUF_LAYERS: Mapping[str, Callable[[Values, int], list[Layer]]] = {
+    "cohere2": _within,
+    "exaone-moe": _within,
+    "exaone4": _exaone4_gguf,
+    "llama4": _llama4_gguf,
+    "granite_swa": _granite_swa,
+}
