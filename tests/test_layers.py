@@ -14,7 +14,7 @@ ORDER = [
     "readers.config", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "source",
     "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading",
-    "tokenizers.writing", "tokenizers", "checkpoint",
+    "tokenizers.writing", "tokenizers", "packing", "checkpoint",
     "targets.rows", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf", "targets.safetensors",
     "targets.in_place", "convert", "describe",
     "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",

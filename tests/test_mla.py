@@ -198,7 +198,7 @@ def test_fp8_is_copied_in_a_folder_and_refused_for_a_gguf(model: Any, tmp_path: 
     with pytest.raises(Unsupported, match="FP8"):
         validate(str(out), Settings(twin=False))
     twin, c = write_twin(opened(out), tmp_path / "twin"), opened(out)
-    assert same_effect(effect(twin.rope), effect(c.rope)) and not twin.is_fp8
+    assert same_effect(effect(twin.rope), effect(c.rope)) and not twin.packed
 
 
 # -- YaRN -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from . import dialects, families, layout, readers
-from .dtypes import PLAIN
 from .errors import FormatError, InputError, Unsupported, YarnConvertError
 from .families import Family, normalized
 from .families.derived import absent, of_one_layer
@@ -19,6 +18,7 @@ from .families.schema import numbered
 from .gguf_file import Gguf
 from .layout import Part
 from .manifest import MANIFEST, rope_of
+from .packing import Packing, packing_of
 from .readers import Beside
 from .rope import Array, Rope, Table, effect, geometric
 from .source import Source
@@ -36,8 +36,8 @@ SIZES = {  # name in Family.shapes -> standard config key
     "kv_lora": "kv_lora_rank",
     "value": "v_head_dim",
 }
-PACKED_HINT = "start from the base in BF16; --out safetensors keeps packed weights as they are"
-NEXT_TOKENS, FP8, FP8_SCALES = "layers that predict tokens further on", "scales of FP8 weights", ".weight_scale_inv"
+PACKED_HINT = "start from the base, or a copy of it, in BF16; --out safetensors keeps packed weights as they are"
+NEXT_TOKENS = "layers that predict tokens further on"
 RECIPE = "yarn_convert.recipe"  # and in a GGUF: the canonical recipe as JSON, so that the file says what was meant
 
 
@@ -120,28 +120,22 @@ class Checkpoint:
     @cached_property
     def unused(self) -> dict[str, str]:
         """Tensors that no runtime here runs and that a GGUF leaves out -> what they are: layers behind the last, which predict
-        tokens further on, and scales of FP8 weights."""
+        tokens further on."""
         if self.gguf is not None:
             return {}
         more = self.config.get(self.family.more_layers) or 0
         behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if type(more) is int and more < 100 else ()
-        found = {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
-        return found | {name: FP8 for name in self.tensors if name.endswith(FP8_SCALES)} if self.is_fp8 else found
-
-    @property
-    def is_fp8(self) -> bool:
-        quantized = self.config.get("quantization_config") if self.gguf is None else None
-        return isinstance(quantized, dict) and quantized.get("quant_method") == "fp8"
+        return {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
 
     @cached_property
+    def packing(self) -> Packing:
+        return Packing() if self.gguf else packing_of(self.source.path, self.written, self.tensors, self.family)
+
+    @property
     def packed(self) -> str:
-        """Who packed a folder's weights, as "gptq", "awq", "bitsandbytes", "mlx": such tensors can be copied and not named. Empty for
-        weights whose names are known: numbers, FP8 with scales beside, gpt-oss's MXFP4."""
-        quantized = (self.config.get("quantization_config") or self.config.get("quantization")) if self.gguf is None else None
-        if not isinstance(quantized, dict) or all(t.dtype in PLAIN for t in self.tensors.values()):
-            return ""
-        method = str(quantized.get("quant_method") or "mlx")
-        return "" if self.is_fp8 or (method == "mxfp4" and self.family.scales) else method
+        """Who packed a folder's weights, as "gptq", "awq", "FP8", "mlx": such tensors can be copied and not named. Empty for weights
+        whose names are known: numbers, gpt-oss's MXFP4."""
+        return self.packing.by
 
     @property
     def other_layers(self) -> Table | None:

@@ -58,7 +58,9 @@ def describe(c: Checkpoint) -> dict[str, Any]:
         "repo": c.source.repo,
         "commit": c.source.commit,
         "packed": c.packed or None,
-        "parameters": None if c.packed else sum(t.elements for t in c.tensors.values()),
+        "parameters": None
+        if c.packed and any(t.dtype[0] in "IU" for t in c.tensors.values())
+        else sum(t.elements for t in c.tensors.values()),
         "types": types,
         "layers": c.layers,
         "heads": c.heads("q"),
@@ -107,7 +109,10 @@ def _gguf_findings(c: Checkpoint) -> list[str]:
 
 
 def _hf_findings(c: Checkpoint) -> list[str]:
-    found = []
+    found = [
+        f"{key} says {method}, and no tensor is packed: delete it, transformers and vLLM would look for scales"
+        for key, method in c.packing.left_over.items()
+    ]
     config = of_one_layer(c.family, c.config)
     scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
     if c.rope.method != "none":

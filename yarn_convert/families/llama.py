@@ -64,7 +64,6 @@ KNOWN = frozenset({"attention.value_length", "rope.dimension_count"})
 ATTENTION, MLP = (
     tuple(f"{x}.bias" for x in parts) for parts in (("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down"))
 )
-BUFFERS = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)  # recomputed by every reader since transformers 4.32
 SILU = {"hidden_act": ("silu",)}
 
 LLAMA = Family(
@@ -73,7 +72,6 @@ LLAMA = Family(
     gguf_arch="llama",
     tensors=TENSORS,
     optional=frozenset({"output.weight", *(t for t in TENSORS.values() if t.endswith(".bias"))}),
-    dropped=BUFFERS,
     transforms=INTERLEAVED,
     hparams=HPARAMS,
     fixed={**SILU, "partial_rotary_factor": (1, 1.0), "is_causal": (True,)},
@@ -92,7 +90,6 @@ MISTRAL = Family(
     gguf_arch="llama",
     tensors=TENSORS,
     optional=LLAMA.optional,
-    dropped=BUFFERS,
     transforms=INTERLEAVED,
     hparams=HPARAMS,
     fixed=LLAMA.fixed,
@@ -129,7 +126,6 @@ MIXTRAL = Family(
         "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight": "blk.{i}.ffn_up_exps.weight",
     },
     optional=frozenset({"output.weight"}),
-    dropped=BUFFERS,
     transforms=INTERLEAVED,
     hparams={**HPARAMS, **EXPERT_HPARAMS},
     renamed={"num_experts": "num_local_experts"},
@@ -152,7 +148,6 @@ GRANITE = Family(
     gguf_arch="granite",
     tensors=TENSORS,
     optional=LLAMA.optional,
-    dropped=BUFFERS,
     transforms=INTERLEAVED,
     hparams={
         **HPARAMS,
@@ -184,7 +179,6 @@ GRANITE_MOE = Family(
         f"{_MOE}output_linear.weight": "blk.{i}.ffn_down_exps.weight",
     },
     optional=frozenset({"output.weight"}),
-    dropped=BUFFERS,
     transforms={**INTERLEAVED, **{f"blk.{{i}}.ffn_{x}_exps.weight": "halves" for x in ("gate", "up")}},
     hparams={**GRANITE.hparams, **EXPERT_HPARAMS},
     renamed={"num_experts": "num_local_experts"},
@@ -204,7 +198,6 @@ SMOLLM3 = Family(
     gguf_arch="smollm3",
     tensors=PLAIN_TENSORS,
     optional=frozenset({"output.weight"}),
-    dropped=BUFFERS,
     transforms=INTERLEAVED,
     hparams=HPARAMS,
     derived="every_fourth_without_rope",
@@ -237,7 +230,6 @@ INTERNLM2 = Family(
         "model.norm.weight": "output_norm.weight",
         "output.weight": "output.weight",
     },
-    dropped=("model.layers.{i}.attention.rotary_emb.inv_freq",),
     transforms={f"blk.{{i}}.attn_{x}.weight": "split_groups" for x in "qkv"},
     hparams=HPARAMS,
     fixed={**SILU, "bias": (False,)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .llama import BUFFERS, HPARAMS, KNOWN, PLAIN_TENSORS, SHAPES, SILU
+from .llama import HPARAMS, KNOWN, PLAIN_TENSORS, SHAPES, SILU
 from .qwen import BIASES, OUTPUT, QK_NORM_NAMES, QKV_BIASES
 from .schema import PARTIAL_READS, Family
 
@@ -38,7 +38,7 @@ GPT_NEOX = Family(
         "embed_out.weight": "output.weight",
         "lm_head.weight": "output.weight",  # as transformers 5 saves it
     },
-    dropped=(_NEOX + "attention.rotary_emb.inv_freq", _NEOX + "attention.bias", _NEOX + "attention.masked_bias"),
+    dropped=(_NEOX + "attention.bias", _NEOX + "attention.masked_bias"),
     transforms={"blk.{i}.attn_qkv.weight": "heads_of_three", "blk.{i}.attn_qkv.bias": "heads_of_three"},
     hparams={**LAYER_NORM_HPARAMS, "use_parallel_residual": "use_parallel_residual:bool"},
     renamed={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
@@ -102,7 +102,6 @@ STABLELM = Family(
     },
     optional=frozenset({"output.weight", *BIASES.values(), *(f"blk.{{i}}.{x}.weight" for x in ("attn_q_norm", "attn_k_norm", "ffn_norm")),
                         "blk.{i}.ffn_norm.bias"}),
-    dropped=BUFFERS,
     hparams={**LAYER_NORM_HPARAMS, "use_parallel_residual": "use_parallel_residual:bool"},
     fixed=SILU,
     gguf_known=KNOWN,
@@ -165,7 +164,6 @@ PHI3 = Family(
         "model.layers.{i}.mlp.gate_up_proj.weight": "blk.{i}.ffn_up.weight",
     },
     optional=OUTPUT,
-    dropped=BUFFERS,
     hparams=HPARAMS,
     fixed={**SILU, "attention_bias": (False,)},
     constants={"attention.sliding_window": ("u32", 0)},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .llama import (
-    BUFFERS,
     EXPERT_HPARAMS,
     EXPERT_SHAPES,
     EXPERT_TWIN,
@@ -46,7 +45,6 @@ QWEN2 = Family(
     gguf_arch="qwen2",
     tensors={**PLAIN_TENSORS, **BIASES},
     optional=OUTPUT,
-    dropped=BUFFERS,
     hparams=HPARAMS,
     fixed=FULL_ATTENTION,
     gguf_known=KNOWN,
@@ -72,7 +70,6 @@ QWEN3 = Family(
     gguf_arch="qwen3",
     tensors={**PLAIN_TENSORS, **QK_NORMS},
     optional=OUTPUT,
-    dropped=BUFFERS,
     hparams=HPARAMS,
     fixed={**FULL_ATTENTION, "attention_bias": (False,)},
     gguf_known=KNOWN,
@@ -93,7 +90,6 @@ QWEN2_MOE = Family(
         **{f"model.layers.{{i}}.mlp.shared_expert.{x}_proj.weight": f"blk.{{i}}.ffn_{x}_shexp.weight" for x in PARTS},
     },
     optional=OUTPUT,
-    dropped=BUFFERS,
     hparams={
         **HPARAMS,
         **EXPERT_HPARAMS,
@@ -117,7 +113,6 @@ QWEN3_MOE = Family(
     gguf_arch="qwen3moe",
     tensors={**NOT_DENSE, **QK_NORMS, **EXPERTS},
     optional=OUTPUT,
-    dropped=BUFFERS,
     hparams={**HPARAMS, **EXPERT_HPARAMS, "moe_intermediate_size": "expert_feed_forward_length"},
     derived="experts_of_either_name",
     fixed={**FULL_ATTENTION, **ALL_SPARSE, "attention_bias": (False,), "norm_topk_prob": (True,)},

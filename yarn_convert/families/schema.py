@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 from ..errors import Unsupported
 
 LEFTOVER = "a quantized or modified checkpoint? start from the plain one; nothing is left out silently"
+# A model's own table, as transformers before 4.32 saved it and some trainers still do, at the top or in each layer: computed anew by every
+# reader (vllm/model_executor/models/utils.py AutoWeightsLoader; llama.cpp conversion/base.py; transformers' buffers are not persistent)
+BUFFER = re.compile(r"(^|\.)(rotary_emb\w*|maybe_rotary)\.(\w*inv_freq|cos_cached|sin_cached)$")
 NO_EXPERT = -1
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 PLAIN_READS = frozenset({"type", "factor", "attn_factor", "original_context_length", "freq_base"})  # by every architecture's loader
@@ -37,7 +40,7 @@ class Family:
     the number of layers behind the last that no runtime here runs. `switches`: config key that is true or false -> the tensors of each
     layer that it turns on, with `!` that it turns off, named as in `shapes`; those under "" are ones that transformers drops.
     `instead`: GGUF name -> (its other HF name, the GGUF name whose presence calls for that one). `dropped`: HF names of buffers
-    that no runtime reads.
+    that no runtime reads, besides those of RoPE.
 
     Config. `hparams`: config.json key -> GGUF key below `{arch}.`, with its type where that is not u32 ("f32", "bool", …);
     `may_lack` are those that need not be there or may be 0, `unsaid` those that config.json has no place for. `renamed`: the family's own
@@ -106,10 +109,14 @@ class Family:
         """
         n = numbered(name)
         if n.template not in self.tensors:
-            if n.template in self.dropped:
+            if self.is_buffer(name):
                 return []
             raise Unsupported(f"tensor {name!r} is not part of the family {self.model_type!r}", LEFTOVER)
         return [(template.format(i=n.layer), part, n.expert) for part, template in enumerate(self.parts(n.template))]
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether an HF tensor is one that every reader computes anew, or passes over."""
+        return BUFFER.search(name) is not None or numbered(name).template in self.dropped
 
     def to_hf(self, name: str, there: Container[str] = ()) -> tuple[str, int]:
         """(HF template with only `{e}` left, which of its parts this GGUF tensor is); `there`: the GGUF's other names.

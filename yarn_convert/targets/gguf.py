@@ -25,7 +25,6 @@ from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
 SUPER_BLOCK = 256  # numbers in a block of the K- and IQ-types (ggml-common.h, QK_K)
-FP8_HINT = "start from a copy in BF16, as DeepSeek's fp8_cast_bf16.py makes one; --out safetensors keeps FP8 as it is"
 
 
 def plan_gguf(c: Checkpoint, r: Request) -> Plan:
@@ -53,7 +52,7 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     jobs = gguf_jobs(r.out, fields, with_factors(tensors, factors, c), alignment, c.gguf, r.part_size)
     out = r.out.with_name(jobs[0].name)
     identical = all(p.dtype == p.target.dtype for p in tensors)
-    notes = (*_notes(c, tensors, r.outtype), *(() if c.gguf else tokenizers.caveats(c.source.path, _name(c))))
+    notes = (*c.packing.notes, *_notes(c, tensors, r.outtype), *(() if c.gguf else tokenizers.caveats(c.source.path, _name(c))))
     return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes)
 
 
@@ -113,9 +112,7 @@ def _quantized(c: Checkpoint, fields: Mapping[str, Field | Value], parts: Mappin
 
 
 def _check_computable(c: Checkpoint, r: Request) -> None:
-    """Raise Inexpressible for what llama.cpp's graph of this architecture does not compute, Unsupported for FP8 weights."""
-    if c.is_fp8:
-        raise Unsupported("the weights are FP8 with scales for blocks of them, which GGUF has no type for", FP8_HINT)
+    """Raise Inexpressible for what llama.cpp's graph of this architecture does not compute."""
     for key, values in c.family.fixed.items():
         value = c.config.get(key)
         if c.gguf is None and value is not None and value not in values:

@@ -16,7 +16,7 @@ from ..errors import InputError, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
 from ..families.schema import ACTIVATIONS
-from ..json_text import edit
+from ..json_text import REMOVE, edit
 from ..layout import Part
 from ..manifest import MANIFEST
 from ..readers import MODEL_TYPES
@@ -52,6 +52,7 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     if r.outtype != "auto":
         keys = [k for k in ("dtype", "torch_dtype") if k in config] or ["torch_dtype"]
         changes |= dict.fromkeys(keys, TORCH_NAMES[r.outtype.upper()])
+    changes |= dict.fromkeys(c.packing.left_over, REMOVE)  # transformers and vLLM would look for scales
     changes |= {k: r.context for k in LENGTHS if config.get(k) == c.context}
     text = json.dumps(config, indent=2) + "\n" if c.gguf else inside(c.source.path, "config.json").read_text("utf-8")
     weights, identical = _weights(c, r.outtype)
@@ -59,8 +60,8 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     jobs += _from_gguf(c, r.context) if c.gguf else _kept_files(c, r.context)
     if carrier == "tensors":
         jobs.append(_rope_file(r))
-    notes = (ONLY_OURS,) if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else ()
-    return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, notes)
+    notes = c.packing.notes + ([ONLY_OURS] if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else [])
+    return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, tuple(notes))
 
 
 def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:

@@ -268,8 +268,6 @@ class Weights(Mapping[str, Any]):
 
     def __init__(self, c: Checkpoint, dtype: Any, swap_qk: bool) -> None:
         self.dtype = dtype
-        if c.is_fp8:
-            raise Unsupported("the weights are FP8 with scales for blocks of them", "--twin validates the scaling without them")
         if c.packed:
             raise Unsupported(f"the weights are packed by {c.packed}", "--twin validates the scaling without them")
         parts = {name: part for name, part in c.parts(gguf=False).items() if name not in c.unused}
