@@ -316,6 +316,11 @@ def encode_header(fields: Mapping[str, Value | Field], tensors: Iterable[Tensor]
     return header, {name: len(header) + offset for name, offset in offsets.items()}
 
 
+def shortest(value: Any) -> Any:
+    """The shortest decimal of the float32 that a GGUF holds: 1e-05, not 9.999999747378752e-06; anything else as it is."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
 def f32(x: float) -> float:
     """The float64 value of `x` once it is stored as a float32."""
     return float(np.float32(x))

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .. import tokenizers
+from .. import general, tokenizers
 from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
 from ..dtypes import F32, OUTTYPES, PLAIN
-from ..errors import Inexpressible, Unsupported, UsageError
+from ..errors import FormatError, Inexpressible, Unsupported, UsageError
 from ..families.derived import MULTIPLIERS, ODD
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
 from ..quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
 from ..rope import Array
-from ..tensors import Tensor, in_memory
+from ..tensors import Tensor, in_memory, inside, load_json
 from .moving import Piece, unchanged
 from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
@@ -45,14 +44,16 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     if c.family.listed:
         _check_computable(c, r)
     carrier, keys, factors = carry_gguf(c, r.rope, r.context, r.carry)
-    fields = _from_gguf(c, r) if c.gguf else _from_hf(c, parts, r)
+    about, lost = _general(c, parts, r) if c.gguf is None else ({}, [])
+    fields = _from_gguf(c, r) if c.gguf else _from_hf(c, parts, about, r)
     tensors = _quantized(c, fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r)
     fields = with_rope(fields | _types(c, tensors, r), keys, r.recipe)
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
     jobs = gguf_jobs(r.out, fields, with_factors(tensors, factors, c), alignment, c.gguf, r.part_size)
     out = r.out.with_name(jobs[0].name)
     identical = all(p.dtype == p.target.dtype for p in tensors)
-    notes = (*c.packing.notes, *_notes(c, tensors, r.outtype), *(() if c.gguf else tokenizers.caveats(c.source.path, _name(c))))
+    caveats = tokenizers.caveats(c.source.path, about["general.name"].data) if about else ()
+    notes = (*c.packing.notes, *_notes(c, tensors, r.outtype), *lost, *caveats)
     return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes)
 
 
@@ -178,12 +179,13 @@ def _types(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field | 
     return quantized_fields(fields, r.outtype, r.imatrix) if r.imatrix else fields
 
 
-def _from_hf(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> dict[str, Field | Value]:
+def _from_hf(c: Checkpoint, parts: Mapping[str, Part], about: Mapping[str, Value], r: Request) -> dict[str, Field | Value]:
+    """`about`: the keys `general.*` that say what the model is."""
     arch = c.family.gguf_arch
     fields: dict[str, Field | Value] = {
         "general.architecture": Value("str", arch),
         "general.type": Value("str", "model"),
-        **_general(c, parts),
+        **about,
     }
     for hf in c.family.hparams:
         key, kind = c.family.gguf_key(hf)
@@ -196,22 +198,23 @@ def _from_hf(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> dict[str, 
     return fields | {k: Value(kind, data) for k, (kind, data) in vocabulary.items()}
 
 
-def _name(c: Checkpoint) -> str:
-    return tokenizers.fitting_name(c.source.path, c.source.name)
-
-
-def _general(c: Checkpoint, parts: Mapping[str, Part]) -> dict[str, Value]:
-    """Name, size and origin, under the keys of ggml's docs/gguf.md."""
-    from gguf.utility import size_label
-
-    total = sum(math.prod(part.shape) for part in parts.values())
-    general = {"general.name": _name(c), "general.size_label": size_label(total, 0, 0, 0)}
+def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> tuple[dict[str, Value], list[str]]:
+    """(what the file says of the model beside weights and tokenizer, under the keys of ggml's docs/gguf.md; notes)."""
+    folder, notes = c.source.path, []
+    try:
+        card, _ = general.front_matter(general.read_card(folder))
+    except FormatError as e:
+        card, notes = {}, [f"{e.message}: what it says is not carried over"]
     if c.source.repo:
-        organization, _, name = c.source.repo.partition("/")
-        base = {"name": name, "organization": organization, "repo_url": f"https://huggingface.co/{c.source.repo}"}
-        general |= {f"general.base_model.0.{k}": v for k, v in base.items()}
-    fields = {k: Value("str", v) for k, v in general.items()}
-    return fields | ({"general.base_model.count": Value("u32", 1)} if c.source.repo else {})
+        same = (r.rope, r.context) == (c.rope, c.context)  # another format of the model itself, else a model made of it
+        card = (
+            {"repo_url": general.HUB + c.source.repo, "base_model": c.source.repo} | card | ({} if same else {"base_model": c.source.repo})
+        )
+    generation = load_json(path) if (path := inside(folder, "generation_config.json")).is_file() else {}
+    named = {k: v for k in ("_name_or_path",) if isinstance(v := c.config.get(k), str)}
+    fields, lost = general.to_gguf(card, named, generation, c.source.name, {name: part.shape for name, part in parts.items()})
+    fields["general.name"] = Value("str", tokenizers.fitting_name(folder, fields["general.name"].data))
+    return fields, notes + lost
 
 
 def _file_type(pieces: list[Piece]) -> int:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import tokenizers
+from .. import general, tokenizers
 from ..checkpoint import Checkpoint
 from ..errors import InputError, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
 from ..families.schema import ACTIVATIONS
+from ..gguf_file import shortest
 from ..json_text import REMOVE, edit
 from ..layout import Part
 from ..manifest import MANIFEST
@@ -61,6 +62,7 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     if carrier == "tensors":
         jobs.append(_rope_file(r))
     notes = c.packing.notes + ([ONLY_OURS] if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else [])
+    notes += general.untold(c.config) if c.gguf else []
     return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, tuple(notes))
 
 
@@ -161,7 +163,7 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         **_implied(family),
         **{switch: _switched(c, parts) for switch, parts in family.switches.items() if switch and switch[0] != "!"},
         "model_type": family.model_type,
-        **{family.own(key): _shortest(value) for key, value in c.hparams.items() if key not in family.unsaid},
+        **{family.own(key): shortest(value) for key, value in c.hparams.items() if key not in family.unsaid},
         **said,
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
@@ -187,11 +189,6 @@ def _check_keys(c: Checkpoint) -> None:
         raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")
 
 
-def _shortest(value: Any) -> Any:
-    """The shortest decimal of the float32 that a GGUF holds: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
-
-
 def _switched(c: Checkpoint, parts: tuple[str, ...]) -> bool:
     """Whether all these tensors are in every layer; Unsupported when only some are: config.json has one switch."""
     found = sum(f"blk.{i}.{part}" in c.tensors for i in range(c.layers) for part in parts)
@@ -212,7 +209,10 @@ def _from_gguf(c: Checkpoint, context: int) -> list[Job]:
         )
         if v is not None
     }
-    files["generation_config.json"] = (json.dumps(ids, indent=2) + "\n").encode()
+    keys = {k: v for k, v in c.config.items() if k.startswith("general.")}
+    files["generation_config.json"] = (json.dumps(ids | general.to_generation(keys), indent=2) + "\n").encode()
+    if said := general.to_card(keys):
+        files[general.README] = general.card_text(said).encode()
     return [WriteBytes(name, data) for name, data in files.items()]
 
 

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..errors import FormatError, InputError
 from ..evaluate.text import figure, percent
+from ..general import card_text, front_matter, read_card
 from ..manifest import Manifest, read_manifest, recorded
 from ..rope import Rope, table
 from ..source import resolve
-from ..tensors import inside
 from ..validate.intention import intention_of
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 BEGIN, END = "<!-- yarn-convert: begin -->", "<!-- yarn-convert: end -->"
-README = "README.md"
 INHERITED = ("license", "license_name", "license_link", "language")
 QUANTIZED = ("Q", "IQ", "TQ", "MXFP")  # how the names of quantized types begin
 
@@ -35,12 +33,7 @@ def card(model: str, repo: str = "USER/NAME", existing: str | None = None) -> st
 
 def local_card(model: Path) -> str:
     folder = model.parent if model.suffix == ".gguf" else model
-    try:
-        return inside(folder, README).read_text("utf-8")
-    except (OSError, InputError):
-        return ""
-    except UnicodeDecodeError:
-        raise FormatError(f"{README} is not UTF-8", "save it as UTF-8") from None
+    return read_card(folder)
 
 
 def _manifest_of(c: Checkpoint) -> Manifest:
@@ -52,16 +45,7 @@ def _manifest_of(c: Checkpoint) -> Manifest:
 def render(c: Checkpoint, manifest: Manifest, repo: str, existing: str, base: Mapping[str, Any] | None = None) -> str:
     """`existing` with its metadata completed and our section put in, or replaced where it is. `base`: the metadata of the
     base's card, for what it alone knows."""
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError
-
-    data, prose = {}, existing
-    if existing.lstrip().startswith("---"):
-        try:
-            old = ModelCard(existing, ignore_metadata_errors=True)
-        except (ValueError, YAMLError):
-            raise FormatError(f"the metadata of {README} is not valid YAML", "fix the lines between its two ---") from None
-        data, prose = old.data.to_dict(), old.text  # type: ignore[no-untyped-call]
+    data, prose = front_matter(existing)
     metadata = _metadata({**{k: v for k, v in (base or {}).items() if k in INHERITED}, **data}, c, manifest)
     section = f"{BEGIN}\n{_section(c, manifest, repo)}\n{END}"
     prose = prose.strip("\n")
@@ -70,13 +54,7 @@ def render(c: Checkpoint, manifest: Manifest, repo: str, existing: str, base: Ma
         body = before + section + rest.split(END, 1)[1]
     else:
         body = section + (f"\n\n{prose}" if prose else "")
-    return f"---\n{_yaml(metadata)}---\n{body}\n"
-
-
-def _yaml(metadata: Mapping[str, Any]) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True))
+    return card_text(metadata, body)
 
 
 def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Manifest) -> dict[str, Any]:

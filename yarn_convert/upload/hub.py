@@ -14,11 +14,12 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import InputError, OutputError, UsageError
+from ..general import README
 from ..manifest import Base, Manifest, manifest_path, read_manifest
 from ..source import HUB_ID, resolve
 from ..tensors import sha256
 from ..validate.intention import check_recipe, intention_of
-from .card import README, local_card, render
+from .card import local_card, render
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"
 WEIGHTS = (".safetensors", ".gguf", ".bin")

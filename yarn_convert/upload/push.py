@@ -11,6 +11,7 @@ from typing import Any
 from ..convert import Conversion, Options, convert, manifest_of, prepare
 from ..decoding import decoded
 from ..errors import InputError, UsageError, YarnConvertError
+from ..general import README
 from ..json_text import pretty
 from ..layout import Part
 from ..manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
@@ -18,7 +19,7 @@ from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of
 from ..targets.output import execute
 from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import INDEXES, read_safetensors, sha256
-from .card import README, local_card, render
+from .card import local_card, render
 from .hub import COPY, UPLOAD, CopyRefused, Item, Say, Upload, ask_base, check_repo, hub_error, plan_upload, run_upload
 
 
