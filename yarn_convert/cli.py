@@ -13,6 +13,7 @@ import typer
 
 from .cli_evaluate import evaluate_app
 from .errors import UsageError, YarnConvertError
+from .extras import missing
 from .options import Context, Json, Method, Model, Original, Quiet, Revision, Scale, tokens
 from .show import (
     HubTalk,
@@ -395,6 +396,10 @@ def main(argv: list[str] | None = None) -> None:
     except typer.TyperException as e:
         given = getattr(e, "ctx", None)
         _fail(e.format_message(), f"{given.command_path if given else 'yarn-convert'} --help")
+    except ModuleNotFoundError as e:
+        if (known := missing(e)) is None:
+            raise
+        _fail(known.message, known.hint)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

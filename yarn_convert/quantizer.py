@@ -25,10 +25,11 @@ import numpy as np
 
 from .dtypes import F32
 from .errors import FormatError, InputError, OutputError, Unsupported, UsageError
+from .extras import install
 from .gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header, nbytes_of, read_gguf, type_numbers
 from .tensors import Bytes, Tensor
 
-INSTALL = "pip install -U 'yarn-convert[llama-cpp]'"
+INSTALL = install("llama-cpp")
 QUANTIZATION_VERSION = 2  # ggml.h, GGML_QNT_VERSION
 
 

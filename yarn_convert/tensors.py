@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .decoding import AGAIN, parse
 from .errors import FormatError, InputError, Unsupported
+from .extras import need
 
 Bytes = NDArray[np.uint8]
 
@@ -159,10 +160,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
     Raises InputError when torch is missing or refuses the file.
     """
-    try:
-        import torch
-    except ImportError:
-        raise InputError(f"{path.name} is a PyTorch pickle and torch is not installed", "pip install 'yarn-convert[torch]'") from None
+    need("torch", f"{path.name}, a PyTorch pickle,")
+    import torch
+
     names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
     try:
         with warnings.catch_warnings():

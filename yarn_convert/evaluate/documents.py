@@ -11,6 +11,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError, UsageError
+from ..extras import need
 from ..validate.tokens import TEXT, read_text, tokenizer_of
 from .model import Ids
 
@@ -96,10 +97,9 @@ COLUMNS = ("text", "input", "content", "report", "document")  # where data sets 
 
 
 def _dataset(wish: str, most: int | None) -> list[tuple[str, str]]:
-    try:
-        import datasets
-    except ImportError:
-        raise UsageError("--dataset needs the package datasets", "pip install datasets, or --text FILE") from None
+    need("datasets", "--dataset")
+    import datasets
+
     name, config, split, column, *more = (*wish.split(":"), "", "", "")
     if not name or any(more):
         raise UsageError(f"--dataset {wish!r} names no data set", "--dataset NAME:CONFIG:SPLIT:COLUMN")

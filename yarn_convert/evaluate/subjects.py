@@ -14,6 +14,7 @@ import numpy as np
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..convert import EXTENDING, Options, counted_from, extend
 from ..errors import UsageError
+from ..extras import need
 from ..rope import BAKED, Rope, recipe_of
 from ..source import resolve
 from ..validate.run import DTYPES
@@ -115,6 +116,7 @@ class Subject:
     """A model, opened; its weights are loaded when something has to be computed that the journal does not have."""
 
     def __init__(self, model: str, s: Settings, journal: Journal) -> None:
+        need("validate", "an evaluation", *(() if s.runtime == "transformers" else ("tokenizers", "psutil")))
         if s.dtype not in DTYPES:
             raise UsageError(f"unknown --dtype {s.dtype!r}", "f32 or bf16")
         if s.original_context is not None and s.original_context < 1:

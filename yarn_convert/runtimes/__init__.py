@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError, YarnConvertError
-from .environments import environment_of, python_of
+from .environments import environment_of, python_of, without_secrets
 from .protocol import PROGRESS
 from .table import RUNTIMES
 
@@ -62,7 +62,7 @@ def run(
         job = {"model": str(model.absolute()), "spans": [list(s) for s in spans], "options": options or {}}
         Path(folder, "job.json").write_text(json.dumps(job), "utf-8")
         command = [str(python), str(Path(__file__).parent / row.worker), folder]
-        code, last = _call(command, {**os.environ, **environment_of(runtime)}, folder, lambda done: progress(done / len(ids)))
+        code, last = _call(command, without_secrets(os.environ) | environment_of(runtime), folder, lambda done: progress(done / len(ids)))
         info = Path(folder, "info.json")
         if code or not info.exists():
             raise Failed(f"{runtime} could not run {model.name}: {last or f'exit code {code}'}", "see docs/validation.md for its limits")

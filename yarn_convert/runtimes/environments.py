@@ -61,6 +61,16 @@ def environment_of(name: str, base: Mapping[str, str] | None = None) -> dict[str
     return env
 
 
+SECRET = {"TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "KEY", "KEYS", "APIKEY"}
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of another program's process: none that a word of its name calls a secret, and no login of the Hub. What a
+    package brings is code of strangers, and neither pip nor a worker has anything to log in to."""
+    kept = {name: value for name, value in environment.items() if not SECRET & set(name.upper().split("_"))}
+    return kept | {"HF_TOKEN_PATH": os.devnull, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+
+
 def openblas() -> str | None:
     """OpenBLAS as the loader finds it, or a path of it; None when this is not Linux or it is not installed."""
     if not sys.platform.startswith("linux"):
@@ -109,7 +119,7 @@ def add(name: str, report: Callable[[str], None], force: bool = False) -> Path:
         _call([*pip, *step], f"pip could not {step[0]} what {name} needs", NETWORK, report)
     for module in (*row.also, row.module):
         command = [str(python), "-I", "-c", f"import {module}"]  # -I: not from the current folder
-        _call(command, f"{name} is installed, but {module} cannot be imported", row.note, env={**os.environ, **environment_of(name)})
+        _call(command, f"{name} is installed, but {module} cannot be imported", row.note, more=environment_of(name))
     try:
         (folder / STAMP).write_text(_stamp(row), "utf-8")
     except OSError as error:
@@ -181,10 +191,12 @@ def _clear(folder: Path) -> None:
 
 
 def _call(
-    command: list[str], message: str, hint: str, report: Callable[[str], None] | None = None, env: Mapping[str, str] | None = None
+    command: list[str], message: str, hint: str, report: Callable[[str], None] | None = None, more: Mapping[str, str] | None = None
 ) -> None:
-    """Run it; its telling lines go to `report` as they come. Raises OutputError with `message` and its last telling line."""
+    """Run it, with the variables `more`; its telling lines go to `report` as they come. Raises OutputError with `message` and its
+    last telling line."""
     lines: list[str] = []
+    env = without_secrets(os.environ) | dict(more or {})
     try:
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", env=env

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .. import layout
 from ..checkpoint import Checkpoint
 from ..errors import InputError, Unsupported, UsageError, YarnConvertError
+from ..extras import need
 from ..families import for_config
 from ..families.derived import ODD
 from ..layout import Part
@@ -34,7 +35,6 @@ Spans = Sequence[tuple[int, int]]
 Progress = Callable[[float], None]
 SHARE = 0.8  # of the free memory that the weights may take; beyond it layers are loaded as they are needed
 BLOCK = 256  # rows of attention that are computed at a time
-INSTALL = "pip install 'yarn-convert[validate]'"
 
 
 class Reference:
@@ -162,12 +162,10 @@ def free_memory(device: str) -> int:
 
 
 def _torch() -> Any:
-    try:
-        import accelerate  # noqa: F401
-        import torch
-        import transformers
-    except ImportError as e:
-        raise UsageError(f"validation needs {e.name}", INSTALL) from None
+    need("validate", "a computation in torch")
+    import torch
+    import transformers
+
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # what it says of a model without a tokenizer's limits is not about this one
     return torch

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dialects import RTOL
-from ..errors import OutputError, UsageError
+from ..errors import OutputError
+from ..extras import REPORT, need
 from ..rope import METHODS, geometric
 from ..targets.output import replace_file
 
@@ -48,11 +49,10 @@ def check_report(path: Path, force: bool) -> None:
 
 
 def packages() -> tuple[Any, Any]:
-    try:
-        import jinja2
-        import matplotlib.style
-    except ImportError:
-        raise UsageError("an HTML report needs matplotlib and jinja2", "pip install 'yarn-convert[validate]'") from None
+    need("validate", "a report or plot", *REPORT)
+    import jinja2
+    import matplotlib.style
+
     return jinja2, matplotlib
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..convert import Options
 from ..errors import UsageError
+from ..extras import need
 from ..manifest import Manifest, changed, manifest_path, read_manifest
 from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
@@ -66,6 +67,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     The result also goes into the manifest where there is one. `say` is told what is running and which fraction of it is
     done. Raises UsageError for settings out of range and InputError or FormatError for a model that cannot be read.
     """
+    need("validate", "a validation")
     settings = _checked(settings)
     c = open_checkpoint(resolve(model, revision, weights=settings.real))
     base = open_checkpoint(resolve(settings.base)) if settings.base else None
