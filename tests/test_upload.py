@@ -144,6 +144,31 @@ def test_our_section_is_replaced_and_nothing_else(out: Path) -> None:
     assert text.strip().startswith("Before.") and text.strip().endswith("After.") and "\nold\n" not in text
 
 
+def test_each_gguf_of_a_repository_has_its_own_section(base: Path, tmp_path: Path) -> None:
+    """One quantization after the other is uploaded to one repository: none takes the other's place in the card."""
+    text = "---\nlicense: mit\n---\nWhat I wrote.\n"
+    outs = [tmp_path / f"m-{outtype}.gguf" for outtype in ("f16", "q8_0")]
+    for out in (*outs, outs[0]):
+        if not out.exists():
+            convert(str(base), Options(scale=4.0, out="gguf", outtype=out.stem[2:], output=out))
+        text = card(str(out), "me/long", text)
+    for out in outs:
+        assert text.count(f"llama-cli -m {out.name}") == 1
+    assert text.count("# long\n") == 1 and text.count("# m-q8_0\n") == 1 and "# m-f16\n" not in text
+    assert text.count("What I wrote.") == 1
+    old = f"{BEGIN}\nllama-cli -m {outs[1].name} -c 1\n{END}\n\nMine."  # as 0.1.0 wrote it
+    new = card(str(outs[1]), "me/long", old)
+    assert "-c 1\n" not in new and new.count(f"llama-cli -m {outs[1].name}") == 1 and "Mine." in new
+    assert "-c 1\n" in card(str(outs[0]), "me/long", old)
+
+
+def test_a_short_twin_is_not_called_the_whole_window(out: Path) -> None:
+    for tokens, whole in ((4 * CONTEXT, True), (4 * CONTEXT - 1, False)):
+        studies = [{**PASSED["studies"][0], "kind": "twin", "tokens": tokens}]
+        recorded(out, validation={**PASSED, "studies": studies})
+        assert ("random weights, the whole window" in card(str(out))) is whole
+
+
 def test_a_card_or_manifest_that_cannot_be_read_is_one_error(out: Path) -> None:
     (out / "README.md").write_text("---\nlicense: [\n---\nx\n")
     with pytest.raises(FormatError, match="not valid YAML"):

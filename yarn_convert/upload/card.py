@@ -5,20 +5,23 @@ Prose that is there stays; our section is what lies between two markers, and is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..evaluate.text import figure, percent
-from ..general import card_text, front_matter, read_card
+from ..general import card_text, front_matter, read_card, to_card
 from ..manifest import Manifest, read_manifest, recorded
 from ..rope import Rope, table
 from ..source import resolve
+from ..split import stem_of
 from ..validate.intention import intention_of
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 BEGIN, END = "<!-- yarn-convert: begin -->", "<!-- yarn-convert: end -->"
+SECTION = re.compile(r"<!-- yarn-convert: begin([^>]*) -->.*?<!-- yarn-convert: end\1 -->", re.DOTALL)
 INHERITED = ("license", "license_name", "license_link", "language")
 QUANTIZED = ("Q", "IQ", "TQ", "MXFP")  # how the names of quantized types begin
 
@@ -47,14 +50,30 @@ def render(c: Checkpoint, manifest: Manifest, repo: str, existing: str, base: Ma
     base's card, for what it alone knows."""
     data, prose = front_matter(existing)
     metadata = _metadata({**{k: v for k, v in (base or {}).items() if k in INHERITED}, **data}, c, manifest)
-    section = f"{BEGIN}\n{_section(c, manifest, repo)}\n{END}"
-    prose = prose.strip("\n")
-    if BEGIN in prose and END in prose:
-        before, rest = prose.split(BEGIN, 1)
-        body = before + section + rest.split(END, 1)[1]
-    else:
-        body = section + (f"\n\n{prose}" if prose else "")
+    body = _with_section(prose.strip("\n"), c, lambda first: _section(c, manifest, repo, first))
     return card_text(metadata, body)
+
+
+def _with_section(prose: str, c: Checkpoint, section: Callable[[bool], str]) -> str:
+    """The prose with our section on this model in it. A repository of GGUF files has one for each, which only its own file replaces:
+    a card that a second quantization wrote would otherwise forget the first. `section` is told whether it is the first of them."""
+    key = _key(c)
+    begin, end = (mark.replace(" -->", f" {key} -->") if key else mark for mark in (BEGIN, END))
+    found = [(m.start(), m.end(), m[0]) for m in SECTION.finditer(prose)]
+    own = [s for s in found if s[2].startswith(begin) or (key and s[2].startswith(BEGIN) and f" {c.source.path.name} " in s[2])]
+    if not key and not own:
+        own = found[:1]
+    start, stop, _ = own[0] if own else (found[-1][1],) * 2 + ("",) if found else (0, 0, "")
+    text = f"{begin}\n{section(not found or found[0][0] >= start)}\n{end}"
+    before, after = prose[:start], prose[stop:]
+    if not own:
+        before, after = before + ("\n\n" if before else ""), ("\n\n" if after and not after.startswith("\n") else "") + after
+    return before + text + after
+
+
+def _key(c: Checkpoint) -> str:
+    """What tells the section of one GGUF from that of another in the same card; a folder is the only model of its repository."""
+    return re.sub(r"[^\w.]+", "-", stem_of(c.source.path)) if c.gguf else ""
 
 
 def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Manifest) -> dict[str, Any]:
@@ -66,14 +85,14 @@ def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Manifest) -> dict
     if base:
         known |= {"base_model": base, "base_model_relation": "quantized" if quantized else "finetune"}
     known |= {"library_name": "gguf" if c.gguf else "transformers", "pipeline_tag": old.get("pipeline_tag", "text-generation")}
-    if c.gguf and "license" not in old and c.gguf.get("general.license"):
-        known["license"] = c.gguf.get("general.license")
+    said = to_card(c.config) if c.gguf else {}
+    known |= {k: v for k, v in said.items() if k in (*INHERITED, *(() if base else ("base_model",)), "datasets") and k not in old}
     extended = manifest.context > manifest.recipe.original_context
     tags = [*(old.get("tags") or []), *(["gguf"] if c.gguf else []), *([manifest.recipe.method, "long-context"] if extended else [])]
     return {**old, **known, "tags": list(dict.fromkeys(tags))}
 
 
-def _section(c: Checkpoint, manifest: Manifest, repo: str) -> str:
+def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -86,7 +105,7 @@ def _section(c: Checkpoint, manifest: Manifest, repo: str) -> str:
     original = rope.original_context
     doubling = [original << k for k in range(40) if original << k < context]
     text = environment.get_template("model_card.md.j2").render(
-        name=repo.rpartition("/")[2], repo=repo, gguf=c.gguf is not None, file=c.source.path.name, m=manifest, rope=rope,
+        title=repo.rpartition("/")[2] if first else stem_of(c.source.path), repo=repo, gguf=c.gguf is not None, file=c.source.path.name, m=manifest, rope=rope,
         context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,
         identical=manifest.weights.identical_to_base, readers=manifest.readers,
         validation=manifest.validation, memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
