@@ -225,13 +225,25 @@ def _advise_plots(result: Result) -> list[tuple[str, Figure]]:
         axes.plot(x, 100 * _finite(t["excess"]), color=colour, marker=mark, label=f"s = {t['factor']:.4g}")
     axes.axhline(100 * result["tolerance"], color=INK, linestyle="--", linewidth=0.8)
     _line(axes, result["original_context"], f"L = {result['original_context']:,}")
-    axes.set_yscale("symlog", linthresh=10)
+    axes.set_yscale("symlog", linthresh=LINEAR)
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in _percents() if low <= tick <= high], minor=False)
+    axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:+,.0f} %")
     axes.set_xticks(x, [f"{b:,}" for b in x])
-    axes.set_ylabel("perplexity above the base's")
+    axes.set_ylabel("perplexity above the base's" + (f"\n(logarithmic beyond {LINEAR} %)" if max(-low, high) > LINEAR else ""))
     axes.set_xlabel("end of the segment, tokens")
     figure.legend(loc="outside upper center", ncols=5, fontsize=9)
     return [("advice", figure)]
+
+
+LINEAR = 10  # per cent of excess up to which the axis of an advice is linear
+
+
+def _percents() -> list[int]:
+    """Ticks for both parts of such an axis: 0, 5, 10, then 20, 50, 100 and so on, on both sides."""
+    beyond = [digit * 10**power for power in range(1, 9) for digit in (2, 5, 10)]
+    return [sign * tick for tick in (0, LINEAR // 2, LINEAR, *beyond) for sign in (1, -1)]
 
 
 PLOTS = {"perplexity": _perplexity_plots, "passkey": _passkey_plots, "temperature": _temperature_plots, "advise": _advise_plots}
