@@ -105,7 +105,8 @@ def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
     original = rope.original_context
     doubling = [original << k for k in range(40) if original << k < context]
     text = environment.get_template("model_card.md.j2").render(
-        title=repo.rpartition("/")[2] if first else stem_of(c.source.path), repo=repo, gguf=c.gguf is not None, file=c.source.path.name, m=manifest, rope=rope,
+        title=repo.rpartition("/")[2] if first else stem_of(c.source.path), repo=repo, gguf=c.gguf is not None,
+        file=c.source.path.name, m=manifest, rope=rope,
         context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,
         identical=manifest.weights.identical_to_base, readers=manifest.readers,
         validation=manifest.validation, memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
