@@ -23,7 +23,7 @@ from .readers import Beside
 from .rope import Array, Rope, Table, effect, geometric
 from .source import Source
 from .split import read_model
-from .tensors import Tensor, inside, load_json, read_folder
+from .tensors import Tensor, load_json, read_folder
 
 SIZES = {  # name in Family.shapes -> standard config key
     "vocab": "vocab_size",
@@ -208,7 +208,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
 
 
 def _open_folder(source: Source) -> Checkpoint:
-    written = load_json(inside(source.path, "config.json"))
+    written = load_json(source.path / "config.json")
     family = families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), readers.MODEL_TYPES)
     config = normalized(family, _as_assumed(written))
@@ -377,7 +377,7 @@ def _left_recipe(recipe: Any, rope: Rope) -> tuple[Rope, bool]:
 
 def _manifest_recipe(folder: Path) -> Any:
     try:
-        return load_json(inside(folder, MANIFEST)).get("recipe")
+        return load_json(folder / MANIFEST).get("recipe")
     except (InputError, OSError):
         return None
 

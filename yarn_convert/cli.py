@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from contextvars import copy_context
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -14,7 +15,7 @@ import typer
 from .cli_evaluate import evaluate_app
 from .errors import UsageError, YarnConvertError
 from .extras import missing
-from .options import Context, Json, Method, Model, Original, Quiet, Revision, Scale, tokens
+from .options import Context, FollowLinks, Json, Method, Model, Original, Quiet, Revision, Scale, tokens
 from .show import (
     HubTalk,
     Talk,
@@ -92,6 +93,7 @@ def convert(
     revision: Revision = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -170,6 +172,7 @@ def validate(
     report: Annotated[Optional[Path], typer.Option(help="Write an HTML page with plots to this file.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
     revision: Revision = None,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -272,6 +275,7 @@ def inspect(
         bool, typer.Option("--runtimes", help="What each of 16 runtimes will compute from this file, as far as their source says.")
     ] = False,
     revision: Revision = None,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
 ) -> None:
     """Show a model's architecture, RoPE, contexts, memory, and what in it is inconsistent."""
@@ -309,6 +313,7 @@ def repair(
     truncate: Truncate = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -388,7 +393,8 @@ def main(argv: list[str] | None = None) -> None:
         args.insert(0, "convert")
     print_anywhere()
     try:
-        code = typer.main.get_command(app).main(args, prog_name="yarn-convert", standalone_mode=False)
+        command = typer.main.get_command(app)
+        code = copy_context().run(command.main, args, prog_name="yarn-convert", standalone_mode=False)
         if sys.stdout:  # None where the shell closed it
             sys.stdout.flush()
     except YarnConvertError as e:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, Optional
 import typer
 
 from .errors import UsageError
-from .options import Context, Json, Original, Quiet, Scale, tokens
+from .options import Context, FollowLinks, Json, Original, Quiet, Scale, tokens
 from .show import steps
 
 evaluate_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -104,6 +104,7 @@ def perplexity(
     plot: Plot = None,
     journal: JournalFile = None,
     force: Force = False,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -137,6 +138,7 @@ def passkey(
     plot: Plot = None,
     journal: JournalFile = None,
     force: Force = False,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -173,6 +175,7 @@ def temperature(
     plot: Plot = None,
     journal: JournalFile = None,
     force: Force = False,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -207,6 +210,7 @@ def advise(
     plot: Plot = None,
     journal: JournalFile = None,
     force: Force = False,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import OutputError, Unsupported, UsageError
+from .files import FOLLOW, leads_out
 from .json_text import pretty
 from .manifest import Base, Manifest, WeightFile, Weights, as_json, manifest_path, recorded
 from .quantizer import read_imatrix
@@ -299,7 +300,9 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
         raise UsageError(
             "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
         )
-    return Conversion(c, extension, replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options))), options)
+    return Conversion(
+        c, extension, replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options), *_link_note(c))), options
+    )
 
 
 def outputs(plan: Plan) -> list[Path]:
@@ -341,6 +344,13 @@ def _window_note(c: Checkpoint, e: Extension, o: Options) -> list[str]:
             "no tokens farther apart than that see each other (--sliding-window off)"
         ]
     return []
+
+
+def _link_note(c: Checkpoint) -> list[str]:
+    """Which files of the model were read elsewhere; not where, for a manifest is published."""
+    asked, folder = FOLLOW.get() and not c.gguf, c.source.path
+    linked = sorted(p.name for p in (folder.iterdir() if asked else c.weight_files[bool(c.gguf) :]) if leads_out(p))
+    return [f"links out of the model's folder were followed: {', '.join(linked)}"] if linked else []
 
 
 def default_output(c: Checkpoint, e: Extension, options: Options, fmt: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .families.derived import of_one_layer
+from .files import exists, read_text
 from .rope import Rope, geometric, recipe_of, table
 from .targets.plan import hf_verdicts, unknown
 
@@ -126,11 +128,10 @@ def _hf_findings(c: Checkpoint) -> list[str]:
         verdicts = hf_verdicts(c.written, c.rope, c.context, c.beside(c.rope))
         wrong = {r: why for r, why in verdicts.items() if why and r not in unknown(verdicts)}
         found += [f"{reader} computes something else: {why}" for reader, why in wrong.items()]
-    path = c.source.path / "tokenizer_config.json"
-    try:
-        length = json.loads(path.read_text("utf-8")).get("model_max_length")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        length = None
+    name, length = "tokenizer_config.json", None
+    if exists(c.source.path, name):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
+            length = json.loads(read_text(c.source.path, name)).get("model_max_length")
     if isinstance(length, int) and length < c.context:
         found.append(f"tokenizer_config.json cuts texts at {length:,} tokens (model_max_length), the context is {c.context:,}")
     return found

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FormatError
+from .files import exists, read_text
 from .gguf_file import ARRAY, SCALARS, Value, shortest
-from .tensors import inside
 
 Json = dict[str, Any]
 README = "README.md"
@@ -55,11 +55,7 @@ PIPELINES = ("text-generation", "image-text-to-text", "any-to-any", "text2text-g
 
 def read_card(folder: Path) -> str:
     """README.md of a folder, "" where there is none. FormatError for one that is not UTF-8, or that is not the folder's own."""
-    path = inside(folder, README)
-    try:
-        return path.read_text("utf-8-sig") if path.is_file() else ""
-    except UnicodeDecodeError:
-        raise FormatError(f"{README} is not UTF-8", "save it as UTF-8") from None
+    return read_text(folder, README).removeprefix("\ufeff") if exists(folder, README) else ""
 
 
 def card_text(metadata: Mapping[str, Any], prose: str = "") -> str:

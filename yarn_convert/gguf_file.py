@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import FormatError, Unsupported
+from .files import open_regular
 from .tensors import Tensor
 
 SCALARS = {  # GGUF value type -> (our name, struct code); docs/gguf.md, gguf_metadata_value_type
@@ -172,7 +173,7 @@ def journal_path(path: Path) -> Path:
 
 def read_gguf(path: Path) -> Gguf:
     """Parse a GGUF header (version 2 or 3, little-endian). Raises FormatError for anything that does not add up."""
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
         size = os.fstat(f.fileno()).st_size
         if size < 24:
             raise FormatError(f"{path.name} is not a sound GGUF file: it has only {size} bytes", HINT)

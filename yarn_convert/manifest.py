@@ -14,10 +14,11 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .decoding import decoded, parse
 from .errors import FormatError, YarnConvertError
+from .files import exists, read_text
 from .json_text import edit
 from .rope import MAX_CONTEXT, MAX_ROTARY_DIM, Param, Rope, recipe_of, table
 from .split import stem_of
-from .tensors import inside, load_json
+from .tensors import load_json
 
 MANIFEST = "yarn_convert.json"  # what yarn-convert leaves beside the weights
 AGAIN = "convert the model again, or delete the manifest: then the model is what its files say"
@@ -176,11 +177,7 @@ def read_manifest(model: Path) -> Manifest | None:
     """The manifest of an output of yarn-convert; None where there is none. FormatError for one of another form, which names the
     member."""
     path = manifest_path(model)
-    return decoded(_members(path), Manifest, path.name, AGAIN) if path.is_file() else None
-
-
-def _members(path: Path) -> dict[str, Any]:
-    return load_json(inside(path.parent, path.name))
+    return decoded(load_json(path), Manifest, path.name, AGAIN) if exists(path.parent, path.name) else None
 
 
 def rope_of(recipe: Any) -> Rope:
@@ -206,8 +203,8 @@ def changed(model: Path, members: Mapping[str, Any]) -> bytes:
     """The text of the manifest beside `model` with members set to JSON, or removed where they are `json_text.REMOVE`; all others
     stay as they are. FormatError for a file that is no JSON object."""
     path = manifest_path(model)
-    _members(path)
-    return edit(path.read_text("utf-8"), members).encode()
+    load_json(path)
+    return edit(read_text(path.parent, path.name), members).encode()
 
 
 def with_files(manifest: Manifest, files: list[WeightFile]) -> Manifest:

@@ -6,6 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from .files import FOLLOW
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -32,5 +34,20 @@ Context = Annotated[
     typer.Option(help="L', the extended context in tokens, as 32768 or 32k, instead of --scale.", parser=tokens, metavar="<tokens>"),
 ]
 Original = Annotated[Optional[int], typer.Option(help="L, where the model does not say it.", parser=tokens, metavar="<tokens>")]
+
+
+def _follow(value: bool) -> bool:
+    """Lets all that this command opens be a link to elsewhere; `cli.main` runs it in a context of its own."""
+    if value:
+        FOLLOW.set(True)
+    return value
+
+
+FollowLinks = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links", help="Read links that lead out of a model's folder: they are yours, and so is what they name.", callback=_follow
+    ),
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result: no plan, no progress, no hints.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from .dtypes import PLAIN
 from .families import Family
-from .tensors import Tensor, inside, load_json
+from .files import exists
+from .tensors import Tensor, load_json
 
 KEYS = {
     "quantization_config": "",
@@ -65,4 +66,4 @@ def _method(said: Mapping[str, Any], usual: str) -> str:
 
 
 def _beside(folder: Path) -> dict[str, str]:
-    return {file: tool for file, tool in FILES.items() if (folder / file).is_file() and load_json(inside(folder, file))}
+    return {file: tool for file, tool in FILES.items() if exists(folder, file) and load_json(folder / file)}

@@ -11,6 +11,7 @@ from typing import Any
 from .checkpoint import Checkpoint, open_checkpoint
 from .convert import Conversion, Extension, Options, carry_in_place, check_name, manifest_of
 from .errors import OutputError
+from .files import exists, read
 from .gguf_file import Field
 from .json_text import REMOVE
 from .manifest import MANIFEST, as_json, changed, manifest_path
@@ -115,7 +116,7 @@ def _changed_files(c: Checkpoint, plan: Plan) -> list[WriteBytes]:
 
 
 def _is_file_with(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == data
+    return exists(path.parent, path.name) and read(path.parent, path.name) == data
 
 
 def _rewrite(folder: Path, files: list[WriteBytes]) -> None:
@@ -124,8 +125,8 @@ def _rewrite(folder: Path, files: list[WriteBytes]) -> None:
     try:
         for path in [*stale, *(folder / job.name for job in files)]:
             backup = path.with_name(path.name + BACKUP)
-            if path.is_file() and path.name != MANIFEST and not backup.exists():
-                replace_file(backup, path.read_bytes())
+            if exists(folder, path.name) and path.name != MANIFEST and not backup.exists():
+                replace_file(backup, read(folder, path.name))
         for job in files:
             replace_file(folder / job.name, job.data)
         for path in stale:
@@ -141,7 +142,7 @@ def _folder_changes(c: Checkpoint, plan: Plan) -> list[str]:
             lines.append(f"{job.name}: written")
             continue
         path = c.source.path / job.name
-        old, new = json.loads(path.read_text("utf-8")) if path.is_file() else {}, json.loads(job.data)
+        old, new = json.loads(read(path.parent, path.name)) if exists(path.parent, path.name) else {}, json.loads(job.data)
         lines += [f"{job.name}: {k}: {_shown(old.get(k))} -> {_shown(new.get(k))}" for k in {**old, **new} if old.get(k) != new.get(k)]
     return lines
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import InputError, YarnConvertError
 from .families import ALIASES
+from .files import exists
 from .split import stem_of
 from .tensors import Tensor
 
@@ -66,12 +67,12 @@ def resolve(model: str, revision: str | None = None, weights: bool = True) -> So
 def _local(path: Path, revision: str | None, weights: bool) -> Source:
     if revision is not None:
         raise InputError("--revision is for models on the Hub", f"{path} is on this machine: leave it out")
-    if not weights and (path.name == "config.json" or (path.is_dir() and (path / "config.json").is_file() and not _has_weights(path))):
+    if not weights and (path.name == "config.json" or (path.is_dir() and exists(path, "config.json") and not _has_weights(path))):
         folder = path if path.is_dir() else path.parent
         return Source(folder, folder.resolve().name, headers={})  # what it says of itself can be looked at all the same
     if path.is_file() and path.suffix != ".gguf":
         raise InputError(f"{path} is neither a folder nor a .gguf file", "give the folder that holds config.json")
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not exists(path, "config.json"):
         ggufs = sorted(path.glob("*.gguf"))
         hint = f"give the file itself: {ggufs[0]}" if ggufs else "give a folder as transformers saves it"
         raise InputError(f"{path} has no config.json", hint)

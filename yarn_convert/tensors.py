@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from .decoding import AGAIN, parse
 from .errors import FormatError, InputError, Unsupported
 from .extras import need
+from .files import exists, inside, open_regular, read, regular
 
 Bytes = NDArray[np.uint8]
 
@@ -55,7 +57,7 @@ class Tensor:
             return self.data[start : start + size]
         buffer = np.empty(size, np.uint8)
         assert self.path is not None
-        with open(self.path, "rb", buffering=0) as f:
+        with open_regular(self.path, 0) as f:
             f.seek(self.offset + start)
             read_into(f, buffer, self.path)
         return buffer
@@ -90,7 +92,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Format: 8 bytes little-endian header length N, N bytes of JSON, then the data; the tensors cover it without gap or
     overlap (safetensors README, "Format"). Raises FormatError for anything else.
     """
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
         size = os.fstat(f.fileno()).st_size
         head = f.read(8)
         if len(head) < 8:
@@ -163,6 +165,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     need("torch", f"{path.name}, a PyTorch pickle,")
     import torch
 
+    open_regular(path).close()
     names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
     try:
         with warnings.catch_warnings():
@@ -191,39 +194,66 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
+SHARDS = re.compile(r"(?:model-(\d{5})-of-(\d{5})\.safetensors|pytorch_model-(\d{5})-of-(\d{5})\.bin)")
 DISAGREE = "the index and the shards do not belong together: download them again"
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
-    """(tensors, weight files) of a folder in HF layout: one file or shards, safetensors before pickles.
+    """(tensors, weight files) of a folder in HF layout: one file or shards, safetensors before pickles. Shards are read without an
+    index, too, when all of them are there, as llama.cpp's converter reads them.
 
     Raises InputError for a missing shard or no weights, FormatError when the index and the shards disagree or a shard's
     name leaves the folder.
     """
     for index, single in zip(INDEXES, SINGLES, strict=True):
-        if (folder / index).is_file() and (folder / single).is_file():
+        if exists(folder, index) and exists(folder, single):
             raise InputError(f"{folder} holds both {single} and {index}: readers take one or the other", "delete what does not belong")
-        if (folder / index).is_file():
+        if exists(folder, index):
             return _read_shards(folder, index)
-        if (folder / single).is_file():
-            return _read_weights(inside(folder, single)), [folder / single]
-    raise InputError(
-        f"no weights in {folder}: none of {', '.join(INDEXES + SINGLES)}",
-        "point at a folder as transformers saves it, or at a .gguf file",
-    )
+        if exists(folder, single):
+            return _read_weights(regular(folder, single, weights=True)), [folder / single]
+    return _read_unindexed(folder)
+
+
+def _read_unindexed(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    weights = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    matches = [m for m in map(SHARDS.fullmatch, weights) if m]
+    if not matches:
+        there = f": {', '.join(weights[:3])} is named otherwise" if weights else f": none of {', '.join(INDEXES + SINGLES)}"
+        hint = (
+            f"rename it to {SINGLES[0]} if it is the whole model"
+            if weights
+            else "point at a folder as transformers saves it, or at a .gguf"
+        )
+        raise InputError(f"no weights in {folder}{there}", hint)
+    first, count = matches[0][0], int(matches[0][2] or matches[0][4])
+    matches = [m for m in matches if m[0].endswith(Path(first).suffix)]
+    files = [re.sub(r"-\d{5}-of", f"-{i + 1:05d}-of", first) for i in range(count)]
+    if count == 0 or len(matches) != count or files != [m[0] for m in matches]:
+        raise InputError(
+            f"{folder} has shards without an index, and they are not one whole model: {', '.join(m[0] for m in matches[:3])}",
+            f"download all {count} of them, and {INDEXES[0]}",
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        held = _read_weights(regular(folder, file, weights=True))
+        if twice := tensors.keys() & held.keys():
+            raise FormatError(f"{file} holds {min(twice)!r}, as another shard does", DISAGREE)
+        tensors |= held
+    return tensors, [folder / f for f in files]
 
 
 def _read_shards(folder: Path, index: str) -> tuple[dict[str, Tensor], list[Path]]:
-    weight_map = load_json(inside(folder, index)).get("weight_map")
+    weight_map = load_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise FormatError(f"{index}: weight_map is not an object of file names", "download the index again")
     files = sorted(set(weight_map.values()))
-    missing = [f for f in files if not inside(folder, f).is_file()]
+    missing = [f for f in files if inside(folder, f, weights=True) and not exists(folder, f)]
     if missing:
         raise InputError(f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing[:3])}", "download them again")
     tensors: dict[str, Tensor] = {}
     for file in files:
-        for name, tensor in _read_weights(inside(folder, file)).items():
+        for name, tensor in _read_weights(regular(folder, file, weights=True)).items():
             if weight_map.get(name) != file:
                 raise FormatError(f"{file} holds tensor {name!r}, which {index} places in {weight_map.get(name)!r}", DISAGREE)
             tensors[name] = tensor
@@ -237,25 +267,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
 
 
-def inside(folder: Path, name: str) -> Path:
-    """`folder/name`, refused with FormatError when it is not a plain name or its link leads out of the model.
-
-    The Hub's cache links a snapshot's files to `models--…/blobs/`; that one way out is part of the model.
-    """
-    plain = Path(name).name == name and name.isprintable() and 0 < len(name.encode()) <= 255
-    root = folder.resolve()
-    cache = root.parent.parent if root.parent.name == "snapshots" else root
-    path = folder / name
-    # realpath, because Path.resolve raises for a link to itself.
-    if not plain or not any(Path(os.path.realpath(path)).is_relative_to(place) for place in (root, cache)):
-        raise FormatError(f"the file name {name!r} leads out of the model's folder", "nothing outside it is ever read")
-    return path
-
-
 def sha256(path: Path, progress: Callable[[int], None] = lambda n: None) -> str:
     """The SHA-256 of a file in hexadecimal; `progress` gets the bytes that were read."""
     digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11, and reports nothing
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
         for piece in iter(lambda: f.read(1 << 20), b""):
             digest.update(piece)
             progress(len(piece))
@@ -265,9 +280,7 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda n: None) -> str:
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; FormatError for anything else, duplicate keys included."""
     try:
-        value = parse(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path.name} is missing from {path.parent}", "the folder must hold a whole model") from None
+        value = parse(read(path.parent, path.name))
     except ValueError as e:
         raise FormatError(f"{path.name} is not valid JSON: {_short(e)}", AGAIN) from None
     if not isinstance(value, dict):

@@ -13,11 +13,12 @@ from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
 from ..dtypes import F32, OUTTYPES, PLAIN
 from ..errors import FormatError, Inexpressible, Unsupported, UsageError
 from ..families.derived import MULTIPLIERS, ODD
+from ..files import exists
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
 from ..quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
 from ..rope import Array
-from ..tensors import Tensor, in_memory, inside, load_json
+from ..tensors import Tensor, in_memory, load_json
 from .moving import Piece, unchanged
 from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
@@ -210,7 +211,7 @@ def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> tuple[dict
         card = (
             {"repo_url": general.HUB + c.source.repo, "base_model": c.source.repo} | card | ({} if same else {"base_model": c.source.repo})
         )
-    generation = load_json(path) if (path := inside(folder, "generation_config.json")).is_file() else {}
+    generation = load_json(folder / name) if exists(folder, name := "generation_config.json") else {}
     named = {k: v for k in ("_name_or_path",) if isinstance(v := c.config.get(k), str)}
     fields, lost = general.to_gguf(card, named, generation, c.source.name, {name: part.shape for name, part in parts.items()})
     fields["general.name"] = Value("str", tokenizers.fitting_name(folder, fields["general.name"].data))

@@ -16,13 +16,14 @@ from ..errors import InputError, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
 from ..families.schema import ACTIVATIONS
+from ..files import exists, inside, read_text, regular
 from ..gguf_file import shortest
 from ..json_text import REMOVE, edit
 from ..layout import Part
 from ..manifest import MANIFEST
 from ..readers import MODEL_TYPES
 from ..rope import table
-from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, inside, safetensors_header
+from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
 from .plan import Plan, Request, carry_hf, check_outtype, exact_in_llama_cpps_converter
 
@@ -55,7 +56,7 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
         changes |= dict.fromkeys(keys, TORCH_NAMES[r.outtype.upper()])
     changes |= dict.fromkeys(c.packing.left_over, REMOVE)  # transformers and vLLM would look for scales
     changes |= {k: r.context for k in LENGTHS if config.get(k) == c.context}
-    text = json.dumps(config, indent=2) + "\n" if c.gguf else inside(c.source.path, "config.json").read_text("utf-8")
+    text = json.dumps(config, indent=2) + "\n" if c.gguf else read_text(c.source.path, "config.json")
     weights, identical = _weights(c, r.outtype)
     jobs: list[Job] = [WriteBytes("config.json", edit(text, changes).encode()), *weights]
     jobs += _from_gguf(c, r.context) if c.gguf else _kept_files(c, r.context)
@@ -71,8 +72,11 @@ def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
     same_files = c.gguf is None and all(f.suffix == ".safetensors" for f in c.weight_files)
     if same_files and (outtype == "auto" or all(t.dtype == outtype.upper() for t in c.tensors.values())):
         jobs: list[Job] = [CopyFile(f.name, f) for f in c.weight_files]
-        index = c.source.path / INDEXES[0]
-        return jobs + ([CopyFile(index.name, index)] if index.exists() else []), True
+        if exists(c.source.path, INDEXES[0]):
+            jobs.append(CopyFile(INDEXES[0], regular(c.source.path, INDEXES[0])))
+        elif c.weight_files[0].name != SINGLES[0]:
+            jobs.append(_index({name: t.path.name for name, t in c.tensors.items() if t.path}, sum(t.nbytes for t in c.tensors.values())))
+        return jobs, True
     pieces = hf_pieces(c, outtype)
     return _shards(pieces), all(p.dtype == p.target.dtype for p in pieces)
 
@@ -106,11 +110,14 @@ def _shards(pieces: list[Piece]) -> list[Job]:
     if len(shards) == 1:
         return [safetensors_job(SINGLES[0], shards[0])]
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    total = sum(p.target.nbytes for p in pieces)
     weight_map = {p.target.name: name for name, shard in zip(names, shards, strict=True) for p in shard}
-    index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
     jobs: list[Job] = [safetensors_job(name, shard) for name, shard in zip(names, shards, strict=True)]
-    return [*jobs, WriteBytes(INDEXES[0], index.encode())]
+    return [*jobs, _index(weight_map, sum(p.target.nbytes for p in pieces))]
+
+
+def _index(weight_map: Mapping[str, str], total: int) -> Job:
+    """The index of shards that hold `total` bytes of tensors."""
+    return WriteBytes(INDEXES[0], json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2).encode())
 
 
 def safetensors_job(name: str, pieces: list[Piece], metadata: Mapping[str, str] | None = None) -> WriteTensors:
@@ -121,23 +128,23 @@ def safetensors_job(name: str, pieces: list[Piece], metadata: Mapping[str, str] 
 
 def _kept_files(c: Checkpoint, context: int) -> list[Job]:
     """Everything small that belongs to the model, with the lengths that follow the context set to it."""
-    names = sorted({p.name for pattern in KEPT for p in c.source.path.glob(pattern) if p.is_file()})
+    names = sorted({p.name for pattern in KEPT for p in c.source.path.glob(pattern) if not p.is_dir()})
     written = {"config.json", MANIFEST, *INDEXES}
     jobs: list[Job] = []
     for name in names:
         if name in written:
             continue
-        path = inside(c.source.path, name)
+        path = regular(c.source.path, name)
         lengths = {"tokenizer_config.json": "model_max_length", "generation_config.json": "max_length"}
         jobs.append(_with_length(path, lengths[name], c.context, context) if name in lengths else CopyFile(name, path.resolve()))
-    extra = c.source.path / "additional_chat_templates"
-    jobs += [CopyFile(f"{extra.name}/{p.name}", inside(extra, p.name)) for p in sorted(extra.glob("*.jinja"))] if extra.is_dir() else []
+    extra = inside(c.source.path, "additional_chat_templates")
+    jobs += [CopyFile(f"{extra.name}/{p.name}", regular(extra, p.name)) for p in sorted(extra.glob("*.jinja"))]
     return jobs
 
 
 def _with_length(path: Path, key: str, old: int, new: int) -> Job:
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path.parent, path.name)
         value = json.loads(text).get(key)
         return WriteBytes(path.name, edit(text, {key: new} if value == old else {}).encode())
     except (ValueError, AttributeError, RecursionError):

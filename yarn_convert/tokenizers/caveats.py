@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..files import exists
 from .pretokenizers import steps_of
 from .vocabulary import Files, Json, load
 
@@ -58,7 +59,7 @@ def caveats(folder: Path, name: str = "") -> tuple[str, ...]:
     if plain := sorted(BY_TEXT & set(vocab) - set(tokens)):
         found.append(f"llama.cpp takes {', '.join(plain)} in a text for special tokens; for the tokenizer they are plain text")
     normalizers = {str(step.get("type")) for step in steps_of(files.tokenizer.get("normalizer"), "normalizers")}
-    if normalizers & {"NFC", "NFD", "NFKC", "NFKD"} and not (folder / "tokenizer.model").is_file():
+    if normalizers & {"NFC", "NFD", "NFKC", "NFKD"} and not exists(folder, "tokenizer.model"):
         found.append("llama.cpp does not apply the tokenizer's Unicode normalization: text in another form is read otherwise")
     for step in steps_of(files.tokenizer.get("pre_tokenizer"), "pretokenizers"):
         if step.get("prepend_scheme") == "first":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import Unsupported, UsageError
+from ..files import exists, read
 from .habits import Habit, habit_of
 from .pretokenizers import recognize, row_of, steps_of
 from .sentencepiece_model import read_model
@@ -68,8 +69,8 @@ def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) 
         if byte_level:
             vocabulary = _byte_level_vocabulary(files, size)
             name, merges = _byte_level_merges(files, pre)
-        elif (model := folder / "tokenizer.model").is_file():
-            vocabulary, prepends = _sentencepiece_vocabulary(files, model.read_bytes(), size, habit)
+        elif exists(folder, "tokenizer.model"):
+            vocabulary, prepends = _sentencepiece_vocabulary(files, read(folder, "tokenizer.model"), size, habit)
             if not habit.llama and (habit.prefix == "always" or not prepends):
                 keys[PREFIX_KEY] = ("bool", prepends)
         else:
@@ -125,7 +126,7 @@ def _size(config: Mapping[str, Any]) -> int | None:
 
 def _is_byte_level(files: Files) -> bool:
     """Which kind the folder holds, in the converter's order: tokenizer.model, byte fallback, byte level."""
-    if (files.folder / "tokenizer.model").is_file():
+    if exists(files.folder, "tokenizer.model"):
         return False
     if not files.tokenizer:
         raise bad(

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import Unsupported
-from .vocabulary import ADD_KEYS, SPECIAL_KEYS, TEMPLATE, Files, GgufValue, Json, as_id, as_list, as_object, bad, load, read_text
+from ..files import exists, inside, read_text
+from .vocabulary import ADD_KEYS, SPECIAL_KEYS, TEMPLATE, Files, GgufValue, Json, as_id, as_list, as_object, bad, load
 
 
 def special_keys(files: Files, config: Mapping[str, Any], wanted: Iterable[str], size: int) -> dict[str, GgufValue]:
@@ -87,11 +88,12 @@ def _template(part: Json, named: bool, settings: Json, adds: dict[str, bool], ty
 
 def chat_templates(files: Files) -> dict[str, GgufValue]:
     """Chat templates: one, or a default and named ones; read only beside a tokenizer_config.json, which wins."""
-    if (path := files.folder / "chat_template.jinja").is_file():
-        found: Any = read_text(path)
-        if more := sorted((files.folder / "additional_chat_templates").glob("*.jinja")):
+    if exists(files.folder, "chat_template.jinja"):
+        found: Any = read_text(files.folder, "chat_template.jinja")
+        more = inside(files.folder, "additional_chat_templates")
+        if names := sorted(p.name for p in more.glob("*.jinja")):
             found = [{"name": "default", "template": found}]
-            found += [{"name": one.stem, "template": read_text(one)} for one in more]
+            found += [{"name": name.removesuffix(".jinja"), "template": read_text(more, name)} for name in names]
     else:
         found = load(files.folder / "chat_template.json").get("chat_template")
     found = files.settings.get("chat_template", found)

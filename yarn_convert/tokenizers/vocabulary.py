@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from ..files import exists, read_text
 
 GgufValue = tuple[str, object]  # (type, data): "str" "u32" "bool" "str[]" "f32[]" "i32[]"
 Json = dict[str, Any]
@@ -82,20 +83,12 @@ def as_flag(value: Any, what: str) -> bool:
     return value
 
 
-def read_text(path: Path) -> str:
-    """The text of a file; InputError if it cannot be read or is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise bad(f"{path.name} cannot be read: {error}", "fetch the tokenizer files again") from None
-
-
 def load(path: Path) -> Json:
     """A JSON object from a file, {} if there is no file; InputError if it is not UTF-8, not JSON or not an object."""
-    if not path.is_file():
+    if not exists(path.parent, path.name):
         return {}
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(read_text(path.parent, path.name))
     except (ValueError, RecursionError) as error:
         raise bad(f"{path.name} cannot be read: {error}", "fetch the tokenizer files again") from None
     if not isinstance(value, dict):

@@ -12,13 +12,14 @@ from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
 from ..convert import Options, extend
 from ..dialects import ROPE_FREQS, pair_of, same, same_at_all_lengths
 from ..errors import InputError
+from ..files import exists, regular
 from ..manifest import read_manifest, rope_of
 from ..readers.survey import Verdict, survey_config, survey_gguf
 from ..rope import Rope, table
 from ..source import resolve
 from ..targets.plan import DECISIVE, hf_verdicts, verdict
 from ..targets.safetensors import ROPE_FILE
-from ..tensors import inside, read_safetensors
+from ..tensors import read_safetensors
 
 LLAMA_CPP = "llama.cpp"
 
@@ -150,10 +151,10 @@ def _layer(decoded: readers.Reading | str, target: Any, context: int) -> str:
 
 def rope_file_error(c: Checkpoint, target: Any) -> str:
     """Why rope.safetensors beside a config.json does not hold the intended table; "" if it does or is not there."""
-    if c.gguf or not (c.source.path / ROPE_FILE).exists():
+    if c.gguf or not exists(c.source.path, ROPE_FILE):
         return ""
     try:
-        tensors, metadata = read_safetensors(inside(c.source.path, ROPE_FILE))
+        tensors, metadata = read_safetensors(regular(c.source.path, ROPE_FILE))
         stored = tensors["rotary_emb.inv_freq"].read().view(np.float64)
         sound = np.array_equal(stored, target.inv_freq) and float(metadata["attention_factor"]) == target.multiplier
     except (InputError, KeyError, ValueError) as e:

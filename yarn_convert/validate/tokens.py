@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import tokenizers
+from .. import files, tokenizers
 from ..checkpoint import Checkpoint
 from ..errors import InputError, YarnConvertError
-from ..tensors import inside
 
 TEXT = Path(__file__).parents[1] / "data" / "hamlet.txt"
 NO_TEXT = "--twin validates the scaling without a text"
@@ -45,10 +44,9 @@ def tokenizer_of(c: Checkpoint) -> Any:
     InputError for a model without one."""
     from tokenizers import Tokenizer
 
-    path = c.source.path / "tokenizer.json"
     try:
-        if not c.gguf and path.is_file():
-            tokenizer = Tokenizer.from_file(str(inside(c.source.path, path.name)))
+        if not c.gguf and files.exists(c.source.path, "tokenizer.json"):
+            tokenizer = Tokenizer.from_str(files.read_text(c.source.path, "tokenizer.json"))
             tokenizer.no_truncation()
             tokenizer.no_padding()
             return tokenizer

@@ -19,6 +19,7 @@ from .. import layout
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..families.derived import RULES, SAID
 from ..families.schema import numbered
+from ..files import read_text
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
 from ..json_text import REMOVE, edit
 from ..source import Source
@@ -26,7 +27,7 @@ from ..targets.moving import Job, WriteBytes, unchanged
 from ..targets.output import execute
 from ..targets.parts import gguf_job
 from ..targets.safetensors import hf_piece, safetensors_job
-from ..tensors import SINGLES, in_memory, inside
+from ..tensors import SINGLES, in_memory
 
 VOCAB, HIDDEN_MIN, FEED_FORWARD = 64, 64, 32
 QK_SCALE = 1.2  # of q and k rows, over √hidden: scores spread by about 1, so that attention looks at many places at once
@@ -97,7 +98,7 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
 
 
 def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]]) -> list[Job]:
-    text, family = inside(small.source.path, "config.json").read_text("utf-8"), small.family
+    text, family = read_text(small.source.path, "config.json"), small.family
     config = json.loads(text)
     said = SAID[family.model_type](small.hparams, arrays) if family.model_type in SAID else {}
     unsaid = family.unsaid | ({"head_dim"} if config.get("head_dim") is None else set())  # it is hidden_size / heads
