@@ -936,7 +936,8 @@ def test_what_an_output_costs_is_on_record_and_in_its_card(
         ([], "a base and its outputs"),
         (["OUT", "--method", "yarn:2"], "a base and its outputs"),
         (["BASE"], "no manifest"),
-        (["DEEPER"], "another shape"),
+        (["DEEPER"], "num_hidden_layers is 3"),
+        (["STRANGER"], "tensors are not the base's"),
         (["BOS"], "other tokens than tiny"),
     ],
 )
@@ -947,6 +948,8 @@ def test_only_outputs_as_they_are_go_on_record(
     places = {"BASE": str(base), "OUT": str(extended(base, tmp_path / "out")) if "OUT" in words else ""}
     if "DEEPER" in words:
         places["DEEPER"] = str(extended(make_model("deeper", layers=3), tmp_path / "out"))
+    if "STRANGER" in words:
+        places["STRANGER"] = str(extended(make_model("stranger", seed=5), tmp_path / "out"))
     if "BOS" in words:
         places["BOS"] = str(with_bos(extended(base, tmp_path / "out")))
     with pytest.raises(SystemExit) as stopped:

@@ -11,9 +11,11 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import InputError, UsageError
-from ..manifest import read_manifest
+from ..manifest import Manifest, read_manifest
 from ..source import resolve
+from ..validate.reference import other_model
 from ..validate.run import hardware, record, versions
+from ..validate.weights import check_weights
 
 
 def finished(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,22 +35,30 @@ def clean(value: Any) -> Any:
 
 def outputs_of(models: Sequence[str], methods: Sequence[str]) -> list[Path]:
     """The models after the first, in whose manifests a perplexity against the first one's can be put. UsageError where there is
-    none or a recipe is not their own, InputError for one without a manifest, of another shape than the first, or in the Hub's cache."""
+    none or a recipe is not their own, InputError for one without a manifest, of another model than the first, or in the Hub's cache."""
     if len(models) < 2 or methods:
         raise UsageError("--record takes a base and its outputs as they are", "yarn-convert evaluate perplexity BASE OUT --record")
     base, *found = [open_checkpoint(resolve(model)) for model in models]
     for c in found:
-        if read_manifest(c.source.path) is None:
+        manifest = read_manifest(c.source.path)
+        if manifest is None:
             raise InputError(f"{c.source.path} has no manifest to put it into", "an output of yarn-convert has one")
-        if _shape(c) != _shape(base):
-            raise InputError(f"{c.source.path} is no output of {models[0]}: it has another shape", "name its base first")
+        if why := _stranger(c, base, manifest):
+            raise InputError(f"{c.source.path} is no output of {models[0]}: {why}", "name its base first; nothing was put on record")
         if c.source.commit is not None:
             raise InputError(f"{c.source.path} is the Hub's: what is recorded there is lost", "copy it to a folder of your own")
     return [c.source.path for c in found]
 
 
-def _shape(c: Checkpoint) -> list[Any]:
-    return [c.layers, c.heads("q"), c.heads("k"), c.head_dim, c.hparams.get("hidden_size")]
+def _stranger(c: Checkpoint, base: Checkpoint, manifest: Manifest) -> str:
+    """Why `base` is not what an output was made of; "" if it is. Its weights are compared, not its name alone: beside an hour of
+    perplexities they are read in no time."""
+    known = (manifest.base.repo, base.source.repo)
+    if all(known) and known[0] != known[1]:
+        return f"that was made of {known[0]}"
+    if why := other_model(c, base):
+        return why
+    return "" if manifest.finetuned else str(check_weights(c, base, None, lambda n: None)["why"])
 
 
 def put_on_record(result: Mapping[str, Any], outputs: Sequence[Path]) -> None:
