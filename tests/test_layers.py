@@ -11,7 +11,7 @@ ORDER = [
     "families.gemma", "families.others", "families.mla", "families.gpt_oss", "families", "tensors", "layout", "gguf_file", "general", "split",
     "json_text", "manifest", "dtypes", "quantizer",
     "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.layers", "readers.rows", "readers.others",
-    "readers.config", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "source",
+    "readers.config", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "rivals", "source", "lengths",
     "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading",
     "tokenizers.writing", "tokenizers", "packing", "checkpoint",

@@ -13,7 +13,7 @@ from test_validate import extended, opened, rewritten
 
 from yarn_convert import cli
 from yarn_convert.convert import Options
-from yarn_convert.errors import OutputError, YarnConvertError
+from yarn_convert.errors import InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import Value
 from yarn_convert.repair import plan_repair
 from yarn_convert.rope import table
@@ -31,8 +31,8 @@ def test_a_model_cards_config_becomes_one_that_all_main_readers_follow(make_mode
     weights = (model / "model.safetensors").stat()
     old = (model / "config.json").read_bytes()
     plan = plan_repair(str(model))
-    assert all(plan.before.values()), "without a repair none of them serves the whole context"
-    assert not any(plan.after.values())
+    assert all(r.before for r in plan.readers.values()), "without a repair none of them serves the whole context"
+    assert not any(r.after for r in plan.readers.values())
     assert (model / "config.json").read_bytes() == old, "planning writes nothing"
     plan.run()
     c = opened(model)
@@ -60,7 +60,7 @@ def test_keys_that_llama_cpp_ignores_are_carried_as_frequencies(make_model: Make
     (tmp_path / "out.yarn_convert.json").unlink()
     before = {name: t.read().tobytes() for name, t in opened(out).tensors.items()}
     plan = plan_repair(str(out), output=tmp_path / "copy.gguf")
-    assert plan.before["llama.cpp"] and not plan.after["llama.cpp"]
+    assert plan.readers["llama.cpp"].before and not plan.readers["llama.cpp"].after
     plan.run()
     c = opened(tmp_path / "copy.gguf")
     assert c.ignored == ()
@@ -176,3 +176,131 @@ def test_an_interrupted_repair_of_a_gguf_is_finished_by_the_next(
 def test_an_output_is_named_as_its_format(make_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(YarnConvertError, match="named like a GGUF"):
         plan_repair(str(card_model(make_model)), output=tmp_path / "x.gguf")
+
+
+# -- nothing is guessed, and nothing taken away -----------------------------------------------------------------------
+
+
+def contexts(model: Path) -> dict[str, int | None]:
+    from yarn_convert.readers import HF_READERS, read_config
+
+    config = json.loads((model / "config.json").read_text())
+    return {name: read_config(name, config).context for name in HF_READERS}
+
+
+def test_a_sound_model_stays_as_it_is(make_model: MakeModel) -> None:
+    """All compute it: a spelling that is not there is no fault, nor is one that only an unknown reader would miss."""
+    plain = make_model(name="plain")
+    yarn = {"rope_type": "yarn", "type": "yarn", "factor": 2.0, "original_max_position_embeddings": CONTEXT}
+    scaled = make_model(name="scaled", config={"rope_scaling": yarn, "max_position_embeddings": 2 * CONTEXT})
+    for model in (plain, scaled):
+        tokens = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2 * CONTEXT}
+        (model / "tokenizer_config.json").write_text(json.dumps(tokens))
+        before = {p.name: p.read_bytes() for p in model.iterdir()}
+        plan = plan_repair(str(model))
+        assert plan.changes == ()
+        assert not any(r.before for r in plan.readers.values())
+        plan.run()
+        assert {p.name: p.read_bytes() for p in model.iterdir()} == before
+
+
+def test_lengths_that_can_be_read_in_two_ways_are_asked_for(make_model: MakeModel) -> None:
+    for i, (method, factor) in enumerate([("linear", 8.0), ("dynamic", 2.0), ("yarn", 4.0), ("llama3", 8.0)]):
+        params = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if method == "llama3" else {}
+        model = make_model(name=f"m{i}", config={"rope_scaling": {"rope_type": method, "factor": factor, **params}})
+        old = (model / "config.json").read_bytes()
+        with pytest.raises(InputError, match=f"{method}.* with factor {factor:g}") as e:
+            plan_repair(str(model))
+        assert f"--original-context {CONTEXT}, or --original-context {CONTEXT // int(factor)}" in e.value.hint
+        assert (model / "config.json").read_bytes() == old
+
+
+@pytest.mark.parametrize(("original", "context"), [(CONTEXT, 8 * CONTEXT), (CONTEXT // 8, CONTEXT)])
+def test_linear_stays_linear_once_its_length_is_said(make_model: MakeModel, original: int, context: int) -> None:
+    model = make_model(config={"rope_scaling": {"type": "linear", "factor": 8.0}})
+    before = contexts(model)
+    plan = plan_repair(str(model), Options(original_context=original))
+    plan.run()
+    config = json.loads((model / "config.json").read_text())
+    assert (config["rope_scaling"]["rope_type"], config["max_position_embeddings"]) == ("linear", context)
+    assert opened(model).rope.original_context == original, "and the file says it from now on"
+    assert opened(model).doubt is None
+    after = contexts(model)
+    assert all(n in (None, context) for n in after.values())
+    gained = {name for name, r in plan.readers.items() if "serves" in r.gain}
+    assert gained == {name for name, n in before.items() if n is not None and (after[name] or 0) > n}
+
+
+def test_yarn_is_repaired_from_the_length_that_is_said(make_model: MakeModel) -> None:
+    model = make_model(config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 4 * CONTEXT})
+    plan_repair(str(model), Options(original_context=CONTEXT)).run()
+    config = json.loads((model / "config.json").read_text())
+    assert config["max_position_embeddings"] == 4 * CONTEXT
+    assert config["rope_scaling"]["original_max_position_embeddings"] == CONTEXT
+    assert not any(hf_verdicts(config, opened(model).rope, 4 * CONTEXT).values())
+
+
+def test_a_repair_that_would_cut_what_a_reader_serves_is_refused(make_model: MakeModel) -> None:
+    """YaRN to four windows in a file that says eight."""
+    model = card_model(make_model)
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 8 * CONTEXT}))
+    old = path.read_bytes()
+    with pytest.raises(InputError, match=f"vllm serves {4 * CONTEXT} tokens instead of {8 * CONTEXT}"):
+        plan_repair(str(model))
+    assert path.read_bytes() == old
+    plan_repair(str(model), Options(context=8 * CONTEXT)).run()
+    assert opened(model).rope.params["factor"] == 8.0
+
+
+def test_of_two_things_the_user_says_which(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    """An object added by a model card to a config.json of transformers 5, which has theta in its own alone."""
+    parameters = {"rope_type": "default", "rope_theta": 50000.0}
+    config = {"rope_scaling": {**MODEL_CARD, "factor": 4.0}, "rope_parameters": parameters, "rope_theta": None}
+    model = make_model(config=config)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["inspect", str(model)])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "transformers-4, transformers-5, vllm, sglang, mlx-lm, exllamav3 follow rope_scaling" in shown
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["inspect", "--runtimes", str(model)])
+    assert stop.value.code == 0
+    assert "follows rope_scaling, ignores rope_parameters" in capsys.readouterr().out
+    with pytest.raises(YarnConvertError, match="disagree") as e:
+        plan_repair(str(model))
+    assert "--keep rope_scaling, or --keep rope_parameters" in e.value.hint
+    plan_repair(str(model), keep=["rope_scaling"]).run()
+    c = opened(model)
+    assert (c.rope.method, c.rope.theta, c.context) == ("yarn", 50000.0, 4 * CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "top", "keep", "expected"),
+    [
+        ({"rope_type": "linear", "type": "yarn", "factor": 2.0}, {}, "type", ("yarn", 10000.0)),
+        ({"rope_type": "yarn", "type": "linear", "factor": 2.0}, {}, "rope_type", ("yarn", 10000.0)),
+        ({"rope_type": "yarn", "factor": 2.0, "rope_theta": 5e5}, {}, "object", ("yarn", 5e5)),
+        ({"rope_type": "yarn", "factor": 2.0, "rope_theta": 5e5}, {"rope_theta": 1e6}, "top", ("yarn", 1e6)),
+    ],
+)
+def test_any_two_things_that_disagree_are_shown_and_one_is_kept(
+    make_model: MakeModel, scaling: dict[str, Any], top: dict[str, Any], keep: str, expected: tuple[str, float]
+) -> None:
+    from yarn_convert.checkpoint import open_checkpoint
+    from yarn_convert.describe import describe
+    from yarn_convert.source import resolve
+
+    model = make_model(config={"rope_scaling": {**scaling, "original_max_position_embeddings": CONTEXT}, **top})
+    assert "disagree" in describe(open_checkpoint(resolve(str(model)), doubtful=True))["inconsistencies"][0]
+    plan_repair(str(model), keep=[keep]).run()
+    c = opened(model)
+    assert (c.rope.method, c.rope.theta) == expected
+
+
+def test_keep_is_for_what_there_is(make_model: MakeModel, tmp_path: Path) -> None:
+    for keep in ("rope_parameters", "nonsense"):
+        with pytest.raises(YarnConvertError, match=keep):
+            plan_repair(str(card_model(make_model)) if keep == "nonsense" else str(make_model()), keep=[keep])
+    with pytest.raises(YarnConvertError, match="--keep is for a"):
+        plan_repair(str(extended(make_model(name="b"), tmp_path / "x.gguf")), keep=["type"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from . import dialects, families, layout, readers
-from .errors import FormatError, InputError, Unsupported, YarnConvertError
+from . import dialects, families, layout, readers, rivals
+from .errors import FormatError, InputError, Unsupported, UsageError, YarnConvertError
 from .families import Family, normalized
 from .families.derived import absent, of_one_layer
 from .families.schema import numbered
 from .gguf_file import Gguf
 from .layout import Part
+from .lengths import Lengths, checked, of_config, of_gguf, reach
 from .manifest import MANIFEST, rope_of
 from .packing import Packing, packing_of
 from .readers import Beside
@@ -49,7 +50,8 @@ class Checkpoint:
     vocabulary. `context` is the length in tokens that the model says it serves. `ignored` lists RoPE keys that the
     format's main reader does not read. `ours`: the recipe is the one that yarn-convert left beside or in the file.
     `factors`: a GGUF's tensors by which llama.cpp divides the angles. `written`: config.json as it stands, which is what
-    other readers than transformers know; empty for a GGUF.
+    other readers than transformers know; empty for a GGUF. `note`: where L comes from, if the file does not say it; `doubt`: raised
+    by all that count from L where nobody says it, and then `rope` and `context` are what readers take.
     """
 
     source: Source
@@ -65,6 +67,22 @@ class Checkpoint:
     ours: bool = False
     factors: Mapping[str, Array] = field(default_factory=dict)
     written: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    doubt: InputError | None = None
+
+    def counting_from(self, original: int | None) -> Checkpoint:
+        """The same checkpoint with the L that a user says; None changes nothing, nor does any where L is said and makes the table.
+        UsageError for what is no length."""
+        if original is None or (checked(original) and self.rope.method in ("llama3", "longrope", "explicit") and not self.doubt):
+            return self
+        context = reach(self.rope, original) if self.doubt else self.context
+        return replace(self, rope=replace(self.rope, original_context=original), context=context, note="", doubt=None)
+
+    def certain(self) -> Checkpoint:
+        """The same checkpoint; InputError where nobody says what it counts from."""
+        if self.doubt:
+            raise InputError(self.doubt.message, self.doubt.hint)
+        return self
 
     @property
     def layers(self) -> int:
@@ -198,24 +216,30 @@ class Checkpoint:
         return parts | {name: Part(self.tensors[name].shape, (self.tensors[name],)) for name in self.unused}
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
-    """Read a model's description, never its weights' data.
+def open_checkpoint(source: Source, keep: Sequence[str] = (), doubtful: bool = False) -> Checkpoint:
+    """Read a model's description, never its weights' data. `keep`: of two things that disagree, see `rivals.KEEP`. `doubtful`: let
+    them disagree, for `inspect` to show; the checkpoint's `doubt` is then to be raised by who does anything else with it.
 
-    Raises Unsupported for a model without RoPE, of an unknown family, or with tensors or RoPE keys that no table knows;
-    InputError or FormatError for files that are missing, cut short or contradict each other.
+    Raises Disagreement for a config.json that says two things; Unsupported for a model without RoPE, of an unknown family, or with
+    tensors or RoPE keys that no table knows; InputError or FormatError for files that are missing, cut short or contradict each other.
     """
-    return _open_gguf(source) if source.is_gguf else _open_folder(source)
+    if source.is_gguf and keep:
+        raise UsageError("--keep is for a config.json, which can say one thing twice", "leave it out")
+    return _open_gguf(source) if source.is_gguf else _open_folder(source, keep, doubtful)
 
 
-def _open_folder(source: Source) -> Checkpoint:
+def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpoint:
     written = load_json(source.path / "config.json")
     family = families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), readers.MODEL_TYPES)
     config = normalized(family, _as_assumed(written))
-    rope, context = dialects.hf_read(of_one_layer(family, config), family.latent), dialects.hf_context(config)
+    own, rope, rival = rivals.read(of_one_layer(family, config), family.latent, keep)
+    context = dialects.hf_context(config)
+    if rival and not doubtful:
+        raise rival
     rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
-    if source.original_context and rope.method == "none":
-        rope = Rope("none", rope.theta, rope.rotary_dim, source.original_context)
+    found = Lengths(rope.original_context, context) if ours else of_config(own, source, rope)
+    rope = replace(rope, original_context=found.original)
     if source.headers is not None:
         tensors, files = dict(source.headers), list[Path]()
     else:
@@ -225,7 +249,10 @@ def _open_folder(source: Source) -> Checkpoint:
         "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
-    checkpoint = Checkpoint(source, family, rope, context, hparams, config, tensors, tuple(files), None, (), ours, written=written)
+    checkpoint = Checkpoint(
+        source, family, rope, found.context, hparams, config, tensors, tuple(files), None, (), ours, written=written,
+        note=found.note, doubt=rival or found.doubt,
+    )  # fmt: skip
     _check(checkpoint)
     return checkpoint
 
@@ -246,11 +273,15 @@ def _open_gguf(source: Source) -> Checkpoint:
     rope_keys = {k: v for k, v in keys.items() if k not in other_layers}
     rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, factors, family.latent)
     rope, ours = _left_recipe(keys.get(RECIPE), rope)
+    context = dialects.positive_int(hparams["max_position_embeddings"], "context_length")
+    found = Lengths(rope.original_context, context) if ours else of_gguf(gguf, family.model_type, source, rope, context)
+    rope = replace(rope, original_context=found.original)
     tensors = {name: t for name, t in gguf.tensors.items() if name not in dialects.FACTORS}
     files = tuple(part.path for part in gguf.parts) or (source.path,)
     checkpoint = Checkpoint(
-        source, family, rope, hparams["max_position_embeddings"], hparams, keys, tensors, files, gguf, tuple(ignored), ours, factors
-    )
+        source, family, rope, found.context, hparams, keys, tensors, files, gguf, tuple(ignored), ours, factors,
+        note=found.note, doubt=found.doubt,
+    )  # fmt: skip
     _check(checkpoint)
     return checkpoint
 

@@ -274,22 +274,24 @@ def inspect(
     runtimes: Annotated[
         bool, typer.Option("--runtimes", help="What each of 16 runtimes will compute from this file, as far as their source says.")
     ] = False,
+    original_context: Original = None,
     revision: Revision = None,
     follow_links: FollowLinks = False,
     as_json: Json = False,
 ) -> None:
     """Show a model's architecture, RoPE, contexts, memory, and what in it is inconsistent."""
     from .checkpoint import open_checkpoint
-    from .describe import describe
+    from .describe import describe, findings
     from .source import resolve
 
-    checkpoint = open_checkpoint(resolve(model, revision, weights=False))
+    checkpoint = open_checkpoint(resolve(model, revision, weights=False), doubtful=True).counting_from(original_context)
     if runtimes:
         from .readers.survey import table_lines, verdict_json
         from .validate.intention import intention_of, survey
 
-        verdicts = survey(checkpoint, intention_of(checkpoint, None, None, None))
-        print(json.dumps([verdict_json(v) for v in verdicts], indent=2) if as_json else "\n".join(table_lines(verdicts)))
+        verdicts = survey(checkpoint, intention_of(checkpoint, None, None, None, doubtful=True))
+        lines = [f"inconsistent: {line}" for line in findings(checkpoint)[: 1 if checkpoint.doubt else 0]] + table_lines(verdicts)
+        print(json.dumps([verdict_json(v) for v in verdicts], indent=2) if as_json else "\n".join(lines))
         return
     facts = describe(checkpoint)
     print(json.dumps(facts, indent=2) if as_json else "\n".join(inspect_lines(checkpoint, facts)))
@@ -302,6 +304,14 @@ def repair(
         Optional[Path], typer.Option("-o", "--output", help="Write a repaired copy; default: in place.", show_default=False)
     ] = None,
     like: Annotated[Optional[str], typer.Option(help="Another checkpoint that says what is intended.", show_default=False)] = None,
+    keep: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="Which of two things that disagree: rope_scaling or rope_parameters, rope_type or type in an object, object or top for "
+            "what stands in an object and at the top level. Can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     scale: Scale = None,
     context: Context = None,
     method: Method = "yarn",
@@ -324,7 +334,7 @@ def repair(
     from .repair import plan_repair
 
     wish = _recipe_options(scale, context, method, original_context, beta_fast, beta_slow, attention_factor, ramp, truncate)
-    plan = plan_repair(model, wish, like, output, force)
+    plan = plan_repair(model, wish, like, output, force, tuple(keep or ()))
     talk = Talk(quiet or as_json)
     talk.lines(repair_lines(plan))
     if not dry_run and (plan.changes or output):

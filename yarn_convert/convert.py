@@ -17,6 +17,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .errors import OutputError, Unsupported, UsageError
 from .files import FOLLOW, leads_out
 from .json_text import pretty
+from .lengths import COUNTING
 from .manifest import Base, Manifest, WeightFile, Weights, as_json, manifest_path, recorded
 from .quantizer import read_imatrix
 from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, recipe_of, table
@@ -83,21 +84,25 @@ def extend(c: Checkpoint, options: Options) -> Extension:
 
     s = L'/L counts from the original pretraining context. A base that carries YaRN is re-scaled from its own; over any
     other scaling the method is composed: it is applied to the base's effective frequencies over the length they serve.
+    Raises InputError for a base whose L nobody says.
     """
     _check_options(options)
     if options.method == "none":
-        if options.original_context is not None:
+        if options.original_context is not None and not c.doubt:
             raise UsageError("--method none keeps the base's RoPE as it is", "leave out --original-context")
         if c.ignored:
             raise UsageError(
                 f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}",
                 "say what is meant with --method yarn and its options",
             )
+        c = c.counting_from(options.original_context)
+        c = c if c.rope.method == "linear" else c.certain()  # as it is, linear is the same whatever it counts from
         return Extension(c.rope, c.context, c.context / c.rope.original_context)
-    composed, own = composes(c), counted_from(c)
-    original = own if options.original_context is None else options.original_context
+    c = c.counting_from(options.original_context).certain()
+    composed, original = composes(c), counted_from(c, options.original_context)
     context, s, notes = _lengths(original, options)
     _check_family(c, options, context)
+    notes += [c.note] if c.note else []
     if composed and context <= c.context:
         raise UsageError(
             f"{context:,} tokens is no extension: the base already serves {c.context:,} by its own {c.rope.method} scaling", "choose more"
@@ -138,9 +143,11 @@ def composes(c: Checkpoint) -> bool:
     return c.rope.method not in REPLACED and not (c.ours and c.rope.method in EXTENDING)
 
 
-def counted_from(c: Checkpoint) -> int:
-    """L, from which s counts: what a base serves by a scaling that is kept, else its original context."""
-    return c.context if composes(c) else c.rope.original_context
+def counted_from(c: Checkpoint, given: int | None = None) -> int:
+    """L, from which s counts: what a base serves by a scaling that is kept, else its original context. `given`: what a user says."""
+    if not composes(c):
+        return given or c.rope.original_context
+    return c.context if given is None or c.rope.method in COUNTING else given
 
 
 def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None:
@@ -207,8 +214,6 @@ def _lengths(original: int, o: Options) -> tuple[int, float, list[str]]:
     if o.scale is not None and not 0 < o.scale < 1e6:
         says = f"--scale must be a number above 1 and below 1,000,000, not {o.scale:g}"
         raise UsageError(says, "--scale 4 makes the context four times as long")
-    if not 0 < original < MAX_CONTEXT:
-        raise UsageError(f"--original-context must be a number of tokens, not {original}", "the length that the base was trained on")
     context = o.context if o.context is not None else round(original * (o.scale or 1))
     if context >= MAX_CONTEXT:
         raise UsageError(f"{context:,} tokens is more than any reader counts to", f"at most {MAX_CONTEXT - 1:,}")
@@ -280,6 +285,7 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
         )
     c = open_checkpoint(resolve(model, revision, weights))
     extension = extend(c, options)
+    c = c.counting_from(options.original_context)
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
     if options.gguf_arch is not None and fmt != "gguf":
         raise UsageError("--gguf-arch is for --out gguf", "leave it out")

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import Checkpoint
+from .errors import Disagreement, YarnConvertError
 from .families.derived import of_one_layer
 from .files import exists, read_text
+from .readers import HF_READERS
+from .readers.config import seen
 from .rope import Rope, geometric, recipe_of, table
 from .targets.plan import hf_verdicts, unknown
 
@@ -72,6 +75,7 @@ def describe(c: Checkpoint) -> dict[str, Any]:
         "other_layers": other_layers(c),
         "attention_factor": multiplier,
         "original_context": c.rope.original_context,
+        "original_context_note": c.note or None,
         "context": c.context,
         "scale": c.context / c.rope.original_context,
         "inv_freq": [float(w) for w in inv_freq],
@@ -90,7 +94,9 @@ def other_layers(c: Checkpoint) -> str:
 
 def findings(c: Checkpoint) -> list[str]:
     """What a reader of this checkpoint could get wrong, one line each; empty for a sound one."""
-    found = [f"{key} is ignored by llama.cpp for architecture {c.family.gguf_arch!r}" for key in c.ignored]
+    found = [f"{c.doubt.message} ({c.doubt.hint})"] if c.doubt else []
+    found += followers(c) if isinstance(c.doubt, Disagreement) else []
+    found += [f"{key} is ignored by llama.cpp for architecture {c.family.gguf_arch!r}" for key in c.ignored]
     factor = c.rope.params.get("factor")
     if isinstance(factor, float) and c.rope.method in ("yarn", "ntk-by-parts"):
         expected = c.rope.original_context * factor
@@ -135,6 +141,17 @@ def _hf_findings(c: Checkpoint) -> list[str]:
     if isinstance(length, int) and length < c.context:
         found.append(f"tokenizer_config.json cuts texts at {length:,} tokens (model_max_length), the context is {c.context:,}")
     return found
+
+
+def followers(c: Checkpoint) -> list[str]:
+    """Which of the two RoPE objects of a config.json each known reader follows, one line an object."""
+    groups: dict[str, list[str]] = {}
+    for name in HF_READERS:
+        try:
+            groups.setdefault(seen(name, c.written).followed or "neither RoPE object", []).append(name)
+        except YarnConvertError:  # it refuses the file, or is not known for this model
+            continue
+    return [f"{', '.join(names)} follow{'s' * (len(names) == 1)} {place}" for place, names in groups.items()]
 
 
 def plot(rope: Rope, context: int) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
+from .errors import Disagreement, FormatError, Inexpressible, Unsupported, UsageError
 from .families import Family, architectures
 from .gguf_file import Value, f32
 from .json_text import REMOVE
@@ -83,7 +83,7 @@ def hf_read(config: Mapping[str, Any], latent: bool = False) -> Rope:
     """The recipe of a parsed config.json, from `rope_scaling` (transformers 4) and `rope_parameters` (5). `latent`: of a model
     with multi-head latent attention, where mscale_all_dim scales the logits.
 
-    Raises InputError when the two are there and mean different tables, Unsupported for a type or key that is unknown,
+    Raises Disagreement when the two are there and mean different tables, Unsupported for a type or key that is unknown,
     FormatError for values that give no table.
     """
     spellings = {k: config[k] for k in ("rope_scaling", "rope_parameters") if config.get(k) is not None}
@@ -96,9 +96,9 @@ def hf_read(config: Mapping[str, Any], latent: bool = False) -> Rope:
     ropes = {name: _usable(_hf_rope(value, config, latent), f"{name} in config.json") for name, value in spellings.items()}
     first, *others = ropes.values()
     if any(not same_effect(effect(first), effect(other)) for other in others):
-        raise InputError(
+        raise Disagreement(
             "rope_scaling and rope_parameters in config.json mean different frequencies: readers disagree about this model",
-            "delete the wrong one from config.json",
+            "inspect shows who follows which; repair --keep rope_scaling, or --keep rope_parameters, makes them one",
         )
     return first
 
@@ -116,9 +116,9 @@ def _usable(rope: Rope, where: str) -> Rope:
 def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: bool) -> Rope:
     kinds = [spelling[k] for k in ("rope_type", "type") if spelling.get(k) is not None]
     if len({HF_METHODS.get(k) if isinstance(k, str) else None for k in kinds}) > 1:
-        raise InputError(
+        raise Disagreement(
             f"rope_type {kinds[0]!r} and type {kinds[1]!r} disagree in config.json, and readers take one or the other",
-            "delete the wrong one",
+            "repair --keep rope_type, or --keep type",
         )
     kind = kinds[0] if kinds else spelling.get("rope_type", spelling.get("type", "default"))
     method = HF_METHODS.get(kind) if isinstance(kind, str) else None
@@ -132,9 +132,9 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
     for key in ("rope_theta", "original_max_position_embeddings"):
         top = config.get(key)
         if key in given and top is not None and given[key] != top:
-            raise InputError(
+            raise Disagreement(
                 f"{key} is {given[key]!r} in the RoPE object and {top!r} at the top of config.json: readers disagree",
-                "delete the wrong one",
+                "repair --keep object, or --keep top",
             )
     theta = number(_first("rope_theta", given, config, DEFAULT_THETA), "rope_theta")
     partial = number(_first("partial_rotary_factor", given, config, 1.0), "partial_rotary_factor")
@@ -401,8 +401,9 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     if rope.method in ("none", "ntk-aware"):
         return _gguf_keys(family, context, _plain_theta(rope), type=Value("str", "none"))
     factor = Value("f32", rope.number("factor"))
-    if rope.method == "linear":
-        return _gguf_keys(family, context, rope.theta, type=Value("str", "linear"), factor=factor)
+    if rope.method == "linear":  # llama.cpp has no use for L; without it the file does not say which of its lengths is L
+        said = {"original_context_length": Value("u32", rope.original_context)} if rope.original_context < context else {}
+        return _gguf_keys(family, context, rope.theta, type=Value("str", "linear"), factor=factor, **said)
     odd = [
         k
         for k, usual in {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "ramp": "index"}.items()

@@ -3,7 +3,8 @@
     YarnConvertError
     ├── UsageError        options that contradict each other or are out of range
     ├── InputError        a model that cannot be found, read or trusted
-    │   └── FormatError   a file whose header lies or is cut short
+    │   ├── FormatError   a file whose header lies or is cut short
+    │   └── Disagreement  a file that says two things, of which readers take one or the other
     ├── Unsupported       a family, tensor, tokenizer or config key that the tables do not know
     ├── Inexpressible     a RoPE that the target's format cannot carry exactly
     └── OutputError       an output that exists, does not fit on the disk or could not be written
@@ -42,6 +43,10 @@ class InputError(YarnConvertError):
 
 class FormatError(InputError):
     """A file whose header lies, is cut short, or asks for bytes that the file does not have."""
+
+
+class Disagreement(InputError):
+    """A file that says two things where one can hold: readers take one or the other."""
 
 
 class Unsupported(YarnConvertError):

@@ -2,51 +2,89 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .convert import Conversion, Extension, Options, carry_in_place, check_name, manifest_of
-from .errors import OutputError
+from .errors import Inexpressible, InputError, OutputError, Unsupported
 from .files import exists, read
 from .gguf_file import Field
 from .json_text import REMOVE
 from .manifest import MANIFEST, as_json, changed, manifest_path
-from .rope import recipe_of
+from .readers import HF_READERS, Refuses, read_config
+from .rope import MAX_CONTEXT, recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import recover
 from .targets.moving import WriteBytes, WriteTensors, bytes_of
 from .targets.output import replace_file
-from .targets.plan import Plan, Request
+from .targets.plan import Plan, Request, unknown
 from .targets.safetensors import ROPE_FILE, plan_safetensors
-from .validate.intention import SPANNING, Intention, check_recipe, intention_of
+from .validate.intention import LLAMA_CPP, SPANNING, Intention, check_recipe, decode, intention_of, rope_file_error
 
 BACKUP = ".before-repair"
 REPAIRED = ("recipe", "context", "scale", "attention_factor", "carrier", "readers", "notes", "validation")  # of a manifest
 
 
 @dataclass(frozen=True, slots=True)
+class Reader:
+    """One known reader. `before`, `after`: why it does not compute what is meant, "" if it does. `served`: its context in tokens
+    before and after, None without a limit. `gain`, `loss`: what it has of the repair, "" for nothing."""
+
+    before: str
+    after: str
+    served: tuple[int | None, int | None]
+
+    @property
+    def gain(self) -> str:
+        first = "computes what is meant" if self.before and not self.after else ""
+        return ", ".join(filter(None, (first, self._longer() if _less(*self.served) else "")))
+
+    def loss(self, enough: int | None) -> str:
+        """What it loses; more than `enough` tokens are no loss, None: any are."""
+        shorter = _less(*reversed(self.served)) and (enough is None or _less(self.served[1], enough))
+        wrong = _right(self.before) and not _right(self.after)
+        return "would not compute what is meant" if wrong else self._longer() if shorter else ""
+
+    def _longer(self) -> str:
+        old, new = ("any length" if n is None else f"{n:,} tokens" if n else "nothing" for n in self.served)
+        return f"serves {new} instead of {old}"
+
+
+def _right(why: str) -> bool:
+    """Whether a verdict says nothing against the frequencies."""
+    return not why or why.startswith("takes ")
+
+
+def _less(a: int | None, b: int | None) -> bool:
+    return (MAX_CONTEXT if a is None else a) < (MAX_CONTEXT if b is None else b)
+
+
+@dataclass(frozen=True, slots=True)
 class Repair:
-    """A planned repair. `before`, `after`: reader -> why it does not compute what is meant, "" if it does; `changes`: what
-    is rewritten, one line each; none when the checkpoint is sound."""
+    """A planned repair. `readers`: what each known one computes before and after; `files`: what is rewritten in a folder;
+    `changes`: one line each, none when the checkpoint is sound."""
 
     conversion: Conversion
     meant: Intention
-    before: Mapping[str, str]
-    after: Mapping[str, str]
+    readers: Mapping[str, Reader]
+    files: tuple[WriteBytes, ...]
     changes: tuple[str, ...]
 
     def run(self) -> Path:
         """Write and return the output. A folder's changed files are replaced one by one, config.json last, each kept beside as
-        `NAME.before-repair`. Raises OutputError; then the old files are still there."""
+        `NAME.before-repair`. Raises OutputError; then the old files are still there. A sound checkpoint stays as it is."""
         c, plan = self.conversion.checkpoint, self.conversion.plan
-        if self.conversion.options.in_place and plan.is_folder:
-            _rewrite(c.source.path, [*self._manifest(), *_changed_files(c, plan)])
-        else:
+        if not self.conversion.options.in_place:
+            self.conversion.run()
+        elif self.changes and plan.is_folder:
+            _rewrite(c.source.path, [*self._manifest(), *self.files])
+        elif self.changes:
             self.conversion.run()
         return plan.out
 
@@ -64,23 +102,29 @@ class Repair:
             "intention": {"recipe": recipe_of(self.meant.rope), "context": self.meant.context, "origin": self.meant.origin},
             "changes": list(self.changes),
             "readers": {
-                name: {"before": why or "exact", "after": self.after.get(name, "") or "exact"} for name, why in self.before.items()
+                name: {"before": r.before or "exact", "after": r.after or "exact", "gain": r.gain} for name, r in self.readers.items()
             },
         }
 
 
 def plan_repair(
-    model: str, options: Options | None = None, like: str | None = None, output: Path | None = None, force: bool = False
+    model: str,
+    options: Options | None = None,
+    like: str | None = None,
+    output: Path | None = None,
+    force: bool = False,
+    keep: Sequence[str] = (),
 ) -> Repair:
     """Plan to rewrite `model`, in place unless `output` is given. What is meant is said by `like`, by `options`, by a manifest,
-    or by the file itself, ignored keys taken at their word.
+    or by the file itself, ignored keys taken at their word; `keep` says which of two things in it, see `rivals.KEEP`.
 
-    Raises Inexpressible where the format cannot carry it, OutputError for a file that others share.
+    Raises Inexpressible where the format cannot carry it; InputError where nobody says what is meant, or a reader would have less
+    of it than before; OutputError for a file that others share.
     """
     path = Path(model).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         recover(path)  # an edit in place that was interrupted is finished first
-    c = open_checkpoint(resolve(model))
+    c = open_checkpoint(resolve(model), keep)
     if output is not None:
         output = output.expanduser()
         check_name(output, "gguf" if c.gguf else "safetensors")
@@ -88,15 +132,62 @@ def plan_repair(
     if c.source.commit and output is None:
         raise OutputError(f"{model} is in the Hub's cache, which others share", "-o PATH writes a repaired copy")
     wish = Options(method="none", output=output, in_place=output is None, force=force)
-    request = Request(
-        meant.rope, meant.context, output or c.source.path, recipe_of(meant.rope), carry_in_place(c, wish) if c.gguf else "auto"
-    )  # fmt: skip
-    plan = plan_gguf(c, request) if c.gguf else plan_safetensors(c, request)
-    before = check_recipe(c, meant)["readers"]
-    changes = _gguf_changes(c, plan) if c.gguf else _folder_changes(c, plan)
+    request = Request(meant.rope, meant.context, output or c.source.path, recipe_of(meant.rope), carry_in_place(c, wish))
+    before = _served(c)
+    plans = [(plan, _readers(c, meant, before, plan)) for plan in _plans(c, request)]
+    enough = meant.context if options or like or keep else None  # the user has said what is meant
+    plan, found = next(((p, r) for p, r in plans if not any(x.loss(enough) for x in r.values())), plans[0])
+    if losses := [f"{name} {why}" for name, r in found.items() if (why := r.loss(enough))]:
+        raise InputError(f"this repair would take something away: {'; '.join(losses)}", SAY)
+    sound = not any(r.gain for r in found.values()) and not rope_file_error(c, table(meant.rope, meant.context))
+    files = () if c.gguf else tuple(job for job in _changed_files(c, plan) if not sound or job.name in TOKENIZER)
+    changes = ([] if sound else _gguf_changes(c, plan)) if c.gguf else _folder_changes(c, files)
     plan = replace(plan, notes=(*plan.notes, *(f"repaired: {line}" for line in changes)))
     extension = Extension(meant.rope, meant.context, meant.context / meant.rope.original_context)
-    return Repair(Conversion(c, extension, plan, wish), meant, before, plan.verdicts, tuple(changes))
+    return Repair(Conversion(c, extension, plan, wish), meant, found, files, tuple(changes))
+
+
+SAY = "--original-context L, --context L' or --scale S say how far it is meant to go"
+TOKENIZER = ("tokenizer_config.json",)  # cuts texts where the context ends
+
+
+def _plans(c: Checkpoint, request: Request) -> Iterator[Plan]:
+    """The plans that there are: with the recipe's own keys first."""
+    if c.gguf:
+        yield plan_gguf(c, request)
+        return
+    try:
+        yield plan_safetensors(c, replace(request, carry="metadata"))
+    except Inexpressible:
+        yield plan_safetensors(c, request)
+        return
+    with contextlib.suppress(Inexpressible):
+        yield plan_safetensors(c, replace(request, carry="tensors"))
+
+
+def _served(c: Checkpoint) -> dict[str, int | None]:
+    """The context that each known reader takes from a file as it is; 0 from one that it refuses."""
+    return _contexts(c.written) if c.gguf is None else {LLAMA_CPP: 0 if isinstance(r := decode(c, LLAMA_CPP), str) else r.context}
+
+
+def _contexts(config: Mapping[str, Any]) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for name in HF_READERS:
+        try:
+            found[name] = read_config(name, config).context
+        except (Refuses, Unsupported):
+            found[name] = 0
+    return found
+
+
+def _readers(c: Checkpoint, meant: Intention, before: Mapping[str, int | None], plan: Plan) -> dict[str, Reader]:
+    verdicts = check_recipe(c, meant)["readers"]
+    configs = [json.loads(job.data) for job in plan.jobs if isinstance(job, WriteBytes) and job.name == "config.json"]
+    after = _contexts(configs[0]) if configs else {LLAMA_CPP: meant.context}
+    silent = unknown(verdicts)
+    return {
+        name: Reader(why, plan.verdicts.get(name, ""), (before[name], after[name])) for name, why in verdicts.items() if name not in silent
+    }
 
 
 def whole(meant: Intention) -> Intention:
@@ -135,9 +226,9 @@ def _rewrite(folder: Path, files: list[WriteBytes]) -> None:
         raise OutputError(f"could not repair {folder}: {e.strerror}", "check its owner and mode, or -o PATH writes a copy") from None
 
 
-def _folder_changes(c: Checkpoint, plan: Plan) -> list[str]:
+def _folder_changes(c: Checkpoint, files: Sequence[WriteBytes]) -> list[str]:
     lines = []
-    for job in _changed_files(c, plan):
+    for job in files:
         if not job.name.endswith(".json"):
             lines.append(f"{job.name}: written")
             continue

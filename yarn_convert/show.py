@@ -107,6 +107,7 @@ def inspect_lines(c: Any, facts: dict[str, Any]) -> list[str]:
         f"RoPE        {recipe}; theta {c.rope.theta:g}, D {c.rope.rotary_dim}; cos and sin × {facts['attention_factor']:.6g}",
         *([f"layers      {facts['other_layers']}"] if facts["other_layers"] else []),
         f"context     {facts['context']:,} tokens, originally {facts['original_context']:,} (s = {facts['scale']:g})",
+        *([f"            {c.note}"] if c.note else []),
         "KV cache    " + ", ".join(f"{human(b)} at {int(n):,}" for n, b in facts["kv_cache_bytes"].items()) + " tokens (f16)",
         *plot(c.rope, c.context),
     ]
@@ -126,10 +127,9 @@ def repair_lines(plan: Any) -> list[str]:
     meant = plan.meant
     lines = [f"intended  {meant.rope.method}: {meant.rope.original_context:,} -> {meant.context:,} tokens, {meant.origin}"]
     lines += [f"change    {line}" for line in plan.changes] or ["change    none: the file already says it in the way that most follow"]
-    for name, before in plan.before.items():
-        after = plan.after.get(name, "")
-        lines.append(f"{name:<15} {before or 'exact'}" + (f"  ->  {after or 'exact'}" if before != after else ""))
-    return lines
+    for name, r in plan.readers.items():
+        lines.append(f"{name:<15} {r.before or 'exact'}" + (f"  ->  {r.after or 'exact'}" if r.before != r.after else ""))
+    return lines + [f"gain      {name} {r.gain}" for name, r in plan.readers.items() if r.gain]
 
 
 def human(n: float) -> str:

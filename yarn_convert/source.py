@@ -35,7 +35,6 @@ class Source:
     name: str
     repo: str | None = None
     commit: str | None = None
-    original_context: int | None = None
     headers: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     @property
@@ -55,8 +54,8 @@ def resolve(model: str, revision: str | None = None, weights: bool = True) -> So
     if model in ALIASES:
         alias = ALIASES[model]
         if revision is None and (packaged := _packaged(model)):
-            return Source(packaged, model, original_context=alias.original_context)
-        return _hub(alias.repo, revision, weights, name=model, original_context=alias.original_context)
+            return Source(packaged, model)
+        return _hub(alias.repo, revision, weights, name=model)
     if HUB_ID.fullmatch(model) and path.suffix != ".gguf":
         return _hub(model, revision, weights, name=model.partition("/")[2])
     close = difflib.get_close_matches(model, ALIASES, 1)
@@ -96,7 +95,7 @@ def _packaged(alias: str) -> Path | None:
     return next((p for folder in folders for p in sorted(Path(folder).glob(pattern))), None)
 
 
-def _hub(repo: str, revision: str | None, weights: bool, name: str, original_context: int | None = None) -> Source:
+def _hub(repo: str, revision: str | None, weights: bool, name: str) -> Source:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -110,9 +109,9 @@ def _hub(repo: str, revision: str | None, weights: bool, name: str, original_con
         raise
     except Exception as e:  # the client, httpx and the file system each have their own
         if getattr(e, "response", None) is None and (cached := _cached(repo, revision)):
-            return Source(cached, name, repo, cached.name, original_context)  # no network, but it was downloaded before
+            return Source(cached, name, repo, cached.name)  # no network, but it was downloaded before
         raise _hub_error(repo, e) from None
-    return Source(path, name, repo, path.name, original_context, headers)  # the cache names a snapshot by its commit
+    return Source(path, name, repo, path.name, headers)  # the cache names a snapshot by its commit
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:

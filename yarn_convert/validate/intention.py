@@ -33,13 +33,18 @@ class Intention:
     origin: str
 
 
-def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None, like: str | None) -> Intention:
+def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None, like: str | None, doubtful: bool = False) -> Intention:
     """From `like`, another checkpoint; else from conversion options (over `base`, or over `c` itself, whose own YaRN they
     replace); else from the manifest; else from the recipe in the GGUF; else what the file claims, with the keys that its
-    reader ignores taken at their word."""
+    reader ignores taken at their word, counted from the options' original context if they say no more.
+
+    Raises InputError for a claim of which nobody says what it counts from, unless `doubtful`: then as readers take it."""
     if like is not None:
-        other = open_checkpoint(resolve(like, weights=False))
+        other = open_checkpoint(resolve(like, weights=False)).certain()
         return Intention(claimed(other), other.context, f"as {like} says")
+    if options == (counted := Options(original_context=options.original_context if options else None)) and counted != Options():
+        c = c.counting_from(counted.original_context)
+        return Intention(claimed(c), c.context, f"as the file claims, counted from {c.rope.original_context:,} tokens")
     if options is not None:
         e = extend(base or c, options)
         return Intention(e.rope, e.context, "as the options say")
@@ -51,6 +56,7 @@ def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None
         factor = rope.params.get("factor")
         length = round(rope.original_context * factor) if isinstance(factor, float) and rope.method in SPANNING else c.context
         return Intention(rope, length, "as the recipe in the file says")
+    c = c if doubtful else c.certain()
     return Intention(claimed(c), c.context, "as the file itself claims")
 
 
