@@ -264,6 +264,15 @@ def test_what_was_changed_after_it_passed_is_not_published(out: Path, hub: Hub) 
     assert plan_upload(str(out), "me/long", unvalidated=True).items
 
 
+def test_what_passed_with_unchecked_weights_is_published_as_that(out: Path, hub: Hub) -> None:
+    sure = plan_upload(str(out), "me/long")
+    recorded(out, validation={**PASSED, "weights": {"verdict": "unchecked"}, "tokenizer": {"verdict": "passed"}})
+    plan = plan_upload(str(out), "me/long")
+    assert "**passed**, weights unchecked." in plan.card and "**passed**." in sure.card
+    assert [w for w in plan.warnings if "weights unchecked" in w and "--base" in w]
+    assert not [w for w in sure.warnings if "unchecked" in w]
+
+
 def test_what_did_not_pass_is_not_published(out: Path, hub: Hub) -> None:
     for validation, says in ((None, "never validated"), ({**PASSED, "verdict": "failed"}, "not passed")):
         recorded(out, validation=validation)

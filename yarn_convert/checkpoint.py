@@ -347,9 +347,18 @@ def _check(c: Checkpoint) -> None:
     required = c.family.required(c.hparams) + _turned_on(c) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
     missing = [name for name in required if name not in named]
     if missing:
-        raise InputError(f"{len(missing)} tensors are missing, first {missing[0]!r}", "the checkpoint is incomplete: get it again")
+        raise _incomplete(c, missing)
     for name, part in named.items():
         _check_part(c, name, part)
+
+
+def _incomplete(c: Checkpoint, missing: list[str]) -> InputError:
+    """What to say of tensors that are not there, given by their GGUF names."""
+    first = missing[0] if c.gguf is not None else c.family.to_hf(missing[0])[0].replace("{e}", "0")
+    if missing == ["output.weight"]:
+        why = f"the head {first!r} is missing, and config.json does not say tie_word_embeddings: true"
+        return InputError(why, "set it where the head is the embedding, as the base's config.json says; else get the checkpoint again")
+    return InputError(f"{len(missing)} tensors are missing, first {first!r}", "the checkpoint is incomplete: get it again")
 
 
 def _check_number(c: Checkpoint, key: str) -> None:

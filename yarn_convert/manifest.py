@@ -104,12 +104,26 @@ class Study(Struct, frozen=True):
     runtimes: list[Ran] = []
 
 
+class Answer(Struct, frozen=True):
+    """To a question that needs a base; "unchecked" without one."""
+
+    verdict: str = ""
+
+
 class Validation(Struct, frozen=True):
     """What is read of a validation's record; `validate.run` writes it."""
 
     verdict: str
     created: str = ""
+    weights: Answer = Answer()
+    tokenizer: Answer = Answer()
     studies: list[Study] = []
+
+    @property
+    def unchecked(self) -> str:
+        """What "passed" leaves open, in words; "" for nothing, and for other verdicts."""
+        parts = [name for name in ("weights", "tokenizer") if getattr(self, name).verdict == "unchecked"]
+        return f"{' and '.join(parts)} unchecked" if parts and self.verdict == "passed" else ""
 
 
 class Point(Struct, frozen=True):

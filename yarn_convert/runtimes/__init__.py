@@ -26,11 +26,14 @@ from .environments import environment_of, python_of, without_secrets
 from .protocol import PROGRESS
 from .table import RUNTIMES
 
+KILLED = -9  # exit code of a process that SIGKILL has ended
 NOISE = re.compile(r"^(Exception ignored|.*Warning|  )")  # lines after the telling one
 
 
 class Failed(YarnConvertError):
-    """A runtime that stopped or crashed on a model; the message is its last word."""
+    """A runtime that stopped or crashed on a model; the message is its last word. `killed`: by the system or by somebody."""
+
+    killed = False
 
 
 class Run(NamedTuple):
@@ -65,7 +68,10 @@ def run(
         code, last = _call(command, without_secrets(os.environ) | environment_of(runtime), folder, lambda done: progress(done / len(ids)))
         info = Path(folder, "info.json")
         if code or not info.exists():
-            raise Failed(f"{runtime} could not run {model.name}: {last or f'exit code {code}'}", "see docs/validation.md for its limits")
+            why = "it was killed, as the system does where memory is short" if code == KILLED else last or f"exit code {code}"
+            failed = Failed(f"{runtime} could not run {model.name}: {why}", "see docs/validation.md for its limits")
+            failed.killed = code == KILLED
+            raise failed
         return Run(np.load(Path(folder, "logits.npy")), json.loads(info.read_text("utf-8")))
 
 

@@ -95,6 +95,8 @@ def plan_upload(
     there = _there(repo, [README, *files], revision)
     existing = _remote_card(repo, revision) if README in there else local_card(c.source.path)
     base_card, warnings = ask_base(manifest.base)
+    if manifest.validation and (left := manifest.validation.unchecked):
+        warnings = [*warnings, f"{left}: yarn-convert validate {model} --base BASE"]
     text = render(c, manifest, repo, existing, base_card)
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
     items += [_item(name, path, there) for name, path in files.items() if name != README]

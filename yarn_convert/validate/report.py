@@ -19,6 +19,7 @@ from ..errors import OutputError
 from ..extras import REPORT, need
 from ..rope import METHODS, geometric
 from ..targets.output import replace_file
+from .text import unchecked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +77,10 @@ def html_report(result: Mapping[str, Any], command: str) -> str:
             for i, s in enumerate(result["studies"])
             if any(x["windows"] for x in chain(s["runtimes"], s["wrong_recipes"]))
         }
-    return page("validation.html.j2", r=result, command=command, words=words(recipe), frequencies=frequencies, plots=plots, rtol=RTOL)
+    return page(
+        "validation.html.j2", r=result, unchecked=unchecked(result), command=command, words=words(recipe), frequencies=frequencies,
+        plots=plots, rtol=RTOL,
+    )  # fmt: skip
 
 
 def page(template: str, **values: Any) -> str:

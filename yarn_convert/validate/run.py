@@ -31,7 +31,21 @@ from . import twin
 from .intention import Intention, check_recipe, decode, intention_of
 from .judging import Tolerance, tolerance_for
 from .reference import Reference, changed_since, other_model, pick_device
-from .study import PREFIX, WIDTH, Question, Say, real_subject, study, telling_position, twin_subject
+from .study import (
+    FAILED,
+    NOT_RUN,
+    PASSED,
+    PREFIX,
+    WIDTH,
+    Question,
+    Say,
+    base_text_loss,
+    guessed,
+    real_subject,
+    study,
+    telling_position,
+    twin_subject,
+)
 from .tokens import check_tokenizer, text_ids
 from .weights import PERMUTED, check_weights
 
@@ -39,7 +53,7 @@ BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 SHORTEST = 16  # tokens
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
-PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
+INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +99,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     result["weights"] = _weights(c, base, manifest, say)
     result["tokenizer"] = check_tokenizer(c, base)
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
-    result["studies"] = _studies(c, meant, names, settings, result["recipe"], say) if names and same_size else []
+    result["studies"] = _studies(c, base, meant, names, settings, result["recipe"], say) if names and same_size else []
     result["missing"] = missing
     result |= judge(result, settings, c.family.listed)
     result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), "hardware": hardware()}
@@ -157,7 +171,13 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, 
 
 
 def _studies(
-    c: Checkpoint, meant: Intention, names: list[str], settings: Settings, recipe: Mapping[str, Any], say: Say
+    c: Checkpoint,
+    base: Checkpoint | None,
+    meant: Intention,
+    names: list[str],
+    settings: Settings,
+    recipe: Mapping[str, Any],
+    say: Say,
 ) -> list[dict[str, Any]]:
     silent = unknown(recipe["readers"])
     predicted = {name: recipe["readers"].get(row, "") for name in names if (row := RUNTIMES[name].reader) not in silent}
@@ -177,6 +197,8 @@ def _studies(
         tolerance = tolerance_for(main_dtype(c) if c.gguf else "F32", settings.dtype, c.family.gelu and c.gguf is not None)
         studies.append(study(real_subject(c, ids, original, tolerance), question, reference, names, say))
         del reference  # a large one makes room for the twin's
+        if guessed(studies[0]) and base is not None:
+            studies[0]["base_text_loss"] = base_text_loss(base, ids, device, settings.dtype)
     if not c.family.listed:
         return studies
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
@@ -223,8 +245,13 @@ def judge(result: dict[str, Any], settings: Settings, named: bool = True) -> dic
     it was asked for by name; a check that a wrong recipe passes too proves nothing. `named`: whether its tensors have names here."""
     failures = [f"{part}: {result[part]['why']}" for part in ("recipe", "weights", "tokenizer") if result[part]["verdict"] == FAILED]
     failures += [f"weights: {PERMUTED}" for s in result["studies"] if s["permuted"]]
+    failures += [why for s in result["studies"] if (why := _guesses(s))]
     doubts = []
-    runs = [(s, r) for s in result["studies"] for r in s["runtimes"]]
+    everything = [(s, r) for s in result["studies"] for r in s["runtimes"]]
+    runs = [(s, r) for s, r in everything if r["verdict"] != NOT_RUN]
+    absent = {r["runtime"]: f"{r['runtime']} could not be run here, which says nothing of the model: {r['why']}"
+              for _, r in everything if r["verdict"] == NOT_RUN}  # fmt: skip
+    doubts += [why for name, why in absent.items() if name in settings.runtimes or not runs]
     for s, r in runs:
         if r["verdict"] == FAILED and (not r["as_predicted"] or r["runtime"] in settings.runtimes):
             failures.append(f"{r['runtime']}, {s['kind']}: {r['why']}")
@@ -236,7 +263,7 @@ def judge(result: dict[str, Any], settings: Settings, named: bool = True) -> dic
             why = ": its tensors have no names here, so it has no twin: leave out --twin"
         doubts.append(f"no runtime computed anything{why}")
     context, original = result["intention"]["context"], result["intention"]["recipe"]["original_context"]
-    notes = []
+    notes = list(absent.values())
     for name in dict.fromkeys(r["runtime"] for _, r in runs):
         reached = max((w["end"] for _, r in runs if r["runtime"] == name for w in r["windows"]), default=0)
         if reached <= original < context:
@@ -257,6 +284,16 @@ def judge(result: dict[str, Any], settings: Settings, named: bool = True) -> dic
             does = "does, though its source says" if r["verdict"] == PASSED else "does not follow, as is known"
             notes.append(f"{r['runtime']} {does}: {r['predicted']}")
     return {"verdict": verdict, "reasons": failures or doubts or list(dict.fromkeys(notes))}
+
+
+def _guesses(s: Mapping[str, Any]) -> str:
+    """Why a model that predicts text no better than guessing fails; "" for others, and where its base does no better."""
+    base = s.get("base_text_loss")
+    if not guessed(s) or (base is not None and guessed({**s, "text_loss": base})):
+        return ""
+    theirs = "--base MODEL tells whether its base does better" if base is None else f"its base has {base:.2f}"
+    loss, guessing = s["text_loss"], s["guessing_loss"]
+    return f"weights: the file predicts text no better than guessing: {loss:.2f} nats a token, guessing {guessing:.2f}; {theirs}"
 
 
 def _telling(result: dict[str, Any], wrong: str) -> str:

@@ -7,6 +7,7 @@ logits window by window, and shows the power of that check: wrong recipes, run i
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,14 +23,17 @@ from ..rope import Effect, effect
 from ..runtimes.table import RUNTIMES
 from . import twin
 from .intention import Intention
-from .judging import Tolerance, Window, compare, differ, suspects, tolerance_for, wrong_tables
+from .judging import OTHER, Tolerance, Window, compare, differ, suspects, tolerance_for, wrong_tables
 from .reference import Reference, Spans
 
 Say = Callable[[str, float], None]  # (what is running, fraction done)
 WIDTH = 64  # positions of a window
 PREFIX = 1024  # tokens in which most wrong recipes show already on real weights
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # of a runtime; the last says nothing of the model
 NONSENSE = 0.4  # of the loss of guessing, ln(vocabulary): above it the other order of rows is worth a try
 BETTER = 0.75  # of a loss, that it falls to where something is put right
+GUESSED = 0.9  # of the loss of guessing: what comes no closer predicts no text
+WORDS = 1000  # tokens of the smallest vocabulary whose loss says anything: below it are bytes, and tests' random models
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ def study(s: Subject, q: Question, reference: Reference, names: Sequence[str], s
         "wrong_recipes": wrong,
         "runtimes": [_runtime(s, q, name, reference, expected, say) for name in names],
         "text_loss": loss,
+        "guessing_loss": math.log(expected.shape[1]),
         "permuted": loss is not None and loss > NONSENSE * math.log(expected.shape[1]) and _is_permuted(s, q, reference),
     }
 
@@ -129,6 +134,21 @@ def text_loss(s: Subject, logits: NDArray[np.float32]) -> float:
     rows -= rows.max(1, keepdims=True)
     chosen = rows[np.arange(len(rows)), s.ids[positions[known] + 1]]
     return float((np.log(np.exp(rows).sum(1)) - chosen).mean())
+
+
+def guessed(s: Mapping[str, Any]) -> bool:
+    """Whether the model of this study predicts its text no better than guessing does."""
+    guessing, loss = s["guessing_loss"], s["text_loss"]
+    return loss is not None and guessing >= math.log(WORDS) and not loss < GUESSED * guessing
+
+
+def base_text_loss(base: Checkpoint, ids: NDArray[np.int64], device: str, dtype: str) -> float | None:
+    """The loss of a base on the same text, within its own context; None where it cannot be had."""
+    n = min(PREFIX, len(ids), base.context)
+    if n < 2 or not base.tensors or max(ids[:n]) >= base.hparams["vocab_size"]:
+        return None
+    s = Subject("real", base, ids[:n], ((0, n),), (), (), OTHER)
+    return text_loss(s, Reference(base, device, dtype).logits(effect(base.rope, n), s.ids, s.spans))
 
 
 def _is_permuted(s: Subject, q: Question, reference: Reference) -> bool:
@@ -193,25 +213,38 @@ def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected:
     try:
         done = runtimes.run(name, s.path, s.ids[:n], spans, {}, lambda f: say(f"{name}, {s.kind}", f))
     except runtimes.Failed as e:
+        if why := e.message if e.killed else _out_of_order(name):
+            return result | {"verdict": NOT_RUN, "windows": [], "layer": "", "why": why}
         layer = "length" if "limit" in e.message else "runtime"
         foreseen = predicted.startswith("refuses" if layer == "runtime" else "takes")
-        return result | {"verdict": "failed", "windows": [], "layer": layer, "why": e.message, "as_predicted": foreseen}
+        return result | {"verdict": FAILED, "windows": [], "layer": layer, "why": e.message, "as_predicted": foreseen}
     result |= {"version": done.info.get("version"), "seconds": done.info["seconds"], "device": done.info.get("device")}
     top_k = done.info.get("kind") == "log-probabilities"
     if done.logits.shape[1] < expected.shape[1]:
         why = f"it gives {done.logits.shape[1]} logits a position, the model has {expected.shape[1]} tokens"
-        return result | {"verdict": "failed", "windows": [], "layer": "runtime", "why": why}
+        return result | {"verdict": FAILED, "windows": [], "layer": "runtime", "why": why}
     logits = done.logits[:, : expected.shape[1]]  # vocabularies are padded by some
     windows = compare(_rows(s.spans, expected, spans), logits, spans, s.cuts, s.tolerance, top_k)
     result |= {"windows": [w.as_json() for w in windows], "compared": "log-probabilities of the tokens it gives" if top_k else "logits"}
     if all(w.within(s.tolerance) for w in windows):
-        return result | {"verdict": "passed", "layer": "", "why": ""}
+        return result | {"verdict": PASSED, "layer": "", "why": ""}
     if top_k:
         layer, why, foreseen = "runtime", "its log-probabilities differ", False
     else:
         layer, why, foreseen = _diagnose(replace(s, ids=s.ids[:n], spans=tuple(spans)), q, name, windows, logits, reference, say)
     drift = next(w.start if w.drift is None else w.drift for w in windows if not w.within(s.tolerance))
-    return result | {"verdict": "failed", "layer": layer, "why": why, "drift": drift, "as_predicted": foreseen}
+    return result | {"verdict": FAILED, "layer": layer, "why": why, "drift": drift, "as_predicted": foreseen}
+
+
+def _out_of_order(name: str) -> str:
+    """Why a runtime cannot run even a plain tiny model here, which says nothing of any other; "" if it can."""
+    with tempfile.TemporaryDirectory(prefix="yarn-convert-control-") as folder:
+        control = twin.write_control(Path(folder, "plain.gguf" if RUNTIMES[name].reads == "gguf" else "plain"))
+        try:
+            runtimes.run(name, control, twin.ids(WIDTH), [(0, WIDTH)])
+        except runtimes.Failed as e:
+            return e.message
+    return ""
 
 
 def _diagnose(

@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import convert
+
 from ..errors import UsageError
+from ..manifest import Validation
 from ..targets.plan import unknown
 
 Result = Mapping[str, Any]
@@ -51,7 +54,15 @@ def lines(result: Result, quiet: bool = False) -> list[str]:
 
 
 def verdict(result: Result) -> list[str]:
-    return [result["verdict"].upper(), *(f"  {reason}" for reason in result["reasons"])]
+    """The verdict in words, and its reasons."""
+    left = unchecked(result)
+    word = result["verdict"].upper() + (f", {left}" if left else "")
+    return [word, *(f"  {reason}" for reason in result["reasons"])]
+
+
+def unchecked(result: Result) -> str:
+    """What the verdict leaves open, in words, as its record says it."""
+    return convert(dict(result), Validation).unchecked
 
 
 def _recipe(r: Mapping[str, Any]) -> list[str]:
@@ -89,11 +100,15 @@ def _study(s: Mapping[str, Any]) -> list[str]:
     for r in s["runtimes"]:
         name = f"{r['runtime']} {r.get('version') or ''}".strip()
         out += [_window(w, name) for w in shown(r["windows"])]
-        if r["verdict"] == "passed":
+        if r["verdict"] == "not run":
+            out.append(f"  {name}: not run: {r['why']}")
+        elif r["verdict"] == "passed":
             out.append(f"  {name}: passed in {r['seconds']:.1f} s, every window within NMSE and KL {s['tolerance']['nmse']:.0e}")
         else:
             outcome = f"does not follow, as is known ({r['predicted']})" if r["as_predicted"] else f"FAILED ({r['layer']})"
             out.append(f"  {name}: {outcome}: {r['why']}")
+    if s["text_loss"] is not None:
+        out.append(f"  the text's next tokens: {s['text_loss']:.2f} nats each, guessing {s['guessing_loss']:.2f}")
     told = [f"{w['name']} at {w['from']:,}" if w["told_apart"] else f"{w['name']} NOT" for w in s["wrong_recipes"]]
     return [*out, f"  wrong recipes told apart from position: {', '.join(told)}"] if told else out
 

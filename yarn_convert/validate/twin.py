@@ -7,6 +7,7 @@ same writers. So a runtime shows in seconds what it makes of a 70B model's scali
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..families.schema import numbered
 from ..files import read_text
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
 from ..json_text import REMOVE, edit
-from ..source import Source
+from ..source import Source, resolve
 from ..targets.moving import Job, WriteBytes, unchanged
 from ..targets.output import execute
 from ..targets.parts import gguf_job
@@ -44,6 +45,32 @@ def write_twin(c: Checkpoint, out: Path, seed: int = 0) -> Checkpoint:
     jobs = _gguf(small, sizes, arrays, out) if c.gguf else _folder(small, sizes, arrays)
     execute(jobs, out, folder=c.gguf is None, progress=lambda n: None, link=False, last=lambda moved, folder: [])
     return open_checkpoint(Source(out, f"twin of {c.source.name}"))
+
+
+CONTROL = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN_MIN, "intermediate_size": FEED_FORWARD,
+    "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": HIDDEN_MIN, "vocab_size": VOCAB,
+    "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 4096, "hidden_act": "silu", "tie_word_embeddings": False,
+    "attention_bias": False, "torch_dtype": "float32",
+}  # fmt: skip
+
+
+def write_control(out: Path) -> Path:
+    """Write a tiny plain Llama without any scaling to `out`, a folder or a .gguf file: a runtime that cannot run this is itself
+    out of order."""
+    with tempfile.TemporaryDirectory(prefix="yarn-convert-control-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(CONTROL), "utf-8")
+        c = open_checkpoint(resolve(folder, weights=False))
+        if out.suffix != ".gguf":
+            return write_twin(c, out).source.path
+        arrays = weights(c, [*c.family.required(c.hparams), "output.weight"], 0)
+        keys = {c.family.gguf_key(k): c.hparams[k] for k in c.family.hparams}
+        fields: dict[str, Field | Value] = {"general.architecture": Value("str", c.family.gguf_arch)}
+        fields |= {key: Value(kind, value) for (key, kind), value in keys.items() if value is not None}
+        fields |= {"tokenizer.ggml.model": Value("str", "none")}
+        job = gguf_job(out.name, fields, [unchanged(in_memory(name, a, "F32")) for name, a in arrays.items()], DEFAULT_ALIGNMENT)
+        execute([job], out, folder=False, progress=lambda n: None, link=False, last=lambda moved, folder: [])
+        return out
 
 
 def _sizes(c: Checkpoint) -> dict[str, int]:
