@@ -363,7 +363,7 @@ NO_NUMBERS: list[Any] = ["x", True, 10**400, [], [1], {}, NAN, INF]
 BAD_SPELLINGS: list[tuple[Any, str]] = [
     *((value, "not an object") for value in ["yarn", [1], [], 0, True, 1.5]),
     ({"rope_type": "bend"}, "unknown rope_type"),
-    ({"rope_type": []}, "unknown rope_type"),
+    ({"rope_type": []}, "rope_scaling.rope_type is a list, not a text"),
     ({"type": None}, "unknown rope_type"),
     ({"rope_type": "yarn"}, "factor"),
     ({"rope_type": "linear"}, "factor"),

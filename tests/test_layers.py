@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
     "errors", "extras", "files", "decoding", "rope", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox",
     "families.gemma", "families.others", "families.mla", "families.gpt_oss", "families", "tensors", "layout", "gguf_file", "general", "split",
-    "json_text", "manifest", "dtypes", "quantizer",
+    "json_text", "manifest", "config", "dtypes", "quantizer",
     "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.layers", "readers.rows", "readers.others",
     "readers.config", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "rivals", "source", "lengths",
     "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import dialects, families, layout, readers, rivals
+from .config import read_config
 from .errors import FormatError, InputError, Unsupported, UsageError, YarnConvertError
 from .families import Family, normalized
 from .families.derived import absent, of_one_layer
@@ -229,7 +230,7 @@ def open_checkpoint(source: Source, keep: Sequence[str] = (), doubtful: bool = F
 
 
 def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpoint:
-    written = load_json(source.path / "config.json")
+    written = read_config(source.path)
     family = families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), readers.MODEL_TYPES)
     config = normalized(family, _as_assumed(written))
@@ -335,7 +336,7 @@ def _check(c: Checkpoint) -> None:
     """Raise unless the numbers are there, every tensor is known, none is missing and all have their shape."""
     for key in c.family.hparams:
         _check_number(c, key)
-    _check_switches(c.config)
+    _check_window(c.config)
     if not c.family.listed or c.packed or (c.source.headers is not None and not c.tensors):
         return
     named = c.parts(gguf=True)
@@ -422,10 +423,7 @@ def _manifest_recipe(folder: Path) -> Any:
         return None
 
 
-def _check_switches(config: Mapping[str, Any]) -> None:
-    """Raise FormatError for a config.json whose other values that we read have a type that no reader would take."""
-    for key in ("tie_word_embeddings", "use_sliding_window"):
-        if not isinstance(config.get(key), bool | None):
-            raise FormatError(f"{key} is {config[key]!r}, not true or false", "fix config.json")
+def _check_window(config: Mapping[str, Any]) -> None:
+    """Raise FormatError for a sliding window of no tokens."""
     if config.get("sliding_window") is not None and config.get("use_sliding_window") is not False:  # transformers 5 saves a 0 then
         dialects.positive_int(config["sliding_window"], "sliding_window")

@@ -36,7 +36,7 @@ def parse(data: bytes, encoding: str = "utf-8") -> Any:
         value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
     except RecursionError:
         value = None
-    if value is None or _deeper(value, MAX_DEPTH):
+    if value is None or _deeper(value, MAX_DEPTH - 1):
         raise ValueError(f"its objects are nested more than {MAX_DEPTH} deep")
     return value
 

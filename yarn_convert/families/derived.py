@@ -55,7 +55,7 @@ def _by_layer(family: Family, config: Config) -> dict[str, Any]:
 def _alternate(windows: Any, every: int) -> bool:
     """Whether layer_types has full attention in every second, fourth or sixth layer, and a window in the others."""
     usual = ("sliding_attention", "full_attention")
-    return isinstance(windows, list) and windows == [usual[(i + 1) % every == 0] for i in range(len(windows))]
+    return bool(windows == [usual[(i + 1) % every == 0] for i in range(len(windows))])
 
 
 def _falcon(c: Config) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _falcon(c: Config) -> dict[str, Any]:
     kv_heads = grouped if c["new_decoder_architecture"] else 1 if c["multi_query"] else heads
     old = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
     named = {k: c.get(k, c.get(v)) for k, v in old.items()}
-    return {**named, "num_key_value_heads": kv_heads, "intermediate_size": c.get("ffn_hidden_size") or 4 * c.get("hidden_size", 0)}
+    return {**named, "num_key_value_heads": kv_heads, "intermediate_size": c.get("ffn_hidden_size") or 4 * (c.get("hidden_size") or 0)}
 
 
 def _gemma(c: Config) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _cohere(c: Config) -> dict[str, Any]:
     without a length of its own counts from the former there. llama.cpp loads norms of Q and K in models of 64 layers and more,
     and in no others (src/models/command-r.cpp)."""
     deep = (c.get("num_hidden_layers") or 0) >= 64
-    objects = [x for k in ("rope_scaling", "rope_parameters") if isinstance(x := c.get(k), dict)]
+    objects = [x for k in ("rope_scaling", "rope_parameters") if (x := c.get(k)) is not None]
     unsaid = "yarn" in map(_kind, objects) and all(x.get("original_max_position_embeddings") is None for x in (c, *objects))
     return ({"original_max_position_embeddings": c.get("max_position_embeddings")} if unsaid else {}) | {
         "max_position_embeddings": c.get("model_max_length") or c.get("max_position_embeddings"),
@@ -99,7 +99,7 @@ def _cohere(c: Config) -> dict[str, Any]:
 def _every_fourth_without_rope(c: Config) -> dict[str, Any]:
     """SmolLM3: `no_rope_layers`, 0 for a layer without RoPE, wins over the interval from which it is made."""
     layers = c.get("no_rope_layers")
-    if not isinstance(layers, list):
+    if layers is None:
         return {}
     return {"no_rope_layer_interval": 4 if layers == [int((i + 1) % 4 != 0) for i in range(len(layers))] else layers}
 
@@ -118,7 +118,7 @@ def _mla(c: Config) -> dict[str, Any]:
     """Sizes of the multi-query form, which is what a GGUF describes. llama.cpp takes the queries' rank for absent where its
     layers are those of a lite model, and needs it elsewhere (src/models/deepseek2.cpp, load_arch_hparams)."""
     nope, rope, latent, layers = (c.get(k) or 0 for k in ("qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank", "num_hidden_layers"))
-    if not all(type(n) is int and n >= 0 for n in (nope, rope, latent)):
+    if min(nope, rope, latent) < 0:
         raise FormatError(f"qk_nope_head_dim, qk_rope_head_dim and kv_lora_rank are {nope!r}, {rope!r} and {latent!r}", "fix config.json")
     lite = layers in (26, 27) or (layers == 48 and c.get("vocab_size") == 128256)
     sizes = {"head_dim": rope, "qk_head_dim": nope + rope, "latent_key": latent + rope, "latent_value": latent}
