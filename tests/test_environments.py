@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import zipfile
@@ -133,6 +134,34 @@ def test_add_builds_one_and_says_how_it_goes(rows: dict[str, Runtime], tmp_path:
     ) as raised:
         environments.add("little", said.append)
     assert "\n" not in str(raised.value) and raised.value.hint and not (folder / environments.STAMP).exists()
+
+
+def test_a_lock_takes_no_file_of_another_hash(rows: dict[str, Runtime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(wheel(tmp_path, "locked_runtime"))
+    monkeypatch.setattr(environments, "LOCKS", tmp_path)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    rows["locked"] = row("locked", "locked_runtime", ("locked-runtime==1.5",))
+    lock = tmp_path / "locked.txt"
+    lock.write_text(f"locked-runtime==1.5 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(OutputError, match=r"(?i)hash"):
+        environments.add("locked", lambda line: None)
+    assert environments.python_of("locked") is None
+    lock.write_text(f"locked-runtime==1.5 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n")
+    assert environments.add("locked", lambda line: None) == environments.python_of("locked")
+    lock.write_text(lock.read_text() + "# another lock\n")
+    assert environments.python_of("locked") is None
+
+
+def test_every_runtime_has_a_lock_of_what_the_table_asks_for() -> None:
+    for name, entry in RUNTIMES.items():
+        text = (environments.LOCKS / f"{name}.txt").read_text("utf-8")
+        wanted = {
+            line.split("[")[0].replace("[cpu]", "") if "[" in line else line for line in entry.install if not line.startswith("torch==")
+        }
+        assert all(any(line.startswith(w) for line in text.splitlines()) for w in wanted), name
+        assert not any(line.startswith((*entry.remove, "torch==")) for line in text.splitlines())
+        blocks = [b for b in text.split("\n") if "==" in b]
+        assert text.count("--hash=sha256:") >= len(blocks) and "://" not in text
 
 
 def test_what_cannot_be_imported_is_not_ready(rows: dict[str, Runtime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ stamp, written last, holds what the table asks for now: neither a half-made nor 
 from __future__ import annotations
 
 import ctypes.util
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -20,6 +21,7 @@ from typing import Any
 from ..errors import OutputError, UsageError
 from .table import RUNTIMES, Runtime
 
+LOCKS = Path(__file__).parent / "locks"
 STAMP = "yarn-convert-runtime.txt"
 NETWORK = "an installation needs the network, or pip's settings for a mirror of it; repeat it with the same command"
 TELLING = ("Collecting ", "Downloading ", "Building wheel", "Installing collected ", "Successfully installed")
@@ -111,7 +113,7 @@ def add(name: str, report: Callable[[str], None], force: bool = False) -> Path:
     report(f"making {folder}" + (f" ({row.note})" if row.note else ""))
     _call([sys.executable, "-m", "venv", str(folder)], f"no virtual environment can be made in {folder}", "is Python's venv installed?")
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    steps = [("install", "--progress-bar", "off", *part) for part in _in_order(row.install)]
+    steps = [("install", "--progress-bar", "off", *part) for part in _in_order(row)]
     if row.remove:
         steps.append(("uninstall", "-y", *row.remove))
     for step in steps:
@@ -145,7 +147,15 @@ def _python(folder: Path) -> Path:
 
 
 def _stamp(row: Runtime) -> str:
-    return "".join(f"{line}\n" for line in (*row.install, *(f"without {name}" for name in row.remove)))
+    lock = _lock(row)
+    locked = [f"lock {hashlib.sha256(lock.read_bytes()).hexdigest()}"] if lock else []
+    return "".join(f"{line}\n" for line in (*row.install, *(f"without {name}" for name in row.remove), *locked))
+
+
+def _lock(row: Runtime) -> Path | None:
+    """Every package of its environment, with hashes, as tests/make_runtime_locks.py wrote it."""
+    path = LOCKS / f"{row.name}.txt"
+    return path if path.is_file() else None
 
 
 def _stamped(row: Runtime) -> bool:
@@ -155,10 +165,12 @@ def _stamped(row: Runtime) -> bool:
         return False
 
 
-def _in_order(install: Sequence[str]) -> list[Sequence[str]]:
-    """PyTorch by itself, so that nothing else has a say in its build, then everything, which keeps it."""
-    torch = [line for line in install if line.startswith("torch==")]
-    return [torch, install] if torch and len(install) > 1 else [install]
+def _in_order(row: Runtime) -> list[Sequence[str]]:
+    """PyTorch by itself, so that nothing else has a say in its build; of the others just the files that the lock has hashes of."""
+    torch = [line for line in row.install if line.startswith("torch==")]
+    if lock := _lock(row):
+        return [["--no-deps", "--require-hashes", "-r", str(lock)], *([torch] if torch else [])]
+    return [torch, row.install] if torch and len(row.install) > 1 else [row.install]
 
 
 def _version(row: Runtime, python: Path | None) -> str | None:

@@ -33,6 +33,7 @@ class Runtime:
     also: tuple[str, ...] = ()  # other imports of the worker
     env: Mapping[str, str] = field(default_factory=dict)
     note: str = ""  # one line: size, system packages, limits
+    linux_only: bool = False
     spare: int = 0  # tokens by which a text must be shorter than the model's context
 
 
@@ -75,6 +76,7 @@ _ROWS = (
             "VLLM_NO_USAGE_STATS": "1",
         },
         note="3.4 GB with the CPU build of PyTorch; Linux only; reads one token less than its limit",
+        linux_only=True,
         spare=1,  # a prompt that fills the window leaves no place for the token that it must sample
     ),
     Runtime(
