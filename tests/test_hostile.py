@@ -694,7 +694,7 @@ class Steps:
         return self.done == self.at
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        insert, write_all, unlink, write_text, fsync = in_place._insert, in_place.write_all, Path.unlink, Path.write_text, os.fsync
+        insert, write_all, unlink, fsync = in_place._insert, in_place.write_all, Path.unlink, os.fsync
 
         def half(write: Callable[..., Any], target: Any, data: Any, **options: Any) -> Any:
             if self.step():
@@ -717,7 +717,6 @@ class Steps:
             return run
 
         patch.setattr(in_place, "write_all", lambda f, data: half(write_all, f, data))
-        patch.setattr(Path, "write_text", lambda path, data, **o: half(write_text, path, data, **o))
         patch.setattr(in_place, "_insert", whole(insert))
         patch.setattr(Path, "unlink", whole(unlink))
         patch.setattr(os, "fsync", whole(fsync))
@@ -736,7 +735,7 @@ def crashing(at: int | None, run: Callable[[], Any]) -> int:
 
 
 @pytest.fixture(params=["header grows", "header fits"])
-def edit(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any], bytes, bytes]:
+def edit(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, in_place.Edit, bytes, bytes]:
     """(file, journal, the file before, the file after) of an edit that has to insert blocks, and of one that need not."""
     path = gguf_model(tmp_path / "m.gguf", {"general.description": field(STR, "x" * 900)})
     options = Options(scale=4, in_place=True)
@@ -745,7 +744,7 @@ def edit(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str
         in_place.run_in_place(path, _journal(path, options))
         options = Options(scale=8, in_place=True)
     journal = _journal(path, options)
-    assert bool(journal["inserted"]) == (request.param == "header grows")
+    assert bool(journal.inserted) == (request.param == "header grows")
     before = path.read_bytes()
     _insertable(path)
     in_place.run_in_place(path, journal)
@@ -754,7 +753,7 @@ def edit(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str
     return path, journal, before, after
 
 
-def _journal(path: Path, options: Options) -> dict[str, Any]:
+def _journal(path: Path, options: Options) -> in_place.Edit:
     conversion = prepare(str(path), options)
     assert conversion.checkpoint.gguf is not None
     (job,) = conversion.plan.jobs
@@ -772,7 +771,7 @@ def _insertable(path: Path) -> None:
         probe.unlink()
 
 
-def test_an_edit_keeps_the_tensor_data(edit: tuple[Path, dict[str, Any], bytes, bytes]) -> None:
+def test_an_edit_keeps_the_tensor_data(edit: tuple[Path, in_place.Edit, bytes, bytes]) -> None:
     path, _, before, after = edit
     path.write_bytes(before)
     old = {n: t.read().tobytes() for n, t in read_gguf(path).tensors.items()}
@@ -780,7 +779,7 @@ def test_an_edit_keeps_the_tensor_data(edit: tuple[Path, dict[str, Any], bytes, 
     assert {n: t.read().tobytes() for n, t in read_gguf(path).tensors.items()} == old
 
 
-def test_a_crash_at_any_step_of_an_edit_leaves_the_old_file_or_the_new(edit: tuple[Path, dict[str, Any], bytes, bytes]) -> None:
+def test_a_crash_at_any_step_of_an_edit_leaves_the_old_file_or_the_new(edit: tuple[Path, in_place.Edit, bytes, bytes]) -> None:
     path, journal, before, after = edit
     side = in_place.journal_path(path)
 
@@ -814,14 +813,14 @@ def test_a_crash_at_any_step_of_an_edit_leaves_the_old_file_or_the_new(edit: tup
     assert results == {before, after}
 
 
-def test_a_process_that_dies_in_an_edit_is_recovered_by_the_next_run(edit: tuple[Path, dict[str, Any], bytes, bytes]) -> None:
+def test_a_process_that_dies_in_an_edit_is_recovered_by_the_next_run(edit: tuple[Path, in_place.Edit, bytes, bytes]) -> None:
     path, journal, before, after = edit
     path.write_bytes(before)
-    Path("journal.json").write_text(json.dumps(journal))
+    Path("edit").write_bytes(pickle.dumps(journal))
     code = (
-        "import json, os, sys; from pathlib import Path; from yarn_convert.targets import in_place\n"
-        "in_place.write_all = lambda f, data: (f.write(data[:9]), os._exit(7))\n"
-        "in_place.run_in_place(Path(sys.argv[1]), json.load(open('journal.json')))"
+        "import os, pickle, sys; from pathlib import Path; from yarn_convert.targets import in_place\n"
+        "in_place._put = lambda f, at, data: (f.seek(at), f.write(data[:9]), os._exit(7))\n"
+        "in_place.run_in_place(Path(sys.argv[1]), pickle.load(open('edit', 'rb')))"
     )
     assert subprocess.run([sys.executable, "-c", code, path]).returncode == 7
     assert path.read_bytes() not in (before, after)
@@ -830,12 +829,12 @@ def test_a_process_that_dies_in_an_edit_is_recovered_by_the_next_run(edit: tuple
     assert path.read_bytes() == after
 
 
-def test_a_journal_is_not_applied_to_another_file(edit: tuple[Path, dict[str, Any], bytes, bytes]) -> None:
+def test_a_journal_is_not_applied_to_another_file(edit: tuple[Path, in_place.Edit, bytes, bytes]) -> None:
     path, journal, before, _ = edit
     path.write_bytes(before)
     crashing(2, lambda: in_place.run_in_place(path, journal))
     assert in_place.journal_path(path).exists()
-    other = bytearray(before + bytes(journal["inserted"]))
+    other = bytearray(before + bytes(journal.inserted))
     other[100] ^= 1
     path.write_bytes(other)
     with pytest.raises(OutputError, match="not the file"):
@@ -843,7 +842,7 @@ def test_a_journal_is_not_applied_to_another_file(edit: tuple[Path, dict[str, An
     assert path.read_bytes() == other
 
 
-def test_two_edits_planned_for_one_file_never_move_its_data_twice(edit: tuple[Path, dict[str, Any], bytes, bytes]) -> None:
+def test_two_edits_planned_for_one_file_never_move_its_data_twice(edit: tuple[Path, in_place.Edit, bytes, bytes]) -> None:
     path, journal, before, after = edit
     with pytest.raises(OutputError, match="changed since"):  # planned before the other one was carried out
         in_place.run_in_place(path, journal)
@@ -862,7 +861,7 @@ def test_two_edits_planned_for_one_file_never_move_its_data_twice(edit: tuple[Pa
 
 
 def test_a_file_that_cannot_be_written_loses_nothing(
-    edit: tuple[Path, dict[str, Any], bytes, bytes], monkeypatch: pytest.MonkeyPatch
+    edit: tuple[Path, in_place.Edit, bytes, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its manifest stays, and no journal waits for an edit that never began."""
     path, journal, before, _ = edit
@@ -892,16 +891,16 @@ def test_a_journal_that_was_cut_is_dropped(text: bytes, tmp_path: Path) -> None:
 
 
 def test_where_the_disk_fails_in_an_edit_the_error_says_how_to_go_on(
-    edit: tuple[Path, dict[str, Any], bytes, bytes], monkeypatch: pytest.MonkeyPatch
+    edit: tuple[Path, in_place.Edit, bytes, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, journal, before, after = edit
     path.write_bytes(before)
 
-    def full(f: Any, data: Any) -> None:
+    def full(f: Any, at: int, data: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(in_place, "write_all", full)
+        patch.setattr(in_place, "_put", full)
         with pytest.raises(OutputError, match="in the middle") as e:
             in_place.run_in_place(path, journal)
     assert "again" in e.value.hint

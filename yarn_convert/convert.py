@@ -24,10 +24,12 @@ from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, recipe_of, t
 from .source import resolve
 from .split import first_part, stem_of
 from .targets.gguf import plan_gguf
-from .targets.in_place import plan_in_place, recover, refuse_shared, run_in_place
-from .targets.moving import CopyFile, Job, Progress, WriteBytes, WriteTensors
-from .targets.output import check_output, execute, replace_file
+from .targets.in_place import edited_sha256, plan_in_place, recover, refuse_shared, run_in_place
+from .targets.inputs import NOTHING, Inputs, look_at
+from .targets.moving import WEIGHTS, CopyFile, Job, Progress, WriteBytes, WriteTensors
+from .targets.output import check_output, execute, settle_output
 from .targets.parts import only_first, part_size
+from .targets.places import State
 from .targets.plan import CARRIERS, Plan, Request
 from .targets.resume import Say
 from .targets.safetensors import plan_safetensors
@@ -35,7 +37,6 @@ from .tensors import sha256
 
 EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explicit"))
 FORMATS = ("safetensors", "gguf")
-WEIGHTS = (".safetensors", ".gguf")
 REPLACED = ("none", "yarn", "ntk-by-parts", *BAKED)  # a base with one of these is extended from its own original context
 WINDOWS = ("keep", "off")
 
@@ -242,23 +243,26 @@ class Conversion:
     extension: Extension
     plan: Plan
     options: Options
+    inputs: Inputs = NOTHING
 
-    def check(self) -> None:
-        """Raise OutputError when the place of the output is taken or unfit."""
+    def check(self) -> dict[str, State | None]:
+        """What lies where the output goes, by its name in that folder. Raise OutputError when a place is taken or unfit."""
         if self.options.in_place:
             refuse_shared(self.checkpoint.source.path)
             only_first(self.plan.jobs)
-        else:
-            inputs = _inputs(self.checkpoint) + ([self.options.imatrix] if self.options.imatrix else [])
-            names = {job.name for job in self.plan.jobs}
-            for out in outputs(self.plan):
-                check_output(out, inputs, self.plan.is_folder, self.options.force, names)
-            _check_siblings(self.plan)
+            return {}
+        inputs = _inputs(self.checkpoint) + ([self.options.imatrix] if self.options.imatrix else [])
+        names = {job.name for job in self.plan.jobs}
+        settle_output(self.plan.out)
+        places = outputs(self.plan) + ([] if self.plan.is_folder else [manifest_path(self.plan.out)])
+        there = {out.name: check_output(out, inputs, self.plan.is_folder, self.options.force, names) for out in places}
+        _check_siblings(self.plan)
+        return there
 
     def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> dict[str, Any]:
         """Write the output and return its manifest. Raises OutputError; what a large output has got to is kept for the next run,
         and `say` hears when one goes on with it."""
-        self.check()
+        there = self.check()
         if self.options.in_place:
             return _run_in_place(self)
         out, plan = self.plan.out, self.plan
@@ -270,7 +274,7 @@ class Conversion:
 
         execute(
             list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest,
-            inputs=self.checkpoint.weight_files, say=say,
+            inputs=self.inputs, say=say, replacing=there,
         )  # fmt: skip
         return written
 
@@ -283,7 +287,9 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
             f"an earlier --in-place edit of {path} had been interrupted; it is finished now",
             f"see yarn-convert inspect {path}; run this again only to change it further",
         )
-    c = open_checkpoint(resolve(model, revision, weights))
+    source = resolve(model, revision, weights)
+    inputs = look_at(source.path, options.imatrix)
+    c = open_checkpoint(source)
     extension = extend(c, options)
     c = c.counting_from(options.original_context)
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
@@ -306,9 +312,8 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
         raise UsageError(
             "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
         )
-    return Conversion(
-        c, extension, replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options), *_link_note(c))), options
-    )
+    plan = replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options), *_link_note(c)))
+    return Conversion(c, extension, plan, options, inputs.of(c.weight_files))
 
 
 def outputs(plan: Plan) -> list[Path]:
@@ -399,19 +404,16 @@ def _check_in_place(c: Checkpoint, o: Options, fmt: str, model: str) -> None:
 def _run_in_place(conversion: Conversion) -> dict[str, Any]:
     c, job = conversion.checkpoint, only_first(conversion.plan.jobs)
     assert c.gguf is not None and job.fields is not None
-    journal = plan_in_place(first_part(c.gguf), job.fields, [p for p, _ in job.pieces])
-    run_in_place(c.source.path, journal)
-    written = replace(job, size=c.source.path.stat().st_size)  # the header is padded to where the data begins
+    path = c.source.path
+    edit = plan_in_place(first_part(c.gguf), job.fields, [p for p, _ in job.pieces])
+    written = replace(job, size=edit.edited_size)  # the header is padded to where the data begins
     conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written, *conversion.plan.jobs[1:])))
     moved = dict.fromkeys((j.name for j in conversion.plan.jobs), "as it was") | {job.name: "in place"}
-    manifest = as_json(manifest_of(conversion, moved, c.source.path.parent))
-    try:
-        replace_file(manifest_path(c.source.path), pretty(manifest))
-    except OSError as e:
-        raise OutputError(
-            f"the model is extended, its manifest could not be written: {e.strerror}",
-            "the recipe is in the file itself: yarn-convert inspect",
-        ) from None
+    manifest = as_json(manifest_of(replace(conversion, options=replace(conversion.options, hash=False)), moved, path.parent))
+    if conversion.options.hash:
+        for file in manifest["weights"]["files"]:
+            file["sha256"] = edited_sha256(path, edit) if file["file"] == job.name else sha256(path.with_name(file["file"]))
+    run_in_place(path, replace(edit, manifest=pretty(manifest)))
     return manifest
 
 

@@ -1,10 +1,11 @@
 """Extends a GGUF file where it lies: the header is replaced, the tensor data never moves.
 
 When the new header is longer, the file system inserts blocks at the file's beginning (fallocate FALLOC_FL_INSERT_RANGE:
-ext4, XFS). The header must end where the data begins, so the recipe's own field is padded with spaces to fit.
+ext4, XFS). The header must end where the data begins, so the recipe's own field is padded with spaces to fit. A tensor that the
+file lacks is appended.
 
-Crash-safe by a journal beside the file, which holds all that is to be written. The first bytes are written last, so in
-between no reader takes the file for a model; `recover` finishes the work, or finds that it had not begun.
+Crash-safe by a journal beside the file, which holds all that is to be written, the manifest too. The first bytes are written last,
+so in between no reader takes the file for a model; `recover` finishes the work, or finds that it had not begun.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,16 +31,35 @@ from ..errors import OutputError, Unsupported
 from ..gguf_file import Field, Gguf, Value, encode_header, journal_path
 from ..manifest import manifest_path
 from .moving import MAGIC, Piece, write_all
-from .resume import UNSUPPORTED, lock, sync
+from .output import replace_file
+from .places import sync
+from .resume import UNSUPPORTED, lock, open_file
 
 INSERT_RANGE = 0x20  # linux/falloc.h
+NOT_OURS = "if the file is sound, delete {}, else restore it from a copy"
 
 
-def plan_in_place(gguf: Gguf, fields: Mapping[str, Field | Value], pieces: list[Piece]) -> dict[str, Any]:
-    """The journal of an edit: `inserted` bytes, the new `header`, and the `patches` (offset in the old file, bytes).
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """All that is written: `header`, `inserted` bytes longer than the old one was, `patches` (offset in the old file, bytes), and
+    the manifest beside it. `size`: bytes of the old file; `before`: SHA-256 of its header, of `start` bytes."""
 
-    Raises Unsupported when the file's tensors do not follow each other as ggml writes them.
-    """
+    size: int
+    inserted: int
+    header: bytes
+    patches: tuple[tuple[int, bytes], ...]
+    start: int
+    before: str
+    manifest: bytes = b""
+
+    @property
+    def edited_size(self) -> int:
+        return self.inserted + max(self.size, *(offset + len(data) for offset, data in self.patches), 0)
+
+
+def plan_in_place(gguf: Gguf, fields: Mapping[str, Field | Value], pieces: list[Piece]) -> Edit:
+    """The edit that gives a file these fields and tensors. Raises Unsupported when its tensors do not follow each other as ggml
+    writes them."""
     old = {name: t.offset - gguf.data_start for name, t in gguf.tensors.items()}
     targets = [p.target for p in pieces]
     header, _ = encode_header(_padded(fields, 0), targets, 1)
@@ -53,18 +74,12 @@ def plan_in_place(gguf: Gguf, fields: Mapping[str, Field | Value], pieces: list[
         if t.name in old and old[t.name] != offset:
             raise Unsupported("the tensors of this file do not lie one after another", "write a new file instead of --in-place")
         if t.name in FACTORS:
-            patches.append((gguf.data_start + offset, base64.b64encode(t.read().tobytes()).decode()))
+            patches.append((gguf.data_start + offset, t.read().tobytes()))
     if len(header) != start or gguf.data_start > gguf.size or set(old) - {t.name for t in targets}:
         raise Unsupported("this edit does not fit into the file as it is", "write a new file instead of --in-place")
     with open(gguf.path, "rb") as f:
         before = hashlib.sha256(f.read(gguf.data_start)).hexdigest()
-    return {
-        "size": gguf.size,
-        "inserted": inserted,
-        "header": base64.b64encode(header).decode(),
-        "patches": patches,
-        "old_header": [gguf.data_start, before],
-    }
+    return Edit(gguf.size, inserted, header, tuple(sorted(patches)), gguf.data_start, before)
 
 
 def _padded(fields: Mapping[str, Field | Value], spaces: int) -> dict[str, Field | Value]:
@@ -73,31 +88,55 @@ def _padded(fields: Mapping[str, Field | Value], spaces: int) -> dict[str, Field
     return {**fields, RECIPE: recipe._replace(data=recipe.data + " " * spaces)}
 
 
-def run_in_place(path: Path, journal: Mapping[str, Any]) -> None:
+def edited_sha256(path: Path, edit: Edit, progress: Callable[[int], None] = lambda n: None) -> str:
+    """What the SHA-256 of a file will be after the edit."""
+    digest, at = hashlib.sha256(edit.header), edit.start
+    with open(path, "rb") as f:
+        for offset, data in (*edit.patches, (max(edit.size, edit.edited_size - edit.inserted), b"")):
+            f.seek(at)
+            while at < offset:
+                piece = f.read(min(1 << 20, offset - at)) or b"\0" * (offset - at)  # what lies behind the end is filled up
+                digest.update(piece)
+                progress(len(piece))
+                at += len(piece)
+            digest.update(data)
+            at += len(data)
+    return digest.hexdigest()
+
+
+def run_in_place(path: Path, edit: Edit) -> None:
     """Carry out an edit. Raises OutputError where the file system cannot insert a range, the file cannot be written, another
     process edits it or it is not what the edit was planned for; the file is then as before."""
     refuse_shared(path)
     with _held(path):
-        if path.stat().st_size != journal["size"] or not _is_untouched(path, journal):
+        if path.stat().st_size != edit.size or not _is_untouched(path, edit):
             raise OutputError(f"{path} was changed since it was read", "nothing was done to it: run the same command again")
-        _run(path, journal)
+        _run(path, edit)
 
 
-def _run(path: Path, journal: Mapping[str, Any]) -> None:
-    text = json.dumps(journal)
+def _run(path: Path, edit: Edit) -> None:
     side = journal_path(path)
     try:
-        side.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest()}) + "\n" + text)
-        sync(side)
+        fd = os.open(side, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o600)
+    except FileExistsError:
+        raise OutputError(
+            f"{side} lies there, as an interrupted edit leaves it", "run the same command again: it finishes that first"
+        ) from None
+    except OSError as e:
+        raise OutputError(f"could not change {path}: {e.strerror}", "nothing was changed") from None
+    try:
+        with open(fd, "wb", buffering=0) as f:
+            write_all(f, _encoded(edit))
+            os.fsync(fd)
         sync(path.parent)
-        if journal["inserted"]:
-            _insert(path, journal["inserted"])
+        if edit.inserted:
+            _insert(path, edit.inserted)
     except OSError as e:
         side.unlink(missing_ok=True)
         if e.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise OutputError(f"the file system of {path} cannot insert into a file", "write a new file instead of --in-place") from None
         raise OutputError(f"could not change {path}: {e.strerror}", "nothing was changed") from None
-    _finish(path, journal)
+    _finish(path, edit)
 
 
 def recover(path: Path) -> bool:
@@ -105,7 +144,7 @@ def recover(path: Path) -> bool:
 
     Raises OutputError when the file is in neither state that an interruption leaves, or is being edited at this time.
     """
-    if not journal_path(path).exists():
+    if path.is_symlink() or not os.path.lexists(journal_path(path)):  # no edit goes through a link
         return False
     with _held(path):
         return _recover(path)
@@ -113,19 +152,16 @@ def recover(path: Path) -> bool:
 
 def _recover(path: Path) -> bool:
     side = journal_path(path)
-    if not side.exists():  # the process that had it has just finished
+    if not os.path.lexists(side):  # the process that had it has just finished
         return False
-    journal = _whole(side)
+    edit = _read(side)
     size = path.stat().st_size
-    if journal is None or (journal["inserted"] and size == journal["size"]):
+    if edit is None or (edit.inserted and size == edit.size):
         side.unlink()  # it was cut before the model was touched
         return False
-    if size != journal["size"] + journal["inserted"] or not _is_ours(path, journal):
-        raise OutputError(
-            f"{path} is not the file whose in-place edit was interrupted",
-            f"if it is sound, delete {side}, else restore it from a copy",
-        )
-    _finish(path, journal)
+    if not edit.size + edit.inserted <= size <= edit.edited_size or not _is_ours(path, edit):
+        raise OutputError(f"{path} is not the file whose in-place edit was interrupted", NOT_OURS.format(side))
+    _finish(path, edit)
     return True
 
 
@@ -149,59 +185,94 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-def _whole(side: Path) -> dict[str, Any] | None:
-    """A journal as it was written, or None for one that was cut."""
-    head, _, text = side.read_bytes().partition(b"\n")
+def _encoded(edit: Edit) -> bytes:
+    value: dict[str, Any] = asdict(edit)
+    value |= {"header": _text(edit.header), "manifest": _text(edit.manifest), "patches": [[at, _text(data)] for at, data in edit.patches]}
+    text = json.dumps(value).encode()
+    return json.dumps({"sha256": hashlib.sha256(text).hexdigest()}).encode() + b"\n" + text
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _read(side: Path) -> Edit | None:
+    """The edit in a journal as it was written, None for one that was cut. OutputError for a link or what else is no plain file."""
     try:
-        whole = json.loads(head)["sha256"] == hashlib.sha256(text).hexdigest()
-    except (ValueError, KeyError, TypeError, RecursionError):
+        with open(open_file(side), "rb") as f:
+            head, _, text = f.read().partition(b"\n")
+    except FileExistsError:
+        raise OutputError(f"{side} is not what an edit leaves", "delete it") from None
+    try:
+        whole = json.loads(head) == {"sha256": hashlib.sha256(text).hexdigest()}
+        return _decoded(json.loads(text)) if whole else None
+    except (ValueError, RecursionError):
         return None
-    return dict(json.loads(text)) if whole else None
 
 
-def _is_ours(path: Path, journal: Mapping[str, Any]) -> bool:
+def _decoded(value: Any) -> Edit | None:
+    match value:
+        case {
+            "size": int(size), "inserted": int(inserted), "header": str(header), "patches": list(texts), "start": int(start),
+            "before": str(before), "manifest": str(manifest),
+        }:  # fmt: skip
+            patches = []
+            for entry in texts:
+                match entry:
+                    case [int(at), str(data)] if start <= at <= size + (1 << 20):  # a tensor that is appended is aligned
+                        patches.append((at, base64.b64decode(data)))
+                    case _:
+                        return None
+            edit = Edit(size, inserted, base64.b64decode(header), tuple(patches), start, before, base64.b64decode(manifest))
+            return edit if MAGIC < start <= size and inserted >= 0 and len(edit.header) == start + inserted else None
+    return None
+
+
+def _is_ours(path: Path, edit: Edit) -> bool:
     """Whether a file is one that this edit leaves: untouched, in the middle (some of its first bytes are zero) or finished."""
-    header = base64.b64decode(journal["header"])
     with open(path, "rb") as f:
-        start = f.read(len(header))
-    first, wanted = start[:MAGIC], header[:MAGIC]
+        start = f.read(len(edit.header))
+    first, wanted = start[:MAGIC], edit.header[:MAGIC]
     in_the_middle = first != wanted and all(a in (0, b) for a, b in zip(first, wanted, strict=True))
-    return in_the_middle or start == header or _is_untouched(path, journal)
+    return in_the_middle or start == edit.header or _is_untouched(path, edit)
 
 
-def _is_untouched(path: Path, journal: Mapping[str, Any]) -> bool:
+def _is_untouched(path: Path, edit: Edit) -> bool:
     """Whether a file begins as it did when the edit was planned."""
-    length, before = journal["old_header"]
     with open(path, "rb") as f:
-        return bool(hashlib.sha256(f.read(length)).hexdigest() == before)
+        return hashlib.sha256(f.read(edit.start)).hexdigest() == edit.before
 
 
-def _finish(path: Path, journal: Mapping[str, Any]) -> None:
+def _finish(path: Path, edit: Edit) -> None:
     """Write all that the journal holds, and remove it. Raises OutputError when the disk fails; `recover` can go on then.
 
-    A manifest beside the file speaks of what it was before: it goes first, the caller writes the new one.
+    A manifest beside the file speaks of what it was before: it goes first, the new one comes last.
     """
+    side, manifest = journal_path(path), manifest_path(path)
     try:
-        manifest_path(path).unlink(missing_ok=True)
-        _write(path, journal)
+        manifest.unlink(missing_ok=True)
+        _write(path, edit)
+        if edit.manifest:
+            replace_file(manifest, edit.manifest, like=path)
+        side.unlink()
     except OSError as e:
         raise OutputError(
             f"{path} is in the middle of an edit: {e.strerror}",
             "free some space and give --in-place for it again: that finishes the edit",
         ) from None
-    journal_path(path).unlink()
+    with contextlib.suppress(OSError):  # a journal that comes back is carried out once more, to no effect
+        sync(path.parent)
 
 
-def _write(path: Path, journal: Mapping[str, Any]) -> None:
-    header = base64.b64decode(journal["header"])
+def _write(path: Path, edit: Edit) -> None:
     with open(path, "r+b", buffering=0) as f:
         _put(f, 0, b"\0" * MAGIC)
         os.fsync(f.fileno())
-        for offset, data in journal["patches"]:
-            _put(f, offset + journal["inserted"], base64.b64decode(data))
-        _put(f, MAGIC, header[MAGIC:])
+        for offset, data in edit.patches:
+            _put(f, offset + edit.inserted, data)
+        _put(f, MAGIC, edit.header[MAGIC:])
         os.fsync(f.fileno())
-        _put(f, 0, header[:MAGIC])
+        _put(f, 0, edit.header[:MAGIC])
         os.fsync(f.fileno())
 
 

@@ -29,6 +29,7 @@ Progress = Callable[[int], None]
 KERNEL_PIECE = 16 << 20  # bytes a copy_file_range call: enough to be as fast as one, and the disk starts to write early
 ELEMENTS = 1 << 18  # elements converted at a time: 1 MiB of float32 stays in a core's cache
 UNIT = 1 << 24  # elements of a large tensor that one thread converts, about a second to Q4_K: the others go on with the next
+WEIGHTS = (".safetensors", ".gguf")  # what --link makes hard links of: anything smaller is there to be edited
 MAGIC = 8  # bytes of a weight file that are written last: until then no reader takes it for a model
 
 
@@ -186,7 +187,7 @@ class Mover:
         source, begun = job.source.resolve(), self._begun(job, path)
         if begun:
             pass
-        elif self.link and hard_link(source, path):
+        elif self.link and job.name.endswith(WEIGHTS) and hard_link(source, path):
             self.moved[job.name] = "hard link"
         elif reflink(source, path):
             self.moved[job.name] = "reflink"

@@ -1,30 +1,34 @@
 """A whole output, or none: what must not be lost, and when the new one takes the old one's place.
 
-Everything is written to a hidden sibling and renamed when it is whole and on the disk, so that an interruption leaves the
-old output or none, and never a file that a runtime would load. What a large output leaves there is gone on with (`resume`).
+Everything is written to a hidden sibling and renamed when it is whole and on the disk (`places`), so that an interruption leaves
+the old output or none, and never a file that a runtime would load. What a large output leaves there is gone on with (`resume`).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 from ..errors import InputError, OutputError
 from ..manifest import MANIFEST, read_manifest
 from ..tensors import INDEXES
-from .moving import Job, Mover, Progress
-from .resume import Say, open_partial, sync
+from .inputs import NOTHING, Inputs
+from .moving import CopyFile, Job, Mover, Progress
+from .places import State, Taken, publish, state, sync
+from .resume import Say, lock_file, open_partial, settle
 
 
-def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names: Container[str] = ()) -> None:
-    """Raise OutputError when writing `out` would lose something: it exists, or lies in the input or around it. By force a folder
-    that we wrote is replaced, unless there is something in it that neither was written then nor is among the new `names`."""
+def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names: Container[str] = ()) -> State | None:
+    """What lies at `out`, None for nothing.
+
+    Raise OutputError when writing `out` would lose something: it exists, or lies in the input or around it. By force a folder
+    that we wrote is replaced, unless there is something in it that neither was written then nor is among the new `names`.
+    """
     try:
         target = out.resolve()
-        there, is_dir = out.exists() or out.is_symlink(), out.is_dir()
+        there, is_dir = state(out), out.is_dir()
         foreign = is_dir and not (out / MANIFEST).is_file() and any(out.iterdir())
     except (OSError, ValueError) as e:
         raise OutputError(
@@ -33,8 +37,8 @@ def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names
     for source in (p.resolve() for p in inputs):
         if target == source or target.is_relative_to(source) or source.is_relative_to(target):
             raise OutputError(f"the output {out} and the input {source} lie inside one another", "give another place with -o")
-    if not there:
-        return
+    if there is None:
+        return None
     if not force:
         raise OutputError(f"{out} exists", "--force replaces it, -o PATH writes elsewhere")
     if is_dir != folder:
@@ -49,6 +53,7 @@ def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names
         raise OutputError(
             f"--force would delete {out / added}, which is no part of what is written", "put it elsewhere, or delete it yourself"
         )
+    return there
 
 
 def _added(out: Path, names: Container[str]) -> str | None:
@@ -66,27 +71,34 @@ Last = Callable[[Mapping[str, str], Path], list[Job]]
 
 
 def execute(
-    jobs: list[Job], out: Path, *, folder: bool, progress: Progress, link: bool, last: Last, inputs: Sequence[Path] = (),
-    say: Say = lambda line: None,
+    jobs: list[Job], out: Path, *, folder: bool, progress: Progress, link: bool, last: Last, inputs: Inputs = NOTHING,
+    say: Say = lambda line: None, replacing: Mapping[str, State | None] | None = None,
 ) -> None:  # fmt: skip
     """Write all jobs and move the result to `out`: a folder, or the single file that the first job names.
 
     `last` gets how each file was moved and the folder where they lie until the end, and returns the small files that
-    can only be written then, as the manifest.
-    Raises OutputError for a full disk or a place that cannot be written. What a large output has got to is then kept for the
-    next run, also after a crash; it is taken up only if the jobs and the files `inputs`, from which tensors in memory come,
-    are the same. `say` hears of that. Of a small output nothing is left behind.
+    can only be written then, as the manifest. `replacing`: what may be replaced, by its name in the folder of `out`.
+    Raises InputError where a file of `inputs` is not what it was, OutputError for a full disk, a place that cannot be written or
+    where something has appeared. What a large output has got to is then kept for the next run, also after a crash; it is taken
+    up only if the jobs and the inputs are the same. `say` hears of that. Of a small output nothing is left behind.
     """
     kept = ""
     try:
-        partial = open_partial(out, jobs, inputs, say)
+        partial = open_partial(out, jobs, tuple(inputs.weights), say)
         try:
+            inputs.check()
             mover = Mover(partial.files, progress, link, partial.journal)
             mover.run(jobs)
-            mover.run(last(mover.moved, partial.files))
+            more = last(mover.moved, partial.files)
+            mover.run(more)
+            inputs.check()
+            _narrow(partial.files, [*jobs, *more], mover.moved, inputs)
             _to_disk(partial.files)
-            _publish(partial.files, out, folder)
-        except OSError:
+            publish(partial.root, out, folder, replacing or {})
+        except (OSError, Taken):
+            if inputs.changed():
+                partial.remove()
+                inputs.check()
             kept = partial.leave()
             raise
         except Exception:  # the input is not sound, or we are not: no second run would go further
@@ -101,50 +113,61 @@ def execute(
         raise _output_error(e, out, kept) from None
 
 
-def _publish(partial: Path, out: Path, folder: bool) -> None:
-    old = out.with_name(f".{out.name}.old-{os.getpid()}")
-    if folder:
-        if out.exists():
-            out.rename(old)
-        try:
-            partial.rename(out)
-        except OSError:
-            if os.path.lexists(old):
-                old.rename(out)
-            raise
-        if old.is_symlink():
-            old.unlink()
-        else:
-            shutil.rmtree(old, ignore_errors=True)
-    else:
-        files = sorted(partial.iterdir(), key=lambda p: p.name == out.name)  # the model itself, or its first part, comes last
-        if out.exists() and sum(file.suffix == out.suffix for file in files) > 1:
-            out.unlink()  # an old first part never stands beside new ones
-            sync(out.parent)
-        for file in files:
-            file.replace(out.with_name(file.name))
-    sync(out.parent)
+def settle_output(out: Path) -> None:
+    """Put into place, or remove, what a killed run left of this output (`resume.settle`). Raises OutputError."""
+    try:
+        settle(out)
+    except OSError as e:
+        raise _output_error(e, out, "") from None
+
+
+def _narrow(folder: Path, jobs: list[Job], moved: Mapping[str, str], inputs: Inputs) -> None:
+    """Whoever could not read the input cannot read the output: a copy is as private as its file, what is made as all of them."""
+    for job in jobs:
+        if moved.get(job.name) == "hard link":
+            continue
+        allowed = job.source.stat().st_mode if isinstance(job, CopyFile) else inputs.file_mode
+        narrow(folder / job.name, allowed)
+    for path in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+        narrow(path, inputs.folder_mode)
+
+
+def narrow(path: Path, allowed: int) -> None:
+    """Take away what `allowed` does not allow to others than the owner."""
+    mode = path.stat().st_mode & 0o777
+    if mode & ~(allowed | 0o700):
+        path.chmod(mode & (allowed | 0o700))
 
 
 def _to_disk(folder: Path) -> None:
     for path in folder.rglob("*"):
-        if path.is_file() and path.stat().st_nlink == 1:  # a hard link's data was on the disk before
+        if path.is_dir() or path.stat().st_nlink == 1:  # a hard link's data was on the disk before
             sync(path)
     sync(folder)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all: a hidden sibling, flushed and renamed; the mode of an old one stays. OSError."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+def replace_file(path: Path, data: bytes, like: Path | None = None) -> None:
+    """Write a small file whole or not at all: a hidden sibling, flushed and renamed; the mode of an old one stays, a new one is as
+    private as `like`. Several writers wait for each other. OSError."""
+    partial = path.with_name(f".{path.name}.new")
+    fd = lock_file(partial)
     try:
-        partial.write_bytes(data)
+        if path.exists() or like:
+            narrow(partial, (path if path.exists() else like or path).stat().st_mode)
+        os.ftruncate(fd, 0)
+        with open(fd, "wb", closefd=False) as f:
+            f.write(data)
+            f.flush()
+            os.fsync(fd)
         if path.exists():
-            shutil.copymode(path, partial)
-        sync(partial)
+            partial.chmod(path.stat().st_mode & 0o777)
         partial.replace(path)
         sync(path.parent)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
 
 
 def _output_error(e: OSError, out: Path, kept: str) -> OutputError:

@@ -4,7 +4,7 @@ A large output is made in `.NAME.partial`: `files` holds what becomes the output
 of a copied file, are done. The journal's first line is a fingerprint of the plan and of every input file, so that what was made
 of another input or with other options is never continued. A unit is written down only when its bytes are on the disk; a line
 that a power failure has cut counts for nothing, nor does any after it. One process at a time holds the journal's lock, which
-dies with it. Small outputs have no journal: they lie in `.NAME.partial-PID` and go when the conversion fails.
+dies with it. Of a small output nothing is written down: the next run makes it again, and what a killed one left goes first.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -26,11 +27,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import OutputError
+from .places import ASIDE, FILES, PUBLISH, Taken, delete, finish, sync
 
 RESUMABLE = 1_000_000_000  # bytes: smaller outputs are made again sooner than anyone would look for their remains
 BATCH = 256 << 20  # bytes that are moved between two lines of the journal: each batch costs an fsync
 HASHED = 1 << 20  # bytes of a tensor in memory that the fingerprint knows by content; larger ones come from an input file
-JOURNAL, FILES = "journal", "files"
+JOURNAL = "journal"
 LOST = -1  # in the place of a unit's beginning: what was written down of this file before is no longer there
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what a file system without locks says
 
@@ -95,23 +97,27 @@ class Journal:
         self.root, self.files, self.fd = root, root / FILES, fd
         self.done: dict[Unit, int] = {}
         self.recorded = 0  # units on the disk
+        self.kept = True  # whether units are written down
         self._pending: list[tuple[str, int, int]] = []
         self._bytes = 0
         self._lock, self._writing = threading.Lock(), threading.Lock()
 
-    def begin(self, key: str, sizes: Mapping[str, int], say: Say) -> None:
-        """Take up what is there if it was made of this very plan, else begin afresh; `sizes`: bytes of each file of it."""
+    def begin(self, key: str | None, sizes: Mapping[str, int], say: Say) -> None:
+        """Take up what is there if it was made of this very plan, else begin afresh; `sizes`: bytes of each file of it. Without
+        a `key` nothing is written down, so that nothing can be gone on with. OSError."""
         there, units, end = self._read()
-        same = there == key
+        self.kept, same = key is not None, key is not None and there == key
         os.ftruncate(self.fd, end if same else 0)
         os.lseek(self.fd, 0, os.SEEK_END)
-        if not same:
-            if there is not None:
-                say(f"{self.root} was begun from another input or with other options: it is made afresh")
-            shutil.rmtree(self.files, ignore_errors=True)
-            self._append([json.dumps({"plan": key})])
+        if there is not None and not same:
+            say(f"{self.root} was begun from another input or with other options: it is made afresh")
+        if not same or self.files.is_symlink():
+            for path in (self.files, self.root / ASIDE):
+                delete(path)
+            if key is not None and not same:
+                self._append([json.dumps({"plan": key})])
         self.files.mkdir(exist_ok=True)
-        lost = {name for name, _ in units if _size(self.files / name) != sizes.get(name)} if same else set()
+        lost = {name for name, _ in units if name not in sizes or _size(self.files / name) != sizes[name]} if same else set()
         if lost:
             self._append([json.dumps([name, LOST, 0]) for name in lost])
         self.done = {unit: size for unit, size in units.items() if unit[0] not in lost} if same else {}
@@ -124,6 +130,8 @@ class Journal:
 
     def finished(self, name: str, at: int, size: int) -> None:
         """A unit has been written; now and then all such are flushed to the disk and written down. From any thread."""
+        if not self.kept:
+            return
         with self._lock:
             self._pending.append((name, at, size))
             self._bytes += size
@@ -156,16 +164,15 @@ class Journal:
             f.seek(0)
             lines = f.read().split(b"\n")[:-1]
         units: dict[Unit, int] = {}
-        try:
-            key = str(json.loads(lines[0])["plan"])
-        except (IndexError, ValueError, KeyError, TypeError, RecursionError):
+        key = _plan(lines[0]) if lines else None
+        if key is None:
             return None, units, 0
         end = len(lines[0]) + 1
         for line in lines[1:]:
-            try:
-                name, at, size = json.loads(line)
-            except (ValueError, TypeError, RecursionError):
+            entry = _entry(line)
+            if entry is None:
                 break
+            name, at, size = entry
             units[name, at] = size
             if at == LOST:
                 units = {unit: n for unit, n in units.items() if unit[0] != name}
@@ -175,24 +182,57 @@ class Journal:
     def close(self) -> None:
         os.close(self.fd)  # and the lock with it
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that a run could go on with."""
+        return self._read()[0] is None
+
     def remove(self) -> None:
-        """Delete all of it. The journal goes while it is locked, so that no other run takes up what is being deleted."""
-        shutil.rmtree(self.files, ignore_errors=True)
+        """Delete all of it, first what would make a run go on with it. The journal goes while it is locked, so that no other run
+        takes up what is being deleted."""
         with contextlib.suppress(OSError):
-            (self.root / JOURNAL).unlink()
+            os.ftruncate(self.fd, 0)
+            for name in (FILES, ASIDE, PUBLISH, JOURNAL):
+                delete(self.root / name)
             self.root.rmdir()
         self.close()
 
 
+def _loads(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _plan(line: bytes) -> str | None:
+    """The fingerprint in a journal's first line."""
+    head = _loads(line)
+    key = head.get("plan") if isinstance(head, dict) else None
+    return key if isinstance(key, str) else None
+
+
+def _entry(line: bytes) -> tuple[str, int, int] | None:
+    """(file, where in it, bytes) of a journal's line; None for anything else."""
+    match _loads(line):
+        case [str(name), int(at), int(size)] if at >= LOST and size >= 0:
+            return name, at, size
+    return None
+
+
 def open_journal(root: Path, out: Path) -> Journal | None:
     """The journal in `root`, which is made, locked; None where the file system has no locks. OutputError when another process
-    holds it."""
+    holds it, or `root` is something else."""
     while True:
-        root.mkdir(parents=True, exist_ok=True)
         try:
-            fd = os.open(root / JOURNAL, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if root.is_symlink():
+                raise FileExistsError
+            fd = open_file(root / JOURNAL)
         except FileNotFoundError:
             continue  # the process that had it has just finished, and deleted it
+        except FileExistsError:
+            raise OutputError(f"{root} is not what an earlier run left", "move it away, or give another place with -o") from None
         try:
             lock(fd)
             if _is(fd, root / JOURNAL):
@@ -205,39 +245,58 @@ def open_journal(root: Path, out: Path) -> Journal | None:
             raise OutputError(f"another process is writing {out}", "wait for it, or give another place with -o") from None
 
 
+def open_file(path: Path) -> int:
+    """A descriptor to read and write a plain file, which is made where there is none, never through a link. FileExistsError for
+    anything else that lies there."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as e:
+        if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    return fd
+
+
+def lock_file(path: Path) -> int:
+    """A descriptor of a plain file that no other process holds: those that ask for it wait. OSError."""
+    while True:
+        fd = open_file(path)
+        try:
+            lock(fd, wait=True)
+        except OSError as e:
+            if e.errno not in UNSUPPORTED:
+                os.close(fd)
+                raise
+        if _is(fd, path):
+            return fd
+        os.close(fd)
+
+
 def _is(fd: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(fd), path.stat())
+        return os.path.samestat(os.fstat(fd), path.lstat())
     except FileNotFoundError:
         return False
 
 
-def lock(fd: int) -> None:
+def lock(fd: int, wait: bool = False) -> None:
     """Lock a file for this process alone, until it is closed. OSError when another has it, or one of `UNSUPPORTED`."""
     if sys.platform == "win32":
         import msvcrt
 
         os.lseek(fd, 1 << 30, os.SEEK_SET)  # far behind the text: a locked range cannot be read
-        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(fd, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
 
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def sync(path: Path) -> None:
-    """fsync a file or, where the system can, a folder."""
-    if path.is_dir() and sys.platform == "win32":
-        return
-    fd = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else None
 
 
 # -- the folder -------------------------------------------------------------------------------------------------------
@@ -255,7 +314,8 @@ class Partial:
         if self.journal:
             self.journal.remove()
         else:
-            shutil.rmtree(self.root, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                delete(self.root)
 
     def leave(self) -> str:
         """After a failure: keep what a later run can go on with, and say so; delete the rest. "" when nothing is kept."""
@@ -264,7 +324,7 @@ class Partial:
             return ""
         with contextlib.suppress(OSError):
             self.journal.flush()
-        if not self.journal.recorded:
+        if not self.journal.recorded and not (self.root / PUBLISH).exists():
             self.remove()
             return ""
         self.journal.close()
@@ -274,13 +334,44 @@ class Partial:
 def open_partial(out: Path, jobs: Sequence[Any], inputs: Sequence[Path], say: Say) -> Partial:
     """The hidden folder beside `out` for an output of `jobs`. Raises OSError, and OutputError when another process has it."""
     sizes = {job.name: job.size for job in jobs}
-    if sum(sizes.values()) >= RESUMABLE and (journal := open_journal(out.with_name(f".{out.name}.partial"), out)):
-        try:
-            journal.begin(fingerprint(jobs, inputs), sizes, say)
-        except BaseException:  # what lies there stays
-            journal.close()
-            raise
-        return Partial(journal.root, journal.files, journal)
-    root = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    root.mkdir(parents=True)
-    return Partial(root, root, None)
+    journal = open_journal(partial_of(out), out)
+    if journal is None:
+        root = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        (root / FILES).mkdir()
+        return Partial(root, root / FILES, None)
+    try:
+        if (journal.root / PUBLISH).exists():
+            raise OutputError(f"another process was writing {out} and did not finish", "run the same command again: that finishes it")
+        journal.begin(fingerprint(jobs, inputs) if sum(sizes.values()) >= RESUMABLE else None, sizes, say)
+    except BaseException:  # what lies there stays
+        journal.close()
+        raise
+    return Partial(journal.root, journal.files, journal)
+
+
+def settle(out: Path) -> bool:
+    """Deal with what a killed run left beside `out`: put into place what was whole, remove what nothing can go on with. True when
+    an output was put into place. Raises OutputError where another process is writing it, OSError."""
+    root = partial_of(out)
+    if root.is_symlink() or not root.is_dir():
+        return False
+    journal = open_journal(root, out)
+    if journal is None:
+        return False
+    try:
+        finished = finish(root, out)
+    except Taken as e:
+        journal.close()
+        raise OutputError(e.message, f"an interrupted run left its output in {root}: move what is there away, or delete that") from None
+    except BaseException:
+        journal.close()
+        raise
+    if finished or journal.is_empty:
+        journal.remove()
+    else:
+        journal.close()
+    return finished
+
+
+def partial_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
