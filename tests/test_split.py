@@ -23,7 +23,7 @@ from yarn_convert.manifest import manifest_path, read_manifest
 from yarn_convert.repair import plan_repair
 from yarn_convert.source import resolve
 from yarn_convert.split import part_name, read_model, stem_of
-from yarn_convert.targets import moving
+from yarn_convert.targets import moving, places
 from yarn_convert.upload.hub import _files
 
 HERE = "split.no", "split.count", "split.tensors.count"
@@ -343,16 +343,17 @@ def test_two_models_never_share_a_manifest(whole: Path, parts: list[Path], tmp_p
 def test_while_parts_are_put_into_place_no_first_part_is_there(parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert(str(parts[0]), Options(scale=2, output=tmp_path / "out.gguf"))
     first, seen = tmp_path / "out-00001-of-00004.gguf", []
-    real = Path.replace
+    real = places.rename_new
 
-    def spy(self: Path, target: Path) -> Path:
-        seen.append((Path(target).name, first.exists()))
-        return real(self, target)
+    def spy(source: Path, place: Path) -> None:
+        if place.parent == tmp_path:
+            seen.append((place.name, first.exists()))
+        real(source, place)
 
-    monkeypatch.setattr(Path, "replace", spy)
+    monkeypatch.setattr(places, "rename_new", spy)
     convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", force=True))
-    assert not any(there for _, there in seen)
-    assert seen[-1][0] == first.name
+    assert not any(there for _, there in seen[:-1])
+    assert [name for name, _ in seen[-2:]] == [first.name, "out.yarn_convert.json"]
     assert len(seen) == 5
 
 
