@@ -5,6 +5,7 @@ A schema is a `msgspec.Struct`: members that it does not name are passed over, n
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from typing import Any, TypeVar
@@ -32,6 +33,8 @@ def parse(data: bytes, encoding: str = "utf-8") -> Any:
         raise ValueError(f"it has {len(data):,} bytes, at most {MAX_JSON:,} are read")
     if (nested := data.count(b"{") + data.count(b"[")) > MAX_NESTED:
         raise ValueError(f"it has {nested:,} objects and lists, at most {MAX_NESTED:,} are read")
+    if data.startswith(codecs.BOM_UTF8):
+        raise ValueError("it begins with a byte order mark, which no reader of models takes: save it without")
     try:
         value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
     except RecursionError:

@@ -14,6 +14,7 @@ from .checkpoint import Checkpoint
 from .errors import Disagreement, YarnConvertError
 from .families.derived import of_one_layer
 from .files import exists, read_text
+from .lengths import DUAL_CHUNKS
 from .readers import HF_READERS
 from .readers.config import seen
 from .rope import Rope, geometric, recipe_of, table
@@ -121,6 +122,9 @@ def _hf_findings(c: Checkpoint) -> list[str]:
         f"{key} says {method}, and no tensor is packed: delete it, transformers and vLLM would look for scales"
         for key, method in c.packing.left_over.items()
     ]
+    if c.written.get(DUAL_CHUNKS) is not None and c.rope.original_context < c.context:
+        trained = f"{c.context:,} tokens need dual chunk attention, as SGLang has it"
+        found.append(f"{trained}: transformers, llama.cpp and others go as far as the {c.rope.original_context:,} of its training")
     config = of_one_layer(c.family, c.config)
     scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
     if c.rope.method != "none":

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .dialects import positive_int
 from .errors import InputError, UsageError
 from .families.aliases import Trained, trained_alike, trained_as, trained_in_series
 from .files import exists, read_text
@@ -15,6 +16,7 @@ from .gguf_file import Gguf
 from .rope import MAX_CONTEXT, Rope
 from .source import Source
 
+DUAL_CHUNKS = "dual_chunk_attention_config"  # Qwen2.5-1M: SGLang and vLLM take positions from it, and pass over any scaling
 COUNTING = ("linear", "dynamic-ntk")  # no reader asks for their L, and max_position_embeddings is written as L or as L'
 ASKING = (*COUNTING, "yarn", "llama3", "longrope")
 CAPS = (
@@ -118,6 +120,8 @@ def _found(rope: Rope, said: int | None, context: int, key: str, model_type: str
 def _said(config: Mapping[str, Any], rope: Rope) -> int | None:
     """L by a config.json: `original_max_position_embeddings`, or a second length that is `factor` times shorter or longer than
     max_position_embeddings, as `model_max_length` beside linear."""
+    if rope.method == "none" and (trained := _in_chunks(config)):
+        return trained
     objects = [x for k in ("rope_scaling", "rope_parameters") if isinstance(x := config.get(k), dict)]
     if any(x.get("original_max_position_embeddings") is not None for x in (*objects, config)):
         return rope.original_context
@@ -127,6 +131,14 @@ def _said(config: Mapping[str, Any], rope: Rope) -> int | None:
     others = [value for key in CAPS if type(value := config.get(key)) is int]
     found = {min(value, longest) for value in others if max(value, longest) == round(min(value, longest) * s)}
     return found.pop() if len(found) == 1 else None
+
+
+def _in_chunks(config: Mapping[str, Any]) -> int | None:
+    """The tokens that a model with dual chunk attention was trained on, of which no two are ever farther apart in runtimes that
+    have it (vllm rotary_embedding/dual_chunk_rope.py). Its max_position_embeddings is what it serves there."""
+    chunks = config.get(DUAL_CHUNKS)
+    value = chunks.get("original_max_position_embeddings") if isinstance(chunks, dict) else None
+    return None if value is None else positive_int(value, f"{DUAL_CHUNKS}.original_max_position_embeddings")
 
 
 def _names(config: Mapping[str, Any], source: Source) -> Iterator[str]:

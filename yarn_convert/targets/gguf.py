@@ -16,6 +16,7 @@ from ..families.derived import MULTIPLIERS, ODD
 from ..files import exists
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
+from ..lengths import DUAL_CHUNKS
 from ..quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
 from ..rope import Array
 from ..tensors import Tensor, in_memory, load_json
@@ -24,6 +25,7 @@ from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
+NO_CHUNKS = "llama.cpp has no dual chunk attention, which the whole context needs: without it the training's length is as far as it goes"
 SUPER_BLOCK = 256  # numbers in a block of the K- and IQ-types (ggml-common.h, QK_K)
 
 
@@ -54,7 +56,8 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     out = r.out.with_name(jobs[0].name)
     identical = all(p.dtype == p.target.dtype for p in tensors)
     caveats = tokenizers.caveats(c.source.path, about["general.name"].data) if about else ()
-    notes = (*c.packing.notes, *_notes(c, tensors, r.outtype), *lost, *caveats)
+    unscaled = [NO_CHUNKS] if c.written.get(DUAL_CHUNKS) is not None and r.rope == c.rope else []
+    notes = (*c.packing.notes, *unscaled, *_notes(c, tensors, r.outtype), *lost, *caveats)
     return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes)
 
 

@@ -20,6 +20,7 @@ from ..files import exists, inside, read_text, regular
 from ..gguf_file import shortest
 from ..json_text import REMOVE, edit
 from ..layout import Part
+from ..lengths import DUAL_CHUNKS
 from ..manifest import MANIFEST
 from ..readers import MODEL_TYPES
 from ..rope import table
@@ -33,6 +34,7 @@ TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
 LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
 ROPE_FILE = "rope.safetensors"
+WITHOUT_CHUNKS = f"{DUAL_CHUNKS} is left out: SGLang and vLLM would take their positions from it and pass over this scaling"
 ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
 
 
@@ -55,6 +57,8 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
         keys = [k for k in ("dtype", "torch_dtype") if k in config] or ["torch_dtype"]
         changes |= dict.fromkeys(keys, TORCH_NAMES[r.outtype.upper()])
     changes |= dict.fromkeys(c.packing.left_over, REMOVE)  # transformers and vLLM would look for scales
+    chunked = c.written.get(DUAL_CHUNKS) is not None and r.rope != c.rope
+    changes |= {DUAL_CHUNKS: REMOVE} if chunked else {}
     changes |= {k: r.context for k in LENGTHS if config.get(k) == c.context}
     text = json.dumps(config, indent=2) + "\n" if c.gguf else read_text(c.source.path, "config.json")
     weights, identical = _weights(c, r.outtype)
@@ -62,7 +66,8 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     jobs += _from_gguf(c, r.context) if c.gguf else _kept_files(c, r.context)
     if carrier == "tensors":
         jobs.append(_rope_file(r))
-    notes = c.packing.notes + ([ONLY_OURS] if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else [])
+    notes = c.packing.notes + ([WITHOUT_CHUNKS] if chunked else [])
+    notes += [ONLY_OURS] if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else []
     notes += general.untold(c.config) if c.gguf else []
     return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, tuple(notes))
 
