@@ -21,7 +21,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def within(f: Family) -> bool:
     """Whether only layers with a window turn, as the architecture usually is."""
     keys = {"block_count": 32, "attention.sliding_window": 4096}
-    return readers.gguf_reach(f.gguf_arch, {f"{f.gguf_arch}.{k}": v for k, v in keys.items()}) is not None
+    return readers.gguf_farthest(f.gguf_arch, {f"{f.gguf_arch}.{k}": v for k, v in keys.items()}) is not None
 
 
 def carried(f: Family) -> str:

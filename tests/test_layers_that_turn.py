@@ -15,7 +15,7 @@ from yarn_convert.convert import Options, convert, extend
 from yarn_convert.errors import FormatError, Unsupported
 from yarn_convert.families import FAMILIES
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
-from yarn_convert.readers.layers import HF_LAYERS, Layer, gguf_reach, hf_reach, reach
+from yarn_convert.readers.layers import HF_LAYERS, Layer, farthest, gguf_farthest, hf_farthest
 from yarn_convert.source import resolve
 
 WINDOW, TOKENS = 4, 12
@@ -119,13 +119,13 @@ KEYS: list[tuple[str, dict[str, Any], int | None]] = [  # architecture, keys, ho
 
 @pytest.mark.parametrize(("arch", "keys", "far"), KEYS)
 def test_how_far_the_layers_of_a_gguf_turn(arch: str, keys: dict[str, Any], far: int | None) -> None:
-    assert gguf_reach(arch, {f"{arch}.{k}": v for k, v in keys.items()}) == far
+    assert gguf_farthest(arch, {f"{arch}.{k}": v for k, v in keys.items()}) == far
 
 
 def test_reach_is_the_widest_window_of_a_layer_that_turns() -> None:
-    assert reach([Layer(True, 16), Layer(True, 64), Layer(False), Layer(False, 512)]) == 64
-    assert reach([Layer(True, 16), Layer(True)]) is None
-    assert reach([Layer(False), Layer(False, 16)]) == 0
+    assert farthest([Layer(True, 16), Layer(True, 64), Layer(False), Layer(False, 512)]) == 64
+    assert farthest([Layer(True, 16), Layer(True)]) is None
+    assert farthest([Layer(False), Layer(False, 16)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,13 @@ def test_reach_is_the_widest_window_of_a_layer_that_turns() -> None:
 )
 def test_what_is_no_number_is_said(said: dict[str, Any]) -> None:
     with pytest.raises(FormatError, match="not a number"):
-        hf_reach({"model_type": "exaone4"} | SMALL | said)
+        hf_farthest({"model_type": "exaone4"} | SMALL | said)
 
 
 @pytest.mark.parametrize("layers", [10**9, 2**31])
 def test_a_number_of_layers_that_nothing_has_takes_no_time(layers: int) -> None:
-    assert hf_reach({"model_type": "exaone4", "num_hidden_layers": layers}) == 4096
-    assert gguf_reach("llama4", {"llama4.block_count": layers}) == 8192
+    assert hf_farthest({"model_type": "exaone4", "num_hidden_layers": layers}) == 4096
+    assert gguf_farthest("llama4", {"llama4.block_count": layers}) == 8192
 
 
 # -- what is done with it ---------------------------------------------------------------------------------------------

@@ -110,9 +110,9 @@ class Checkpoint:
         return int(found) if found else None
 
     @cached_property
-    def reach(self) -> int | None:
+    def farthest(self) -> int | None:
         """How many tokens apart two may be that a layer turns: the window where only layers that see one have RoPE, else None."""
-        return readers.gguf_reach(self.gguf.arch, self.config) if self.gguf else readers.hf_reach(self.config)
+        return readers.gguf_farthest(self.gguf.arch, self.config) if self.gguf else readers.hf_farthest(self.config)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

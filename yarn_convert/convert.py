@@ -163,11 +163,13 @@ def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None
 
 def _check_family(c: Checkpoint, o: Options, context: int) -> None:
     """Raise Unsupported for a model in which nothing is to be extended, UsageError for what means nothing to its attention."""
-    if c.reach is not None and c.reach < context:
+    if c.farthest is not None and c.farthest < context:
         length = "context_length" if c.gguf else "max_position_embeddings"
-        farther = f"--context {c.reach} is the most; " if c.reach > c.rope.original_context else ""
+        farther = f"--context {c.farthest} is the most; " if c.farthest > c.rope.original_context else ""
         where = (
-            f"only in layers that see a window of {c.reach:,} tokens, and its other layers have no positions" if c.reach else "in no layer"
+            f"only in layers that see a window of {c.farthest:,} tokens, and its other layers have no positions"
+            if c.farthest
+            else "in no layer"
         )
         raise Unsupported(
             f"{c.family.name} has RoPE {where}: no token turns farther, so there is nothing to extend",

@@ -12,16 +12,9 @@ from .families import Family
 from .files import exists
 from .tensors import Tensor, load_json
 
-KEYS = {
-    "quantization_config": "",
-    "compression_config": "compressed-tensors",
-    "quantization": "mlx",
-}  # of config.json -> who, if it says none
-FILES = {
-    "hf_quant_config.json": "modelopt",
-    "quantize_config.json": "gptq",
-    "quant_config.json": "awq",
-}  # that say it instead of config.json
+KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "mlx"}  # of config.json -> who, if unsaid
+# Files that say it where config.json does not
+FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 # What only numbers packed elsewhere have: GPTQ's, AWQ's and MLX's scales, FP8's of a tensor, its blocks, its input, keys and values
 BESIDE = re.compile(r"[._](scales?|scale_inv|scale_2|zero_point|qzeros|absmax|amax)$")
 # Methods that store what they packed: without a packed tensor there is nothing left of them. Others round as they run.

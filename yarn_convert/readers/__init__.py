@@ -12,7 +12,7 @@ factor where a YaRN ramp ends. A row says which model types it is modelled for (
 from .config import read_config
 from .gguf import check_keys, read_gguf
 from .gguf_archs import ARCHS
-from .layers import gguf_reach, hf_reach
+from .layers import gguf_farthest, hf_farthest
 from .model_types import MODEL_TYPES
 from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS, Reader
@@ -26,8 +26,8 @@ __all__ = [
     "Reading",
     "Refuses",
     "check_keys",
-    "gguf_reach",
-    "hf_reach",
+    "gguf_farthest",
+    "hf_farthest",
     "read_config",
     "read_gguf",
 ]

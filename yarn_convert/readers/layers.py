@@ -22,25 +22,25 @@ class Layer(NamedTuple):
     window: int | None = None
 
 
-def reach(layers: Iterable[Layer]) -> int | None:
+def farthest(layers: Iterable[Layer]) -> int | None:
     """How many tokens apart two may be that some layer turns: None where nothing bounds it, 0 where no layer turns."""
     windows = [layer.window for layer in layers if layer.turns]
     return None if None in windows else max((_count(w, "the window of tokens") for w in windows), default=0)
 
 
-def hf_reach(config: Values) -> int | None:
-    """`reach` of what transformers makes of config.json; None also for a model type whose layers all turn."""
+def hf_farthest(config: Values) -> int | None:
+    """`farthest` of what transformers makes of config.json; None also for a model type whose layers all turn."""
     row = HF_LAYERS.get(str(config.get("model_type")))
-    return reach(row(config, _count(config.get("num_hidden_layers"), "num_hidden_layers"))) if row else None
+    return farthest(row(config, _count(config.get("num_hidden_layers"), "num_hidden_layers"))) if row else None
 
 
-def gguf_reach(arch: str, keys: Values) -> int | None:
-    """`reach` of what llama.cpp makes of a GGUF's keys; None also for an architecture whose layers all turn."""
+def gguf_farthest(arch: str, keys: Values) -> int | None:
+    """`farthest` of what llama.cpp makes of a GGUF's keys; None also for an architecture whose layers all turn."""
     row, meta = GGUF_LAYERS.get(arch), {k.removeprefix(f"{arch}."): v for k, v in keys.items()}
     if row is None:
         return None
     run = _count(meta.get("block_count"), "block_count") - _count(meta.get("nextn_predict_layers") or 0, "nextn_predict_layers")
-    return reach(row(meta, max(run, 0)))
+    return farthest(row(meta, max(run, 0)))
 
 
 def _count(value: Any, name: str) -> int:
