@@ -166,13 +166,9 @@ def _check_family(c: Checkpoint, o: Options, context: int) -> None:
     if c.farthest is not None and c.farthest < context:
         length = "context_length" if c.gguf else "max_position_embeddings"
         farther = f"--context {c.farthest} is the most; " if c.farthest > c.rope.original_context else ""
-        where = (
-            f"only in layers that see a window of {c.farthest:,} tokens, and its other layers have no positions"
-            if c.farthest
-            else "in no layer"
-        )
+        where = f"only in layers that see a window of {c.farthest:,} tokens" if c.farthest else "in no layer"
         raise Unsupported(
-            f"{c.family.name} has RoPE {where}: no token turns farther, so there is nothing to extend",
+            f"{c.family.name} has RoPE {where}, and no positions in the others: there is nothing to extend",
             f"{farther}--method none converts the format; for longer texts {length} alone is to be raised, by hand",
         )
     if c.family.latent and o.attention_factor is not None:
