@@ -19,6 +19,7 @@ from .options import Context, FollowLinks, Json, Method, Model, Original, Quiet,
 from .show import (
     HubTalk,
     Talk,
+    answer,
     inspect_lines,
     next_steps,
     plan_json,
@@ -28,6 +29,7 @@ from .show import (
     repair_lines,
     stages,
     upload_lines,
+    write,
 )
 
 app = typer.Typer(
@@ -115,7 +117,7 @@ def convert(
 
         say = HubTalk(quiet or as_json).line
         url = publish(model, options, push, revision, private=private, unvalidated=allow_unvalidated, say=say)
-        print(json.dumps({"repo": push, "url": url}, indent=2) if as_json else url)
+        answer({"repo": push, "url": url}, as_json, url)
         return
     conversion = prepare(model, options, revision, weights=not dry_run)
     if not dry_run:
@@ -130,7 +132,7 @@ def convert(
     with progress(conversion.plan.bytes, quiet or as_json) as advance:
         manifest = conversion.run(advance, lambda line: talk.lines([line]))
     out_path = conversion.plan.out
-    print(json.dumps({"output": str(out_path), **manifest}, indent=2) if as_json else out_path)
+    answer({"output": str(out_path), **manifest}, as_json, out_path)
     talk.lines(next_steps(out_path, manifest["context"]))
 
 
@@ -193,7 +195,7 @@ def validate(
     )  # fmt: skip
     with stages(quiet or as_json) as say:
         result = run(model, settings, revision, say)
-    print(json.dumps(result, indent=2) if as_json else "\n".join(lines(result, quiet)))
+    answer(result, as_json, *lines(result, quiet))
     if report:
         write_report(report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if result["verdict"] != "passed":
@@ -221,10 +223,10 @@ def upload(
     talk = HubTalk(quiet or as_json)
     talk.lines(upload_lines(plan))
     if dry_run:
-        print(json.dumps({**plan.as_json(), "card": plan.card}, indent=2) if as_json else plan.card)
+        answer({**plan.as_json(), "card": plan.card}, as_json, *plan.card.splitlines())
         return
     url = run_upload(plan, talk.line)
-    print(json.dumps({**plan.as_json(), "url": url}, indent=2) if as_json else url)
+    answer({**plan.as_json(), "url": url}, as_json, url)
 
 
 @app.command()
@@ -235,7 +237,7 @@ def card(
     """Print the model card that 'upload' would publish."""
     from .upload import card as text
 
-    print(text(model, repo))
+    write(*text(model, repo).splitlines())
 
 
 @runtimes_app.callback(invoke_without_command=True)
@@ -251,7 +253,7 @@ def runtimes(ctx: typer.Context, as_json: Json = False) -> None:
         return
     for row in rows:
         there = f"{row['version'] or '?'} in {row['where']}" if row["where"] else f"not here; to add it: {row['add']}"
-        print(f"{row['name']:<13} reads {row['reads']:<12} {there}" + (f"\n{'':<14}{row['note']}" if row["note"] else ""))
+        write(f"{row['name']:<13} reads {row['reads']:<12} {there}", *([f"{'':<14}{row['note']}"] if row["note"] else []))
 
 
 @runtimes_app.command()
@@ -265,7 +267,7 @@ def add(
 
     talk = Talk(quiet)
     for name in names:
-        print(install(name, lambda line: talk.lines([line]), force))
+        write(install(name, lambda line: talk.lines([line]), force))
 
 
 @app.command()
@@ -291,10 +293,10 @@ def inspect(
 
         verdicts = survey(checkpoint, intention_of(checkpoint, None, None, None, doubtful=True))
         lines = [f"inconsistent: {line}" for line in findings(checkpoint)[: 1 if checkpoint.doubt else 0]] + table_lines(verdicts)
-        print(json.dumps([verdict_json(v) for v in verdicts], indent=2) if as_json else "\n".join(lines))
+        answer([verdict_json(v) for v in verdicts], as_json, *lines)
         return
     facts = describe(checkpoint)
-    print(json.dumps(facts, indent=2) if as_json else "\n".join(inspect_lines(checkpoint, facts)))
+    answer(facts, as_json, *inspect_lines(checkpoint, facts))
 
 
 @app.command()
@@ -339,7 +341,7 @@ def repair(
     talk.lines(repair_lines(plan))
     if not dry_run and (plan.changes or output):
         plan.run()
-    print(json.dumps(plan.as_json(), indent=2) if as_json else plan.conversion.plan.out)
+    answer(plan.as_json(), as_json, plan.conversion.plan.out)
 
 
 @app.command()
@@ -434,7 +436,5 @@ INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 
 def _fail(message: str, hint: str, code: int = 1) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    write(f"error: {message}", *([f"hint: {hint}"] if hint else []), file=sys.stderr)
     sys.exit(code)

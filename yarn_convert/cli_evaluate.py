@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import typer
 
 from .errors import UsageError
 from .options import Context, FollowLinks, Json, Original, Quiet, Scale, tokens
-from .show import steps
+from .show import answer, steps
 
 evaluate_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -268,7 +267,7 @@ def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs, then: Calla
     check_places(to.report, to.plot, to.journal, to.force)
     with journal_of(to.report or to.plot, to.journal) as kept, steps(to.quiet or to.as_json) as say:
         result = finished(run(kept, say))
-    print(json.dumps(result, indent=2) if to.as_json else "\n".join(lines(result)))
+    answer(result, to.as_json, *lines(result))
     if to.report:
         write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if to.plot:

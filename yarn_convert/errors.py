@@ -17,17 +17,23 @@ from __future__ import annotations
 import re
 
 LONGEST = 600  # characters of a message: what a hostile file says is quoted, but not at any length
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")  # escape sequences, lines, directions of writing
+_SURROGATES = re.compile(r"[\ud800-\udfff]+")
+
+
+def printable(text: str) -> str:
+    """One line without what a terminal would obey: names and values in a file are a stranger's."""
+    return _CONTROL.sub("?", text)
 
 
 class YarnConvertError(Exception):
     """Root of the tree. `message` becomes one short line; `hint` says what the user can do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        message = _CONTROL.sub("?", message)
+        message = _SURROGATES.sub("?", printable(message))
         self.message = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
         super().__init__(self.message)
-        self.hint = hint
+        self.hint = _SURROGATES.sub("?", printable(hint))
 
     def __str__(self) -> str:
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message

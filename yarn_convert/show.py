@@ -5,12 +5,15 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import json
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from .errors import printable
 
 NEAREST = str.maketrans(
     dict(zip("×–−·…→±√²θ", ("x", "-", "-", ".", "...", "->", "+-", "sqrt", "2", "theta"), strict=True))
@@ -32,6 +35,19 @@ def print_anywhere() -> None:
     codecs.register_error("yarn_convert.nearest", nearest)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="yarn_convert.nearest")
+
+
+def write(*lines: object, file: TextIO | None = None) -> None:
+    """Print lines for people; the only way from a model's texts to a terminal. JSON needs none, for it escapes by itself."""
+    print("\n".join(printable(str(line)) for line in lines), file=file, flush=file is not None)
+
+
+def answer(value: Any, as_json: bool, *lines: object) -> None:
+    """The result of a command on stdout: as JSON, or as lines for people."""
+    if as_json:
+        print(json.dumps(value, indent=2))
+    else:
+        write(*lines)
 
 
 def plan_json(conversion: Any) -> dict[str, Any]:
@@ -148,7 +164,7 @@ class Talk:
 
     def lines(self, lines: list[str]) -> None:
         if not self.quiet:
-            print("\n".join(lines), file=sys.stderr)
+            write(*lines, file=sys.stderr)
 
 
 class HubTalk(Talk):
@@ -192,11 +208,12 @@ def stages(quiet: bool) -> Iterator[Any]:
         def line(what: str, fraction: float) -> None:
             if what not in begun:
                 begun.append(what)
-                print(what, file=sys.stderr, flush=True)
+                write(what, file=sys.stderr)
 
         yield line
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -207,7 +224,7 @@ def stages(quiet: bool) -> Iterator[Any]:
             if what not in tasks:
                 for task in tasks.values():
                     bar.update(task, completed=1.0, visible=False)
-                tasks[what] = bar.add_task(what, total=1.0)
+                tasks[what] = bar.add_task(escape(printable(what)), total=1.0)
             bar.update(tasks[what], completed=fraction)
 
         yield show
@@ -233,7 +250,7 @@ def steps(quiet: bool) -> Iterator[Any]:
         if now - max(last, begun) >= LINE_EVERY and fraction > 0:
             last = now
             left = (now - begun) * (1 - fraction) / fraction
-            print(f"{what}: {fraction:.0%}, about {duration(left)} left", file=sys.stderr, flush=True)
+            write(f"{what}: {fraction:.0%}, about {duration(left)} left", file=sys.stderr)
 
     yield line
 

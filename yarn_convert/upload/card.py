@@ -6,16 +6,18 @@ Prose that is there stays; our section is what lies between two markers, and is 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..errors import printable
 from ..evaluate.text import figure, percent
 from ..general import card_text, front_matter, read_card, to_card
 from ..manifest import Manifest, read_manifest, recorded
 from ..rope import Rope, table
-from ..source import resolve
+from ..source import HUB_ID, resolve
 from ..split import stem_of
 from ..validate.intention import intention_of
 
@@ -96,23 +98,44 @@ def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        finalize=markdown,
+    )  # fmt: skip
     environment.filters["gib"] = lambda n: f"{n / 2**30:.2f} GiB"
-    environment.filters |= {"zip": zip, "figure": figure, "percent": percent}
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters |= {"zip": zip, "figure": figure, "percent": percent, "code": code, "shell": shell}
     rope, context = manifest.recipe.rope(), manifest.context
     original = rope.original_context
     doubling = [original << k for k in range(40) if original << k < context]
     text = environment.get_template("model_card.md.j2").render(
         title=repo.rpartition("/")[2] if first else stem_of(c.source.path), repo=repo, gguf=c.gguf is not None,
-        file=c.source.path.name, m=manifest, rope=rope,
+        file=c.source.path.name, m=manifest, rope=rope, linked=HUB_ID.fullmatch(manifest.base.repo or ""),
         context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,
         identical=manifest.weights.identical_to_base, readers=manifest.readers,
         validation=manifest.validation, memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
         window=c.sliding_window, evaluation=manifest.evaluation or None,
     )  # fmt: skip
     return str(text).strip()
+
+
+class Code(str):
+    """What stands between backticks, where nothing is markup but they."""
+
+
+def code(text: object) -> Code:
+    return Code(printable(str(text)).replace("`", "'"))
+
+
+def shell(name: str) -> Code:
+    return Code(shlex.quote(printable(name)))
+
+
+def markdown(value: Any) -> Any:
+    """A text, as a name in a file, that is shown as it stands: on one line, without markup, HTML, or a link of the renderer's own."""
+    if not isinstance(value, str) or isinstance(value, Code):
+        return value
+    text = printable(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_])|^[-+](?=\s)|(?<=^\d)[.)](?=\s))", r"\\\1", text)
+    return re.sub(r"(?i)\bwww\.", "www&#46;", text.replace("://", ":&#47;&#47;"))
 
 
 def _params(rope: Rope) -> dict[str, Any]:
