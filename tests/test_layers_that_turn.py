@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from conftest import CONTEXT, MakeModel
 from family_models import make
 
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert, extend
-from yarn_convert.errors import FormatError, Unsupported
+from yarn_convert.convert import Options, convert, extend, prepare
+from yarn_convert.errors import FormatError, Unsupported, UsageError
 from yarn_convert.families import FAMILIES
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
 from yarn_convert.readers.layers import HF_LAYERS, Layer, farthest, gguf_farthest, hf_farthest
@@ -243,3 +244,42 @@ def test_up_to_the_window_there_is_something_to_extend(make_model: MakeModel) ->
         extend(c, Options(scale=4))
     assert "--context 128 is the most" in e.value.hint
     assert extend(c, Options(context=128)).scale == 2
+
+
+# -- windows that can be turned off -----------------------------------------------------------------------------------
+
+EVERY = [
+    ("mistral", {"sliding_window": 16}),
+    ("qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}),
+    ("qwen3", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 28, "layer_types": [SLIDING, SLIDING]}),
+]
+
+
+@pytest.mark.parametrize(("model_type", "said"), EVERY)
+def test_a_window_of_every_layer_is_said_and_can_be_turned_off(
+    model_type: str, said: dict[str, Any], make_model: MakeModel, tmp_path: Path
+) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    folder = make_model() if model_type == "mistral" else make(model_type, tmp_path / "m")
+    own = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]} if model_type == "mistral" else {}
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | own | said))
+    assert any(
+        "keeps its sliding window of 16 tokens" in n for n in prepare(str(folder), Options(scale=4, output=tmp_path / "kept")).plan.notes
+    )
+    found = prepare(str(folder), Options(scale=4, sliding_window="off", output=tmp_path / "out"))
+    assert any("16 tokens is turned off" in n for n in found.plan.notes)
+    found.run()
+    net = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    changed = torch.arange(3, 43)[None].repeat(2, 1)
+    changed[1, 0] += 50
+    with torch.no_grad():
+        logits = net(changed).logits[:, -1]
+    assert not torch.equal(logits[0], logits[1])  # the first of 40 tokens is seen by the last, through two layers of 16 it is not
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "gpt_oss", "cohere2"])
+def test_windows_of_some_layers_are_a_part_of_the_model(name: str, tmp_path: Path) -> None:
+    folder = make(name, tmp_path / "m")
+    method: dict[str, Any] = {"method": "none"} if name == "cohere2" else {"scale": 4}
+    with pytest.raises(UsageError, match="only some layers"):
+        prepare(str(folder), Options(**method, sliding_window="off", output=tmp_path / "out"))

@@ -207,6 +207,15 @@ def test_what_a_file_beside_config_json_says_counts(file: str, way: str, make_mo
         prepare(str(folder), Options(scale=4, out="gguf"))
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_that_no_tensor_bears_out_stays_behind(file: str, make_model: MakeModel, tmp_path: Path) -> None:
+    folder, out = make_model(), tmp_path / "out"
+    (folder / file).write_text(json.dumps(FILES[file]))
+    found = prepare(str(folder), Options(scale=4, output=out))
+    found.run()
+    assert not (out / file).exists() and any(n.startswith(file) for n in found.plan.notes)
+
+
 @pytest.mark.parametrize(
     "name",
     [

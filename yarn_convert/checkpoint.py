@@ -99,9 +99,8 @@ class Checkpoint:
 
     @property
     def sliding_window(self) -> int | None:
-        """The attention window in tokens where one is active, as in Mistral v0.1."""
-        window = self.config.get("sliding_window") if self.family.windowed and self.gguf is None else None
-        return int(window) if window is not None else None
+        """The attention window in tokens where one is active in every layer, as in Mistral v0.1."""
+        return readers.hf_window(self.config, self.family.windowed) if self.gguf is None else None
 
     @property
     def window(self) -> int | None:

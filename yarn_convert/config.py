@@ -19,7 +19,7 @@ WHOLE = """
     original_max_position_embeddings sliding_window n_head n_layer n_head_kv num_kv_heads ffn_hidden_size num_ln_in_parallel_attn
     q_lora_rank kv_lora_rank qk_head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim num_local_experts num_experts_per_tok
     n_routed_experts shared_expert_intermediate_size first_k_dense_replace decoder_sparse_step n_group topk_group
-    num_nextn_predict_layers no_rope_layer_interval
+    num_nextn_predict_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
@@ -32,7 +32,7 @@ FLAGS = """
     rope_interleave
 """
 TEXTS = "model_type hidden_act hidden_activation activation topk_method scoring_func"
-OBJECTS = "quantization_config quantization text_config auto_map"
+OBJECTS = "quantization_config quantization compression_config text_config auto_map"
 
 
 class RopeObject(msgspec.Struct):
@@ -61,7 +61,12 @@ class RopeObject(msgspec.Struct):
     sliding_attention: RopeObject | None = None
 
 
+class DualChunks(msgspec.Struct):
+    original_max_position_embeddings: int | None = None
+
+
 OTHERS: dict[str, Any] = {
+    "dual_chunk_attention_config": DualChunks,
     "architectures": list[str],
     "layer_types": list[str],
     "no_rope_layers": list[int],

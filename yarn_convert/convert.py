@@ -296,6 +296,7 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
     if options.split_max_size is not None and fmt != "gguf":
         raise UsageError("--split-max-size belongs to --out gguf", "safetensors are sharded by themselves: leave it out")
     c = c.written_as(options.gguf_arch or c.family.gguf_arch)
+    _check_windows(c, options)
     if options.in_place:
         _check_in_place(c, options, fmt, model)
     out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
@@ -342,6 +343,13 @@ def convert(model: str, options: Options, revision: str | None = None, progress:
     """Convert `model` and return the manifest: the whole of `yarn-convert MODEL …` as one call."""
     conversion = prepare(model, options, revision)
     return conversion.run(progress)
+
+
+def _check_windows(c: Checkpoint, o: Options) -> None:
+    """Raise UsageError where windows are to be turned off that only some layers have: transformers would not run it."""
+    some = c.window or (c.written.get("sliding_window") if c.written.get("use_sliding_window") is None else None)
+    if o.sliding_window == "off" and some and not c.sliding_window:
+        raise UsageError(f"only some layers of {c.family.name} see a window, as it was trained", "leave out --sliding-window")
 
 
 def _window_note(c: Checkpoint, e: Extension, o: Options) -> list[str]:

@@ -136,8 +136,7 @@ def _said(config: Mapping[str, Any], rope: Rope) -> int | None:
 def _in_chunks(config: Mapping[str, Any]) -> int | None:
     """The tokens that a model with dual chunk attention was trained on, of which no two are ever farther apart in runtimes that
     have it (vllm rotary_embedding/dual_chunk_rope.py). Its max_position_embeddings is what it serves there."""
-    chunks = config.get(DUAL_CHUNKS)
-    value = chunks.get("original_max_position_embeddings") if isinstance(chunks, dict) else None
+    value = (config.get(DUAL_CHUNKS) or {}).get("original_max_position_embeddings")
     return None if value is None else positive_int(value, f"{DUAL_CHUNKS}.original_max_position_embeddings")
 
 

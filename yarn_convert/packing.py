@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .dtypes import PLAIN
 from .families import Family
 from .files import exists
-from .tensors import Tensor, load_json
+from .tensors import Tensor
 
 KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "mlx"}  # of config.json -> who, if unsaid
 # Files that say it where config.json does not
@@ -24,15 +24,15 @@ STORED = frozenset({
 
 
 class Packing(NamedTuple):
-    """`by`: who packed the weights, "" for weights whose names are known. `left_over`: keys of config.json that describe what no
-    tensor is any more, with the method that they name."""
+    """`by`: who packed the weights, "" for weights whose names are known. `left_over`: keys of config.json and files that describe what
+    no tensor is any more, with the method that they name."""
 
     by: str = ""
     left_over: Mapping[str, str] = {}
 
     @property
     def notes(self) -> list[str]:
-        """That the keys left over are not written."""
+        """That what is left over is not written."""
         return [
             f"{key} says {method}, and no tensor is packed: it is left over, and the output is without it"
             for key, method in self.left_over.items()
@@ -45,18 +45,15 @@ def packing_of(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Te
     Source: transformers quantizers/auto.py (quantization_config), mlx_lm/utils.py load_model (quantization), vllm
     config/model.py _parse_quant_hf_config (compression_config, hf_quant_config.json).
     """
-    said = {key: _method(config[key], usual) for key, usual in KEYS.items() if isinstance(config.get(key), dict)}
+    said = {key: _method(config[key], usual) for key, usual in KEYS.items() if config.get(key)}
+    beside = {file: tool for file, tool in FILES.items() if exists(folder, file)}
     weights = {name: t for name, t in tensors.items() if not family.is_buffer(name)}
     if any(t.dtype not in PLAIN or BESIDE.search(name) for name, t in weights.items()):
-        by = next(iter((said or _beside(folder)).values()), "")
+        by = next(iter((said or beside).values()), "")
         return Packing("" if by == "mxfp4" and family.scales else by.replace("fp8", "FP8"))
-    return Packing("", {key: method for key, method in said.items() if method in STORED} if weights else {})
+    return Packing("", {key: method for key, method in (said | beside).items() if method in STORED} if weights else {})
 
 
 def _method(said: Mapping[str, Any], usual: str) -> str:
     """As "gptq", or "mlx" for a `quantization_config` that names none, which is MLX's copy."""
     return str(said.get("quant_method") or usual or "mlx")
-
-
-def _beside(folder: Path) -> dict[str, str]:
-    return {file: tool for file, tool in FILES.items() if exists(folder, file) and load_json(folder / file)}

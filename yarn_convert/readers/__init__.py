@@ -12,7 +12,7 @@ factor where a YaRN ramp ends. A row says which model types it is modelled for (
 from .config import read_config
 from .gguf import check_keys, read_gguf
 from .gguf_archs import ARCHS
-from .layers import gguf_farthest, hf_farthest
+from .layers import gguf_farthest, hf_farthest, hf_window
 from .model_types import MODEL_TYPES
 from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS, Reader
@@ -28,6 +28,7 @@ __all__ = [
     "check_keys",
     "gguf_farthest",
     "hf_farthest",
+    "hf_window",
     "read_config",
     "read_gguf",
 ]

@@ -43,6 +43,15 @@ def gguf_farthest(arch: str, keys: Values) -> int | None:
     return farthest(row(meta, max(run, 0)))
 
 
+def hf_window(config: Values, in_every_layer: bool) -> int | None:
+    """The window that every layer sees and that can be turned off, as in Mistral v0.1. `in_every_layer`: it is so in this family; in
+    others layer_types says it, or Qwen's max_window_layers, the first so many of which see all."""
+    tied = config.get("model_type") in HF_LAYERS  # to which RoPE hangs
+    window = None if tied or config.get("use_sliding_window") is False else config.get("sliding_window")
+    every = in_every_layer or set(config.get("layer_types") or ()) == {SLIDES} or config.get("max_window_layers") == 0
+    return window if window and every else None
+
+
 def _count(value: Any, name: str) -> int:
     if type(value) is not int or value < 0:
         raise FormatError(f"{name} is {value!r}, not a number", "fix the model's config.json or GGUF key")
@@ -54,21 +63,20 @@ def _count(value: Any, name: str) -> int:
 
 def _types(c: Values, n: int, usual: Callable[[int], str]) -> list[str]:
     """The layers' types: layer_types, else what the config class makes of other keys."""
-    given = c.get("layer_types")
-    return [str(given[i]) if isinstance(given, list) and i < len(given) else usual(i) for i in range(min(n, MOST))]
+    given = c.get("layer_types") or []
+    return [given[i] if i < len(given) else usual(i) for i in range(min(n, MOST))]
 
 
 def _every(given: Any) -> Callable[[int], str]:
     """Full attention in every so-manieth layer."""
-    every = given if type(given) is int and given > 0 else 4
+    every = given if isinstance(given, int) and given > 0 else 4  # EXAONE's "LLLG" stands beside layer_types
     return lambda i: SLIDES if (i + 1) % every else FULL
 
 
 def _no_rope(c: Values, n: int) -> list[bool]:
     """Whether each layer turns: no_rope_layers, whose 0 is a layer without RoPE, else all but every so-manieth."""
-    given, every = c.get("no_rope_layers"), c.get("no_rope_layer_interval", 4)
-    every = every if type(every) is int and every > 0 else 4
-    return [bool(given[i]) if isinstance(given, list) and i < len(given) else (i + 1) % every != 0 for i in range(min(n, MOST))]
+    given, every = c.get("no_rope_layers") or [], c.get("no_rope_layer_interval") or 4
+    return [bool(given[i]) if i < len(given) else (i + 1) % every != 0 for i in range(min(n, MOST))]
 
 
 def _cohere2(c: Values, n: int) -> list[Layer]:

@@ -52,11 +52,12 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     if r.cos_sin and carrier != "tensors":
         raise UsageError("--cos-sin belongs to --carry tensors", "add --carry tensors")
     if r.full_attention and config.get("sliding_window"):
-        changes["sliding_window"] = None
+        off = {"sliding_window": None, "use_sliding_window": False, "layer_types": ["full_attention"] * c.layers}
+        changes |= {k: v for k, v in off.items() if config.get(k)}
     if r.outtype != "auto":
         keys = [k for k in ("dtype", "torch_dtype") if k in config] or ["torch_dtype"]
         changes |= dict.fromkeys(keys, TORCH_NAMES[r.outtype.upper()])
-    changes |= dict.fromkeys(c.packing.left_over, REMOVE)  # transformers and vLLM would look for scales
+    changes |= {k: REMOVE for k in c.packing.left_over if k in config}  # transformers and vLLM would look for scales
     chunked = c.written.get(DUAL_CHUNKS) is not None and r.rope != c.rope
     changes |= {DUAL_CHUNKS: REMOVE} if chunked else {}
     changes |= {k: r.context for k in LENGTHS if config.get(k) == c.context}
@@ -134,7 +135,7 @@ def safetensors_job(name: str, pieces: list[Piece], metadata: Mapping[str, str] 
 def _kept_files(c: Checkpoint, context: int) -> list[Job]:
     """Everything small that belongs to the model, with the lengths that follow the context set to it."""
     names = sorted({p.name for pattern in KEPT for p in c.source.path.glob(pattern) if not p.is_dir()})
-    written = {"config.json", MANIFEST, *INDEXES}
+    written = {"config.json", MANIFEST, *INDEXES, *c.packing.left_over}
     jobs: list[Job] = []
     for name in names:
         if name in written:
