@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "extras", "files", "decoding", "rope", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox",
+    "errors", "extras", "inputs", "files", "decoding", "rope", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox",
     "families.gemma", "families.others", "families.mla", "families.gpt_oss", "families", "tensors", "layout", "gguf_file", "general", "split",
     "json_text", "manifest", "config", "dtypes", "quantizer",
     "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.layers", "readers.rows", "readers.others",
@@ -15,7 +15,7 @@ ORDER = [
     "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading",
     "tokenizers.writing", "tokenizers", "packing", "checkpoint",
-    "targets.rows", "targets.places", "targets.resume", "targets.moving", "targets.inputs", "targets.output",
+    "targets.rows", "targets.places", "targets.resume", "targets.moving", "targets.output",
     "targets.plan", "targets.parts", "targets.gguf", "targets.safetensors",
     "targets.in_place", "convert", "describe",
     "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",

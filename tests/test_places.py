@@ -315,6 +315,26 @@ def test_an_input_that_changes_is_an_error(kind: str, file: str, change: str, mo
     assert [p.name for p in Path().iterdir()] == ["tiny"]
 
 
+def test_small_files_of_any_name_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LICENSE", "additional_chat_templates/tool.jinja"):
+        Path("tiny", name).parent.mkdir(exist_ok=True)
+        Path("tiny", name).write_text("{{ messages }}")
+        with monkeypatch.context() as patch:
+            after_moving(patch, lambda name=name: _rewritten(Path("tiny") / name))  # type: ignore[misc]
+            with pytest.raises(InputError, match=name):
+                start("folder")
+
+
+def test_links_that_a_killed_run_has_left_are_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a change of the weights' inodes."""
+    _, steps = dies(None, lambda: start("folder", link=True))
+    places.delete(Path("out"))
+    result, _ = dies(steps // 2, lambda: start("folder", link=True))
+    assert result == "dead" and Path("tiny/model.safetensors").stat().st_nlink == 2
+    start("folder", link=True)
+    assert context_of("folder") == 256 and hidden() == []
+
+
 def test_an_input_whose_link_is_turned_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         Path(f"tiny/{name}.bin").write_bytes(Path("tiny/model.safetensors").read_bytes())
@@ -439,7 +459,8 @@ ODD = ['["x"]', '[["x"],0,1]', '["x",[],1]', '["x",0,{}]', '["x",-9,1]', '["x",0
 @pytest.mark.parametrize("line", ODD)
 def test_a_journal_of_any_json_is_read(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "RESUMABLE", 0)
-    key = resume.fingerprint(list(prepare("tiny", Options(scale=4, output=Path("out"))).plan.jobs), [Path("tiny/model.safetensors")])
+    conversion = prepare("tiny", Options(scale=4, output=Path("out")))
+    key = resume.fingerprint(list(conversion.plan.jobs), conversion.inputs.files)
     for head in (json.dumps({"plan": key}), line):
         Path(".out.partial/files").mkdir(parents=True)
         Path(".out.partial/journal").write_text(f"{head}\n{line}\n")

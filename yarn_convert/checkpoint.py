@@ -17,6 +17,7 @@ from .families import Family, normalized
 from .families.derived import absent, of_one_layer
 from .families.schema import numbered
 from .gguf_file import Gguf
+from .inputs import notice
 from .layout import Part
 from .lengths import Lengths, checked, of_config, of_gguf, reach
 from .manifest import MANIFEST, rope_of
@@ -225,6 +226,7 @@ def open_checkpoint(source: Source, keep: Sequence[str] = (), doubtful: bool = F
     """
     if source.is_gguf and keep:
         raise UsageError("--keep is for a config.json, which can say one thing twice", "leave it out")
+    notice(source.path)
     return _open_gguf(source) if source.is_gguf else _open_folder(source, keep, doubtful)
 
 

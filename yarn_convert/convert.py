@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import OutputError, Unsupported, UsageError
 from .files import FOLLOW, leads_out
+from .inputs import NOTHING, Inputs, noticing
 from .json_text import pretty
 from .lengths import COUNTING
 from .manifest import Base, Manifest, WeightFile, Weights, as_json, manifest_path, recorded
@@ -25,7 +26,6 @@ from .source import resolve
 from .split import first_part, stem_of
 from .targets.gguf import plan_gguf
 from .targets.in_place import edited_sha256, plan_in_place, recover, refuse_shared, run_in_place
-from .targets.inputs import NOTHING, Inputs, look_at
 from .targets.moving import WEIGHTS, CopyFile, Job, Progress, WriteBytes, WriteTensors
 from .targets.output import check_output, execute, settle_output
 from .targets.parts import only_first, part_size
@@ -279,15 +279,19 @@ class Conversion:
 
 def prepare(model: str, options: Options, revision: str | None = None, weights: bool = True) -> Conversion:
     """Open `model` and plan its conversion; nothing is written. `weights=False` downloads no weights from the Hub."""
+    with noticing() as inputs:
+        conversion = _prepared(model, options, revision, weights)
+    return replace(conversion, inputs=replace(inputs, linked=options.link))
+
+
+def _prepared(model: str, options: Options, revision: str | None, weights: bool) -> Conversion:
     path = Path(model).expanduser()
     if options.in_place and path.suffix == ".gguf" and path.is_file() and recover(path):
         raise OutputError(
             f"an earlier --in-place edit of {path} had been interrupted; it is finished now",
             f"see yarn-convert inspect {path}; run this again only to change it further",
         )
-    source = resolve(model, revision, weights)
-    inputs = look_at(source.path, options.imatrix)
-    c = open_checkpoint(source)
+    c = open_checkpoint(resolve(model, revision, weights))
     extension = extend(c, options)
     c = c.counting_from(options.original_context)
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
@@ -312,7 +316,7 @@ def prepare(model: str, options: Options, revision: str | None = None, weights: 
             "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
         )
     plan = replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options), *_link_note(c)))
-    return Conversion(c, extension, plan, options, inputs.of(c.weight_files))
+    return Conversion(c, extension, plan, options)
 
 
 def outputs(plan: Plan) -> list[Path]:

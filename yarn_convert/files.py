@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import FormatError, InputError
+from .inputs import notice
 
 FOLLOW = ContextVar("FOLLOW", default=False)  # whether links that lead out of a model's folder are followed: --follow-links
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -56,7 +57,9 @@ def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
     _check_regular(path, path.stat().st_mode)  # first, for to open some devices does something
     fd = os.open(path, FLAGS)
     try:
-        _check_regular(path, os.fstat(fd).st_mode)
+        found = os.fstat(fd)
+        _check_regular(path, found.st_mode)
+        notice(path, found)
         return os.fdopen(fd, "rb", buffering)
     except BaseException:
         os.close(fd)
@@ -75,6 +78,7 @@ def regular(folder: Path, name: str, weights: bool = False) -> Path:
     path = inside(folder, name, weights)
     try:
         _check_regular(path, path.stat().st_mode)
+        notice(path)
     except OSError as e:
         raise _unreadable(path, e) from None
     return path

@@ -26,6 +26,7 @@ import numpy as np
 from .dtypes import F32
 from .errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from .extras import install
+from .files import open_regular
 from .gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header, nbytes_of, read_gguf, type_numbers
 from .tensors import Bytes, Tensor
 
@@ -182,11 +183,11 @@ def read_imatrix(path: Path) -> Imatrix:
     Source: common/imatrix-loader.cpp; tools/quantize/quantize.cpp, `load_imatrix`.
     """
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             magic = f.read(4)
-        if magic == b"GGUF":
-            return _imatrix_gguf(read_gguf(path))
-        return _imatrix_dat(path.name, path.read_bytes())
+            if magic == b"GGUF":
+                return _imatrix_gguf(read_gguf(path))
+            return _imatrix_dat(path.name, magic + f.read())
     except OSError as e:
         raise InputError(f"cannot read the imatrix {path}: {e.strerror}", "give a file that llama-imatrix wrote") from None
 

@@ -14,6 +14,7 @@ from .convert import Conversion, Extension, Options, carry_in_place, check_name,
 from .errors import Inexpressible, InputError, OutputError, Unsupported
 from .files import exists, read
 from .gguf_file import Field
+from .inputs import noticing
 from .json_text import REMOVE
 from .manifest import MANIFEST, as_json, changed, manifest_path
 from .readers import HF_READERS, Refuses, read_config
@@ -121,6 +122,12 @@ def plan_repair(
     Raises Inexpressible where the format cannot carry it; InputError where nobody says what is meant, or a reader would have less
     of it than before; OutputError for a file that others share.
     """
+    with noticing() as inputs:
+        repair = _planned(model, options, like, output, force, keep)
+    return replace(repair, conversion=replace(repair.conversion, inputs=inputs))
+
+
+def _planned(model: str, options: Options | None, like: str | None, output: Path | None, force: bool, keep: Sequence[str]) -> Repair:
     path = Path(model).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         recover(path)  # an edit in place that was interrupted is finished first

@@ -12,9 +12,9 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 from ..errors import InputError, OutputError
+from ..inputs import NOTHING, Inputs
 from ..manifest import MANIFEST, read_manifest
 from ..tensors import INDEXES
-from .inputs import NOTHING, Inputs
 from .moving import CopyFile, Job, Mover, Progress
 from .places import State, Taken, publish, state, sync
 from .resume import Say, lock_file, open_partial, settle
@@ -84,7 +84,7 @@ def execute(
     """
     kept = ""
     try:
-        partial = open_partial(out, jobs, tuple(inputs.weights), say)
+        partial = open_partial(out, jobs, inputs.files, say)
         try:
             inputs.check()
             mover = Mover(partial.files, progress, link, partial.journal)
