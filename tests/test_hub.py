@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import CONTEXT, MakeModel
-from hub_server import SHA, Hub, serving
+from hub_server import SHA, Fault, File, Hub, serving
 from safetensors.numpy import load_file
 
 TOKEN = "hf_averysecrettokenthatmustnotappear"
@@ -49,7 +51,7 @@ def test_a_hub_model_is_downloaded_converted_and_pinned(client: Client, tmp_path
     manifest = json.loads(done.stdout)
     assert manifest["output"] == "tiny-yarn-256"
     assert (manifest["base"]["repo"], manifest["base"]["commit"]) == ("some-org/tiny", SHA)
-    assert all(len(f["sha256"]) == 64 for f in manifest["weights"]["files"]), "the cache names its blobs by their hash"
+    assert [set(f) for f in manifest["weights"]["files"]] == [{"file", "bytes", "how", "sha256_of_hub"}] * 2, "nothing was hashed here"
     for shard in tmp_path.glob("tiny/*-of-*.safetensors"):
         ours, theirs = load_file(client.folder / "tiny-yarn-256" / shard.name), load_file(shard)
         assert ours.keys() == theirs.keys()
@@ -117,3 +119,70 @@ def test_the_twin_of_a_hub_model_needs_no_weights(client: Client) -> None:
     assert (result["verdict"], [s["kind"] for s in result["studies"]]) == ("passed", ["twin"])
     bodies = [line for line in client.hub.log if line.startswith("GET") and ".safetensors" in line and "index" not in line]
     assert all("bytes=" in line for line in bodies), "headers are read by range, and nothing else of a weight file"
+
+
+def test_code_and_templates_of_a_model_come_along(client: Client) -> None:
+    """Only what belongs to the model is asked for; what a module imports or names is known when it is here."""
+    repo = client.hub.repos["some-org/tiny"]
+    config = json.loads(repo.at().files["config.json"].data) | {"auto_map": {"AutoConfig": "odd.Odd"}}
+    more = {
+        "config.json": json.dumps(config), "odd.py": 'from .more import x\nDATA = "odd.vocab"\n', "more.py": "raise SystemExit('it ran')",
+        "odd.vocab": "a b", "additional_chat_templates/tool.jinja": "{{ tools }}", "stray.py": "", "notes.txt": "n", "x/config.json": "{}",
+        "qwen.tiktoken": "IQ== 0", "optimizer.pt": "o", "training.json": "{}",
+    }  # fmt: skip
+    repo.at().files.update({name: File(text.encode(), name.endswith(".pt")) for name, text in more.items()})
+    done = client.run("some-org/tiny", "--scale", "4", "-o", "out", "-q")
+    assert done.returncode == 0, done.stderr
+    brought = {"odd.py", "more.py", "odd.vocab", "qwen.tiktoken", "additional_chat_templates/tool.jinja"}
+    assert {n for n in more if (client.folder / "out" / n).exists()} == brought | {"config.json"}
+    asked = {entry.path.partition("/resolve/")[2].partition("/")[2] for entry in client.hub.log if "/resolve/" in entry.path}
+    assert asked & set(more) == brought | {"config.json"}
+
+
+def test_a_hash_in_the_manifest_is_of_the_bytes_that_were_written(client: Client) -> None:
+    done = client.run("some-org/tiny", "--scale", "4", "--hash", "-o", "out", "--json")
+    assert done.returncode == 0, done.stderr
+    for entry in json.loads(done.stdout)["weights"]["files"]:
+        assert entry["sha256"] == hashlib.sha256((client.folder / "out" / entry["file"]).read_bytes()).hexdigest() == entry["sha256_of_hub"]
+    name = entry["file"]
+    blob = next((client.folder / "cache").glob(f"hub/models--*/snapshots/*/{name}")).resolve()
+    data = bytearray(blob.read_bytes())
+    data[-3] ^= 4
+    blob.write_bytes(bytes(data))
+    assert client.run("some-org/tiny", "--scale", "4", "-o", "flipped", "-q").returncode == 0
+    entry = next(
+        f for f in json.loads((client.folder / "flipped" / "yarn_convert.json").read_text())["weights"]["files"] if f["file"] == name
+    )
+    assert "sha256" not in entry, "nobody here has looked"
+    done = client.run("some-org/tiny", "--scale", "4", "--hash", "-o", "hashed", "-q")
+    assert done.returncode == 1 and f"{name} in the Hub's cache is not what the Hub has" in done.stderr
+    assert not (client.folder / "hashed").exists()
+
+
+@pytest.mark.parametrize(
+    "where", ["GET /api/models/some-org/tiny", "(GET|HEAD) .*/resolve/.*config.json", "(GET|HEAD) .*/resolve/.*safetensors"]
+)
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_hub_is_asked_again(client: Client, where: str, status: int) -> None:
+    client.hub.faults = [Fault(where, status=status, headers={"Retry-After": "1"} if status == 429 else {}, times=2)]
+    done = client.run("some-org/tiny", "--scale", "4", "-o", "out", "-q")
+    assert done.returncode == 0, done.stderr
+    assert not any(f.times for f in client.hub.faults)
+    if where.startswith("GET /api"):
+        assert f"the Hub answers {status}: asked again in 1 s" in done.stderr
+
+
+def test_a_hub_that_stays_busy_is_given_up_in_a_line(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.hub.faults = [Fault("GET /api/models", status=429, headers={"Retry-After": "600"}, times=99)]
+    began = time.monotonic()
+    done = client.run("some-org/tiny", "--scale", "4")
+    assert (done.returncode, time.monotonic() - began < 30) == (1, True), "ten minutes are longer than anyone waits"
+    assert done.stderr.splitlines()[0] == "error: could not get some-org/tiny from the Hub: it answers 429"
+
+
+@pytest.mark.parametrize("model", ["me/a--b", "me/a..b", "me/ab.git", "me/.", "me/-a"])
+def test_what_the_hub_takes_for_no_name_is_none(client: Client, model: str) -> None:
+    done = client.run(model, "--scale", "4")
+    assert done.returncode == 1 and "network" not in done.stderr
+    assert f"no model {model!r}" in done.stderr
+    assert client.hub.log == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -297,15 +298,53 @@ def test_license_and_language_come_from_the_bases_card(base: Path, hub: Hub, tmp
 def test_a_link_out_of_the_folder_is_never_published(out: Path, hub: Hub, tmp_path: Path) -> None:
     secret = tmp_path / "id_rsa"
     secret.write_text("secret")
+    for name in ("NOTICE", "model-00001-of-00002.safetensors", "yarn_convert.json", "additional_chat_templates"):
+        kept = out / name
+        if kept.exists():
+            kept.rename(tmp_path / "kept")
+        kept.symlink_to(tmp_path / "kept" if (tmp_path / "kept").exists() else secret)
+        with pytest.raises(InputError, match="leads out"):
+            plan_upload(str(out), "me/long")
+        kept.unlink()
+        if (tmp_path / "kept").exists():
+            (tmp_path / "kept").rename(kept)
     (out / "notes.txt").symlink_to(secret)
-    with pytest.raises(InputError):
-        plan_upload(str(out), "me/long")
-    (out / "notes.txt").unlink()
     (out / ".env").write_text("HF_TOKEN=x")
     (out / "additional_chat_templates").mkdir()
     (out / "additional_chat_templates" / "tool.jinja").write_text("{{ x }}")
     names = {i.name for i in plan_upload(str(out), "me/long").items}
     assert "additional_chat_templates/tool.jinja" in names and not any(n.startswith(".") for n in names)
+    assert "notes.txt" not in names
+
+
+@pytest.mark.parametrize("repo", ["me/a--b", "me/a..b", "me/ab.git", "me", "me/a/b", "me/-a"])
+def test_what_the_hub_takes_for_no_name_is_none(out: Path, hub: Hub, repo: str) -> None:
+    with pytest.raises(UsageError, match="no name of a repository"):
+        plan_upload(str(out), repo)
+    assert hub.log == []
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("where", ["paths-info", "GET .*/api/models/some-org/base", "POST .*/api/repos/create", "/preupload/", "/commit/"])
+def test_a_busy_hub_is_asked_again(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, where: str, status: int) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    said: list[str] = []
+    hub.faults = [Fault(where, status=status, headers={"Retry-After": "3"} if status == 429 else {}, times=2)]
+    run_upload(plan_upload(str(out), "me/long"), said.append)
+    assert not any(f.times for f in hub.faults)
+    assert set(hub.repos["me/long"].at().files) >= {"config.json", "yarn_convert.json"}
+    if where in ("/commit/", "POST .*/api/repos/create"):
+        assert said == [f"the Hub answers {status}: asked again in {s} s" for s in ((3, 3) if status == 429 else (1, 2))]
+    assert len(hub.repos["me/long"].commits) <= 2
+
+
+def test_a_pull_request_is_not_opened_twice(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_upload(plan_upload(str(out), "me/long"))
+    (out / "NOTICE").write_text("new")
+    hub.faults = [Fault("/commit/", status=500)]
+    with pytest.raises(OutputError, match="the Hub refuses me/long: 500"):
+        run_upload(plan_upload(str(out), "me/long", create_pr=True))
 
 
 def test_a_gated_base_is_warned_of_before_anything_leaves(out: Path, hub: Hub) -> None:
@@ -458,7 +497,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_repository(out: Path,
     """The weights are on the Hub when it stops, before the commit: nothing is visible, and nothing is sent again."""
     path = next(out.glob("*.safetensors"))
     save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
-    hub.faults.append(Fault("POST .*/commit/", status=500))
+    hub.faults.append(Fault("POST .*/commit/", status=409))
     with pytest.raises(OutputError) as stopped:
         run_upload(plan_upload(str(out), "me/long"))
     assert "nothing is sent twice" in stopped.value.hint

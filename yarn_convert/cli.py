@@ -81,7 +81,9 @@ def convert(
     cos_sin: Annotated[bool, typer.Option("--cos-sin", help="With tensors: also the cos and sin caches, in rope.safetensors.")] = False,
     link: Annotated[bool, typer.Option("--link", help="Hard-link unchanged weight files instead of copying them.")] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Change the .gguf file itself; its tensor data does not move.")] = False,
-    hash_: Annotated[bool, typer.Option("--hash", help="Put the SHA-256 of every weight file into the manifest.")] = False,
+    hash_: Annotated[
+        bool, typer.Option("--hash", help="Put the SHA-256 of every weight file, as it was written, into the manifest.")
+    ] = False,
     push: Annotated[
         Optional[str],
         typer.Option(help="Publish on the Hub as user/name; a Hub base's unchanged weights are copied there.", show_default=False),
@@ -129,7 +131,7 @@ def convert(
         if as_json:
             print(json.dumps(plan_json(conversion) | publication, indent=2))
         return
-    with progress(conversion.plan.bytes, quiet or as_json) as advance:
+    with progress(conversion.bytes, quiet or as_json) as advance:
         manifest = conversion.run(advance, lambda line: talk.lines([line]))
     out_path = conversion.plan.out
     answer({"output": str(out_path), **manifest}, as_json, out_path)

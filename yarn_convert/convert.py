@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .errors import OutputError, Unsupported, UsageError
-from .files import FOLLOW, leads_out
+from .errors import InputError, OutputError, Unsupported, UsageError
+from .files import FOLLOW, hub_hash, leads_out
 from .inputs import NOTHING, Inputs, noticing
 from .json_text import pretty
 from .lengths import COUNTING
@@ -257,17 +257,22 @@ class Conversion:
         _check_siblings(self.plan)
         return there
 
+    @property
+    def bytes(self) -> int:
+        """What `run` reports to its progress: what is written, and what is hashed."""
+        return self.plan.bytes + (sum(j.size for j in weight_jobs(self.plan)) if self.options.hash else 0)
+
     def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> dict[str, Any]:
         """Write the output and return its manifest. Raises OutputError; what a large output has got to is kept for the next run,
         and `say` hears when one goes on with it."""
         there = self.check()
         if self.options.in_place:
-            return _run_in_place(self)
+            return _run_in_place(self, progress)
         out, plan = self.plan.out, self.plan
         written: dict[str, Any] = {}
 
         def manifest(moved: Mapping[str, str], folder: Path) -> list[Job]:
-            written.update(as_json(manifest_of(self, moved, folder)))
+            written.update(as_json(manifest_of(self, moved, folder, progress)))
             return [WriteBytes(manifest_path(out).name, pretty(written))]
 
         execute(
@@ -411,7 +416,7 @@ def _check_in_place(c: Checkpoint, o: Options, fmt: str, model: str) -> None:
         raise UsageError("--in-place goes with neither -o, --outtype, --link nor --split-max-size", "leave it out to write a new file")
 
 
-def _run_in_place(conversion: Conversion) -> dict[str, Any]:
+def _run_in_place(conversion: Conversion, progress: Progress) -> dict[str, Any]:
     c, job = conversion.checkpoint, only_first(conversion.plan.jobs)
     assert c.gguf is not None and job.fields is not None
     path = c.source.path
@@ -422,7 +427,8 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
     manifest = as_json(manifest_of(replace(conversion, options=replace(conversion.options, hash=False)), moved, path.parent))
     if conversion.options.hash:
         for file in manifest["weights"]["files"]:
-            file["sha256"] = edited_sha256(path, edit) if file["file"] == job.name else sha256(path.with_name(file["file"]))
+            at = path.with_name(file["file"])
+            file["sha256"] = edited_sha256(path, edit, progress) if file["file"] == job.name else sha256(at, progress)
     run_in_place(path, replace(edit, manifest=pretty(manifest)))
     return manifest
 
@@ -430,10 +436,14 @@ def _run_in_place(conversion: Conversion) -> dict[str, Any]:
 # -- the manifest -----------------------------------------------------------------------------------------------------
 
 
-def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path) -> Manifest:
-    """The manifest of a conversion: `moved` says how each weight file came to be, `folder` is where they lie."""
+def weight_jobs(plan: Plan) -> list[WriteTensors | CopyFile]:
+    return [j for j in plan.jobs if isinstance(j, WriteTensors) or (isinstance(j, CopyFile) and j.name.endswith(WEIGHTS))]
+
+
+def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, progress: Progress = lambda n: None) -> Manifest:
+    """The manifest of a conversion: `moved` says how each weight file came to be, `folder` is where they lie; `progress` gets the
+    bytes that are hashed."""
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
-    files = [j for j in plan.jobs if isinstance(j, WriteTensors) or (isinstance(j, CopyFile) and j.name.endswith(WEIGHTS))]
     packages = ("numpy", "gguf", "huggingface-hub")
     return Manifest(
         yarn_convert=version("yarn-convert"),
@@ -450,7 +460,7 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path) 
         hparams={key: c.hparams.get(key) for key in c.family.hparams},
         weights=Weights(
             plan.identical,
-            [WeightFile(j.name, j.size, moved.get(j.name, "written"), _hash(j, folder, conversion.options.hash)) for j in files],
+            [_recorded_file(j, moved.get(j.name, "written"), folder, conversion.options.hash, progress) for j in weight_jobs(plan)],
         ),
         readers={name: why or "exact" for name, why in plan.verdicts.items()},
         notes=list(plan.notes),
@@ -458,10 +468,12 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path) 
     )
 
 
-def _hash(job: Job, folder: Path, wanted: bool) -> str | UnsetType:
-    """The SHA-256 of a weight file: from the Hub's cache, whose blobs are named by it, or computed when asked for."""
-    if isinstance(job, CopyFile):
-        blob = job.source.resolve()
-        if blob.parent.name == "blobs" and len(blob.name) == 64:
-            return blob.name
-    return sha256(folder / job.name) if wanted else UNSET
+def _recorded_file(job: Job, how: str, folder: Path, hashed: bool, progress: Progress) -> WeightFile:
+    """InputError for a file of the Hub's cache that is not what the Hub has, where its bytes are hashed."""
+    of_hub = hub_hash(job.source) if isinstance(job, CopyFile) else None
+    own = sha256(folder / job.name, progress) if hashed else None
+    if own and of_hub and own != of_hub:
+        raise InputError(
+            f"{job.name} in the Hub's cache is not what the Hub has: its SHA-256 differs", "delete it there and run this again"
+        )
+    return WeightFile(job.name, job.size, how, own or UNSET, of_hub or UNSET)

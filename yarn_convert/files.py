@@ -9,6 +9,7 @@ the config describes; and within `follow_links` the user answers for all.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from contextvars import ContextVar
 from pathlib import Path
@@ -44,6 +45,14 @@ def _blobs(folder: Path) -> Path | None:
     """Where the Hub's cache keeps the content of a snapshot's files: `models--ORG--NAME/{snapshots/COMMIT,blobs}`."""
     snapshots = next((p for p in folder.parents if p.name == "snapshots" and p.parent.name.startswith("models--")), None)
     return snapshots.with_name("blobs") if snapshots else None
+
+
+def hub_hash(path: Path) -> str | None:
+    """The SHA-256 that the Hub gives for a file of its cache, whose blob is named by it; None for any other file. Nobody says that the
+    blob still holds that."""
+    blob = Path(os.path.realpath(path))
+    named = blob.parent.name == "blobs" and blob.parents[1].name.startswith("models--") and re.fullmatch("[0-9a-f]{64}", blob.name)
+    return blob.name if named else None
 
 
 def exists(folder: Path, name: str) -> bool:

@@ -58,12 +58,14 @@ class Base(Struct, frozen=True):
 
 
 class WeightFile(Struct, frozen=True):
-    """`how` it came to be: "copy", "written", …"""
+    """`how` it came to be: "copy", "written", …; `sha256` of the bytes that were written; `sha256_of_hub` is what the Hub says of the
+    file that was copied, which nobody here has compared with its bytes."""
 
     file: str
     bytes: int = 0
     how: str = ""
     sha256: str | UnsetType = UNSET
+    sha256_of_hub: str | UnsetType = UNSET
 
 
 class Weights(Struct, frozen=True):

@@ -9,7 +9,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -66,6 +66,7 @@ def plan_json(conversion: Any) -> dict[str, Any]:
         "identical_to_base": plan.identical,
         "readers": {name: why or "exact" for name, why in plan.verdicts.items()},
         "notes": list(plan.notes),
+        "left": list(plan.left),
         "files": [{"file": job.name, "bytes": job.size} for job in plan.jobs],
     }
 
@@ -98,7 +99,13 @@ def plan_lines(conversion: Any) -> list[str]:
     silent = unknown(plan.verdicts)
     lines += [f"not in    {name}: {why}" for name, why in plan.verdicts.items() if why and name not in silent]
     lines += [f"unknown   {', '.join(silent)}: how they read {c.family.model_type} was not studied"] if silent else []
-    return lines + [f"note      {note}" for note in plan.notes]
+    lines += [f"note      {note}" for note in plan.notes]
+    return lines + ([f"left      {listed(plan.left)}: not what the model needs to load"] if plan.left else [])
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names, with commas between; of many the first."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def next_steps(out: Path, context: int) -> list[str]:
@@ -135,7 +142,8 @@ def upload_lines(plan: Any) -> list[str]:
     lines = [f"{i.way:<10} {human(i.size):>10}  {i.name}" + (f"  ({i.why})" if i.why else "") for i in plan.items]
     ways = ("upload", "copy", "unchanged")
     total = ", ".join(f"{human(plan.bytes(way))} {way}" for way in ways if any(i.way == way for i in plan.items))
-    return [f"to         {plan.repo}", *lines, f"in all     {total}", *(f"warning    {w}" for w in plan.warnings)]
+    left = [f"left       {listed(plan.left)}: not of the model, and not published"] if plan.left else []
+    return [f"to         {plan.repo}", *lines, f"in all     {total}", *left, *(f"warning    {w}" for w in plan.warnings)]
 
 
 def repair_lines(plan: Any) -> list[str]:

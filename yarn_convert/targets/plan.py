@@ -51,7 +51,7 @@ class Plan:
     """A conversion, ready to run. `verdicts`: reader -> "" if it computes `rope` exactly from the output, else why not.
 
     `out` is what a reader opens: of a split GGUF the first part. `identical` says whether every weight of the output is byte
-    for byte the base's (Q and K rows interleaved or not).
+    for byte the base's (Q and K rows interleaved or not). `left`: what lies in the base's folder and does not belong to the model.
     """
 
     out: Path
@@ -64,6 +64,7 @@ class Plan:
     outtype: str
     identical: bool
     notes: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     @property
     def is_folder(self) -> bool:

@@ -12,11 +12,12 @@ import numpy as np
 
 from .. import general, tokenizers
 from ..checkpoint import Checkpoint
+from ..contents import CONFIG, belonging, left_over
 from ..errors import InputError, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
 from ..families.schema import ACTIVATIONS
-from ..files import exists, inside, read_text, regular
+from ..files import exists, read_text, regular
 from ..gguf_file import shortest
 from ..json_text import REMOVE, edit
 from ..layout import Part
@@ -29,11 +30,12 @@ from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
 from .plan import Plan, Request, carry_hf, check_outtype, exact_in_llama_cpps_converter
 
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
-KEPT = ("*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*", "README.md", "USE_POLICY*")
+FOLLOWING = {"tokenizer_config.json": "model_max_length", "generation_config.json": "max_length"}  # files whose length is the context
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
 LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
 ROPE_FILE = "rope.safetensors"
+WRITTEN = (MANIFEST, ROPE_FILE, *INDEXES)  # what every output has of its own, if at all
 WITHOUT_CHUNKS = f"{DUAL_CHUNKS} is left out: SGLang and vLLM would take their positions from it and pass over this scaling"
 ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
 
@@ -61,16 +63,18 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     chunked = c.written.get(DUAL_CHUNKS) is not None and r.rope != c.rope
     changes |= {DUAL_CHUNKS: REMOVE} if chunked else {}
     changes |= {k: r.context for k in LENGTHS if config.get(k) == c.context}
-    text = json.dumps(config, indent=2) + "\n" if c.gguf else read_text(c.source.path, "config.json")
+    text = json.dumps(config, indent=2) + "\n" if c.gguf else read_text(c.source.path, CONFIG)
     weights, identical = _weights(c, r.outtype)
-    jobs: list[Job] = [WriteBytes("config.json", edit(text, changes).encode()), *weights]
+    jobs: list[Job] = [WriteBytes(CONFIG, edit(text, changes).encode()), *weights]
     jobs += _from_gguf(c, r.context) if c.gguf else _kept_files(c, r.context)
     if carrier == "tensors":
         jobs.append(_rope_file(r))
     notes = c.packing.notes + ([WITHOUT_CHUNKS] if chunked else [])
     notes += [ONLY_OURS] if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else []
     notes += general.untold(c.config) if c.gguf else []
-    return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, tuple(notes))
+    taken = [*WRITTEN, *(job.name for job in jobs), *(f.name for f in c.weight_files)]
+    left = () if c.gguf else left_over(c.source.path, taken)
+    return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, tuple(notes), left)
 
 
 def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
@@ -134,17 +138,14 @@ def safetensors_job(name: str, pieces: list[Piece], metadata: Mapping[str, str] 
 
 def _kept_files(c: Checkpoint, context: int) -> list[Job]:
     """Everything small that belongs to the model, with the lengths that follow the context set to it."""
-    names = sorted({p.name for pattern in KEPT for p in c.source.path.glob(pattern) if not p.is_dir()})
-    written = {"config.json", MANIFEST, *INDEXES, *c.packing.left_over}
     jobs: list[Job] = []
-    for name in names:
-        if name in written:
-            continue
-        path = regular(c.source.path, name)
-        lengths = {"tokenizer_config.json": "model_max_length", "generation_config.json": "max_length"}
-        jobs.append(_with_length(path, lengths[name], c.context, context) if name in lengths else CopyFile(name, path.resolve()))
-    extra = inside(c.source.path, "additional_chat_templates")
-    jobs += [CopyFile(f"{extra.name}/{p.name}", regular(extra, p.name)) for p in sorted(extra.glob("*.jinja"))]
+    for name in belonging(c.source.path):
+        folder, _, file = name.rpartition("/")
+        path = regular(c.source.path / folder, file)
+        if name in FOLLOWING:
+            jobs.append(_with_length(path, FOLLOWING[name], c.context, context))
+        elif name not in (CONFIG, *WRITTEN, *c.packing.left_over):
+            jobs.append(CopyFile(name, path.resolve()))
     return jobs
 
 

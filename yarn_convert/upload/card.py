@@ -37,8 +37,12 @@ def card(model: str, repo: str = "USER/NAME", existing: str | None = None) -> st
 
 
 def local_card(model: Path) -> str:
-    folder = model.parent if model.suffix == ".gguf" else model
-    return read_card(folder)
+    """The card that lies with a model: of a folder its README.md. The one beside a GGUF may be any project's, so it has to have a section
+    of ours."""
+    if model.suffix != ".gguf":
+        return read_card(model)
+    text = read_card(model.parent)
+    return text if SECTION.search(text) else ""
 
 
 def _manifest_of(c: Checkpoint) -> Manifest:

@@ -7,23 +7,25 @@ retries, and does not send again what the Hub already has, so that an interrupte
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..contents import belonging, left_over, looks_secret
 from ..errors import InputError, OutputError, UsageError
+from ..files import exists, regular
 from ..general import README
 from ..manifest import Base, Manifest, manifest_path, read_manifest
-from ..source import HUB_ID, resolve
+from ..source import BUSY, Say, answer_of, is_repo, patient, resolve
+from ..targets.safetensors import WRITTEN
 from ..tensors import sha256
 from ..validate.intention import check_recipe, intention_of
 from .card import local_card, render
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"
 WEIGHTS = (".safetensors", ".gguf", ".bin")
-LEFT_OUT = (".before-repair",)
 RESTRICTED = (
     "other",
     "llama2",
@@ -56,7 +58,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A planned upload. `warnings`: what a publisher should know before anything leaves."""
+    """A planned upload. `warnings`: what a publisher should know before anything leaves; `left`: what lies there and does not."""
 
     repo: str
     private: bool
@@ -67,10 +69,11 @@ class Upload:
     warnings: tuple[str, ...]
     base: Base
     context: int
+    left: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         files = [{"file": i.name, "bytes": i.size, "way": i.way, **({"why": i.why} if i.why else {})} for i in self.items]
-        return {"repo": self.repo, "files": files, "warnings": list(self.warnings)}
+        return {"repo": self.repo, "files": files, "left": list(self.left), "warnings": list(self.warnings)}
 
     def bytes(self, way: str) -> int:
         return sum(i.size for i in self.items if i.way == way)
@@ -95,18 +98,19 @@ def plan_upload(
     there = _there(repo, [README, *files], revision)
     existing = _remote_card(repo, revision) if README in there else local_card(c.source.path)
     base_card, warnings = ask_base(manifest.base)
-    if manifest.validation and (left := manifest.validation.unchecked):
-        warnings = [*warnings, f"{left}: yarn-convert validate {model} --base BASE"]
+    if manifest.validation and (unchecked := manifest.validation.unchecked):
+        warnings = [*warnings, f"{unchecked}: yarn-convert validate {model} --base BASE"]
     text = render(c, manifest, repo, existing, base_card)
+    left, secrets = _left(c, files)
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
     items += [_item(name, path, there) for name, path in files.items() if name != README]
     if manifest.weights.identical_to_base and manifest.base.repo:
         items = _copies(items, manifest.base)
-    return Upload(repo, private, revision, create_pr, tuple(items), text, tuple(warnings), manifest.base, manifest.context)
+    return Upload(repo, private, revision, create_pr, tuple(items), text, (*warnings, *secrets), manifest.base, manifest.context, left)
 
 
 def check_repo(repo: str) -> None:
-    if not HUB_ID.fullmatch(repo):
+    if not is_repo(repo):
         raise UsageError(f"{repo!r} is no name of a repository", "give it as user/name")
 
 
@@ -121,16 +125,23 @@ def _check_validated(c: Checkpoint, manifest: Manifest, model: str) -> None:
 
 
 def _files(c: Checkpoint) -> dict[str, Path]:
-    """name in the repository -> file. A folder goes as it is, a GGUF's files with their manifest; hidden files and backups stay here."""
+    """name in the repository -> file: of a folder what belongs to the model, and a GGUF's files with their manifest."""
     path = c.source.path
     if c.gguf:
-        return {p.name: p for p in (*c.weight_files, manifest_path(path))}
-    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    kept = [n for n in names if not n.endswith(LEFT_OUT) and not any(part.startswith(".") for part in n.split("/"))]
-    for n in kept:
-        if not (path / n).resolve().is_relative_to(path.resolve()):
-            raise InputError(f"{n} is a link that leads out of {path}", "nothing outside the model is ever published: delete it")
-    return {n: path / n for n in kept}
+        return {path.name: path} | {p.name: regular(p.parent, p.name) for p in (*c.weight_files[1:], manifest_path(path))}
+    names = {*belonging(path), *(f.name for f in c.weight_files), *(name for name in WRITTEN if exists(path, name))}
+    return {n: regular(path / n.rpartition("/")[0], n.rpartition("/")[2]) for n in sorted(names)}
+
+
+def _left(c: Checkpoint, files: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
+    """(what lies beside the files that are published, a warning of what looks like a secret there)."""
+    if c.gguf:
+        return ((README,) if exists(c.source.path.parent, README) and not local_card(c.source.path) else ()), []
+    left = left_over(c.source.path, [README, *files])
+    secrets = [name for name in left if looks_secret(name)]
+    return left, [
+        f"these look like secrets, and stay here: {', '.join(secrets)}; they do not belong in a model's folder"
+    ] if secrets else []
 
 
 def _there(repo: str, names: list[str], revision: str | None) -> dict[str, Any]:
@@ -139,7 +150,7 @@ def _there(repo: str, names: list[str], revision: str | None) -> dict[str, Any]:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return {f.path: f for f in HfApi().get_paths_info(repo, names, revision=revision)}
+        return {f.path: f for f in patient(lambda: HfApi().get_paths_info(repo, names, revision=revision))}
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return {}
     except Exception as e:
@@ -150,7 +161,7 @@ def _remote_card(repo: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
     try:
-        return Path(HfApi().hf_hub_download(repo, README, revision=revision)).read_text("utf-8")
+        return Path(patient(lambda: HfApi().hf_hub_download(repo, README, revision=revision))).read_text("utf-8")
     except Exception as e:
         raise hub_error(repo, e) from None
 
@@ -176,7 +187,7 @@ def _copies(items: list[Item], base: Base) -> list[Item]:
         return [replace(i, why="this huggingface_hub cannot copy between repositories") if _is_weights(i) else i for i in items]
     names = [i.name for i in items if _is_weights(i)]
     try:
-        remote: dict[str, Any] = {f.path: f for f in HfApi().get_paths_info(str(base.repo), names, revision=base.commit)}
+        remote: dict[str, Any] = {f.path: f for f in patient(lambda: HfApi().get_paths_info(str(base.repo), names, revision=base.commit))}
     except Exception as e:
         return [replace(i, why=f"the base cannot be looked at: {type(e).__name__}") if _is_weights(i) else i for i in items]
 
@@ -201,7 +212,7 @@ def ask_base(base: Base) -> tuple[dict[str, Any], list[str]]:
     if not repo:
         return {}, []
     try:
-        info = HfApi().model_info(repo, revision=base.commit)
+        info = patient(lambda: HfApi().model_info(repo, revision=base.commit))
     except Exception as e:
         return {}, [f"the base {repo} cannot be asked for its licence: {type(e).__name__}"]
     data = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
@@ -211,9 +222,6 @@ def ask_base(base: Base) -> tuple[dict[str, Any], list[str]]:
     if data.get("license") in RESTRICTED:
         found.append(f"the base {repo} has the licence {data['license']!r}: read what it asks of those who redistribute")
     return data, found
-
-
-Say = Callable[[str], None]
 
 
 def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
@@ -226,10 +234,11 @@ def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
 
     api = HfApi()
     items = [i for i in plan.items if i.way != UNCHANGED]
+    busy = (429,) if plan.create_pr else BUSY  # the same commit twice is one; a pull request whose answer was lost would be two
     try:
-        api.create_repo(plan.repo, private=plan.private, exist_ok=True)
+        patient(lambda: api.create_repo(plan.repo, private=plan.private, exist_ok=True), say=say)
         try:
-            return _commit(api, plan, items, sent)
+            return patient(lambda: _commit(api, plan, items, sent), busy, say)
         except Exception as e:
             if not any(i.way == COPY for i in items) or not _refuses_copies(e):
                 raise
@@ -237,7 +246,8 @@ def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
             if any(i.way == COPY and i.path is None for i in items):
                 raise CopyRefused(why, "") from None
             say(f"{why}; they are uploaded")
-            return _commit(api, plan, [replace(i, way=UPLOAD) if i.way == COPY else i for i in items], sent)
+            items = [replace(i, way=UPLOAD) if i.way == COPY else i for i in items]
+            return patient(lambda: _commit(api, plan, items, sent), busy, say)
     except Exception as e:
         raise hub_error(plan.repo, e) from None
 
@@ -270,7 +280,7 @@ def _refuses_copies(e: Exception) -> bool:
 
 def hub_error(repo: str, e: Exception) -> Exception:
     """One line for what the client raises; never with a token in it."""
-    status: Any = getattr(getattr(e, "response", None), "status_code", None)
+    status: Any = getattr(answer_of(e), "status_code", None)
     if status in (401, 403):
         return OutputError(f"the Hub does not let you write to {repo} ({status})", "hf auth login, with a token that may write there")
     if isinstance(e, InputError | OutputError | UsageError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from ..general import README
 from ..json_text import pretty
 from ..layout import Part
 from ..manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
+from ..source import Say, patient
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of
 from ..targets.output import execute
 from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import INDEXES, read_safetensors, sha256
 from .card import local_card, render
-from .hub import COPY, UPLOAD, CopyRefused, Item, Say, Upload, ask_base, check_repo, hub_error, plan_upload, run_upload
+from .hub import COPY, UPLOAD, CopyRefused, Item, Upload, ask_base, check_repo, hub_error, plan_upload, run_upload
 
 
 def push(
@@ -64,8 +66,10 @@ def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
     """The upload of a conversion that was planned from headers alone; without weights where they are going to change."""
     c, plan = conversion.checkpoint, conversion.plan
     weights = _base_weights(str(c.source.repo), c.source.commit) if plan.identical else {}
-    manifest = manifest_of(conversion, {}, plan.out)
-    manifest = with_files(manifest, [WeightFile(name, f.size, "copied on the server", f.lfs.sha256) for name, f in weights.items()])
+    manifest = manifest_of(replace(conversion, options=replace(conversion.options, hash=False)), {}, plan.out)
+    manifest = with_files(
+        manifest, [WeightFile(name, f.size, "copied on the server", sha256_of_hub=f.lfs.sha256) for name, f in weights.items()]
+    )
     base_card, warnings = ask_base(manifest.base)
     text = render(c, manifest, repo, local_card(c.source.path), base_card)
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
@@ -84,10 +88,10 @@ def _base_weights(repo: str, commit: str | None) -> dict[str, Any]:
     from huggingface_hub import HfApi
 
     try:
-        files = [f for f in HfApi().list_repo_tree(repo, revision=commit) if f.path.endswith(".safetensors") and "/" not in f.path]
+        tree: list[Any] = patient(lambda: list(HfApi().list_repo_tree(repo, revision=commit)))
     except Exception as e:
         raise hub_error(repo, e) from None
-    return {f.path: f for f in files if getattr(f, "lfs", None)}
+    return {f.path: f for f in tree if f.path.endswith(".safetensors") and "/" not in f.path and getattr(f, "lfs", None)}
 
 
 def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
@@ -101,11 +105,12 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
     weights = _base_weights(str(c.source.repo), c.source.commit)
     made, operations, weight_map = list[WeightFile](), list[Any](), dict[str, str]()
     try:
-        api.create_repo(plan.repo, private=plan.private, exist_ok=True)
+        patient(lambda: api.create_repo(plan.repo, private=plan.private, exist_ok=True), say=say)
         for name in weights:
             say(f"{name}: one of {len(weights)}")
             with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
-                source = Path(api.hf_hub_download(str(c.source.repo), name, revision=c.source.commit, local_dir=folder))
+                fetch = partial(api.hf_hub_download, str(c.source.repo), name, revision=c.source.commit, local_dir=folder)
+                source = Path(patient(fetch, say=say))
                 tensors, _ = read_safetensors(source)
                 job = safetensors_job(name, [hf_piece(n, Part(t.shape, (t,)), conversion.plan.outtype) for n, t in tensors.items()])
                 out = Path(folder, "out")
@@ -113,7 +118,7 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
                 made.append(WeightFile(name, job.size, "written", sha256(out / name)))
                 weight_map |= dict.fromkeys(tensors, name)
                 operations.append(CommitOperationAdd(name, str(out / name)))
-                api.preupload_lfs_files(plan.repo, operations[-1:])
+                patient(partial(api.preupload_lfs_files, plan.repo, operations[-1:]), say=say)
     except YarnConvertError:
         raise
     except Exception as e:

@@ -78,7 +78,7 @@ def _listed(manifest: Manifest, c: Checkpoint) -> dict[str, str | None]:
     A GGUF's files go in their order, whatever they are called now; beside a folder's weights, rope.safetensors is judged as
     the recipe is.
     """
-    files = {f.file: f.sha256 if isinstance(f.sha256, str) else None for f in manifest.weights.files}
+    files = {f.file: f.sha256 or f.sha256_of_hub or None for f in manifest.weights.files}
     files.pop(ROPE_FILE, None)
     if c.gguf is None or len(files) != len(c.weight_files):
         return files
