@@ -108,6 +108,7 @@ def lying_safetensors(draw: st.DrawFn) -> bytes:
 # What the safetensors library takes and we refuse, on purpose: a part of our message -> the reason.
 STRICTER = {
     "duplicate key": "the library takes the last of two, other readers the first",
+    "dimensions": "more than any tensor has",
     "unknown dtype": "types below a byte and complex ones: no model that we know has them",
 }
 

@@ -30,6 +30,12 @@ SCALARS = {  # GGUF value type -> (our name, struct code); docs/gguf.md, gguf_me
 STRING, ARRAY = 8, 9
 CODES = {name: (number, code) for number, (name, code) in SCALARS.items()} | {"str": (STRING, "")}
 DEFAULT_ALIGNMENT = 32
+# What a header may ask for: each far above any model's, and together less than 1 GB of memory.
+MAX_TENSORS = 1 << 18  # the largest mixture of experts has 1,100 in its GGUF, and 140,000 in safetensors
+MAX_FIELDS = 1 << 16  # models have 30 to 60
+MAX_NAME = 1 << 16  # bytes of a field's or tensor's name; docs/gguf.md allows 65,535 and 64
+MAX_ITEMS = 1 << 23  # of all arrays, 20 to 60 bytes each once they are decoded; a vocabulary of 262,144 with its merges has 1.3 million
+MAX_HEADER = 1 << 28  # bytes; a vocabulary of 262,144 tokens takes 15 MB
 HINT = "download or write it again"
 
 
@@ -131,6 +137,7 @@ class _Cursor:
 
     def __init__(self, path: Path, buffer: Any, size: int) -> None:
         self.path, self.buffer, self.size, self.at = path, buffer, size, 0
+        self.items = 0  # of the arrays so far
 
     def take(self, fmt: str, what: str) -> tuple[Any, ...]:
         size = struct.calcsize(fmt)
@@ -143,7 +150,22 @@ class _Cursor:
     def skip(self, size: int, what: str) -> None:
         if size > self.size - self.at:
             raise self.bad(f"{what} claims {size:,} bytes, {self.size - self.at:,} are left")
+        if self.at + size > MAX_HEADER:
+            raise self.bad(f"with {what} its header has more than {MAX_HEADER:,} bytes")
         self.at += size
+
+    def count(self, items: int, what: str) -> None:
+        """Arrays cost many times their bytes once they are decoded."""
+        self.items += items
+        if self.items > MAX_ITEMS:
+            raise self.bad(f"{what} claims {items:,} items: of all arrays together at most {MAX_ITEMS:,} are read")
+
+    def name(self, what: str) -> str:
+        (length,) = self.take("<Q", what)
+        if length > MAX_NAME:
+            raise self.bad(f"{what} claims {length:,} bytes, at most {MAX_NAME:,} are read")
+        self.at -= 8
+        return self.string(what)
 
     def string(self, what: str) -> str:
         (length,) = self.take("<Q", what)
@@ -193,9 +215,11 @@ def _parse(c: _Cursor) -> Gguf:
     n_tensors, n_fields = c.take("<QQ", "the counts")
     if n_fields > c.size // 13 or n_tensors > c.size // 24:
         raise c.bad(f"it claims {n_fields:,} fields and {n_tensors:,} tensors in {c.size:,} bytes")
+    if n_fields > MAX_FIELDS or n_tensors > MAX_TENSORS:
+        raise c.bad(f"it has {n_fields:,} fields and {n_tensors:,} tensors, at most {MAX_FIELDS:,} and {MAX_TENSORS:,} are read")
     fields: dict[str, Field] = {}
     for _ in range(n_fields):
-        key = c.string("a field's name")
+        key = c.name("a field's name")
         if key in fields:
             raise c.bad(f"the field {key!r} is there twice")
         fields[key] = _field(c, key)
@@ -214,14 +238,13 @@ def _field(c: _Cursor, key: str) -> Field:
     if number in SCALARS:
         c.skip(struct.calcsize(SCALARS[number][1]), what)
     elif number == STRING:
-        c.string(what)
+        c.skip(c.take("<Q", what)[0], what)
     elif number == ARRAY:
         inner, count = c.take("<IQ", what)
+        c.count(count, what)
         if inner in SCALARS:
             c.skip(struct.calcsize(SCALARS[inner][1]) * count, what)
         elif inner == STRING:
-            if count > c.size // 8:
-                raise c.bad(f"{what} claims {count:,} strings")
             c.skip_strings(count, what)
         else:
             raise c.bad(f"{what} is an array of the unknown type {inner}")
@@ -231,7 +254,7 @@ def _field(c: _Cursor, key: str) -> Field:
 
 
 def _info(c: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
-    name = c.string("a tensor's name")
+    name = c.name("a tensor's name")
     (n_dims,) = c.take("<I", f"tensor {name!r}")
     if n_dims > 4:
         raise c.bad(f"tensor {name!r} claims {n_dims} dimensions")

@@ -25,6 +25,7 @@ from .decoding import AGAIN, parse
 from .errors import FormatError, InputError, Unsupported
 from .extras import need
 from .files import exists, inside, open_regular, read, regular
+from .pickles import check_pickle
 
 Bytes = NDArray[np.uint8]
 
@@ -33,6 +34,7 @@ SAFETENSORS_BITS = {
     "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
 }  # fmt: skip
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself (safetensors/src/tensor.rs)
+MAX_DIMS = 8  # of a tensor: a convolution over a film has 5, ggml knows 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ def _safetensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
         raise _bad(path, f"the entry of tensor {name!r} is malformed") from None
     if dtype not in SAFETENSORS_BITS:
         raise Unsupported(f"{path.name}: tensor {name!r} has the unknown dtype {dtype!r}", "convert it to F32 or BF16")
+    if len(shape) > MAX_DIMS:
+        raise _bad(path, f"tensor {name!r} has {len(shape):,} dimensions, at most {MAX_DIMS} are read")
     nbytes = math.prod(shape) * SAFETENSORS_BITS[dtype] // 8
     if stop - begin != nbytes:
         raise _bad(path, f"tensor {name!r} of shape {list(shape)} needs {nbytes:,} bytes, its offsets give {stop - begin:,}")
@@ -165,7 +169,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     need("torch", f"{path.name}, a PyTorch pickle,")
     import torch
 
-    open_regular(path).close()
+    check_pickle(path)
     names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
     try:
         with warnings.catch_warnings():
