@@ -10,7 +10,7 @@ import pytest
 
 from yarn_convert.errors import Unsupported
 from yarn_convert.readers import HF_READERS, Beside, Refuses, read_config, read_gguf
-from yarn_convert.readers.gguf import gguf_corrections, gguf_multiplier
+from yarn_convert.readers.gguf import gguf_corrections
 from yarn_convert.readers.gguf_archs import ARCHS, PLAIN
 from yarn_convert.readers.model_types import LLAMAS, MODEL_TYPES, USUAL
 from yarn_convert.readers.others_gguf import GGUF_READERS
@@ -261,15 +261,12 @@ def test_gguf_correction_dimensions_are_those_of_the_library():
         assert gguf_corrections(dim, original, theta, fast, 1.0) == tuple(ends)
 
 
-def test_gguf_attn_factor_is_multiplied_with_the_temperature_in_float32():
-    """s = 8, float32 step by step: 0.1·ln 8 + 1 = 1.20794415, its inverse 0.827852845, times it again 1.0; so the
-    key times 1.20794415 is what cos and sin get."""
-    one = gguf_multiplier(np.float32(0.125), np.float32(1.0))
-    assert one.dtype == np.float32
-    assert one == pytest.approx(1.20794415, abs=2e-7)
-    wanted = np.float32(1.5 / 1.20794415)
-    assert gguf_multiplier(np.float32(0.125), wanted) == pytest.approx(1.5, abs=3e-7)
-    assert gguf_multiplier(np.float32(1.0), np.float32(0.5)) == np.float32(0.5)
+def test_gguf_attn_factor_is_a_float32_and_the_temperature_that_it_multiplies_is_not_rounded():
+    """0.1·ln 8 + 1 = 1.2079441541679836: llama-context.cpp divides by it what ops.cpp multiplies by again."""
+    assert read_gguf(gguf(**YARN)).multiplier == pytest.approx(1.2079441541679836, rel=1e-15)
+    written = np.float32(1.5 / 1.2079441541679836)
+    assert read_gguf(gguf(**YARN, attn_factor=float(written))).multiplier == pytest.approx(float(written) * 1.2079441541679836, rel=1e-15)
+    assert read_gguf(gguf(type="yarn", factor=1.0, attn_factor=0.5)).multiplier == 0.5
 
 
 @pytest.mark.parametrize("kind", ["none", "linear"])

@@ -26,6 +26,8 @@ MAX_CONTEXT = 1 << 31  # tokens; positions are 32-bit integers in llama.cpp
 MAX_ROTARY_DIM = 1 << 16
 RANGE = "choose parameters of a usual size: see 'yarn-convert methods'"
 Param = float | bool | str | tuple[float, ...]
+UNIT = 2.0**-24  # the most, relative, by which a number changes when it is stored as a float32
+RTOL = 2.01 * UNIT  # a frequency is made of two stored numbers: θ and s, or θ and a factor
 
 
 class Table(NamedTuple):
@@ -265,6 +267,20 @@ def bake(rope: Rope, length: int) -> Rope:
     f = rope.number("factor", 1.0) if rope.method == "dynamic-ntk" else 1.0
     s = f * dynamic_factor(rope, length) - (f - 1)
     return replace(rope, method=BAKED[rope.method], params={**rope.params, "factor": s})
+
+
+def rounding(rope: Rope) -> Array:
+    """How far a file's factors may be from `table` and still be its own, relative, float64[D/2]: RTOL, and for llama3 what the steps
+    of llama.cpp's converter add, which takes them in float32 (conversion/llama.py, generate_extra_tensors): five from θ to turns,
+    whose error the ramp's slope makes larger where a pair is slow, and six after that."""
+    found = np.full(rope.rotary_dim // 2, RTOL)
+    if rope.method != "llama3" or rope.inner is not None:
+        return found
+    omega, s = geometric(rope.theta, rope.rotary_dim), factor_of(rope)
+    low, high, r = rope.number("low_freq_factor"), rope.number("high_freq_factor"), turns(omega, rope)
+    slope = (1 - 1 / s) * omega / table(rope).inv_freq
+    steps = (5 * r / (high - low) + 2) * slope + 4
+    return found + np.where((r > low * (1 - RTOL)) & (r < high * (1 + RTOL)), steps * UNIT, 0)
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------

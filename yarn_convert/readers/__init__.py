@@ -4,9 +4,10 @@ A writer that wants every runtime to agree has to know how each of them reads. `
 without the runtimes: the arithmetic that they share is written once, and what sets them apart is a row of `HF_READERS`.
 The rows were checked against the runtimes' own code (`tests/data/readers.json`); `docs/formats.md` is the prose.
 
-The tables are float64. The runtimes work in float32, so theirs differ from these by a few units of 2^-24, times the
-factor where a YaRN ramp ends. A row says which model types it is modelled for (`Reader.models`), `model_types` and
-`gguf_archs` what sets these apart; for any other there is no reading, and no claim.
+The tables are float64. The runtimes work in float32, so what they compute differs from these by a few units of 2^-24, times the
+factor where a YaRN ramp ends: alike for every file that says the same, so that it is no reason to write another. A row says
+which model types it is modelled for (`Reader.models`), `model_types` and `gguf_archs` what sets these apart; for any other there
+is no reading, and no claim.
 """
 
 from .config import read_config

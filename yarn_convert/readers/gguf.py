@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..errors import Unsupported
-from ..rope import Array, Table, geometric
+from ..rope import Array, Table, geometric, temperature
 from .gguf_archs import ARCHS
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
@@ -29,8 +29,8 @@ def read_gguf(
     rope_factors_short.weight, rope_factors_long.weight.
 
     Source: src/llama-model.cpp load_hparams, src/llama-context.cpp llama_context::llama_context, ggml/src/ggml.c
-    ggml_rope_yarn_corr_dims, ggml/src/ggml-cpu/ops.cpp rope_yarn. Correction dimensions and multiplier in float32, as
-    there; frequencies in float64, where ggml's CPU loop multiplies up θ^(−2/D) in float32.
+    ggml_rope_yarn_corr_dims, ggml/src/ggml-cpu/ops.cpp rope_yarn. The numbers of the file and the ramp's ends are float32, as
+    there; what is made of them is float64: what ggml's float32 steps add is the same for every file that says the same.
     """
     try:
         with np.errstate(all="ignore"):
@@ -52,8 +52,8 @@ def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: t
     dim = gguf_dim(arch, meta)
     divided = divisors(arch, kind, dim, context > original, rope_freqs, rope_factors)
     written = f32(meta.get("rope.scaling.factor", meta.get("rope.scale_linear", 0.0)))
-    layers = Layers(arch, meta, kind, original, f32(1) if written == 0 else f32(1) / written)
-    theta, scale = f32(meta.get("rope.freq_base", 10000.0)), f32(1) if kind == "none" else layers.trained
+    layers = Layers(arch, meta, kind, original, 1.0 if written == 0 else 1 / float(written))
+    theta, scale = float(f32(meta.get("rope.freq_base", 10000.0))), 1.0 if kind == "none" else layers.trained
     read = layers.table(dim, theta, scale, divided)
     beside = Beside(layers.logits(scale), layers.second(read, dim, theta, divided))
     return Reading(*read, context, gguf_ignored(arch, meta, kind), beside)
@@ -80,59 +80,59 @@ class Layers:
     meta: Mapping[str, Any]
     kind: str
     original: int
-    trained: np.float32  # rope_freq_scale_train, 1/s whatever the type
+    trained: float  # rope_freq_scale_train, 1/s whatever the type
 
     @property
-    def written(self) -> np.float32:
-        return f32(self.meta.get("rope.scaling.attn_factor", 1.0))
+    def written(self) -> float:
+        return float(f32(self.meta.get("rope.scaling.attn_factor", 1.0)))
 
-    def attn_factor(self, scale: np.float32) -> np.float32:
-        """The context's attn_factor, of which rope_yarn makes the multiplier."""
+    def attn_factor(self, scale: float) -> float:
+        """The context's attn_factor, of which rope_yarn makes the multiplier. Of YaRN DeepSeek's ratio of two equal mscales,
+        or 0.1·ln s + 1; over 0.1·ln s + 1, by which rope_yarn multiplies again."""
         if self.kind != "yarn":
             return self.written
-        return context_attn_factor(scale, self.written, float(self.log_multiplier))
+        usual = temperature(1 / scale)
+        return (1.0 if self.log_multiplier else usual) / m0(scale) * self.written
 
     @property
-    def log_multiplier(self) -> np.float32:
+    def log_multiplier(self) -> float:
         """mscale_all_dim of DeepSeek, which the converter multiplied by 0.1; 0 elsewhere."""
         key = self.meta.get("rope.scaling.yarn_log_multiplier", 0.0) if ARCHS[self.arch].mla else 0.0
-        return f32(key) / f32(0.1)
+        return float(f32(key)) / 0.1
 
-    def table(self, dim: int, theta: np.float32, scale: np.float32, divided: Array | float, own: np.float32 | None = None) -> Table:
+    def table(self, dim: int, theta: float, scale: float, divided: Array | float, own: float | None = None) -> Table:
         """The RoPE of layers with this θ; `scale` is the context's, `own` theirs if it is another."""
         own = scale if own is None else own
-        omega, multiplier = geometric(float(theta), dim) / divided, self.attn_factor(scale)
-        inv_freq = omega * float(own)
+        omega, multiplier = geometric(theta, dim) / divided, self.attn_factor(scale)
+        inv_freq = omega * own
         if self.kind == "yarn":
-            ends = gguf_corrections(dim, self.original, theta, *gguf_betas(self.arch, self.meta))
-            keep = gguf_ramp(dim, *ends).astype(np.float64)
+            keep = gguf_ramp(dim, *gguf_corrections(dim, self.original, theta, *gguf_betas(self.arch, self.meta)))
             inv_freq = inv_freq * (1 - keep) + omega * keep
-            multiplier = multiplier * (f32(1) + f32(0.1) * logf(f32(1) / own))
-        return Table(inv_freq, float(multiplier))
+            multiplier *= m0(own)
+        return Table(inv_freq, multiplier)
 
-    def second(self, first: Table, dim: int, theta: np.float32, divided: Array | float) -> Table | None:
+    def second(self, first: Table, dim: int, theta: float, divided: Array | float) -> Table | None:
         """The RoPE of the sliding-window layers; None if there are none, or it is that of the others."""
         facts = ARCHS[self.arch]
         if not facts.second or not self.meta.get("attention.sliding_window", facts.window):
             return None
         if facts.second == "plain":
-            return Table(geometric(float(theta), dim), 1.0)
+            return Table(geometric(theta, dim), 1.0)
         usual = 10000.0 if facts.second == "own" else theta
-        theirs = f32(self.meta.get("rope.freq_base_swa", usual))
-        own = f32(1) if facts.second == "own" else self.trained
-        scale = f32(1) if self.kind == "none" else self.trained
+        theirs = float(f32(self.meta.get("rope.freq_base_swa", usual)))
+        own = 1.0 if facts.second == "own" else self.trained
+        scale = 1.0 if self.kind == "none" else self.trained
         found = self.table(dim, theirs, scale, divided if facts.second == "shared" else 1.0, own)
         same = facts.second == "shared" and np.array_equal(found.inv_freq, first.inv_freq) and found.multiplier == first.multiplier
         return None if same else found
 
-    def logits(self, scale: np.float32) -> float:
+    def logits(self, scale: float) -> float:
         """What multi-head latent attention multiplies its logits by (src/models/deepseek2.cpp: graph, kq_scale): also for
         linear, and with the multiplier on top. 1 elsewhere."""
         if not ARCHS[self.arch].mla:
             return 1.0
-        log = logf(f32(1) / scale)
-        restored = self.attn_factor(scale) * (f32(1) + f32(0.1) * log)
-        return float(restored * (f32(1) + f32(0.1) * self.log_multiplier * log)) ** 2
+        restored = self.attn_factor(scale) * m0(scale)
+        return float(restored * (1 + 0.1 * self.log_multiplier * math.log(1 / scale))) ** 2
 
 
 def gguf_refuses(reason: str) -> NoReturn:
@@ -191,23 +191,15 @@ def gguf_corrections(dim: int, original: int, theta: Any, fast: float, slow: flo
     return max(f32(0), np.floor(at(fast))), min(f32(dim - 1), np.ceil(at(slow)))
 
 
-def gguf_ramp(dim: int, low: np.float32, high: np.float32) -> NDArray[np.float32]:
-    """1 keeps a pair, 0 interpolates it; float32[D/2]."""
-    mix = (np.arange(dim // 2, dtype=f32) - low) / max(f32(0.001), high - low)
-    return np.asarray(f32(1) - np.clip(mix, f32(0), f32(1)), dtype=f32)
+def gguf_ramp(dim: int, low: np.float32, high: np.float32) -> Array:
+    """1 keeps a pair, 0 interpolates it; float64[D/2]."""
+    mix = (np.arange(dim // 2) - float(low)) / max(0.001, float(high) - float(low))
+    return np.asarray(1 - np.clip(mix, 0.0, 1.0), dtype=np.float64)
 
 
-def context_attn_factor(scale: np.float32, attn_factor: np.float32, log_multiplier: float = 0.0) -> np.float32:
-    """YaRN's: with m0 = 0.1·ln s + 1, attn_factor·m0/m0, or DeepSeek's ratio of two equal mscales over m0."""
-    factor = f32(1) / scale
-    m0 = f32(0.1) * logf(factor) + f32(1)
-    mine = f32(1) if log_multiplier != 0 or not factor > 1 else m0
-    return mine * (f32(1) / m0) * attn_factor
-
-
-def gguf_multiplier(scale: np.float32, attn_factor: np.float32) -> np.float32:
-    """attn_factor times 0.1·ln s + 1: llama-context.cpp divides by it what ops.cpp multiplies by again."""
-    return context_attn_factor(scale, attn_factor) * (f32(1) + f32(0.1) * logf(f32(1) / scale))
+def m0(scale: float) -> float:
+    """0.1·ln s + 1, where `temperature` is 1 for a factor below 1."""
+    return 1 + 0.1 * math.log(1 / scale)
 
 
 def gguf_ignored(arch: str, meta: Mapping[str, Any], kind: str) -> tuple[str, ...]:

@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import Unsupported
-from ..rope import Table
+from ..rope import RTOL, Table
 from .config import READERS, Seen, betas, read_config, rounds, seen, yarn_factor
 from .gguf import gguf_betas
 from .others_gguf import GGUF_READERS
 from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS
 
-TOLERANCE = 2.5e-7  # two roundings to float32: one of a factor that the file carries, one of the frequency
 WIDTH = 120
 PLAIN = Beside()
 RUNTIMES = (*HF_READERS, "llama.cpp", *(name for name in READERS if name not in HF_READERS))
@@ -59,7 +58,7 @@ class Verdict:
 
 
 def survey_config(
-    config: Mapping[str, Any], intended: Table, context: int, tolerance: float = TOLERANCE, beside: Beside = PLAIN
+    config: Mapping[str, Any], intended: Table, context: int, tolerance: float = RTOL, beside: Beside = PLAIN
 ) -> list[Verdict]:
     """A verdict on `config`, config.json as a dict, for each of RUNTIMES. `context` is the intended one, in tokens.
 
@@ -89,7 +88,7 @@ def survey_gguf(
     rope_freqs: ArrayLike | None,
     intended: Table,
     context: int,
-    tolerance: float = TOLERANCE,
+    tolerance: float = RTOL,
     beside: Beside = PLAIN,
 ) -> list[Verdict]:
     """A verdict on GGUF keys, as plain values with `general.architecture`, and rope_freqs.weight, for each of RUNTIMES."""

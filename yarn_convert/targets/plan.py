@@ -15,7 +15,7 @@ from ..errors import Inexpressible, Unsupported, UsageError
 from ..json_text import REMOVE
 from ..layout import Part
 from ..quantizer import MIXES, Imatrix
-from ..rope import Array, Rope, Table, table, temperature
+from ..rope import RTOL, Array, Rope, Table, table, temperature
 from .moving import Job
 
 ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # conversion/base.py, prepare_tensors
@@ -144,18 +144,19 @@ def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int, beside: rea
     return verdicts
 
 
-def verdict(reading: readers.Reading, target: Table, context: int, beside: readers.Beside = NOTHING) -> str:
+def verdict(reading: readers.Reading, target: Table, context: int, beside: readers.Beside = NOTHING, rtol: float | Array = RTOL) -> str:
+    """Why a reader does not compute `target`, and `beside` besides, exactly; "" if it does. `rtol`: of the frequencies."""
     if reading.inv_freq.shape != target.inv_freq.shape:
         return "rotates another number of dimensions"
     error = abs(reading.inv_freq / target.inv_freq - 1).max()
-    if not dialects.same(target._replace(multiplier=1.0), target._replace(inv_freq=reading.inv_freq, multiplier=1.0)):
+    if not dialects.same(target._replace(inv_freq=reading.inv_freq), target, rtol):
         return f"frequencies off by up to {error:.2g}"
     if not dialects.same(target, target._replace(multiplier=reading.multiplier)):
         return f"multiplier {reading.multiplier:.6g} instead of {target.multiplier:.6g}"
     theirs, others = reading.beside.others, beside.others
     if (theirs is None) != (others is None) or (theirs is not None and others is not None and not dialects.same(theirs, others)):
         return "turns the layers with a sliding window otherwise"
-    if not math.isclose(reading.beside.logits, beside.logits, rel_tol=2 * dialects.RTOL):
+    if not math.isclose(reading.beside.logits, beside.logits, rel_tol=2 * RTOL):
         return f"multiplies the attention's logits by {reading.beside.logits:.6g} instead of {beside.logits:.6g}"
     if reading.context is not None and reading.context != context:
         return f"takes {reading.context:,} tokens for the longest context"

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import exists, regular
 from ..manifest import read_manifest, rope_of
 from ..readers.survey import Verdict, survey_config, survey_gguf
-from ..rope import Rope, table
+from ..rope import RTOL, Array, Rope, Table, rounding, table
 from ..source import resolve
 from ..targets.plan import DECISIVE, hf_verdicts, verdict
 from ..targets.safetensors import ROPE_FILE
@@ -89,13 +89,13 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     context of both, and every known reader's verdict.
     """
     target = table(meant.rope, meant.context)
-    reader = main_reader(c)
+    reader, beside, rtol = main_reader(c), c.beside(meant.rope), written(c, meant)
     decoded = decode(c, reader)
     if c.gguf:
-        verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context, c.beside(meant.rope))}
+        verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context, beside, rtol)}
     else:
-        verdicts = hf_verdicts(c.written, meant.rope, meant.context, c.beside(meant.rope))
-    layer = _layer(decoded, target, meant.context) if verdicts[reader] else "table"
+        verdicts = hf_verdicts(c.written, meant.rope, meant.context, beside)
+    layer = _layer(decoded, target, rtol) if verdicts[reader] else "table"
     verdicts = {name: why or _elsewhere(c, meant) for name, why in verdicts.items()}
     why = verdicts[reader]
     if not why and (file := rope_file_error(c, target)):
@@ -118,7 +118,12 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
 
 def _elsewhere(c: Checkpoint, meant: Intention) -> str:
     """Why the file is not as meant at other lengths than the one at which readers are asked; "" if it is."""
-    return "" if same_at_all_lengths(c.rope, meant.rope) else "another table for texts of another length"
+    return "" if same_at_all_lengths(c.rope, meant.rope, written(c, meant)) else "another table for texts of another length"
+
+
+def written(c: Checkpoint, meant: Intention) -> float | Array:
+    """How far the frequencies of a file may be from what is meant: other tools compute a GGUF's factors in float32."""
+    return rounding(meant.rope) if c.factors else RTOL
 
 
 def survey(c: Checkpoint, meant: Intention) -> list[Verdict]:
@@ -126,7 +131,8 @@ def survey(c: Checkpoint, meant: Intention) -> list[Verdict]:
     target = table(meant.rope, meant.context)
     if c.gguf:
         names = {k: c.gguf.get(k) for k in ("general.name", "general.basename") if k in c.gguf.fields}
-        found = survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, beside=c.beside(meant.rope))
+        rtol = float(np.max(written(c, meant)))
+        found = survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, rtol, c.beside(meant.rope))
     else:
         found = survey_config(c.written, target, meant.context, beside=c.beside(meant.rope))
     return [replace(v, differs=_elsewhere(c, meant)) if v.exact else v for v in found]
@@ -146,11 +152,11 @@ def main_reader(c: Checkpoint) -> str:
     return LLAMA_CPP if c.gguf else DECISIVE
 
 
-def _layer(decoded: readers.Reading | str, target: Any, context: int) -> str:
+def _layer(decoded: readers.Reading | str, target: Table, rtol: float | Array) -> str:
     """Which part of the recipe is not as meant: "table", "multiplier" or "context"."""
     if isinstance(decoded, str) or decoded.inv_freq.shape != target.inv_freq.shape:
         return "table"
-    if not same(target._replace(multiplier=1.0), target._replace(inv_freq=decoded.inv_freq, multiplier=1.0)):
+    if not same(target._replace(inv_freq=decoded.inv_freq), target, rtol):
         return "table"
     return "multiplier" if not same(target, target._replace(multiplier=decoded.multiplier)) else "context"
 

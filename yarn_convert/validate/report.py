@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dialects import RTOL
 from ..errors import OutputError
 from ..extras import REPORT, need
-from ..rope import METHODS, geometric
+from ..rope import METHODS, RTOL, geometric
 from ..targets.output import replace_file
 from .text import unchecked
 
