@@ -238,6 +238,22 @@ def test_keys_that_llama_cpp_does_not_read_are_reported() -> None:
     assert ignored == ["llama.rope.scaling.yarn_attn_factor", "llama.rope.scaling.yarn_beta_fast"]
 
 
+def test_keys_that_say_what_is_computed_all_the_same_are_no_fault() -> None:
+    """What the converter copies from a config.json that spells YaRN's usual values out, and Ollama's names of them."""
+    s = {"scaling__type": "yarn", "scaling__factor": 4.0, "scaling__original_context_length": 2048}
+    m0 = float(np.float32(0.1 * math.log(4) + 1))
+    usual = {"yarn_ext_factor": 1.0, "yarn_attn_factor": m0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
+    usual |= {"extrapolation_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0}
+    for name, value in usual.items():
+        assert dialects.gguf_read(gguf(**s, **{f"scaling__{name}": value}), "llama", D, {})[1] == []
+        changed = gguf(**s, **{f"scaling__{name}": value * 1.001})
+        assert dialects.gguf_read(changed, "llama", D, {})[1] == [f"llama.rope.scaling.{name}"]
+    custom = gguf(**s, scaling__attn_factor=1.25 / m0, scaling__yarn_attn_factor=1.25)
+    assert dialects.gguf_read(custom, "llama", D, {})[1] == []
+    one = gguf(**s, scaling__yarn_attn_factor=1.0)  # a config.json's attention_factor 1.0, which nobody reads
+    assert dialects.gguf_read(one, "llama", D, {})[1] == ["llama.rope.scaling.yarn_attn_factor"]
+
+
 def test_gguf_defaults_are_llama_cpps() -> None:
     assert dialects.gguf_read({"llama.context_length": 4096}, "llama", D, {})[0] == Rope("none", 10000.0, D, 4096)
     assert dialects.gguf_read(gguf(scaling__factor=2.0), "llama", D, {})[0].method == "linear", "a factor without a type is linear"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from conftest import CONTEXT, write_tensors_of
 from yarn_convert import runtimes
 from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.errors import Unsupported
+from yarn_convert.validate import Settings, validate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -21,6 +23,13 @@ pytest.importorskip("llama_cpp")
 from family_models import make  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(3, 263, CONTEXT - 8)
+KINDS = {
+    bool: (gguf.GGUFValueType.BOOL,), int: (gguf.GGUFValueType.UINT32,), float: (gguf.GGUFValueType.FLOAT32,),
+    str: (gguf.GGUFValueType.STRING,), list: (gguf.GGUFValueType.ARRAY,),
+}  # fmt: skip
+YARN = {"context_length": 4 * CONTEXT} | {
+    f"rope.scaling.{k}": v for k, v in {"type": "yarn", "factor": 4.0, "original_context_length": CONTEXT}.items()
+}
 Changed = Callable[[str, Mapping[str, Any]], Path]
 
 
@@ -39,8 +48,9 @@ def changed(tmp_path: Path) -> Changed:
                 writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
         for key, value in changes.items():
             if value is not None:
-                kind = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}[type(value)]
-                writer.add_key_value(f"{arch}.{key}", value, kind)
+                writer.add_key_value(
+                    f"{arch}.{key}", value, *KINDS[type(value)], *(KINDS[type(value[0])] if isinstance(value, list) else ())
+                )
         write_tensors_of(reader, writer)
         return tmp_path / "changed.gguf"
 
@@ -91,3 +101,34 @@ def test_what_llama_cpp_takes_for_an_absent_key_is_what_a_folder_of_it_says(chan
     path = changed(name, changes)
     convert(str(path), Options(method="none", out="safetensors", output=path.with_name("hf")))
     assert nmse(in_transformers(path.with_name("hf")), in_llama_cpp(path)) < 1e-5
+
+
+M0 = float(np.float32(0.1 * math.log(4) + 1))
+USUAL = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_attn_factor": M0, "yarn_ext_factor": 1.0}
+WINDOWS = [True, False, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("deepseek_v3", YARN),  # YaRN's temperature on cos and sin, and on all logits
+        ("deepseek_v3", {**YARN, "rope.scaling.yarn_log_multiplier": 0.0707}),
+        ("deepseek_v2", {**YARN, "rope.scaling.yarn_log_multiplier": 0.05, "rope.scaling.attn_factor": 1.3}),
+        ("deepseek_v2", {**YARN, "rope.scaling.attn_factor": 1.1}),
+        ("qwen3", {**YARN, **{f"rope.scaling.{k}": v for k, v in USUAL.items()}}),
+        ("qwen2", {**YARN, **{f"rope.scaling.{k}": v for k, v in USUAL.items()}}),
+        ("phi3", {"attention.sliding_window": 8 * CONTEXT}),
+        ("phi3", {"attention.sliding_window": None}),
+        ("gemma3_text", {"rope.freq_base_swa": None, "rope.local.freq_base": 10000.0, "rope.global.freq_base": 1e6}),
+        ("gemma3_text", {"attention.sliding_window_pattern": WINDOWS}),
+        ("gemma3_text", {"attention.sliding_window_pattern": 3}),
+        ("gemma2", {"attention.sliding_window_pattern": WINDOWS[:2]}),
+        ("granite", {"attention.head_count": [4, 4], "attention.head_count_kv": [2, 2], "feed_forward_length": [96, 96]}),
+    ],
+)
+def test_a_file_of_another_converter_is_what_llama_cpp_computes(changed: Changed, name: str, changes: dict[str, Any]) -> None:
+    path = changed(name, changes)
+    convert(str(path), Options(method="none", out="safetensors", output=path.with_name("hf")))
+    assert nmse(in_transformers(path.with_name("hf")), in_llama_cpp(path)) < 1e-5
+    convert(str(path), Options(scale=8, output=path.with_name("long.gguf")))
+    assert validate(str(path.with_name("long.gguf")), Settings(twin=False, tokens=4 * CONTEXT))["verdict"] == "passed"

@@ -292,8 +292,6 @@ SCALING = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": CO
         ({"mscale": 1.0}, "a", "mscale alone"),
         ({"mscale_all_dim": 1.0}, "a", "mscale_all_dim alone"),
         ({"mscale": 1.0, "mscale_all_dim": 1.0, "attention_factor": 1.2}, "a", "attention_factor beside"),
-        ({"mscale": 1.0, "mscale_all_dim": 0.5}, "a.gguf", "for mscale too"),
-        ({}, "a.gguf", "multiplies the logits"),
         ({"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 16}, "a.gguf", "beta_fast"),
         ({"type": "linear"}, "a.gguf", "multiplies the attention's logits"),
     ],
@@ -320,13 +318,16 @@ def test_options_that_mean_nothing_to_it_are_refused(model: Any) -> None:
         extend(c, Options(scale=4, attention_factor=1.2))
 
 
-def test_a_gguf_without_the_temperatures_key_is_refused(model: Any, tmp_path: Path) -> None:
-    """llama.cpp then multiplies the part that turns by the temperature twice, which no config.json can say."""
-    from test_validate import rewritten
-
-    a = put(model("deepseek_v3"), tmp_path / "a.gguf", method="yarn", scale=4)
-    with pytest.raises(Unsupported, match=r"no config\.json can say"):
-        opened(rewritten(a, {"deepseek2.rope.scaling.yarn_log_multiplier": None}))
+@pytest.mark.parametrize(
+    "scaling", [{}, {"mscale": 1.0, "mscale_all_dim": 0.5}, {"mscale": 0.5, "mscale_all_dim": 1.0}, {"attention_factor": 1.2}]
+)
+def test_llama_cpp_computes_any_two_temperatures(scaling: dict[str, float], model: Any, tmp_path: Path) -> None:
+    """Those of cos and sin by attn_factor, those of the logits by what yarn_log_multiplier adds to them."""
+    pytest.importorskip("llama_cpp")
+    source = edited(model("deepseek_v3"), tmp_path / "m", {"max_position_embeddings": 4 * CONTEXT, "rope_scaling": {**SCALING, **scaling}})
+    out = put(source, tmp_path / "a.gguf")
+    assert same_effect(effect(opened(out).rope), effect(opened(source).rope))
+    assert validate(str(out), Settings(twin=False))["verdict"] == "passed"
 
 
 # -- Cohere 2 and Granite ---------------------------------------------------------------------------------------------

@@ -71,6 +71,8 @@ LIVE = {
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 8192},
     "yarn-m": {"factor": 4.0, "original_max_position_embeddings": 8192, "attention_factor": 0.9, "beta_fast": 8.0},
     "yarn-truncate": {"factor": 4.0, "original_max_position_embeddings": 8192, "truncate": False},
+    "yarn-equal": {"factor": 4.0, "original_max_position_embeddings": 8192, "beta_fast": 1.0, "beta_slow": 1.0},
+    "yarn-equal-exact": {"factor": 4.0, "original_max_position_embeddings": 8192, "beta_fast": 4.0, "beta_slow": 4.0, "truncate": False},
     "llama3": {"factor": 4.0, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192},
     "longrope": {"factor": 4.0, "short_factor": "1", "long_factor": "2", "original_max_position_embeddings": 8192},
 }
@@ -110,6 +112,17 @@ def test_yarn_with_attention_factor_and_a_ratio_of_mscales_is_the_same_everywher
     np.testing.assert_allclose(reading.inv_freq, wanted.inv_freq, rtol=1e-12)
     assert reading.multiplier == pytest.approx(m, rel=1e-12)
     assert reading.ignored == ()
+
+
+@pytest.mark.parametrize("beta", [1.0, 7.0, 32.0])
+@pytest.mark.parametrize("reader", HF_READERS)
+def test_equal_betas_are_a_ramp_of_one_pair_everywhere(reader, beta):
+    reading = read_config(reader, llama(yarn(beta_fast=beta, beta_slow=beta)))
+    wanted = table(base_rope("yarn", factor=8.0, beta_fast=beta, beta_slow=beta))
+    np.testing.assert_allclose(reading.inv_freq, wanted.inv_freq, rtol=1e-12)
+    plain, ramp = table(base_rope("none")).inv_freq, math.log(4096 / (2 * math.pi * beta)) * 64 / math.log(1e4)
+    kept = [i for i in range(64) if wanted.inv_freq[i] == pytest.approx(plain[i])]
+    assert kept == list(range(math.floor(ramp) + 1))
 
 
 @pytest.mark.parametrize("reader", HF_READERS)
@@ -305,7 +318,7 @@ def test_gguf_a_stray_factor_scales_longrope_twice_and_none_not_at_all():
 def test_gguf_betas_and_attn_factor_by_their_yarn_names_are_ignored_by_llama():
     extra = {"yarn_beta_fast": 16.0, "yarn_beta_slow": 1.0, "yarn_attn_factor": 0.9}
     reading = read_gguf(gguf(**YARN, **extra))
-    assert reading.ignored == ("llama.rope.scaling.yarn_beta_fast", "llama.rope.scaling.yarn_attn_factor")
+    assert reading.ignored == ("llama.rope.scaling.yarn_attn_factor", "llama.rope.scaling.yarn_beta_fast")
     np.testing.assert_array_equal(reading.inv_freq, read_gguf(gguf(**YARN)).inv_freq)
     assert reading.multiplier == read_gguf(gguf(**YARN)).multiplier
     mistral3 = read_gguf(gguf("mistral3", **YARN, yarn_beta_fast=16.0))

@@ -168,7 +168,9 @@ class Checkpoint:
         attention it holds one latent vector a token and layer."""
         if self.family.latent:
             return self.layers * int(self.hparams["latent_key"]) * context * element
-        return 2 * self.layers * self.heads("k") * self.head_dim * context * element
+        by_layer = self.config.get(f"{self.family.gguf_arch}.attention.head_count_kv") if self.gguf else None
+        heads = sum(by_layer) if isinstance(by_layer, list) else self.layers * self.heads("k")
+        return 2 * heads * self.head_dim * context * element
 
     def beside(self, rope: Rope) -> Beside:
         """What is computed besides the table of `rope` where it is this model's."""
@@ -261,7 +263,7 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
 
 def _open_gguf(source: Source) -> Checkpoint:
     gguf = read_model(source.path)
-    keys = {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")}
+    keys = readers.of_layers(gguf.arch, {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")})
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
     _check_known(family, "GGUF architecture", gguf.arch, readers.ARCHS)
     readers.check_keys(gguf.arch, keys)  # what a plan writes is read again without the file's other keys
@@ -313,7 +315,7 @@ def _as_assumed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The hparams of a GGUF under their standard names, with what llama.cpp takes for absent ones."""
-    hparams: dict[str, Any] = {hf: keys.get(family.gguf_key(hf)[0]) for hf in family.hparams}
+    hparams: dict[str, Any] = {hf: _first(keys.get(family.gguf_key(hf)[0])) for hf in family.hparams}
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
     for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
@@ -322,6 +324,12 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
     if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
         hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
     return hparams
+
+
+def _first(value: Any) -> Any:
+    """The first layer's number of an array with others: of a stand-in, whose tensors are only copied, llama.cpp takes the head's size
+    from it (llama_hparams::n_head)."""
+    return value[0] if isinstance(value, list) and value else value
 
 
 def _factors(gguf: Gguf, rotary_dim: int) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from . import readers
 from .errors import Disagreement, FormatError, Inexpressible, Unsupported, UsageError
 from .families import Family, architectures
 from .gguf_file import Value, f32
@@ -309,29 +310,31 @@ def _no_word(rope: Rope, target: str, way_out: str) -> Inexpressible:
 
 ROPE_FREQS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 FACTORS = (ROPE_FREQS, SHORT, LONG)  # tensors of a GGUF by which llama.cpp divides the angles, F32[D/2]
-_IGNORED = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier")
-_SCALING = ("type", "factor", "attn_factor", "original_context_length", "finetuned", *_IGNORED)
+_SCALING = ("type", "factor", "attn_factor", "original_context_length", "finetuned", *readers.UNREAD)
 
 
 def gguf_read(
     keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array], latent: bool = False
 ) -> tuple[Rope, list[str]]:
-    """(the recipe as llama.cpp reads it, the keys that it ignores) from GGUF keys and those of the tensors `FACTORS` that are there.
+    """(the recipe as llama.cpp reads it, the keys that say something else and that it ignores) from GGUF keys and those of the
+    tensors `FACTORS` that are there.
 
     Source: llama.cpp, src/llama-model.cpp `load_hparams` and src/llama-context.cpp. Raises Unsupported for a RoPE key
     that is unknown, or for factors together with YaRN, which no writer produces; FormatError for values that give no table.
     `latent`: of an architecture with multi-head latent attention.
     """
-    rope, ignored = _gguf_rope(keys, arch, rotary_dim, factors)
+    rope = _gguf_rope(keys, arch, rotary_dim, factors)
     if latent:
         rope = _gguf_mscales(rope, keys.get(f"{arch}.rope.scaling.yarn_log_multiplier"))
-        ignored = [key for key in ignored if not key.endswith(".yarn_log_multiplier")]
-    return _usable(rope, "the GGUF"), ignored
+    rope = _usable(rope, "the GGUF")
+    said = {name: number(keys[key], name) for name in readers.UNREAD if (key := f"{arch}.rope.scaling.{name}") in keys}
+    return rope, [f"{arch}.rope.scaling.{name}" for name in readers.unread(arch, said, table(rope).multiplier)]
 
 
-def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array]) -> tuple[Rope, list[str]]:
+def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array]) -> Rope:
     rope_keys = {k.removeprefix(f"{arch}.rope."): v for k, v in keys.items() if k.startswith(f"{arch}.rope.")}
     known = {"freq_base", "scale_linear", "dimension_count", *(f"scaling.{k}" for k in _SCALING)}
+    known |= {key.removeprefix("rope.") for key in readers.OLLAMAS}
     if unknown := sorted(set(rope_keys) - known):
         raise Unsupported(f"unknown RoPE keys in the GGUF: {', '.join(unknown)}", "they may change RoPE")
     context = positive_int(keys.get(f"{arch}.context_length"), f"{arch}.context_length")
@@ -344,22 +347,21 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Map
     attn = number(rope_keys.get("scaling.attn_factor", 1.0), "scaling.attn_factor")
     if factor < 0 or attn <= 0:
         raise FormatError(f"the GGUF's rope.scaling has factor {factor:g} and attn_factor {attn:g}, not above 0", "write the GGUF again")
-    ignored = [f"{arch}.rope.scaling.{k}" for k in _IGNORED if f"scaling.{k}" in rope_keys]
     if kind not in ("none", "linear", "yarn"):
         raise Unsupported(f"rope.scaling.type {kind!r} is not read for architecture {arch!r}", "none, linear and yarn are")
     if factors:
         if kind == "yarn" or (kind == "linear" and factor != 1):
             raise Unsupported(f"{next(iter(factors))} together with a scaling type", "a plain, Llama 3 or Phi-3 GGUF has one of them only")
-        return _of_factors(rope, {name: tuple(map(float, values)) for name, values in factors.items()}, attn), ignored
+        return _of_factors(rope, {name: tuple(map(float, values)) for name, values in factors.items()}, attn)
     if kind == "yarn":
         params = {"factor": factor} if attn == 1 else {"factor": factor, "attention_factor": attn * temperature(factor)}
-        return replace(rope, method="yarn", params=params), ignored
+        return replace(rope, method="yarn", params=params)
     if attn != 1:
         ones = (factor if kind == "linear" else 1.0,) * (rotary_dim // 2)
-        return replace(rope, method="explicit", params={"factors": ones, "attention_factor": attn}), ignored
+        return replace(rope, method="explicit", params={"factors": ones, "attention_factor": attn})
     if kind == "linear" and factor != 1:
-        return replace(rope, method="linear", params={"factor": factor}), ignored
-    return rope, ignored
+        return replace(rope, method="linear", params={"factor": factor})
+    return rope
 
 
 def _of_factors(rope: Rope, factors: Mapping[str, tuple[float, ...]], attn: float) -> Rope:
@@ -376,20 +378,34 @@ def pair_of(factors: Mapping[str, Array]) -> tuple[Array, Array] | None:
 
 
 def _gguf_mscales(rope: Rope, log_multiplier: Any) -> Rope:
-    """`rope` as multi-head latent attention has it, where the logits take the multiplier too, squared: with the key for
-    mscale_all_dim, times 0.1, mscale is the same (src/llama-context.cpp; src/models/deepseek2.cpp, graph).
+    """`rope` as multi-head latent attention has it: cos and sin times M, all logits times T². With a key k, which is DeepSeek's
+    mscale_all_dim times 0.1, M is attn_factor; without, YaRN's temperature besides; T = M·(1 + k·ln s) in any case
+    (src/llama-context.cpp; src/models/deepseek2.cpp, graph). DeepSeek's own words for them are mscale and mscale_all_dim.
 
-    Unsupported for what DeepSeek's own code has no word for.
+    Unsupported for what these have no value for.
     """
-    value = number(log_multiplier or 0, "yarn_log_multiplier")
-    if rope.method == "yarn" and value > 0 and "attention_factor" not in rope.params:
+    value, s = number(log_multiplier or 0, "yarn_log_multiplier"), rope.number("factor", 1.0)
+    m = table(rope).multiplier
+    if rope.method == "none" or (rope.method == "yarn" and not value and math.isclose(m, 1, rel_tol=RTOL)):
+        return rope
+    m = m / temperature(s) if value else m
+    t = m * (1 + value * math.log(s)) if s > 0 else 0.0
+    if rope.method != "yarn" or s <= 1 or t <= 0 or m * t == 1:
+        raise Unsupported(
+            "llama.cpp scales this GGUF's logits as no config.json can say", "extend the model in HF layout, and convert it from there"
+        )
+    rope = replace(rope, params={"factor": s})
+    if math.isclose(t, 1, rel_tol=RTOL):
+        return rope if math.isclose(m, temperature(s), rel_tol=RTOL) else rope.with_params(attention_factor=m)
+    if math.isclose(m, 1, rel_tol=RTOL):
         shortest = next(x for digits in range(1, 18) if f32(0.1 * (x := float(f"{10 * value:.{digits}g}"))) == f32(value) or digits == 17)
         return rope.with_params(**dict.fromkeys(MSCALES, shortest))
-    if rope.method == "none" or (rope.method == "yarn" and not value and math.isclose(table(rope).multiplier, 1, rel_tol=RTOL)):
-        return rope
-    raise Unsupported(
-        "llama.cpp scales this GGUF's logits as no config.json can say", "extend the model in HF layout, and convert it from there"
-    )
+    return rope.with_params(mscale=(m * t - 1) / temperature_slope(s), mscale_all_dim=(t - 1) / temperature_slope(s))
+
+
+def temperature_slope(s: float) -> float:
+    """0.1·ln s, which a weight multiplies in `temperature`."""
+    return temperature(s) - 1
 
 
 def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
@@ -411,8 +427,8 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     if odd:
         raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", _ways_out(family, True))
     m, log = table(rope).multiplier, {}
-    if family.latent:
-        m0, log = (1.0 if "mscale_all_dim" in rope.params else m0), _log_multiplier(rope)
+    if family.latent and (log := _log_multiplier(rope)):
+        m0 = 1.0
     attn = {} if math.isclose(m, m0, rel_tol=1e-9) else {"attn_factor": Value("f32", m / m0)}
     original = Value("u32", rope.original_context)
     return _gguf_keys(
@@ -435,13 +451,16 @@ def _ways_out(family: Family, anew: bool) -> str:
 
 
 def _log_multiplier(rope: Rope) -> dict[str, Value]:
-    """The key for mscale_all_dim. Inexpressible where llama.cpp would scale cos and sin, or the logits, otherwise."""
-    mscale, all_dim = (rope.number(name, 0.0) for name in MSCALES)
-    if mscale != all_dim:
-        raise Inexpressible(f"llama.cpp takes mscale_all_dim, {all_dim:g}, for mscale too, and here it is {mscale:g}", "--out safetensors")
-    if not all_dim and not math.isclose(table(rope).multiplier, 1, rel_tol=RTOL):
-        raise Inexpressible("llama.cpp multiplies the logits by YaRN's temperature, and here only cos and sin have it", "--out safetensors")
-    return {"yarn_log_multiplier": Value("f32", 0.1 * all_dim)} if all_dim else {}
+    """The key by which llama.cpp multiplies logits as `rope` has it (see `_gguf_mscales`); none where its multiplier of cos and sin
+    does so. Inexpressible where there is nothing to multiply the key by."""
+    s, all_dim = rope.number("factor"), rope.number("mscale_all_dim", 0.0)
+    _, m, logits = effect(rope)
+    if math.isclose(math.sqrt(logits), m, rel_tol=RTOL):
+        return {}
+    if s <= 1:
+        raise Inexpressible("llama.cpp multiplies the logits by what cos and sin are multiplied by", "--out safetensors")
+    key = 0.1 * all_dim if m == 1 else (math.sqrt(logits) / m - 1) / math.log(s)
+    return {"yarn_log_multiplier": Value("f32", key)}
 
 
 def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Value | None], dict[str, Array]]:

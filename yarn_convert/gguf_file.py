@@ -28,6 +28,7 @@ SCALARS = {  # GGUF value type -> (our name, struct code); docs/gguf.md, gguf_me
     7: ("bool", "?"), 10: ("u64", "Q"), 11: ("i64", "q"), 12: ("f64", "d"),
 }  # fmt: skip
 STRING, ARRAY = 8, 9
+MAGIC = b"GGUF"
 CODES = {name: (number, code) for number, (name, code) in SCALARS.items()} | {"str": (STRING, "")}
 DEFAULT_ALIGNMENT = 32
 # What a header may ask for: each far above any model's, and together less than 1 GB of memory.
@@ -193,6 +194,19 @@ def journal_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.in-place")
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is that of a GGUF file: by its name, or by its first bytes, as Ollama's blobs have no suffix."""
+    if path.suffix == ".gguf":
+        return True
+    try:
+        if not path.is_file():
+            return False
+        with open_regular(path) as f:
+            return f.read(len(MAGIC)) == MAGIC
+    except (OSError, FormatError):
+        return False
+
+
 def read_gguf(path: Path) -> Gguf:
     """Parse a GGUF header (version 2 or 3, little-endian). Raises FormatError for anything that does not add up."""
     with open_regular(path) as f:
@@ -204,7 +218,7 @@ def read_gguf(path: Path) -> Gguf:
 
 
 def _parse(c: _Cursor) -> Gguf:
-    if c.take("<4s", "the magic")[0] != b"GGUF":
+    if c.take("<4s", "the magic")[0] != MAGIC:
         if journal_path(c.path).exists():
             raise FormatError(f"an --in-place edit of {c.path.name} was interrupted", "run it again: it finishes first what was begun")
         raise c.bad("it does not start with the magic GGUF")
@@ -327,7 +341,7 @@ def encode_header(fields: Mapping[str, Value | Field], tensors: Iterable[Tensor]
     Tensors get their offsets in the order given, each padded to `alignment`; their own path and offset do not matter.
     """
     tensors = list(tensors)
-    parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(fields))]
+    parts = [struct.pack("<4sIQQ", MAGIC, 3, len(tensors), len(fields))]
     parts += [_string(key) + encode(value) for key, value in fields.items()]
     offsets, position = {}, 0
     for t in tensors:

@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from .decoding import decoded, parse
 from .errors import FormatError, YarnConvertError
 from .files import exists, read_text
+from .gguf_file import is_gguf
 from .json_text import edit
 from .rope import MAX_CONTEXT, MAX_ROTARY_DIM, Param, Rope, recipe_of, table
 from .split import stem_of
@@ -186,7 +187,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 def manifest_path(out: Path) -> Path:
     """Where the manifest of an output lies: in the folder, or beside the .gguf file; the parts of a split one share theirs."""
-    return out.with_name(f"{stem_of(out)}.{MANIFEST}") if out.suffix == ".gguf" else out / MANIFEST
+    return out.with_name(f"{stem_of(out)}.{MANIFEST}") if is_gguf(out) else out / MANIFEST
 
 
 def read_manifest(model: Path) -> Manifest | None:

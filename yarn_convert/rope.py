@@ -317,16 +317,22 @@ def turns(omega: Array, rope: Rope) -> Array:
 def betas(rope: Rope) -> tuple[float, float]:
     """(beta_fast, beta_slow), checked."""
     fast, slow = rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0)
-    if not fast > slow > 0:
-        raise UsageError(f"the ramp needs beta_fast > beta_slow > 0, not {fast:g} and {slow:g}", "32 and 1 are usual")
+    if not fast >= slow > 0:
+        raise UsageError(f"the ramp needs beta_fast >= beta_slow > 0, not {fast:g} and {slow:g}", "32 and 1 are usual")
     return fast, slow
 
 
 def ramp(omega: Array, rope: Rope) -> Array:
-    """γ_i in [0, 1], float64[D/2]: 1 keeps a pair, 0 interpolates it (Eq. 18, or its form by pair index)."""
+    """γ_i in [0, 1], float64[D/2]: 1 keeps a pair, 0 interpolates it (Eq. 18, or its form by pair index).
+
+    Two betas that are equal, as Kimi K2 has them, still leave a ramp from the pair before their index to the one after; where
+    nothing is rounded it is a step (every runtime has the 0.001). Eq. 18 has no value for them.
+    """
     kind = rope.params.get("ramp", "index")
     if kind == "paper":
         fast, slow = betas(rope)
+        if fast == slow:
+            raise UsageError(f"the paper's ramp needs beta_fast > beta_slow, not {fast:g} twice", "--ramp index")
         return np.clip((turns(omega, rope) - slow) / (fast - slow), 0.0, 1.0)
     if kind != "index":
         raise UsageError(f'the ramp must be "index" or "paper", not {kind!r}', "--ramp index")

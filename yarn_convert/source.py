@@ -19,6 +19,7 @@ from .contents import CONFIGS, TOKENIZERS, code_of, is_known
 from .errors import InputError, YarnConvertError
 from .families import ALIASES
 from .files import exists
+from .gguf_file import is_gguf
 from .split import stem_of
 from .tensors import Tensor
 
@@ -42,7 +43,7 @@ class Source:
 
     @property
     def is_gguf(self) -> bool:
-        return self.path.suffix == ".gguf"
+        return is_gguf(self.path)
 
 
 def resolve(model: str, revision: str | None = None, weights: bool = True) -> Source:
@@ -83,8 +84,8 @@ def _local(path: Path, revision: str | None, weights: bool) -> Source:
     if not weights and (path.name == "config.json" or (path.is_dir() and exists(path, "config.json") and not _has_weights(path))):
         folder = path if path.is_dir() else path.parent
         return Source(folder, folder.resolve().name, headers={})  # what it says of itself can be looked at all the same
-    if path.is_file() and path.suffix != ".gguf":
-        raise InputError(f"{path} is neither a folder nor a .gguf file", "give the folder that holds config.json")
+    if path.is_file() and not is_gguf(path):
+        raise InputError(f"{path} is neither a folder nor a GGUF file", "give the folder that holds config.json")
     if path.is_dir() and not exists(path, "config.json"):
         ggufs = sorted(path.glob("*.gguf"))
         hint = f"give the file itself: {ggufs[0]}" if ggufs else "give a folder as transformers saves it"

@@ -70,7 +70,7 @@ def for_config(config: Mapping[str, Any]) -> Family:
 
 def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Family:
     """The row of a GGUF architecture, or a stand-in. Of rows that share it, and whose `constants` it has, the first
-    with the most `marks`."""
+    with the most `marks`. A row describes layers that are all alike: for others it is the stand-in."""
     _check_rope(arch)
 
     def marked(mark: str) -> bool:
@@ -78,7 +78,9 @@ def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Fam
         return (f"{arch}.{name}" in keys or name in tensors) != mark.startswith("!")
 
     def contradicted(family: Family) -> bool:
-        return any(keys.get(f"{arch}.{key}", value) != value for key, (_, value) in family.constants.items())
+        found = [keys.get(family.gguf_key(hf)[0]) for hf in family.hparams]
+        fixed = {key: value for key, (_, value) in family.constants.items() if key not in family.gguf_known}
+        return any(isinstance(n, list) for n in found) or any(keys.get(f"{arch}.{key}", value) != value for key, value in fixed.items())
 
     rows = [f for f in FAMILIES if f.gguf_arch == arch and all(map(marked, f.marks)) and not contradicted(f)]
     return max(rows, key=lambda f: len(f.marks), default=stand_in("", "", arch))

@@ -43,13 +43,13 @@ class Family:
     that no runtime reads, besides those of RoPE.
 
     Config. `hparams`: config.json key -> GGUF key below `{arch}.`, with its type where that is not u32 ("f32", "bool", …);
-    `may_lack` are those that need not be there or may be 0, `unsaid` those that config.json has no place for. `renamed`: the family's own
-    name of a standard key. `defaults`: what transformers takes for an absent key. `derived`: the rule for what config.json
-    says in another form, a key of `derived.RULES`. `fixed`: config keys whose other values llama.cpp's graph would not
-    compute. `constants`: GGUF keys that every model of the family has, as (type, value). `gguf_known`: further keys that
-    change nothing we carry. `marks`: GGUF keys or tensors that tell rows of one architecture apart, with `!` absent ones.
-    `spelled_out`: config keys that a reader needs even where they only say what follows from others. `lengths`: further ones
-    that say the context.
+    `may_lack` are those that need not be there or may be 0, `unsaid` those that config.json has no place for. `renamed`: the
+    family's own name of a standard key. `defaults`: what transformers takes for an absent key. `derived`: the rule for what
+    config.json says in another form, a key of `derived.RULES`. `fixed`: config keys whose other values llama.cpp's graph would
+    not compute. `constants`: GGUF keys that every model of the family has, as (type, value); of those in `gguf_known` others are
+    taken, too. `gguf_known`: further keys that change nothing we carry. `marks`: GGUF keys or tensors that tell rows of one
+    architecture apart, with `!` absent ones. `spelled_out`: config keys that a reader needs even where they only say what follows
+    from others. `lengths`: further ones that say the context.
 
     RoPE and attention. `gguf_reads`: the RoPE fields that the llama.cpp loader honours; "dimension_count" where a part of
     each head may turn. `layer_type`: the only layers that a recipe extends, by their name in config.json's `layer_types`.

@@ -11,7 +11,7 @@ is no reading, and no claim.
 """
 
 from .config import read_config
-from .gguf import check_keys, read_gguf
+from .gguf import OLLAMAS, UNREAD, check_keys, of_layers, read_gguf, unread
 from .gguf_archs import ARCHS
 from .layers import gguf_farthest, hf_farthest, hf_window
 from .model_types import MODEL_TYPES
@@ -22,6 +22,8 @@ __all__ = [
     "ARCHS",
     "HF_READERS",
     "MODEL_TYPES",
+    "OLLAMAS",
+    "UNREAD",
     "Beside",
     "Reader",
     "Reading",
@@ -30,6 +32,8 @@ __all__ = [
     "gguf_farthest",
     "hf_farthest",
     "hf_window",
+    "of_layers",
     "read_config",
     "read_gguf",
+    "unread",
 ]

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import Unsupported
-from ..rope import Array, Table, geometric, temperature
+from ..errors import FormatError, Unsupported
+from ..rope import RTOL, Array, Table, geometric, temperature
 from .gguf_archs import ARCHS
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
@@ -56,7 +56,35 @@ def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: t
     theta, scale = float(f32(meta.get("rope.freq_base", 10000.0))), 1.0 if kind == "none" else layers.trained
     read = layers.table(dim, theta, scale, divided)
     beside = Beside(layers.logits(scale), layers.second(read, dim, theta, divided))
-    return Reading(*read, context, gguf_ignored(arch, meta, kind), beside)
+    return Reading(*read, context, gguf_ignored(arch, meta, kind, read.multiplier), beside)
+
+
+BETAS = ("yarn_beta_fast", "yarn_beta_slow")
+UNREAD = {  # what llama.cpp's converter and Ollama's write and most loaders do not read -> what is computed all the same
+    "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_log_multiplier": 0.0,
+    "extrapolation_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0,
+}  # fmt: skip
+BY_LAYER = (  # numbers that may be one for each layer (llama_model_loader::get_key_or_arr)
+    "feed_forward_length", "attention.head_count", "attention.head_count_kv", "expert_feed_forward_length", "expert_used_count",
+)  # fmt: skip
+OLLAMAS = {  # names of its own converter, over which llama.cpp passes -> what it reads, and takes where that is not there
+    "rope.local.freq_base": ("rope.freq_base_swa", 10000.0),
+    "rope.global.freq_base": ("rope.freq_base", 10000.0),
+}
+
+
+def of_layers(arch: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """`keys` with one number in the place of an array that has it for every layer. FormatError for an array of another length, which
+    llama.cpp refuses."""
+    found, layers = dict(keys), keys.get(f"{arch}.block_count")
+    for name in (f"{arch}.{key}" for key in BY_LAYER):
+        value = found.get(name)
+        if not isinstance(value, list):
+            continue
+        if len(value) != layers:
+            raise FormatError(f"{name} has {len(value):,} numbers for {layers!r} layers", "write the GGUF again")
+        found[name] = value[0] if len(set(value)) == 1 else value
+    return found
 
 
 def check_keys(arch: str, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +97,12 @@ def check_keys(arch: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     for key in (*facts.unmodelled, *(["rope.dimension_sections"] if sections else [])):
         if key in meta:
             raise Unsupported(f"{key} of {arch} is not modelled", NOT_MODELLED)
+    for key, (read, usual) in OLLAMAS.items():
+        if key in meta and f32(meta[key]) != f32(taken := meta.get(read, usual)):
+            raise Unsupported(
+                f"{arch}.{key} is {meta[key]!r}, and llama.cpp, which passes over it, takes {taken!r}",
+                f"gguf_set_metadata or gguf_new_metadata writes {arch}.{read}, which llama.cpp reads",
+            )
     return meta
 
 
@@ -140,7 +174,8 @@ def gguf_refuses(reason: str) -> NoReturn:
 
 
 def gguf_dim(arch: str, meta: Mapping[str, Any]) -> int:
-    head = meta.get("attention.key_length") or meta["embedding_length"] // meta["attention.head_count"]
+    heads = meta.get("attention.head_count")
+    head = meta.get("attention.key_length") or meta["embedding_length"] // (heads[0] if isinstance(heads, list) else heads)
     dim = int(meta.get("rope.dimension_count", head))
     if ARCHS[arch].whole_head and dim != head:
         gguf_refuses(f"invalid n_rot: {dim}, expected {head}")
@@ -202,12 +237,16 @@ def m0(scale: float) -> float:
     return 1 + 0.1 * math.log(1 / scale)
 
 
-def gguf_ignored(arch: str, meta: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+def unread(arch: str, said: Mapping[str, Any], multiplier: float) -> list[str]:
+    """The names of `UNREAD` that `said` gives another value than this architecture's loader computes with."""
+    read = {*(BETAS if ARCHS[arch].betas else ()), *(["yarn_log_multiplier"] if ARCHS[arch].mla else [])}
+    usual = UNREAD | {"yarn_attn_factor": multiplier}
+    return [name for name in usual if name in said and name not in read and not math.isclose(said[name], usual[name], rel_tol=RTOL)]
+
+
+def gguf_ignored(arch: str, meta: Mapping[str, Any], kind: str, multiplier: float) -> tuple[str, ...]:
     """Keys that would change the reading, were they read."""
-    usual = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_attn_factor": 1.0, "yarn_ext_factor": 1.0}
-    usual |= {"yarn_log_multiplier": 0.0}
-    read = {"yarn_beta_fast", "yarn_beta_slow"} if ARCHS[arch].betas else set()
-    read |= {"yarn_log_multiplier"} if ARCHS[arch].mla else set()
-    names = [n for n in usual if n not in read and meta.get(f"rope.scaling.{n}", usual[n]) != usual[n]]
+    said = {name: meta[key] for name in UNREAD if (key := f"rope.scaling.{name}") in meta}
+    names = unread(arch, said, multiplier)
     names += ["factor"] if kind == "none" and meta.get("rope.scaling.factor", 1.0) not in (0.0, 1.0) else []
     return tuple(f"{arch}.rope.scaling.{name}" for name in names)

@@ -138,13 +138,16 @@ HF_LAYERS: Mapping[str, Callable[[Values, int], list[Layer]]] = {
 # -- GGUF: load_arch_hparams and graph of src/models/*.cpp of llama.cpp 0c1e570 ------------------------------------------
 
 
-def _slides(m: Values, n: int) -> list[bool]:
-    """load_swa_pattern(ml, 4): attention.sliding_window_pattern says it by layer, or of how many the last sees all."""
-    given = m.get("attention.sliding_window_pattern", 4)
+def slides(given: Any, n: int) -> list[bool]:
+    """load_swa_pattern: attention.sliding_window_pattern says it by layer, or of how many the last sees all."""
     if isinstance(given, list):
         return [bool(given[i]) if i < len(given) else False for i in range(min(n, MOST))]
     every = _count(given, "attention.sliding_window_pattern")
     return [every == 0 or i % every < every - 1 for i in range(min(n, MOST))]
+
+
+def _slides(m: Values, n: int) -> list[bool]:
+    return slides(m.get("attention.sliding_window_pattern", 4), n)
 
 
 def _within(m: Values, n: int, usual: int = 0) -> list[Layer]:

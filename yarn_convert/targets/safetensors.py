@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import general, tokenizers
+from .. import dialects, general, tokenizers
 from ..checkpoint import Checkpoint
 from ..contents import CONFIG, belonging, left_over
-from ..errors import InputError, Unsupported, UsageError
+from ..errors import Inexpressible, InputError, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
 from ..families.schema import ACTIVATIONS
@@ -24,6 +24,7 @@ from ..layout import Part
 from ..lengths import DUAL_CHUNKS
 from ..manifest import MANIFEST
 from ..readers import MODEL_TYPES
+from ..readers.layers import FULL, SLIDES, slides
 from ..rope import table
 from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
@@ -35,6 +36,7 @@ TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
 LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
 ROPE_FILE = "rope.safetensors"
+PATTERN = "attention.sliding_window_pattern"
 WRITTEN = (MANIFEST, ROPE_FILE, *INDEXES)  # what every output has of its own, if at all
 WITHOUT_CHUNKS = f"{DUAL_CHUNKS} is left out: SGLang and vLLM would take their positions from it and pass over this scaling"
 ONLY_OURS = "llama.cpp's own converter loses this scaling: make the GGUF with yarn-convert --method none --out gguf"
@@ -49,7 +51,7 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
         raise UsageError("--imatrix is for a quantized --outtype of --out gguf", "leave it out")
     if c.packed and r.outtype != "auto":
         raise Unsupported(f"the weights are packed by {c.packed}: their type cannot be changed", "--outtype auto")
-    config = new_config(c, r.outtype) if c.gguf else dict(c.written)
+    config = new_config(c, r.outtype) | _window(c, r) if c.gguf else dict(c.written)
     carrier, changes, verdicts = carry_hf(c, config, r.rope, r.context, r.carry)
     if r.cos_sin and carrier != "tensors":
         raise UsageError("--cos-sin belongs to --carry tensors", "add --carry tensors")
@@ -179,6 +181,7 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         "model_type": family.model_type,
         **{family.own(key): shortest(value) for key, value in c.hparams.items() if key not in family.unsaid},
         **said,
+        **_windows(c),
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
     }
@@ -186,6 +189,26 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     if c.rope.rotary_dim != c.head_dim * (facts.partial if facts and facts.partial else 1):
         config[family.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
     return {k: v for k, v in config.items() if v is not None or k in said}
+
+
+def _windows(c: Checkpoint) -> dict[str, Any]:
+    """Which layers of a GGUF slide, where it says so itself; its architecture's own order of them is in `SAID`."""
+    given = c.config.get(f"{c.family.gguf_arch}.{PATTERN}") if "usual_windows" in c.family.fixed else None
+    return {} if given is None else {"layer_types": [SLIDES if x else FULL for x in slides(given, c.layers)]}
+
+
+def _window(c: Checkpoint, r: Request) -> dict[str, Any]:
+    """The sliding window that a GGUF names and that llama.cpp does not apply, where it is none to this context; Inexpressible where
+    transformers would apply it."""
+    window = c.config.get(f"{c.family.gguf_arch}.attention.sliding_window") if c.family.windowed else None
+    if not window or r.full_attention:
+        return {}
+    if dialects.positive_int(window, "attention.sliding_window") < r.context:
+        raise Inexpressible(
+            f"the GGUF names a sliding window of {window:,} tokens, which llama.cpp does not apply and transformers would",
+            "--sliding-window off computes in the folder what llama.cpp computes",
+        )
+    return {"sliding_window": window}
 
 
 def _implied(family: Family) -> dict[str, Any]:
@@ -198,6 +221,7 @@ def _check_keys(c: Checkpoint) -> None:
     assert c.gguf is not None
     arch, family = c.family.gguf_arch, c.family
     known = {family.gguf_key(k)[0] for k in family.hparams} | {f"{arch}.{k}" for k in (*family.gguf_known, *family.constants)}
+    known |= {f"{arch}.{PATTERN}"} if "usual_windows" in family.fixed else set()
     leftover = [k for k in c.gguf.fields if k.startswith(f"{arch}.") and not k.startswith(f"{arch}.rope.") and k not in known]
     if leftover:
         raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")

@@ -15,6 +15,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import printable
 from ..evaluate.text import figure, percent
 from ..general import card_text, front_matter, read_card, to_card
+from ..gguf_file import is_gguf
 from ..manifest import Manifest, read_manifest, recorded
 from ..rope import Rope, table
 from ..source import HUB_ID, resolve
@@ -39,7 +40,7 @@ def card(model: str, repo: str = "USER/NAME", existing: str | None = None) -> st
 def local_card(model: Path) -> str:
     """The card that lies with a model: of a folder its README.md. The one beside a GGUF may be any project's, so it has to have a section
     of ours."""
-    if model.suffix != ".gguf":
+    if not is_gguf(model):
         return read_card(model)
     text = read_card(model.parent)
     return text if SECTION.search(text) else ""

@@ -72,7 +72,8 @@ def claimed(c: Checkpoint) -> Rope:
     if not c.ignored or c.rope.method != "yarn":
         return c.rope
     arch, params = c.family.gguf_arch, dict(c.rope.params)
-    for key, name in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow"), ("yarn_attn_factor", "attention_factor")):
+    spelled = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow", "yarn_attn_factor": "attention_factor"}
+    for key, name in (*((k, k) for k in ("beta_fast", "beta_slow")), *spelled.items()):  # Ollama's, then llama.cpp's
         value = c.config.get(f"{arch}.rope.scaling.{key}")
         if isinstance(value, float | int):
             params[name] = float(value)
