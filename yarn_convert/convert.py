@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import glob
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from .files import FOLLOW, hub_hash, leads_out
 from .inputs import NOTHING, Inputs, noticing
 from .json_text import pretty
 from .lengths import COUNTING
-from .manifest import Base, Manifest, WeightFile, Weights, as_json, manifest_path, recorded
+from .manifest import Asked, Base, Manifest, WeightFile, Weights, as_json, manifest_path, recorded
 from .quantizer import read_imatrix
 from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, recipe_of, table
 from .source import resolve
@@ -30,7 +31,7 @@ from .targets.moving import WEIGHTS, CopyFile, Job, Progress, WriteBytes, WriteT
 from .targets.output import check_output, execute, settle_output
 from .targets.parts import only_first, part_size
 from .targets.places import State
-from .targets.plan import CARRIERS, Plan, Request
+from .targets.plan import CARRIERS, ROPE_OBJECTS, Plan, Request
 from .targets.resume import Say
 from .targets.safetensors import plan_safetensors
 from .tensors import sha256
@@ -310,10 +311,11 @@ def _prepared(model: str, options: Options, revision: str | None, weights: bool)
         _check_in_place(c, options, fmt, model)
     out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
     check_name(out, fmt)
+    off = {"sliding_window": "off"} if options.sliding_window == "off" and c.sliding_window else {}
     request = Request(
-        extension.rope, extension.context, out, recipe_of(extension.rope), carry_in_place(c, options), options.outtype, options.cos_sin,
-        options.sliding_window == "off", options.pretokenizer, read_imatrix(options.imatrix) if options.imatrix else None,
-        part_size(options.split_max_size),
+        extension.rope, extension.context, out, recipe_of(extension.rope) | off, carry_in_place(c, options), options.outtype,
+        options.cos_sin, options.sliding_window == "off", options.pretokenizer,
+        read_imatrix(options.imatrix) if options.imatrix else None, part_size(options.split_max_size),
     )  # fmt: skip
     plan = plan_gguf(c, request) if fmt == "gguf" else plan_safetensors(c, request)
     if options.link and not any(isinstance(job, CopyFile) and job.name.endswith(WEIGHTS) for job in plan.jobs):
@@ -443,13 +445,14 @@ def weight_jobs(plan: Plan) -> list[WriteTensors | CopyFile]:
 def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, progress: Progress = lambda n: None) -> Manifest:
     """The manifest of a conversion: `moved` says how each weight file came to be, `folder` is where they lie; `progress` gets the
     bytes that are hashed."""
-    c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
+    c, e, plan, options = conversion.checkpoint, conversion.extension, conversion.plan, conversion.options
     packages = ("numpy", "gguf", "huggingface-hub")
     return Manifest(
         yarn_convert=version("yarn-convert"),
         created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         base=Base(c.source.name, c.source.repo, c.source.commit, "gguf" if c.gguf else "safetensors"),
         format=plan.format,
+        asked=Asked(options.method, options.original_context, options.sliding_window),
         recipe=recorded(plan.rope),
         context=plan.context,
         scale=e.scale,
@@ -458,14 +461,21 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, 
         outtype=plan.outtype,
         finetuned=False,
         hparams={key: c.hparams.get(key) for key in c.family.hparams},
+        config=_written_config(plan),
         weights=Weights(
             plan.identical,
-            [_recorded_file(j, moved.get(j.name, "written"), folder, conversion.options.hash, progress) for j in weight_jobs(plan)],
+            [_recorded_file(j, moved.get(j.name, "written"), folder, options.hash, progress) for j in weight_jobs(plan)],
         ),
         readers={name: why or "exact" for name, why in plan.verdicts.items()},
         notes=list(plan.notes),
         versions={"python": platform.python_version(), **{p: version(p) for p in packages}},
     )
+
+
+def _written_config(plan: Plan) -> dict[str, Any] | None:
+    """What a folder's config.json says beside its RoPE; None for a GGUF, of whose keys `hparams` are all that count."""
+    found = [json.loads(j.data) for j in plan.jobs if isinstance(j, WriteBytes) and j.name == "config.json"]
+    return {k: v for k, v in found[0].items() if k not in ROPE_OBJECTS} if found else None
 
 
 def _recorded_file(job: Job, how: str, folder: Path, hashed: bool, progress: Progress) -> WeightFile:

@@ -28,7 +28,7 @@ Tokens = Annotated[int, Meta(ge=1, lt=MAX_CONTEXT)]
 
 
 class Recipe(Struct, frozen=True):
-    """A `rope.Rope` as `rope.recipe_of` spells it."""
+    """A `rope.Rope` as `rope.recipe_of` spells it. `sliding_window`: "off" in a GGUF whose base has one that was turned off."""
 
     method: str
     rope_theta: float
@@ -36,6 +36,7 @@ class Recipe(Struct, frozen=True):
     original_context: Tokens
     params: dict[str, float | bool | str | tuple[float, ...]]
     inner: Recipe | UnsetType | None = UNSET
+    sliding_window: str | UnsetType = UNSET
 
     def rope(self) -> Rope:
         """FormatError for parameters that give no table."""
@@ -56,6 +57,15 @@ class Base(Struct, frozen=True):
     repo: str | None = None
     commit: str | None = None
     format: str | None = None
+
+
+class Asked(Struct, frozen=True):
+    """Options of the conversion of which nothing else tells: the method, an original context that the base's files do not say,
+    and "off" for a sliding window."""
+
+    method: str | None = None
+    original_context: Tokens | None = None
+    sliding_window: str | None = None
 
 
 class WeightFile(Struct, frozen=True):
@@ -163,12 +173,14 @@ class Evaluation(Struct, frozen=True):
 
 class Manifest(Struct, frozen=True, kw_only=True):
     """The whole, in the order in which it is written. `context` is L', `scale` s, `attention_factor` the multiplier of cos and sin;
-    `hparams` has config.json's names; `readers`: reader -> "exact", or why not. Defaults say that nothing is known."""
+    `hparams` has config.json's names, `config` is what a folder's says beside its RoPE; `readers`: reader -> "exact", or why not.
+    Defaults say that nothing is known."""
 
     yarn_convert: str = ""
     created: str = ""
     base: Base = Base()
     format: str = ""
+    asked: Asked = Asked()
     recipe: Recipe
     context: Tokens
     scale: float | None = None
@@ -177,6 +189,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     outtype: str = ""
     finetuned: bool | None = None
     hparams: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
     weights: Weights = Weights()
     readers: dict[str, str] = {}
     notes: list[str] = []
@@ -199,11 +212,16 @@ def read_manifest(model: Path) -> Manifest | None:
 
 def rope_of(recipe: Any) -> Rope:
     """The inverse of `rope.recipe_of`: from parsed JSON, or its text as a GGUF has it. FormatError for what is no recipe."""
+    return recipe_in(recipe).rope()
+
+
+def recipe_in(recipe: Any) -> Recipe:
+    """As `rope_of`, and what is recorded beside the rope."""
     try:
         value = parse(recipe.encode()) if isinstance(recipe, str) else recipe
     except ValueError as e:
         raise FormatError(f"what is recorded is no recipe: {e}", MEANT) from None
-    return decoded(value, Recipe, "what is recorded is no recipe", MEANT).rope()
+    return decoded(value, Recipe, "what is recorded is no recipe", MEANT)
 
 
 def recorded(rope: Rope) -> Recipe:

@@ -56,23 +56,41 @@ def run(
     The whole of `ids`, int64[n], is one text from position 0 on. `progress` gets the fraction of it that is done.
     Raises UsageError when the runtime is not installed, and Failed, with its last line, when it does not run the model.
     """
-    row, python = RUNTIMES[runtime], python_of(runtime)
-    if python is None:
-        raise UsageError(f"{runtime} is not installed", f"yarn-convert runtimes add {runtime}")
     with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
         np.save(Path(folder, "ids.npy"), np.asarray(ids, dtype=np.int64))
         # The ids may be fewer than the spans' ends only by a mistake of ours; a worker need not check it.
-        job = {"model": str(model.absolute()), "spans": [list(s) for s in spans], "options": options or {}}
-        Path(folder, "job.json").write_text(json.dumps(job), "utf-8")
-        command = [str(python), str(Path(__file__).parent / row.worker), folder]
-        code, last = _call(command, without_secrets(os.environ) | environment_of(runtime), folder, lambda done: progress(done / len(ids)))
-        info = Path(folder, "info.json")
-        if code or not info.exists():
-            why = "it was killed, as the system does where memory is short" if code == KILLED else last or f"exit code {code}"
-            failed = Failed(f"{runtime} could not run {model.name}: {why}", "see docs/validation.md for its limits")
-            failed.killed = code == KILLED
-            raise failed
-        return Run(np.load(Path(folder, "logits.npy")), json.loads(info.read_text("utf-8")))
+        job = {"spans": [list(s) for s in spans], "options": options or {}}
+        info = _work(runtime, model, Path(folder), job, lambda done: progress(done / len(ids)))
+        return Run(np.load(Path(folder, "logits.npy")), info)
+
+
+def tokenize(model: Path, text: str) -> NDArray[np.int64]:
+    """The tokens of a text, int64[n], special ones found in it and none put beside it, as llama.cpp reads it with this GGUF.
+
+    Raises UsageError when it is not installed, and Failed when it does not read the file.
+    """
+    with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
+        np.save(Path(folder, "ids.npy"), np.frombuffer(text.encode(), np.uint8))
+        _work("llama.cpp", model, Path(folder), {"spans": [], "options": {"tokenize": True}}, lambda done: None)
+        return np.asarray(np.load(Path(folder, "tokens.npy")), dtype=np.int64)
+
+
+def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
+    """Let the runtime's worker do what `job` says in `folder`; its info."""
+    row, python = RUNTIMES[runtime], python_of(runtime)
+    if python is None:
+        raise UsageError(f"{runtime} is not installed", f"yarn-convert runtimes add {runtime}")
+    Path(folder, "job.json").write_text(json.dumps({"model": str(model.absolute()), **job}), "utf-8")
+    command = [str(python), str(Path(__file__).parent / row.worker), str(folder)]
+    code, last = _call(command, without_secrets(os.environ) | environment_of(runtime), str(folder), progress)
+    info = Path(folder, "info.json")
+    if code or not info.exists():
+        why = "it was killed, as the system does where memory is short" if code == KILLED else last or f"exit code {code}"
+        failed = Failed(f"{runtime} could not run {model.name}: {why}", "see docs/validation.md for its limits")
+        failed.killed = code == KILLED
+        raise failed
+    found: dict[str, Any] = json.loads(info.read_text("utf-8"))
+    return found
 
 
 def _call(command: list[str], env: dict[str, str], folder: str, progress: Callable[[int], None]) -> tuple[int, str]:

@@ -23,6 +23,10 @@ def main(job: Job) -> None:
         return params
 
     llama_cpp.llama_cpp.llama_model_default_params = plain_kernels
+    if job.options.get("tokenize"):
+        llm = llama_cpp.Llama(job.model, vocab_only=True, verbose=False)
+        np.save(job.folder / "tokens.npy", np.array(llm.tokenize(job.ids.tobytes(), add_bos=False, special=True), np.int64))
+        return job.finish(version=version("llama-cpp-python"), device="cpu")
     threads, n = os.cpu_count(), len(job.ids)
     llm = llama_cpp.Llama(
         job.model, n_ctx=n, n_batch=BATCH, n_ubatch=BATCH, type_k=0, type_v=0, flash_attn=job.options.get("flash_attention", False),

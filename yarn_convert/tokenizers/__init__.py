@@ -15,10 +15,25 @@ Only the standard library is used: a SentencePiece model is a few protobuf field
 """
 
 from .caveats import caveats, fitting_name
+from .comparing import added, canonical, differences, settings, unlike, unlike_templates
 from .habits import HABITS
 from .pretokenizers import PRETOKENIZERS
 from .reading import to_gguf
 from .vocabulary import GgufValue
 from .writing import to_hf
 
-__all__ = ["HABITS", "PRETOKENIZERS", "GgufValue", "caveats", "fitting_name", "to_gguf", "to_hf"]
+__all__ = [
+    "HABITS",
+    "PRETOKENIZERS",
+    "GgufValue",
+    "added",
+    "canonical",
+    "caveats",
+    "differences",
+    "fitting_name",
+    "settings",
+    "to_gguf",
+    "to_hf",
+    "unlike",
+    "unlike_templates",
+]

@@ -16,6 +16,7 @@ GgufValue = tuple[str, object]  # (type, data): "str" "u32" "bool" "str[]" "f32[
 Json = dict[str, Any]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.h, enum llama_token_type
+TYPES = {1: "normal", 2: "unknown", 3: "control", 4: "user defined", 5: "unused", 6: "byte"}
 ADDED_SCORE, PAD_SCORE = -1000.0, -10000.0  # conversion/base.py, _create_vocab_sentencepiece
 SPECIAL_KEYS = {  # HF name -> GGUF key; the misspelling is the format's
     "bos": "tokenizer.ggml.bos_token_id",

@@ -53,12 +53,9 @@ def to_hf(keys: Mapping[str, Any]) -> dict[str, bytes]:
     is the caller's. Errors: Unsupported for a kind, pre-tokenizer or key that HF files cannot carry; InputError for keys
     that contradict each other.
     """
-    kind = keys.get("tokenizer.ggml.model")
-    if kind not in ("gpt2", "llama"):
-        raise Unsupported(f"the GGUF holds a tokenizer of kind {kind!r}", "only gpt2 (byte-level BPE) and llama can be read")
-    vocabulary = _gguf_vocabulary(keys, kind)
+    kind, vocabulary = vocabulary_of(keys)
     row = row_of(keys.get("tokenizer.ggml.pre")) if kind == "gpt2" else None
-    ids, adds = _gguf_specials(keys, vocabulary, row)
+    ids, adds = specials_of(keys, vocabulary, row, kind)
     settings: Json = {f"add_{name}_token": flag for name, flag in adds.items()}
     if (prefix := keys.get("tokenizer.ggml.add_space_prefix")) is not None:
         settings["add_prefix_space"] = as_flag(prefix, "tokenizer.ggml.add_space_prefix")
@@ -87,8 +84,11 @@ def to_hf(keys: Mapping[str, Any]) -> dict[str, bytes]:
     return files
 
 
-def _gguf_vocabulary(keys: Mapping[str, Any], kind: str) -> Vocabulary:
-    """tokens, types and scores of the keys, checked; Unsupported if a key is left that HF files cannot carry."""
+def vocabulary_of(keys: Mapping[str, Any]) -> tuple[str, Vocabulary]:
+    """(kind; tokens, types and scores) of the keys, checked; Unsupported for another kind, or a key that HF files cannot carry."""
+    kind = keys.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise Unsupported(f"the GGUF holds a tokenizer of kind {kind!r}", "only gpt2 (byte-level BPE) and llama can be read")
     left = [key for key in keys if key.startswith("tokenizer.") and key not in KNOWN and not DROPPED.fullmatch(key)]
     if left := [key for key in left if not key.startswith(TEMPLATE + ".")]:
         raise Unsupported(f"HF files cannot carry {', '.join(sorted(left))}", "start from the model's HF folder instead")
@@ -101,21 +101,23 @@ def _gguf_vocabulary(keys: Mapping[str, Any], kind: str) -> Vocabulary:
         raise bad(f"tokenizer.ggml.token_type does not give each of {len(tokens)} tokens a type", "the GGUF is damaged")
     check_text(tokens)
     if kind == "gpt2":
-        return Vocabulary(tokens, types)
+        return kind, Vocabulary(tokens, types)
     scores = as_list(keys.get("tokenizer.ggml.scores"), "tokenizer.ggml.scores")
     if len(scores) != len(tokens) or not all(isinstance(one, int | float) and abs(one) < 3e38 for one in scores):
         raise bad(f"tokenizer.ggml.scores does not give each of {len(tokens)} tokens a number", "the GGUF is damaged")
-    return Vocabulary(tokens, types, scores)
+    return kind, Vocabulary(tokens, types, scores)
 
 
-def _gguf_specials(keys: Mapping[str, Any], vocabulary: Vocabulary, row: PreTokenizer | None) -> tuple[dict[str, int], dict[str, bool]]:
+def specials_of(
+    keys: Mapping[str, Any], vocabulary: Vocabulary, row: PreTokenizer | None, kind: str
+) -> tuple[dict[str, int], dict[str, bool]]:
     """Special token ids and add flags by name, with the defaults of llama.cpp (src/llama-vocab.cpp, load)."""
     names = [name for name in SPECIAL_TYPES if SPECIAL_KEYS.get(name) in keys]
     ids = {name: as_id(keys[SPECIAL_KEYS[name]], len(vocabulary.tokens), SPECIAL_KEYS[name]) for name in names}
     adds = {name: as_flag(keys[key], key) for name, key in ADD_KEYS.items() if key in keys}
-    if row is None or row.add_bos:
+    if kind == "llama" or (row and row.add_bos):
         adds.setdefault("bos", True)
-    if row is None and adds["bos"] and len(vocabulary.tokens) > 1:
+    if kind == "llama" and adds["bos"] and len(vocabulary.tokens) > 1:
         ids.setdefault("bos", 1)
     for name in ("bos", "eos"):
         if adds.get(name) and name not in ids:

@@ -26,11 +26,12 @@ LLAMA_CPP = "llama.cpp"
 
 @dataclass(frozen=True, slots=True)
 class Intention:
-    """The recipe that is meant, over `context` tokens, and where that was said."""
+    """The recipe that is meant, over `context` tokens, and where that was said. `recorded`: the recipe itself, when the file was made."""
 
     rope: Rope
     context: int
     origin: str
+    recorded: bool = False
 
 
 def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None, like: str | None, doubtful: bool = False) -> Intention:
@@ -50,12 +51,14 @@ def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None
         return Intention(e.rope, e.context, "as the options say")
     manifest = read_manifest(c.source.path)
     if manifest is not None:
-        return Intention(manifest.recipe.rope(), manifest.context, "as the manifest says")
+        return Intention(manifest.recipe.rope(), manifest.context, "as the manifest says", True)
     if c.gguf and RECIPE in c.gguf.fields:
         rope = rope_of(c.gguf.get(RECIPE))
         factor = rope.params.get("factor")
-        length = round(rope.original_context * factor) if isinstance(factor, float) and rope.method in SPANNING else c.context
-        return Intention(rope, length, "as the recipe in the file says")
+        unsaid = rope.method == "linear" and rope.original_context == c.context  # of a base that was so scaled, whose L nothing says
+        spans = rope.method in SPANNING and not unsaid
+        length = round(rope.original_context * factor) if spans and isinstance(factor, float) else c.context
+        return Intention(rope, length, "as the recipe in the file says", True)
     c = c if doubtful else c.certain()
     return Intention(claimed(c), c.context, "as the file itself claims")
 
@@ -86,7 +89,7 @@ def claimed(c: Checkpoint) -> Rope:
 def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     """Decode the file as its reader does and compare with the intention, pair by pair in float64.
 
-    JSON: `verdict` "passed" or "failed", `reader`, `why`, the two tables, the largest relative error, the multiplier and
+    JSON: `verdict` "passed" or "failed", `reader`, `why`, `doubt`, the two tables, the largest relative error, the multiplier and
     context of both, and every known reader's verdict.
     """
     target = table(meant.rope, meant.context)

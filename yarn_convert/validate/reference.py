@@ -22,7 +22,7 @@ from .. import layout
 from ..checkpoint import Checkpoint
 from ..errors import InputError, Unsupported, UsageError, YarnConvertError
 from ..extras import need
-from ..families import for_config
+from ..families import for_config, normalized
 from ..families.derived import ODD
 from ..layout import Part
 from ..manifest import Manifest
@@ -217,37 +217,63 @@ NEUTRAL = {  # what says no more than layer_types and the tensors do, or is for 
 TRAINING = ("dropout", "pdrop", "_coef", "_alpha", "_noise")  # how keys end that no forward pass depends on
 
 
-def other_model(c: Checkpoint, base: Checkpoint) -> str:
+def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
     """Which value, the recipe's apart, makes `c` another model than `base` with the very same weights; "" if none does.
 
-    The reference is made of the output's own values as the runtime's model is, so no logits show it. A sliding window that is
-    turned off is no fault. Raises InputError for a config.json of which transformers can make no model.
+    The reference is made of the output's own values as the runtime's model is, so no logits show it. `off`: a sliding window was
+    turned off on purpose. Raises InputError for a config.json of which transformers can make no model.
     """
     base = base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
-    sides = [{k: x.hparams.get(k) for k in c.family.hparams} for x in (c, base)]
-    if not c.gguf and not base.gguf and not c.family.run_as:
-        off: dict[str, Any] = {"sliding_window": None} if c.config.get("sliding_window") is None else {}
-        sides = [_values(x) | said for x, said in zip((c, replace(base, config={**base.config, **off})), sides, strict=True)]
-        sides = [side | off for side in sides]
-    elif (folder := base if c.gguf else c).gguf is None:
-        odd = [k for k, usual in c.family.fixed.items() if (v := folder.config.get(k)) is not None and v not in usual]
-        if odd:
-            return f"{ODD.get(odd[0], odd[0])} is of one of the two only"
-    mine, theirs = sides
+    if base.sliding_window and not c.window and base.sliding_window < c.context and not off:
+        return f"every token sees all before it, in the base a window of {base.sliding_window:,} (nothing records --sliding-window off)"
+    mine, theirs = ({k: x.hparams.get(k) for k in c.family.hparams} for x in (c, base))
+    if not c.gguf and not base.gguf:
+        sides = _both(c, {**base.config, **(WINDOW_OFF if off and not c.window else {})})
+        mine, theirs = (side | said for side, said in zip(sides, (mine, theirs), strict=True))
+        mine, theirs = (x | WINDOW_OFF if off and not c.window else x for x in (mine, theirs))
+    elif c.gguf and base.gguf:
+        mine, theirs = mine | _keys(c), theirs | _keys(base)
+    elif odd := _odd(c if base.gguf else base):
+        return f"{ODD.get(odd, odd)} is of one of the two only"
     return "; ".join(f"{key} is {a!r}, the base's {b!r}" for key, a, b in _different(c, mine, theirs, {*mine, *theirs}))
+
+
+WINDOW_OFF = {"sliding_window": None}
+
+
+def _both(c: Checkpoint, other: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of a folder and those of another config.json, as transformers has them; as they stand where it has no code."""
+    if c.family.run_as:
+        return dict(c.config), dict(other)
+    return _values(c), _values(replace(c, config=other))
+
+
+def _keys(c: Checkpoint) -> dict[str, Any]:
+    """A GGUF's own keys that no row names: what they are for is not known, and so they have to be the base's."""
+    arch, known = c.family.gguf_arch, {*c.family.gguf_known, "context_length"}
+    keys = {k.removeprefix(f"{arch}."): v for k, v in c.config.items() if k.startswith(f"{arch}.")}
+    named = {c.family.gguf_key(k)[0].removeprefix(f"{arch}.") for k in c.family.hparams}
+    return {k: v for k, v in keys.items() if k not in known and k not in named and not k.startswith("rope.")}
+
+
+def _odd(c: Checkpoint) -> str:
+    """A value of config.json that no GGUF of the family has; "" if there is none."""
+    return next((k for k, usual in c.family.fixed.items() if (v := c.config.get(k)) is not None and v not in usual), "")
 
 
 def changed_since(c: Checkpoint, manifest: Manifest | None) -> str:
     """Which value, the recipe's apart, is not what it was when the output was written, as far as the manifest knows; "" if none."""
-    then = manifest.hparams if manifest else None
-    if then is None:
-        return ""  # of an earlier version
-    found = _different(c, c.hparams, then, then.keys() & c.family.hparams.keys())
+    found = list[tuple[str, Any, Any]]()
+    if manifest and (then := manifest.hparams) is not None:
+        found += _different(c, c.hparams, then, then.keys() & c.family.hparams.keys())
+    if manifest and c.gguf is None and (then := manifest.config) is not None:
+        mine, theirs = _both(c, normalized(c.family, then))
+        found += _different(c, mine, theirs, {*mine, *theirs} - c.family.hparams.keys())
     return "; ".join(f"{key} is {a!r}, and was {b!r} when they were written" for key, a, b in found)
 
 
 def _different(c: Checkpoint, mine: Mapping[str, Any], theirs: Mapping[str, Any], keys: Set[str]) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(keys - RECIPES - set(c.family.lengths)):
+    for key in sorted(k for k in keys - RECIPES - LEFT_OUT - NEUTRAL - set(c.family.lengths) if not k.endswith(TRAINING)):
         a, b = mine.get(key) or None, theirs.get(key) or None  # one that is off may go unsaid
         if a != b and not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6)):
             yield key, mine.get(key), theirs.get(key)
@@ -257,8 +283,8 @@ def _values(c: Checkpoint) -> dict[str, Any]:
     """What transformers reads from config.json that a forward pass depends on, with its defaults."""
     _torch()  # for what it silences
     config = _config(c)
-    known = type(config)().to_dict().keys() - NEUTRAL - LEFT_OUT
-    return {k: v for k, v in config.to_dict().items() if k in known and not k.endswith(TRAINING)}
+    known = type(config)().to_dict().keys()
+    return {k: v for k, v in config.to_dict().items() if k in known}
 
 
 class Weights(Mapping[str, Any]):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..convert import Options
+from ..convert import Options, counted_from
 from ..errors import UsageError
 from ..extras import need
 from ..manifest import Manifest, changed, manifest_path, read_manifest
@@ -28,6 +28,8 @@ from ..source import resolve
 from ..targets.output import replace_file
 from ..targets.plan import unknown
 from . import twin
+from .extension import Lineage, check_base, lineage, window_off
+from .generation import warnings
 from .intention import Intention, check_recipe, decode, intention_of
 from .judging import Tolerance, tolerance_for
 from .reference import Reference, changed_since, other_model, pick_device
@@ -46,7 +48,8 @@ from .study import (
     telling_position,
     twin_subject,
 )
-from .tokens import check_tokenizer, text_ids
+from .tokenizer import check_tokenizer
+from .tokens import text_ids
 from .weights import PERMUTED, check_weights
 
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
@@ -85,8 +88,11 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     settings = _checked(settings)
     c = open_checkpoint(resolve(model, revision, weights=settings.real))
     base = open_checkpoint(resolve(settings.base)) if settings.base else None
-    meant = intention_of(c, settings.options, base, settings.like)
     manifest = read_manifest(c.source.path)
+    if base is not None:
+        check_base(c, base, manifest, read_manifest(base.source.path))
+    of_base = _lineage(c, base, manifest, settings)
+    meant = of_base.meant
     names, missing = chosen_runtimes(c, settings.runtimes)
     result: dict[str, Any] = {
         "model": c.source.name,
@@ -95,9 +101,10 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
         "intention": {"recipe": recipe_of(meant.rope), "context": meant.context, "origin": meant.origin},
     }
     say("recipe", 0.0)
-    result["recipe"] = check_recipe(c, meant)
+    result["recipe"] = _recipe(c, of_base)
     result["weights"] = _weights(c, base, manifest, say)
     result["tokenizer"] = check_tokenizer(c, base)
+    result["warnings"] = warnings(c)
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
     result["studies"] = _studies(c, base, meant, names, settings, result["recipe"], say) if names and same_size else []
     result["missing"] = missing
@@ -107,6 +114,23 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
         kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
         result["unrecorded"] = record(c.source.path, "validation", kept)
     return result
+
+
+def _lineage(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, settings: Settings) -> Lineage:
+    """What is meant. With a base it has to follow from that, unless the user says what is meant."""
+    told = settings.options.original_context if settings.options else manifest.asked.original_context if manifest else None
+    if base is None or settings.like is not None or settings.options not in (None, Options(original_context=told)):
+        return Lineage(intention_of(c, settings.options, base, settings.like))
+    if c.doubt and not base.doubt:
+        c = c.counting_from(told or counted_from(base))  # the base says what the file leaves out
+    return lineage(intention_of(c, settings.options, base, None, doubtful=True), base, told)
+
+
+def _recipe(c: Checkpoint, of_base: Lineage) -> dict[str, Any]:
+    found = check_recipe(c, of_base.meant)
+    if of_base.why and not found["why"]:
+        found |= {"verdict": FAILED, "layer": "base", "why": of_base.why}
+    return found | {"doubt": of_base.doubt}
 
 
 DTYPES = {"f32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
@@ -161,7 +185,7 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, 
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
         found = check_weights(c, base, manifest, progress)
-    why = other_model(c, base) if base is not None else changed_since(c, manifest)
+    why = other_model(c, base, window_off(c, manifest)) if base is not None else changed_since(c, manifest)
     if why and found["verdict"] != FAILED:
         found |= {"verdict": FAILED, "how": "", "why": f"they are those of another model: {why}"}
     return found
@@ -246,7 +270,7 @@ def judge(result: dict[str, Any], settings: Settings, named: bool = True) -> dic
     failures = [f"{part}: {result[part]['why']}" for part in ("recipe", "weights", "tokenizer") if result[part]["verdict"] == FAILED]
     failures += [f"weights: {PERMUTED}" for s in result["studies"] if s["permuted"]]
     failures += [why for s in result["studies"] if (why := _guesses(s))]
-    doubts = []
+    doubts = [f"recipe: {result['recipe']['doubt']}"] if result["recipe"].get("doubt") else []
     everything = [(s, r) for s in result["studies"] for r in s["runtimes"]]
     runs = [(s, r) for s, r in everything if r["verdict"] != NOT_RUN]
     absent = {r["runtime"]: f"{r['runtime']} could not be run here, which says nothing of the model: {r['why']}"

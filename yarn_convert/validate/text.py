@@ -43,6 +43,7 @@ def lines(result: Result, quiet: bool = False) -> list[str]:
         *_recipe(result["recipe"]),
         _weights(result["weights"]),
         *_tokenizer(result["tokenizer"]),
+        *(f"warning   {line}" for line in result.get("warnings", [])),
     ]
     for s in result["studies"]:
         out += ["", *_study(s)]
@@ -70,9 +71,11 @@ def _recipe(r: Mapping[str, Any]) -> list[str]:
     if r["verdict"] == "passed":
         error = r.get("max_error") or 0.0
         detail = f"{len(intended['inv_freq'])} pairs within {error:.1e}, cos and sin × {intended['multiplier']:.6g}"
-        out = [f"recipe    passed: {r['reader']} decodes what is intended, {detail}"]
+        out = [f"recipe    {'unproved' if r.get('doubt') else 'passed'}: {r['reader']} decodes what is intended, {detail}"]
+        out += [f"          {r['doubt']}"] if r.get("doubt") else []
     else:
-        out = [f"recipe    FAILED ({r['layer']}): {r['reader']}: {r['why']}"]
+        who = "" if r["layer"] == "base" else f"{r['reader']}: "
+        out = [f"recipe    FAILED ({r['layer']}): {who}{r['why']}"]
     out += [f"          ignored by {r['reader']}: {', '.join(r['ignored'])}"] if r["ignored"] else []
     silent = unknown(r["readers"])
     out += [f"          not in {name}: {why}" for name, why in r["readers"].items() if why and name not in (r["reader"], *silent)]
@@ -80,9 +83,9 @@ def _recipe(r: Mapping[str, Any]) -> list[str]:
 
 
 def _tokenizer(t: Mapping[str, Any]) -> list[str]:
-    if t["verdict"] == "unchecked":
-        return []
-    return [f"tokenizer {'passed: it reads a text as the base does' if t['verdict'] == 'passed' else 'FAILED: ' + t['why']}"]
+    if t["verdict"] == "passed":
+        return ["tokenizer passed: it is the base's, and reads a text as that does"]
+    return [f"tokenizer {t['verdict'] if t['verdict'] != 'failed' else 'FAILED'}: {t['why']}"]
 
 
 def _weights(w: Mapping[str, Any]) -> str:

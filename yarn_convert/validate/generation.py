@@ -1,0 +1,130 @@
+"""What a model says of generation: where it ends, how long it may get, how it is drawn; and what of that would break it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .. import files
+from ..checkpoint import Checkpoint
+from ..errors import YarnConvertError
+from ..tensors import load_json
+from .tokens import tokenizer_of
+
+GENERATION, CONFIG, TOKENIZER = "generation_config.json", "config.json", "tokenizer_config.json"
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def ends_otherwise(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
+    """Where generation ends in a folder and not in its base. A GGUF has one such token, its tokenizer's."""
+    if c.gguf:
+        return
+    mine, theirs = (ids_of(x.config.get("eos_token_id")) for x in (c, base)) if base.gguf is None else (set(), set())
+    if mine == theirs and (base.gguf or _generation(base)):
+        mine, theirs = ends(c), ends(base)
+        mine = mine & theirs if base.gguf else mine  # a folder has room for more of them
+    if mine != theirs:
+        yield f"its texts end at {_listed(ends(c))}, the base's at {_listed(theirs)}"
+
+
+def ends(c: Checkpoint) -> set[int]:
+    """The tokens at which generation ends: those of generation_config.json, else of config.json; a GGUF's one."""
+    if c.gguf:
+        return ids_of(c.gguf.get("tokenizer.ggml.eos_token_id"))
+    return ids_of(_generation(c).get("eos_token_id", c.config.get("eos_token_id")))
+
+
+def ids_of(value: Any) -> set[int]:
+    """One id or a list of them."""
+    return {i for i in (value if isinstance(value, list) else [value]) if type(i) is int}
+
+
+def _listed(ids: set[int]) -> str:
+    return ", ".join(map(str, sorted(ids))) or "no token"
+
+
+def _generation(c: Checkpoint) -> Mapping[str, Any]:
+    """generation_config.json; {} where there is none, or it cannot be read, which `warnings` says."""
+    return _file(c, GENERATION)
+
+
+def _file(c: Checkpoint, name: str) -> Mapping[str, Any]:
+    try:
+        return load_json(c.source.path / name) if c.gguf is None and files.exists(c.source.path, name) else {}
+    except YarnConvertError:
+        return {}
+
+
+def warnings(c: Checkpoint) -> list[str]:
+    """What breaks or cuts generation, a line each; no failure of the conversion."""
+    return [*(_of_gguf(c) if c.gguf else _of_folder(c))]
+
+
+def _of_gguf(c: Checkpoint) -> Iterator[str]:
+    assert c.gguf is not None
+    if "tokenizer.ggml.tokens" not in c.gguf.fields:
+        return
+    keys = {f"tokenizer.ggml.{name}": c.gguf.get(f"tokenizer.ggml.{name}") for name in (*IDS, "eot_token_id", "padding_token_id")}
+    yield from _strangers(c, keys)
+    if keys["tokenizer.ggml.eos_token_id"] is None and keys["tokenizer.ggml.eot_token_id"] is None:
+        yield "no key says at which token generation ends: llama.cpp takes one by its own default"
+
+
+def _strangers(c: Checkpoint, values: Mapping[str, Any]) -> Iterator[str]:
+    """Ids that are no tokens of the model."""
+    size = c.hparams.get("vocab_size") or 0
+    for key, value in values.items():
+        if wrong := sorted(i for i in ids_of(value) if not 0 <= i < size and not (i == -1 and key.startswith("pad"))):
+            yield f"{key} names the token {wrong[0]}, of {size:,}"
+
+
+def _of_folder(c: Checkpoint) -> Iterator[str]:
+    said, written = _generation(c), dict(c.written)
+    yield from (
+        f"{name}: {line}" for name, x in ((GENERATION, said), (CONFIG, written)) for line in _strangers(c, {k: x.get(k) for k in IDS})
+    )
+    found = ends(c)
+    if said and not found:
+        yield f"neither {GENERATION} nor {CONFIG} says at which token generation ends"
+    if found and (own := _own_end(c)) is not None and own not in found:
+        yield f"generation ends at {_listed(found)}, the tokenizer's eos is {own}"
+    for key, shown in (("max_length", "ends"), ("max_new_tokens", "ends")):
+        if (n := said.get(key)) is not None and _is_number(n) and n < (c.context if key == "max_length" else 1):
+            yield f"{GENERATION}: {key} {n:,} {shown} texts before the {c.context:,} tokens of the context"
+    limit = _file(c, TOKENIZER).get("model_max_length")
+    if limit is not None and _is_number(limit) and limit < c.context:
+        yield f"{TOKENIZER}: model_max_length {limit:,} cuts texts before the {c.context:,} tokens of the context"
+    yield from (f"{GENERATION}: {line}" for line in _drawing(said))
+
+
+RANGES: Mapping[
+    str, tuple[Callable[[float, bool], bool], str]
+] = {  # key -> (what a value must fulfil, in words); transformers, generation/logits_process.py
+    "temperature": (lambda x, drawn: x > 0 or (x == 0 and not drawn), "above 0 where do_sample is true"),
+    "top_p": (lambda x, drawn: 0 < x <= 1, "above 0 and at most 1"),
+    "top_k": (lambda x, drawn: x >= 0, "not below 0"),
+    "min_p": (lambda x, drawn: 0 <= x <= 1, "from 0 to 1"),
+    "repetition_penalty": (lambda x, drawn: x > 0, "above 0"),
+}
+
+
+def _drawing(said: Mapping[str, Any]) -> Iterator[str]:
+    """How the next token is drawn, where it cannot be."""
+    for key, (sound, words) in RANGES.items():
+        value = said.get(key)
+        if value is not None and not (_is_number(value) and sound(value, bool(said.get("do_sample")))):
+            yield f"{key} is {value!r}, and has to be {words}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _own_end(c: Checkpoint) -> int | None:
+    """The id of the tokenizer's eos token, as far as it can be read."""
+    said = _file(c, TOKENIZER).get("eos_token")
+    text = said.get("content") if isinstance(said, dict) else said
+    try:
+        return tokenizer_of(c).token_to_id(text) if isinstance(text, str) else None
+    except YarnConvertError:
+        return None
