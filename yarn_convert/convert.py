@@ -166,11 +166,12 @@ def _check_family(c: Checkpoint, o: Options, context: int) -> None:
     """Raise Unsupported for a model in which nothing is to be extended, UsageError for what means nothing to its attention."""
     if c.farthest is not None and c.farthest < context:
         length = "context_length" if c.gguf else "max_position_embeddings"
-        farther = f"--context {c.farthest} is the most; " if c.farthest > c.rope.original_context else ""
+        ways = [f"--context {c.farthest} is the most"] if c.farthest > c.rope.original_context else []
+        ways += ["--method none converts the format"] if c.family.listed else []
         where = f"only in layers that see a window of {c.farthest:,} tokens" if c.farthest else "in no layer"
         raise Unsupported(
             f"{c.family.name} has RoPE {where}, and no positions in the others: there is nothing to extend",
-            f"{farther}--method none converts the format; for longer texts {length} alone is to be raised, by hand",
+            "; ".join([*ways, f"for longer texts {length} alone is to be raised, by hand"]),
         )
     if c.family.latent and o.attention_factor is not None:
         raise UsageError(
