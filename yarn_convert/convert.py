@@ -468,6 +468,7 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, 
             [_recorded_file(j, moved.get(j.name, "written"), folder, options.hash, progress) for j in weight_jobs(plan)],
         ),
         readers={name: why or "exact" for name, why in plan.verdicts.items()},
+        reader_versions=dict(plan.versions),
         notes=list(plan.notes),
         versions={"python": platform.python_version(), **{p: version(p) for p in packages}},
     )

@@ -173,8 +173,8 @@ class Evaluation(Struct, frozen=True):
 
 class Manifest(Struct, frozen=True, kw_only=True):
     """The whole, in the order in which it is written. `context` is L', `scale` s, `attention_factor` the multiplier of cos and sin;
-    `hparams` has config.json's names, `config` is what a folder's says beside its RoPE; `readers`: reader -> "exact", or why not.
-    Defaults say that nothing is known."""
+    `hparams` has config.json's names, `config` is what a folder's says beside its RoPE; `readers`: reader -> "exact", or why not, and
+    `reader_versions` those that were looked at. Defaults say that nothing is known."""
 
     yarn_convert: str = ""
     created: str = ""
@@ -192,6 +192,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     config: dict[str, Any] | None = None
     weights: Weights = Weights()
     readers: dict[str, str] = {}
+    reader_versions: dict[str, str] = {}
     notes: list[str] = []
     validation: Validation | None = None
     versions: dict[str, str] = {}

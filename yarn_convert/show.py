@@ -65,6 +65,7 @@ def plan_json(conversion: Any) -> dict[str, Any]:
         "carrier": plan.carrier,
         "identical_to_base": plan.identical,
         "readers": {name: why or "exact" for name, why in plan.verdicts.items()},
+        "reader_versions": dict(plan.versions),
         "notes": list(plan.notes),
         "left": list(plan.left),
         "files": [{"file": job.name, "bytes": job.size} for job in plan.jobs],
@@ -94,7 +95,7 @@ def plan_lines(conversion: Any) -> list[str]:
         + " tokens (f16)",
         f"output    {plan.out} ({human(plan.bytes)}{parts})",
     ]
-    exact = [name for name, why in plan.verdicts.items() if not why]
+    exact = [name + (f" ({plan.versions[name]})" if name in plan.versions else "") for name, why in plan.verdicts.items() if not why]
     lines.append(f"exact in  {', '.join(exact)}")
     silent = unknown(plan.verdicts)
     lines += [f"not in    {name}: {why}" for name, why in plan.verdicts.items() if why and name not in silent]

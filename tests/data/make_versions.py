@@ -19,7 +19,8 @@ WAYS = (("linear", "metadata"), ("ntk-aware", "metadata"), ("ntk-by-parts", "met
 
 
 def written():
-    """name -> (config.json as yarn-convert writes it, its table, that of its other layers or None), for all that it extends."""
+    """name -> (config.json as yarn-convert writes it, its table, that of its other layers or None, and why each reader does not
+    compute it), for all that it extends."""
     from family_models import TINY, described
 
     from yarn_convert.checkpoint import open_checkpoint
@@ -43,11 +44,11 @@ def written():
                     (Path(folder) / "config.json").write_text(json.dumps(config))
                     c = open_checkpoint(Source(Path(folder), "model", headers={}))
                     e = extend(c, Options(scale=4, method=method))
-                    _, changes, _ = carry_hf(c, dict(c.written), e.rope, e.context, carry)
+                    _, changes, verdicts = carry_hf(c, dict(c.written), e.rope, e.context, carry)
             except YarnConvertError as e:
                 print(model_type, method, carry, "is not written:", e)
                 continue
-            found[f"{model_type}/{method}/{carry}"] = edited(c.written, changes), table(e.rope), c.other_layers
+            found[f"{model_type}/{method}/{carry}"] = edited(c.written, changes), table(e.rope), c.other_layers, verdicts
     return found
 
 
@@ -96,7 +97,7 @@ def main(folders):
 
     transformers.logging.set_verbosity_error()
     configs, has = written(), transformers.CONFIG_MAPPING
-    verdicts = {name: why_not(*found) for name, found in configs.items() if name.split("/")[0] in has}
+    verdicts = {name: why_not(*found[:3]) for name, found in configs.items() if name.split("/")[0] in has}
     lacks = sorted({name.split("/")[0] for name in configs} - set(has))
     made = json.loads(OUT.read_text()) if OUT.exists() else {"versions": {}}
     made |= {"made by": "tests/data/make_versions.py", "configs": list(configs)}

@@ -10,7 +10,7 @@ which model types it is modelled for (`Reader.models`), `model_types` and `gguf_
 is no reading, and no claim.
 """
 
-from .config import read_config
+from .config import oldest, read_config
 from .gguf import OLLAMAS, UNREAD, check_keys, of_layers, read_gguf, unread
 from .gguf_archs import ARCHS
 from .layers import gguf_farthest, hf_farthest, hf_window
@@ -33,6 +33,7 @@ __all__ = [
     "hf_farthest",
     "hf_window",
     "of_layers",
+    "oldest",
     "read_config",
     "read_gguf",
     "unread",

@@ -309,6 +309,13 @@ def by_layer(rope: Seen) -> bool:
     return bool(rope.facts.layers) and "rope_parameters" in rope.row.dicts
 
 
+def oldest(reader: str, config: Config) -> str:
+    """The oldest version of `reader` that was run on such a config.json of yarn-convert's and takes it as `read_config` says."""
+    rope = seen(reader, config)
+    newer = rope.row.yarn_by_layer if by_layer(rope) and rope.method == "yarn" else ""
+    return newer or rope.row.oldest or rope.row.version
+
+
 def betas(rope: Seen) -> tuple[Any, Any]:
     """(beta_fast, beta_slow)."""
     return rope.row.betas or (beta(rope, "beta_fast", 32), beta(rope, "beta_slow", 1))

@@ -54,6 +54,8 @@ class Reader:
     top_required: tuple[str, ...] = ()  # keys that config.json must have
     whole_lengths: bool = False  # an original context written as a float is an error
     derives_head_dim: bool = False  # takes hidden_size / heads: another head_dim does not fit its tensors
+    oldest: str = ""  # the oldest version that was run on what yarn-convert writes; "": none but `version`
+    yarn_by_layer: str = ""  # the oldest that takes yarn in the object of one layer type; earlier ones refuse the file
     betas: tuple[float, float] | None = None  # assumed whatever is written
     rounds_ramp: bool = True  # False: never, and the ramp must end within the pairs
 
@@ -100,6 +102,7 @@ _ROWS = {
         Reader(
             name="transformers-4",
             version="4.57.6",
+            oldest="4.56.0",
             evidence=(
                 "modeling_rope_utils.py: _compute_*_parameters, longrope_frequency_update",
                 "models/llama/configuration_llama.py: LlamaConfig.__init__ (type overwrites rope_type)",
@@ -129,6 +132,8 @@ _ROWS = {
             **V5_READS,
             name="transformers-5",
             version="5.23.0",
+            oldest="5.0.0",
+            yarn_by_layer="5.9.0",  # huggingface/transformers#45887: _validate_yarn_rope_parameters
             evidence=(
                 V5,
                 "modeling_rope_utils.py: _compute_*_parameters, longrope_frequency_update",

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import Unsupported
 from ..rope import RTOL, Table
-from .config import READERS, Seen, betas, read_config, rounds, seen, yarn_factor
+from .config import READERS, Seen, betas, oldest, read_config, rounds, seen, yarn_factor
 from .gguf import gguf_betas
 from .others_gguf import GGUF_READERS
 from .reading import Beside, Reading, Refuses
@@ -79,7 +79,8 @@ def survey_config(
             shown = Verdict(name, row.version, row.evidence)
         judgement = shown if shown.refuses else judged(shown, read, intended, context, tolerance, beside)
         follows = seen(name, config).followed if judgement.reading else ""
-        verdicts.append(replace(judgement, note=note_of(judgement, "config.json"), follows=follows))
+        note = note_of(judgement, "config.json") or (since(name, config) if judgement.exact else "")
+        verdicts.append(replace(judgement, note=note, follows=follows))
     return verdicts
 
 
@@ -119,6 +120,12 @@ def note_of(v: Verdict, file: str) -> str:
     if v.runtime == "TGI" and v.summary.method == "longrope":
         return "positions below the original context keep the short list"
     return ""
+
+
+def since(reader: str, config: Mapping[str, Any]) -> str:
+    """That earlier versions of a reader refuse such a config.json, or ""."""
+    first = oldest(reader, config)
+    return f"from {first} on; earlier versions refuse it" if READERS[reader].oldest not in ("", first) else ""
 
 
 def judged(

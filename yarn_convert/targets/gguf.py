@@ -18,12 +18,14 @@ from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..layout import Part
 from ..lengths import DUAL_CHUNKS
 from ..quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
+from ..readers.gguf import LLAMA_CPP
 from ..rope import Array
 from ..tensors import Tensor, in_memory, load_json
 from .moving import Piece, unchanged
 from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
+READ_IN = dict([LLAMA_CPP.split()])
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
 NO_CHUNKS = "llama.cpp has no dual chunk attention, which the whole context needs: without it the training's length is as far as it goes"
 SUPER_BLOCK = 256  # numbers in a block of the K- and IQ-types (ggml-common.h, QK_K)
@@ -58,7 +60,7 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     caveats = tokenizers.caveats(c.source.path, about["general.name"].data) if about else ()
     unscaled = [NO_CHUNKS] if c.written.get(DUAL_CHUNKS) is not None and r.rope == c.rope else []
     notes = (*c.packing.notes, *unscaled, *_notes(c, tensors, r.outtype), *lost, *caveats)
-    return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes)
+    return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes, versions=READ_IN)
 
 
 def with_rope(fields: Mapping[str, Field | Value], keys: Mapping[str, Value | None], recipe: Mapping[str, Any]) -> dict[str, Field | Value]:

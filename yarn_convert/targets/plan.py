@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Plan:
 
     `out` is what a reader opens: of a split GGUF the first part. `identical` says whether every weight of the output is byte
     for byte the base's (Q and K rows interleaved or not). `left`: what lies in the base's folder and does not belong to the model.
+    `versions`: of each reader that computes it, those that were looked at.
     """
 
     out: Path
@@ -65,6 +66,7 @@ class Plan:
     identical: bool
     notes: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_folder(self) -> bool:
@@ -142,6 +144,17 @@ def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int, beside: rea
         except Unsupported as e:
             verdicts[name] = f"{UNKNOWN}: {e.message}"
     return verdicts
+
+
+def versions_of(config: Mapping[str, Any], verdicts: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """(of each reader that computes a config.json exactly the versions that were run, notes on those of which earlier ones do not)."""
+    found, notes = {}, []
+    for name in (name for name, why in verdicts.items() if not why):
+        row, first = readers.HF_READERS[name], readers.oldest(name, config)
+        found[name] = row.version if first == row.version else f"{first} to {row.version}"
+        if row.oldest and first != row.oldest:
+            notes.append(f"{name} takes this from {first} on: earlier versions refuse such a config.json; --carry tensors suits all")
+    return found, notes
 
 
 def verdict(reading: readers.Reading, target: Table, context: int, beside: readers.Beside = NOTHING, rtol: float | Array = RTOL) -> str:

@@ -28,7 +28,7 @@ from ..readers.layers import FULL, SLIDES, slides
 from ..rope import table
 from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
-from .plan import Plan, Request, carry_hf, check_outtype, exact_in_llama_cpps_converter
+from .plan import Plan, Request, carry_hf, check_outtype, edited, exact_in_llama_cpps_converter, versions_of
 
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
 FOLLOWING = {"tokenizer_config.json": "model_max_length", "generation_config.json": "max_length"}  # files whose length is the context
@@ -52,7 +52,10 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     if c.packed and r.outtype != "auto":
         raise Unsupported(f"the weights are packed by {c.packed}: their type cannot be changed", "--outtype auto")
     config = new_config(c, r.outtype) | _window(c, r) if c.gguf else dict(c.written)
-    carrier, changes, verdicts = carry_hf(c, config, r.rope, r.context, r.carry)
+    lengths = _other_lengths(c, r)
+    carrier, changes, verdicts = carry_hf(c, config | lengths, r.rope, r.context, r.carry)
+    versions, late = versions_of(edited(config | lengths, changes), verdicts)
+    changes |= lengths
     if r.cos_sin and carrier != "tensors":
         raise UsageError("--cos-sin belongs to --carry tensors", "add --carry tensors")
     if r.full_attention and config.get("sliding_window"):
@@ -64,7 +67,6 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     changes |= {k: REMOVE for k in c.packing.left_over if k in config}  # transformers and vLLM would look for scales
     chunked = c.written.get(DUAL_CHUNKS) is not None and r.rope != c.rope
     changes |= {DUAL_CHUNKS: REMOVE} if chunked else {}
-    changes |= {k: r.context for k in LENGTHS if config.get(k) == c.context}
     text = json.dumps(config, indent=2) + "\n" if c.gguf else read_text(c.source.path, CONFIG)
     weights, identical = _weights(c, r.outtype)
     jobs: list[Job] = [WriteBytes(CONFIG, edit(text, changes).encode()), *weights]
@@ -73,10 +75,17 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
         jobs.append(_rope_file(r))
     notes = c.packing.notes + ([WITHOUT_CHUNKS] if chunked else [])
     notes += [ONLY_OURS] if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else []
-    notes += general.untold(c.config) if c.gguf else []
+    notes += late + (general.untold(c.config) if c.gguf else [])
     taken = [*WRITTEN, *(job.name for job in jobs), *(f.name for f in c.weight_files)]
     left = () if c.gguf else left_over(c.source.path, taken)
-    return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, tuple(notes), left)
+    return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, tuple(notes), left, versions)
+
+
+def _other_lengths(c: Checkpoint, r: Request) -> dict[str, int]:
+    """Those of `LENGTHS` that a config.json has, and that follow the context: L' for the new one; L for linear, where SGLang, which
+    takes the first of them, multiplies it by the factor."""
+    length = r.rope.original_context if r.rope.method == "linear" else r.context
+    return {k: length for k in LENGTHS if c.gguf is None and r.context != c.context == c.written.get(k)}
 
 
 def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:

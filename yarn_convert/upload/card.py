@@ -115,7 +115,7 @@ def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
         title=repo.rpartition("/")[2] if first else stem_of(c.source.path), repo=repo, gguf=c.gguf is not None,
         file=c.source.path.name, m=manifest, rope=rope, linked=HUB_ID.fullmatch(manifest.base.repo or ""),
         context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,
-        identical=manifest.weights.identical_to_base, readers=manifest.readers,
+        identical=manifest.weights.identical_to_base, readers=manifest.readers, versions=manifest.reader_versions,
         validation=manifest.validation, memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
         window=c.sliding_window, evaluation=manifest.evaluation or None,
     )  # fmt: skip
