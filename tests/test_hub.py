@@ -16,6 +16,7 @@ from conftest import CONTEXT, MakeModel
 from hub_server import SHA, Fault, File, Hub, serving
 from safetensors.numpy import load_file
 
+INDEX = "model.safetensors.index.json"
 TOKEN = "hf_averysecrettokenthatmustnotappear"
 
 
@@ -53,6 +54,7 @@ def test_a_hub_model_is_downloaded_converted_and_pinned(client: Client, tmp_path
     assert (manifest["base"]["repo"], manifest["base"]["commit"]) == ("some-org/tiny", SHA)
     assert [set(f) for f in manifest["weights"]["files"]] == [{"file", "bytes", "how", "sha256_of_hub"}] * 2, "nothing was hashed here"
     for shard in tmp_path.glob("tiny/*-of-*.safetensors"):
+        assert (client.folder / "tiny-yarn-256" / INDEX).read_bytes() == (tmp_path / "tiny" / INDEX).read_bytes()
         ours, theirs = load_file(client.folder / "tiny-yarn-256" / shard.name), load_file(shard)
         assert ours.keys() == theirs.keys()
     assert not any("consolidated" in line and "resolve" in line for line in client.hub.log)
@@ -186,3 +188,13 @@ def test_what_the_hub_takes_for_no_name_is_none(client: Client, model: str) -> N
     assert done.returncode == 1 and "network" not in done.stderr
     assert f"no model {model!r}" in done.stderr
     assert client.hub.log == []
+
+
+def test_what_an_output_says_of_itself_is_downloaded_with_it(client: Client, tmp_path: Path) -> None:
+    assert client.run("some-org/tiny", "--scale", "4", "--method", "ntk-aware", "-o", "out", "-q").returncode == 0
+    made = Hub({"some-org/long": client.folder / "out"})
+    client.hub.repos |= made.repos
+    client.hub.blobs |= made.blobs
+    done = client.run("inspect", "some-org/long", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rope"]["method"] == "ntk-aware", "which config.json cannot say"

