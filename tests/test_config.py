@@ -67,7 +67,12 @@ def test_null_and_what_is_not_read_are_as_they_were() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("[" * 5000, "nested"), ('{"a":' * 101 + "1" + "}" * 101, "nested more than 100"), ('{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'")],
+    [
+        ("\ufeff{}", "byte order mark"),
+        ("[" * 5000, "nested"),
+        ('{"a":' * 101 + "1" + "}" * 101, "nested more than 100"),
+        ('{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'"),
+    ],
 )
 def test_a_text_beyond_the_limits_is_no_json(text: str, says: str, tmp_path: Path) -> None:
     (hf_folder(tmp_path / "m") / "config.json").write_text(text)
