@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "extras", "inputs", "files", "decoding", "pickles", "contents", "rope", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox",
+    "errors", "extras", "inputs", "files", "digests", "decoding", "pickles", "contents", "rope", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox",
     "families.gemma", "families.others", "families.mla", "families.gpt_oss", "families", "tensors", "layout", "gguf_file", "general", "split",
     "json_text", "manifest", "config", "dtypes", "quantizer",
     "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.layers", "readers.rows", "readers.others",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from conftest import CONTEXT, MakeModel
@@ -16,9 +19,13 @@ from huggingface_hub import CommitOperationCopy, HfApi, ModelCard, ModelCardData
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import cli
+from yarn_convert import digests as digests_module
+from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.convert import Options, convert
+from yarn_convert.digests import digests
 from yarn_convert.errors import FormatError, InputError, OutputError, UsageError
 from yarn_convert.manifest import manifest_path
+from yarn_convert.source import resolve
 from yarn_convert.tensors import read_folder
 from yarn_convert.upload import card, plan_upload, push, run_upload
 from yarn_convert.upload.card import BEGIN, END
@@ -43,9 +50,14 @@ crosses = pytest.mark.skipif("src_repo_id" not in CommitOperationCopy.__dataclas
 
 
 def recorded(out: Path, **changes: Any) -> Path:
-    """The output, with its manifest changed; by default it has passed its validation."""
+    """The output, with its manifest changed; by default it has passed its validation, as it is now."""
     path = manifest_path(out)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "validation": PASSED, **changes}))
+    manifest = {**json.loads(path.read_text()), "validation": PASSED, **changes}
+    if manifest["validation"]:
+        files = msgspec.to_builtins(digests(open_checkpoint(resolve(str(out))).files))
+        about = {"intention": {k: manifest[k] for k in ("recipe", "context")}, "files": files}
+        manifest["validation"] = about | manifest["validation"]
+    path.write_text(json.dumps(manifest))
     return out
 
 
@@ -243,6 +255,7 @@ def test_where_the_server_refuses_to_copy_the_files_are_uploaded(out: Path, hub:
 def test_changed_weights_are_uploaded_and_nothing_is_sent_twice(out: Path, hub: Hub) -> None:
     path = next(out.glob("*.safetensors"))
     save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    recorded(out)
     plan = plan_upload(str(out), "me/long")
     assert next(i.way for i in plan.items if i.name == path.name) == "upload"
     hub.faults.append(Fault("POST .*/commit/", status=403))
@@ -272,6 +285,59 @@ def test_what_passed_with_unchecked_weights_is_published_as_that(out: Path, hub:
     assert "**passed**, weights unchecked." in plan.card and "**passed**." in sure.card
     assert [w for w in plan.warnings if "weights unchecked" in w and "--base" in w]
     assert not [w for w in sure.warnings if "unchecked" in w]
+
+
+def flip(path: Path) -> None:
+    """One bit of the file's end, under its old time."""
+    data, times = bytearray(path.read_bytes()), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    data[-2] ^= 1
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=times)
+
+
+def edit_manifest(out: Path, **changes: Any) -> None:
+    path = manifest_path(out)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda out: flip(next(out.glob("*-00002-*.safetensors"))), r"00002-of-00002\.safetensors has another content"),
+        (lambda out: (out / "tokenizer_config.json").unlink(), r"tokenizer_config\.json is gone"),
+        (lambda out: (out / "chat_template.jinja").write_text("{{ x }}"), r"chat_template\.jinja is new"),
+        (lambda out: (out / "generation_config.json").write_text('{"eos_token_id": 7}'), r"generation_config\.json is new"),
+        (lambda out: (out / "config.json").write_text((out / "config.json").read_text() + " "), r"config\.json has another size"),
+        (lambda out: edit_manifest(out, context=8 * CONTEXT), "the manifest has another recipe or context"),
+        (lambda out: edit_manifest(out, validation=PASSED), "does not say of which files"),
+    ],
+)
+def test_what_passed_is_published_as_it_was_and_no_other(out: Path, hub: Hub, change: Any, says: str) -> None:
+    recorded(out)
+    assert plan_upload(str(out), "me/long").items
+    change(out)
+    with pytest.raises(UsageError, match=says):
+        plan_upload(str(out), "me/long")
+
+
+def test_a_gguf_is_known_by_its_digest_too(base: Path, hub: Hub, tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    convert(str(base), Options(scale=4.0, out="gguf", output=out))
+    recorded(out)
+    assert plan_upload(str(out), "me/long").items
+    flip(out)
+    with pytest.raises(UsageError, match=r"m\.gguf has another content"):
+        plan_upload(str(out), "me/long")
+
+
+def test_the_digest_is_of_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests_module, "LEAF", 10)
+    (tmp_path / "f").write_bytes(bytes(range(25)))
+    pieces = [bytes(range(0, 10)), bytes(range(10, 20)), bytes(range(20, 25))]
+    expected = hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in pieces)).hexdigest()
+    assert digests_module.digest(tmp_path / "f") == digests_module.Digest(25, expected)
+    (tmp_path / "empty").write_bytes(b"")
+    assert digests_module.digest(tmp_path / "empty") == digests_module.Digest(0, hashlib.sha256(b"").hexdigest())
 
 
 def test_what_did_not_pass_is_not_published(out: Path, hub: Hub) -> None:
@@ -312,6 +378,7 @@ def test_a_link_out_of_the_folder_is_never_published(out: Path, hub: Hub, tmp_pa
     (out / ".env").write_text("HF_TOKEN=x")
     (out / "additional_chat_templates").mkdir()
     (out / "additional_chat_templates" / "tool.jinja").write_text("{{ x }}")
+    recorded(out)
     names = {i.name for i in plan_upload(str(out), "me/long").items}
     assert "additional_chat_templates/tool.jinja" in names and not any(n.startswith(".") for n in names)
     assert "notes.txt" not in names
@@ -488,6 +555,7 @@ def validate_weights(folder: Path) -> str:
 def test_a_connection_that_breaks_is_tried_again(out: Path, hub: Hub, fault: Fault) -> None:
     path = next(out.glob("*.safetensors"))
     save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    recorded(out)
     hub.faults.append(fault)
     run_upload(plan_upload(str(out), "me/long"))
     assert hub.repos["me/long"].at().files[path.name].data == path.read_bytes()
@@ -497,6 +565,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_repository(out: Path,
     """The weights are on the Hub when it stops, before the commit: nothing is visible, and nothing is sent again."""
     path = next(out.glob("*.safetensors"))
     save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    recorded(out)
     hub.faults.append(Fault("POST .*/commit/", status=409))
     with pytest.raises(OutputError) as stopped:
         run_upload(plan_upload(str(out), "me/long"))

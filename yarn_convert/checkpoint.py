@@ -12,10 +12,12 @@ import numpy as np
 
 from . import dialects, families, layout, readers, rivals
 from .config import read_config
+from .contents import PAPERS, belonging
 from .errors import FormatError, InputError, Unsupported, UsageError, YarnConvertError
 from .families import Family, normalized
 from .families.derived import absent, of_one_layer
 from .families.schema import numbered
+from .files import exists
 from .gguf_file import Gguf
 from .inputs import notice
 from .layout import Part
@@ -26,7 +28,7 @@ from .readers import Beside
 from .rope import Array, Rope, Table, effect, geometric
 from .source import Source
 from .split import read_model
-from .tensors import Tensor, load_json, read_folder
+from .tensors import INDEXES, Tensor, load_json, read_folder
 
 SIZES = {  # name in Family.shapes -> standard config key
     "vocab": "vocab_size",
@@ -155,6 +157,17 @@ class Checkpoint:
         """Who packed a folder's weights, as "gptq", "awq", "FP8", "mlx": such tensors can be copied and not named. Empty for weights
         whose names are known: numbers, gpt-oss's MXFP4."""
         return self.packing.by
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Every file by which the model is computed and read, by its name: weights, their index, config, tokenizer and code; not its
+        papers, nor what yarn-convert leaves beside it."""
+        found = {path.name: path for path in self.weight_files}
+        if self.gguf is None:
+            folder = self.source.path
+            names = [n for n in belonging(folder) if not PAPERS.fullmatch(n)] + [n for n in INDEXES if exists(folder, n)]
+            found |= {n: folder / n for n in names}
+        return found
 
     @property
     def other_layers(self) -> Table | None:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .decoding import decoded, parse
+from .digests import Digest
 from .errors import FormatError, YarnConvertError
 from .files import exists, read_text
 from .gguf_file import is_gguf
@@ -123,11 +124,18 @@ class Answer(Struct, frozen=True):
     verdict: str = ""
 
 
+class Intended(Struct, frozen=True):
+    recipe: Recipe
+    context: Tokens
+
+
 class Validation(Struct, frozen=True):
-    """What is read of a validation's record; `validate.run` writes it."""
+    """What is read of a validation's record; `validate.run` writes it. `files`: what it is about."""
 
     verdict: str
     created: str = ""
+    intention: Intended | None = None
+    files: dict[str, Digest] = {}
     weights: Answer = Answer()
     tokenizer: Answer = Answer()
     studies: list[Study] = []

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..contents import belonging, left_over, looks_secret
+from ..digests import differing
 from ..errors import InputError, OutputError, UsageError
 from ..files import exists, regular
 from ..general import README
@@ -115,13 +116,23 @@ def check_repo(repo: str) -> None:
 
 
 def _check_validated(c: Checkpoint, manifest: Manifest, model: str) -> None:
-    """UsageError unless the record says that it passed and the file's recipe still is the manifest's."""
+    """UsageError unless the record says that it passed, and is about these very files and this recipe."""
     verdict = manifest.validation.verdict if manifest.validation else None
     what = "was never validated" if verdict is None else f"has not passed its validation ({verdict})" if verdict != "passed" else ""
-    if not what and (why := check_recipe(c, intention_of(c, None, None, None))["why"]):
+    if not what and (why := _changed(c, manifest)):
         what = f"was changed since it passed its validation: {why}"
     if what:
         raise UsageError(f"{model} {what}", f"yarn-convert validate {model}, or --allow-unvalidated")
+
+
+def _changed(c: Checkpoint, manifest: Manifest) -> str:
+    """Why a model is not the one that was validated; "" if it is."""
+    record = manifest.validation
+    if record is None or not record.files or record.intention is None:
+        return "its record does not say of which files"
+    if (record.intention.recipe, record.intention.context) != (manifest.recipe, manifest.context):
+        return "the manifest has another recipe or context"
+    return differing(record.files, c.files) or str(check_recipe(c, intention_of(c, None, None, None))["why"])
 
 
 def _files(c: Checkpoint) -> dict[str, Path]:

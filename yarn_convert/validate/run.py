@@ -8,18 +8,21 @@ import platform
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..convert import Options, counted_from
+from ..digests import digests
 from ..errors import UsageError
 from ..extras import need
+from ..inputs import noticing
 from ..manifest import Manifest, changed, manifest_path, read_manifest
 from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
@@ -86,8 +89,10 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     """
     need("validate", "a validation")
     settings = _checked(settings)
-    c = open_checkpoint(resolve(model, revision, weights=settings.real))
-    base = open_checkpoint(resolve(settings.base)) if settings.base else None
+    with noticing() as inputs:
+        c = open_checkpoint(resolve(model, revision, weights=settings.real))
+        base = open_checkpoint(resolve(settings.base)) if settings.base else None
+        files = _digests(c, say)
     manifest = read_manifest(c.source.path)
     if base is not None:
         check_base(c, base, manifest, read_manifest(base.source.path))
@@ -99,6 +104,8 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
         "format": "gguf" if c.gguf else "safetensors",
         "dtype": main_dtype(c),
         "intention": {"recipe": recipe_of(meant.rope), "context": meant.context, "origin": meant.origin},
+        "files": files,
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items() if k != "options"},
     }
     say("recipe", 0.0)
     result["recipe"] = _recipe(c, of_base)
@@ -108,6 +115,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
     result["studies"] = _studies(c, base, meant, names, settings, result["recipe"], say) if names and same_size else []
     result["missing"] = missing
+    inputs.check()
     result |= judge(result, settings, c.family.listed)
     result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), "hardware": hardware()}
     if manifest is not None and settings.like is None and settings.options is None and c.source.commit is None:
@@ -131,6 +139,24 @@ def _recipe(c: Checkpoint, of_base: Lineage) -> dict[str, Any]:
     if of_base.why and not found["why"]:
         found |= {"verdict": FAILED, "layer": "base", "why": of_base.why}
     return found | {"doubt": of_base.doubt}
+
+
+def _digests(c: Checkpoint, say: Say) -> dict[str, Any]:
+    """What each file of the model is, name -> `digests.Digest` as JSON, and when it was written: a verdict is about these files and
+    no others."""
+    total, done = max(1, sum(path.stat().st_size for path in c.files.values())), 0
+
+    def progress(n: int) -> None:
+        nonlocal done
+        done += n
+        say("digests", min(1.0, done / total))
+
+    found = digests(c.files, progress)
+    return {name: {**msgspec.to_builtins(d), "modified": _modified(c.files[name])} for name, d in found.items()}
+
+
+def _modified(path: Path) -> str:
+    return dt.datetime.fromtimestamp(path.stat().st_mtime, dt.timezone.utc).isoformat(timespec="seconds")
 
 
 DTYPES = {"f32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
