@@ -12,7 +12,7 @@ ORDER = [
     "json_text", "manifest", "config", "dtypes", "quantizer",
     "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.layers", "readers.rows", "readers.others",
     "readers.config", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "rivals", "source", "lengths",
-    "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
+    "tokenizers.schema", "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading",
     "tokenizers.writing", "tokenizers.comparing", "tokenizers", "packing", "checkpoint",
     "targets.rows", "targets.places", "targets.resume", "targets.moving", "targets.output",

@@ -19,6 +19,7 @@ AGAIN = "fix it or download it again"
 MAX_JSON = 100_000_000  # bytes of a text: the limit of the safetensors library's headers; the largest tokenizer.json known has 35 MB
 MAX_NESTED = 1 << 21  # objects and lists in a text, of 60 to 200 bytes of memory each; the largest tokenizer.json known has 0.6 million
 MAX_DEPTH = 100  # of objects within objects: what writes JSON again recurses
+TOO_DEEP = f"its objects are nested more than {MAX_DEPTH} deep"
 
 _WORDS = {
     "object": "an object", "array": "a list", "str": "a text", "int": "an integer", "float": "a number", "bool": "true or false",
@@ -27,8 +28,9 @@ _AT = re.compile(r"(.*?)(?: - at `(?:key in )?\$\.?(.*)`)?", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `([^`]*)`(.*?)(?:, got `(\w+)`)?", re.DOTALL)
 
 
-def parse(data: bytes, encoding: str = "utf-8") -> Any:
-    """The value of a JSON text. Raises ValueError for what is none, for a duplicate key, and beyond the limits."""
+def parse(data: bytes, strict: bool = True) -> Any:
+    """The value of a JSON text. Raises ValueError for what is none, beyond the limits, and if `strict` for a duplicate key and for
+    what is nested too deeply to be written again."""
     if len(data) > MAX_JSON:
         raise ValueError(f"it has {len(data):,} bytes, at most {MAX_JSON:,} are read")
     if (nested := data.count(b"{") + data.count(b"[")) > MAX_NESTED:
@@ -36,11 +38,11 @@ def parse(data: bytes, encoding: str = "utf-8") -> Any:
     if data.startswith(codecs.BOM_UTF8):
         raise ValueError("it begins with a byte order mark, which no reader of models takes: save it without")
     try:
-        value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys if strict else None)
     except RecursionError:
-        value = None
-    if value is None or _deeper(value, MAX_DEPTH - 1):
-        raise ValueError(f"its objects are nested more than {MAX_DEPTH} deep")
+        raise ValueError(TOO_DEEP) from None
+    if strict and _deeper(value, MAX_DEPTH - 1):
+        raise ValueError(TOO_DEEP)
     return value
 
 

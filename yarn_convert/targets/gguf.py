@@ -11,7 +11,7 @@ import numpy as np
 from .. import general, tokenizers
 from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
 from ..dtypes import F32, OUTTYPES, PLAIN
-from ..errors import FormatError, Inexpressible, Unsupported, UsageError
+from ..errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
 from ..families.derived import MULTIPLIERS, ODD
 from ..files import exists
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
@@ -43,6 +43,8 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
         raise UsageError("--cos-sin belongs to safetensors with --carry tensors", "no GGUF reader takes such caches")
     if r.imatrix is not None and r.outtype not in MIXES:
         raise UsageError("--imatrix is for a quantized --outtype", "as --outtype q4_k_m")
+    if not c.tensors:
+        raise InputError(f"{c.source.name} is a config.json without weights: there is nothing to write", "give the whole model's folder")
     parts = c.parts(gguf=True)
     if r.imatrix is not None and not any(name in r.imatrix.weights for name in parts):
         raise UsageError(f"{r.imatrix.file} has nothing for any tensor of this model", OTHER_MODEL)

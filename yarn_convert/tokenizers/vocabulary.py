@@ -4,14 +4,17 @@ read from a tokenizer file or a GGUF passes before it is believed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..decoding import decoded as decoded_as
+from ..decoding import parse
 from ..errors import InputError
-from ..files import exists, read_text
+from ..files import exists, read
+from .schema import FILES
 
+AGAIN = "fetch the tokenizer files again"
 GgufValue = tuple[str, object]  # (type, data): "str" "u32" "bool" "str[]" "f32[]" "i32[]"
 Json = dict[str, Any]
 
@@ -85,16 +88,15 @@ def as_flag(value: Any, what: str) -> bool:
 
 
 def load(path: Path) -> Json:
-    """A JSON object from a file, {} if there is no file; InputError if it is not UTF-8, not JSON or not an object."""
+    """A JSON object from a file of `schema.FILES`, {} if there is no file; InputError if it is not UTF-8, not JSON, or of another form."""
     if not exists(path.parent, path.name):
         return {}
     try:
-        value = json.loads(read_text(path.parent, path.name))
-    except (ValueError, RecursionError) as error:
-        raise bad(f"{path.name} cannot be read: {error}", "fetch the tokenizer files again") from None
-    if not isinstance(value, dict):
-        raise bad(f"{path.name} holds a {type(value).__name__}, not an object", "fetch the tokenizer files again")
-    return value
+        value = parse(read(path.parent, path.name), strict=False)
+    except ValueError as error:
+        raise bad(f"{path.name} cannot be read: {error}", AGAIN) from None
+    decoded_as(value, FILES[path.name], path.name, AGAIN)
+    return dict(value)
 
 
 def check_text(tokens: Sequence[str]) -> None:
