@@ -83,12 +83,12 @@ def command(line: str, large: bool) -> Callable[[], None]:
 
 
 def files() -> Files:
-    """All that lies here but the input folder; of a manifest all but its time."""
+    """All that lies here but the input folder; of a manifest all but its time, and what it says of a base that was edited before."""
     found = {p.as_posix(): p.read_bytes() for p in Path().rglob("*") if p.is_file() and p.parts[0] != "m"}
     for name in found:
         if name.endswith("yarn_convert.json"):
             with contextlib.suppress(ValueError):
-                found[name] = json.dumps({**json.loads(found[name]), "created": None}).encode()
+                found[name] = json.dumps({**json.loads(found[name]), "created": None, "notes": None, "hparams": None}).encode()
     return found
 
 
