@@ -17,7 +17,7 @@ from ..manifest import MANIFEST, read_manifest
 from ..tensors import INDEXES
 from .moving import CopyFile, Job, Mover, Progress
 from .places import State, Taken, publish, state, sync
-from .resume import Say, lock_file, open_partial, settle
+from .resume import Say, lock_file, open_partial, partial_of, settle
 
 
 def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names: Container[str] = ()) -> State | None:
@@ -115,6 +115,11 @@ def execute(
 
 def settle_output(out: Path) -> None:
     """Put into place, or remove, what a killed run left of this output (`resume.settle`). Raises OutputError."""
+    try:
+        if not partial_of(out).is_dir():
+            return
+    except (OSError, ValueError):  # `check_output` says what is wrong with the name
+        return
     try:
         settle(out)
     except OSError as e:
