@@ -104,9 +104,10 @@ def put(wanted: Files) -> None:
 def fork(run: Callable[[], None], kill_after: float | None = None) -> tuple[str, str]:
     """("killed" | "0" | "1", what it said)."""
     said = Path(tempfile.gettempdir(), f"yarn-convert-said-{os.getpid()}")
+    said.touch()
     child = os.fork()
     if child == 0:
-        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        out = os.open(said, os.O_WRONLY | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
         code = 0
