@@ -14,7 +14,8 @@ from conftest import CONTEXT, write_tensors_of
 
 from yarn_convert import runtimes
 from yarn_convert.convert import Options, convert, prepare
-from yarn_convert.errors import Unsupported
+from yarn_convert.errors import InputError, Unsupported, UsageError, YarnConvertError
+from yarn_convert.repair import plan_repair
 from yarn_convert.validate import Settings, validate
 
 torch = pytest.importorskip("torch")
@@ -132,3 +133,68 @@ def test_a_file_of_another_converter_is_what_llama_cpp_computes(changed: Changed
     assert nmse(in_transformers(path.with_name("hf")), in_llama_cpp(path)) < 1e-5
     convert(str(path), Options(scale=8, output=path.with_name("long.gguf")))
     assert validate(str(path.with_name("long.gguf")), Settings(twin=False, tokens=4 * CONTEXT))["verdict"] == "passed"
+
+
+def test_a_gguf_without_a_suffix_is_known_by_its_first_bytes(changed: Changed, tmp_path: Path) -> None:
+    """As Ollama keeps its blobs, each named after its own digest: so none of them is changed where it lies."""
+    blob = changed("granite", {}).rename(tmp_path / ("sha256-" + "0" * 64))
+    made = convert(str(blob), Options(scale=4, output=tmp_path / "long.gguf"))
+    assert (made["carrier"], made["base"]["format"]) == ("metadata", "gguf")
+    assert prepare(str(blob), Options(scale=4)).plan.out.suffix == ".gguf"
+    assert validate(str(blob), Settings(twin=False))["verdict"] == "passed"
+    with pytest.raises(UsageError, match=r"not named \.gguf"):
+        prepare(str(blob), Options(scale=4, in_place=True))
+    with pytest.raises(UsageError, match=r"not named \.gguf"):
+        plan_repair(str(blob))
+    (tmp_path / "text").write_bytes(b"GGU")
+    with pytest.raises(InputError, match="neither a folder nor a GGUF file"):
+        prepare(str(tmp_path / "text"), Options(scale=4))
+
+
+def uneven(path: Path, **keys: Any) -> Path:
+    """A tiny DeciLM whose two layers have other numbers of heads and other sizes."""
+    writer, rng = gguf.GGUFWriter(path, "deci"), np.random.default_rng(0)
+    numbers = {"block_count": 2, "context_length": CONTEXT, "embedding_length": 64, "feed_forward_length": [96, 128]}
+    numbers |= {"attention.head_count": [4, 2], "attention.head_count_kv": [2, 1], "attention.key_length": 16, "attention.value_length": 16}
+    for key, value in {**numbers, "rope.dimension_count": 16, "attention.layer_norm_rms_epsilon": 1e-5, **keys}.items():
+        writer.add_key_value(f"deci.{key}", value, *KINDS[type(value)], *(KINDS[type(value[0])] if isinstance(value, list) else ()))
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(64)
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (64, 64), "output_norm": (64,), "output": (64, 64)}
+    for i, (heads, kv, ff) in enumerate(((4, 2, 96), (2, 1, 128))):
+        block = {"attn_norm": (64,), "ffn_norm": (64,), "attn_q": (16 * heads, 64), "attn_k": (16 * kv, 64), "attn_v": (16 * kv, 64)}
+        block |= {"attn_output": (64, 16 * heads), "ffn_gate": (ff, 64), "ffn_up": (ff, 64), "ffn_down": (64, ff)}
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in block.items()}
+    for name, shape in shapes.items():
+        w = np.ones(shape) if "norm" in name else rng.standard_normal(shape) * (4 if name.endswith(("_q", "_k")) else 1) / 8
+        writer.add_tensor(f"{name}.weight", w.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_layers_with_other_numbers_of_heads_are_extended_in_the_gguf_alone(tmp_path: Path) -> None:
+    base = uneven(tmp_path / "a.gguf")
+    convert(str(base), Options(scale=4, output=tmp_path / "long.gguf"))
+    ids, spelled = IDS % 64, {k.removeprefix("rope."): v for k, v in YARN.items() if k != "context_length"}
+    by_hand = uneven(tmp_path / "b.gguf", **{f"rope.{k}": v for k, v in spelled.items()}, context_length=4 * CONTEXT)
+    ours, theirs, plain = (runtimes.run("llama.cpp", path, ids, [(0, len(ids))]).logits for path in (tmp_path / "long.gguf", by_hand, base))
+    assert np.array_equal(ours, theirs)
+    assert nmse(plain, ours) > 1e-3
+    with pytest.raises(Unsupported, match="can only be copied"):
+        prepare(str(base), Options(method="none", out="safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"rope.local.freq_base": 20000.0, "rope.freq_base_swa": None}, "llama.cpp, which passes over it, takes 10000.0"),
+        ({"rope.global.freq_base": 1e6, "rope.freq_base": None}, "llama.cpp, which passes over it, takes 10000.0"),
+        ({"attention.head_count_kv": [2] * 5}, "5 numbers for 7 layers"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(changed: Changed, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(YarnConvertError, match=why):
+        prepare(str(changed("gemma3_text", changes)), Options(scale=4))

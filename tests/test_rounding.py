@@ -5,15 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeModel
 
 from yarn_convert import dialects, families, readers
+from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.errors import Inexpressible
+from yarn_convert.repair import plan_repair
 from yarn_convert.rope import RTOL, UNIT, Rope, geometric, rounding, table, temperature
+from yarn_convert.source import resolve
 from yarn_convert.targets.plan import verdict
+from yarn_convert.validate.intention import check_recipe, intention_of
 
 THETAS, LENGTHS, DIMS, SCALES = (
     (1e4, 5e5, 1e6, 12345.678),
@@ -140,6 +147,20 @@ def test_llama3s_factors_of_llama_cpps_converter_are_exact_and_no_others(factor:
             rope.with_params(factor=after(factor, 40)),
         ):
             assert not dialects.same(table(carried), table(wrong), rounding(wrong)), (theta, dim, wrong)
+
+
+@pytest.mark.parametrize("s", [16.0, 32.0, 64.0])
+@pytest.mark.parametrize("method", ["yarn", "ntk-by-parts"])
+def test_a_large_factor_takes_metadata_and_leaves_nothing_to_do(make_model: MakeModel, tmp_path: Path, s: float, method: str) -> None:
+    """As Yarn-Llama-2 has it."""
+    model = make_model(config={"max_position_embeddings": 4096}, heads=2, kv_heads=1, head_dim=128, layers=1)
+    made = convert(str(model), Options(scale=s, method=method, out="gguf", output=tmp_path / "a.gguf"))
+    assert made["carrier"] == "metadata"
+    again = prepare(str(tmp_path / "a.gguf"), Options(method="none", output=tmp_path / "b.gguf")).plan
+    assert again.carrier == "metadata"
+    assert plan_repair(str(tmp_path / "a.gguf")).changes == ()
+    c = open_checkpoint(resolve(str(tmp_path / "a.gguf")))
+    assert check_recipe(c, intention_of(c, None, None, None))["verdict"] == "passed"
 
 
 def test_metadata_whose_ramp_llama_cpp_rounds_to_another_pair_is_refused() -> None:

@@ -142,9 +142,9 @@ def _planned(model: str, options: Options | None, like: str | None, output: Path
     if path.suffix == ".gguf" and path.is_file():
         recover(path)  # an edit in place that was interrupted is finished first
     c = open_checkpoint(resolve(model), keep)
-    if output is not None:
-        output = output.expanduser()
-        check_name(output, "gguf" if c.gguf else "safetensors")
+    output = output and output.expanduser()
+    if output is not None or c.gguf:  # a blob of Ollama's is named after what it holds, and stays as it is
+        check_name(output or c.source.path, "gguf" if c.gguf else "safetensors")
     meant = whole(intention_of(c, options, None, like))
     if c.source.commit and output is None:
         raise OutputError(f"{model} is in the Hub's cache, which others share", "-o PATH writes a repaired copy")
