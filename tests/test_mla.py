@@ -126,8 +126,8 @@ def test_routing_that_llama_cpp_computes_otherwise_is_refused(name: str, key: st
 @pytest.mark.parametrize(
     ("config", "drop", "error"),
     [
-        ({"first_k_dense_replace": 0}, "", "missing, first 'blk.0.ffn_gate_inp"),
-        ({"first_k_dense_replace": 2}, "", "missing, first 'blk.1.ffn_gate."),
+        ({"first_k_dense_replace": 0}, "", "missing, first 'model.layers.0.mlp.gate."),
+        ({"first_k_dense_replace": 2}, "", "missing, first 'model.layers.1.mlp.gate_proj"),
         ({"qk_nope_head_dim": 8}, "", "the config describes"),
         ({"v_head_dim": 8}, "", "the config describes"),
         ({}, "model.layers.1.mlp.shared_experts.up_proj.weight", "missing"),
