@@ -78,7 +78,7 @@ def test_a_link_out_of_the_folder_is_not_read(model: Path, name: str, out: str, 
     if code:
         error, hint = err.splitlines()
         assert error == f"error: {name} is a link that leads out of the model's folder"
-        assert hint == "hint: nothing outside it is read; if you made the link: --follow-links"
+        assert hint == "hint: put the file itself there; --follow-links reads links that you made, and nothing outside is ever published"
         assert not Path(out).exists()
     else:
         assert SECRET.encode() not in Path(out).read_bytes()

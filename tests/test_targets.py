@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import struct
@@ -656,3 +657,20 @@ def test_our_own_output_is_rescaled_from_its_true_context(make_model: MakeModel,
         run(model, tmp_path / name, scale=4, method=method)
         e = prepare(str(tmp_path / name), Options(scale=8)).extension
         assert (e.rope.original_context, e.context, e.rope.theta, e.rope.inner) == (CONTEXT, 8 * CONTEXT, 10000.0, None)
+
+
+@pytest.mark.parametrize("out", ["o", "o.gguf", "in place"])
+def test_what_is_hashed_is_what_was_written_and_counts_as_progress(make_model: MakeModel, tmp_path: Path, out: str) -> None:
+    model, path = make_model(), tmp_path / ("m.gguf" if out == "in place" else out)
+    options = Options(scale=4.0, out="safetensors" if out == "o" else "gguf", output=path, hash=True)
+    if out == "in place":
+        convert(str(model), Options(method="none", out="gguf", output=path))
+        model, options = path, Options(scale=4.0, in_place=True, hash=True, carry="metadata")
+    conversion, seen = prepare(str(model), options), list[int]()
+    (entry,) = conversion.run(seen.append)["weights"]["files"]
+    written = path / entry["file"] if out == "o" else path
+    assert entry["sha256"] == hashlib.sha256(written.read_bytes()).hexdigest()
+    if out == "in place":
+        assert sum(seen) >= written.stat().st_size // 2, "what the edit writes itself is not read again"
+    else:
+        assert conversion.bytes <= sum(seen) <= conversion.bytes + manifest_path(path).stat().st_size

@@ -384,6 +384,15 @@ def test_a_link_out_of_the_folder_is_never_published(out: Path, hub: Hub, tmp_pa
     assert "notes.txt" not in names
 
 
+def test_hashing_says_how_far_it_is(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from yarn_convert.upload import hub as module
+
+    monkeypatch.setattr(module, "LONG", 100_000)
+    said: list[str] = []
+    plan_upload(str(out), "me/long", say=said.append)
+    assert said[-1] == "model-00002-of-00002.safetensors: compared with the Hub's by its SHA-256, 100%"
+
+
 @pytest.mark.parametrize("repo", ["me/a--b", "me/a..b", "me/ab.git", "me", "me/a/b", "me/-a"])
 def test_what_the_hub_takes_for_no_name_is_none(out: Path, hub: Hub, repo: str) -> None:
     with pytest.raises(UsageError, match="no name of a repository"):

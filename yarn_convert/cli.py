@@ -221,8 +221,10 @@ def upload(
     """Publish an output on the Hub, with a model card. Weights that the base has are copied there, on the server."""
     from .upload import plan_upload, run_upload
 
-    plan = plan_upload(model, repo, private=private, revision=revision, create_pr=create_pr, unvalidated=allow_unvalidated)
     talk = HubTalk(quiet or as_json)
+    plan = plan_upload(
+        model, repo, private=private, revision=revision, create_pr=create_pr, unvalidated=allow_unvalidated, say=talk.line
+    )  # fmt: skip
     talk.lines(upload_lines(plan))
     if dry_run:
         answer({**plan.as_json(), "card": plan.card}, as_json, *plan.card.splitlines())

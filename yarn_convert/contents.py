@@ -18,6 +18,7 @@ from .files import exists, inside, read, read_text
 CONFIG = "config.json"
 TEMPLATES = "additional_chat_templates"
 CONFIGS = (CONFIG, "generation_config.json", "*processor_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
+MAPPING = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")  # may have an `auto_map`
 TOKENIZERS = (
     "tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json",
     "tokenizer.model", "tokenizer.model.v*", "spiece.model", "spm*.model", "sentencepiece*.model", "tiktoken.model", "*.tiktoken",
@@ -59,7 +60,7 @@ def belonging(folder: Path) -> list[str]:
 def code_of(folder: Path) -> set[str]:
     """What `auto_map` asks for: modules, those that they import from beside them, and data files that they name. Not all need be
     there."""
-    left = {f"{module}.py" for name in (CONFIG, "tokenizer_config.json", "processor_config.json") for module in _modules(folder, name)}
+    left = {f"{module}.py" for name in MAPPING for module in _modules(folder, name)}
     found: set[str] = set()
     while left:
         found.add(name := left.pop())

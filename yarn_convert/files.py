@@ -19,6 +19,7 @@ from .errors import FormatError, InputError
 from .inputs import notice
 
 FOLLOW = ContextVar("FOLLOW", default=False)  # whether links that lead out of a model's folder are followed: --follow-links
+REPO_FOLDER = "models--"  # how a model's folder in the Hub's cache begins
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -30,7 +31,8 @@ def inside(folder: Path, name: str, weights: bool = False) -> Path:
     path = folder / name
     if not weights and not FOLLOW.get() and leads_out(path):
         raise FormatError(
-            f"{name} is a link that leads out of the model's folder", "nothing outside it is read; if you made the link: --follow-links"
+            f"{name} is a link that leads out of the model's folder",
+            "put the file itself there; --follow-links reads links that you made, and nothing outside is ever published",
         )
     return path
 
@@ -43,7 +45,7 @@ def leads_out(path: Path) -> bool:
 
 def _blobs(folder: Path) -> Path | None:
     """Where the Hub's cache keeps the content of a snapshot's files: `models--ORG--NAME/{snapshots/COMMIT,blobs}`."""
-    snapshots = next((p for p in folder.parents if p.name == "snapshots" and p.parent.name.startswith("models--")), None)
+    snapshots = next((p for p in folder.parents if p.name == "snapshots" and p.parent.name.startswith(REPO_FOLDER)), None)
     return snapshots.with_name("blobs") if snapshots else None
 
 
@@ -51,7 +53,7 @@ def hub_hash(path: Path) -> str | None:
     """The SHA-256 that the Hub gives for a file of its cache, whose blob is named by it; None for any other file. Nobody says that the
     blob still holds that."""
     blob = Path(os.path.realpath(path))
-    named = blob.parent.name == "blobs" and blob.parents[1].name.startswith("models--") and re.fullmatch("[0-9a-f]{64}", blob.name)
+    named = blob.parent.name == "blobs" and blob.parents[1].name.startswith(REPO_FOLDER) and re.fullmatch("[0-9a-f]{64}", blob.name)
     return blob.name if named else None
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from .contents import CONFIGS, TOKENIZERS, code_of, is_known
 from .errors import InputError, YarnConvertError
 from .families import ALIASES
-from .files import exists
+from .files import REPO_FOLDER, exists
 from .gguf_file import is_gguf
 from .manifest import MANIFEST
 from .split import stem_of
@@ -92,10 +92,10 @@ def _local(path: Path, revision: str | None, weights: bool) -> Source:
         hint = f"give the file itself: {ggufs[0]}" if ggufs else "give a folder as transformers saves it"
         raise InputError(f"{path} has no config.json", hint)
     name = re.sub(r"(?i)[-._](q\d\w*|f16|f32|bf16|iq\d\w*)$", "", stem_of(path)) if path.is_file() else path.resolve().name
-    commit = path.resolve().name if path.resolve().parent.name == "snapshots" else None
-    if commit:  # a snapshot of the Hub's cache, given as a path
-        repo = path.resolve().parent.parent.name.removeprefix("models--").replace("--", "/")
-        return Source(path, repo.rpartition("/")[2], repo, commit)
+    cache = path.resolve().parent.parent
+    if path.resolve().parent.name == "snapshots" and cache.name.startswith(REPO_FOLDER):  # of the Hub's cache, given as a path
+        repo = cache.name.removeprefix(REPO_FOLDER).replace("--", "/")
+        return Source(path, repo.rpartition("/")[2], repo, path.resolve().name)
     return Source(path, name)
 
 

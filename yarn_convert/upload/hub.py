@@ -26,6 +26,7 @@ from ..validate.intention import check_recipe, intention_of
 from .card import local_card, render
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"
+LONG = 4 << 30  # bytes that take some ten seconds to hash
 WEIGHTS = (".safetensors", ".gguf", ".bin")
 RESTRICTED = (
     "other",
@@ -81,9 +82,11 @@ class Upload:
 
 
 def plan_upload(
-    model: str, repo: str, *, private: bool = False, revision: str | None = None, create_pr: bool = False, unvalidated: bool = False
-) -> Upload:
-    """What an upload of `model`, an output of yarn-convert, to `repo` would do. Asks the Hub what is there and sends nothing.
+    model: str, repo: str, *, private: bool = False, revision: str | None = None, create_pr: bool = False, unvalidated: bool = False,
+    say: Say = lambda line: None,
+) -> Upload:  # fmt: skip
+    """What an upload of `model`, an output of yarn-convert, to `repo` would do. Asks the Hub what is there and sends nothing; `say` hears
+    how far the hashing of large files is.
 
     Raises UsageError for a model that failed validation or was never validated (`unvalidated` allows it), InputError when
     the Hub does not answer.
@@ -104,9 +107,9 @@ def plan_upload(
     text = render(c, manifest, repo, existing, base_card)
     left, secrets = _left(c, files)
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
-    items += [_item(name, path, there) for name, path in files.items() if name != README]
+    items += [_item(name, path, there, say) for name, path in files.items() if name != README]
     if manifest.weights.identical_to_base and manifest.base.repo:
-        items = _copies(items, manifest.base)
+        items = _copies(items, manifest.base, say)
     return Upload(repo, private, revision, create_pr, tuple(items), text, (*warnings, *secrets), manifest.base, manifest.context, left)
 
 
@@ -177,12 +180,25 @@ def _remote_card(repo: str, revision: str | None) -> str:
         raise hub_error(repo, e) from None
 
 
-def _item(name: str, path: Path, there: Mapping[str, Any]) -> Item:
+def _item(name: str, path: Path, there: Mapping[str, Any], say: Say) -> Item:
     size, remote = path.stat().st_size, there.get(name)
     if remote is None or remote.size != size:
         return Item(name, size, UPLOAD, path)
-    same = sha256(path) == remote.lfs.sha256 if remote.lfs else git_sha(path.read_bytes()) == remote.blob_id
+    same = _told(path, say) == remote.lfs.sha256 if remote.lfs else git_sha(path.read_bytes()) == remote.blob_id
     return Item(name, size, UNCHANGED if same else UPLOAD, path)
+
+
+def _told(path: Path, say: Say) -> str:
+    """The SHA-256 of a file; `say` hears of one that takes a while, and of every tenth that is done."""
+    size, done = path.stat().st_size, 0
+
+    def progress(n: int) -> None:
+        nonlocal done
+        before, done = done * 10 // size, done + n
+        if size > LONG and done * 10 // size > before:
+            say(f"{path.name}: compared with the Hub's by its SHA-256, {done / size:.0%}")
+
+    return sha256(path, progress)
 
 
 def git_sha(data: bytes) -> str:
@@ -190,7 +206,7 @@ def git_sha(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def _copies(items: list[Item], base: Base) -> list[Item]:
+def _copies(items: list[Item], base: Base, say: Say) -> list[Item]:
     """Weight files that the base has at its pinned commit, byte for byte, are copied there."""
     from huggingface_hub import CommitOperationCopy, HfApi
 
@@ -206,7 +222,7 @@ def _copies(items: list[Item], base: Base) -> list[Item]:
         f = remote.get(i.name)
         if not _is_weights(i) or f is None or f.lfs is None or i.path is None:
             return i
-        return replace(i, way=COPY) if f.size == i.size and f.lfs.sha256 == sha256(i.path) else i
+        return replace(i, way=COPY) if f.size == i.size and f.lfs.sha256 == _told(i.path, say) else i
 
     return [item(i) for i in items]
 

@@ -53,7 +53,7 @@ def push(
         except CopyRefused as e:
             say(e.message)
     convert(model, options, revision)
-    return run_upload(plan_upload(str(conversion.plan.out), repo, private=private, unvalidated=True), say)
+    return run_upload(plan_upload(str(conversion.plan.out), repo, private=private, unvalidated=True, say=say), say)
 
 
 def on_the_hub(conversion: Conversion) -> bool:
