@@ -228,9 +228,9 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
         return f"every token sees all before it, in the base a window of {base.sliding_window:,} (nothing records --sliding-window off)"
     mine, theirs = ({k: x.hparams.get(k) for k in c.family.hparams} for x in (c, base))
     if not c.gguf and not base.gguf:
-        sides = _both(c, {**base.config, **(WINDOW_OFF if off and not c.window else {})})
-        mine, theirs = (side | said for side, said in zip(sides, (mine, theirs), strict=True))
-        mine, theirs = (x | WINDOW_OFF if off and not c.window else x for x in (mine, theirs))
+        sees_all = off and not c.window and {*(c.config.get("layer_types") or ())} <= {"full_attention"}
+        sides = zip(_both(c, base.config), (mine, theirs), strict=True)
+        mine, theirs = ({k: v for k, v in (x | y).items() if not (sees_all and k in WINDOW)} for x, y in sides)
     elif c.gguf and base.gguf:
         mine, theirs = mine | _keys(c), theirs | _keys(base)
     elif odd := _odd(c if base.gguf else base):
@@ -238,7 +238,8 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
     return "; ".join(f"{key} is {a!r}, the base's {b!r}" for key, a, b in _different(c, mine, theirs, {*mine, *theirs}))
 
 
-WINDOW_OFF = {"sliding_window": None}
+WINDOW = ("sliding_window", "use_sliding_window", "layer_types")
+OTHER_PARTS = ("rope.", "vision.", "mm.")  # of a GGUF: the recipe, and what a text does not pass through
 
 
 def _both(c: Checkpoint, other: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -253,7 +254,7 @@ def _keys(c: Checkpoint) -> dict[str, Any]:
     arch, known = c.family.gguf_arch, {*c.family.gguf_known, "context_length"}
     keys = {k.removeprefix(f"{arch}."): v for k, v in c.config.items() if k.startswith(f"{arch}.")}
     named = {c.family.gguf_key(k)[0].removeprefix(f"{arch}.") for k in c.family.hparams}
-    return {k: v for k, v in keys.items() if k not in known and k not in named and not k.startswith("rope.")}
+    return {k: v for k, v in keys.items() if k not in known and k not in named and not k.startswith(OTHER_PARTS)}
 
 
 def _odd(c: Checkpoint) -> str:

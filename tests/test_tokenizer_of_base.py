@@ -1,0 +1,215 @@
+"""With a base, the whole tokenizer has to be its: each kind of change is found, whatever a text shows of it, and what is only spelling is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONTEXT, MakeModel
+from test_validate import extended, opened, rewritten, run
+
+from yarn_convert import runtimes
+from yarn_convert.gguf_file import Value, read_gguf
+from yarn_convert.validate.generation import warnings
+from yarn_convert.validate.reference import changed_since, other_model
+from yarn_convert.validate.tokenizer import check_tokenizer
+from yarn_convert.validate.tokens import reading, tokenizer_of
+
+Json = dict[str, Any]
+
+
+def edit(path: Path, change: Callable[[Json], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def swap(vocab: dict[str, int], a: int, b: int) -> None:
+    texts = {i: t for t, i in vocab.items()}
+    vocab[texts[a]], vocab[texts[b]] = b, a
+
+
+HF: dict[str, tuple[str, Callable[[Json], object], str]] = {
+    "two rare tokens": ("tokenizer.json", lambda d: swap(d["model"]["vocab"], 230, 231), "2 of its tokens are not the base's, first 230"),
+    "a merge": ("tokenizer.json", lambda d: d["model"]["merges"].reverse(), "merges are not the base's, first 0"),
+    "no merge": ("tokenizer.json", lambda d: d["model"]["merges"].pop(), "merges are not the base's, first 3"),
+    "an added token": ("tokenizer.json", lambda d: d["added_tokens"][0].update(special=False), "added tokens are not the base's"),
+    "the normalizer": ("tokenizer.json", lambda d: d.update(normalizer={"type": "Lowercase"}), "normalizer is not the base's"),
+    "the pre-tokenizer": ("tokenizer.json", lambda d: d.update(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}), "pre tokenizer is not"),
+    "ignore_merges": ("tokenizer.json", lambda d: d["model"].update(ignore_merges=True), "ignore_merges is True, the base's False"),
+    "eos": ("tokenizer_config.json", lambda d: d.update(eos_token="<|endoftext|>"), "its eos token is '<|endoftext|>', the base's '<|im_end|>'"),
+    "add_bos": ("tokenizer_config.json", lambda d: d.update(add_bos_token=True), "add_bos_token is True, the base's False"),
+    "a template": ("tokenizer_config.json", lambda d: d.update(chat_template="{{ evil }}"), "it has a chat template, the base none"),
+    "config's eos": ("config.json", lambda d: d.update(eos_token_id=7), "its texts end at 7, the base's at 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HF)
+def test_what_changed_in_a_folder_fails(make_model: MakeModel, tmp_path: Path, kind: str) -> None:
+    name, change, why = HF[kind]
+    base = make_model()
+    out = extended(base, tmp_path / "out")
+    assert check_tokenizer(opened(out), opened(base))["verdict"] == "passed"
+    edit(out / name, change)
+    found = check_tokenizer(opened(out), opened(base))
+    assert found["verdict"] == "failed"
+    assert any(why in line for line in found["differences"]), found
+
+
+def tokens_with(out: Path, index: int, text: str) -> Value:
+    tokens = list(read_gguf(out).get("tokenizer.ggml.tokens"))
+    tokens[index] = text
+    return Value("str[]", tokens)
+
+
+GGUF: dict[str, tuple[Callable[[Path], dict[str, Value | None]], str]] = {
+    "a rare token": (lambda out: {"tokenizer.ggml.tokens": tokens_with(out, 240, "ĠĠĠĠ")}, "1 of its tokens are not the base's, first 240"),
+    "a type": (lambda out: {"tokenizer.ggml.token_type": Value("i32[]", [3, 3, 1, *[1] * 260])}, "of another type, first 2, '<|im_end|>': normal, in the base control"),
+    "a merge": (lambda out: {"tokenizer.ggml.merges": Value("str[]", ["h e", "Ġ t", "Ġt he", "i n"])}, "merges are not the base's, first 0"),
+    "the pre-tokenizer": (lambda out: {"tokenizer.ggml.pre": Value("str", "llama-bpe")}, "pre-tokenizer is llama-bpe, the base's smollm"),
+    "eos": (lambda out: {"tokenizer.ggml.eos_token_id": Value("u32", 5)}, "its eos token is 5 ("),
+    "no eos": (lambda out: {"tokenizer.ggml.eos_token_id": None}, "its eos token is none, the base's 2"),
+    "add_eos": (lambda out: {"tokenizer.ggml.add_eos_token": Value("bool", True)}, "it puts a eos token beside a text, the base none"),
+    "a template": (lambda out: {"tokenizer.chat_template": Value("str", "x")}, "it has a chat template, the base none"),
+    "none": (lambda out: {k: None for k in read_gguf(out).fields if k.startswith("tokenizer.")}, "it has no tokenizer, and the base has one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GGUF)
+@pytest.mark.parametrize("format", ["folder", "gguf"])
+def test_what_changed_in_a_gguf_fails(make_model: MakeModel, tmp_path: Path, kind: str, format: str) -> None:
+    changes, why = GGUF[kind]
+    model = make_model()
+    base = model if format == "folder" else extended(model, tmp_path / "base.gguf", method="none", scale=None)
+    out = extended(model, tmp_path / "out.gguf")
+    assert check_tokenizer(opened(out), opened(base))["verdict"] == "passed"
+    found = check_tokenizer(opened(rewritten(out, changes(out))), opened(base))
+    assert found["verdict"] == "failed"
+    assert why in found["why"] or any(why in line for line in found["differences"]), found
+
+
+def test_a_folder_of_a_gguf_has_its_tokenizer(make_model: MakeModel, tmp_path: Path) -> None:
+    base = extended(make_model(), tmp_path / "base.gguf", method="none", scale=None)
+    out = extended(base, tmp_path / "out")
+    assert check_tokenizer(opened(out), opened(base)) == {"verdict": "passed", "why": "", "differences": []}
+    edit(out / "generation_config.json", lambda d: d.update(eos_token_id=9))
+    assert "its texts end at 9, the base's at 2" in check_tokenizer(opened(out), opened(base))["why"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_padding_and_a_file_saved_anew_are_no_change(make_model: MakeModel, tmp_path: Path, name: str) -> None:
+    base = make_model()
+    out = extended(base, tmp_path / name)
+    if name == "out":
+        edit(out / "tokenizer.json", lambda d: d["model"].update(merges=["Ġ t", "h e", "Ġt he", "i n"]))
+        edit(out / "tokenizer_config.json", lambda d: d.update(model_max_length=4 * CONTEXT))
+    else:
+        old = read_gguf(out)
+        padded = {
+            "tokens": Value("str[]", [*old.get("tokenizer.ggml.tokens"), "[PAD263]"]),
+            "token_type": Value("i32[]", [*old.get("tokenizer.ggml.token_type"), 5]),
+        }
+        rewritten(out, {f"tokenizer.ggml.{k}": v for k, v in padded.items()})
+    assert check_tokenizer(opened(out), opened(base))["verdict"] == "passed"
+
+
+def test_a_lost_tokenizer_fails_and_one_that_the_base_lacks_is_said(make_model: MakeModel, tmp_path: Path) -> None:
+    base = make_model()
+    out = extended(base, tmp_path / "out")
+    for path in out.glob("*token*"):
+        path.rename(tmp_path / path.name)
+    result = run(out, base=str(base), real=False)
+    assert (result["verdict"], result["reasons"]) == ("failed", ["tokenizer: it has no tokenizer, and the base has one"])
+    found = check_tokenizer(opened(base), opened(out))
+    assert (found["verdict"], found["why"]) == ("unchecked", "the base has no tokenizer, and the model has one")
+    (out / "tokenizer.json").write_text("{}")
+    assert "cannot be read as the base's can" in check_tokenizer(opened(out), opened(base))["why"]
+
+
+def test_a_gguf_from_before_pre_tokenizers_had_names_is_read_by_llama_cpp(make_model: MakeModel, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    base = make_model()
+    out = rewritten(extended(base, tmp_path / "out.gguf"), {"tokenizer.ggml.pre": None})
+    text = "in the 12 hen<|im_end|>the"
+    ids = list(reading(opened(out), text).ids)
+    assert (ids == runtimes.tokenize(out, text).tolist() and ids[-4] == 2) or 2 in ids
+    same = "the hen in the inn"
+    assert list(reading(opened(out), same).ids) == tokenizer_of(opened(base)).encode(same, add_special_tokens=False).ids
+    result = run(out, twin=False, tokens=4 * CONTEXT)
+    assert result["studies"][0]["runtimes"][0]["verdict"] == "passed"
+
+
+# -- windows, the model's other numbers, generation -------------------------------------------------------------------
+
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 48, "head_dim": 16}
+
+
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_a_window_is_turned_off_on_purpose_only(make_model: MakeModel, tmp_path: Path, name: str) -> None:
+    from yarn_convert.manifest import manifest_path, read_manifest
+    from yarn_convert.validate.extension import window_off
+
+    base = make_model(config=MISTRAL)
+    out = extended(base, tmp_path / name, sliding_window="off")
+    c, b = opened(out), opened(base)
+    assert window_off(c, read_manifest(out)) and other_model(c, b, window_off(c, read_manifest(out))) == ""
+    manifest_path(out).unlink()
+    assert window_off(c, None) == (name == "out.gguf"), "a GGUF has it in its recipe"
+    assert "a window of 48" in other_model(c, b, False)
+    if name == "out":
+        kept = extended(base, tmp_path / "kept")
+        assert other_model(opened(kept), b) == ""
+        edit(kept / "config.json", lambda d: d.update(sliding_window=32))
+        assert "sliding_window is 32, the base's 48" in other_model(opened(kept), b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rms_norm_eps": 1e-2}, "rms_norm_eps is 0.01"),
+        ({"attention_bias": True}, "attention_bias is True"),
+    ],
+    ids=str,
+)
+def test_without_a_base_the_manifest_knows_what_config_json_said(make_model: MakeModel, tmp_path: Path, changes: Json, why: str) -> None:
+    from yarn_convert.manifest import read_manifest
+
+    out = extended(make_model(), tmp_path / "out")
+    assert changed_since(opened(out), read_manifest(out)) == ""
+    edit(out / "config.json", lambda d: d.update(changes))
+    assert why in changed_since(opened(out), read_manifest(out))
+
+
+def test_a_key_of_a_gguf_that_no_row_names_has_to_be_the_bases(make_model: MakeModel, tmp_path: Path) -> None:
+    base = extended(make_model(), tmp_path / "base.gguf", method="none", scale=None)
+    out = extended(base, tmp_path / "out.gguf")
+    assert other_model(opened(out), opened(base)) == ""
+    assert "logit_scale is 2.0" in other_model(opened(rewritten(out, {"llama.logit_scale": Value("f32", 2.0)})), opened(base))
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ({"eos_token_id": 2}, ""),
+        ({"eos_token_id": [5, 2], "do_sample": True, "temperature": 0.7, "top_p": 1.0, "top_k": 0}, ""),
+        ({"eos_token_id": 7}, "generation ends at 7, the tokenizer's eos is 2"),
+        ({"eos_token_id": 999}, "generation_config.json: eos_token_id names the token 999, of 263"),
+        ({"eos_token_id": 2, "max_length": 64}, "max_length 64 ends texts before the 256 tokens"),
+        ({"eos_token_id": 2, "do_sample": True, "temperature": 0.0}, "temperature is 0.0, and has to be above 0"),
+        ({"eos_token_id": 2, "top_p": 0}, "top_p is 0"),
+        ({"eos_token_id": 2, "repetition_penalty": -1.0}, "repetition_penalty is -1.0"),
+    ],
+    ids=str,
+)
+def test_generation_settings_that_break_generation_are_said(make_model: MakeModel, tmp_path: Path, said: Json, line: str) -> None:
+    out = extended(make_model(), tmp_path / "out")
+    (out / "generation_config.json").write_text(json.dumps(said))
+    found = warnings(opened(out))
+    assert any(line in x for x in found) if line else found == []
+    if "max_length" in said:
+        result = run(out, real=False)
+        assert result["verdict"] == "passed" and result["warnings"] == found, "said, and no failure of the conversion"
