@@ -337,7 +337,7 @@ def test_the_intention_comes_from_like_options_manifest_recipe_or_the_file_in_th
     manifest.write_text(json.dumps({**text, "recipe": {**text["recipe"], "params": {"factor": 2.0}}}))
     assert intention_of(c, None, None, None).rope.params == {"factor": 2.0}
     manifest.write_text(json.dumps({**text, "recipe": 7}))
-    with pytest.raises(FormatError, match="no recipe"):
+    with pytest.raises(FormatError, match="recipe is 7, not an object"):
         intention_of(c, None, None, None)
     manifest.unlink()
     found = intention_of(c, None, None, None)
