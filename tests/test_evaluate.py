@@ -546,7 +546,7 @@ def test_what_a_factor_costs_is_counted_from_what_the_base_computes_for_that_len
     """A base whose recipe follows the length has another one for a short text than for the N tokens of the advice."""
     from family_models import make
 
-    dynamic = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    dynamic = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": CONTEXT}}
     base = make_model(config=dynamic) if kind == "dynamic" else make("phi3/longrope", tmp_path / "base")
     result = advise(str(base), Settings(), AdviseWish(8 * CONTEXT, factors=(16.0,), tolerance=0.0), Journal())
     costs = result["tried"][0]["short"]

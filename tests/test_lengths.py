@@ -147,6 +147,17 @@ def test_a_known_model_needs_not_be_asked_about(tmp_path: Path) -> None:
             assert qwen.doubt
 
 
+def test_gemma_3_serves_its_131_072_by_its_own_linear_scaling(tmp_path: Path) -> None:
+    """Of 4B and more: trained on 32,768, then scaled by 8. It is what it serves that an extension counts from."""
+    gemma = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "head_dim": 16, "sliding_window": 1024}
+    linear = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    c = described(tmp_path / "a", max_position_embeddings=131072, **gemma, **linear)
+    assert (c.context, c.doubt) == (131072, None)
+    assert extend(c, Options(scale=2)).rope.original_context == 131072
+    assert described(tmp_path / "b", max_position_embeddings=131072, **gemma).rope.original_context == 131072
+    assert described(tmp_path / "c", max_position_embeddings=65536, **gemma, **linear).doubt
+
+
 def test_a_file_that_contradicts_what_is_known_is_believed_and_it_is_said(tmp_path: Path) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 131072}
     c = described(tmp_path / "a", repo="Qwen/Qwen2.5-7B", model_type="qwen2", architectures=["Qwen2ForCausalLM"],

@@ -45,6 +45,8 @@ def lengths(rope: Rope, said: int | None, context: int, key: str, known: Trained
     if said is not None:
         reached = reach(rope, said) if rope.method in COUNTING else context
         return Lengths(said, max(context, reached), _contradicts(said, known))
+    if known is not None and known.factor:  # trained on more than `context` / factor tokens: it is what it serves that counts
+        return Lengths(round(context / known.factor), context)
     if known is not None:
         note = f"the original context is the {known.tokens:,} tokens that {known.name} was trained on; the file's {key} is {context:,}"
         reached = context if rope.method == "none" else reach(rope, known.tokens)
@@ -101,13 +103,15 @@ def of_gguf(gguf: Gguf, model_type: str, source: Source, rope: Rope, context: in
     arch, keys = gguf.arch, ("general.source.repo_url", "general.repo_url", "general.base_model.0.repo_url", "general.name")
     said = rope.original_context if (f := gguf.fields.get(f"{arch}.rope.scaling.original_context_length")) and f.value else None
     names = (source.repo or "", *(str(gguf.get(k)) for k in keys if k in gguf.fields), source.name)
-    return _found(rope, said, context, f"{arch}.context_length", model_type, None, iter(names))
+    window = f.value if (f := gguf.fields.get(f"{arch}.attention.sliding_window")) else None
+    return _found(rope, said, context, f"{arch}.context_length", model_type, window, iter(names))
 
 
 def _found(rope: Rope, said: int | None, context: int, key: str, model_type: str, window: int | None, names: Iterator[str]) -> Lengths:
     """A name counts only where the lengths are those of that model, plain or extended: someone may have trained it on longer texts."""
     s = factor(rope) or 1
-    known = trained_in_series(model_type, context, window) or trained_as(
+    linear = s if rope.method == "linear" else None
+    known = trained_in_series(model_type, context, window, linear) or trained_as(
         names, lambda row: context in (row.says, row.tokens, round(row.tokens * s), round(row.says * s))
     )
     found = lengths(rope, said, context, key, known)

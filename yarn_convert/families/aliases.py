@@ -16,13 +16,15 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What the files of `name` do not say: that it was trained on `tokens`, where max_position_embeddings is `says`."""
+    """What the files of `name` do not say: that it was trained on `tokens`, where max_position_embeddings is `says`. `factor`: of its
+    own linear scaling, which reaches to `says`."""
 
     name: str
     tokens: int
     model_type: str
     says: int
     window: int | None = None
+    factor: float | None = None
 
 
 ALIASES: Mapping[str, Alias] = {
@@ -85,11 +87,13 @@ ALIASES: Mapping[str, Alias] = {
 }
 
 # Every model of a series, known by a length that no other has. Mistral 7B v0.1: arXiv 2310.06825, Table 1. Qwen3 was trained on
-# 32,768 tokens (arXiv 2505.09388); its 40,960 are 32,768 for an answer and 8,192 for what was asked (its model cards).
+# 32,768 tokens (arXiv 2505.09388); its 40,960 are 32,768 for an answer and 8,192 for what was asked (its model cards). Gemma 3 of 4B
+# and more serves 131,072 by linear ×8 (arXiv 2503.19786).
 SERIES = (
     Trained("Qwen3", 32768, "qwen3", 40960),
     Trained("Qwen3", 32768, "qwen3_moe", 40960),
     Trained("Mistral 7B v0.1", 8192, "mistral", 32768, 4096),
+    Trained("Gemma 3", 32768, "gemma3_text", 131072, 1024, 8.0),
 )
 # Known by their repository alone, others say the same. Qwen2.5: arXiv 2412.15115; DeepSeek-Coder: 2401.14196, 3.6; Llama 2: 2307.09288;
 # InternLM2: 2403.17297; LLaMA-2-7B-32K: its model card.
@@ -120,9 +124,10 @@ def trained_as(names: Iterable[str], fits: Callable[[Trained], bool]) -> Trained
     return None
 
 
-def trained_in_series(model_type: str, says: int, window: int | None) -> Trained | None:
-    """The row of the series that alone has this length, and this window."""
-    return next((row for row in SERIES if (row.model_type, row.says, row.window) == (model_type, says, window)), None)
+def trained_in_series(model_type: str, says: int, window: int | None, linear: float | None) -> Trained | None:
+    """The row of the series that alone has this length and this window; with the factor of its own linear scaling, if it has one."""
+    rows = (row for row in SERIES if (row.model_type, row.says, row.window) == (model_type, says, window))
+    return next((row for row in rows if row.factor in (None, linear)), None)
 
 
 def trained_alike(model_type: str, says: int, window: int | None) -> Trained | None:
