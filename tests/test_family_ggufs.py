@@ -118,6 +118,7 @@ WINDOWS = [True, False, True, True, False, True]
         ("deepseek_v2", {**YARN, "rope.scaling.attn_factor": 1.1}),
         ("qwen3", {**YARN, **{f"rope.scaling.{k}": v for k, v in USUAL.items()}}),
         ("qwen2", {**YARN, **{f"rope.scaling.{k}": v for k, v in USUAL.items()}}),
+        ("qwen3_moe", {"attention.head_dim": 32, "norm_top_k_prob": True}),
         ("phi3", {"attention.sliding_window": 8 * CONTEXT}),
         ("phi3", {"attention.sliding_window": None}),
         ("gemma3_text", {"rope.freq_base_swa": None, "rope.local.freq_base": 10000.0, "rope.global.freq_base": 1e6}),

@@ -231,6 +231,9 @@ def _check_keys(c: Checkpoint) -> None:
     arch, family = c.family.gguf_arch, c.family
     known = {family.gguf_key(k)[0] for k in family.hparams} | {f"{arch}.{k}" for k in (*family.gguf_known, *family.constants)}
     known |= {f"{arch}.{PATTERN}"} if "usual_windows" in family.fixed else set()
+    # Ollama's converter says some things twice; a router's weights are normalized by llama.cpp where they may be said to be.
+    again = {"attention.head_dim": c.head_dim, "max_position_embeddings": c.context, "norm_top_k_prob": True}
+    known |= {key for k, value in again.items() if c.config.get(key := f"{arch}.{k}") == value}
     leftover = [k for k in c.gguf.fields if k.startswith(f"{arch}.") and not k.startswith(f"{arch}.rope.") and k not in known]
     if leftover:
         raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")
