@@ -28,7 +28,7 @@ def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names
     """
     try:
         target = out.resolve()
-        there, is_dir = state(out), out.is_dir()
+        there, is_dir = out.exists() or out.is_symlink(), out.is_dir()
         foreign = is_dir and not (out / MANIFEST).is_file() and any(out.iterdir())
     except (OSError, ValueError) as e:
         raise OutputError(
@@ -37,7 +37,7 @@ def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names
     for source in (p.resolve() for p in inputs):
         if target == source or target.is_relative_to(source) or source.is_relative_to(target):
             raise OutputError(f"the output {out} and the input {source} lie inside one another", "give another place with -o")
-    if there is None:
+    if not there:
         return None
     if not force:
         raise OutputError(f"{out} exists", "--force replaces it, -o PATH writes elsewhere")
@@ -53,7 +53,7 @@ def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names
         raise OutputError(
             f"--force would delete {out / added}, which is no part of what is written", "put it elsewhere, or delete it yourself"
         )
-    return there
+    return state(out)
 
 
 def _added(out: Path, names: Container[str]) -> str | None:

@@ -82,8 +82,9 @@ def publish(root: Path, out: Path, folder: bool, old: Mapping[str, State | None]
         "old": {name: old.get(name) for name in names},
     }
     for name in names:
-        if state(out.with_name(name)) != record["old"][name]:  # type: ignore[index]
-            raise Taken(out.with_name(name))
+        place, was = out.with_name(name), old.get(name)
+        if os.path.lexists(place) if was is None else state(place) != was:
+            raise Taken(place)
     partial = root / (PUBLISH + ".new")
     with open(partial, "w", encoding="utf-8") as f:
         json.dump(record, f)
@@ -142,12 +143,12 @@ def _place(root: Path, parent: Path, record: Mapping[str, Any], undo: list[Calla
     waiting = [n for n in new if not _has(parent / n, new[n]) and _has(_source(root, n, record["folder"]), new[n])]
     alone = sum(Path(n).suffix == Path(main).suffix for n in new) == 1
     for name in sorted(waiting, key=lambda n: n == main, reverse=True):
-        if old[name] is not None and not (alone and name == main) and state(parent / name) is not None:
+        if old[name] is not None and not (alone and name == main) and os.path.lexists(parent / name):
             _put_aside(root, parent / name, old[name], undo)
     sync(parent)
     for name in sorted(waiting, key=lambda n: (n.endswith(".json"), n == main)):
         source, place = _source(root, name, record["folder"]), parent / name
-        if state(place) is not None:
+        if os.path.lexists(place):
             _swap(root, source, place, old[name], undo)
         else:
             rename_new(source, place)

@@ -228,9 +228,10 @@ def open_journal(root: Path, out: Path) -> Journal | None:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if root.is_symlink():
                 raise FileExistsError
-            fd = open_file(root / JOURNAL)
-        except FileNotFoundError:
-            continue  # the process that had it has just finished, and deleted it
+            try:
+                fd = open_file(root / JOURNAL)
+            except FileNotFoundError:
+                continue  # the process that had it has just finished, and deleted it
         except FileExistsError:
             raise OutputError(f"{root} is not what an earlier run left", "move it away, or give another place with -o") from None
         try:
