@@ -149,8 +149,8 @@ MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sl
 
 @pytest.mark.parametrize("name", ["out", "out.gguf"])
 def test_a_window_is_turned_off_on_purpose_only(make_model: MakeModel, tmp_path: Path, name: str) -> None:
+    from yarn_convert.convert import window_off
     from yarn_convert.manifest import manifest_path, read_manifest
-    from yarn_convert.validate.extension import window_off
 
     base = make_model(config=MISTRAL)
     out = extended(base, tmp_path / name, sliding_window="off")
@@ -159,6 +159,8 @@ def test_a_window_is_turned_off_on_purpose_only(make_model: MakeModel, tmp_path:
     manifest_path(out).unlink()
     assert window_off(c, None) == (name == "out.gguf"), "a GGUF has it in its recipe"
     assert "a window of 48" in other_model(c, b, False)
+    again = extended(out, tmp_path / f"again-{name}", method="none", scale=None)
+    assert window_off(opened(again), read_manifest(again)) == (name == "out.gguf"), "what is made of it says so too"
     if name == "out":
         kept = extended(base, tmp_path / "kept")
         assert other_model(opened(kept), b) == ""

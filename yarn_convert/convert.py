@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import glob
 import json
@@ -14,13 +15,13 @@ from typing import Any
 
 from msgspec import UNSET
 
-from .checkpoint import Checkpoint, open_checkpoint
-from .errors import InputError, OutputError, Unsupported, UsageError
+from .checkpoint import RECIPE, Checkpoint, open_checkpoint
+from .errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from .files import FOLLOW, hub_hash, leads_out
 from .inputs import NOTHING, Inputs, noticing
 from .json_text import pretty
 from .lengths import COUNTING
-from .manifest import Asked, Base, Manifest, WeightFile, Weights, as_json, manifest_path, recorded
+from .manifest import Asked, Base, Manifest, WeightFile, Weights, as_json, manifest_path, read_manifest, recipe_in, recorded
 from .quantizer import read_imatrix
 from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, recipe_of, table
 from .source import resolve
@@ -312,7 +313,7 @@ def _prepared(model: str, options: Options, revision: str | None, weights: bool)
         _check_in_place(c, options, fmt, model)
     out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
     check_name(out, fmt)
-    off = {"sliding_window": "off"} if options.sliding_window == "off" and c.sliding_window else {}
+    off = {"sliding_window": "off"} if _turned_off(c, options) else {}
     request = Request(
         extension.rope, extension.context, out, recipe_of(extension.rope) | off, carry_in_place(c, options), options.outtype,
         options.cos_sin, options.sliding_window == "off", options.pretokenizer,
@@ -453,7 +454,7 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, 
         created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         base=Base(c.source.name, c.source.repo, c.source.commit, "gguf" if c.gguf else "safetensors"),
         format=plan.format,
-        asked=Asked(options.method, options.original_context, options.sliding_window),
+        asked=Asked(options.method, options.original_context, "off" if _turned_off(c, options) else "keep"),
         recipe=recorded(plan.rope),
         context=plan.context,
         scale=e.scale,
@@ -472,6 +473,20 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, 
         notes=list(plan.notes),
         versions={"python": platform.python_version(), **{p: version(p) for p in packages}},
     )
+
+
+def window_off(c: Checkpoint, manifest: Manifest | None) -> bool:
+    """Whether the manifest, or the recipe in a GGUF, says that a sliding window was turned off."""
+    if manifest is not None:
+        return manifest.asked.sliding_window == "off"
+    return c.gguf is not None and RECIPE in c.gguf.fields and recipe_in(c.gguf.get(RECIPE)).sliding_window == "off"
+
+
+def _turned_off(c: Checkpoint, o: Options) -> bool:
+    """Whether the base's sliding window goes with this conversion, or has gone with an earlier one."""
+    with contextlib.suppress(FormatError):
+        return (o.sliding_window == "off" and bool(c.sliding_window)) or window_off(c, read_manifest(c.source.path))
+    return False
 
 
 def _written_config(plan: Plan) -> dict[str, Any] | None:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..checkpoint import RECIPE, Checkpoint
+from ..checkpoint import Checkpoint
 from ..convert import EXTENDING, Options, composes, counted_from, extend
 from ..dialects import same_at_all_lengths
 from ..errors import UsageError, YarnConvertError
-from ..manifest import MEANT, Manifest, recipe_in
+from ..manifest import MEANT, Manifest
 from ..rope import BAKED, MSCALES, Rope, ntk_theta
 from .intention import SPANNING, Intention
 
@@ -132,13 +132,6 @@ def check_base(c: Checkpoint, base: Checkpoint, mine: Manifest | None, theirs: M
     extended = base.ours and base.rope.method in EXTENDING and base.rope.method != "none"
     if extended and not (theirs and theirs.asked.method == "none"):
         raise UsageError(f"{base.source.name} is an output of yarn-convert itself, extended by {base.rope.method}", NOT_ITS_BASE)
-
-
-def window_off(c: Checkpoint, manifest: Manifest | None) -> bool:
-    """Whether the manifest, or the recipe in a GGUF, says that a sliding window was turned off."""
-    if manifest is not None:
-        return manifest.asked.sliding_window == "off"
-    return c.gguf is not None and RECIPE in c.gguf.fields and recipe_in(c.gguf.get(RECIPE)).sliding_window == "off"
 
 
 def _copies(a: Checkpoint, b: Checkpoint, mine: Manifest | None, theirs: Manifest | None) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..convert import Options, counted_from
+from ..convert import Options, counted_from, window_off
 from ..digests import digests
 from ..errors import UsageError
 from ..extras import need
@@ -31,7 +31,7 @@ from ..source import resolve
 from ..targets.output import replace_file
 from ..targets.plan import unknown
 from . import twin
-from .extension import Lineage, check_base, lineage, window_off
+from .extension import Lineage, check_base, lineage
 from .generation import warnings
 from .intention import Intention, check_recipe, decode, intention_of
 from .judging import Tolerance, tolerance_for
