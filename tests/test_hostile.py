@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fuzz_parsers
 import hostile_fuzz
 import numpy as np
 import pytest
@@ -98,6 +99,13 @@ def refused_everywhere(model: Path, part: str, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("kind", hostile_fuzz.CASES)
 def test_a_mutated_header_is_refused_or_read_as_it_stands(kind: str, tmp_path: Path) -> None:
     hostile_fuzz.fuzz(kind, 500, tmp_path)
+
+
+def test_no_mutated_file_of_a_model_is_a_traceback(tmp_path: Path) -> None:
+    """A few of each kind; `python tests/fuzz_parsers.py 20000` runs longer."""
+    pytest.importorskip("torch")
+    for kind, (ends, _) in fuzz_parsers.fuzz(60, tmp_path, seed=1).items():
+        assert set(ends) <= {"read", "refused"}, (kind, ends)
 
 
 @pytest.mark.parametrize("path", sorted(p for p in FOUND.glob("*") if p.suffix[1:] in hostile_fuzz.CASES), ids=lambda p: p.name)

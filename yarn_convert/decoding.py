@@ -64,6 +64,8 @@ def decoded(value: Any, schema: type[T], what: str, hint: str = AGAIN) -> T:
     """`value`, parsed JSON, as `schema`. FormatError that names `what` and the member that has another type."""
     try:
         return msgspec.convert(value, schema)
+    except UnicodeEncodeError:  # JSON can spell half a character
+        raise FormatError(f"{what}: one of its texts is not valid Unicode", hint) from None
     except (msgspec.ValidationError, RecursionError) as e:
         raise FormatError(f"{what}: {_reason(str(e), value)}", hint) from None
 
