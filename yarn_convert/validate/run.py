@@ -31,11 +31,13 @@ from ..source import resolve
 from ..targets.output import replace_file
 from ..targets.plan import unknown
 from . import twin
+from .excerpt import layers_of, write_excerpt
 from .extension import Lineage, check_base, lineage
 from .generation import warnings
 from .intention import Intention, check_recipe, decode, intention_of
 from .judging import Tolerance, tolerance_for
 from .reference import Reference, changed_since, other_model, pick_device
+from .rounding import rounds
 from .study import (
     FAILED,
     NOT_RUN,
@@ -58,6 +60,7 @@ from .weights import PERMUTED, check_weights
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 SHORTEST = 16  # tokens
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
+EXCERPT_TOKENS = 256  # of an excerpt at least, where the text goes so far
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
 INCONCLUSIVE = "inconclusive"
 
@@ -239,16 +242,19 @@ def _studies(
     if not c.family.listed and c.gguf:
         return []  # none of its tensors has a name that a reference could take
     if settings.real:
-        ids = text_ids(c, settings.text, min(meant.context, settings.tokens or meant.context))
+        ids = text = text_ids(c, settings.text, min(meant.context, settings.tokens or meant.context))
         free = settings.tokens is not None or (device != "cpu" and settings.budget is None)
         say("reference, real" if free else "measuring the speed", 0.0)
-        reference = Reference(c, device, settings.dtype)
+        reference, kinds = Reference(c, device, settings.dtype), rounds(c)
         ids = ids if free else ids[: affordable(reference, c, question, names, ids, BUDGET if settings.budget is None else settings.budget)]
-        tolerance = tolerance_for(main_dtype(c) if c.gguf else "F32", settings.dtype, c.family.gelu and c.gguf is not None)
-        studies.append(study(real_subject(c, ids, original, tolerance), question, reference, names, say))
-        del reference  # a large one makes room for the twin's
+        strict = bool(kinds) and layers_of(c) > 0
+        tolerance = tolerance_for(settings.dtype, c.family.gelu and c.gguf is not None)
+        studies.append(study(real_subject(c, ids, original, tolerance, kinds, not strict), question, reference, names, say))
+        del reference  # a large one makes room for the others'
         if guessed(studies[0]) and base is not None:
             studies[0]["base_text_loss"] = base_text_loss(base, ids, device, settings.dtype)
+        if strict:
+            studies.append(_excerpt(c, text[: max(len(ids), EXCERPT_TOKENS)], original, question, names, say))
     if not c.family.listed:
         return studies
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
@@ -267,6 +273,15 @@ def _studies(
     return studies
 
 
+def _excerpt(c: Checkpoint, ids: NDArray[np.int64], original: int, question: Question, names: list[str], say: Say) -> dict[str, Any]:
+    """The study of the first layers in float32, which no rounding blurs."""
+    with tempfile.TemporaryDirectory(prefix="yarn-convert-excerpt-") as folder:
+        small, own = write_excerpt(c, ids, Path(folder, "excerpt.gguf"))
+        subject = replace(real_subject(small, own, original, tolerance_for(gelu=c.family.gelu)), kind="excerpt")
+        done = study(subject, replace(question, dtype="float32"), Reference(small, question.device), names, say)
+        return done | {"layers": small.layers}
+
+
 def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float) -> int:
     """The longest text that `budget` seconds allow, in tokens, guessed from a short pass.
 
@@ -282,7 +297,7 @@ def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence
     def cost(n: int) -> float:
         return a_token * n * (1 + n / (2 * even))
 
-    passes = 1 + sum(RUNTIMES[name].cost for name in names)
+    passes = 1 + bool(rounds(c)) + sum(RUNTIMES[name].cost for name in names)
     lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)
     return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))
 

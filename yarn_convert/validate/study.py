@@ -23,8 +23,9 @@ from ..rope import Effect, effect
 from ..runtimes.table import RUNTIMES
 from . import twin
 from .intention import Intention
-from .judging import OTHER, Tolerance, Window, compare, differ, suspects, tolerance_for, wrong_tables
+from .judging import FLOAT32, Tolerance, Window, compare, differ, noisy, suspects, tolerance_for, wrong_tables
 from .reference import Reference, Spans
+from .rounding import rounding
 
 Say = Callable[[str, float], None]  # (what is running, fraction done)
 WIDTH = 64  # positions of a window
@@ -54,10 +55,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a study runs: `kind` "real" or "twin", the opened checkpoint, the tokens, and the windows that are judged.
+    """What a study runs: `kind` "real", "excerpt" (`excerpt`) or "twin", the opened checkpoint, the tokens, and the windows that
+    are judged.
 
     `spans` are what every computation returns; `cuts` divide them further into windows; `probes` are the windows in which
-    wrong recipes are tried.
+    wrong recipes are tried. `rounds`: what a runtime rounds by columns (`rounding.rounds`), whose noise is allowed for.
+    `controls`: whether wrong recipes are tried here, and not on an excerpt.
     """
 
     kind: str
@@ -67,18 +70,28 @@ class Subject:
     cuts: tuple[int, ...]
     probes: tuple[tuple[int, int], ...]
     tolerance: Tolerance
+    rounds: Mapping[int, str] = field(default_factory=dict)
+    controls: bool = True
 
     @property
     def path(self) -> Path:
         return self.checkpoint.source.path
 
 
-def real_subject(c: Checkpoint, ids: NDArray[np.int64], original: int, tolerance: Tolerance) -> Subject:
-    """Windows at 0, at L − w, across L, at 2L and at the end of `ids`, as far as they go."""
+def real_subject(
+    c: Checkpoint,
+    ids: NDArray[np.int64],
+    original: int,
+    tolerance: Tolerance,
+    rounds: Mapping[int, str] | None = None,
+    controls: bool = True,
+) -> Subject:
+    """Windows at 0, at L − w, across L, at 2L and at the end of `ids`, as far as they go. The first position has a window of its
+    own, as no rotation reaches it, unless noise is judged, of which one position says little."""
     n, w = len(ids), WIDTH
     starts = {0, min(PREFIX, n) - w, original - w, original, 2 * original, n - w}
     spans = disjoint([(max(0, a), a + w) for a in starts if a + w <= n])
-    return Subject("real", c, ids, spans, (1,), spans, tolerance)
+    return Subject("real", c, ids, spans, () if rounds else (1,), spans, tolerance, rounds or {}, controls)
 
 
 def twin_subject(c: Checkpoint, ids: NDArray[np.int64], original: int) -> Subject:
@@ -93,7 +106,7 @@ def twin_subject(c: Checkpoint, ids: NDArray[np.int64], original: int) -> Subjec
         ((0, n),),
         (1, *(edge for span in probes for edge in span)),
         probes,
-        tolerance_for("F32", gelu=c.family.gelu and c.gguf is not None),
+        tolerance_for(gelu=c.family.gelu and c.gguf is not None),
     )
 
 
@@ -111,7 +124,9 @@ def study(s: Subject, q: Question, reference: Reference, names: Sequence[str], s
     say(f"reference, {s.kind}", 0.0)
     expected = reference.logits(q.right(len(s.ids)), s.ids, s.spans, progress=lambda f: say(f"reference, {s.kind}", f))
     seconds = reference.seconds
-    wrong = _wrong(s, q, reference, expected, say)
+    if s.rounds:
+        s = replace(s, tolerance=_noise(s, q, reference, expected, say))
+    wrong = _wrong(s, q, reference, expected, say) if s.controls else []
     loss = text_loss(s, expected) if s.kind == "real" and len(s.ids) > 1 else None
     return {
         "kind": s.kind,
@@ -124,6 +139,13 @@ def study(s: Subject, q: Question, reference: Reference, names: Sequence[str], s
         "guessing_loss": math.log(expected.shape[1]),
         "permuted": loss is not None and loss > NONSENSE * math.log(expected.shape[1]) and _is_permuted(s, q, reference),
     }
+
+
+def _noise(s: Subject, q: Question, reference: Reference, expected: NDArray[np.float32], say: Say) -> Tolerance:
+    """The subject's tolerance with the noise of its types, measured in the reference over the same windows."""
+    with rounding(s.rounds):
+        logits = reference.logits(q.right(len(s.ids)), s.ids, s.spans, progress=lambda f: say(f"noise of its types, {s.kind}", f))
+    return noisy(s.tolerance, compare(expected, logits, s.spans, s.cuts, s.tolerance), sorted(set(s.rounds.values())))
 
 
 def text_loss(s: Subject, logits: NDArray[np.float32]) -> float:
@@ -147,7 +169,7 @@ def base_text_loss(base: Checkpoint, ids: NDArray[np.int64], device: str, dtype:
     n = min(PREFIX, len(ids), base.context)
     if n < 2 or not base.tensors or max(ids[:n]) >= base.hparams["vocab_size"]:
         return None
-    s = Subject("real", base, ids[:n], ((0, n),), (), (), OTHER)
+    s = Subject("real", base, ids[:n], ((0, n),), (), (), FLOAT32)
     return text_loss(s, Reference(base, device, dtype).logits(effect(base.rope, n), s.ids, s.spans))
 
 
@@ -171,7 +193,7 @@ def _wrong(s: Subject, q: Question, reference: Reference, expected: NDArray[np.f
     for i, (name, t) in enumerate(candidates.items()):
         say(f"wrong recipes, {s.kind}", i / len(candidates))
         windows: list[Window] = []
-        for n in sorted({min(PREFIX, len(s.ids)), len(s.ids)}) if s.kind == "real" else [len(s.ids)]:
+        for n in sorted({min(PREFIX, len(s.ids)), len(s.ids)}) if s.kind != "twin" else [len(s.ids)]:
             probes = [p for p in s.probes if p[1] <= n]
             logits = reference.logits(t, s.ids[:n], probes, rows_only=s.kind == "twin")
             windows = compare(_rows(s.spans, expected, probes), logits, probes, (), s.tolerance)
@@ -257,6 +279,8 @@ def _diagnose(
     if windows[0].start == 0 and windows[0].end == 1 and not windows[0].within(s.tolerance):
         return "weights", "the first position differs already, which no rotation reaches: the weights or the arithmetic are others", False
     failing = next(w for w in windows if not w.within(s.tolerance))
+    if not s.controls:
+        return "runtime", "it is further from the file's own weights than the rounding of its types explains", False
     n = len(s.ids) if s.kind == "twin" else min(len(s.ids), max(PREFIX, failing.end))
     probes = [p for p in s.probes if p[1] <= n]
     seen = _rows(s.spans, logits, probes)

@@ -95,9 +95,8 @@ def _weights(w: Mapping[str, Any]) -> str:
 def _study(s: Mapping[str, Any]) -> list[str]:
     ref = s["reference"]
     memory = f", peak {ref['peak_device_bytes'] / 2**30:.2f} GiB" if ref["peak_device_bytes"] else ""
-    what = "the file's own weights" if s["kind"] == "real" else "the twin: its RoPE keys, random weights"
     out = [
-        f"{what}, {s['tokens']:,} tokens; reference on {ref['device']}, {ref['dtype']}, {ref['seconds']:.1f} s{memory}",
+        f"{what_ran(s)}, {s['tokens']:,} tokens; reference on {ref['device']}, {ref['dtype']}, {ref['seconds']:.1f} s{memory}",
         f"  {'positions':>17}  {'runtime':<21}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
     ]
     for r in s["runtimes"]:
@@ -114,6 +113,13 @@ def _study(s: Mapping[str, Any]) -> list[str]:
         out.append(f"  the text's next tokens: {s['text_loss']:.2f} nats each, guessing {s['guessing_loss']:.2f}")
     told = [f"{w['name']} at {w['from']:,}" if w["told_apart"] else f"{w['name']} NOT" for w in s["wrong_recipes"]]
     return [*out, f"  wrong recipes told apart from position: {', '.join(told)}"] if told else out
+
+
+def what_ran(s: Mapping[str, Any]) -> str:
+    """What a study ran, in words."""
+    if s["kind"] == "excerpt":
+        return f"the first {s['layers']} of its layers in float32"
+    return "the file's own weights" if s["kind"] == "real" else "the twin: its RoPE keys, random weights"
 
 
 def shown(windows: list[Any]) -> list[Any]:

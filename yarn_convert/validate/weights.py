@@ -41,7 +41,7 @@ SOUND: Mapping[str, Sound] = {
     "Q4_K": Sound(1.5e-2, 0.975, 1.015), "Q4_1": Sound(1.6e-2, 0.975, 1.015), "Q4_0": Sound(2e-2, 0.97, 1.015),
     "IQ4_NL": Sound(1.6e-2, 0.97, 1.015), "IQ4_XS": Sound(1.6e-2, 0.97, 1.015), "MXFP4": Sound(3e-2, 0.95, 1.01),
     "Q3_K": Sound(6e-2, 0.94, 1.02), "IQ3_S": Sound(6e-2, 0.98, 1.06), "IQ3_XXS": Sound(9e-2, 0.95, 1.05),
-    "Q2_K": Sound(2e-1, 0.9, 1.02), "IQ2_S": Sound(1.8e-1, 0.945, 1.07), "IQ2_XS": Sound(2e-1, 0.93, 1.03),
+    "Q2_K": Sound(2e-1, 0.9, 1.02), "IQ2_S": Sound(2e-1, 0.945, 1.07), "IQ2_XS": Sound(2e-1, 0.93, 1.03),
     "IQ2_XXS": Sound(2.6e-1, 0.9, 1.02), "IQ1_M": Sound(5e-1, 0.83, 1.09), "IQ1_S": Sound(5e-1, 0.79, 0.99),
     "TQ1_0": Sound(8e-1, 0.4, 1.05), "TQ2_0": Sound(8e-1, 0.4, 1.05),
 }  # fmt: skip

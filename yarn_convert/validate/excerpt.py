@@ -1,0 +1,78 @@
+"""An excerpt of a GGUF: its first layers and the tokens of one text, dequantized to float32, with all its other keys.
+
+What a runtime computes from it differs from the reference by float32 alone, so that recipe and wiring of the file's own weights are
+judged as strictly as a twin's, whatever type they have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import layout
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..dtypes import to_f32
+from ..families.schema import numbered
+from ..gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value
+from ..source import Source
+from ..targets.moving import Piece, unchanged
+from ..targets.output import execute
+from ..targets.parts import gguf_job
+from ..tensors import Tensor, in_memory
+
+LAYERS = 8  # at most
+BYTES, MOST = 1 << 30, 4 << 30  # of layers in float32: fewer go into an excerpt, and none is made where one layer has more than MOST
+BEHIND = "nextn_predict_layers"  # layers behind the last, which an excerpt has not
+
+
+def layers_of(c: Checkpoint) -> int:
+    """How many layers an excerpt of `c` has, 0 for none."""
+    sizes: Counter[int] = Counter()
+    for name, t in c.tensors.items():
+        if name.startswith("blk."):
+            sizes[numbered(name).layer] += 4 * t.elements
+    n, total = 0, 0
+    while n < min(LAYERS, c.layers) and total + sizes[n] <= (BYTES if n else MOST):
+        total += sizes[n]
+        n += 1
+    return n
+
+
+def write_excerpt(c: Checkpoint, ids: NDArray[np.int64], out: Path) -> tuple[Checkpoint, NDArray[np.int64]]:
+    """(the excerpt of a GGUF, opened, `ids` in its own vocabulary, int64[n]). Raises Unsupported for a type that is not read."""
+    assert c.gguf is not None
+    tokens, own = np.unique(ids, return_inverse=True)
+    n = layers_of(c)
+    kept = {name: t for name, t in c.tensors.items() if not name.startswith("blk.") or numbered(name).layer < n}
+    pieces = [_piece(c, name, t, tokens) for name, t in kept.items()] + [unchanged(c.gguf.tensors[name]) for name in c.factors]
+    job = gguf_job(out.name, _fields(c, c.gguf, n, len(tokens)), pieces, DEFAULT_ALIGNMENT)
+    execute([job], out, folder=False, progress=lambda done: None, link=False, last=lambda moved, folder: [])
+    return open_checkpoint(Source(out, f"excerpt of {c.source.name}")), own.astype(np.int64)
+
+
+def _fields(c: Checkpoint, gguf: Gguf, layers: int, tokens: int) -> dict[str, Field | Value]:
+    """The architecture's keys, with the excerpt's sizes; of an array that has an entry for each layer, the first."""
+    arch = gguf.arch
+    fields: dict[str, Field | Value] = {k: v for k, v in gguf.fields.items() if k == "general.architecture" or k.startswith(f"{arch}.")}
+    for key, field in fields.items():
+        value: Any = gguf.get(key)
+        if isinstance(value, list) and len(value) == c.layers > 1:
+            assert isinstance(field, Field)
+            fields[key] = Value(field.type, value[:layers])
+    fields |= {f"{arch}.block_count": Value("u32", layers), f"{arch}.vocab_size": Value("u32", tokens)}
+    fields |= {f"{arch}.{BEHIND}": Value("u32", 0)} if f"{arch}.{BEHIND}" in fields else {}
+    return fields | {"tokenizer.ggml.model": Value("str", "none")}
+
+
+def _piece(c: Checkpoint, name: str, t: Tensor, tokens: NDArray[np.int64]) -> Piece:
+    """One tensor in float32; of one that has a row or an entry for each token, those of `tokens`."""
+    sizes = c.family.shapes[layout.part_of(name)]
+    if "vocab" not in sizes:
+        return Piece(Tensor(name, "F32", t.shape, 4 * t.elements), (t,))
+    row = t.nbytes // t.shape[0]
+    rows = [to_f32(t.read(int(i) * row, row), t.dtype) for i in tokens]
+    return unchanged(in_memory(name, np.stack(rows).reshape(len(tokens), *t.shape[1:]), "F32"))
