@@ -20,7 +20,7 @@ ORDER = [
     "targets.in_place", "convert", "describe",
     "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
     "validate.intention", "validate.extension", "validate.weights", "validate.reference", "validate.twin", "validate.excerpt", "validate.judging",
-    "validate.rounding", "validate.study", "validate.tokens", "validate.generation", "validate.tokenizer",
+    "validate.rounding", "validate.study", "validate.verdict", "validate.tokens", "validate.generation", "validate.tokenizer",
     "validate.run",
     "validate.text", "validate.report", "validate",
     "evaluate.windows", "evaluate.model", "evaluate.documents", "evaluate.journal", "evaluate.subjects", "evaluate.dynamic",

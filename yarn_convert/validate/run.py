@@ -40,8 +40,6 @@ from .reference import Reference, changed_since, other_model, pick_device
 from .rounding import rounds
 from .study import (
     FAILED,
-    NOT_RUN,
-    PASSED,
     PREFIX,
     WIDTH,
     Question,
@@ -55,14 +53,14 @@ from .study import (
 )
 from .tokenizer import check_tokenizer
 from .tokens import text_ids
-from .weights import PERMUTED, check_weights
+from .verdict import judge
+from .weights import check_weights
 
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 SHORTEST = 16  # tokens
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
 EXCERPT_TOKENS = 256  # of an excerpt at least, where the text goes so far
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
-INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     result["studies"] = _studies(c, base, meant, names, settings, result["recipe"], say) if names and same_size else []
     result["missing"] = missing
     inputs.check()
-    result |= judge(result, settings, c.family.listed)
+    result |= judge(result, settings.runtimes, settings.real, settings.twin, c.family.listed)
     result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), "hardware": hardware()}
     if manifest is not None and settings.like is None and settings.options is None and c.source.commit is None:
         kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
@@ -302,73 +300,7 @@ def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence
     return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))
 
 
-# -- the verdict ------------------------------------------------------------------------------------------------------
-
-
-def judge(result: dict[str, Any], settings: Settings, named: bool = True) -> dict[str, Any]:
-    """The `verdict` of the whole, and `reasons` for it. A runtime that is known not to follow fails the whole only where
-    it was asked for by name; a check that a wrong recipe passes too proves nothing. `named`: whether its tensors have names here."""
-    failures = [f"{part}: {result[part]['why']}" for part in ("recipe", "weights", "tokenizer") if result[part]["verdict"] == FAILED]
-    failures += [f"weights: {PERMUTED}" for s in result["studies"] if s["permuted"]]
-    failures += [why for s in result["studies"] if (why := _guesses(s))]
-    doubts = [f"recipe: {result['recipe']['doubt']}"] if result["recipe"].get("doubt") else []
-    everything = [(s, r) for s in result["studies"] for r in s["runtimes"]]
-    runs = [(s, r) for s, r in everything if r["verdict"] != NOT_RUN]
-    absent = {r["runtime"]: f"{r['runtime']} could not be run here, which says nothing of the model: {r['why']}"
-              for _, r in everything if r["verdict"] == NOT_RUN}  # fmt: skip
-    doubts += [why for name, why in absent.items() if name in settings.runtimes or not runs]
-    for s, r in runs:
-        if r["verdict"] == FAILED and (not r["as_predicted"] or r["runtime"] in settings.runtimes):
-            failures.append(f"{r['runtime']}, {s['kind']}: {r['why']}")
-    if not runs:
-        why = f": {result['missing'][0]['add']}" if result["missing"] else ""
-        if not named and result["format"] == "gguf":
-            why = ": its tensors have no names here, so there is no reference"
-        elif not named and not settings.real:
-            why = ": its tensors have no names here, so it has no twin: leave out --twin"
-        doubts.append(f"no runtime computed anything{why}")
-    context, original = result["intention"]["context"], result["intention"]["recipe"]["original_context"]
-    notes = list(absent.values())
-    for name in dict.fromkeys(r["runtime"] for _, r in runs):
-        reached = max((w["end"] for _, r in runs if r["runtime"] == name for w in r["windows"]), default=0)
-        if reached <= original < context:
-            ways = {"real": f"--tokens {original + WIDTH}", "twin": f"--twin-tokens {original + WIDTH}"}
-            ways = {k: way for k, way in ways.items() if any(s["kind"] == k for s in result["studies"])}
-            ways |= {} if settings.twin else {"twin": "the twin (without --real)"}
-            doubts.append(f"{name} computed nothing beyond the original {original:,} tokens: {', or '.join(ways.values())}")
-        elif reached < context - RUNTIMES[name].spare:
-            notes.append(f"{name} was run over {reached:,} of {context:,} tokens")
-    for name in dict.fromkeys(r["runtime"] for _, r in runs):
-        seen = [s for s, r in runs if r["runtime"] == name]
-        for wrong in dict.fromkeys(w["name"] for s in seen for w in s["wrong_recipes"]):
-            if not any(w["told_apart"] for s in seen for w in s["wrong_recipes"] if w["name"] == wrong):
-                doubts.append(f"{name} would have passed with {wrong!r} too: {_telling(result, wrong)}")
-    verdict = FAILED if failures else INCONCLUSIVE if doubts else PASSED
-    for _, r in runs:
-        if r["predicted"]:
-            does = "does, though its source says" if r["verdict"] == PASSED else "does not follow, as is known"
-            notes.append(f"{r['runtime']} {does}: {r['predicted']}")
-    return {"verdict": verdict, "reasons": failures or doubts or list(dict.fromkeys(notes))}
-
-
-def _guesses(s: Mapping[str, Any]) -> str:
-    """Why a model that predicts text no better than guessing fails; "" for others, and where its base does no better."""
-    base = s.get("base_text_loss")
-    if not guessed(s) or (base is not None and guessed({**s, "text_loss": base})):
-        return ""
-    theirs = "--base MODEL tells whether its base does better" if base is None else f"its base has {base:.2f}"
-    loss, guessing = s["text_loss"], s["guessing_loss"]
-    return f"weights: the file predicts text no better than guessing: {loss:.2f} nats a token, guessing {guessing:.2f}; {theirs}"
-
-
-def _telling(result: dict[str, Any], wrong: str) -> str:
-    """At which length a wrong recipe that was told apart nowhere would show."""
-    found = [(w["needs"], s["kind"]) for s in result["studies"] for w in s["wrong_recipes"] if w["name"] == wrong and w.get("needs")]
-    if not found:
-        return "no length of this context tells them apart in a type so coarse: the twin may (without --real)"
-    needs, kind = min(found)
-    option = "--twin-tokens" if kind == "twin" else "--tokens"
-    return f"about {needs:,} tokens tell them apart ({option} {needs}), or the twin"
+# -- on record ---------------------------------------------------------------------------------------------------------
 
 
 def record(model: Path, name: str, result: dict[str, Any]) -> str:
