@@ -295,7 +295,7 @@ def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence
     def cost(n: int) -> float:
         return a_token * n * (1 + n / (2 * even))
 
-    passes = 1 + bool(rounds(c)) + sum(RUNTIMES[name].cost for name in names)
+    passes = 1 + sum(RUNTIMES[name].cost for name in names)
     lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)
     return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))
 

@@ -142,10 +142,14 @@ def study(s: Subject, q: Question, reference: Reference, names: Sequence[str], s
 
 
 def _noise(s: Subject, q: Question, reference: Reference, expected: NDArray[np.float32], say: Say) -> Tolerance:
-    """The subject's tolerance with the noise of its types, measured in the reference over the same windows."""
+    """The subject's tolerance with the noise of its types, measured in the reference over the first windows: it does not grow with
+    the position."""
+    n = min(PREFIX, len(s.ids))
+    spans = [p for p in s.spans if p[1] <= n]
     with rounding(s.rounds):
-        logits = reference.logits(q.right(len(s.ids)), s.ids, s.spans, progress=lambda f: say(f"noise of its types, {s.kind}", f))
-    return noisy(s.tolerance, compare(expected, logits, s.spans, s.cuts, s.tolerance), sorted(set(s.rounds.values())))
+        logits = reference.logits(q.right(len(s.ids)), s.ids[:n], spans, progress=lambda f: say(f"noise of its types, {s.kind}", f))
+    noise = compare(_rows(s.spans, expected, spans), logits, spans, (), s.tolerance)
+    return noisy(s.tolerance, noise, sorted(set(s.rounds.values())))
 
 
 def text_loss(s: Subject, logits: NDArray[np.float32]) -> float:
