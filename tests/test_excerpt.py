@@ -115,9 +115,7 @@ def test_an_excerpt_is_bounded(make_model: MakeModel, tmp_path: Path, monkeypatc
     assert only["kind"] == "real" and only["wrong_recipes"]
 
 
-@pytest.mark.parametrize(
-    "name", ["gemma3_text", "mixtral", "phi3/longrope", "qwen3", "smollm3", "gpt_oss", "deepseek_v3", "falcon", "stablelm"]
-)
+@pytest.mark.parametrize("name", ["gemma3_text", "mixtral", "phi3/longrope", "qwen3", "smollm3", "deepseek_v3", "falcon", "stablelm"])
 def test_every_kind_of_family_has_an_excerpt(tmp_path: Path, name: str) -> None:
     """Windows by layer, experts, factors, biases, latent attention: its keys and tensors are those of the file."""
     out = written(make(name, tmp_path / "base"), tmp_path / "out.gguf", "f16", scale=None, method="none")
@@ -151,7 +149,7 @@ def test_logits_beyond_the_noise_fail(make_model: MakeModel, tmp_path: Path, mon
         return done._replace(logits=done.logits + noise * (model == out))
 
     monkeypatch.setattr(study.runtimes, "run", spoilt)
-    by = 0.1
+    by = 0.5
     result = validate(str(out), TEXT)
     assert (result["verdict"], by_kind(result)["excerpt"]["runtimes"][0]["verdict"]) == ("failed", "passed")
     assert "than the rounding of its types explains" in result["reasons"][0]

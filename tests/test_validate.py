@@ -215,8 +215,11 @@ def test_what_llama_cpps_converter_loses_is_caught(
     assert (ours["verdict"], ours["reasons"]) == ("passed", [])
 
 
-def test_a_check_that_a_wrong_recipe_passes_too_is_inconclusive(make_model: MakeModel, tmp_path: Path) -> None:
-    """Sixteen tokens in a coarse type do not tell a recipe from others; the twin does."""
+def test_a_check_that_a_wrong_recipe_passes_too_is_inconclusive(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen tokens in a coarse type, without an excerpt, do not tell a recipe from others; the twin does."""
+    monkeypatch.setattr("yarn_convert.validate.excerpt.MOST", 0)
     out = extended(make_model(), tmp_path / "out.gguf", outtype="q8_0")
     result = run(out, twin=False, tokens=16)
     assert result["verdict"] == "inconclusive"
@@ -226,8 +229,11 @@ def test_a_check_that_a_wrong_recipe_passes_too_is_inconclusive(make_model: Make
     assert run(out, tokens=16)["verdict"] == "passed"
 
 
-def test_the_length_that_tells_a_wrong_recipe_apart_is_named(make_model: MakeModel, tmp_path: Path) -> None:
-    """A factor twice as large hides in 16 tokens of bfloat16 weights."""
+def test_the_length_that_tells_a_wrong_recipe_apart_is_named(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factor twice as large hides in 16 tokens of bfloat16 weights, where there is no excerpt."""
+    monkeypatch.setattr("yarn_convert.validate.excerpt.MOST", 0)
     model = make_model(config={"rope_theta": 1e6, "max_position_embeddings": 4096}, head_dim=32)
     result = run(extended(model, tmp_path / "out.gguf", outtype="bf16"), twin=False, tokens=16)
     (wrong,) = (w for w in result["studies"][0]["wrong_recipes"] if w["name"] == "factor × 2")
