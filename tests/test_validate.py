@@ -220,6 +220,7 @@ def test_a_check_that_a_wrong_recipe_passes_too_is_inconclusive(
 ) -> None:
     """Sixteen tokens in a coarse type, without an excerpt, do not tell a recipe from others; the twin does."""
     monkeypatch.setattr("yarn_convert.validate.excerpt.MOST", 0)
+    monkeypatch.setattr(study, "_noise", lambda *_: Tolerance(3e-2, 3e-2, ""))
     out = extended(make_model(), tmp_path / "out.gguf", outtype="q8_0")
     result = run(out, twin=False, tokens=16)
     assert result["verdict"] == "inconclusive"
@@ -234,6 +235,7 @@ def test_the_length_that_tells_a_wrong_recipe_apart_is_named(
 ) -> None:
     """A factor twice as large hides in 16 tokens of bfloat16 weights, where there is no excerpt."""
     monkeypatch.setattr("yarn_convert.validate.excerpt.MOST", 0)
+    monkeypatch.setattr(study, "_noise", lambda *_: Tolerance(5e-3, 2e-3, ""))
     model = make_model(config={"rope_theta": 1e6, "max_position_embeddings": 4096}, head_dim=32)
     result = run(extended(model, tmp_path / "out.gguf", outtype="bf16"), twin=False, tokens=16)
     (wrong,) = (w for w in result["studies"][0]["wrong_recipes"] if w["name"] == "factor × 2")
