@@ -20,7 +20,7 @@ from .errors import FormatError, InputError, OutputError, Unsupported, UsageErro
 from .files import FOLLOW, hub_hash, leads_out
 from .inputs import NOTHING, Inputs, noticing
 from .json_text import pretty
-from .lengths import COUNTING
+from .lengths import LINEAR
 from .manifest import Asked, Base, Manifest, WeightFile, Weights, as_json, manifest_path, read_manifest, recipe_in, recorded
 from .quantizer import read_imatrix
 from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, recipe_of, table
@@ -150,7 +150,7 @@ def counted_from(c: Checkpoint, given: int | None = None) -> int:
     """L, from which s counts: what a base serves by a scaling that is kept, else its original context. `given`: what a user says."""
     if not composes(c):
         return given or c.rope.original_context
-    return c.context if given is None or c.rope.method in COUNTING else given
+    return c.context if given is None or c.rope.method == LINEAR else given
 
 
 def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None:

@@ -17,8 +17,8 @@ from .rope import MAX_CONTEXT, Rope
 from .source import Source
 
 DUAL_CHUNKS = "dual_chunk_attention_config"  # Qwen2.5-1M: SGLang and vLLM take positions from it, and pass over any scaling
-COUNTING = ("linear", "dynamic-ntk")  # no reader asks for their L, and max_position_embeddings is written as L or as L'
-ASKING = (*COUNTING, "yarn", "llama3", "longrope")
+LINEAR = "linear"  # no reader asks for its L, and max_position_embeddings is written as L or as L'
+ASKING = (LINEAR, "yarn", "llama3", "longrope")  # not dynamic-ntk: all of its readers take max_position_embeddings for L
 CAPS = (
     "model_max_length",
     "max_sequence_length",
@@ -43,7 +43,7 @@ def lengths(rope: Rope, said: int | None, context: int, key: str, known: Trained
     if rope.method not in ("none", *ASKING) or factor(rope) == 1:
         return Lengths(rope.original_context, context)
     if said is not None:
-        reached = reach(rope, said) if rope.method in COUNTING else context
+        reached = reach(rope, said) if rope.method == LINEAR else context
         return Lengths(said, max(context, reached), _contradicts(said, known))
     if known is not None and known.factor:  # trained on more than `context` / factor tokens: it is what it serves that counts
         return Lengths(round(context / known.factor), context)
@@ -110,7 +110,7 @@ def of_gguf(gguf: Gguf, model_type: str, source: Source, rope: Rope, context: in
 def _found(rope: Rope, said: int | None, context: int, key: str, model_type: str, window: int | None, names: Iterator[str]) -> Lengths:
     """A name counts only where the lengths are those of that model, plain or extended: someone may have trained it on longer texts."""
     s = factor(rope) or 1
-    linear = s if rope.method == "linear" else None
+    linear = s if rope.method == LINEAR else None
     known = trained_in_series(model_type, context, window, linear) or trained_as(
         names, lambda row: context in (row.says, row.tokens, round(row.tokens * s), round(row.says * s))
     )

@@ -96,7 +96,7 @@ SERIES = (
     Trained("Gemma 3", 32768, "gemma3_text", 131072, 1024, 8.0),
 )
 # Known by their repository alone, others say the same. Qwen2.5: arXiv 2412.15115; DeepSeek-Coder: 2401.14196, 3.6; Llama 2: 2307.09288;
-# InternLM2: 2403.17297; LLaMA-2-7B-32K: its model card.
+# LLaMA-2-7B-32K: its model card.
 REPOSITORIES = {
     row.name.lower(): row
     for row in (
@@ -109,7 +109,6 @@ REPOSITORIES = {
         *(Trained(f"meta-llama/Llama-2-{size}-hf", 4096, "llama", 4096) for size in ("7b", "13b", "70b")),
         Trained("mistralai/Mistral-7B-v0.1", 8192, "mistral", 32768, 4096),
         Trained("togethercomputer/LLaMA-2-7B-32K", 4096, "llama", 32768),
-        Trained("internlm/internlm2-7b", 32768, "internlm2", 32768),
     )
 }
 
