@@ -16,7 +16,7 @@ from .contents import PAPERS, belonging
 from .errors import FormatError, InputError, Unsupported, UsageError, YarnConvertError
 from .families import Family, normalized
 from .families.derived import absent, of_one_layer
-from .families.schema import numbered
+from .families.schema import ROPE_OBJECTS, numbered
 from .files import exists
 from .gguf_file import Gguf
 from .inputs import notice
@@ -316,7 +316,7 @@ def _as_assumed(config: Mapping[str, Any]) -> dict[str, Any]:
     if facts is None:
         return dict(config)
     theta_key, theta = next(iter(facts.layers.values()), (facts.theta_key, facts.theta))
-    objects = [x for k in ("rope_scaling", "rope_parameters") if isinstance(x := config.get(k), dict) and x]
+    objects = [x for k in ROPE_OBJECTS if isinstance(x := config.get(k), dict) and x]
     said = bool(objects) and all(x.get("rope_theta") is not None for x in objects)
     assumed = {"max_position_embeddings": facts.length, theta_key: None if said else theta, facts.partial_key: facts.partial}
     if facts.head_key == "head_dim":

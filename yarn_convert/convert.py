@@ -17,6 +17,7 @@ from msgspec import UNSET
 
 from .checkpoint import RECIPE, Checkpoint, open_checkpoint
 from .errors import FormatError, InputError, OutputError, Unsupported, UsageError
+from .families.schema import ROPE_OBJECTS
 from .files import FOLLOW, hub_hash, leads_out
 from .inputs import NOTHING, Inputs, noticing
 from .json_text import pretty
@@ -32,7 +33,7 @@ from .targets.moving import WEIGHTS, CopyFile, Job, Progress, WriteBytes, WriteT
 from .targets.output import check_output, execute, settle_output
 from .targets.parts import only_first, part_size
 from .targets.places import State
-from .targets.plan import CARRIERS, ROPE_OBJECTS, Plan, Request
+from .targets.plan import CARRIERS, Plan, Request
 from .targets.resume import Say
 from .targets.safetensors import plan_safetensors
 from .tensors import sha256

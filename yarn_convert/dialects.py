@@ -18,6 +18,7 @@ import numpy as np
 from . import readers
 from .errors import Disagreement, FormatError, Inexpressible, Unsupported, UsageError
 from .families import Family, architectures
+from .families.schema import ROPE_OBJECTS
 from .gguf_file import Value, f32
 from .json_text import REMOVE
 from .rope import MSCALES, RTOL, Array, Effect, Rope, Table, effect, geometric, ntk_theta, table, temperature
@@ -86,7 +87,7 @@ def hf_read(config: Mapping[str, Any], latent: bool = False) -> Rope:
     Raises Disagreement when the two are there and mean different tables, Unsupported for a type or key that is unknown,
     FormatError for values that give no table.
     """
-    spellings = {k: config[k] for k in ("rope_scaling", "rope_parameters") if config.get(k) is not None}
+    spellings = {k: config[k] for k in ROPE_OBJECTS if config.get(k) is not None}
     for name, value in spellings.items():
         if not isinstance(value, dict):
             raise FormatError(f"{name} is {value!r}, not an object", "fix config.json")

@@ -11,20 +11,17 @@ from typing import Any
 from .dialects import positive_int
 from .errors import InputError, UsageError
 from .families.aliases import Trained, trained_alike, trained_as, trained_in_series
-from .files import exists, read_text
+from .families.schema import ROPE_OBJECTS
+from .general import read_card
 from .gguf_file import Gguf
+from .readers.rows import OTHER_LENGTHS
 from .rope import MAX_CONTEXT, Rope
 from .source import Source
 
 DUAL_CHUNKS = "dual_chunk_attention_config"  # Qwen2.5-1M: SGLang and vLLM take positions from it, and pass over any scaling
 LINEAR = "linear"  # no reader asks for its L, and max_position_embeddings is written as L or as L'
 ASKING = (LINEAR, "yarn", "llama3", "longrope")  # not dynamic-ntk: all of its readers take max_position_embeddings for L
-CAPS = (
-    "model_max_length",
-    "max_sequence_length",
-    "seq_length",
-    "max_seq_len",
-)  # other lengths in config.json, as vLLM and SGLang know them
+CAPS = ("model_max_length", *OTHER_LENGTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ def _said(config: Mapping[str, Any], rope: Rope) -> int | None:
     max_position_embeddings, as `model_max_length` beside linear."""
     if rope.method == "none" and (trained := _in_chunks(config)):
         return trained
-    objects = [x for k in ("rope_scaling", "rope_parameters") if isinstance(x := config.get(k), dict)]
+    objects = [x for k in ROPE_OBJECTS if isinstance(x := config.get(k), dict)]
     if any(x.get("original_max_position_embeddings") is not None for x in (*objects, config)):
         return rope.original_context
     longest, s = config["max_position_embeddings"], factor(rope)
@@ -147,6 +144,6 @@ def _in_chunks(config: Mapping[str, Any]) -> int | None:
 def _names(config: Mapping[str, Any], source: Source) -> Iterator[str]:
     yield from (source.repo or "", str(config.get("_name_or_path") or ""), source.name)
     with contextlib.suppress(InputError):
-        text = read_text(source.path, "README.md") if exists(source.path, "README.md") else ""
+        text = read_card(source.path)
         front = text.split("---")[1] if text.startswith("---") else ""
         yield from re.findall(r"^base_model:\s*(?:\n?\s*-\s*)?['\"]?([\w.-]+/[\w.-]+)", front, re.MULTILINE)

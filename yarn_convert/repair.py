@@ -29,17 +29,8 @@ from .targets.safetensors import ROPE_FILE, plan_safetensors
 from .validate.intention import LLAMA_CPP, SPANNING, Intention, check_recipe, decode, intention_of, rope_file_error
 
 BACKUP = ".before-repair"
-REPAIRED = (
-    "recipe",
-    "context",
-    "scale",
-    "attention_factor",
-    "carrier",
-    "readers",
-    "reader_versions",
-    "notes",
-    "validation",
-)  # of a manifest
+# Members of a manifest
+REPAIRED = ("recipe", "context", "scale", "attention_factor", "carrier", "readers", "reader_versions", "notes", "validation")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 from . import dialects
 from .errors import Disagreement, UsageError
+from .families.schema import ROPE_OBJECTS
 from .rope import Rope
 
 Config = Mapping[str, Any]
-OBJECTS, TYPES = ("rope_scaling", "rope_parameters"), ("rope_type", "type")
+TYPES = ("rope_type", "type")
 TWICE = ("rope_theta", "original_max_position_embeddings")  # in a RoPE object and at the top level
 KEEP = {  # what a user can keep -> which of two it is
     "rope_scaling": "the object of transformers 4",
@@ -31,7 +32,7 @@ def read(config: Config, latent: bool, keep: Sequence[str] = ()) -> tuple[Config
     try:
         return config, dialects.hf_read(config, latent), None
     except Disagreement as e:
-        for names in product((*OBJECTS, ""), (*TYPES, ""), ("object", "top")):
+        for names in product((*ROPE_OBJECTS, ""), (*TYPES, ""), ("object", "top")):
             left = config
             for name in filter(None, names):
                 left = kept(left, name, must=False)
@@ -46,11 +47,11 @@ def kept(config: Config, name: str, must: bool = True) -> Config:
     """`config` without the other of the two. UsageError where there is no such thing, unless `must` is false."""
     if name not in KEEP:
         raise UsageError(f"unknown --keep {name!r}", f"one of {', '.join(KEEP)}")
-    found = {k: config[k] for k in OBJECTS if isinstance(config.get(k), dict) and config[k]}
-    if name in OBJECTS:
+    found = {k: config[k] for k in ROPE_OBJECTS if isinstance(config.get(k), dict) and config[k]}
+    if name in ROPE_OBJECTS:
         if name not in found and must:
             raise UsageError(f"config.json has no {name} to keep", "leave out --keep")
-        other = next(x for x in OBJECTS if x != name)
+        other = next(x for x in ROPE_OBJECTS if x != name)
         theta = config.get("rope_theta") or found.get(name, {}).get("rope_theta") or found.get(other, {}).get("rope_theta")
         return {k: v for k, v in config.items() if k != other} | ({"rope_theta": theta} if theta else {}) if name in found else config
     if name in TYPES:

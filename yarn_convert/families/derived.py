@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from ..errors import FormatError, Unsupported
-from .schema import Family
+from .schema import ROPE_OBJECTS, Family
 
 Config = Mapping[str, Any]
 
@@ -88,7 +88,7 @@ def _cohere(c: Config) -> dict[str, Any]:
     without a length of its own counts from the former there. llama.cpp loads norms of Q and K in models of 64 layers and more,
     and in no others (src/models/command-r.cpp)."""
     deep = (c.get("num_hidden_layers") or 0) >= 64
-    objects = [x for k in ("rope_scaling", "rope_parameters") if (x := c.get(k)) is not None]
+    objects = [x for k in ROPE_OBJECTS if (x := c.get(k)) is not None]
     unsaid = "yarn" in map(_kind, objects) and all(x.get("original_max_position_embeddings") is None for x in (c, *objects))
     return ({"original_max_position_embeddings": c.get("max_position_embeddings")} if unsaid else {}) | {
         "max_position_embeddings": c.get("model_max_length") or c.get("max_position_embeddings"),

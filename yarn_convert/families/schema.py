@@ -15,6 +15,7 @@ LEFTOVER = "a quantized or modified checkpoint? start from the plain one; nothin
 # reader (vllm/model_executor/models/utils.py AutoWeightsLoader; llama.cpp conversion/base.py; transformers' buffers are not persistent)
 BUFFER = re.compile(r"(^|\.)(rotary_emb\w*|maybe_rotary)\.(\w*inv_freq|cos_cached|sin_cached)$")
 NO_EXPERT = -1
+ROPE_OBJECTS = ("rope_scaling", "rope_parameters")  # where config.json spells RoPE for transformers 4, and for 5
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 PLAIN_READS = frozenset({"type", "factor", "attn_factor", "original_context_length", "freq_base"})  # by every architecture's loader
 PARTIAL_READS = PLAIN_READS | {"dimension_count"}

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import Unsupported
+from ..families.schema import ROPE_OBJECTS
 from ..rope import Array, Table, geometric, temperature
 from .model_types import MODEL_TYPES, ModelType
 from .others import OTHER_READERS
@@ -427,7 +428,7 @@ def ignored_by(rope: Seen, multiplier: float) -> tuple[str, ...]:
     found += [f"{rope.followed}.{key}" for key in unheard_types(rope)]
     if "rope_theta" in values and not close(values["rope_theta"], rope.theta):
         found.append(f"{rope.followed}.rope_theta")
-    others = [name for name in ("rope_scaling", "rope_parameters") if name != rope.followed.split(".")[0]]
+    others = [name for name in ROPE_OBJECTS if name != rope.followed.split(".")[0]]
     method = values.get("rope_type", method) if unheard_types(rope) else method  # said already
     mine = {k: v for k, v in values.items() if k != "type"} | {"rope_theta": rope.theta, "rope_type": method}
     for name in others:

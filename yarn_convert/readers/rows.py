@@ -74,7 +74,8 @@ V5_READS: dict[str, Any] = {  # vLLM and SGLang load config.json through transfo
     "original": dict.fromkeys(SCALED, ("top", "dict", "max_position")),
     "assumes_length": True,
 }
-SGLANG_LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
+OTHER_LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys by which vLLM and SGLang cap the context
+SGLANG_LENGTHS = (*OTHER_LENGTHS, "model_max_length", "max_position_embeddings")
 SGLANG_UNSCALED = ("mixtral", "gemma2", "starcoder2")
 UNSCALED: dict[str, Any] = {"dicts": (), "partial": ("ignores", ("top",))}  # nn.RoPE: no dict is looked at
 MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in mlx_lm/models differs from llama.py

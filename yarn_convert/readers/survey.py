@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import Unsupported
+from ..families.schema import ROPE_OBJECTS
 from ..rope import RTOL, Table
 from .config import READERS, Seen, betas, oldest, read_config, rounds, seen, yarn_factor
 from .gguf import gguf_betas
@@ -235,7 +236,7 @@ def table_lines(verdicts: list[Verdict]) -> list[str]:
             "yes" if v.exact else "NO",
         )
         lines.append(COLUMNS.format(v.runtime, v.version, s.method, *cells).rstrip())
-        rival = v.follows and {"rope_scaling", "rope_parameters"} & set(r.ignored)
+        rival = v.follows and not set(r.ignored).isdisjoint(ROPE_OBJECTS)
         lines += wrapped("    ", f"{f'follows {v.follows}, ' if rival else ''}ignores {', '.join(r.ignored)}") if r.ignored else []
         lines += wrapped("    ", v.differs) if v.differs and not v.differs.startswith("frequencies") else []
         lines += wrapped("    ", v.note) if v.note else []

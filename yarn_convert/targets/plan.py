@@ -12,6 +12,7 @@ from .. import dialects, readers
 from ..checkpoint import Checkpoint
 from ..dtypes import OUTTYPES, PLAIN
 from ..errors import Inexpressible, Unsupported, UsageError
+from ..families.schema import ROPE_OBJECTS
 from ..json_text import REMOVE
 from ..layout import Part
 from ..quantizer import MIXES, Imatrix
@@ -19,7 +20,6 @@ from ..rope import RTOL, Array, Rope, Table, table, temperature
 from .moving import Job
 
 ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # conversion/base.py, prepare_tensors
-ROPE_OBJECTS = ("rope_scaling", "rope_parameters")
 CARRIERS = ("auto", "metadata", "tensors")
 NOTHING = readers.Beside()
 UNKNOWN = "not known"  # begins the verdict of a reader that is not modelled for a family

@@ -25,6 +25,7 @@ from ..lengths import DUAL_CHUNKS
 from ..manifest import MANIFEST
 from ..readers import MODEL_TYPES
 from ..readers.layers import FULL, SLIDES, slides
+from ..readers.rows import OTHER_LENGTHS
 from ..rope import table
 from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
@@ -34,7 +35,6 @@ SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a n
 FOLLOWING = {"tokenizer_config.json": "model_max_length", "generation_config.json": "max_length"}  # files whose length is the context
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
-LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys that vLLM and SGLang would cap the context by
 ROPE_FILE = "rope.safetensors"
 PATTERN = "attention.sliding_window_pattern"
 WRITTEN = (MANIFEST, ROPE_FILE, *INDEXES)  # what every output has of its own, if at all
@@ -82,10 +82,10 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
 
 
 def _other_lengths(c: Checkpoint, r: Request) -> dict[str, int]:
-    """Those of `LENGTHS` that a config.json has, and that follow the context: L' for the new one; L for linear, where SGLang, which
+    """Those of `OTHER_LENGTHS` that a config.json has, and that follow the context: L' for the new one; L for linear, where SGLang, which
     takes the first of them, multiplies it by the factor."""
     length = r.rope.original_context if r.rope.method == "linear" else r.context
-    return {k: length for k in LENGTHS if c.gguf is None and r.context != c.context == c.written.get(k)}
+    return {k: length for k in OTHER_LENGTHS if c.gguf is None and r.context != c.context == c.written.get(k)}
 
 
 def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:

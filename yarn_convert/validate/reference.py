@@ -26,9 +26,10 @@ from ..families import for_config, normalized
 from ..families.derived import ODD
 from ..layout import Part
 from ..manifest import Manifest
+from ..readers.rows import OTHER_LENGTHS
 from ..rope import Effect, Table
 from ..targets.moving import Piece, converted
-from ..targets.safetensors import LENGTHS, new_config
+from ..targets.safetensors import new_config
 from ..tensors import Tensor
 
 Spans = Sequence[tuple[int, int]]
@@ -209,7 +210,7 @@ def _config(c: Checkpoint) -> Any:
         return AutoConfig.for_model(c.family.model_type, **values)
 
 
-RECIPES = {"max_position_embeddings", "original_max_position_embeddings", "rope_theta", "rope_parameters", *LENGTHS}
+RECIPES = {"max_position_embeddings", "original_max_position_embeddings", "rope_theta", "rope_parameters", *OTHER_LENGTHS}
 NEUTRAL = {  # what says no more than layer_types and the tensors do, or is for training
     "max_window_layers", "num_nextn_predict_layers", "multi_query", "new_decoder_architecture", "num_ln_in_parallel_attn",
     "output_router_logits", "seq_aux",
