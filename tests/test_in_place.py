@@ -268,6 +268,19 @@ def test_a_journal_of_any_json_changes_nothing(model: Path, value: Any) -> None:
     assert model.read_bytes() == before
 
 
+def test_a_journal_that_cannot_be_read_stays_while_the_model_needs_it(model: Path) -> None:
+    """One of another version, or damaged: it is all that is left of the file's first bytes."""
+    before = model.read_bytes()
+    left = journal({"size": len(before), "inserted": 0, "header": "AAAA", "patches": [], "old_header": [24, ""]})
+    in_place.journal_path(model).write_bytes(left)
+    model.write_bytes(b"\0" * 8 + before[8:])
+    with pytest.raises(OutputError, match="middle of an edit"):
+        prepare("m.gguf", Options(scale=4, in_place=True))
+    assert in_place.journal_path(model).read_bytes() == left
+    model.write_bytes(before)
+    assert in_place.recover(model) is False and hidden() == []
+
+
 def test_a_manifest_beside_a_private_model_is_private(model: Path) -> None:
     model.chmod(0o600)
     Path("m.yarn_convert.json").unlink()

@@ -36,6 +36,7 @@ from .places import sync
 from .resume import UNSUPPORTED, lock, open_file
 
 INSERT_RANGE = 0x20  # linux/falloc.h
+ANOTHERS = "the version of yarn-convert that began it finishes it; else restore the model from a copy"
 NOT_OURS = "if the file is sound, delete {}, else restore it from a copy"
 
 
@@ -156,6 +157,8 @@ def _recover(path: Path) -> bool:
         return False
     edit = _read(side)
     size = path.stat().st_size
+    if edit is None and _is_begun(path):
+        raise OutputError(f"{path} is in the middle of an edit, and {side} cannot be read", ANOTHERS)
     if edit is None or (edit.inserted and size == edit.size):
         side.unlink()  # it was cut before the model was touched
         return False
@@ -235,6 +238,12 @@ def _is_ours(path: Path, edit: Edit) -> bool:
     first, wanted = start[:MAGIC], edit.header[:MAGIC]
     in_the_middle = first != wanted and all(a in (0, b) for a, b in zip(first, wanted, strict=True))
     return in_the_middle or start == edit.header or _is_untouched(path, edit)
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether the first bytes are those that an edit in the middle leaves."""
+    with open(path, "rb") as f:
+        return b"\0" in f.read(4)
 
 
 def _is_untouched(path: Path, edit: Edit) -> bool:
