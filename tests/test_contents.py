@@ -34,7 +34,8 @@ DATA = {
     "spiece.model": "x",
 }
 STRAY = ("notes.txt", "training_args.bin", "optimizer.pt", "trainer_state.json", "id_rsa", ".env", "hf_token.txt", "prices.json", "old.safetensors",
-         "SYSTEM_PROMPT.txt", "requirements.txt", "LICENSE.pem", "config.json~", "config.json.bak", "tokenizer.json.before-repair")  # fmt: skip
+         "SYSTEM_PROMPT.txt", "requirements.txt", "LICENSE.pem", "config.json~", "config.json.bak", "tokenizer.json.before-repair",
+         "notice.sqlite", "notice_customers.csv", "LICENSE.env", "LICENSE.tar.gz", "license_key.txt", "license" + "_" * 200 + "!")  # fmt: skip
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_what_is_published_of_a_folder_is_what_belongs_there(odd: Path, tmp_path
     assert set(files) == BROUGHT | {"model.safetensors", "yarn_convert.json", "rope.safetensors"}
     left, (warning,) = _left(c, files)
     assert set(left) == {*STRAY, "wandb/"}
-    for name in ("id_rsa", ".env", "hf_token.txt", "LICENSE.pem"):
+    for name in ("id_rsa", ".env", "hf_token.txt", "LICENSE.pem", "license_key.txt"):
         assert name in warning
     assert "secret" in warning and "notes.txt" not in warning
 

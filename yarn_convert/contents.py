@@ -24,12 +24,15 @@ TOKENIZERS = (
     "tokenizer.model", "tokenizer.model.v*", "spiece.model", "spm*.model", "sentencepiece*.model", "tiktoken.model", "*.tiktoken",
     "*.spm", "vocab.json", "vocab.txt", "vocab.bpe", "vocab.model", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-PAPERS = re.compile(r"README\.md|(licen[cs]e|copying|notice|(acceptable[-_])?use[-_]policy)([-_. ]?\w+)*", re.IGNORECASE)
+PAPERS = re.compile(
+    r"README\.md|(licen[cs]e|copying|notice|(acceptable[-_])?use[-_]policy)([-_ ][-\w ]*(\.\d[-\w ]*)*)?(\.(md|txt|rst|html?|pdf))?",
+    re.IGNORECASE,
+)
 DATA = re.compile(r"""["']([\w.-]+\.(?:model|json|txt|tiktoken|bpe|spm|vocab))["']""")  # a file that code names
 IMPORT = re.compile(r"^[ \t]*from[ \t]+\.+(\w*)[ \t]+import[ \t]+\(?([^)#\n]*)", re.MULTILINE)
 SECRET = re.compile(
     r"\.env.*|\.?_?netrc|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx|ppk|jks|keystore|kdbx|gpg)"
-    r"|(.*[-_.])?(tokens?|secrets?|credentials?|passwords?|passwd|(api|access|private|ssh)[-_]?keys?)([-_.].*)?",
+    r"|(.*[-_.])?(tokens?|secrets?|credentials?|passwords?|passwd|(api|access|private|ssh|licen[cs]e)[-_]?keys?)([-_.].*)?",
     re.IGNORECASE,
 )
 
