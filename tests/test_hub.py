@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import CONTEXT, MakeModel
 from hub_server import SHA, Fault, File, Hub, serving
 from safetensors.numpy import load_file
+
+from yarn_convert.source import patient
 
 INDEX = "model.safetensors.index.json"
 TOKEN = "hf_averysecrettokenthatmustnotappear"
@@ -172,6 +175,32 @@ def test_a_busy_hub_is_asked_again(client: Client, where: str, status: int) -> N
     assert not any(f.times for f in client.hub.faults)
     if where.startswith("GET /api"):
         assert f"the Hub answers {status}: asked again in 1 s" in done.stderr
+
+
+def test_a_busy_hub_is_not_asked_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+
+    class Busy(Exception):
+        response = SimpleNamespace(status_code=429, headers={"Retry-After": "0"})
+
+    def busy() -> None:
+        if len(waits) < 3:
+            raise Busy
+
+    patient(busy)
+    assert waits == [1, 1, 1]
+
+
+def test_an_older_commit_of_the_cache_is_not_taken_for_the_newest(client: Client) -> None:
+    """So does the client while the Hub is busy."""
+    assert client.run("some-org/tiny", "--scale", "4", "-o", "old", "-q").returncode == 0
+    repo = client.hub.repos["some-org/tiny"]
+    repo.commit("main", SHA, dict(repo.at().files) | {"chat_template.jinja": File(b"{{ new }}", False)}, "a template")
+    client.hub.faults = [Fault("GET /api/models/some-org/tiny/revision/main", status=500, times=99)]
+    done = client.run("some-org/tiny", "--scale", "4", "-o", "new", "-q")
+    assert done.returncode == 1 and "could not get some-org/tiny from the Hub as it is now" in done.stderr
+    assert not (client.folder / "new").exists()
 
 
 def test_a_hub_that_stays_busy_is_given_up_in_a_line(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,9 @@ def test_each_gguf_of_a_repository_has_its_own_section(base: Path, tmp_path: Pat
         assert text.count(f"llama-cli -m {out.name}") == 1
     assert text.count("# long\n") == 1 and text.count("# m-q8_0\n") == 1 and "# m-f16\n" not in text
     assert text.count("What I wrote.") == 1
+    convert(str(base), Options(scale=4.0, output=tmp_path / "m-2.5b"))
+    both = card(str(tmp_path / "m-2.5b"), "me/long", text)
+    assert all(both.count(f"llama-cli -m {out.name}") == 1 for out in outs) and "vllm serve me/long" in both
     old = f"{BEGIN}\nllama-cli -m {outs[1].name} -c 1\n{END}\n\nMine."  # as 0.1.0 wrote it
     new = card(str(outs[1]), "me/long", old)
     assert "-c 1\n" not in new and new.count(f"llama-cli -m {outs[1].name}") == 1 and "Mine." in new
@@ -531,6 +535,25 @@ def test_weights_whose_type_changes_go_from_hub_to_hub_file_by_file(
     push("some-org/base", Options(scale=4.0, outtype="f16"), "me/half", unvalidated=True, say=said.append)
     assert sum(e.received for e in hub.log if e.method == "PUT") == sent
     assert validate_weights(folder) == "passed"
+
+
+@crosses
+@pytest.mark.parametrize("outtype", ["auto", "f16"])
+def test_only_the_weights_of_the_model_are_pushed(
+    base: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outtype: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    weights = {p.name for p in base.glob("*.safetensors")}
+    for name in ("consolidated.safetensors", "optimizer.safetensors", "model.fp8.safetensors"):
+        shutil.copy(next(base.glob("*.safetensors")), base / name)
+    hub.repos |= Hub({"some-org/more": base}).repos
+    hub.blobs |= {f.sha256: f for f in hub.repos["some-org/more"].at().files.values()}
+    push("some-org/more", Options(scale=4.0, outtype=outtype), "me/long", unvalidated=True)
+    files = hub.repos["me/long"].at().files
+    assert {n for n in files if n.endswith(".safetensors")} == weights
+    assert {f["file"] for f in json.loads(files["yarn_convert.json"].data)["weights"]["files"]} == weights
+    assert set(json.loads(files["model.safetensors.index.json"].data)["weight_map"].values()) == weights
 
 
 def test_a_push_of_pickled_weights_is_converted_here(

@@ -118,10 +118,10 @@ def _hub(repo: str, revision: str | None, weights: bool, name: str) -> Source:
         info = patient(lambda: HfApi().model_info(repo, revision=revision))
         files = {s.rfilename for s in info.siblings or ()}
         small = {f for f in files if is_known(f) or f in (MANIFEST, *INDEXES)}
-        path = _fetched(repo, revision, small | set(_weight_files(sorted(files), repo) if weights else ()))
+        path = _fetched(repo, revision, small | set(weight_files(files, repo) if weights else ()), info.sha)
         chosen = {p.relative_to(path).as_posix() for p in path.rglob("*")}
         while more := (code_of(path) & files) - chosen:  # what a module imports is known when it is here
-            _fetched(repo, path.name, more)
+            _fetched(repo, path.name, more, info.sha)
             chosen |= more
         headers = None if weights else patient(lambda: _headers(repo, path.name))
     except YarnConvertError:
@@ -133,12 +133,18 @@ def _hub(repo: str, revision: str | None, weights: bool, name: str) -> Source:
     return Source(path, name, repo, path.name, headers)  # the cache names a snapshot by its commit
 
 
-def _fetched(repo: str, revision: str | None, names: Iterable[str]) -> Path:
-    """The snapshot's folder, with the files of these names in it."""
+def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str | None) -> Path:
+    """The folder of the snapshot of `commit`, with the files of these names in it. InputError where the client gives something else:
+    while the Hub is busy it takes what its cache has, an older commit or a part."""
     from huggingface_hub import snapshot_download
 
     wanted = [glob.escape(name) for name in sorted(names)]
-    return Path(patient(lambda: snapshot_download(repo, revision=revision, allow_patterns=wanted)))
+    path = Path(patient(lambda: snapshot_download(repo, revision=revision, allow_patterns=wanted)))
+    if path.name != commit or not all((path / name).exists() for name in names):
+        raise InputError(
+            f"could not get {repo} from the Hub as it is now", "it is busy, or is being changed: try again; the download resumes"
+        )
+    return path
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:
@@ -155,7 +161,9 @@ def _cached(repo: str, revision: str | None) -> Path | None:
     return None
 
 
-def _weight_files(files: list[str], repo: str) -> list[str]:
+def weight_files(files: Iterable[str], repo: str) -> list[str]:
+    """Those of a repository's files that hold its weights, safetensors before pickles. InputError where none does."""
+    files = sorted(files)
     top = [f for f in files if "/" not in f]
     for pattern in (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
         if found := [f for f in top if re.fullmatch(pattern, f)]:
@@ -190,7 +198,7 @@ WARN = logging.getLogger(__name__).warning  # on stderr, where nothing else is s
 
 def patient(call: Callable[[], T], busy: Container[int] = BUSY, say: Say = WARN) -> T:
     """What `call` returns; while the Hub answers that it is `busy`, it is asked again: after the seconds that its Retry-After asks
-    for, else after 1, 2, 4, … of them, about a minute in all. `say` hears of each wait. Then its error is raised as it is."""
+    for, one at least, else after 1, 2, 4, … of them, about a minute in all. `say` hears of each wait. Then its error is raised as it is."""
     end, pause = time.monotonic() + PATIENCE, 1.0
     while True:
         try:
@@ -198,7 +206,7 @@ def patient(call: Callable[[], T], busy: Container[int] = BUSY, say: Say = WARN)
         except Exception as e:
             answer = answer_of(e)
             asked = str(answer.headers.get("Retry-After", "")) if answer is not None else ""
-            wait = float(asked) if asked.isdecimal() else pause
+            wait = max(1.0, float(asked)) if asked.isdecimal() else pause
             if answer is None or answer.status_code not in busy or time.monotonic() + wait > end:
                 raise
             say(f"the Hub answers {answer.status_code}: asked again in {wait:g} s")

@@ -68,8 +68,6 @@ def _with_section(prose: str, c: Checkpoint, section: Callable[[bool], str]) -> 
     begin, end = (mark.replace(" -->", f" {key} -->") if key else mark for mark in (BEGIN, END))
     found = [(m.start(), m.end(), m[0]) for m in SECTION.finditer(prose)]
     own = [s for s in found if s[2].startswith(begin) or (key and s[2].startswith(BEGIN) and f" {c.source.path.name} " in s[2])]
-    if not key and not own:
-        own = found[:1]
     start, stop, _ = own[0] if own else (found[-1][1],) * 2 + ("",) if found else (0, 0, "")
     text = f"{begin}\n{section(not found or found[0][0] >= start)}\n{end}"
     before, after = prose[:start], prose[stop:]
@@ -112,7 +110,7 @@ def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
     original = rope.original_context
     doubling = [original << k for k in range(40) if original << k < context]
     text = environment.get_template("model_card.md.j2").render(
-        title=repo.rpartition("/")[2] if first else stem_of(c.source.path), repo=repo, gguf=c.gguf is not None,
+        title=repo.rpartition("/")[2] if first or not c.gguf else stem_of(c.source.path), repo=repo, gguf=c.gguf is not None,
         file=c.source.path.name, m=manifest, rope=rope, linked=HUB_ID.fullmatch(manifest.base.repo or ""),
         context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,
         identical=manifest.weights.identical_to_base, readers=manifest.readers, versions=manifest.reader_versions,

@@ -16,7 +16,7 @@ from ..general import README
 from ..json_text import pretty
 from ..layout import Part
 from ..manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
-from ..source import Say, patient
+from ..source import Say, patient, weight_files
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of
 from ..targets.output import execute
 from ..targets.safetensors import hf_piece, safetensors_job
@@ -91,7 +91,8 @@ def _base_weights(repo: str, commit: str | None) -> dict[str, Any]:
         tree: list[Any] = patient(lambda: list(HfApi().list_repo_tree(repo, revision=commit)))
     except Exception as e:
         raise hub_error(repo, e) from None
-    return {f.path: f for f in tree if f.path.endswith(".safetensors") and "/" not in f.path and getattr(f, "lfs", None)}
+    files = {f.path: f for f in tree if getattr(f, "lfs", None)}
+    return {name: files[name] for name in weight_files(files, repo)}
 
 
 def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
