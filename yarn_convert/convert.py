@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import UNSET
 
 from .checkpoint import RECIPE, Checkpoint, open_checkpoint
+from .digests import sha256
 from .errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from .families.schema import ROPE_OBJECTS
 from .files import FOLLOW, hub_hash, leads_out
@@ -36,7 +37,6 @@ from .targets.places import State
 from .targets.plan import CARRIERS, Plan, Request
 from .targets.resume import Say
 from .targets.safetensors import plan_safetensors
-from .tensors import sha256
 
 EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explicit"))
 FORMATS = ("safetensors", "gguf")

@@ -6,14 +6,13 @@ before it is used, so that a cut or hostile file gives one FormatError and never
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,16 +268,6 @@ def _read_shards(folder: Path, index: str) -> tuple[dict[str, Tensor], list[Path
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     return read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
-
-
-def sha256(path: Path, progress: Callable[[int], None] = lambda n: None) -> str:
-    """The SHA-256 of a file in hexadecimal; `progress` gets the bytes that were read."""
-    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11, and reports nothing
-    with open_regular(path) as f:
-        for piece in iter(lambda: f.read(1 << 20), b""):
-            digest.update(piece)
-            progress(len(piece))
-    return digest.hexdigest()
 
 
 def load_json(path: Path) -> dict[str, Any]:

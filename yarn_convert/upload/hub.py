@@ -14,14 +14,13 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..contents import belonging, left_over, looks_secret
-from ..digests import differing
+from ..digests import differing, sha256
 from ..errors import InputError, OutputError, UsageError
 from ..files import exists, regular
 from ..general import README
 from ..manifest import Base, Manifest, manifest_path, read_manifest
 from ..source import BUSY, Say, answer_of, is_repo, patient, resolve
 from ..targets.safetensors import WRITTEN
-from ..tensors import sha256
 from ..validate.intention import check_recipe, intention_of
 from .card import local_card, render
 

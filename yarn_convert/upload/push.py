@@ -11,6 +11,7 @@ from typing import Any
 
 from ..convert import Conversion, Options, convert, manifest_of, prepare
 from ..decoding import decoded
+from ..digests import sha256
 from ..errors import InputError, UsageError, YarnConvertError
 from ..general import README
 from ..json_text import pretty
@@ -20,7 +21,7 @@ from ..source import Say, patient, weight_files
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of
 from ..targets.output import execute
 from ..targets.safetensors import hf_piece, safetensors_job
-from ..tensors import INDEXES, read_safetensors, sha256
+from ..tensors import INDEXES, read_safetensors
 from .card import local_card, render
 from .hub import COPY, UPLOAD, CopyRefused, Item, Upload, ask_base, check_repo, hub_error, plan_upload, run_upload
 

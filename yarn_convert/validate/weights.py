@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
+from ..digests import Progress, sha256
 from ..errors import Unsupported
 from ..layout import Part
 from ..manifest import Manifest
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
-from ..tensors import SAFETENSORS_BITS, Tensor, sha256
+from ..tensors import SAFETENSORS_BITS, Tensor
 
-Progress = Callable[[int], None]
 SHOWN = 5  # names of differing tensors in a report
 
 
