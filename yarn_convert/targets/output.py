@@ -71,8 +71,9 @@ Last = Callable[[Mapping[str, str], Path], list[Job]]
 
 
 def execute(
-    jobs: list[Job], out: Path, *, folder: bool, progress: Progress, link: bool, last: Last, inputs: Inputs = NOTHING,
-    say: Say = lambda line: None, replacing: Mapping[str, State | None] | None = None,
+    jobs: list[Job], out: Path, *, folder: bool, progress: Progress = lambda n: None, link: bool = False,
+    last: Last = lambda moved, folder: [], inputs: Inputs = NOTHING, say: Say = lambda line: None,
+    replacing: Mapping[str, State | None] | None = None,
 ) -> None:  # fmt: skip
     """Write all jobs and move the result to `out`: a folder, or the single file that the first job names.
 

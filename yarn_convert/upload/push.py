@@ -116,7 +116,7 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
                 tensors, _ = read_safetensors(source)
                 job = safetensors_job(name, [hf_piece(n, Part(t.shape, (t,)), conversion.plan.outtype) for n, t in tensors.items()])
                 out = Path(folder, "out")
-                execute([job], out, folder=True, progress=lambda n: None, link=False, last=lambda moved, folder: [])
+                execute([job], out, folder=True)
                 made.append(WeightFile(name, job.size, "written", sha256(out / name)))
                 weight_map |= dict.fromkeys(tensors, name)
                 operations.append(CommitOperationAdd(name, str(out / name)))

@@ -50,7 +50,7 @@ def write_excerpt(c: Checkpoint, ids: NDArray[np.int64], out: Path) -> tuple[Che
     kept = {name: t for name, t in c.tensors.items() if not name.startswith("blk.") or numbered(name).layer < n}
     pieces = [_piece(c, name, t, tokens) for name, t in kept.items()] + [unchanged(c.gguf.tensors[name]) for name in c.factors]
     job = gguf_job(out.name, _fields(c, c.gguf, n, len(tokens)), pieces, DEFAULT_ALIGNMENT)
-    execute([job], out, folder=False, progress=lambda done: None, link=False, last=lambda moved, folder: [])
+    execute([job], out, folder=False)
     return open_checkpoint(Source(out, f"excerpt of {c.source.name}")), own.astype(np.int64)
 
 

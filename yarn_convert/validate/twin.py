@@ -43,7 +43,7 @@ def write_twin(c: Checkpoint, out: Path, seed: int = 0) -> Checkpoint:
     small = replace(c, hparams={**c.hparams, **sizes, "tie_word_embeddings": tied})
     arrays = weights(small, _names(c, small.hparams, tied), seed)
     jobs = _gguf(small, sizes, arrays, out) if c.gguf else _folder(small, sizes, arrays)
-    execute(jobs, out, folder=c.gguf is None, progress=lambda n: None, link=False, last=lambda moved, folder: [])
+    execute(jobs, out, folder=c.gguf is None)
     return open_checkpoint(Source(out, f"twin of {c.source.name}"))
 
 
@@ -69,7 +69,7 @@ def write_control(out: Path) -> Path:
         fields |= {key: Value(kind, value) for (key, kind), value in keys.items() if value is not None}
         fields |= {"tokenizer.ggml.model": Value("str", "none")}
         job = gguf_job(out.name, fields, [unchanged(in_memory(name, a, "F32")) for name, a in arrays.items()], DEFAULT_ALIGNMENT)
-        execute([job], out, folder=False, progress=lambda n: None, link=False, last=lambda moved, folder: [])
+        execute([job], out, folder=False)
         return out
 
 
@@ -148,8 +148,6 @@ def _gguf(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDAr
     fields: dict[str, Field | Value] = {k: Value("u32", keys[k]) if k in keys else v for k, v in old.items()}
     fields |= {k: Value("u32", v) for k, v in keys.items() if k not in old}
     fields |= {"tokenizer.ggml.model": Value("str", "none")}
-    pieces = []
-    for name, a in arrays.items():
-        pieces.append(unchanged(in_memory(name, a, "F32")))
+    pieces = [unchanged(in_memory(name, a, "F32")) for name, a in arrays.items()]
     pieces += [unchanged(small.gguf.tensors[name]) for name in small.factors]
     return [gguf_job(out.name, fields, pieces, DEFAULT_ALIGNMENT)]
