@@ -15,9 +15,9 @@ from typing import Any
 from .decoding import parse
 from .files import exists, inside, read, read_text
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 TEMPLATES = "additional_chat_templates"
-CONFIGS = (CONFIG, "generation_config.json", "*processor_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
+CONFIGS = (CONFIG, GENERATION, "*processor_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
 MAPPING = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")  # may have an `auto_map`
 TOKENIZERS = (
     "tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json",

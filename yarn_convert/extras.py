@@ -26,15 +26,16 @@ def need(extra: str, what: str, *modules: str) -> None:
     `what` begins the sentence: "a validation". None of them is imported.
     """
     wanted = modules or tuple(m for m in EXTRAS[extra] if m not in REPORT)
-    missing = [m for m in wanted if not _there(m)]
+    missing = [m for m in wanted if not there(m)]
     if missing:
         raise UsageError(f"{what} needs {' and '.join(m.replace('_', '-') for m in missing)}", install(extra))
 
 
-def _there(module: str) -> bool:
+def there(module: str) -> bool:
+    """Whether a module can be imported; it is not."""
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
+    except (ImportError, ValueError):  # of a dotted name's parent, which find_spec imports
         return False
 
 

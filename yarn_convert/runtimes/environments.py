@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes.util
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, UsageError
+from ..extras import there
 from .table import RUNTIMES, Runtime
 
 LOCKS = Path(__file__).parent / "locks"
@@ -132,14 +132,7 @@ def add(name: str, report: Callable[[str], None], force: bool = False) -> Path:
 
 def is_here(row: Runtime) -> bool:
     """Whether this interpreter finds every import of its worker, none of which is imported for that."""
-
-    def found(module: str) -> bool:
-        try:
-            return importlib.util.find_spec(module) is not None
-        except (ImportError, ValueError):  # of a dotted name's parent, which find_spec imports
-            return False
-
-    return all(found(module) for module in (*row.also, row.module))
+    return all(there(module) for module in (*row.also, row.module))
 
 
 def _python(folder: Path) -> Path:

@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .. import general, tokenizers
 from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
+from ..contents import GENERATION
 from ..dtypes import F32, OUTTYPES, PLAIN
 from ..errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
 from ..families.derived import MULTIPLIERS, ODD
@@ -20,7 +19,7 @@ from ..lengths import DUAL_CHUNKS
 from ..quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
 from ..readers.gguf import LLAMA_CPP
 from ..rope import Array
-from ..tensors import Tensor, in_memory, load_json
+from ..tensors import Tensor, in_memory, load_json, same_bytes
 from .moving import Piece, unchanged
 from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
@@ -156,12 +155,7 @@ def _check_head(c: Checkpoint) -> None:
     head, embedding = (c.tensors.get(c.family.to_hf(name)[0]) for name in ("output.weight", "token_embd.weight"))
     if c.gguf or not c.hparams["tie_word_embeddings"] or head is None or embedding is None or c.source.headers is not None:
         return
-    step = 1 << 24
-    equal = head.dtype == embedding.dtype and head.shape == embedding.shape
-    if not equal or any(
-        not np.array_equal(head.read(i, min(step, head.nbytes - i)), embedding.read(i, min(step, head.nbytes - i)))
-        for i in range(0, head.nbytes, step)
-    ):
+    if not same_bytes(head, embedding):
         raise Unsupported(
             "tie_word_embeddings is true, but lm_head.weight is not the embedding: readers differ in which they take",
             "set tie_word_embeddings to false in config.json if the head is meant",
@@ -218,7 +212,7 @@ def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> tuple[dict
         card = (
             {"repo_url": general.HUB + c.source.repo, "base_model": c.source.repo} | card | ({} if same else {"base_model": c.source.repo})
         )
-    generation = load_json(folder / name) if exists(folder, name := "generation_config.json") else {}
+    generation = load_json(folder / name) if exists(folder, name := GENERATION) else {}
     named = {k: v for k in ("_name_or_path",) if isinstance(v := c.config.get(k), str)}
     fields, lost = general.to_gguf(card, named, generation, c.source.name, {name: part.shape for name, part in parts.items()})
     fields["general.name"] = Value("str", tokenizers.fitting_name(folder, fields["general.name"].data))

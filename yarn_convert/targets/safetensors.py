@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import dialects, general, tokenizers
 from ..checkpoint import Checkpoint
-from ..contents import CONFIG, belonging, left_over
+from ..contents import CONFIG, GENERATION, belonging, left_over
 from ..errors import Inexpressible, InputError, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
@@ -32,7 +32,7 @@ from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
 from .plan import Plan, Request, carry_hf, check_outtype, edited, exact_in_llama_cpps_converter, versions_of
 
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
-FOLLOWING = {"tokenizer_config.json": "model_max_length", "generation_config.json": "max_length"}  # files whose length is the context
+FOLLOWING = {"tokenizer_config.json": "model_max_length", GENERATION: "max_length"}  # files whose length is the context
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
 ROPE_FILE = "rope.safetensors"
@@ -179,12 +179,10 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     _check_keys(c)
     dtypes = {p.target.dtype: p.target.elements for p in pieces if len(p.target.shape) > 1}
     said = SAID[family.model_type](c.hparams, c.tensors) if family.model_type in SAID else {}
-    ids = {key: c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")}
+    ids = [c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")]
     config = {
         "architectures": list(family.architectures[:1]),
-        "bos_token_id": ids["bos_token_id"],
-        "eos_token_id": ids["eos_token_id"],
-        "pad_token_id": ids["padding_token_id"],
+        **dict(zip(general.IDS, ids, strict=True)),
         **_implied(family),
         **{switch: _switched(c, parts) for switch, parts in family.switches.items() if switch and switch[0] != "!"},
         "model_type": family.model_type,
@@ -251,16 +249,9 @@ def _from_gguf(c: Checkpoint, context: int) -> list[Job]:
     assert c.gguf is not None
     files = tokenizers.to_hf(c.gguf.vocabulary)
     files["tokenizer_config.json"] = edit(files["tokenizer_config.json"].decode(), {"model_max_length": context}).encode()
-    ids = {
-        k: v
-        for k, v in (
-            ("bos_token_id", c.gguf.get("tokenizer.ggml.bos_token_id")),
-            ("eos_token_id", c.gguf.get("tokenizer.ggml.eos_token_id")),
-        )
-        if v is not None
-    }
+    ids = {k: v for k in general.IDS[:2] if (v := c.gguf.get(f"tokenizer.ggml.{k}")) is not None}
     keys = {k: v for k, v in c.config.items() if k.startswith("general.")}
-    files["generation_config.json"] = (json.dumps(ids | general.to_generation(keys), indent=2) + "\n").encode()
+    files[GENERATION] = (json.dumps(ids | general.to_generation(keys), indent=2) + "\n").encode()
     if said := general.to_card(keys):
         files[general.README] = general.card_text(said).encode()
     return [WriteBytes(name, data) for name, data in files.items()]

@@ -13,6 +13,7 @@ from ..dialects import same_at_all_lengths
 from ..errors import UsageError, YarnConvertError
 from ..manifest import MEANT, Manifest
 from ..rope import BAKED, MSCALES, Rope, ntk_theta
+from ..tensors import same_bytes
 from .intention import SPANNING, Intention
 
 ALIKE = 1e-6  # of two numbers one of which may have been a float32
@@ -148,8 +149,4 @@ def _copies(a: Checkpoint, b: Checkpoint, mine: Manifest | None, theirs: Manifes
         return False
     if not all(shapes) or a.source.headers is not None or b.source.headers is not None:
         return True
-    return all(_same_bytes(t, b.tensors[name]) for name, t in a.tensors.items())
-
-
-def _same_bytes(a: Any, b: Any, step: int = 1 << 24) -> bool:
-    return all((a.read(i, min(step, a.nbytes - i)) == b.read(i, min(step, b.nbytes - i))).all() for i in range(0, a.nbytes, step))
+    return all(same_bytes(t, b.tensors[name]) for name, t in a.tensors.items())

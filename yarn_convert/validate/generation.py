@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from .. import files
 from ..checkpoint import Checkpoint
+from ..contents import CONFIG, GENERATION
 from ..errors import YarnConvertError
+from ..general import IDS
 from ..tensors import load_json
 from .tokens import tokenizer_of
 
-GENERATION, CONFIG, TOKENIZER = "generation_config.json", "config.json", "tokenizer_config.json"
-IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOKENIZER = "tokenizer_config.json"
 
 
 def ends_otherwise(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
@@ -88,18 +89,16 @@ def _of_folder(c: Checkpoint) -> Iterator[str]:
         yield f"neither {GENERATION} nor {CONFIG} says at which token generation ends"
     if found and (own := _own_end(c)) is not None and own not in found:
         yield f"generation ends at {_listed(found)}, the tokenizer's eos is {own}"
-    for key, shown in (("max_length", "ends"), ("max_new_tokens", "ends")):
-        if (n := said.get(key)) is not None and _is_number(n) and n < (c.context if key == "max_length" else 1):
-            yield f"{GENERATION}: {key} {n:,} {shown} texts before the {c.context:,} tokens of the context"
-    limit = _file(c, TOKENIZER).get("model_max_length")
-    if limit is not None and _is_number(limit) and limit < c.context:
+    for key, least in (("max_length", c.context), ("max_new_tokens", 1)):
+        if _is_number(n := said.get(key)) and n < least:
+            yield f"{GENERATION}: {key} {n:,} ends texts before the {c.context:,} tokens of the context"
+    if _is_number(limit := _file(c, TOKENIZER).get("model_max_length")) and limit < c.context:
         yield f"{TOKENIZER}: model_max_length {limit:,} cuts texts before the {c.context:,} tokens of the context"
     yield from (f"{GENERATION}: {line}" for line in _drawing(said))
 
 
-RANGES: Mapping[
-    str, tuple[Callable[[float, bool], bool], str]
-] = {  # key -> (what a value must fulfil, in words); transformers, generation/logits_process.py
+# key -> (what a value must fulfil, in words); transformers, generation/logits_process.py
+RANGES: Mapping[str, tuple[Callable[[float, bool], bool], str]] = {
     "temperature": (lambda x, drawn: x > 0 or (x == 0 and not drawn), "above 0 where do_sample is true"),
     "top_p": (lambda x, drawn: 0 < x <= 1, "above 0 and at most 1"),
     "top_k": (lambda x, drawn: x >= 0, "not below 0"),
@@ -116,7 +115,7 @@ def _drawing(said: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} is {value!r}, and has to be {words}"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

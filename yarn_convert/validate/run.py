@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..convert import Options, counted_from, window_off
-from ..digests import digests
+from ..digests import Progress, digests
 from ..errors import UsageError
 from ..extras import need
 from ..inputs import noticing
@@ -145,15 +145,20 @@ def _recipe(c: Checkpoint, of_base: Lineage) -> dict[str, Any]:
 def _digests(c: Checkpoint, say: Say) -> dict[str, Any]:
     """What each file of the model is, name -> `digests.Digest` as JSON, and when it was written: a verdict is about these files and
     no others."""
-    total, done = max(1, sum(path.stat().st_size for path in c.files.values())), 0
+    found = digests(c.files, _counted("digests", sum(path.stat().st_size for path in c.files.values()), say))
+    return {name: {**msgspec.to_builtins(d), "modified": _modified(c.files[name])} for name, d in found.items()}
+
+
+def _counted(what: str, total: int, say: Say) -> Progress:
+    """Makes fractions of the bytes that were read."""
+    done = 0
 
     def progress(n: int) -> None:
         nonlocal done
         done += n
-        say("digests", min(1.0, done / total))
+        say(what, min(1.0, done / max(1, total)))
 
-    found = digests(c.files, progress)
-    return {name: {**msgspec.to_builtins(d), "modified": _modified(c.files[name])} for name, d in found.items()}
+    return progress
 
 
 def _modified(path: Path) -> str:
@@ -200,18 +205,11 @@ def chosen_runtimes(c: Checkpoint, wished: Sequence[str]) -> tuple[list[str], li
 
 
 def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: Say) -> dict[str, Any]:
-    total, done = max(1, sum(t.nbytes for t in c.tensors.values())), 0
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        say("weights", min(1.0, done / total))
-
     if not c.tensors or c.source.headers is not None:
         why = "without weights there is nothing to compare"
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
-        found = check_weights(c, base, manifest, progress)
+        found = check_weights(c, base, manifest, _counted("weights", sum(t.nbytes for t in c.tensors.values()), say))
     why = other_model(c, base, window_off(c, manifest)) if base is not None else changed_since(c, manifest)
     if why and found["verdict"] != FAILED:
         found |= {"verdict": FAILED, "how": "", "why": f"they are those of another model: {why}"}
