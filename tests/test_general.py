@@ -9,9 +9,11 @@ import yaml
 from conftest import MakeModel
 from gguf import GGUFReader
 from test_targets import oracle
+from test_validate import rewritten
 
 from yarn_convert import general
 from yarn_convert.convert import Options, prepare
+from yarn_convert.gguf_file import Value, read_gguf
 
 FULL = {
     "license": "other",
@@ -80,6 +82,15 @@ def test_repetition_is_transformers_own_over_the_whole_text(make_model: MakeMode
     assert keys(path)["general.sampling.penalty_repeat"] == pytest.approx(1.05)
     back, _ = converted(path, tmp_path / "back", "safetensors")
     assert json.loads((back / "generation_config.json").read_text())["repetition_penalty"] == 1.05
+
+
+def test_a_folder_ends_texts_where_its_gguf_did(make_model: MakeModel, tmp_path: Path) -> None:
+    path, _ = converted(make_model(), tmp_path / "m.gguf", "gguf")
+    eos = read_gguf(path).get("tokenizer.ggml.eos_token_id")
+    for more, ends in (({}, eos), ({"eot": 7, "eom": eos}, [eos, 7])):
+        rewritten(path, {f"tokenizer.ggml.{name}_token_id": Value("u32", i) for name, i in more.items()})
+        back, _ = converted(path, tmp_path / f"back{len(more)}", "safetensors")
+        assert json.loads((back / "generation_config.json").read_text())["eos_token_id"] == ends
 
 
 def test_what_has_no_place_is_named(make_model: MakeModel, tmp_path: Path) -> None:

@@ -315,6 +315,15 @@ def test_an_input_that_changes_is_an_error(kind: str, file: str, change: str, mo
     assert [p.name for p in Path().iterdir()] == ["tiny"]
 
 
+def test_an_input_that_goes_before_anything_is_written_is_named() -> None:
+    Path("tiny/LICENSE").write_text("free")
+    conversion = prepare("tiny", Options(scale=4, output=Path("out")))
+    Path("tiny/LICENSE").unlink()
+    with pytest.raises(InputError, match="LICENSE was changed"):
+        conversion.run()
+    assert [p.name for p in Path().iterdir()] == ["tiny"]
+
+
 def test_small_files_of_any_name_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LICENSE", "additional_chat_templates/tool.jinja"):
         Path("tiny", name).parent.mkdir(exist_ok=True)

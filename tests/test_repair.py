@@ -44,6 +44,15 @@ def test_a_model_cards_config_becomes_one_that_all_main_readers_follow(make_mode
     assert plan_repair(str(model)).changes == ()
 
 
+def test_what_is_kept_of_a_private_model_is_private(make_model: MakeModel) -> None:
+    model = card_model(make_model)
+    for path in model.iterdir():
+        path.chmod(0o600)
+    plan_repair(str(model)).run()
+    assert list(model.glob("*.before-repair"))
+    assert {p.stat().st_mode & 0o777 for p in model.iterdir()} == {0o600}
+
+
 def test_a_second_repair_keeps_the_first_backup(make_model: MakeModel) -> None:
     model = card_model(make_model)
     old = (model / "config.json").read_bytes()

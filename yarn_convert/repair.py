@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
+from .contents import CONFIG
 from .convert import Conversion, Extension, Options, carry_in_place, check_name, manifest_of
 from .errors import Inexpressible, InputError, OutputError, Unsupported
 from .files import exists, read
@@ -211,7 +212,7 @@ def _changed_files(c: Checkpoint, plan: Plan) -> list[WriteBytes]:
     jobs = [job for job in plan.jobs if isinstance(job, WriteBytes)]
     jobs += [WriteBytes(job.name, bytes_of(job)) for job in plan.jobs if isinstance(job, WriteTensors) and job.name == ROPE_FILE]
     changed = [job for job in jobs if not _is_file_with(c.source.path / job.name, job.data)]
-    return sorted(changed, key=lambda job: job.name == "config.json")
+    return sorted(changed, key=lambda job: job.name == CONFIG)
 
 
 def _is_file_with(path: Path, data: bytes) -> bool:
@@ -225,9 +226,9 @@ def _rewrite(folder: Path, files: list[WriteBytes]) -> None:
         for path in [*stale, *(folder / job.name for job in files)]:
             backup = path.with_name(path.name + BACKUP)
             if exists(folder, path.name) and path.name != MANIFEST and not backup.exists():
-                replace_file(backup, read(folder, path.name))
+                replace_file(backup, read(folder, path.name), like=path)
         for job in files:
-            replace_file(folder / job.name, job.data)
+            replace_file(folder / job.name, job.data, like=folder / CONFIG)
         for path in stale:
             path.unlink(missing_ok=True)
     except OSError as e:

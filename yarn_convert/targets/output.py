@@ -84,10 +84,10 @@ def execute(
     up only if the jobs and the inputs are the same. `say` hears of that. Of a small output nothing is left behind.
     """
     kept = ""
+    inputs.check()
     try:
         partial = open_partial(out, jobs, inputs.files, say)
         try:
-            inputs.check()
             mover = Mover(partial.files, progress, link, partial.journal)
             mover.run(jobs)
             more = last(mover.moved, partial.files)

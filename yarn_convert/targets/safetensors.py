@@ -35,6 +35,7 @@ SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a n
 FOLLOWING = {"tokenizer_config.json": "model_max_length", GENERATION: "max_length"}  # files whose length is the context
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
+ENDS = ("eos", "eot", "eom")  # tokens at which llama.cpp ends a text (src/llama-vocab.cpp, special_eog_ids)
 ROPE_FILE = "rope.safetensors"
 PATTERN = "attention.sliding_window_pattern"
 WRITTEN = (MANIFEST, ROPE_FILE, *INDEXES)  # what every output has of its own, if at all
@@ -249,7 +250,10 @@ def _from_gguf(c: Checkpoint, context: int) -> list[Job]:
     assert c.gguf is not None
     files = tokenizers.to_hf(c.gguf.vocabulary)
     files["tokenizer_config.json"] = edit(files["tokenizer_config.json"].decode(), {"model_max_length": context}).encode()
-    ids = {k: v for k in general.IDS[:2] if (v := c.gguf.get(f"tokenizer.ggml.{k}")) is not None}
+    bos, *ends = (c.gguf.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", *ENDS))
+    ends = list(dict.fromkeys(i for i in ends if i is not None))
+    ids = {"bos_token_id": bos, "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None}
+    ids = {k: v for k, v in ids.items() if v is not None}
     keys = {k: v for k, v in c.config.items() if k.startswith("general.")}
     files[GENERATION] = (json.dumps(ids | general.to_generation(keys), indent=2) + "\n").encode()
     if said := general.to_card(keys):
