@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import Checkpoint
+from .decoding import parse
 from .errors import Disagreement, YarnConvertError
 from .families.derived import of_one_layer
 from .files import exists, read_text
@@ -140,8 +140,8 @@ def _hf_findings(c: Checkpoint) -> list[str]:
         found += [f"{reader} computes something else: {why}" for reader, why in wrong.items()]
     name, length = "tokenizer_config.json", None
     if exists(c.source.path, name):
-        with contextlib.suppress(ValueError, AttributeError, RecursionError):
-            length = json.loads(read_text(c.source.path, name)).get("model_max_length")
+        with contextlib.suppress(ValueError, AttributeError):
+            length = parse(read_text(c.source.path, name).encode(), strict=False).get("model_max_length")
     if isinstance(length, int) and length < c.context:
         found.append(f"tokenizer_config.json cuts texts at {length:,} tokens (model_max_length), the context is {c.context:,}")
     return found

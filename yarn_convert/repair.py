@@ -27,6 +27,7 @@ from .targets.moving import WriteBytes, WriteTensors, bytes_of
 from .targets.output import replace_file
 from .targets.plan import Plan, Request, unknown
 from .targets.safetensors import ROPE_FILE, plan_safetensors
+from .tensors import load_json
 from .validate.intention import LLAMA_CPP, SPANNING, Intention, check_recipe, decode, intention_of, rope_file_error
 
 BACKUP = ".before-repair"
@@ -241,8 +242,7 @@ def _folder_changes(c: Checkpoint, files: Sequence[WriteBytes]) -> list[str]:
         if not job.name.endswith(".json"):
             lines.append(f"{job.name}: written")
             continue
-        path = c.source.path / job.name
-        old, new = json.loads(read(path.parent, path.name)) if exists(path.parent, path.name) else {}, json.loads(job.data)
+        old, new = load_json(c.source.path / job.name) if exists(c.source.path, job.name) else {}, json.loads(job.data)
         lines += [f"{job.name}: {k}: {_shown(old.get(k))} -> {_shown(new.get(k))}" for k in {**old, **new} if old.get(k) != new.get(k)]
     return lines
 

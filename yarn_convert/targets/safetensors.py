@@ -13,7 +13,7 @@ import numpy as np
 from .. import dialects, general, tokenizers
 from ..checkpoint import Checkpoint
 from ..contents import CONFIG, GENERATION, belonging, left_over
-from ..errors import Inexpressible, InputError, Unsupported, UsageError
+from ..errors import Inexpressible, Unsupported, UsageError
 from ..families import Family
 from ..families.derived import SAID
 from ..families.schema import ACTIVATIONS
@@ -27,7 +27,7 @@ from ..readers import MODEL_TYPES
 from ..readers.layers import FULL, SLIDES, slides
 from ..readers.rows import OTHER_LENGTHS
 from ..rope import table
-from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, safetensors_header
+from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, load_json, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
 from .plan import Plan, Request, carry_hf, check_outtype, edited, exact_in_llama_cpps_converter, versions_of
 
@@ -162,12 +162,8 @@ def _kept_files(c: Checkpoint, context: int) -> list[Job]:
 
 
 def _with_length(path: Path, key: str, old: int, new: int) -> Job:
-    try:
-        text = read_text(path.parent, path.name)
-        value = json.loads(text).get(key)
-        return WriteBytes(path.name, edit(text, {key: new} if value == old else {}).encode())
-    except (ValueError, AttributeError, RecursionError):
-        raise InputError(f"{path.name} is not a valid JSON object", "fix it or download it again") from None
+    value = load_json(path).get(key)
+    return WriteBytes(path.name, edit(read_text(path.parent, path.name), {key: new} if value == old else {}).encode())
 
 
 # -- from GGUF --------------------------------------------------------------------------------------------------------

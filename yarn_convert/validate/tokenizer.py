@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from .. import files, tokenizers
 from ..checkpoint import Checkpoint
+from ..decoding import parse
 from ..errors import InputError, Unsupported, YarnConvertError
 from .generation import ends_otherwise
 from .tokens import TEXT, gguf_keys, reading, tokenizer_of
@@ -125,8 +126,8 @@ def _files(c: Checkpoint) -> dict[str, Any]:
 
 def _json(data: bytes, name: str) -> Any:
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = parse(data, strict=False)
+    except ValueError:
         raise InputError(f"{name} is not JSON", "fetch the tokenizer files again") from None
     return {k: v for k, v in value.items() if k not in OF_LENGTH} if isinstance(value, dict) else value
 
