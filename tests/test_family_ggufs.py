@@ -193,7 +193,7 @@ def test_layers_with_other_numbers_of_heads_are_extended_in_the_gguf_alone(tmp_p
     [
         ({"rope.local.freq_base": 20000.0, "rope.freq_base_swa": None}, "llama.cpp, which passes over it, takes 10000.0"),
         ({"rope.global.freq_base": 1e6, "rope.freq_base": None}, "llama.cpp, which passes over it, takes 10000.0"),
-        ({"attention.head_count_kv": [2] * 5}, "5 numbers for 7 layers"),
+        ({"attention.head_count_kv": [2] * 5}, "5 numbers, not one for each of 7 layers"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(changed: Changed, changes: dict[str, Any], why: str) -> None:

@@ -328,10 +328,11 @@ def _as_assumed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The hparams of a GGUF under their standard names, with what llama.cpp takes for absent ones."""
-    hparams: dict[str, Any] = {hf: _first(keys.get(family.gguf_key(hf)[0])) for hf in family.hparams}
+    hparams: dict[str, Any] = {hf: _first(name := family.gguf_key(hf)[0], keys.get(name)) for hf in family.hparams}
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
     for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
+    _check_by_layer(gguf, keys, hparams["head_dim"])
     hparams |= absent(family, hparams)
     hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
     if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
@@ -339,10 +340,26 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
     return hparams
 
 
-def _first(value: Any) -> Any:
+def _first(name: str, value: Any) -> Any:
     """The first layer's number of an array with others: of a stand-in, whose tensors are only copied, llama.cpp takes the head's size
-    from it (llama_hparams::n_head)."""
+    from it (llama_hparams::n_head). FormatError for a list in a key that has one number for all layers."""
+    if isinstance(value, list) and name.partition(".")[2] not in readers.BY_LAYER:
+        raise FormatError(f"{name} is a list, not a number", "write the GGUF again")
     return value[0] if isinstance(value, list) and value else value
+
+
+def _check_by_layer(gguf: Gguf, keys: Mapping[str, Any], head_dim: int) -> None:
+    """Raise FormatError for an array of numbers that the tensors of its layers do not have."""
+    for key, tensor, rows in (
+        ("attention.head_count", "attn_q", head_dim),
+        ("attention.head_count_kv", "attn_k", head_dim),
+        ("feed_forward_length", "ffn_up", 1),
+    ):
+        value = keys.get(f"{gguf.arch}.{key}")
+        for i, n in enumerate(value if isinstance(value, list) else ()):
+            found = gguf.tensors.get(f"blk.{i}.{tensor}.weight")
+            if type(n) is not int or (found is not None and found.shape[0] != n * rows):
+                raise FormatError(f"{gguf.arch}.{key} is {n!r} in layer {i}, which its tensors are not of", "write the GGUF again")
 
 
 def _factors(gguf: Gguf, rotary_dim: int) -> dict[str, Array]:

@@ -11,7 +11,7 @@ is no reading, and no claim.
 """
 
 from .config import oldest, read_config
-from .gguf import OLLAMAS, UNREAD, check_keys, of_layers, read_gguf, unread
+from .gguf import BY_LAYER, OLLAMAS, UNREAD, check_keys, of_layers, read_gguf, unread
 from .gguf_archs import ARCHS
 from .layers import gguf_farthest, hf_farthest, hf_window
 from .model_types import MODEL_TYPES
@@ -20,6 +20,7 @@ from .rows import HF_READERS, Reader
 
 __all__ = [
     "ARCHS",
+    "BY_LAYER",
     "HF_READERS",
     "MODEL_TYPES",
     "OLLAMAS",

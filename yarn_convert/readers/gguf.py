@@ -82,7 +82,7 @@ def of_layers(arch: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, list):
             continue
         if len(value) != layers:
-            raise FormatError(f"{name} has {len(value):,} numbers for {layers!r} layers", "write the GGUF again")
+            raise FormatError(f"{name} has {len(value):,} numbers, not one for each of {layers!r} layers", "write the GGUF again")
         found[name] = value[0] if len(set(value)) == 1 else value
     return found
 
