@@ -10,7 +10,6 @@ so in between no reader takes the file for a model; `recover` finishes the work,
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ctypes
 import errno
@@ -19,10 +18,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+import msgspec
 import numpy as np
 
 from ..checkpoint import RECIPE
@@ -51,7 +51,7 @@ class Edit:
     patches: tuple[tuple[int, bytes], ...]
     start: int
     before: str
-    manifest: bytes = b""
+    manifest: bytes
 
     @property
     def edited_size(self) -> int:
@@ -80,7 +80,7 @@ def plan_in_place(gguf: Gguf, fields: Mapping[str, Field | Value], pieces: list[
         raise Unsupported("this edit does not fit into the file as it is", "write a new file instead of --in-place")
     with open(gguf.path, "rb") as f:
         before = hashlib.sha256(f.read(gguf.data_start)).hexdigest()
-    return Edit(gguf.size, inserted, header, tuple(sorted(patches)), gguf.data_start, before)
+    return Edit(gguf.size, inserted, header, tuple(sorted(patches)), gguf.data_start, before, b"")
 
 
 def _padded(fields: Mapping[str, Field | Value], spaces: int) -> dict[str, Field | Value]:
@@ -189,14 +189,8 @@ def _held(path: Path) -> Iterator[None]:
 
 
 def _encoded(edit: Edit) -> bytes:
-    value: dict[str, Any] = asdict(edit)
-    value |= {"header": _text(edit.header), "manifest": _text(edit.manifest), "patches": [[at, _text(data)] for at, data in edit.patches]}
-    text = json.dumps(value).encode()
+    text = msgspec.json.encode(edit)
     return json.dumps({"sha256": hashlib.sha256(text).hexdigest()}).encode() + b"\n" + text
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def _read(side: Path) -> Edit | None:
@@ -208,27 +202,16 @@ def _read(side: Path) -> Edit | None:
         raise OutputError(f"{side} is not what an edit leaves", "delete it") from None
     try:
         whole = json.loads(head) == {"sha256": hashlib.sha256(text).hexdigest()}
-        return _decoded(json.loads(text)) if whole else None
+        edit = msgspec.json.decode(text, type=Edit) if whole else None
     except (ValueError, RecursionError):
         return None
+    return edit if edit and _fits(edit) else None
 
 
-def _decoded(value: Any) -> Edit | None:
-    match value:
-        case {
-            "size": int(size), "inserted": int(inserted), "header": str(header), "patches": list(texts), "start": int(start),
-            "before": str(before), "manifest": str(manifest),
-        }:  # fmt: skip
-            patches = []
-            for entry in texts:
-                match entry:
-                    case [int(at), str(data)] if start <= at <= size + (1 << 20):  # a tensor that is appended is aligned
-                        patches.append((at, base64.b64decode(data)))
-                    case _:
-                        return None
-            edit = Edit(size, inserted, base64.b64decode(header), tuple(patches), start, before, base64.b64decode(manifest))
-            return edit if MAGIC < start <= size and inserted >= 0 and len(edit.header) == start + inserted else None
-    return None
+def _fits(edit: Edit) -> bool:
+    """Whether its numbers are those of one edit; a tensor that is appended is aligned."""
+    placed = all(edit.start <= at <= edit.size + (1 << 20) for at, _ in edit.patches)
+    return placed and MAGIC < edit.start <= edit.size and edit.inserted >= 0 and len(edit.header) == edit.start + edit.inserted
 
 
 def _is_ours(path: Path, edit: Edit) -> bool:
