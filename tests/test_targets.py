@@ -636,7 +636,7 @@ def test_an_unknown_pre_tokenizer_is_refused_until_it_is_named(make_model: MakeM
         ({"config": {"num_hidden_layers": 1}}, "beyond the 1"),
         ({"config": {"intermediate_size": 128}}, "shape"),
         ({"biases": True, "config": {"attention_bias": False}}, "does not turn on"),
-        ({"tied": True, "config": {"tie_word_embeddings": False}}, "output.weight"),
+        ({"tied": True, "config": {"tie_word_embeddings": False}}, "lm_head.weight"),
         ({"config": {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}}}, "disagree"),
     ],
 )
