@@ -16,8 +16,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {  # extra of pyproject.toml -> the modu
 REPORT = ("matplotlib",)  # what only plots and pages need
 
 
-def install(extra: str) -> str:
-    return f"pip install 'yarn-convert[{extra}]'"
+def install(extra: str, newer: bool = False) -> str:
+    """The command that brings an extra; `newer`: also where an older one is there."""
+    return f"pip install {'-U ' if newer else ''}'yarn-convert[{extra}]'"
 
 
 def need(extra: str, what: str, *modules: str) -> None:

@@ -30,7 +30,7 @@ from .files import open_regular
 from .gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header, nbytes_of, read_gguf, type_numbers
 from .tensors import Bytes, Tensor
 
-INSTALL = install("llama-cpp")
+INSTALL = install("llama-cpp", newer=True)
 QUANTIZATION_VERSION = 2  # ggml.h, GGML_QNT_VERSION
 
 
