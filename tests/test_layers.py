@@ -15,7 +15,7 @@ ORDER = [
     "tokenizers.schema", "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing", "tokenizers", "packing",
     "checkpoint", "targets.rows", "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts",
-    "targets.gguf", "targets.safetensors", "targets.in_place", "convert", "describe", "runtimes.protocol", "runtimes.table",
+    "targets.gguf", "targets.safetensors", "targets.in_place", "extending", "convert", "describe", "runtimes.protocol", "runtimes.table",
     "runtimes.environments", "runtimes", "validate.intention", "validate.extension", "validate.weights", "validate.reference",
     "validate.twin", "validate.excerpt", "validate.judging", "validate.rounding", "validate.study", "validate.verdict", "validate.tokens",
     "validate.generation", "validate.tokenizer", "validate.run", "validate.text", "validate.report", "validate", "evaluate.windows",

@@ -351,7 +351,7 @@ def repair(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods and the aliases."""
-    from .convert import EXTENDING
+    from .extending import EXTENDING
     from .families import ALIASES
     from .rope import METHODS
 
@@ -382,7 +382,7 @@ def _publication(conversion: Any, repo: str, private: bool, talk: Talk) -> dict[
 
 def _recipe_options(*values: Any) -> Any:
     """The recipe's options as those of a conversion; None when none of them was given."""
-    from .convert import Options
+    from .extending import Options
 
     scale, context, method, *rest = values
     wish = Options(scale, context, method, None, None, *rest)

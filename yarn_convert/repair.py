@@ -11,8 +11,9 @@ from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .contents import CONFIG
-from .convert import Conversion, Extension, Options, carry_in_place, check_name, manifest_of
+from .convert import Conversion, carry_in_place, check_name, manifest_of
 from .errors import Inexpressible, InputError, OutputError, Unsupported
+from .extending import Extension, Options
 from .files import exists, read
 from .gguf_file import Field
 from .inputs import noticing

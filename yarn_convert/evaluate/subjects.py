@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..convert import EXTENDING, Options, counted_from, extend
 from ..errors import UsageError
+from ..extending import EXTENDING, Options, counted_from, extend
 from ..extras import need
 from ..rope import BAKED, Rope, recipe_of
 from ..source import resolve

@@ -9,9 +9,9 @@ import numpy as np
 
 from .. import readers
 from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
-from ..convert import Options, extend
 from ..dialects import ROPE_FREQS, pair_of, same, same_at_all_lengths
 from ..errors import InputError
+from ..extending import Options, extend
 from ..files import exists, regular
 from ..manifest import read_manifest, rope_of
 from ..readers.survey import Verdict, survey_config, survey_gguf

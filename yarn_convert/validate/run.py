@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..convert import Options, counted_from, window_off
+from ..convert import window_off
 from ..digests import Progress, digests
 from ..errors import UsageError
+from ..extending import Options, counted_from
 from ..extras import need
 from ..inputs import noticing
 from ..manifest import Manifest, changed, manifest_path, read_manifest

@@ -1,0 +1,208 @@
+"""`extend`: the recipe of a base at a longer context. Pure: it decides what is asked for, and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Checkpoint
+from .errors import Unsupported, UsageError
+from .lengths import LINEAR
+from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, table
+from .targets.plan import CARRIERS
+
+EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explicit"))
+FORMATS = ("safetensors", "gguf")
+REPLACED = ("none", "yarn", "ntk-by-parts", *BAKED)  # a base with one of these is extended from its own original context
+WINDOWS = ("keep", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user can ask for. None means "as the base has it" or the method's own default."""
+
+    scale: float | None = None
+    context: int | None = None
+    method: str = "yarn"
+    out: str | None = None
+    output: Path | None = None
+    original_context: int | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    ramp: str = "index"
+    truncate: bool = True
+    carry: str = "auto"
+    outtype: str = "auto"
+    sliding_window: str = "keep"
+    imatrix: Path | None = None
+    pretokenizer: str | None = None
+    gguf_arch: str | None = None
+    cos_sin: bool = False
+    link: bool = False
+    in_place: bool = False
+    hash: bool = False
+    force: bool = False
+    split_max_size: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """A recipe and the length it serves, with what a user should know about how they came to be."""
+
+    rope: Rope
+    context: int
+    scale: float
+    notes: tuple[str, ...] = ()
+
+
+def extend(c: Checkpoint, options: Options) -> Extension:
+    """The extended recipe of a base. Pure. Raises UsageError for options out of range or that the method does not take.
+
+    s = L'/L counts from the original pretraining context. A base that carries YaRN is re-scaled from its own; over any
+    other scaling the method is composed: it is applied to the base's effective frequencies over the length they serve.
+    Raises InputError for a base whose L nobody says.
+    """
+    _check_options(options)
+    if options.method == "none":
+        if options.original_context is not None and not c.doubt:
+            raise UsageError("--method none keeps the base's RoPE as it is", "leave out --original-context")
+        if c.ignored:
+            raise UsageError(
+                f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}",
+                "say what is meant with --method yarn and its options",
+            )
+        c = c.counting_from(options.original_context)
+        c = c if c.rope.method == "linear" else c.certain()  # as it is, linear is the same whatever it counts from
+        return Extension(c.rope, c.context, c.context / c.rope.original_context)
+    c = c.counting_from(options.original_context).certain()
+    composed, original = composes(c), counted_from(c, options.original_context)
+    context, s, notes = _lengths(original, options)
+    _check_family(c, options, context)
+    notes += [c.note] if c.note else []
+    if composed and context <= c.context:
+        raise UsageError(
+            f"{context:,} tokens is no extension: the base already serves {c.context:,} by its own {c.rope.method} scaling", "choose more"
+        )
+    if composed and (rope := _both_linear(c.rope, options.method, context, s)):
+        return Extension(
+            rope, context, s, (*notes, f"linear over the base's own linear scaling: linear with s = {rope.number('factor'):g}")
+        )
+    params: dict[str, Any] = {} if options.method in BAKED else {"factor": s}
+    for name in ("beta_fast", "beta_slow", "attention_factor"):
+        if getattr(options, name) is not None:
+            params[name] = float(getattr(options, name))
+    if c.family.latent and options.method in TAKES["attention_factor"]:
+        params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
+    params |= {"ramp": options.ramp} if options.ramp != "index" else {}
+    params |= {} if options.truncate else {"truncate": False}
+    rope = Rope(options.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else c.rope.inner)
+    if options.method in BAKED:
+        rope = bake(rope, context)
+        notes.append(
+            f"{options.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too"
+        )
+    if composed and c.rope.method == "longrope":
+        notes.append("the base's longrope switches lists with the length of the text: its long list is used for every length now")
+    if composed:
+        notes.append(
+            f"the base's own {c.rope.method} scaling stays: {rope.method} is applied to its effective frequencies over {original:,} tokens"
+        )
+    elif c.rope.method != "none":
+        notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
+    table(rope)  # raises for parameters out of range
+    return Extension(rope, context, s, tuple(notes))
+
+
+def composes(c: Checkpoint) -> bool:
+    """Whether a method is applied over the base's own scaling and does not replace it. What yarn-convert left is replaced, but for
+    what none of its extensions is: a base's own llama3 or longrope, whose format alone it changed."""
+    return c.rope.method not in REPLACED and not (c.ours and c.rope.method in EXTENDING)
+
+
+def counted_from(c: Checkpoint, given: int | None = None) -> int:
+    """L, from which s counts: what a base serves by a scaling that is kept, else its original context. `given`: what a user says."""
+    if not composes(c):
+        return given or c.rope.original_context
+    return c.context if given is None or c.rope.method == LINEAR else given
+
+
+def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None:
+    """Position Interpolation of Position Interpolation is one with the product of both factors, which every reader has a word
+    for; None where that is not what is wished, or gives no whole number of tokens to count from."""
+    if method != "linear" or base.method != "linear" or base.inner is not None:
+        return None
+    factor = base.number("factor") * s
+    original = context / factor
+    return replace(base, original_context=int(original), params={"factor": factor}) if original == int(original) else None
+
+
+def _check_family(c: Checkpoint, o: Options, context: int) -> None:
+    """Raise Unsupported for a model in which nothing is to be extended, UsageError for what means nothing to its attention."""
+    if c.farthest is not None and c.farthest < context:
+        length = "context_length" if c.gguf else "max_position_embeddings"
+        ways = [f"--context {c.farthest} is the most"] if c.farthest > c.rope.original_context else []
+        ways += ["--method none converts the format"] if c.family.listed else []
+        where = f"only in layers that see a window of {c.farthest:,} tokens" if c.farthest else "in no layer"
+        raise Unsupported(
+            f"{c.family.name} has RoPE {where}, and no positions in the others: there is nothing to extend",
+            "; ".join([*ways, f"for longer texts {length} alone is to be raised, by hand"]),
+        )
+    if c.family.latent and o.attention_factor is not None:
+        raise UsageError(
+            f"{c.family.model_type} turns a part of each head only: its temperature is mscale_all_dim's, on the logits",
+            "leave out --attention-factor",
+        )
+
+
+TAKES = {
+    "beta_fast": ("yarn", "ntk-by-parts", "dynamic-yarn"),
+    "beta_slow": ("yarn", "ntk-by-parts", "dynamic-yarn"),
+    "attention_factor": ("yarn", "dynamic-yarn"),
+}
+
+
+def _check_options(o: Options) -> None:
+    for name, value, known in (
+        ("method", o.method, EXTENDING),
+        ("carry", o.carry, CARRIERS),
+        ("ramp", o.ramp, ("index", "paper")),
+        ("sliding-window", o.sliding_window, WINDOWS),
+        ("out", o.out, (None, *FORMATS)),
+    ):
+        if value not in known:
+            raise UsageError(f"unknown --{name} {value!r}", f"one of {', '.join(k for k in known if k)}")
+    for name, methods in TAKES.items():
+        if getattr(o, name) is not None and o.method not in methods:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to the method {o.method}", f"it belongs to {', '.join(methods)}")
+    if (o.ramp != "index" or not o.truncate) and o.method not in TAKES["beta_fast"]:
+        raise UsageError(f"the method {o.method} has no ramp", f"--ramp and --no-truncate belong to {', '.join(TAKES['beta_fast'])}")
+    if o.ramp == "paper" and not o.truncate:
+        raise UsageError("--no-truncate belongs to the ramp by pair index", "the paper's ramp has nothing to truncate")
+    if o.method == "none" and (o.scale is not None or o.context is not None):
+        raise UsageError("--method none does not extend", "leave out --scale and --context, or choose a method")
+
+
+def _lengths(original: int, o: Options) -> tuple[int, float, list[str]]:
+    """(L', s, notes): L' is a whole number of tokens and s exactly L'/L, as exllamav3 and older transformers compute it."""
+    if o.scale is None and o.context is None:
+        raise UsageError("nothing says how far to extend", "--scale 4, or --context 32768 (--method none converts the format only)")
+    if o.scale is not None and not 0 < o.scale < 1e6:
+        says = f"--scale must be a number above 1 and below 1,000,000, not {o.scale:g}"
+        raise UsageError(says, "--scale 4 makes the context four times as long")
+    context = o.context if o.context is not None else round(original * (o.scale or 1))
+    if context >= MAX_CONTEXT:
+        raise UsageError(f"{context:,} tokens is more than any reader counts to", f"at most {MAX_CONTEXT - 1:,}")
+    s = context / original
+    if o.scale is not None and o.context is not None and abs(s / o.scale - 1) > 1e-9:
+        raise UsageError(
+            f"--scale {o.scale:g} and --context {o.context:,} disagree for an original context of {original:,}", "give one of them"
+        )
+    if s <= 1:
+        raise UsageError(
+            f"{context:,} tokens is no extension of {original:,}",
+            "choose a larger --scale or --context; --original-context sets the base's length",
+        )
+    rounded = o.scale is not None and s != o.scale
+    return context, s, [f"the scale is {s!r}, so that the context is a whole number of tokens"] if rounded else []
