@@ -253,7 +253,7 @@ def test_what_the_manifest_says_beside_the_recipe_is_what_the_output_says(
 @pytest.mark.parametrize(("name", "word"), REFUSED.items())
 def test_what_llama_cpp_would_not_compute_is_refused_by_name(models: dict[str, Path], tmp_path: Path, name: str, word: str) -> None:
     with pytest.raises((Inexpressible, Unsupported), match=word):
-        convert(str(models[name]), Options(scale=4, out="gguf", output=tmp_path / "out.gguf"))
+        convert(str(models[name]), Options(scale=4, original_context=CONTEXT, out="gguf", output=tmp_path / "out.gguf"))
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -338,7 +338,7 @@ def test_the_table_has_no_name_twice() -> None:
 def test_linear_over_linear_is_one_linear(models: dict[str, Path], tmp_path: Path) -> None:
     """Gemma 3's own scaling, which llama.cpp has a key for; by the formula, frequencies are divided by both factors."""
     base = models["gemma3_text/linear"]
-    manifest = convert(str(base), Options(method="linear", scale=2, out="gguf", output=tmp_path / "out.gguf"))
+    manifest = convert(str(base), Options(method="linear", scale=2, original_context=CONTEXT, out="gguf", output=tmp_path / "out.gguf"))
     assert manifest["recipe"] == {
         "method": "linear", "rope_theta": 1e6, "rotary_dim": 32, "original_context": CONTEXT, "params": {"factor": 8.0},
     }  # fmt: skip
