@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..dtypes import F32, NATIVE, PLAIN, Scratch, from_f32, refuse_lost, to_f32
+from ..files import open_regular
 from ..gguf_file import Field, Value
 from ..layout import AS_IT_IS, Order
 from ..quantizer import rows
@@ -139,7 +140,7 @@ class Mover:
                 with open(self.folder / job.name, "r+b") as f:
                     f.write(job.header[:MAGIC])
             elif self.moved.get(job.name) == "copy" and isinstance(job, CopyFile):
-                with open(job.source, "rb") as src, open(self.folder / job.name, "r+b") as f:
+                with open_regular(job.source) as src, open(self.folder / job.name, "r+b") as f:
                     f.write(src.read(MAGIC))
 
     def _units(self, job: Job) -> Iterator[Callable[[], None]]:
@@ -219,7 +220,7 @@ class Mover:
             start_writeback(f.fileno(), offset, f.tell() - offset)
 
     def _range(self, source: Path, at: int, path: Path, offset: int, size: int) -> None:
-        with open(source, "rb", buffering=0) as src, open(path, "r+b", buffering=0) as dst:
+        with open_regular(source, 0) as src, open(path, "r+b", buffering=0) as dst:
             while size > 0:
                 self._check()
                 n = copy_range(src, at, dst, offset, min(size, KERNEL_PIECE))
@@ -313,7 +314,7 @@ def reflink(source: Path, path: Path) -> bool:
         return False
     import fcntl
 
-    with open(source, "rb") as src, open(path, "xb") as dst:
+    with open_regular(source) as src, open(path, "xb") as dst:
         try:
             fcntl.ioctl(dst.fileno(), 0x40049409, src.fileno())
             return True
