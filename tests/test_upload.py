@@ -324,6 +324,20 @@ def test_what_passed_is_published_as_it_was_and_no_other(out: Path, hub: Hub, ch
         plan_upload(str(out), "me/long")
 
 
+@pytest.mark.parametrize("when", ["GET", "POST .*/create"])
+@pytest.mark.parametrize("change", [lambda p: flip(p), lambda p: p.unlink(), lambda p: p.write_text("{}")])
+def test_what_changes_between_the_plan_and_the_commit_is_not_published(out: Path, hub: Hub, when: str, change: Any) -> None:
+    plan = plan_upload(str(out), "me/long")
+    said: list[str] = []
+    if when == "GET":
+        change(out / "tokenizer.json")
+    else:  # while the Hub lets us wait
+        hub.faults = [Fault(when, status=429, headers={"Retry-After": "1"})]
+    with pytest.raises(InputError, match=r"tokenizer\.json was changed"):
+        run_upload(plan, lambda line: (said.append(line), change(out / "tokenizer.json")))
+    assert "me/long" not in hub.repos or "tokenizer.json" not in hub.repos["me/long"].at().files
+
+
 def test_a_gguf_is_known_by_its_digest_too(base: Path, hub: Hub, tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     convert(str(base), Options(scale=4.0, out="gguf", output=out))

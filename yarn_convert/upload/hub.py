@@ -18,6 +18,7 @@ from ..digests import differing, sha256
 from ..errors import InputError, OutputError, UsageError
 from ..files import exists, regular
 from ..general import README
+from ..inputs import NOTHING, Inputs, noticing
 from ..manifest import Base, Manifest, manifest_path, read_manifest
 from ..source import BUSY, Say, answer_of, is_repo, patient, resolve
 from ..targets.safetensors import WRITTEN
@@ -59,7 +60,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A planned upload. `warnings`: what a publisher should know before anything leaves; `left`: what lies there and does not."""
+    """A planned upload. `warnings`: what a publisher should know before anything leaves; `left`: what lies there and does not;
+    `inputs`: the files as they were when they were looked at."""
 
     repo: str
     private: bool
@@ -71,6 +73,7 @@ class Upload:
     base: Base
     context: int
     left: tuple[str, ...] = ()
+    inputs: Inputs = NOTHING
 
     def as_json(self) -> dict[str, Any]:
         files = [{"file": i.name, "bytes": i.size, "way": i.way, **({"why": i.why} if i.why else {})} for i in self.items]
@@ -91,6 +94,12 @@ def plan_upload(
     the Hub does not answer.
     """
     check_repo(repo)
+    with noticing() as inputs:
+        plan = _planned(model, repo, private, revision, create_pr, unvalidated, say)
+    return replace(plan, inputs=inputs)
+
+
+def _planned(model: str, repo: str, private: bool, revision: str | None, create_pr: bool, unvalidated: bool, say: Say) -> Upload:
     c = open_checkpoint(resolve(model))
     manifest = read_manifest(c.source.path)
     if manifest is None:
@@ -251,7 +260,8 @@ def ask_base(base: Base) -> tuple[dict[str, Any], list[str]]:
 
 
 def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
-    """Carry it out and return the address of the commit, or of the pull request. OutputError when the Hub refuses.
+    """Carry it out and return the address of the commit, or of the pull request. OutputError when the Hub refuses, InputError when a
+    file is not what was planned.
 
     Where the server refuses to copy, `say` hears why and the files are uploaded instead; CopyRefused when they are not here.
     `sent` are further operations of the same commit, whose files are on the Hub already.
@@ -281,6 +291,7 @@ def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
 def _commit(api: Any, plan: Upload, items: list[Item], sent: Sequence[Any]) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy
 
+    plan.inputs.check()
     source: dict[str, Any] = {"src_revision": plan.base.commit, "src_repo_id": plan.base.repo, "src_repo_type": "model"}
     operations: list[Any] = list(sent)
     operations += [
@@ -289,6 +300,7 @@ def _commit(api: Any, plan: Upload, items: list[Item], sent: Sequence[Any]) -> s
         else CommitOperationAdd(i.name, i.data if i.data is not None else str(i.path))
         for i in items
     ]
+    plan.inputs.check()  # each SHA-256 is taken now: the Hub refuses what is sent and differs
     done = api.create_commit(
         plan.repo, operations, commit_message=f"Context extended to {plan.context:,} tokens with yarn-convert", revision=plan.revision,
         create_pr=plan.create_pr,
