@@ -109,7 +109,7 @@ def test_what_is_written_is_read_the_same(out: Path) -> None:
     manifest = read_manifest(out)
     assert manifest
     assert pretty(as_json(manifest)) == manifest_path(out).read_bytes()
-    assert list(json.loads(manifest_path(out).read_text()))[:6] == ["yarn_convert", "created", "base", "format", "recipe", "context"]
+    assert list(json.loads(manifest_path(out).read_text()))[:6] == ["yarn_convert", "created", "base", "format", "asked", "recipe"]
 
 
 def test_a_recipe_is_the_same_after_json() -> None:

@@ -94,8 +94,8 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     with noticing() as inputs:
         c = open_checkpoint(resolve(model, revision, weights=settings.real))
         base = open_checkpoint(resolve(settings.base)) if settings.base else None
+        manifest = read_manifest(c.source.path)
         files = _digests(c, say)
-    manifest = read_manifest(c.source.path)
     if base is not None:
         check_base(c, base, manifest, read_manifest(base.source.path))
     of_base = _lineage(c, base, manifest, settings)
