@@ -86,6 +86,27 @@ def test_linear_by_itself_needs_no_length(make_model: MakeModel, tmp_path: Path)
     assert (c.rope.original_context, c.context) == (CONTEXT // 2, 2 * CONTEXT)
 
 
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_another_format_answers_no_question_and_ends_no_scaling(make_model: MakeModel, tmp_path: Path, name: str) -> None:
+    """What `--method none` makes of a base's own linear is as open as the base, or is composed as the base is."""
+    fmt = "gguf" if name.endswith(".gguf") else "safetensors"
+    asked = make_model(name="asked", config={"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    manifest = convert(str(asked), Options(method="none", out=fmt, output=tmp_path / f"a{name}"))
+    assert any("does not say from which length" in note for note in manifest["notes"])
+    c = opened(tmp_path / f"a{name}")
+    assert (c.rope.method, c.context, c.rope.params) == ("linear", CONTEXT, {"factor": 8.0})
+    with pytest.raises(InputError, match="does not say"):
+        extend(c, Options(scale=2))
+    said = make_model(name="said", config={"rope_scaling": {"type": "linear", "factor": 4.0}, "max_sequence_length": 4 * CONTEXT})
+    convert(str(said), Options(method="none", out=fmt, output=tmp_path / f"s{name}"))
+    ways = [extend(opened(m), Options(scale=2)) for m in (said, tmp_path / f"s{name}")]
+    assert [(e.rope.inner and e.rope.inner.method, e.rope.original_context, e.context) for e in ways] == [("linear", 256, 512)] * 2
+    convert(str(make_model(name="plain")), Options(method="linear", scale=4, out=fmt, output=tmp_path / f"o{name}"))
+    convert(str(tmp_path / f"o{name}"), Options(method="none", out=fmt, output=tmp_path / f"p{name}"))
+    e = extend(opened(tmp_path / f"p{name}"), Options(scale=8, method="linear"))
+    assert (e.rope.params["factor"], e.context) == (8.0, 8 * CONTEXT), "an extension of ours is replaced, in whatever format"
+
+
 @pytest.mark.parametrize("method", ["linear", "yarn"])
 def test_a_gguf_that_does_not_say_it_is_asked_about(make_model: MakeModel, tmp_path: Path, method: str) -> None:
     convert(str(make_model()), Options(scale=4, method=method, out="gguf", output=tmp_path / "m.gguf"))
@@ -135,6 +156,8 @@ def test_a_model_is_known_by_any_of_its_names(tmp_path: Path, by: str) -> None:
     stranger = described(tmp_path / "x", "stranger", **{**config, "_name_or_path": "me/mine"})
     assert stranger.rope.original_context == 131072
     assert "Qwen/Qwen2.5" in stranger.note, "that another with the same length was trained on less is said"
+    coder = described(tmp_path / "l", max_position_embeddings=16384)
+    assert coder.note == "", "deepseek-coder's 16,384 are those of its scaling"
     retrained = described(tmp_path / "r", "Qwen2.5-7B", **{**config, "max_position_embeddings": 262144})
     assert (retrained.rope.original_context, retrained.note) == (262144, ""), "one of another length is another model"
 
@@ -163,7 +186,7 @@ def test_gemma_3_serves_its_131_072_by_its_own_linear_scaling(tmp_path: Path) ->
     assert (c.context, c.doubt) == (131072, None)
     assert extend(c, Options(scale=2)).rope.original_context == 131072
     assert described(tmp_path / "b", max_position_embeddings=131072, **gemma).rope.original_context == 131072
-    assert described(tmp_path / "c", max_position_embeddings=65536, **gemma, **linear).doubt
+    assert described(tmp_path / "c", max_position_embeddings=32768, **gemma, **linear).doubt, "a plain one's length"
 
 
 def test_a_file_that_contradicts_what_is_known_is_believed_and_it_is_said(tmp_path: Path) -> None:

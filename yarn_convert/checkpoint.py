@@ -21,8 +21,8 @@ from .files import exists
 from .gguf_file import Gguf
 from .inputs import notice
 from .layout import Part
-from .lengths import Lengths, checked, of_config, of_gguf, reach
-from .manifest import MANIFEST, rope_of
+from .lengths import Lengths, checked, of_config, of_gguf, reach, unsaid
+from .manifest import MANIFEST, recipe_in
 from .packing import Packing, packing_of
 from .readers import Beside
 from .rope import Array, Rope, Table, effect, geometric
@@ -52,7 +52,8 @@ class Checkpoint:
 
     `config` is the parsed config.json with the family's defaults, or the GGUF's fields as plain values but for the
     vocabulary. `context` is the length in tokens that the model says it serves. `ignored` lists RoPE keys that the
-    format's main reader does not read. `ours`: the recipe is the one that yarn-convert left beside or in the file.
+    format's main reader does not read. `ours`: the recipe is an extension of yarn-convert's, which left it
+    beside or in the file.
     `factors`: a GGUF's tensors by which llama.cpp divides the angles. `written`: config.json as it stands, which is what
     other readers than transformers know; empty for a GGUF. `note`: where L comes from, if the file does not say it; `doubt`: raised
     by all that count from L where nobody says it, and then `rope` and `context` are what readers take.
@@ -254,8 +255,8 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
     context = dialects.hf_context(config)
     if rival and not doubtful:
         raise rival
-    rope, ours = _left_recipe(_manifest_recipe(source.path), rope)
-    found = Lengths(rope.original_context, context) if ours else of_config(own, source, rope)
+    rope, left, ours = _left_recipe(_manifest_recipe(source.path), rope, context)
+    found = Lengths(rope.original_context, context) if left else of_config(own, source, rope)
     rope = replace(rope, original_context=found.original)
     if source.headers is not None:
         tensors, files = dict(source.headers), list[Path]()
@@ -289,9 +290,9 @@ def _open_gguf(source: Source) -> Checkpoint:
     other_layers = {family.gguf_key(hf)[0] for hf, key in family.hparams.items() if key.startswith("rope.")}
     rope_keys = {k: v for k, v in keys.items() if k not in other_layers}
     rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, factors, family.latent)
-    rope, ours = _left_recipe(keys.get(RECIPE), rope)
     context = dialects.positive_int(hparams["max_position_embeddings"], "context_length")
-    found = Lengths(rope.original_context, context) if ours else of_gguf(gguf, family.model_type, source, rope, context)
+    rope, left, ours = _left_recipe(keys.get(RECIPE), rope, context)
+    found = Lengths(rope.original_context, context) if left else of_gguf(gguf, family.model_type, source, rope, context)
     rope = replace(rope, original_context=found.original)
     tensors = {name: t for name, t in gguf.tensors.items() if name not in dialects.FACTORS}
     files = tuple(part.path for part in gguf.parts) or (source.path,)
@@ -441,18 +442,20 @@ SAME_FORMAT = "extend it in the format that it has, with --outtype auto"
 MISMATCH = "config and weights do not belong together"
 
 
-def _left_recipe(recipe: Any, rope: Rope) -> tuple[Rope, bool]:
-    """(the recipe that yarn-convert left, True) where it gives the very tables that the file carries, else (`rope`, False).
+def _left_recipe(recipe: Any, rope: Rope, context: int) -> tuple[Rope, bool, bool]:
+    """(the recipe that yarn-convert left, True, whether it is an extension of ours) where it gives the very tables that the file
+    carries and says L, else (`rope`, False, False).
 
     A file cannot spell everything: the new base of ntk-aware hides the old one, explicit frequencies their method.
     """
     try:
-        left = rope_of(recipe)
-        if dialects.same_at_all_lengths(left, rope):
-            return left, True
+        found = recipe_in(recipe)
+        left = found.rope()
+        if dialects.same_at_all_lengths(left, rope) and not unsaid(left, context):
+            return left, True, found.kept is not True
     except YarnConvertError:
         pass  # absent, or not ours
-    return rope, False
+    return rope, False, False
 
 
 def _manifest_recipe(folder: Path) -> Any:

@@ -18,7 +18,7 @@ from msgspec import UNSET
 from .checkpoint import RECIPE, Checkpoint, open_checkpoint
 from .digests import sha256
 from .errors import FormatError, InputError, OutputError, UsageError
-from .extending import Extension, Options, extend
+from .extending import Extension, Options, beside, extend
 from .families.schema import ROPE_OBJECTS
 from .files import FOLLOW, hub_hash, leads_out
 from .inputs import NOTHING, Inputs, noticing
@@ -118,9 +118,9 @@ def _prepared(model: str, options: Options, revision: str | None, weights: bool)
         _check_in_place(c, options, fmt, model)
     out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
     check_name(out, fmt)
-    off = {"sliding_window": "off"} if _turned_off(c, options) else {}
+    more = beside(c, options) | ({"sliding_window": "off"} if _turned_off(c, options) else {})
     request = Request(
-        extension.rope, extension.context, out, recipe_of(extension.rope) | off, carry_in_place(c, options), options.outtype,
+        extension.rope, extension.context, out, recipe_of(extension.rope) | more, carry_in_place(c, options), options.outtype,
         options.cos_sin, options.sliding_window == "off", options.pretokenizer,
         read_imatrix(options.imatrix) if options.imatrix else None, part_size(options.split_max_size),
     )  # fmt: skip
@@ -260,7 +260,7 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, 
         base=Base(c.source.name, c.source.repo, c.source.commit, "gguf" if c.gguf else "safetensors"),
         format=plan.format,
         asked=Asked(options.method, options.original_context, "off" if _turned_off(c, options) else "keep"),
-        recipe=recorded(plan.rope),
+        recipe=recorded(plan.rope, **beside(c, options)),
         context=plan.context,
         scale=e.scale,
         attention_factor=table(plan.rope).multiplier,

@@ -225,7 +225,8 @@ def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
             spelling["original_max_position_embeddings"] = rope.original_context
             return _hf_members(spelling, rope.theta, context)
         # For linear vLLM and SGLang multiply the context by the factor once more, unless this key names L.
-        return _hf_members(spelling, rope.theta, context) | {"model_max_length": rope.original_context}
+        said = {"model_max_length": rope.original_context} if rope.original_context < context else {}
+        return _hf_members(spelling, rope.theta, context) | said
     if rope.method not in ("yarn", "ntk-by-parts"):
         raise _no_word(rope, "config.json", "--carry tensors")
     s, m = rope.number("factor"), table(rope).multiplier
@@ -251,6 +252,8 @@ def hf_tensors(rope: Rope, context: int) -> dict[str, Any]:
     """Changes to config.json that carry the whole table of `rope`, as longrope lists that are the same short and long; or its own two."""
     if "mscale_all_dim" in rope.params:
         raise Inexpressible("lists of frequencies in config.json carry no temperature of the logits", "--carry metadata")
+    if rope.method == "linear" and rope.original_context == context and rope.number("factor") != 1:
+        raise Inexpressible("lists of frequencies stand beside an original context, which nobody says here", "--original-context N")
     if rope.method == "longrope" and rope.inner is None:
         short, long = ([float(x) for x in rope.numbers(name)] for name in ("short_factor", "long_factor"))
         m = table(rope).multiplier

@@ -75,7 +75,8 @@ def extend(c: Checkpoint, options: Options) -> Extension:
             )
         c = c.counting_from(options.original_context)
         c = c if c.rope.method == "linear" else c.certain()  # as it is, linear is the same whatever it counts from
-        return Extension(c.rope, c.context, c.context / c.rope.original_context)
+        open_still = (f"{c.doubt.message} It stays as open in the output ({c.doubt.hint})",) if c.doubt else ()
+        return Extension(c.rope, c.context, c.context / c.rope.original_context, open_still)
     c = c.counting_from(options.original_context).certain()
     composed, original = composes(c), counted_from(c, options.original_context)
     context, s, notes = _lengths(original, options)
@@ -116,9 +117,14 @@ def extend(c: Checkpoint, options: Options) -> Extension:
 
 
 def composes(c: Checkpoint) -> bool:
-    """Whether a method is applied over the base's own scaling and does not replace it. What yarn-convert left is replaced, but for
-    what none of its extensions is: a base's own llama3 or longrope, whose format alone it changed."""
+    """Whether a method is applied over the base's own scaling and does not replace it. An extension of yarn-convert's is replaced;
+    0.1.0 did not record of which recipes it changed the format alone, but llama3 and longrope are no extension of its."""
     return c.rope.method not in REPLACED and not (c.ours and c.rope.method in EXTENDING)
+
+
+def beside(c: Checkpoint, o: Options) -> dict[str, Any]:
+    """What is recorded beside a recipe: see `manifest.Recipe`."""
+    return {"kept": True} if o.method == "none" and composes(c) else {}
 
 
 def counted_from(c: Checkpoint, given: int | None = None) -> int:

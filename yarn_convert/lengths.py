@@ -10,7 +10,7 @@ from typing import Any
 
 from .dialects import positive_int
 from .errors import InputError, UsageError
-from .families.aliases import Trained, trained_alike, trained_as, trained_in_series
+from .families.aliases import SCALED_BY_THEIR_MAKERS, Trained, trained_alike, trained_as, trained_in_series
 from .families.schema import ROPE_OBJECTS
 from .general import read_card
 from .gguf_file import Gguf
@@ -42,8 +42,6 @@ def lengths(rope: Rope, said: int | None, context: int, key: str, known: Trained
     if said is not None:
         reached = reach(rope, said) if rope.method == LINEAR else context
         return Lengths(said, max(context, reached), _contradicts(said, known))
-    if known is not None and known.factor:  # trained on more than `context` / factor tokens: it is what it serves that counts
-        return Lengths(round(context / known.factor), context)
     if known is not None:
         note = f"the original context is the {known.tokens:,} tokens that {known.name} was trained on; the file's {key} is {context:,}"
         reached = context if rope.method == "none" else reach(rope, known.tokens)
@@ -60,6 +58,11 @@ def factor(rope: Rope) -> float:
 def reach(rope: Rope, original: int) -> int:
     """L' of a recipe that counts from `original`."""
     return round(original * factor(rope)) or original
+
+
+def unsaid(rope: Rope, context: int) -> bool:
+    """Whether a recipe over `context` tokens is a linear whose L nobody says, which stands for both then: any other reaches further."""
+    return rope.method == LINEAR and rope.original_context == context and factor(rope) != 1
 
 
 def checked(original: int) -> int:
@@ -107,8 +110,9 @@ def of_gguf(gguf: Gguf, model_type: str, source: Source, rope: Rope, context: in
 def _found(rope: Rope, said: int | None, context: int, key: str, model_type: str, window: int | None, names: Iterator[str]) -> Lengths:
     """A name counts only where the lengths are those of that model, plain or extended: someone may have trained it on longer texts."""
     s = factor(rope) or 1
-    linear = s if rope.method == LINEAR else None
-    known = trained_in_series(model_type, context, window, linear) or trained_as(
+    if rope.method == LINEAR and said is None and context != SCALED_BY_THEIR_MAKERS.get(model_type, context):
+        said = round(context / s)
+    known = trained_in_series(model_type, context, window) or trained_as(
         names, lambda row: context in (row.says, row.tokens, round(row.tokens * s), round(row.says * s))
     )
     found = lengths(rope, said, context, key, known)

@@ -29,7 +29,8 @@ Tokens = Annotated[int, Meta(ge=1, lt=MAX_CONTEXT)]
 
 
 class Recipe(Struct, frozen=True):
-    """A `rope.Rope` as `rope.recipe_of` spells it. `sliding_window`: "off" in a GGUF whose base has one that was turned off."""
+    """A `rope.Rope` as `rope.recipe_of` spells it. `sliding_window`: "off" in a GGUF whose base has one that was turned off. `kept`:
+    a scaling that the base came with, of which the format alone was changed."""
 
     method: str
     rope_theta: float
@@ -38,6 +39,7 @@ class Recipe(Struct, frozen=True):
     params: dict[str, float | bool | str | tuple[float, ...]]
     inner: Recipe | UnsetType | None = UNSET
     sliding_window: str | UnsetType = UNSET
+    kept: bool | UnsetType = UNSET
 
     def rope(self) -> Rope:
         """FormatError for parameters that give no table."""
@@ -233,8 +235,8 @@ def recipe_in(recipe: Any) -> Recipe:
     return decoded(value, Recipe, "what is recorded is no recipe", MEANT)
 
 
-def recorded(rope: Rope) -> Recipe:
-    return msgspec.convert(recipe_of(rope), Recipe)
+def recorded(rope: Rope, **beside: Any) -> Recipe:
+    return msgspec.convert(recipe_of(rope) | beside, Recipe)
 
 
 def as_json(manifest: Manifest) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .contents import CONFIG
 from .convert import Conversion, carry_in_place, check_name, manifest_of
 from .errors import Inexpressible, InputError, OutputError, Unsupported
-from .extending import Extension, Options
+from .extending import Extension, Options, beside
 from .files import exists, read
 from .gguf_file import Field
 from .inputs import noticing
@@ -143,7 +143,7 @@ def _planned(model: str, options: Options | None, like: str | None, output: Path
     if c.source.commit and output is None:
         raise OutputError(f"{model} is in the Hub's cache, which others share", "-o PATH writes a repaired copy")
     wish = Options(method="none", output=output, in_place=output is None, force=force)
-    request = Request(meant.rope, meant.context, output or c.source.path, recipe_of(meant.rope), carry_in_place(c, wish))
+    request = Request(meant.rope, meant.context, output or c.source.path, recipe_of(meant.rope) | beside(c, wish), carry_in_place(c, wish))
     before = _served(c)
     plans = [(plan, _readers(c, meant, before, plan)) for plan in _plans(c, request)]
     enough = meant.context if options or like or keep else None  # the user has said what is meant

@@ -17,7 +17,7 @@ class Alias:
 @dataclass(frozen=True, slots=True)
 class Trained:
     """What the files of `name` do not say: that it was trained on `tokens`, where max_position_embeddings is `says`. `factor`: of its
-    own linear scaling, which reaches to `says`."""
+    own linear scaling."""
 
     name: str
     tokens: int
@@ -87,14 +87,15 @@ ALIASES: Mapping[str, Alias] = {
 }
 
 # Every model of a series, known by a length that no other has. Mistral 7B v0.1: arXiv 2310.06825, Table 1. Qwen3 was trained on
-# 32,768 tokens (arXiv 2505.09388); its 40,960 are 32,768 for an answer and 8,192 for what was asked (its model cards). Gemma 3 of 4B
-# and more serves 131,072 by linear ×8 (arXiv 2503.19786).
+# 32,768 tokens (arXiv 2505.09388); its 40,960 are 32,768 for an answer and 8,192 for what was asked (its model cards).
 SERIES = (
     Trained("Qwen3", 32768, "qwen3", 40960),
     Trained("Qwen3", 32768, "qwen3_moe", 40960),
     Trained("Mistral 7B v0.1", 8192, "mistral", 32768, 4096),
-    Trained("Gemma 3", 32768, "gemma3_text", 131072, 1024, 8.0),
 )
+# Linear in them is their makers' own, who write L' as max_position_embeddings, but not beside the other length, that of a plain model.
+# Gemma 3 of 4B and more: 131,072 by ×8; of 1B: 32,768 (arXiv 2503.19786).
+SCALED_BY_THEIR_MAKERS = {"gemma3_text": 32768}
 # Known by their repository alone, others say the same. Qwen2.5: arXiv 2412.15115; DeepSeek-Coder: 2401.14196, 3.6; Llama 2: 2307.09288;
 # LLaMA-2-7B-32K: its model card.
 REPOSITORIES = {
@@ -102,13 +103,13 @@ REPOSITORIES = {
     for row in (
         *(Trained(f"Qwen/Qwen2.5-{size}", 32768, "qwen2", 131072) for size in ("1.5B", "7B", "14B", "32B", "72B")),
         *(
-            Trained(f"deepseek-ai/deepseek-coder-{size}-{kind}", 4096, "llama", 16384)
+            Trained(f"deepseek-ai/deepseek-coder-{size}-{kind}", 4096, "llama", 16384, factor=4.0)
             for size in ("1.3b", "6.7b", "33b")
             for kind in ("base", "instruct")
         ),
         *(Trained(f"meta-llama/Llama-2-{size}-hf", 4096, "llama", 4096) for size in ("7b", "13b", "70b")),
         Trained("mistralai/Mistral-7B-v0.1", 8192, "mistral", 32768, 4096),
-        Trained("togethercomputer/LLaMA-2-7B-32K", 4096, "llama", 32768),
+        Trained("togethercomputer/LLaMA-2-7B-32K", 4096, "llama", 32768, factor=8.0),
     )
 }
 
@@ -123,13 +124,12 @@ def trained_as(names: Iterable[str], fits: Callable[[Trained], bool]) -> Trained
     return None
 
 
-def trained_in_series(model_type: str, says: int, window: int | None, linear: float | None) -> Trained | None:
-    """The row of the series that alone has this length and this window; with the factor of its own linear scaling, if it has one."""
-    rows = (row for row in SERIES if (row.model_type, row.says, row.window) == (model_type, says, window))
-    return next((row for row in rows if row.factor in (None, linear)), None)
+def trained_in_series(model_type: str, says: int, window: int | None) -> Trained | None:
+    """The row of the series that alone has this length and this window."""
+    return next((row for row in SERIES if (row.model_type, row.says, row.window) == (model_type, says, window)), None)
 
 
 def trained_alike(model_type: str, says: int, window: int | None) -> Trained | None:
-    """A known model that says the same, which need not be this one."""
-    alike = (row for row in REPOSITORIES.values() if row.tokens != row.says)
+    """A known model that says the same without any scaling, which need not be this one."""
+    alike = (row for row in REPOSITORIES.values() if row.tokens != row.says and not row.factor)
     return next((row for row in alike if (row.model_type, row.says, row.window) == (model_type, says, window)), None)

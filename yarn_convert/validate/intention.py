@@ -13,6 +13,7 @@ from ..dialects import ROPE_FREQS, pair_of, same, same_at_all_lengths
 from ..errors import InputError
 from ..extending import Options, extend
 from ..files import exists, regular
+from ..lengths import unsaid
 from ..manifest import read_manifest, rope_of
 from ..readers.survey import Verdict, survey_config, survey_gguf
 from ..rope import RTOL, Array, Rope, Table, rounding, table
@@ -55,8 +56,7 @@ def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None
     if c.gguf and RECIPE in c.gguf.fields:
         rope = rope_of(c.gguf.get(RECIPE))
         factor = rope.params.get("factor")
-        unsaid = rope.method == "linear" and rope.original_context == c.context  # of a base that was so scaled, whose L nothing says
-        spans = rope.method in SPANNING and not unsaid
+        spans = rope.method in SPANNING and not unsaid(rope, c.context)
         length = round(rope.original_context * factor) if spans and isinstance(factor, float) else c.context
         return Intention(rope, length, "as the recipe in the file says", True)
     c = c if doubtful else c.certain()
