@@ -19,7 +19,7 @@ demo: $(VENV)/runtimes.stamp
 	$(BIN)/yarn-convert validate $(DEMO) $(PROOF) --report $(DEMO)-safetensors.html
 
 test: check $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
-	YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 # MLX, vLLM (3.4 GB) and OpenVINO, each in an environment of its own: too heavy for every run.
 test-runtimes: $(VENV)/dev.stamp
