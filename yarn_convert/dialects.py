@@ -18,6 +18,7 @@ import numpy as np
 from . import readers
 from .errors import Disagreement, FormatError, Inexpressible, Unsupported, UsageError
 from .families import Family, architectures
+from .families.aliases import scaled_by_its_makers
 from .families.schema import ROPE_OBJECTS
 from .gguf_file import Value, f32
 from .json_text import REMOVE
@@ -421,7 +422,8 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
         return _gguf_keys(family, context, _plain_theta(rope), type=Value("str", "none"))
     factor = Value("f32", rope.number("factor"))
     if rope.method == "linear":  # llama.cpp has no use for L; without it the file does not say which of its lengths is L
-        said = {"original_context_length": Value("u32", rope.original_context)} if rope.original_context < context else {}
+        needs = rope.original_context < context and not scaled_by_its_makers(family.model_type, context)
+        said = {"original_context_length": Value("u32", rope.original_context)} if needs else {}
         return _gguf_keys(family, context, rope.theta, type=Value("str", "linear"), factor=factor, **said)
     odd = [
         k

@@ -10,7 +10,7 @@ from typing import Any
 
 from .dialects import positive_int
 from .errors import InputError, UsageError
-from .families.aliases import SCALED_BY_THEIR_MAKERS, Trained, trained_alike, trained_as, trained_in_series
+from .families.aliases import Trained, scaled_by_its_makers, trained_alike, trained_as, trained_in_series
 from .families.schema import ROPE_OBJECTS
 from .general import read_card
 from .gguf_file import Gguf
@@ -110,7 +110,7 @@ def of_gguf(gguf: Gguf, model_type: str, source: Source, rope: Rope, context: in
 def _found(rope: Rope, said: int | None, context: int, key: str, model_type: str, window: int | None, names: Iterator[str]) -> Lengths:
     """A name counts only where the lengths are those of that model, plain or extended: someone may have trained it on longer texts."""
     s = factor(rope) or 1
-    if rope.method == LINEAR and said is None and context != SCALED_BY_THEIR_MAKERS.get(model_type, context):
+    if rope.method == LINEAR and said is None and scaled_by_its_makers(model_type, context):
         said = round(context / s)
     known = trained_in_series(model_type, context, window) or trained_as(
         names, lambda row: context in (row.says, row.tokens, round(row.tokens * s), round(row.says * s))

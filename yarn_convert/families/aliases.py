@@ -114,6 +114,11 @@ REPOSITORIES = {
 }
 
 
+def scaled_by_its_makers(model_type: str, says: int) -> bool:
+    """Whether `says` is L' beside linear."""
+    return says != SCALED_BY_THEIR_MAKERS.get(model_type, says)
+
+
 def trained_as(names: Iterable[str], fits: Callable[[Trained], bool]) -> Trained | None:
     """The row, if it fits, of the first of `names` that is a repository, its address on the Hub, or the last part of one."""
     for name in names:
