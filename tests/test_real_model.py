@@ -115,7 +115,7 @@ def test_every_method_agrees_on_tiny_models(make_model: MakeModel, tmp_path: Pat
     pytest.importorskip("llama_cpp")
     pytest.importorskip("transformers")
     model = make_model(config=SCALED[base], **SHAPES[shape])
-    options = {"scale": 4.0, **TINY[variant]}
+    options = {"scale": 4.0, **TINY[variant], **({"original_context": CONTEXT} if base == "linear" else {})}
     convert(str(model), Options(out="safetensors", output=tmp_path / "hf", **options))
     convert(str(model), Options(out="gguf", output=tmp_path / "m.gguf", **options))
     convert(str(tmp_path / "m.gguf"), Options(method="none", out="safetensors", output=tmp_path / "back"))
