@@ -146,8 +146,9 @@ def _recipe(c: Checkpoint, of_base: Lineage) -> dict[str, Any]:
 def _digests(c: Checkpoint, say: Say) -> dict[str, Any]:
     """What each file of the model is, name -> `digests.Digest` as JSON, and when it was written: a verdict is about these files and
     no others."""
-    found = digests(c.files, _counted("digests", sum(path.stat().st_size for path in c.files.values()), say))
-    return {name: {**msgspec.to_builtins(d), "modified": _modified(c.files[name])} for name, d in found.items()}
+    files = c.files  # which looks into the folder each time
+    found = digests(files, _counted("digests", sum(path.stat().st_size for path in files.values()), say))
+    return {name: {**msgspec.to_builtins(d), "modified": _modified(files[name])} for name, d in found.items()}
 
 
 def _counted(what: str, total: int, say: Say) -> Progress:
