@@ -18,6 +18,7 @@ from yarn_convert.gguf_file import Value
 from yarn_convert.manifest import read_manifest
 from yarn_convert.validate import Settings
 from yarn_convert.validate.extension import Lineage, check_base
+from yarn_convert.validate.intention import check_recipe, intention_of
 from yarn_convert.validate.run import _lineage
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
@@ -103,6 +104,7 @@ def test_a_lost_name_is_found_again_by_what_the_base_gives(make_model: MakeModel
         ({"rope_theta": 5e5, "rope_scaling": YARN, "max_position_embeddings": LONG}, "its rope_theta is 500,000, the base's 10,000"),
         ({"rope_scaling": {**YARN, "original_max_position_embeddings": LONG}, "max_position_embeddings": LONG}, "counts from 256 tokens, the base from 64"),
         ({"rope_scaling": {**YARN, "original_max_position_embeddings": 32}, "max_position_embeddings": 128}, "counts from 32 tokens, the base from 64"),
+        ({"rope_scaling": {**YARN, "original_max_position_embeddings": 128}, "max_position_embeddings": LONG}, "counts from 128 tokens, the base from 64"),
         ({"rope_scaling": YARN, "max_position_embeddings": 8 * CONTEXT}, "its factor is 4, and its 512 tokens are 8 times the base's 64"),
         ({"rope_scaling": YARN}, "its factor is 4, and its 64 tokens are 1 times the base's 64"),
         ({"rope_scaling": LLAMA3, "max_position_embeddings": LONG}, "counts from 32 tokens, the base from 64"),
@@ -114,6 +116,14 @@ def test_what_is_no_extension_says_what_differs(make_model: MakeModel, changes: 
     model = make_model()
     found = of(said(model, **changes), model)
     assert why in found.why
+
+
+def test_a_length_that_changes_no_table_is_judged_too(make_model: MakeModel, tmp_path: Path) -> None:
+    """With heads so small both ramps end at the same pair; but L·s is what some runtimes serve."""
+    out = extended(make_model(), tmp_path / "out.gguf")
+    rewritten(out, {"llama.rope.scaling.original_context_length": Value("u32", 2 * CONTEXT)})
+    c = opened(out)
+    assert check_recipe(c, intention_of(c, None, None, None))["why"] == "it counts from 128 tokens instead of 64"
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic"])

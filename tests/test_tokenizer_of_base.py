@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import CONTEXT, MakeModel
+from family_models import make
 from test_validate import extended, opened, rewritten, run
 
 from yarn_convert import runtimes
@@ -44,6 +45,10 @@ HF: dict[str, tuple[str, Callable[[Json], object], str]] = {
     "add_bos": ("tokenizer_config.json", lambda d: d.update(add_bos_token=True), "add_bos_token is True, the base's False"),
     "a template": ("tokenizer_config.json", lambda d: d.update(chat_template="{{ evil }}"), "it has a chat template, the base none"),
     "config's eos": ("config.json", lambda d: d.update(eos_token_id=7), "its texts end at 7, the base's at 2"),
+    "config's bos": ("config.json", lambda d: d.update(bos_token_id=9), "config.json: its bos_token_id is 9, the base's 1"),
+    "a text made special": ("tokenizer_config.json", lambda d: d.update(extra_special_tokens={"a": "he"}), "it makes 'he' a special token"),
+    "specials that are split": ("tokenizer_config.json", lambda d: d.update(split_special_tokens=True), "split_special_tokens is True"),
+    "another class": ("tokenizer_config.json", lambda d: d.update(tokenizer_class="LlamaTokenizerFast"), "its tokenizer_class is LlamaTokenizer, "),
 }  # fmt: skip
 
 
@@ -72,6 +77,8 @@ GGUF: dict[str, tuple[Callable[[Path], dict[str, Value | None]], str]] = {
     "the pre-tokenizer": (lambda out: {"tokenizer.ggml.pre": Value("str", "llama-bpe")}, "pre-tokenizer is llama-bpe, the base's smollm"),
     "eos": (lambda out: {"tokenizer.ggml.eos_token_id": Value("u32", 5)}, "its eos token is 5 ("),
     "no eos": (lambda out: {"tokenizer.ggml.eos_token_id": None}, "its eos token is none, the base's 2"),
+    "end of turn": (lambda out: {"tokenizer.ggml.eot_token_id": Value("u32", 40)}, "its eot token is 40 ("),
+    "infill that ends": (lambda out: {"tokenizer.ggml.fim_pad_token_id": Value("u32", 40)}, "its fim_pad token is 40 ("),
     "add_eos": (lambda out: {"tokenizer.ggml.add_eos_token": Value("bool", True)}, "it puts a eos token beside a text, the base none"),
     "a template": (lambda out: {"tokenizer.chat_template": Value("str", "x")}, "it has a chat template, the base none"),
     "none": (lambda out: {k: None for k in read_gguf(out).fields if k.startswith("tokenizer.")}, "it has no tokenizer, and the base has one"),
@@ -97,6 +104,26 @@ def test_a_folder_of_a_gguf_has_its_tokenizer(make_model: MakeModel, tmp_path: P
     assert check_tokenizer(opened(out), opened(base)) == {"verdict": "passed", "why": "", "differences": []}
     edit(out / "generation_config.json", lambda d: d.update(eos_token_id=9))
     assert "its texts end at 9, the base's at 2" in check_tokenizer(opened(out), opened(base))["why"]
+
+
+def test_files_beside_the_settings_count(make_model: MakeModel, tmp_path: Path) -> None:
+    base = make_model()
+    edit(base / "tokenizer_config.json", lambda d: d.update(chat_template="x"))
+    out = extended(base, tmp_path / "out")
+    (out / "chat_template.jinja").write_text("x")  # as transformers saves it anew
+    rewritten(
+        gguf := extended(base, tmp_path / "out.gguf"), {"tokenizer.ggml.eot_token_id": Value("u32", 2)}
+    )  # llama.cpp finds it by its text
+    assert check_tokenizer(opened(gguf), opened(base))["verdict"] == "passed"
+    for folder in (base, out):
+        (folder / "tokenizer.model").write_bytes(b"1")
+    assert check_tokenizer(opened(out), opened(base))["verdict"] == "passed"
+    (out / "chat_template.jinja").write_text("y")  # which transformers takes first, and llama.cpp's converter last
+    (out / "tokenizer.model").write_bytes(b"2")
+    (out / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    assert check_tokenizer(opened(out), opened(base))["differences"] == [
+        "its tokenizer.model is not the base's", "its chat template is not the base's, from 'y' on", "its texts end at 2, 7, the base's at 2",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["out", "out.gguf"])
@@ -191,6 +218,41 @@ def test_a_key_of_a_gguf_that_no_row_names_has_to_be_the_bases(make_model: MakeM
     out = extended(base, tmp_path / "out.gguf")
     assert other_model(opened(out), opened(base)) == ""
     assert "logit_scale is 2.0" in other_model(opened(rewritten(out, {"llama.logit_scale": Value("f32", 2.0)})), opened(base))
+
+
+@pytest.mark.parametrize("changes", [{"is_causal": False}, {"sliding_window": 16}, {"a_vendors_own": 2}, {"quantization_config": {"load_in_4bit": True}}, {"auto_map": {"AutoModel": "other.Model"}}], ids=str)  # fmt: skip
+def test_a_key_that_no_row_names_has_to_be_the_bases_in_a_folder(make_model: MakeModel, tmp_path: Path, changes: Json) -> None:
+    from yarn_convert.manifest import read_manifest
+
+    base = make_model(config={"a_vendors_own": 1})
+    out = extended(base, tmp_path / "out")
+    assert other_model(opened(out), opened(base)) == ""
+    edit(out / "config.json", lambda d: d.update(changes))
+    assert next(iter(changes)) in other_model(opened(out), opened(base))
+    assert next(iter(changes)) in changed_since(opened(out), read_manifest(out))
+
+
+@pytest.mark.parametrize("key", ["sliding_window", "attention.causal", "logit_scale"])
+@pytest.mark.parametrize("format", ["folder", "gguf"])
+def test_a_key_that_no_row_names_has_to_be_the_bases_in_a_gguf(make_model: MakeModel, tmp_path: Path, key: str, format: str) -> None:
+    model = make_model()
+    base = model if format == "folder" else extended(model, tmp_path / "base.gguf", method="none", scale=None)
+    out = extended(model, tmp_path / "out.gguf")
+    old = {"llama.attention.causal": Value("bool", True), "llama.tensor_data_layout": Value("str", "Meta AI original pth")}
+    assert other_model(opened(rewritten(out, old)), opened(base)) == "", "old files say so"
+    value = Value("bool", False) if key == "attention.causal" else Value("f32", 2.0)
+    assert key in other_model(opened(rewritten(out, {f"llama.{key}": value})), opened(base))
+
+
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_another_architecture_with_the_same_tensors_is_another_model(tmp_path: Path, name: str) -> None:
+    """Granite's multipliers are no keys of a Llama, so that nothing else differs: reference and runtime would both leave them out."""
+    base = make("granite", tmp_path / "granite")
+    out = extended(base, tmp_path / "out")
+    edit(out / "config.json", lambda d: d.update(model_type="llama", architectures=["LlamaForCausalLM"]))
+    if name == "out.gguf":
+        base, out = (extended(x, tmp_path / f"{x.name}.gguf", method="none", scale=None) for x in (base, out))
+    assert other_model(opened(out), opened(base)) == "its architecture is llama, the base's granite"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ INTERLEAVED = {  # ggml's "norm" RoPE turns neighbours (2i, 2i+1), HF turns halv
     "blk.{i}.attn_k.weight": "interleave",
     "blk.{i}.attn_k.bias": "interleave",
 }
-KNOWN = frozenset({"attention.value_length", "rope.dimension_count"})
+KNOWN = frozenset({"attention.value_length", "rope.dimension_count", "tensor_data_layout"})
 ATTENTION, MLP = (
     tuple(f"{x}.bias" for x in parts) for parts in (("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down"))
 )

@@ -222,16 +222,20 @@ def _implied(family: Family) -> dict[str, Any]:
 
 def _check_keys(c: Checkpoint) -> None:
     """Raise Unsupported for a key of the architecture that config.json has no known place for."""
+    if leftover := unplaced_keys(c):
+        raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")
+
+
+def unplaced_keys(c: Checkpoint) -> list[str]:
+    """Keys of a GGUF's architecture that config.json has no known place for."""
     assert c.gguf is not None
     arch, family = c.family.gguf_arch, c.family
     known = {family.gguf_key(k)[0] for k in family.hparams} | {f"{arch}.{k}" for k in (*family.gguf_known, *family.constants)}
     known |= {f"{arch}.{PATTERN}"} if "usual_windows" in family.fixed else set()
     # Ollama's converter says some things twice; a router's weights are normalized by llama.cpp where they may be said to be.
-    again = {"attention.head_dim": c.head_dim, "max_position_embeddings": c.context, "norm_top_k_prob": True}
+    again = {"attention.head_dim": c.head_dim, "max_position_embeddings": c.context, "norm_top_k_prob": True, "attention.causal": True}
     known |= {key for k, value in again.items() if c.config.get(key := f"{arch}.{k}") == value}
-    leftover = [k for k in c.gguf.fields if k.startswith(f"{arch}.") and not k.startswith(f"{arch}.rope.") and k not in known]
-    if leftover:
-        raise Unsupported(f"GGUF keys that config.json has no known place for: {', '.join(leftover)}", "--out gguf keeps them")
+    return [k for k in c.gguf.fields if k.startswith(f"{arch}.") and not k.startswith(f"{arch}.rope.") and k not in known]
 
 
 def _switched(c: Checkpoint, parts: tuple[str, ...]) -> bool:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import Unsupported
+from .caveats import BY_TEXT as TEXTS
 from .pretokenizers import row_of
 from .specials import chat_templates
 from .vocabulary import (
     CONTROL,
     NORMAL,
-    SPECIAL_KEYS,
     SPECIAL_TYPES,
     TEMPLATE,
     TYPES,
@@ -30,7 +30,8 @@ from .writing import specials_of, vocabulary_of
 
 UNNAMED = "default"  # of a GGUF from before `tokenizer.ggml.pre`, and of SentencePiece's
 SHOWN = 60  # characters of a text that differs
-BY_TEXT = ("eot", "eom")  # ids that llama.cpp finds by their text too, and that HF files have no place for
+INFILL = tuple(f"fim_{name}" for name in ("pre", "suf", "mid", "pad", "rep", "sep"))
+BY_TEXT = ("eot", "eom", *INFILL)  # ids that llama.cpp finds by their text too, and that HF files have no place for
 
 
 class Canonical(NamedTuple):
@@ -57,11 +58,14 @@ def added(keys: Mapping[str, Any]) -> list[str]:
 
 
 class Settings(NamedTuple):
-    """What a folder says beside its vocabulary: special tokens by name, what is put beside a text, chat templates."""
+    """What a folder says beside its vocabulary: special tokens by name, what is put beside a text, texts that are tokens of their own,
+    the class that reads it, without "Fast", and chat templates, as llama.cpp's converter and as transformers take them."""
 
     named: dict[str, str | None]
     adds: dict[str, Any]
-    templates: dict[str, str]
+    special: set[str]
+    reader: str
+    templates: tuple[dict[str, str], dict[str, str]]
 
 
 def settings(folder: Path) -> Settings:
@@ -70,11 +74,27 @@ def settings(folder: Path) -> Settings:
     files = Files(folder, load(folder / "tokenizer.json"), config)
     values = {name: config.get(f"{name}_token", older.get(f"{name}_token")) for name in SPECIAL_TYPES}
     named = {name: v.get("content") if isinstance(v, dict) else v for name, v in values.items()}
+    keys, first = (  # transformers takes a chat_template.jinja before the settings
+        {k: v for k, (_, v) in chat_templates(found).items()}
+        for found in (files, files._replace(settings={k: v for k, v in config.items() if k != "chat_template"}))
+    )
     return Settings(
         named,
-        {key: config.get(key) for key in ("add_bos_token", "add_eos_token", "add_prefix_space")},
-        _templates({k: v for k, (_, v) in chat_templates(files).items()}),
+        {key: config.get(key) for key in ("add_bos_token", "add_eos_token", "add_prefix_space")}
+        | {"split_special_tokens": bool(config.get("split_special_tokens"))},
+        _made_special(files),
+        str(config.get("tokenizer_class") or "").removesuffix("Fast"),
+        (_templates(keys), _templates(first) or _templates(keys)),
     )
+
+
+def _made_special(files: Files) -> set[str]:
+    """Texts that are tokens of their own by tokenizer.json or by settings."""
+    config = files.settings
+    lists = [config.get("added_tokens_decoder"), config.get("additional_special_tokens"), config.get("extra_special_tokens")]
+    entries = [e for found in lists for e in (found.values() if isinstance(found, dict) else found or [])]
+    texts = {e.get("content") if isinstance(e, dict) else e for e in [*entries, *(files.tokenizer.get("added_tokens") or [])]}
+    return {text for text in texts if isinstance(text, str)}
 
 
 def canonical(keys: Mapping[str, Any]) -> Canonical:
@@ -85,7 +105,7 @@ def canonical(keys: Mapping[str, Any]) -> Canonical:
         with contextlib.suppress(Unsupported):
             row = row_of(pre)
     ids, adds = specials_of(keys, found, row, kind)
-    by_text = {name: keys[SPECIAL_KEYS[name]] for name in BY_TEXT if SPECIAL_KEYS[name] in keys}
+    by_text = {name: keys[key] for name in BY_TEXT if (key := f"tokenizer.ggml.{name}_token_id") in keys}
     size = len(found.tokens)
     while size and found.is_pad(size - 1):
         size -= 1
@@ -114,10 +134,10 @@ def differences(mine: Canonical, theirs: Canonical) -> Iterator[str]:
     if mine.form != theirs.form if mine.form and theirs.form else named:
         yield f"its pre-tokenizer is {mine.pre}, the base's {theirs.pre}"
     texts = [dict(enumerate(one.vocabulary.tokens)) for one in (mine, theirs)]
-    names = (mine.specials.keys() | theirs.specials.keys()) - {n for n in BY_TEXT if n not in mine.specials or n not in theirs.specials}
-    for name in sorted(names):
+    for name in sorted(mine.specials.keys() | theirs.specials.keys()):
         a, b = mine.specials.get(name), theirs.specials.get(name)
-        if a != b:
+        one = a if b is None else b if a is None else None
+        if a != b and not (name in BY_TEXT and one is not None and texts[0].get(one, "") in TEXTS):
             yield f"its {name} token is {_token(a, texts[0])}, the base's {_token(b, texts[1])}"
     for name in sorted(mine.adds.keys() ^ theirs.adds.keys()):
         yield f"it puts {'a' if name in mine.adds else 'no'} {name} token beside a text, the base {'a' if name in theirs.adds else 'none'}"

@@ -47,7 +47,7 @@ def lineage(meant: Intention, base: Checkpoint, told: int | None = None) -> Line
         return Lineage(replace(meant, rope=base.rope), _other_length(meant, base))
     base = base.counting_from(told).certain()
     made = next(_made(meant, base, told), None)
-    if made and (not meant.recorded or made.original_context == meant.rope.original_context):
+    if made and (not _counts(meant) or made.original_context == meant.rope.original_context):
         return Lineage(replace(meant, rope=made, origin=f"{meant.origin}, an extension of {base.source.name}"))
     if why := _difference(meant, base, told):
         return Lineage(meant, why)
@@ -97,7 +97,7 @@ def _difference(meant: Intention, base: Checkpoint, told: int | None) -> str:
         return f"its rope_theta is {rope.theta:,.6g}, the base's {own.theta:,.6g}{usual}"
     if rope.method == "none" or (composes(base) and rope.method != "explicit" and not _keeps(rope, own)):
         return f"the base's own {own.method} scaling is gone"
-    says = rope.original_context if meant.recorded or rope.method not in ("linear", "ntk-aware", "explicit") else original
+    says = rope.original_context if _counts(meant) else original
     if says != original:
         return f"it counts from {says:,} tokens, the base from {original:,} (--scale with --original-context says what else is meant)"
     if rope.method in SPANNING and not math.isclose(rope.number("factor"), n / original, rel_tol=ALIKE):
@@ -111,6 +111,11 @@ def _difference(meant: Intention, base: Checkpoint, told: int | None) -> str:
     if rope.method in EXTENDING or meant.recorded:
         return f"{rope.method} over the base's RoPE gives other frequencies"
     return ""
+
+
+def _counts(meant: Intention) -> bool:
+    """Whether it is said from which length a recipe counts: not every method's files say so."""
+    return meant.recorded or meant.rope.method not in ("none", "linear", "ntk-aware", "explicit")
 
 
 def _keeps(rope: Rope, own: Rope) -> bool:

@@ -16,16 +16,18 @@ from .tokens import tokenizer_of
 TOKENIZER = "tokenizer_config.json"
 
 
-def ends_otherwise(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
-    """Where generation ends in a folder and not in its base. A GGUF has one such token, its tokenizer's."""
+def named_otherwise(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
+    """Tokens that a folder names in config.json or generation_config.json and its base does not. A GGUF's are its tokenizer's."""
     if c.gguf:
         return
-    mine, theirs = (ids_of(x.config.get("eos_token_id")) for x in (c, base)) if base.gguf is None else (set(), set())
-    if mine == theirs and (base.gguf or _generation(base)):
-        mine, theirs = ends(c), ends(base)
-        mine = mine & theirs if base.gguf else mine  # a folder has room for more of them
-    if mine != theirs:
-        yield f"its texts end at {_listed(ends(c))}, the base's at {_listed(theirs)}"
+    mine, theirs = ends(c), ends(base)
+    if mine != theirs if base.gguf is None else theirs - mine:  # a folder has room for more of them than a GGUF
+        yield f"its texts end at {_listed(mine)}, the base's at {_listed(theirs)}"
+        return
+    for name, a, b in ((CONFIG, c.config, base.config), (GENERATION, _generation(c), _generation(base))):
+        for key in IDS if base.gguf is None and a and b else ():
+            if ids_of(a.get(key)) != ids_of(b.get(key)):
+                yield f"{name}: its {key} is {a.get(key)}, the base's {b.get(key)}"
 
 
 def ends(c: Checkpoint) -> set[int]:

@@ -102,6 +102,8 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     layer = _layer(decoded, target, rtol) if verdicts[reader] else "table"
     verdicts = {name: why or _elsewhere(c, meant) for name, why in verdicts.items()}
     why = verdicts[reader]
+    if not why and c.rope.method == meant.rope.method == "yarn" and c.rope.original_context != meant.rope.original_context:
+        why = f"it counts from {c.rope.original_context:,} tokens instead of {meant.rope.original_context:,}"
     if not why and (file := rope_file_error(c, target)):
         why = file
     result: dict[str, Any] = {

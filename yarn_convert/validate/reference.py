@@ -29,7 +29,7 @@ from ..manifest import Manifest
 from ..readers.rows import OTHER_LENGTHS
 from ..rope import Effect, Table
 from ..targets.moving import Piece, converted
-from ..targets.safetensors import new_config
+from ..targets.safetensors import new_config, unplaced_keys
 from ..tensors import Tensor
 
 Spans = Sequence[tuple[int, int]]
@@ -224,7 +224,9 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
     The reference is made of the output's own values as the runtime's model is, so no logits show it. `off`: a sliding window was
     turned off on purpose. Raises InputError for a config.json of which transformers can make no model.
     """
-    base = base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
+    if c.family.model_type != base.family.model_type and c.family.gguf_arch != base.family.gguf_arch:
+        return f"its architecture is {c.family.name}, the base's {base.family.name}"
+    folder, base = base, base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
     if base.sliding_window and not c.window and base.sliding_window < c.context and not off:
         return f"every token sees all before it, in the base a window of {base.sliding_window:,} (nothing records --sliding-window off)"
     mine, theirs = ({k: x.hparams.get(k) for k in c.family.hparams} for x in (c, base))
@@ -232,35 +234,44 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
         sees_all = off and not c.window and {*(c.config.get("layer_types") or ())} <= {"full_attention"}
         sides = zip(_both(c, base.config), (mine, theirs), strict=True)
         mine, theirs = ({k: v for k, v in (x | y).items() if not (sees_all and k in WINDOW)} for x, y in sides)
+        if key := _loaded_otherwise(c, folder.written):
+            return f"its {key} is not the base's"
     elif c.gguf and base.gguf:
         mine, theirs = mine | _keys(c), theirs | _keys(base)
-    elif odd := _odd(c if base.gguf else base):
+    elif odd := _odd(c, base):
         return f"{ODD.get(odd, odd)} is of one of the two only"
     return "; ".join(f"{key} is {a!r}, the base's {b!r}" for key, a, b in _different(c, mine, theirs, {*mine, *theirs}))
 
 
 WINDOW = ("sliding_window", "use_sliding_window", "layer_types")
+UNSAID = {"is_causal": True}  # what a config.json means that does not say so
 OTHER_PARTS = ("rope.", "vision.", "mm.")  # of a GGUF: the recipe, and what a text does not pass through
 
 
 def _both(c: Checkpoint, other: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of a folder and those of another config.json, as transformers has them; as they stand where it has no code."""
+    """The values of a folder and those of another config.json, as transformers has them, and what else both say; as they stand where it
+    has no code."""
     if c.family.run_as:
         return dict(c.config), dict(other)
-    return _values(c), _values(replace(c, config=other))
+    mine, theirs = _values(c), _values(replace(c, config=other))
+    more = (c.config.keys() & other.keys()) - mine.keys()
+    return mine | {k: c.config[k] for k in more}, theirs | {k: other[k] for k in more}
 
 
 def _keys(c: Checkpoint) -> dict[str, Any]:
     """A GGUF's own keys that no row names: what they are for is not known, and so they have to be the base's."""
     arch, known = c.family.gguf_arch, {*c.family.gguf_known, "context_length"}
-    keys = {k.removeprefix(f"{arch}."): v for k, v in c.config.items() if k.startswith(f"{arch}.")}
+    keys = {"attention.causal": True} | {k.removeprefix(f"{arch}."): v for k, v in c.config.items() if k.startswith(f"{arch}.")}
     named = {c.family.gguf_key(k)[0].removeprefix(f"{arch}.") for k in c.family.hparams}
     return {k: v for k, v in keys.items() if k not in known and k not in named and not k.startswith(OTHER_PARTS)}
 
 
-def _odd(c: Checkpoint) -> str:
-    """A value of config.json that no GGUF of the family has; "" if there is none."""
-    return next((k for k, usual in c.family.fixed.items() if (v := c.config.get(k)) is not None and v not in usual), "")
+def _odd(c: Checkpoint, base: Checkpoint) -> str:
+    """What a folder says that no GGUF of the family can, or the other way round; "" if nothing."""
+    folder = base if c.gguf else c
+    found = [k for k, usual in folder.family.fixed.items() if (v := folder.config.get(k)) is not None and v not in usual]
+    found += unplaced_keys(c) if c.gguf else [k for k, v in _undeclared(c).items() if v != UNSAID.get(k) and (v or k in UNSAID)]
+    return next(iter(found), "")
 
 
 def changed_since(c: Checkpoint, manifest: Manifest | None) -> str:
@@ -271,6 +282,8 @@ def changed_since(c: Checkpoint, manifest: Manifest | None) -> str:
     if manifest and c.gguf is None and (then := manifest.config) is not None:
         mine, theirs = _both(c, normalized(c.family, then))
         found += _different(c, mine, theirs, {*mine, *theirs} - c.family.hparams.keys())
+        if key := _loaded_otherwise(c, then):
+            return f"their {key} is not what it was when they were written"
     return "; ".join(f"{key} is {a!r}, and was {b!r} when they were written" for key, a, b in found)
 
 
@@ -286,7 +299,19 @@ def _values(c: Checkpoint) -> dict[str, Any]:
     _torch()  # for what it silences
     config = _config(c)
     known = type(config)().to_dict().keys()
-    return {k: v for k, v in config.to_dict().items() if k in known}
+    return {k: v for k, v in config.to_dict().items() if k in known} | _undeclared(c)
+
+
+def _undeclared(c: Checkpoint) -> dict[str, Any]:
+    """Values of config.json that runtimes read from any model, though not every configuration declares them: a window (vLLM,
+    config/model.py), and whether a token sees those after it (transformers, masking_utils.py)."""
+    declared = () if c.family.run_as else type(_config(c))().to_dict()
+    return {k: c.config.get(k, UNSAID.get(k)) for k in (*UNSAID, *WINDOW) if k not in declared}
+
+
+def _loaded_otherwise(c: Checkpoint, then: Mapping[str, Any]) -> str:
+    """Which key of config.json makes a loader pack the weights or run other code, and was not so in another; "" if none does."""
+    return next((k for k in ("quantization_config", "auto_map") if c.written.get(k) and c.written[k] != then.get(k)), "")
 
 
 class Weights(Mapping[str, Any]):

@@ -10,7 +10,7 @@ from .. import files, tokenizers
 from ..checkpoint import Checkpoint
 from ..decoding import parse
 from ..errors import InputError, Unsupported, YarnConvertError
-from .generation import ends_otherwise
+from .generation import named_otherwise
 from .tokens import TEXT, gguf_keys, reading, tokenizer_of
 
 SAMPLE = 20_000  # characters of TEXT
@@ -22,6 +22,7 @@ VOCABULARIES = (  # files of a folder any of which is a tokenizer
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "spiece.model", "*.tiktoken",
 )  # fmt: skip
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*", "additional_chat_templates/*.jinja")
+GENERIC = ("", "PreTrainedTokenizer", "TokenizersBackend")  # classes that take tokenizer.json as it is; without "Fast"
 OF_LENGTH = ("model_max_length",)  # settings that follow the context
 
 
@@ -73,7 +74,7 @@ def _differences(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
         yield from _of_folders(c, base)
     elif not (c.gguf and base.gguf and c.gguf.vocabulary == base.gguf.vocabulary):
         yield from _of_keys(c, base)
-    yield from ends_otherwise(c, base)
+    yield from named_otherwise(c, base)
     if why := differs(c, base):
         yield why
 
@@ -107,6 +108,11 @@ def _of_folders(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
     if "tokenizer.json" in mine and "tokenizer.json" in theirs:
         theirs_read = _of_base(lambda: json.loads(tokenizer_of(base).to_str()))
         yield from _parts(json.loads(tokenizer_of(c).to_str()), theirs_read)
+        yield from (
+            f"its {n} is not the base's"
+            for n in sorted(_vocabularies(mine))
+            if not n.endswith(".json") and mine[n] != theirs.get(n, mine[n])
+        )
     elif _vocabularies(mine) != _vocabularies(theirs):
         yield from _of_keys(c, base)
         return
@@ -157,7 +163,8 @@ def _parts(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _settings(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
-    """Special tokens and what is put beside a text, by tokenizer_config.json; templates, wherever they lie."""
+    """Special tokens, what is put beside a text, and what else changes how one is read, by tokenizer_config.json; templates, wherever
+    they lie."""
     theirs = _of_base(lambda: tokenizers.settings(base.source.path))
     mine = tokenizers.settings(c.source.path)
     for (name, a), b in zip(mine.named.items(), theirs.named.values(), strict=True):
@@ -166,7 +173,13 @@ def _settings(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
     for (name, a), b in zip(mine.adds.items(), theirs.adds.values(), strict=True):
         if a != b:
             yield f"its {name} is {a!r}, the base's {b!r}"
-    yield from tokenizers.unlike_templates(mine.templates, theirs.templates)
+    if more := sorted(mine.special - theirs.special):
+        yield f"it makes {more[0]!r} a special token, the base does not"
+    if mine.reader not in (theirs.reader, *GENERIC):
+        yield f"its tokenizer_class is {mine.reader}, the base's {theirs.reader or 'none'}"
+    yield from dict.fromkeys(
+        line for a, b in zip(mine.templates, theirs.templates, strict=True) for line in tokenizers.unlike_templates(a, b)
+    )
 
 
 # -- a text -----------------------------------------------------------------------------------------------------------
