@@ -451,7 +451,8 @@ def _left_recipe(recipe: Any, rope: Rope, context: int) -> tuple[Rope, bool, boo
     try:
         found = recipe_in(recipe)
         left = found.rope()
-        if dialects.same_at_all_lengths(left, rope) and not unsaid(left, context):
+        other_length = left.method == rope.method == "yarn" and left.original_context != rope.original_context  # which a file spells
+        if dialects.same_at_all_lengths(left, rope) and not unsaid(left, context) and not other_length:
             return left, True, found.kept is not True
     except YarnConvertError:
         pass  # absent, or not ours
