@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import pytest
 from conftest import CONTEXT, write_tensors_of
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from yarn_convert import families, runtimes
 from yarn_convert.checkpoint import open_checkpoint
@@ -172,6 +172,82 @@ def test_hf_to_gguf_to_hf_keeps_every_weight_and_what_it_computes(models: dict[s
     convert(str(tmp_path / "hf"), Options(method="none", out="gguf", output=tmp_path / "b.gguf"))
     assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "b.gguf")
     assert fields_of(tmp_path / "a.gguf") == fields_of(tmp_path / "b.gguf")
+
+
+WAYS = {  # the options of folder -> GGUF, and of GGUF -> folder
+    "extended at last": ({"method": "none"}, {"scale": 4}),
+    "extended first": ({"scale": 4}, {"method": "none"}),
+}
+
+
+def by_way_of_a_gguf(model: Path, folder: Path, name: str, way: str = "extended at last") -> Path:
+    first, second = WAYS[way] if name not in ONLY_CONVERTED else ({"method": "none"},) * 2
+    convert(str(model), Options(**first, out="gguf", output=folder / "a.gguf"))
+    convert(str(folder / "a.gguf"), Options(**second, out="safetensors", output=folder / "out"))
+    return folder / "out"
+
+
+def found_of(out: Path, base: Path) -> dict[str, str]:
+    """What `validate --base` finds wrong, by what it looked at; logits apart."""
+    result = validate(str(out), Settings(base=str(base), real=False, twin=False))
+    assert not result["recipe"]["doubt"]
+    return {k: result[k]["why"] for k in ("recipe", "weights", "tokenizer") if result[k]["verdict"] != "passed"}
+
+
+@pytest.mark.parametrize("name", [n for n in CARRIED if n not in HF_LESS])
+def test_a_folder_by_way_of_a_gguf_is_an_extension_of_the_first(models: dict[str, Path], tmp_path: Path, name: str) -> None:
+    for way in WAYS if name not in {*ONLY_CONVERTED, "phi3/longrope"} else ("extended at last",):
+        (folder := tmp_path / way).mkdir()
+        assert found_of(by_way_of_a_gguf(models[name], folder, name, way), models[name]) == {}, way
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_norm(out: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.norm.weight"] = change(tensors["model.norm.weight"]).astype(np.float32)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+
+PLANTED: list[tuple[str, Callable[[Path], object], str]] = [
+    ("olmo2", lambda out: edit_json(out / "tokenizer_config.json", pad_token="he"), "its pad token is 'he', the base's None"),
+    ("glm4", lambda out: edit_json(out / "tokenizer_config.json", unk_token="<|im_end|>"), "its unk token is '<|im_end|>', the base's None"),
+    ("cohere", lambda out: edit_json(out / "config.json", pad_token_id=7), "config.json: its pad_token_id is 7, the base's 0"),
+    ("starcoder2", lambda out: edit_json(out / "config.json", sliding_window=16), "sliding_window is 16, the base's 4096"),
+    ("starcoder2", lambda out: edit_json(out / "config.json", sliding_window=512), "sliding_window is 512, the base's 4096"),
+    ("gemma2", lambda out: edit_norm(out, lambda w: np.nextafter(w, np.float32(9))), "model.norm.weight: its bytes differ"),
+    ("gemma3_text", lambda out: edit_norm(out, lambda w: w + np.float32(1)), "model.norm.weight: its bytes differ"),
+    ("qwen3", lambda out: edit_norm(out, lambda w: (w + np.float32(1)) - np.float32(1)), "model.norm.weight: its bytes differ"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change", "why"), PLANTED, ids=[f"{n} {why[:24]}" for n, _, why in PLANTED])
+def test_what_a_gguf_does_not_do_to_a_folder_still_fails(
+    models: dict[str, Path], tmp_path: Path, name: str, change: Callable[[Path], object], why: str
+) -> None:
+    out = by_way_of_a_gguf(models[name], tmp_path, name)
+    change(out)
+    assert why in "".join(found_of(out, models[name]).values())
+
+
+@pytest.mark.parametrize("name", ["phi3", "starcoder2", "phi3/longrope"])
+def test_a_window_that_no_text_reaches_yet_goes_along_with_a_gguf(models: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """No key says it, and llama.cpp computes the same: but not at a longer context than the window."""
+    window = json.loads((models[name] / "config.json").read_text())["sliding_window"]
+    path, further = tmp_path / "a.gguf", {"scale": 1024.0, "original_context": CONTEXT, "method": "linear"}
+    convert(str(models[name]), Options(method="none", out="gguf", output=path))
+    with pytest.raises(Inexpressible, match=f"no sliding window, and this model's is {window:,} tokens"):
+        convert(str(path), Options(**further, output=tmp_path / "b.gguf"))
+    kept = convert(str(path), Options(**further, out="safetensors", output=tmp_path / "kept"))
+    assert json.loads((tmp_path / "kept" / "config.json").read_text())["sliding_window"] == window
+    assert any(f"keeps its sliding window of {window:,} tokens" in note for note in kept["notes"])
+    off = convert(str(path), Options(**further, sliding_window="off", output=tmp_path / "b.gguf"))
+    assert off["asked"]["sliding_window"] == "off" and any("is turned off" in note for note in off["notes"])
+    assert found_of(tmp_path / "b.gguf", models[name]) == {}
+    (tmp_path / "b.yarn_convert.json").unlink()
+    assert "weights" not in found_of(tmp_path / "b.gguf", models[name]), "its recipe says so too"
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in HF_LESS | {"phi3/longrope", "qwen3_moe/dense first"}])

@@ -13,7 +13,10 @@ from family_models import make
 from test_validate import extended, opened, rewritten, run
 
 from yarn_convert import runtimes
+from yarn_convert.convert import window_off
+from yarn_convert.errors import Inexpressible
 from yarn_convert.gguf_file import Value, read_gguf
+from yarn_convert.manifest import manifest_path, read_manifest
 from yarn_convert.validate.generation import warnings
 from yarn_convert.validate.reference import changed_since, other_model
 from yarn_convert.validate.tokenizer import check_tokenizer
@@ -106,6 +109,41 @@ def test_a_folder_of_a_gguf_has_its_tokenizer(make_model: MakeModel, tmp_path: P
     assert "its texts end at 9, the base's at 2" in check_tokenizer(opened(out), opened(base))["why"]
 
 
+def test_every_end_of_a_folder_comes_back_from_a_gguf(make_model: MakeModel, tmp_path: Path) -> None:
+    """A GGUF's keys name one, and llama.cpp finds some others by their text: of which a folder knows nothing."""
+    base = make_model(config={"eos_token_id": [0, 2, 9]})
+    (base / "generation_config.json").write_text('{"eos_token_id": [2, 0, 9]}')
+    gguf = extended(base, tmp_path / "out.gguf", method="none", scale=None)
+    out = extended(extended(gguf, tmp_path / "long.gguf"), tmp_path / "out", method="none", scale=None)
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2, 0, 9]
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 2
+    assert check_tokenizer(opened(out), opened(base)) == {"verdict": "passed", "why": "", "differences": []}
+    edit(out / "config.json", lambda d: d.update(eos_token_id=9))
+    assert check_tokenizer(opened(out), opened(base))["verdict"] == "passed", "the others are where readers look first"
+    edit(out / "config.json", lambda d: d.update(eos_token_id=7))
+    assert "config.json: its eos_token_id is 7, the base's [0, 2, 9]" in check_tokenizer(opened(out), opened(base))["why"]
+    edit(out / "generation_config.json", lambda d: d.update(eos_token_id=[2, 0]))
+    assert "its texts end at 0, 2, the base's at 0, 2, 9" in check_tokenizer(opened(out), opened(base))["why"]
+
+
+@pytest.mark.parametrize("eos", [[2, -1], [2, 263], [2, 1 << 40], 2, None], ids=str)
+def test_an_end_that_is_no_token_goes_nowhere(make_model: MakeModel, tmp_path: Path, eos: object) -> None:
+    base = make_model(config={"eos_token_id": eos})
+    assert "yarn_convert.eos_token_ids" not in read_gguf(extended(base, tmp_path / "out.gguf")).fields
+
+
+def test_what_a_folder_leaves_unsaid_is_what_its_gguf_says(make_model: MakeModel, tmp_path: Path) -> None:
+    base = make_model(config={"eos_token_id": None, "bos_token_id": None})
+    out = extended(extended(base, tmp_path / "out.gguf"), tmp_path / "out", method="none", scale=None)
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 2
+    assert check_tokenizer(opened(out), opened(base))["verdict"] == "passed"
+    edit(out / "generation_config.json", lambda d: d.update(eos_token_id=7))
+    assert check_tokenizer(opened(out), opened(base))["differences"] == ["its texts end at 7, the base's at no token"]
+    edit(out / "generation_config.json", lambda d: d.update(eos_token_id=2))
+    edit(out / "config.json", lambda d: d.update(bos_token_id=7))
+    assert check_tokenizer(opened(out), opened(base))["differences"] == ["config.json: its bos_token_id is 7, the base's None"]
+
+
 def test_files_beside_the_settings_count(make_model: MakeModel, tmp_path: Path) -> None:
     base = make_model()
     edit(base / "tokenizer_config.json", lambda d: d.update(chat_template="x"))
@@ -176,9 +214,6 @@ MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sl
 
 @pytest.mark.parametrize("name", ["out", "out.gguf"])
 def test_a_window_is_turned_off_on_purpose_only(make_model: MakeModel, tmp_path: Path, name: str) -> None:
-    from yarn_convert.convert import window_off
-    from yarn_convert.manifest import manifest_path, read_manifest
-
     base = make_model(config=MISTRAL)
     out = extended(base, tmp_path / name, sliding_window="off")
     c, b = opened(out), opened(base)
@@ -195,6 +230,20 @@ def test_a_window_is_turned_off_on_purpose_only(make_model: MakeModel, tmp_path:
         assert "sliding_window is 32, the base's 48" in other_model(opened(kept), b)
 
 
+def test_a_window_of_mistral_is_not_lost_on_the_way_through_a_gguf_either(make_model: MakeModel, tmp_path: Path) -> None:
+    """It is a llama there, which has no window in a folder."""
+    base = make_model(config={**MISTRAL, "sliding_window": 128})
+    gguf = extended(base, tmp_path / "base.gguf", method="none", scale=None)
+    for name in ("out", "out.gguf"):
+        with pytest.raises(Inexpressible, match="128 tokens"):
+            extended(gguf, tmp_path / name)
+        assert other_model(opened(extended(gguf, tmp_path / f"2-{name}", scale=2)), opened(base)) == ""
+        out = extended(gguf, tmp_path / name, sliding_window="off")
+        assert other_model(opened(out), opened(base), window_off(opened(out), read_manifest(out))) == ""
+        assert "a window of 128" in other_model(opened(out), opened(base))
+        assert "a window of 128" in other_model(opened(out), opened(gguf))
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -205,8 +254,6 @@ def test_a_window_is_turned_off_on_purpose_only(make_model: MakeModel, tmp_path:
     ids=str,
 )
 def test_without_a_base_the_manifest_knows_what_config_json_said(make_model: MakeModel, tmp_path: Path, changes: Json, why: str) -> None:
-    from yarn_convert.manifest import read_manifest
-
     out = extended(make_model(), tmp_path / "out")
     assert changed_since(opened(out), read_manifest(out)) == ""
     edit(out / "config.json", lambda d: d.update(changes))
@@ -222,8 +269,6 @@ def test_a_key_of_a_gguf_that_no_row_names_has_to_be_the_bases(make_model: MakeM
 
 @pytest.mark.parametrize("changes", [{"is_causal": False}, {"sliding_window": 16}, {"a_vendors_own": 2}, {"quantization_config": {"load_in_4bit": True}}, {"auto_map": {"AutoModel": "other.Model"}}], ids=str)  # fmt: skip
 def test_a_key_that_no_row_names_has_to_be_the_bases_in_a_folder(make_model: MakeModel, tmp_path: Path, changes: Json) -> None:
-    from yarn_convert.manifest import read_manifest
-
     base = make_model(config={"a_vendors_own": 1})
     out = extended(base, tmp_path / "out")
     assert other_model(opened(out), opened(base)) == ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -355,6 +356,103 @@ def test_to_hf_and_back_gives_the_same_keys(name: str, families: dict[str, Path]
     size = {"vocab_size": len(keys["tokenizer.ggml.tokens"]), "model_type": config["model_type"]}
     again = plain_keys(to_gguf(unpack(to_hf(keys), tmp_path), size))
     assert again == keys
+
+
+# --------------------------------------------------------------------------- a folder by way of a GGUF, against the first
+
+LOST = {  # what no GGUF can say, or its converter says otherwise
+    "stablelm": ["its normalizer is not the base's"],  # llama.cpp applies none, and the row has the released one's
+    "glm": ["its post processor is not the base's"],  # which puts two tokens before a text
+    "glm4": ["its post processor is not the base's"],
+    "glm4_moe": ["its post processor is not the base's"],
+    "internlm2": ["its eos token is '<|im_end|>', the base's '</s>'", "its texts end at 4, the base's at 2"],
+}
+SPELLINGS = ("phi3", "mixtral", "gemma2")
+
+
+def base_of(families: dict[str, Path], name: str, folder: Path) -> Path:
+    """A case with a whole tokenizer.json, in another spelling than `to_hf`'s."""
+    shutil.copytree(families[name], folder)
+    if (folder / "tokenizer.model").exists():
+        data = (
+            gemma_json(plain_keys(keys_of(folder))) if "gemma" in name else json.loads(to_hf(plain_keys(keys_of(folder)))["tokenizer.json"])
+        )
+        if name == "mixtral":
+            metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+            data |= {"normalizer": None, "pre_tokenizer": metaspace}
+        (folder / "tokenizer.json").write_text(json.dumps(data))
+    return folder
+
+
+def back(base: Path, folder: Path) -> Path:
+    """What a GGUF of the base becomes: its tokenizer, and the ids in config.json."""
+    keys = plain_keys(keys_of(base))
+    ids = {
+        f"{hf}_token_id": keys.get(f"tokenizer.ggml.{gguf}_token_id") for hf, gguf in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config_of(base) | ids))
+    return unpack(to_hf(keys), folder)
+
+
+def unlike_base(out: Path, base: Path) -> list[str]:
+    from yarn_convert.checkpoint import open_checkpoint
+    from yarn_convert.source import resolve
+    from yarn_convert.validate.tokenizer import check_tokenizer
+
+    found = check_tokenizer(*(open_checkpoint(resolve(str(path), weights=False)) for path in (out, base)))
+    assert found["verdict"] == ("failed" if found["differences"] else "passed"), found
+    return list(found["differences"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_by_way_of_a_gguf_has_the_tokenizer_of_the_first(name: str, families: dict[str, Path], tmp_path: Path) -> None:
+    base = base_of(families, name, tmp_path / "base")
+    assert unlike_base(back(base, tmp_path / "out"), base) == LOST.get(name, [])
+
+
+def changed_json(out: Path, change: Callable[[Keys], object]) -> None:
+    data = json.loads((out / "tokenizer.json").read_text())
+    change(data)
+    (out / "tokenizer.json").write_text(json.dumps(data))
+
+
+def swap_tokens(data: Keys) -> None:
+    texts = {index: text for text, index in data["model"]["vocab"].items()}
+    data["model"]["vocab"] |= {texts[600]: 601, texts[601]: 600}
+
+
+PLANTED: dict[str, tuple[Callable[[Keys], object], str]] = {
+    "two tokens": (swap_tokens, "of its tokens are not the base's"),
+    "an added token": (lambda d: d["added_tokens"].pop(), "its added tokens are not"),
+    "what an added token strips": (lambda d: d["added_tokens"][0].update(lstrip=True), "its added tokens are not"),
+    "a merge": (lambda d: d["model"]["merges"].pop(), "its merges are not"),
+    "the decoder": (lambda d: d.update(decoder={"type": "Fuse"}), "its decoder is not"),
+    "the splits": (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "its pre tokenizer is not"),
+    "the normalizer": (lambda d: d.update(normalizer={"type": "Lowercase"}), "its normalizer is not"),
+    "what goes before a text": (lambda d: d.update(post_processor=None), "its post processor is not"),
+    "what is unknown": (lambda d: d["model"].update(byte_fallback=not d["model"]["byte_fallback"]), "its byte_fallback is"),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+@pytest.mark.parametrize("name", ["cohere", "gpt_oss", *SPELLINGS])
+def test_what_changes_behind_a_gguf_is_found(name: str, kind: str, families: dict[str, Path], tmp_path: Path) -> None:
+    base = base_of(families, name, tmp_path / "base")
+    out, (change, why) = back(base, tmp_path / "out"), PLANTED[kind]
+    changed_json(out, change)
+    found = unlike_base(out, base)
+    nothing = name == "gpt_oss" and kind == "what goes before a text"  # there goes nothing
+    assert found == [] if nothing else any(why in line for line in found), found
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_changed_sentencepiece_model_is_found(name: str, families: dict[str, Path], tmp_path: Path) -> None:
+    base = base_of(families, name, tmp_path / "base")
+    out = back(base, tmp_path / "out")
+    path = out / "tokenizer.model"
+    path.write_bytes(path.read_bytes() + field(3, field(1, b"nmt_nfkc") + field(3, int(name != "gemma2"))))
+    assert "its tokenizer.model is not the base's" in unlike_base(out, base)
 
 
 # ------------------------------------------------------------------------------------------------ Gemma without a model

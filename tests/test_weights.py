@@ -16,7 +16,7 @@ from yarn_convert.convert import Options, convert
 from yarn_convert.layout import Part
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor, in_memory
-from yarn_convert.validate.weights import PERMUTED, REORDERED, SOUND, TRANSPOSED, check_weights, same_weights
+from yarn_convert.validate.weights import PERMUTED, REORDERED, ROUNDED_BY_GGUF, SOUND, TRANSPOSED, check_weights, same_weights
 
 pytest.importorskip("llama_cpp")
 F32 = np.ndarray
@@ -46,6 +46,21 @@ def verdict(q: F32, x: F32, dtype: str) -> str:
 
     held, base = in_memory("w", np.ascontiguousarray(q), "F32"), part(x)
     return weights._apart(held, base).wrong(weights.sound(dtype, "F32"), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+def test_one_that_is_added_and_taken_off_again_is_rounded_so_and_no_otherwise(dtype: str) -> None:
+    """Gemma's norms, on their way through a GGUF: the model adds the one, and computes the same of what comes back."""
+    kept = dtypes.from_f32(np.random.default_rng(1).standard_normal(512).astype(np.float32) * np.float32(1e-5), dtype)
+    base = Tensor("w", dtype, (512,), kept.nbytes, data=kept)
+    w = dtypes.to_f32(kept.view(np.uint8), dtype)
+    back = (w + np.float32(1)) - np.float32(1)
+    assert (back != w).any() and np.array_equal(back + np.float32(1), w + np.float32(1))
+    theirs = Part(w.shape, (base,))
+    assert same_weights(in_memory("w", back, "F32"), theirs, 1.0) == (ROUNDED_BY_GGUF, "")
+    assert same_weights(in_memory("w", back, "F32"), theirs)[1]
+    for wrong in (np.nextafter(back, np.float32(1)), back + np.float32(1), np.roll(back, 1)):
+        assert same_weights(in_memory("w", wrong, "F32"), theirs, 1.0)[1]
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)

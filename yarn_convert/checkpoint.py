@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -43,6 +44,7 @@ SIZES = {  # name in Family.shapes -> standard config key
 }
 PACKED_HINT = "start from the base, or a copy of it, in BF16; --out safetensors keeps packed weights as they are"
 NEXT_TOKENS = "layers that predict tokens further on"
+WINDOW = "attention.sliding_window"  # below a GGUF's architecture
 RECIPE = "yarn_convert.recipe"  # and in a GGUF: the canonical recipe as JSON, so that the file says what was meant
 
 
@@ -105,6 +107,19 @@ class Checkpoint:
     def sliding_window(self) -> int | None:
         """The attention window in tokens where one is active in every layer, as in Mistral v0.1."""
         return readers.hf_window(self.config, self.family.windowed) if self.gguf is None else None
+
+    @cached_property
+    def own_window(self) -> int | None:
+        """The window in tokens that the model itself has in every layer: `sliding_window`, or of a GGUF whose architecture has none what
+        its recipe or its key says, where no text of its context reaches that far: a shorter one its runtime does not apply."""
+        if self.gguf is None:
+            return self.sliding_window
+        said: Any = None
+        with contextlib.suppress(FormatError):
+            said = recipe_in(self.gguf.get(RECIPE)).sliding_window if RECIPE in self.gguf.fields else None
+        if not said and self.family.windowed:
+            said = self.config.get(f"{self.family.gguf_arch}.{WINDOW}")
+        return said if type(said) is int and said >= self.context else None
 
     @property
     def window(self) -> int | None:

@@ -118,7 +118,7 @@ def _prepared(model: str, options: Options, revision: str | None, weights: bool)
         _check_in_place(c, options, fmt, model)
     out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
     check_name(out, fmt)
-    more = beside(c, options) | ({"sliding_window": "off"} if _turned_off(c, options) else {})
+    more = beside(c, options) | _window_recorded(c, options)
     request = Request(
         extension.rope, extension.context, out, recipe_of(extension.rope) | more, carry_in_place(c, options), options.outtype,
         options.cos_sin, options.sliding_window == "off", options.pretokenizer,
@@ -171,11 +171,11 @@ def _check_windows(c: Checkpoint, o: Options) -> None:
 
 
 def _window_note(c: Checkpoint, e: Extension, o: Options) -> list[str]:
-    if o.sliding_window == "off" and c.sliding_window:
-        return [f"the sliding window of {c.sliding_window:,} tokens is turned off: every token sees all before it"]
-    if o.sliding_window == "keep" and c.sliding_window and c.sliding_window < e.context:
+    if o.sliding_window == "off" and c.own_window:
+        return [f"the sliding window of {c.own_window:,} tokens is turned off: every token sees all before it"]
+    if o.sliding_window == "keep" and c.own_window and c.own_window < e.context:
         return [
-            f"attention keeps its sliding window of {c.sliding_window:,} tokens: "
+            f"attention keeps its sliding window of {c.own_window:,} tokens: "
             "no tokens farther apart than that see each other (--sliding-window off)"
         ]
     return []
@@ -290,8 +290,13 @@ def window_off(c: Checkpoint, manifest: Manifest | None) -> bool:
 def _turned_off(c: Checkpoint, o: Options) -> bool:
     """Whether the base's sliding window goes with this conversion, or has gone with an earlier one."""
     with contextlib.suppress(FormatError):
-        return (o.sliding_window == "off" and bool(c.sliding_window)) or window_off(c, read_manifest(c.source.path))
+        return (o.sliding_window == "off" and bool(c.own_window)) or window_off(c, read_manifest(c.source.path))
     return False
+
+
+def _window_recorded(c: Checkpoint, o: Options) -> dict[str, Any]:
+    """What a GGUF's recipe says of a window that its architecture has no key for: see `manifest.Recipe`."""
+    return {"sliding_window": "off"} if _turned_off(c, o) else {"sliding_window": c.own_window} if c.own_window else {}
 
 
 def _written_config(plan: Plan) -> dict[str, Any] | None:

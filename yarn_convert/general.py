@@ -35,6 +35,8 @@ SAMPLING = {  # member of generation_config.json -> key below general.sampling (
 REPETITION = "repetition_penalty"  # transformers' name; it counts the whole text, which llama.cpp calls penalty_last_n = -1
 SETS = {"do_sample": True, "temperature": 1.0, "top_k": 50, "top_p": 1.0, REPETITION: 1.0}  # transformers' own defaults (GenerationConfig)
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the tokenizer's keys carry these
+ENDS = ("eos", "eot", "eom")  # tokens at which llama.cpp ends a text (src/llama-vocab.cpp, special_eog_ids)
+MORE_ENDS = "yarn_convert.eos_token_ids"  # of a GGUF: those of the folder that none of its keys names; llama.cpp finds some by their text
 UNMOVED = ("transformers_version", "_from_model_config", "max_length", "use_cache", "return_dict", "do_sample", REPETITION, *IDS)
 CARD = {  # key below general -> member of a card's metadata that Metadata.apply_metadata_heuristic reads first
     "name": "name", "author": "author", "version": "version", "organization": "organization", "finetune": "finetune",
@@ -161,6 +163,12 @@ def _typed(value: Any) -> Value:
         return Value("str[]", [str(v) for v in value.value])
     kind = SCALARS[number][0] if number in SCALARS else "str"
     return Value(kind, int(value.value) if kind in ("i32", "u32") else float(value.value) if kind == "f32" else value.value)
+
+
+def ends_of(generation: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
+    """The tokens at which a folder's texts end: those of generation_config.json, else of config.json; one id or a list of them."""
+    said = generation.get("eos_token_id", config.get("eos_token_id"))
+    return [i for i in (said if isinstance(said, list) else [said]) if type(i) is int]
 
 
 def _lost(generation: Mapping[str, Any]) -> list[str]:

@@ -318,6 +318,12 @@ def as_they_are(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes, ggu
     return {name: Part(t.shape, (t,), order(name)) for name, t in tensors.items() if gguf or family.to_gguf(name)}
 
 
+def rounded_by_gguf(family: Family, name: str, sizes: Sizes) -> float:
+    """What is added to a tensor of an HF folder on its way to a GGUF and taken off again on the way back, which float32 rounds; 0 for
+    one whose rows alone move."""
+    return next((TRANSFORMS[family.transform(n)].to_gguf(sizes, part).added for n, part, _ in family.to_gguf(name)), 0.0)
+
+
 def unpacked(family: Family, parts: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> dict[str, Part]:
     """The parts of an HF folder with the matrices of numbers that transformers makes of 4-bit blocks and their scales."""
     scales = scales_of(family, tensors)

@@ -29,8 +29,8 @@ Tokens = Annotated[int, Meta(ge=1, lt=MAX_CONTEXT)]
 
 
 class Recipe(Struct, frozen=True):
-    """A `rope.Rope` as `rope.recipe_of` spells it. `sliding_window`: "off" in a GGUF whose base has one that was turned off. `kept`:
-    a scaling that the base came with, of which the format alone was changed."""
+    """A `rope.Rope` as `rope.recipe_of` spells it. `sliding_window`: of a GGUF whose base has one, "off" where it was turned off, else its
+    tokens, which are no fewer than the context's. `kept`: a scaling that the base came with, of which the format alone was changed."""
 
     method: str
     rope_theta: float
@@ -38,7 +38,7 @@ class Recipe(Struct, frozen=True):
     original_context: Tokens
     params: dict[str, float | bool | str | tuple[float, ...]]
     inner: Recipe | UnsetType | None = UNSET
-    sliding_window: str | UnsetType = UNSET
+    sliding_window: str | Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     kept: bool | UnsetType = UNSET
 
     def rope(self) -> Rope:

@@ -143,9 +143,9 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
     if c.family.head == "never" and not c.hparams["tie_word_embeddings"]:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} takes no head of its own, this model's", "--out safetensors")
     _check_head(c)
-    if c.sliding_window and c.sliding_window < r.context and not r.full_attention:
+    if c.own_window and c.own_window < r.context and not r.full_attention:
         raise Inexpressible(
-            f"llama.cpp's architecture {c.family.gguf_arch!r} has no sliding window, and this model's is {c.sliding_window:,} tokens",
+            f"llama.cpp's architecture {c.family.gguf_arch!r} has no sliding window, and this model's is {c.own_window:,} tokens",
             "--sliding-window off extends it with full attention, as the YaRN authors did with Mistral",
         )
 
@@ -197,7 +197,14 @@ def _from_hf(c: Checkpoint, parts: Mapping[str, Part], about: Mapping[str, Value
     fields.setdefault(f"{arch}.attention.value_length", Value("u32", c.head_dim))
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
     vocabulary = tokenizers.to_gguf(c.source.path, c.config, pre=r.pretokenizer)
+    named = [vocabulary.get(f"tokenizer.ggml.{name}_token_id", ("", None))[1] for name in general.ENDS]
+    more = [i for i in general.ends_of(_generation(c), c.config) if i not in named and 0 <= i < c.hparams["vocab_size"]]
+    fields |= {general.MORE_ENDS: Value("i32[]", more)} if more else {}
     return fields | {k: Value(kind, data) for k, (kind, data) in vocabulary.items()}
+
+
+def _generation(c: Checkpoint) -> Mapping[str, Any]:
+    return load_json(c.source.path / GENERATION) if exists(c.source.path, GENERATION) else {}
 
 
 def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> tuple[dict[str, Value], list[str]]:
@@ -212,9 +219,8 @@ def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> tuple[dict
         card = (
             {"repo_url": general.HUB + c.source.repo, "base_model": c.source.repo} | card | ({} if same else {"base_model": c.source.repo})
         )
-    generation = load_json(folder / name) if exists(folder, name := GENERATION) else {}
     named = {k: v for k in ("_name_or_path",) if isinstance(v := c.config.get(k), str)}
-    fields, lost = general.to_gguf(card, named, generation, c.source.name, {name: part.shape for name, part in parts.items()})
+    fields, lost = general.to_gguf(card, named, _generation(c), c.source.name, {name: part.shape for name, part in parts.items()})
     fields["general.name"] = Value("str", tokenizers.fitting_name(folder, fields["general.name"].data))
     return fields, notes + lost
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import dialects, general, tokenizers
-from ..checkpoint import Checkpoint
+from ..checkpoint import WINDOW, Checkpoint
 from ..contents import CONFIG, GENERATION, belonging, left_over
 from ..errors import Inexpressible, Unsupported, UsageError
 from ..families import Family
@@ -35,7 +35,6 @@ SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a n
 FOLLOWING = {"tokenizer_config.json": "model_max_length", GENERATION: "max_length"}  # files whose length is the context
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
-ENDS = ("eos", "eot", "eom")  # tokens at which llama.cpp ends a text (src/llama-vocab.cpp, special_eog_ids)
 ROPE_FILE = "rope.safetensors"
 PATTERN = "attention.sliding_window_pattern"
 WRITTEN = (MANIFEST, ROPE_FILE, *INDEXES)  # what every output has of its own, if at all
@@ -202,12 +201,20 @@ def _windows(c: Checkpoint) -> dict[str, Any]:
 
 
 def _window(c: Checkpoint, r: Request) -> dict[str, Any]:
-    """The sliding window that a GGUF names and that llama.cpp does not apply, where it is none to this context; Inexpressible where
-    transformers would apply it."""
-    window = c.config.get(f"{c.family.gguf_arch}.attention.sliding_window") if c.family.windowed else None
+    """The sliding window of a GGUF's model, which llama.cpp does not apply; Inexpressible where transformers would apply it to the base's
+    own context, or the family has none."""
+    key = f"{c.family.gguf_arch}.{WINDOW}"
+    window = c.own_window or (c.config.get(key) if c.family.windowed else None)
     if not window or r.full_attention:
         return {}
-    if dialects.positive_int(window, "attention.sliding_window") < r.context:
+    if not c.family.windowed:
+        if window >= r.context:
+            return {}
+        raise Inexpressible(
+            f"{c.family.name} has no sliding window, and the model that this GGUF was made of has one of {window:,} tokens",
+            "--sliding-window off extends it with full attention, as the YaRN authors did with Mistral",
+        )
+    if dialects.positive_int(window, WINDOW) < r.context and not c.own_window:
         raise Inexpressible(
             f"the GGUF names a sliding window of {window:,} tokens, which llama.cpp does not apply and transformers would",
             "--sliding-window off computes in the folder what llama.cpp computes",
@@ -250,7 +257,9 @@ def _from_gguf(c: Checkpoint, context: int) -> list[Job]:
     assert c.gguf is not None
     files = tokenizers.to_hf(c.gguf.vocabulary)
     files["tokenizer_config.json"] = edit(files["tokenizer_config.json"].decode(), {"model_max_length": context}).encode()
-    bos, *ends = (c.gguf.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", *ENDS))
+    bos, *ends = (c.gguf.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", *general.ENDS))
+    more = c.gguf.get(general.MORE_ENDS)
+    ends += [i for i in more if type(i) is int and 0 <= i < c.hparams["vocab_size"]] if isinstance(more, list) else []
     ends = list(dict.fromkeys(i for i in ends if i is not None))
     ids = {"bos_token_id": bos, "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None}
     ids = {k: v for k, v in ids.items() if v is not None}

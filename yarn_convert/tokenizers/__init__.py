@@ -15,16 +15,18 @@ Only the standard library is used: a SentencePiece model is a few protobuf field
 """
 
 from .caveats import caveats, fitting_name
-from .comparing import added, canonical, differences, settings, unlike, unlike_templates
+from .comparing import Canonical, added, canonical, differences, settings, unlike_templates
 from .habits import HABITS
 from .pretokenizers import PRETOKENIZERS
 from .reading import to_gguf
+from .spelling import unlike_files
 from .vocabulary import GgufValue
 from .writing import to_hf
 
 __all__ = [
     "HABITS",
     "PRETOKENIZERS",
+    "Canonical",
     "GgufValue",
     "added",
     "canonical",
@@ -34,6 +36,6 @@ __all__ = [
     "settings",
     "to_gguf",
     "to_hf",
-    "unlike",
+    "unlike_files",
     "unlike_templates",
 ]

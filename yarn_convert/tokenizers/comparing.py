@@ -94,7 +94,7 @@ def _made_special(files: Files) -> set[str]:
     lists = [config.get("added_tokens_decoder"), config.get("additional_special_tokens"), config.get("extra_special_tokens")]
     entries = [e for found in lists for e in (found.values() if isinstance(found, dict) else found or [])]
     texts = {e.get("content") if isinstance(e, dict) else e for e in [*entries, *(files.tokenizer.get("added_tokens") or [])]}
-    return {text for text in texts if isinstance(text, str)}
+    return {text.replace("▁", " ") for text in texts if isinstance(text, str)}  # which a GGUF has as a space
 
 
 def canonical(keys: Mapping[str, Any]) -> Canonical:

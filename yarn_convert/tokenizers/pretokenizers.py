@@ -177,7 +177,7 @@ def steps_of(component: Any, many: str) -> list[Json]:
     return [step]
 
 
-def _plain(step: Json) -> Json:
+def plain(step: Json) -> Json:
     """A step in the one spelling of those that split all text alike.
 
     Where a regex leaves no character out, to isolate its matches is to remove what is not matched. CR and LF may stand in
@@ -192,7 +192,7 @@ def _plain(step: Json) -> Json:
     return step
 
 
-def _reached(tokenizer: Json) -> bool:
+def reached(tokenizer: Json) -> bool:
     """Whether the merges make every token of the vocabulary from its characters, so that ignore_merges changes nothing."""
     vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
     pairs = {pair: rank for rank, pair in reversed(list(enumerate(merge_pairs(merges, vocab))))}
@@ -221,13 +221,13 @@ def recognize(tokenizer: Json, vocabulary: Iterable[str]) -> str:
     for row in rows:
         if (list(row.steps), list(row.normalizers), row.ignore_merges) == (steps, normalizers, ignore_merges):
             return row.name
-    plain = [_plain(step) for step in steps]
-    alike = [row for row in rows if [_plain(step) for step in row.steps] == plain and normalizers in ([], list(row.normalizers))]
+    wanted = [plain(step) for step in steps]
+    alike = [row for row in rows if [plain(step) for step in row.steps] == wanted and normalizers in ([], list(row.normalizers))]
     alike.sort(key=lambda row: list(row.steps) != steps)
     for row in alike:
         if row.ignore_merges == ignore_merges:
             return row.name
-    if alike and _reached(tokenizer):
+    if alike and reached(tokenizer):
         return alike[0].name
     found = json.dumps({"normalizer": normalizers, "pre_tokenizer": steps, "ignore_merges": ignore_merges}, ensure_ascii=False)
     raise Unsupported(

@@ -9,32 +9,44 @@ from .. import files
 from ..checkpoint import Checkpoint
 from ..contents import CONFIG, GENERATION
 from ..errors import YarnConvertError
-from ..general import IDS
+from ..general import ENDS, IDS, ends_of
 from ..tensors import load_json
-from .tokens import tokenizer_of
+from .tokens import as_keys, tokenizer_of
 
 TOKENIZER = "tokenizer_config.json"
 
 
 def named_otherwise(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
-    """Tokens that a folder names in config.json or generation_config.json and its base does not. A GGUF's are its tokenizer's."""
+    """Tokens that a folder names in config.json or generation_config.json and its base does not. A GGUF's are its tokenizer's, and so
+    are those that a folder does not name."""
     if c.gguf:
         return
     mine, theirs = ends(c), ends(base)
-    if mine != theirs if base.gguf is None else theirs - mine:  # a folder has room for more of them than a GGUF
+    # A folder has room for more of them than a GGUF.
+    other = theirs - mine if base.gguf else mine != theirs and (theirs or mine - _unsaid(base, *ENDS))
+    if other:
         yield f"its texts end at {_listed(mine)}, the base's at {_listed(theirs)}"
         return
     for name, a, b in ((CONFIG, c.config, base.config), (GENERATION, _generation(c), _generation(base))):
         for key in IDS if base.gguf is None and a and b else ():
-            if ids_of(a.get(key)) != ids_of(b.get(key)):
+            found, wanted = ids_of(a.get(key)), ids_of(b.get(key))
+            if key == "eos_token_id" and found and found < wanted and a is c.config and ends(c) == ids_of(_generation(c).get(key)):
+                continue  # a GGUF names one of a list, and generation_config.json has them all
+            if found != wanted and (wanted or found - _unsaid(base, key.removesuffix("_token_id"))):
                 yield f"{name}: its {key} is {a.get(key)}, the base's {b.get(key)}"
+
+
+def _unsaid(base: Checkpoint, *names: str) -> set[int]:
+    """The tokens that a folder's tokenizer has by these names, whether config.json has them or not."""
+    keys = as_keys(base)
+    return {keys.specials[name] for name in names if name in keys.specials} if keys else set()
 
 
 def ends(c: Checkpoint) -> set[int]:
     """The tokens at which generation ends: those of generation_config.json, else of config.json; a GGUF's one."""
     if c.gguf:
         return ids_of(c.gguf.get("tokenizer.ggml.eos_token_id"))
-    return ids_of(_generation(c).get("eos_token_id", c.config.get("eos_token_id")))
+    return {*ends_of(_generation(c), c.config)}
 
 
 def ids_of(value: Any) -> set[int]:

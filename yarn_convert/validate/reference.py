@@ -227,11 +227,12 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
     if c.family.model_type != base.family.model_type and c.family.gguf_arch != base.family.gguf_arch:
         return f"its architecture is {c.family.name}, the base's {base.family.name}"
     folder, base = base, base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
-    if base.sliding_window and not c.window and base.sliding_window < c.context and not off:
-        return f"every token sees all before it, in the base a window of {base.sliding_window:,} (nothing records --sliding-window off)"
+    if base.own_window and not c.window and base.own_window < c.context and not off:
+        return f"every token sees all before it, in the base a window of {base.own_window:,} (nothing records --sliding-window off)"
     mine, theirs = ({k: x.hparams.get(k) for k in c.family.hparams} for x in (c, base))
     if not c.gguf and not base.gguf:
-        sees_all = off and not c.window and {*(c.config.get("layer_types") or ())} <= {"full_attention"}
+        no_window = off or bool(base.own_window)  # one that is left out is none to this context, by what is above
+        sees_all = no_window and not c.window and {*(c.config.get("layer_types") or ())} <= {"full_attention"}
         sides = zip(_both(c, base.config), (mine, theirs), strict=True)
         mine, theirs = ({k: v for k, v in (x | y).items() if not (sees_all and k in WINDOW)} for x, y in sides)
         if key := _loaded_otherwise(c, folder.written):

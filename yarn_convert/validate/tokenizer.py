@@ -11,15 +11,16 @@ from ..checkpoint import Checkpoint
 from ..decoding import parse
 from ..errors import InputError, Unsupported, YarnConvertError
 from .generation import named_otherwise
-from .tokens import TEXT, gguf_keys, reading, tokenizer_of
+from .tokens import TEXT, as_keys, gguf_keys, reading, tokenizer_of
 
 SAMPLE = 20_000  # characters of TEXT
 AWKWARD = "12345 1,000.50\t  def f(x):\n\n    return x**2\r\n é 中文 🙂 I'll DON'T  "
 SPECIALS = 100  # added tokens that are looked for in a text
 SHOWN, SHOWN_TEXT = 3, 40  # differences in one line, characters of a text
+PIECES = "tokenizer.model"
 T = TypeVar("T")
 VOCABULARIES = (  # files of a folder any of which is a tokenizer
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "spiece.model", "*.tiktoken",
+    "tokenizer.json", PIECES, "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "spiece.model", "*.tiktoken",
 )  # fmt: skip
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*", "additional_chat_templates/*.jinja")
 GENERIC = ("", "PreTrainedTokenizer", "TokenizersBackend")  # classes that take tokenizer.json as it is; without "Fast"
@@ -105,18 +106,30 @@ def _of_folders(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
     mine, theirs = (_files(x) for x in (c, base))
     if mine == theirs:
         return
+    keys = as_keys(c), as_keys(base)
     if "tokenizer.json" in mine and "tokenizer.json" in theirs:
+        again, pieces = _there_and_back(base) if _same_in_gguf(*keys) else (None, None)
         theirs_read = _of_base(lambda: json.loads(tokenizer_of(base).to_str()))
-        yield from _parts(json.loads(tokenizer_of(c).to_str()), theirs_read)
-        yield from (
-            f"its {n} is not the base's"
-            for n in sorted(_vocabularies(mine))
-            if not n.endswith(".json") and mine[n] != theirs.get(n, mine[n])
-        )
+        yield from tokenizers.unlike_files(json.loads(tokenizer_of(c).to_str()), theirs_read, again)
+        others = (n for n in sorted(_vocabularies(mine)) if not n.endswith(".json") and mine[n] != theirs.get(n, mine[n]))
+        yield from (f"its {n} is not the base's" for n in others if n != PIECES or mine[n] != pieces)
     elif _vocabularies(mine) != _vocabularies(theirs):
         yield from _of_keys(c, base)
         return
-    yield from _settings(c, base)
+    yield from _settings(c, base, *keys)
+
+
+def _same_in_gguf(mine: tokenizers.Canonical | None, theirs: tokenizers.Canonical | None) -> bool:
+    """Whether a GGUF would hold the same of either."""
+    return bool(mine and theirs and not any(tokenizers.differences(mine, theirs)))
+
+
+def _there_and_back(c: Checkpoint) -> tuple[dict[str, Any], bytes | None]:
+    """tokenizer.json, as the package tokenizers writes it, and tokenizer.model of a folder that was made of a GGUF of this one."""
+    from tokenizers import Tokenizer
+
+    made = tokenizers.to_hf(gguf_keys(c))
+    return json.loads(Tokenizer.from_str(made["tokenizer.json"].decode()).to_str()), made.get(PIECES)
 
 
 def _files(c: Checkpoint) -> dict[str, Any]:
@@ -143,35 +156,16 @@ def _vocabularies(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if not name.startswith(settings)}
 
 
-def _parts(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
-    """Two tokenizer.json, both as the package tokenizers writes them."""
-    tokens = [
-        {i: t for t, i in x["model"].get("vocab", {}).items()} if isinstance(x["model"].get("vocab"), dict) else {} for x in (mine, theirs)
-    ]
-    if wrong := sorted(i for i in tokens[0].keys() | tokens[1].keys() if tokens[0].get(i) != tokens[1].get(i)):
-        a, b = (repr(side.get(wrong[0])) for side in tokens)
-        yield f"{len(wrong):,} of its tokens are not the base's, first {wrong[0]:,}: {a}, the base's {b}"
-    for part in ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        if mine.get(part) != theirs.get(part):
-            yield f"its {part.replace('_', ' ')} {'are' if part.endswith('s') else 'is'} not the base's"
-    for key in sorted((mine["model"].keys() | theirs["model"].keys()) - ({"vocab"} if any(tokens) else set())):
-        a, b = mine["model"].get(key), theirs["model"].get(key)
-        if isinstance(a, list) and isinstance(b, list):
-            yield from tokenizers.unlike(key, a, b)
-        elif a != b:
-            yield f"its {key} is {a!r:.40}, the base's {b!r:.40}"
-
-
-def _settings(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
+def _settings(c: Checkpoint, base: Checkpoint, keys: tokenizers.Canonical | None, base_keys: tokenizers.Canonical | None) -> Iterator[str]:
     """Special tokens, what is put beside a text, and what else changes how one is read, by tokenizer_config.json; templates, wherever
-    they lie."""
+    they lie. What a folder leaves unsaid is what its `keys` say."""
     theirs = _of_base(lambda: tokenizers.settings(base.source.path))
     mine = tokenizers.settings(c.source.path)
     for (name, a), b in zip(mine.named.items(), theirs.named.values(), strict=True):
-        if a != b:
+        if a != b and not (b is None and a is not None and a == _meant(base_keys, name)):
             yield f"its {name} token is {a!r}, the base's {b!r}"
     for (name, a), b in zip(mine.adds.items(), theirs.adds.values(), strict=True):
-        if a != b:
+        if a != b and _put(a, name, keys) != _put(b, name, base_keys):
             yield f"its {name} is {a!r}, the base's {b!r}"
     if more := sorted(mine.special - theirs.special):
         yield f"it makes {more[0]!r} a special token, the base does not"
@@ -180,6 +174,19 @@ def _settings(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
     yield from dict.fromkeys(
         line for a, b in zip(mine.templates, theirs.templates, strict=True) for line in tokenizers.unlike_templates(a, b)
     )
+
+
+def _meant(keys: tokenizers.Canonical | None, name: str) -> str | None:
+    """The special token that the files do not name themselves: config.json has its id, or llama.cpp's converter knows of it."""
+    index = keys.specials.get(name) if keys else None
+    return keys.vocabulary.tokens[index] if keys and index is not None else None
+
+
+def _put(said: Any, name: str, keys: tokenizers.Canonical | None) -> Any:
+    """What a setting as add_bos_token comes to where it is not there: what the tokenizer does by its other parts."""
+    if said is not None or keys is None:
+        return said
+    return keys.prefix if name == "add_prefix_space" else name.split("_")[1] in keys.adds
 
 
 # -- a text -----------------------------------------------------------------------------------------------------------
@@ -191,7 +198,8 @@ def differs(c: Checkpoint, base: Checkpoint) -> str:
     Left out is what a GGUF cannot say: accents by themselves, which its tokenizer does not compose, and templates that put several
     tokens before a text (`tokenizers.caveats`).
     """
-    text = TEXT.read_text("utf-8")[:SAMPLE] + AWKWARD + "a".join(_of_base(lambda: _added(base))[:SPECIALS])
+    specials = "a".join(_of_base(lambda: _added(base))[:SPECIALS]).replace("▁", " ")  # as a GGUF has it, and texts do
+    text = TEXT.read_text("utf-8")[:SAMPLE] + AWKWARD + specials
     theirs = _of_base(lambda: reading(base, text))
     mine = reading(c, text)
     if list(mine.ids) == list(theirs.ids):

@@ -81,3 +81,10 @@ def tokenizer_of(c: Checkpoint) -> Any:
 def gguf_keys(c: Checkpoint, pre: str | None = None) -> dict[str, Any]:
     """The tokenizer of a folder as a GGUF would spell it; `pre` names a pre-tokenizer that is not recognized."""
     return {k: v[1] for k, v in tokenizers.to_gguf(c.source.path, c.config, pre=pre).items()}
+
+
+def as_keys(c: Checkpoint) -> tokenizers.Canonical | None:
+    """A folder's tokenizer as a GGUF would have it, None where none can: what its files leave unsaid is said there."""
+    with contextlib.suppress(YarnConvertError):
+        return tokenizers.canonical(gguf_keys(c))
+    return None

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from ..checkpoint import Checkpoint
 from ..digests import Progress, sha256
 from ..errors import Unsupported
-from ..layout import Part
+from ..layout import Part, rounded_by_gguf
 from ..manifest import Manifest
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
-from ..tensors import SAFETENSORS_BITS, Tensor
+from ..tensors import SAFETENSORS_BITS, Tensor, in_memory
 
 SHOWN = 5  # names of differing tensors in a report
 
@@ -56,6 +56,7 @@ CODES = SAFETENSORS_BITS.keys() - SOUND.keys()  # types whose values are no weig
 REORDERED, TRANSPOSED = "its rows are the base's in another order", "it is the base's, transposed"
 PERMUTED = "the permutation of its rows is wrong: they are interleaved once too often or too seldom"
 IDENTICAL, ROUNDED, DEQUANTIZED = "byte-identical", "the base's, converted to their type", "the base's, within their type's error"
+ROUNDED_BY_GGUF = "the base's, as they come back from a GGUF, which adds one"
 
 
 def check_weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, progress: Progress) -> dict[str, Any]:
@@ -114,11 +115,12 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
     if strangers:
         why = f"{len(strangers)} tensors are in one of the two only, first {strangers[0]}: another model?"
         return {"verdict": "failed", "how": "", "why": why, "different": strangers[:SHOWN]}
-    kinds: dict[str, list[str]] = {IDENTICAL: [], ROUNDED: [], DEQUANTIZED: []}
+    kinds: dict[str, list[str]] = {IDENTICAL: [], ROUNDED: [], ROUNDED_BY_GGUF: [], DEQUANTIZED: []}
     wrong: dict[str, str] = {}
+    folders = c.gguf is None and base.gguf is None and c.family.listed and not c.packed
     for name, part in mine.items():
         t = part.sources[0]
-        kind, error = same_weights(t, theirs[name])
+        kind, error = same_weights(t, theirs[name], rounded_by_gguf(c.family, name, c.sizes) if folders else 0.0)
         if error:
             wrong[name] = error
         else:
@@ -138,16 +140,19 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
         "how": ", ".join(how),
         "why": "",
         "different": [],
-        "identical": not kinds[ROUNDED] and not kinds[DEQUANTIZED],
+        "identical": not any(kinds[kind] for kind in (ROUNDED, ROUNDED_BY_GGUF, DEQUANTIZED)),
     }
 
 
-def same_weights(mine: Tensor, theirs: Part) -> tuple[str, str]:
-    """(how a tensor is the base's, "") or ("", how it is not). `theirs` is the base's, in the layout of `mine`."""
+def same_weights(mine: Tensor, theirs: Part, added: float = 0.0) -> tuple[str, str]:
+    """(how a tensor is the base's, "") or ("", how it is not). `theirs` is the base's, in the layout of `mine`; `added`: what a GGUF of
+    the base would hold it with, from which it may have come back."""
     if mine.shape != theirs.shape:
         return "", f"its shape is {list(mine.shape)}, the base's {list(theirs.shape)}"
     if _same_bytes(mine, theirs):
         return (IDENTICAL if mine.dtype == theirs.dtype else ROUNDED), ""
+    if added and _same_bytes(mine, _there_and_back(mine, theirs, added)):
+        return ROUNDED_BY_GGUF, ""
     if {mine.dtype, theirs.dtype} & CODES:
         return "", "its bytes differ"
     others = [part for by in (-2, -1, 1, 2) if (part := theirs.turned(by)) is not None]
@@ -181,6 +186,13 @@ def _same_bytes(mine: Tensor, theirs: Part) -> bool:
     except Unsupported:
         return False
     return at == mine.nbytes
+
+
+def _there_and_back(mine: Tensor, theirs: Part, added: float) -> Part:
+    """What `theirs`, a vector, is after a number was added and taken off again, in float32. A model that adds it anew, as Gemma does to
+    its norms, computes the very same of both."""
+    there = np.concatenate(list(_stream(_wide(mine, theirs)))) + np.float32(added)
+    return Part(theirs.shape, (in_memory(mine.name, (there - np.float32(added)).reshape(theirs.shape), "F32"),))
 
 
 @dataclass(frozen=True, slots=True)
