@@ -225,13 +225,13 @@ def test_a_lying_gguf_header_is_refused(data: bytes, part: str, tmp_path: Path) 
 def test_a_header_that_claims_everything_costs_neither_time_nor_memory(tmp_path: Path) -> None:
     lies = [data for what, data, _ in BAD_GGUF + BAD_SAFETENSORS if "2^" in what]
     assert len(lies) > 10
-    peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for data in lies:
         (tmp_path / "m").write_bytes(data)
         for read in (read_gguf, read_safetensors):
             with pytest.raises(YarnConvertError):
                 read(tmp_path / "m")
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 10  # what believed one of them would take minutes
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 << 10  # KiB
 
 
