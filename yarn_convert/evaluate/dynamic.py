@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..rope import Effect, Rope, effect
-from ..validate.reference import Reference
+from ..validate.reference import Reference, enough_memory
 from .model import Ids
 
 CACHES = ("before", "after", "none")
@@ -66,7 +66,7 @@ class Steps:
         from transformers import DynamicCache
 
         self.kept = self.kept or DynamicCache()
-        with torch.inference_mode():
+        with torch.inference_mode(), enough_memory(len(self.ids)):
             batch = torch.from_numpy(np.asarray(ids, np.int64))[None].to(self.reference.device)
             out = self.reference.net(batch, past_key_values=self.kept, use_cache=True, logits_to_keep=1)
         return np.asarray(out.logits[0, -1].float().cpu().numpy())
@@ -120,7 +120,8 @@ def _attention(cos: Any, sin: Any, rotation: str) -> str:
         if rest.get("softcap") or rest.get("s_aux") is not None:
             raise _Unknown
         q, k = query.shape[2], key.shape[2]
-        query, key = rotated(query, cos[k - q : k], sin[k - q : k], rotation), rotated(key, cos[:k], sin[:k], rotation)
+        c, s = (x[:k].to(query.device) for x in (cos, sin))  # where layers are on several
+        query, key = rotated(query, c[k - q :], s[k - q :], rotation), rotated(key, c, s, rotation)
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         window = rest.get("sliding_window") or k

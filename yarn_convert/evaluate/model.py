@@ -19,7 +19,7 @@ from ..checkpoint import Checkpoint
 from ..errors import UsageError
 from ..rope import Rope, effect
 from ..runtimes.table import RUNTIMES
-from ..validate.reference import Reference
+from ..validate.reference import Reference, enough_memory
 
 Ids = NDArray[np.int64]
 Progress = Callable[[float], None]
@@ -56,7 +56,7 @@ class Torch:
         reference.ready(effect(rope, len(ids)), len(ids))
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / (len(layers) + 1))) for i, layer in enumerate(layers)]
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), enough_memory(len(ids)):
                 batch = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(reference.device)
                 out = getattr(reference.net, self.prefix)(batch, use_cache=False)
                 rows = out.last_hidden_state[:, first - 1 : -1]

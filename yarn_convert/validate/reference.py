@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,7 @@ from ..tensors import Tensor
 
 Spans = Sequence[tuple[int, int]]
 Progress = Callable[[float], None]
-SHARE = 0.8  # of the free memory that the weights may take; beyond it layers are loaded as they are needed
+SHARE = 0.8  # of the free memory that the weights may take; beyond it they go to several GPUs, or are loaded as they are needed
 BLOCK = 256  # rows of attention that are computed at a time
 
 
@@ -48,13 +49,17 @@ class Reference:
         self.device, self.dtype, self.dtype_name = pick_device(device), getattr(torch, dtype), dtype
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.by_rows = bool(c.window) or c.family.attention != "plain"
-        weights = Weights(c, self.dtype, swap_qk)
-        self.offloaded = weights.nbytes > SHARE * free_memory(self.device)
-        self.net: Any = (self._offloaded if self.offloaded else self._loaded)(_config(c), weights).eval()
+        weights, config = Weights(c, self.dtype, swap_qk), _config(c)
+        there = {device: int(SHARE * free_memory(device)) for device in devices(self.device)}
+        fits = weights.nbytes <= next(iter(there.values()))
+        self.placed = {} if fits or len(there) == 1 else device_map(self._skeleton(config), there)
+        self.offloaded = not fits and not self.placed
+        self.net: Any = (self._offloaded if self.offloaded else self._loaded)(config, weights).eval()
         self.rotary = _replace_rotary(self.net, c.family.layer_type)
         self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling")] if c.family.latent else []
         self.layers = max((m for m in self.net.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.seconds = 0.0
+        self.cache: Any = None  # the type that keys and values are rounded to
 
     def _loaded(self, config: Any, weights: Weights) -> Any:
         """The model in memory, by transformers' own loading: it knows which tensors of a file make one of its own."""
@@ -65,23 +70,31 @@ class Reference:
             "dtype": self.dtype,
             "attn_implementation": "eager" if self.by_rows else "sdpa",
             "output_loading_info": True,
+            **({"device_map": self.placed} if self.placed else {}),
         }
         with _building():
             net, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, state_dict=dict(weights.items()), **settings)
         wrong = [*info["missing_keys"], *info["unexpected_keys"], *(k for k, *_ in info["mismatched_keys"])]
         if wrong:
             raise UsageError(f"transformers has another idea of this model's tensors: {wrong[:3]}", "pip install -U transformers")
-        return net.to(self.device)
+        return net if self.placed else net.to(self.device)
 
-    def _offloaded(self, config: Any, weights: Weights) -> Any:
-        """The model with its layers loaded when their turn comes."""
-        from accelerate import cpu_offload, init_empty_weights
+    def _skeleton(self, config: Any) -> Any:
+        """The model without weights; buffers have their values."""
+        from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
-        with _building(), init_empty_weights():  # buffers keep their values, parameters have none yet
+        with _building(), init_empty_weights():
             net = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         net = net.to(self.dtype)
         net.tie_weights()
+        return net
+
+    def _offloaded(self, config: Any, weights: Weights) -> Any:
+        """The model with its layers loaded when their turn comes."""
+        from accelerate import cpu_offload
+
+        net = self._skeleton(config)
         wrong = sorted(({name for name, _ in net.named_parameters()} ^ set(weights)) - {weights.head})  # tied or not, it is there
         if wrong:
             raise UsageError(
@@ -102,10 +115,10 @@ class Reference:
 
         begin = time.perf_counter()
         self.ready(table, len(ids), spans if rows_only else None)
-        kept = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans])).to(self.device)
+        kept = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in spans]))  # on the CPU: any device takes indices from there
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / len(self.layers))) for i, layer in enumerate(self.layers)]
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), enough_memory(len(ids)):
                 batch = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(self.device)
                 out = self.net(batch, use_cache=False, logits_to_keep=kept).logits[0].float().cpu().numpy()
         finally:
@@ -119,24 +132,36 @@ class Reference:
         self.rotary.serve(table, n, self.device, self.dtype)
         for module, scaling in self.scaled:
             module.scaling = scaling * getattr(table, "logits", 1.0)
-        by_rows = rows is not None or self.by_rows  # sdpa would hold a window's mask, tokens × tokens, whole
+        by_rows = rows is not None or self.by_rows or self.cache  # sdpa would hold a window's mask, tokens × tokens, whole
         last = ((0, n),) if rows is None else rows
-        self.net.set_attn_implementation(_rows_attention(last, len(self.layers), n) if by_rows else "sdpa")
+        self.net.set_attn_implementation(_rows_attention(last, len(self.layers), n, self.cache) if by_rows else "sdpa")
+
+    @contextlib.contextmanager
+    def cached_in(self, dtype: str) -> Iterator[None]:
+        """Passes whose keys and values are rounded to `dtype`, as a cache of that type does; "float32" rounds nothing."""
+        self.cache = None if dtype == "float32" else getattr(_torch(), dtype)
+        try:
+            yield
+        finally:
+            self.cache = None
 
     @property
     def peak_bytes(self) -> int | None:
-        """Most device memory in use so far, None where the device is the CPU."""
+        """Most memory in use so far, of all devices that it is on; None where the device is the CPU."""
         import torch
 
-        return int(torch.cuda.max_memory_allocated(self.device)) if self.device == "cuda" else None
+        if self.device != "cuda":
+            return None
+        return sum(int(torch.cuda.max_memory_allocated(device)) for device in {*self.placed.values()} or {self.device})
 
     def describe(self) -> dict[str, Any]:
         import torch
         import transformers
 
-        name = torch.cuda.get_device_name() if self.device == "cuda" else self.device
+        used = {*self.placed.values()} or {self.device}
+        names = Counter(torch.cuda.get_device_name(device) if self.device == "cuda" else device for device in used)
         return {
-            "device": name,
+            "device": ", ".join(f"{n} × {name}" if n > 1 else name for name, n in names.items()),
             "dtype": self.dtype_name,
             "offloaded": self.offloaded,
             "peak_device_bytes": self.peak_bytes,
@@ -154,12 +179,48 @@ def pick_device(wish: str) -> str:
     return there[0] if wish == "auto" else wish
 
 
+def devices(device: str) -> list[str]:
+    """All devices of its kind, the one that it names first."""
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
+
+
 def free_memory(device: str) -> int:
     """Bytes that are free on the device."""
     import psutil
     import torch
 
-    return int(torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available)
+    return int(torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available)
+
+
+def device_map(net: Any, there: Mapping[str, int]) -> dict[str, str]:
+    """module of `net`, a model without weights -> the device, of those in `there` (with bytes), that accelerate gives it: layers whole,
+    in order. Empty where they do not hold it."""
+    from accelerate import infer_auto_device_map
+
+    split = {cls for module in net.modules() for cls in (getattr(module, "_no_split_modules", None) or ())}
+    names = dict(enumerate(there))  # accelerate knows GPUs by number
+    found = infer_auto_device_map(net, {i: there[name] for i, name in names.items()}, no_split_module_classes=sorted(split))
+    return {module: names[place] for module, place in found.items()} if {*found.values()} <= {*names} else {}
+
+
+@contextlib.contextmanager
+def enough_memory(n: int) -> Iterator[None]:
+    """A pass of `n` tokens for which a device has no memory is the user's to shorten: UsageError."""
+    import torch
+
+    try:
+        yield
+    except (torch.cuda.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as e:
+        if "can't allocate memory" not in str(e):  # so says torch's allocator of the CPU
+            raise
+    else:
+        return
+    hint = "fewer tokens, bf16 for --dtype, or --device cpu, where there may be more"
+    raise UsageError(f"the memory of the device is too small for a pass of {n:,} tokens", hint)
 
 
 def _torch() -> Any:
@@ -396,7 +457,8 @@ def _form_of(rotary: Any, layer_type: str) -> Callable[..., Any]:
     """
     import torch
 
-    positions, x = torch.ones((1, 1), dtype=torch.long), torch.zeros((1, 1, 1))
+    device = next((b.device for b in rotary.buffers()), None)
+    positions, x = torch.ones((1, 1), dtype=torch.long, device=device), torch.zeros((1, 1, 1), device=device)
     shown = rotary(x, positions, layer_type) if layer_type else rotary(x, positions)
     if not isinstance(shown, tuple):
         return _polar
@@ -424,9 +486,10 @@ def _polar(table: Table, n: int, device: str, dtype: Any) -> Any:
     return torch.from_numpy((np.exp(1j * angles) * table.multiplier).astype(np.complex64)).to(device)
 
 
-def _rows_attention(last: Spans, layers: int, n: int) -> str:
+def _rows_attention(last: Spans, layers: int, n: int, cache: Any = None) -> str:
     """The name of an attention function for transformers: causal, within the sliding window that a layer hands to it, some rows
-    at a time. In the last of so many layers it computes the rows `last` only, of n, and leaves the others zero."""
+    at a time. In the last of so many layers it computes the rows `last` only, of n, and leaves the others zero. `cache`: the type that
+    keys and values are rounded to, None for none."""
     import torch
     from transformers import AttentionInterface
 
@@ -436,6 +499,7 @@ def _rows_attention(last: Spans, layers: int, n: int) -> str:
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **rest: Any) -> tuple[Any, None]:
         window = rest.get("sliding_window") or query.shape[2]
         groups = query.shape[1] // key.shape[1]
+        key, value = (x if cache is None else x.to(cache).to(x.dtype) for x in (key, value))
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         out = query.new_zeros((*query.shape[:3], value.shape[3]))
         for a, b in blocks(last if module.layer_idx == layers - 1 else ((0, n),)):
