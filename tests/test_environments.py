@@ -42,7 +42,8 @@ def row(name: str, module: str, install: tuple[str, ...] = (), **given: Any) -> 
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Runtime]:
     """A table of this test's own, private environments in tmp_path, and a pip that reaches no index."""
     table: dict[str, Runtime] = {}
-    monkeypatch.setattr(environments, "RUNTIMES", table)
+    for room in ("environments", "table"):
+        monkeypatch.setattr(f"yarn_convert.runtimes.{room}.RUNTIMES", table)
     monkeypatch.setenv("YARN_CONVERT_RUNTIMES", str(tmp_path / "runtimes"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "no-pip.conf"))
@@ -105,7 +106,7 @@ def test_a_half_made_or_outdated_one_is_not_taken(rows: dict[str, Runtime], tmp_
 
 
 def test_an_unknown_name_is_one_line() -> None:
-    with pytest.raises(UsageError, match="no runtime is called 'tensorflow'") as raised:
+    with pytest.raises(UsageError, match="unknown runtime 'tensorflow'") as raised:
         environments.python_of("tensorflow")
     assert "mlx" in raised.value.hint
 

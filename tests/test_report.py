@@ -20,16 +20,17 @@ def window(start: int, end: int, nmse: float = 3.25e-12, drift: int | None = Non
 
 
 def study(kind: str) -> dict[str, Any]:
+    tolerance = {"nmse": 2e-6, "kl": 2e-6, "measured": "5e-10 was seen"}
     run = {
         "runtime": "llama.cpp", "predicted": "", "version": "0.3.36", "seconds": 4.5, "device": "cpu", "compared": "logits",
         "verdict": "passed", "layer": "", "why": "", "windows": [window(0, 1), window(1, 64), window(64, 6000)],
+        "tolerance": {**tolerance}, "blind_to": [],
     }  # fmt: skip
     wrong = {"name": "no scaling", "told_apart": True, "from": 1729, "windows": [window(0, 64, 0.125, 1)]}
     reference = {
         "device": "Some GPU", "dtype": "float32", "offloaded": False, "peak_device_bytes": 3 << 30, "torch": "2.13.0", "transformers": "5.23.0",
         "seconds": 2.5, "tokens_per_second": 2400.4,
     }  # fmt: skip
-    tolerance = {"nmse": 2e-6, "kl": 2e-6, "measured": "5e-10 was seen"}
     return {"kind": kind, "tokens": 6000, "reference": reference, "tolerance": tolerance, "wrong_recipes": [wrong], "runtimes": [run]}
 
 
@@ -184,6 +185,7 @@ def test_plots_take_the_colour_of_the_text(plain: str) -> None:
 def test_a_runtime_that_failed_before_it_computed_anything() -> None:
     r = result()
     failed = {"runtime": "mlx", "predicted": "", "verdict": "failed", "windows": [], "layer": "runtime", "why": "killed by signal 9"}
+    failed |= {"tolerance": r["studies"][0]["tolerance"], "blind_to": []}
     r["studies"][0]["runtimes"].append(failed)
     p = page(r)
     assert "killed by signal 9" in p.text and p.count("svg") == 3

@@ -155,7 +155,11 @@ def validate(
     ramp: Ramp = "index",
     truncate: Truncate = True,
     runtime: Annotated[
-        Optional[list[str]], typer.Option(help="A runtime to run; can be repeated. [default: all that are there]", show_default=False)
+        Optional[list[str]],
+        typer.Option(
+            help="A runtime to run, NAME or NAME:MODE (see 'yarn-convert runtimes'); can be repeated. [default: all that are there]",
+            show_default=False,
+        ),
     ] = None,
     real: Annotated[bool, typer.Option("--real", help="Only the file's own weights, not the twin.")] = False,
     twin: Annotated[bool, typer.Option("--twin", help="Only the twin: a tiny random model with the file's RoPE keys.")] = False,
@@ -171,7 +175,7 @@ def validate(
         typer.Option(help="Length of the twin's text. [default: the context, at most 131072 on a CPU]", parser=tokens, metavar="<tokens>"),
     ] = None,
     text: Annotated[Optional[Path], typer.Option(help="A text in UTF-8 instead of the one in the package.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="Of the reference: auto, cuda, mps or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="Of the reference, and of transformers and llama.cpp: auto, cuda, mps or cpu.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the reference: f32, or bf16 for size.")] = "f32",
     report: Annotated[Optional[Path], typer.Option(help="Write an HTML page with plots to this file.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
@@ -258,6 +262,8 @@ def runtimes(ctx: typer.Context, as_json: Json = False) -> None:
     for row in rows:
         there = f"{row['version'] or '?'} in {row['where']}" if row["where"] else f"not here; to add it: {row['add']}"
         write(f"{row['name']:<13} reads {row['reads']:<12} {there}", *([f"{'':<14}{row['note']}"] if row["note"] else []))
+        for mode, says in row["modes"].items():
+            write(f"{'':<14}{row['name']}:{mode}: {says}")
 
 
 @runtimes_app.command()

@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError, YarnConvertError
 from .environments import environment_of, python_of, without_secrets
-from .protocol import PROGRESS
-from .table import RUNTIMES
+from .protocol import PROGRESS, SHORT
+from .table import mode_of, row_of
 
 KILLED = -9  # exit code of a process that SIGKILL has ended
 NOISE = re.compile(r"^(Exception ignored|.*Warning|  )")  # lines after the telling one
 
 
 class Failed(YarnConvertError):
-    """A runtime that stopped or crashed on a model; the message is its last word. `killed`: by the system or by somebody."""
+    """A runtime that stopped or crashed on a model; the message is its last word. `killed`: by the system or by somebody, or for want of
+    memory."""
 
     killed = False
 
@@ -51,7 +52,7 @@ def run(
     options: dict[str, Any] | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Run:
-    """Logits of `model` at the positions of `spans`, in order, as `runtime`, a key of RUNTIMES, computes them.
+    """Logits of `model` at the positions of `spans`, in order, as `runtime`, a key of RUNTIMES or NAME:MODE, computes them.
 
     The whole of `ids`, int64[n], is one text from position 0 on. `progress` gets the fraction of it that is done.
     Raises UsageError when the runtime is not installed, and Failed, with its last line, when it does not run the model.
@@ -77,9 +78,10 @@ def tokenize(model: Path, text: str) -> NDArray[np.int64]:
 
 def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
     """Let the runtime's worker do what `job` says in `folder`; its info."""
-    row, python = RUNTIMES[runtime], python_of(runtime)
+    row, mode, python = row_of(runtime), mode_of(runtime), python_of(runtime)
     if python is None:
-        raise UsageError(f"{runtime} is not installed", f"yarn-convert runtimes add {runtime}")
+        raise UsageError(f"{row.name} is not installed", f"yarn-convert runtimes add {row.name}")
+    job["options"] = {**job["options"], **(mode.options if mode else {})}
     Path(folder, "job.json").write_text(json.dumps({"model": str(model.absolute()), **job}), "utf-8")
     command = [str(python), str(Path(__file__).parent / row.worker), str(folder)]
     code, last = _call(command, without_secrets(os.environ) | environment_of(runtime), str(folder), progress)
@@ -87,7 +89,7 @@ def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress
     if code or not info.exists():
         why = "it was killed, as the system does where memory is short" if code == KILLED else last or f"exit code {code}"
         failed = Failed(f"{runtime} could not run {model.name}: {why}", "see docs/validation.md for its limits")
-        failed.killed = code == KILLED
+        failed.killed = code in (KILLED, SHORT)
         raise failed
     found: dict[str, Any] = json.loads(info.read_text("utf-8"))
     return found

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError, UsageError
+from ..errors import OutputError
 from ..extras import there
-from .table import RUNTIMES, Runtime
+from .table import RUNTIMES, Runtime, row_of
 
 LOCKS = Path(__file__).parent / "locks"
 STAMP = "yarn-convert-runtime.txt"
@@ -35,19 +35,12 @@ def home() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "yarn-convert" / "runtimes"
 
 
-def runtime(name: str) -> Runtime:
-    """The row of that name. Raises UsageError, naming those there are."""
-    if name not in RUNTIMES:
-        raise UsageError(f"no runtime is called {name!r}", f"one of {', '.join(RUNTIMES)}")
-    return RUNTIMES[name]
-
-
 def python_of(name: str) -> Path | None:
     """The interpreter that can run it: this one, else that of its complete private environment, else None."""
-    row = runtime(name)
+    row = row_of(name)
     if is_here(row):
         return Path(sys.executable)
-    python = _python(home() / name)
+    python = _python(home() / row.name)
     return python if _stamped(row) and python.exists() else None
 
 
@@ -56,8 +49,9 @@ def environment_of(name: str, base: Mapping[str, str] | None = None) -> dict[str
 
     MLX on Linux brings a reference BLAS of one thread; OpenBLAS loaded in front of it is many times faster.
     """
-    env = dict(runtime(name).env)
-    if name == "mlx" and (library := openblas()):
+    row = row_of(name)
+    env = dict(row.env)
+    if row.name == "mlx" and (library := openblas()):
         before = (os.environ if base is None else base).get("LD_PRELOAD")
         env["LD_PRELOAD"] = f"{library}:{before}" if before else library
     return env
@@ -83,7 +77,8 @@ def openblas() -> str | None:
 
 
 def listing() -> list[dict[str, Any]]:
-    """For each runtime its name, `where` ("this environment", a folder or None), version, reads, note, and `add`: how to get it.
+    """For each runtime its name, `where` ("this environment", a folder or None), version, reads, note, modes and what is otherwise in
+    them, and `add`: how to get it.
 
     No runtime is imported. `add` is None for one that is there; an outdated private environment is as good as none.
     """
@@ -94,7 +89,8 @@ def listing() -> list[dict[str, Any]]:
         where = None if python is None else "this environment" if here else str(home() / name)
         version = None if python is None else _version(row, None if here else python)
         add = None if python else f"yarn-convert runtimes add {name}"
-        rows.append({"name": name, "where": where, "version": version, "reads": row.reads, "note": row.note, "add": add})
+        modes = {mode: m.says for mode, m in row.modes.items()}
+        rows.append({"name": name, "where": where, "version": version, "reads": row.reads, "note": row.note, "modes": modes, "add": add})
     return rows
 
 
@@ -104,7 +100,8 @@ def add(name: str, report: Callable[[str], None], force: bool = False) -> Path:
     `report` is given one line at a time. Raises OutputError with pip's own last word when something cannot be installed,
     and leaves then what is no complete environment.
     """
-    row, folder = runtime(name), home() / name
+    row = row_of(name)
+    name, folder = row.name, home() / row.name
     if not force and (there := python_of(name)):
         report(f"{name} is already in {'this environment' if is_here(row) else folder}")
         return there

@@ -1,17 +1,22 @@
-"""Logits of a GGUF file in llama.cpp, with its cache in float32 and on the CPU, where ggml computes in float32."""
+"""Logits of a GGUF file in llama.cpp: on the CPU, or on the GPU where it was built for one. The cache is float32 unless a mode says
+float16, and cuBLAS keeps to float32, where it may round to TF32."""
 
 from __future__ import annotations
 
 import os
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from protocol import Job
 
 BATCH = 512
+ALL = -1  # layers
+CACHES = {"float32": 0, "float16": 1}  # as ggml numbers its types
 
 
 def main(job: Job) -> None:
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     import llama_cpp
 
     defaults = llama_cpp.llama_cpp.llama_model_default_params
@@ -28,10 +33,22 @@ def main(job: Job) -> None:
         np.save(job.folder / "tokens.npy", np.array(llm.tokenize(job.ids.tobytes(), add_bos=False, special=True), np.int64))
         return job.finish(version=version("llama-cpp-python"), device="cpu")
     threads, n = os.cpu_count(), len(job.ids)
-    llm = llama_cpp.Llama(
-        job.model, n_ctx=n, n_batch=BATCH, n_ubatch=BATCH, type_k=0, type_v=0, flash_attn=job.options.get("flash_attention", False),
-        n_threads=threads, n_threads_batch=threads, n_gpu_layers=0, verbose=False, logits_all=False,
-    )  # fmt: skip
+    on_gpu = job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
+    kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
+
+    def load(layers: int) -> Any:
+        return llama_cpp.Llama(
+            job.model, n_ctx=n, n_batch=BATCH, n_ubatch=BATCH, type_k=kind, type_v=kind, flash_attn=flash, n_threads=threads,
+            n_threads_batch=threads, n_gpu_layers=layers, offload_kqv=bool(layers), op_offload=bool(layers),
+            verbose=False, logits_all=False,
+        )  # fmt: skip
+
+    try:
+        llm = load(ALL if on_gpu else 0)
+    except Exception:
+        if not on_gpu:
+            raise
+        on_gpu, llm = False, load(0)  # the GPU's memory may be too small
     context, vocab = llm._ctx.ctx, llm.n_vocab()
     batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
     job.start()
@@ -48,7 +65,7 @@ def main(job: Job) -> None:
             job.put(at, np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), (len(part), vocab)))
         job.progress(at + len(part))
     llama_cpp.llama_batch_free(batch)
-    job.finish(version=version("llama-cpp-python"), device="cpu")
+    job.finish(version=version("llama-cpp-python"), device=job.device if on_gpu else "cpu")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 PROGRESS = "at "
+SHORT = 75  # exit code of a worker whose device has too little memory
 
 
 class Job:
@@ -80,6 +81,11 @@ class Job:
     def positions(self) -> Any:
         """All wanted positions in the order of the rows, int64[rows]."""
         return np.concatenate([np.arange(a, b) for a, b in self.spans])
+
+    @property
+    def device(self) -> str:
+        """Where it is to run, if it can: cuda, mps or cpu."""
+        return str(self.options.get("device", "cpu"))
 
     def progress(self, done: int) -> None:
         print(f"{PROGRESS}{done}", flush=True)

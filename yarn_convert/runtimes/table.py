@@ -8,14 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
+
+from ..errors import UsageError
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}  # a worker is given a folder: it has nothing to look up
 
 
 @dataclass(frozen=True, slots=True)
+class Mode:
+    """Another way to run a runtime than the one in which it is judged most strictly: as its users do. `options` go to its worker."""
+
+    options: Mapping[str, Any]
+    says: str  # what is otherwise, in a few words
+    dtype: str = "float32"  # of its arithmetic, whose noise is measured in the reference and allowed for
+    cache: str = "float32"  # of its keys and values, likewise
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
-    """One runtime.
+    """One runtime. It is asked for as NAME, or as NAME:MODE, a key of `modes`.
 
     `worker` is a file beside this one, run by an interpreter that can import `module` and everything in `also`.
     `install` are pip requirements, torch first; `remove` are distributions that they bring and that break an import.
@@ -35,6 +47,8 @@ class Runtime:
     note: str = ""  # one line: size, system packages, limits
     linux_only: bool = False
     spare: int = 0  # tokens by which a text must be shorter than the model's context
+    modes: Mapping[str, Mode] = field(default_factory=dict)
+    gpu: bool = False  # whether its worker goes to the GPU, where the reference is there
 
 
 _ROWS = (
@@ -46,6 +60,12 @@ _ROWS = (
         also=("torch",),
         env=OFFLINE,
         note="1.1 GB; the extra yarn-convert[transformers] brings it too",
+        gpu=True,
+        modes={
+            "eager": Mode({"attention": "eager"}, "attention written out"),
+            "bf16": Mode({"dtype": "bfloat16"}, "bfloat16", "bfloat16"),
+            "bf16-eager": Mode({"dtype": "bfloat16", "attention": "eager"}, "bfloat16", "bfloat16"),
+        },
     ),
     Runtime(
         "llama.cpp", "gguf", "llama_cpp_worker.py", "llama_cpp", "llama-cpp-python",
@@ -53,6 +73,8 @@ _ROWS = (
         reader="llama.cpp",
         cost=3.0,
         note="compiles for about 5 minutes, with a C++ compiler; the extra yarn-convert[llama-cpp] brings it too",
+        gpu=True,
+        modes={"fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16")},
     ),
     Runtime(
         "mlx", "safetensors", "mlx_worker.py", "mlx_lm", "mlx-lm",
@@ -92,3 +114,18 @@ _ROWS = (
 )  # fmt: skip
 
 RUNTIMES: Mapping[str, Runtime] = MappingProxyType({row.name: row for row in _ROWS})
+
+
+def row_of(wish: str) -> Runtime:
+    """The runtime of NAME or NAME:MODE. Raises UsageError for a name or a mode that there is not."""
+    name, _, mode = wish.partition(":")
+    if name not in RUNTIMES:
+        raise UsageError(f"unknown runtime {name!r}", f"one of {', '.join(RUNTIMES)}")
+    if mode and mode not in RUNTIMES[name].modes:
+        raise UsageError(f"{name} has no mode {mode!r}", f"one of {', '.join([name, *(f'{name}:{m}' for m in RUNTIMES[name].modes)])}")
+    return RUNTIMES[name]
+
+
+def mode_of(wish: str) -> Mode | None:
+    """The mode in NAME:MODE; None for a NAME alone."""
+    return row_of(wish).modes.get(wish.partition(":")[2])

@@ -1,10 +1,11 @@
-"""Logits of an HF folder in transformers as a stranger loads it: no argument but the type of the arithmetic."""
+"""Logits of an HF folder in transformers as a stranger loads it: no argument but the type of the arithmetic and the kind of attention."""
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 
-from protocol import Job
+from protocol import SHORT, Job
 
 WARM_UP = 256  # tokens
 
@@ -14,10 +15,14 @@ def main(job: Job) -> None:
     from transformers import AutoModelForCausalLM
 
     torch.set_grad_enabled(False)
-    device = job.options.get("device", "cpu")
-    torch.backends.cuda.matmul.allow_tf32 = False
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = job.device if there.get(job.device) else "cpu"  # this build of torch may be another than the reference's
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    dtype, attention = getattr(torch, job.options.get("dtype", "float32")), job.options.get("attention")
     try:
-        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).eval().to(device)
+        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype, attn_implementation=attention).eval().to(device)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as e:
         raise SystemExit(f"transformers cannot load the model: {(str(e) or type(e).__name__).splitlines()[0]}") from None
     ids = torch.from_numpy(job.ids)[None].to(device)
@@ -25,10 +30,17 @@ def main(job: Job) -> None:
     model(ids[:, :WARM_UP], use_cache=False)
     job.start()
     kept = torch.from_numpy(job.positions).to(device)
-    job.put_rows(0, model(ids, use_cache=False, logits_to_keep=kept).logits[0].cpu().numpy())
+    job.put_rows(0, model(ids, use_cache=False, logits_to_keep=kept).logits[0].float().cpu().numpy())
     job.progress(len(job.ids))
-    job.finish(version=version("transformers"), device=device)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    job.finish(version=version("transformers"), device=device, peak_device_bytes=peak)
 
 
 if __name__ == "__main__":
-    main(Job.read())
+    try:
+        main(Job.read())
+    except Exception as e:
+        if type(e).__name__ != "OutOfMemoryError":
+            raise
+        print(f"too little memory: {str(e).splitlines()[0]}", file=sys.stderr)
+        raise SystemExit(SHORT) from None

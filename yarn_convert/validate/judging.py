@@ -27,6 +27,9 @@ class Tolerance:
     kl: float
     measured: str
 
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -200,8 +203,13 @@ def tolerance_for(reference: str = "float32", gelu: bool = False) -> Tolerance:
     return max(found, key=lambda t: t.nmse)
 
 
-def noisy(tolerance: Tolerance, noise: Sequence[Window], kinds: Sequence[str]) -> Tolerance:
-    """The tolerance of a file whose inputs are rounded to `kinds`, which makes this `noise`: the window that is worst counts."""
+def noisy(tolerance: Tolerance, noise: Sequence[Window], what: str) -> Tolerance:
+    """The tolerance where `what` is done, which makes this `noise` in the reference: the window that is worst counts."""
     nmse, kl = (max((getattr(w, m) for w in noise), default=0.0) for m in ("nmse", "kl"))
-    measured = f"{NOISE} times the noise of rounding inputs to {' and '.join(kinds)}, here NMSE {nmse:.1e}, KL {kl:.1e}"
+    measured = f"{tolerance.measured}; and {NOISE} times the noise of {what}, here NMSE {nmse:.1e}, KL {kl:.1e}"
     return Tolerance(tolerance.nmse + NOISE * nmse, tolerance.kl + NOISE * kl, measured)
+
+
+def within(window: Mapping[str, Any], tolerance: Mapping[str, Any]) -> bool:
+    """Whether a window's NMSE and KL, both as JSON, are what the tolerance allows; what is no number is not."""
+    return all(isinstance(window[m], float | int) and window[m] <= tolerance[m] for m in ("nmse", "kl"))

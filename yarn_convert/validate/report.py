@@ -18,6 +18,7 @@ from ..errors import OutputError
 from ..extras import REPORT, need
 from ..rope import METHODS, RTOL, geometric
 from ..targets.output import replace_file
+from .judging import within
 from .text import unchecked
 
 if TYPE_CHECKING:
@@ -105,11 +106,6 @@ def number(value: Any, form: str = ",.3g") -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return "NaN" if math.isnan(value) else f"{value:{form}}"
-
-
-def within(window: Mapping[str, Any], tolerance: Mapping[str, Any]) -> bool:
-    """Whether a window's NMSE and KL are what the tolerance allows; NaN is not."""
-    return all(isinstance(window[m], float | int) and window[m] <= tolerance[m] for m in ("nmse", "kl"))
 
 
 def largest(windows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -27,7 +27,7 @@ from ..inputs import noticing
 from ..manifest import Manifest, changed, manifest_path, read_manifest
 from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
-from ..runtimes.table import RUNTIMES
+from ..runtimes.table import RUNTIMES, row_of
 from ..source import resolve
 from ..targets.output import replace_file
 from ..targets.plan import unknown
@@ -194,13 +194,12 @@ def chosen_runtimes(c: Checkpoint, wished: Sequence[str]) -> tuple[list[str], li
     """(runtimes to run, those that could be added). UsageError for one that is unknown, missing or reads another format."""
     fmt = "gguf" if c.gguf else "safetensors"
     fitting = [name for name, row in RUNTIMES.items() if row.reads == fmt]
-    for name in wished:
-        if name not in RUNTIMES:
-            raise UsageError(f"unknown runtime {name!r}", f"one of {', '.join(RUNTIMES)}")
-        if name not in fitting:
-            raise UsageError(f"{name} reads {RUNTIMES[name].reads}, and this is {fmt}", f"for this format: {', '.join(fitting)}")
-        if python_of(name) is None:
-            raise UsageError(f"{name} is not installed", f"yarn-convert runtimes add {name}")
+    for wish in wished:
+        row = row_of(wish)
+        if row.name not in fitting:
+            raise UsageError(f"{row.name} reads {row.reads}, and this is {fmt}", f"for this format: {', '.join(fitting)}")
+        if python_of(wish) is None:
+            raise UsageError(f"{row.name} is not installed", f"yarn-convert runtimes add {row.name}")
     names = list(wished) or [name for name in fitting if python_of(name)]
     missing = [{k: row[k] for k in ("name", "add", "note")} for row in listing() if row["name"] in fitting and row["where"] is None]
     return names, missing
@@ -231,8 +230,8 @@ def _studies(
     say: Say,
 ) -> list[dict[str, Any]]:
     silent = unknown(recipe["readers"])
-    predicted = {name: recipe["readers"].get(row, "") for name in names if (row := RUNTIMES[name].reader) not in silent}
-    read = {name: decode(c, RUNTIMES[name].reader) for name in names}
+    predicted = {name: recipe["readers"].get(row, "") for name in names if (row := row_of(name).reader) not in silent}
+    read = {name: decode(c, row_of(name).reader) for name in names}
     readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in read.items() if not isinstance(r, str)}
     device = pick_device(settings.device)
     question = Question(meant, readings, predicted, device, settings.dtype)
@@ -295,7 +294,7 @@ def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence
     def cost(n: int) -> float:
         return a_token * n * (1 + n / (2 * even))
 
-    passes = 1 + sum(RUNTIMES[name].cost for name in names)
+    passes = 1 + sum(row_of(name).cost for name in names)
     lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)
     return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))
 

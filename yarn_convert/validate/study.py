@@ -20,10 +20,10 @@ from .. import runtimes
 from ..checkpoint import Checkpoint
 from ..errors import YarnConvertError
 from ..rope import Effect, effect
-from ..runtimes.table import RUNTIMES
+from ..runtimes.table import mode_of, row_of
 from . import twin
 from .intention import Intention
-from .judging import FLOAT32, Tolerance, Window, compare, differ, noisy, suspects, tolerance_for, wrong_tables
+from .judging import FLOAT32, Tolerance, Window, compare, differ, noisy, suspects, tolerance_for, within, wrong_tables
 from .reference import Reference, Spans
 from .rounding import rounding
 
@@ -127,14 +127,17 @@ def study(s: Subject, q: Question, reference: Reference, names: Sequence[str], s
     if s.rounds:
         s = replace(s, tolerance=_noise(s, q, reference, expected, say))
     wrong = _wrong(s, q, reference, expected, say) if s.controls else []
+    done = [_runtime(s, q, name, reference, expected, say) for name in names]
+    for r in done:  # one that is judged by a coarser measure may not see what the others do
+        r["blind_to"] = [w["name"] for w in wrong if all(within(x, r["tolerance"]) for x in w["windows"])]
     loss = text_loss(s, expected) if s.kind == "real" and len(s.ids) > 1 else None
     return {
         "kind": s.kind,
         "tokens": len(s.ids),
         "reference": {**reference.describe(), "seconds": seconds, "tokens_per_second": len(s.ids) / seconds},
-        "tolerance": {"nmse": s.tolerance.nmse, "kl": s.tolerance.kl, "measured": s.tolerance.measured},
+        "tolerance": s.tolerance.as_json(),
         "wrong_recipes": wrong,
-        "runtimes": [_runtime(s, q, name, reference, expected, say) for name in names],
+        "runtimes": done,
         "text_loss": loss,
         "guessing_loss": math.log(expected.shape[1]),
         "permuted": loss is not None and loss > NONSENSE * math.log(expected.shape[1]) and _is_permuted(s, q, reference),
@@ -149,7 +152,22 @@ def _noise(s: Subject, q: Question, reference: Reference, expected: NDArray[np.f
     with rounding(s.rounds):
         logits = reference.logits(q.right(len(s.ids)), s.ids[:n], spans, progress=lambda f: say(f"noise of its types, {s.kind}", f))
     noise = compare(_rows(s.spans, expected, spans), logits, spans, (), s.tolerance)
-    return noisy(s.tolerance, noise, sorted(set(s.rounds.values())))
+    return noisy(s.tolerance, noise, f"rounding inputs to {' and '.join(sorted(set(s.rounds.values())))}")
+
+
+def _in_mode(s: Subject, q: Question, wish: str, reference: Reference, expected: NDArray[np.float32], say: Say) -> Tolerance:
+    """The subject's tolerance for a runtime that is asked for as NAME:MODE: coarser arithmetic adds the noise that it makes in the
+    reference, over the first windows."""
+    mode = mode_of(wish)
+    if mode is None or (mode.dtype, mode.cache) == ("float32", "float32") or q.dtype != "float32":
+        return s.tolerance
+    n = min(PREFIX, len(s.ids))
+    spans = [p for p in s.spans if p[1] <= n] or [(0, n)]
+    say(f"noise of {mode.says}, {s.kind}", 0.0)
+    coarse = reference if mode.dtype == "float32" else Reference(s.checkpoint, q.device, mode.dtype)
+    with coarse.cached_in(mode.cache):
+        logits = coarse.logits(q.right(len(s.ids)), s.ids[:n], spans)
+    return noisy(s.tolerance, compare(_rows(s.spans, expected, spans), logits, spans, (), s.tolerance), mode.says)
 
 
 def text_loss(s: Subject, logits: NDArray[np.float32]) -> float:
@@ -232,12 +250,13 @@ def _rows(there: Spans, values: NDArray[np.float32], spans: Spans) -> NDArray[np
 
 def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected: NDArray[np.float32], say: Say) -> dict[str, Any]:
     predicted = q.predicted.get(name, "")
-    result: dict[str, Any] = {"runtime": name, "predicted": predicted, "as_predicted": False}
-    n = min(len(s.ids), q.meant.context - RUNTIMES[name].spare)
+    s = replace(s, tolerance=_in_mode(s, q, name, reference, expected, say))
+    result: dict[str, Any] = {"runtime": name, "predicted": predicted, "as_predicted": False, "tolerance": s.tolerance.as_json()}
+    n = min(len(s.ids), q.meant.context - row_of(name).spare)
     spans = [(a, min(b, n)) for a, b in s.spans if a < n]
     say(f"{name}, {s.kind}", 0.0)
     try:
-        done = runtimes.run(name, s.path, s.ids[:n], spans, {}, lambda f: say(f"{name}, {s.kind}", f))
+        done = runtimes.run(name, s.path, s.ids[:n], spans, {"device": q.device}, lambda f: say(f"{name}, {s.kind}", f))
     except runtimes.Failed as e:
         if why := e.message if e.killed else _out_of_order(name):
             return result | {"verdict": NOT_RUN, "windows": [], "layer": "", "why": why}
@@ -265,7 +284,7 @@ def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected:
 def _out_of_order(name: str) -> str:
     """Why a runtime cannot run even a plain tiny model here, which says nothing of any other; "" if it can."""
     with tempfile.TemporaryDirectory(prefix="yarn-convert-control-") as folder:
-        control = twin.write_control(Path(folder, "plain.gguf" if RUNTIMES[name].reads == "gguf" else "plain"))
+        control = twin.write_control(Path(folder, "plain.gguf" if row_of(name).reads == "gguf" else "plain"))
         try:
             runtimes.run(name, control, twin.ids(WIDTH), [(0, WIDTH)])
         except runtimes.Failed as e:

@@ -100,19 +100,27 @@ def _study(s: Mapping[str, Any]) -> list[str]:
         f"  {'positions':>17}  {'runtime':<21}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
     ]
     for r in s["runtimes"]:
-        name = f"{r['runtime']} {r.get('version') or ''}".strip()
+        name = label(r)
         out += [_window(w, name) for w in shown(r["windows"])]
         if r["verdict"] == "not run":
             out.append(f"  {name}: not run: {r['why']}")
         elif r["verdict"] == "passed":
-            out.append(f"  {name}: passed in {r['seconds']:.1f} s, every window within NMSE and KL {s['tolerance']['nmse']:.0e}")
+            out.append(f"  {name}: passed in {r['seconds']:.1f} s, every window within NMSE and KL {r['tolerance']['nmse']:.0e}")
         else:
             outcome = f"does not follow, as is known ({r['predicted']})" if r["as_predicted"] else f"FAILED ({r['layer']})"
             out.append(f"  {name}: {outcome}: {r['why']}")
+        if r["blind_to"]:
+            out.append(f"  {name}: by its coarser measure here not told apart: {', '.join(r['blind_to'])}")
     if s["text_loss"] is not None:
         out.append(f"  the text's next tokens: {s['text_loss']:.2f} nats each, guessing {s['guessing_loss']:.2f}")
     told = [f"{w['name']} at {w['from']:,}" if w["told_apart"] else f"{w['name']} NOT" for w in s["wrong_recipes"]]
     return [*out, f"  wrong recipes told apart from position: {', '.join(told)}"] if told else out
+
+
+def label(r: Mapping[str, Any]) -> str:
+    """A runtime, its version, and its device where that is not the CPU."""
+    device = r.get("device") or "cpu"
+    return f"{r['runtime']} {r.get('version') or ''}".strip() + (f" on {device}" if device != "cpu" else "")
 
 
 def what_ran(s: Mapping[str, Any]) -> str:

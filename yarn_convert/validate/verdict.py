@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runtimes.table import RUNTIMES
+from ..runtimes.table import row_of
 from .study import FAILED, NOT_RUN, PASSED, WIDTH, guessed
 from .weights import PERMUTED
 
@@ -79,7 +79,7 @@ def _lengths(result: Mapping[str, Any], runs: Runs, twin: bool) -> tuple[list[st
             ways = {k: way for k, way in ways.items() if any(s["kind"] == k for s in result["studies"])}
             ways |= {} if twin else {"twin": "the twin (without --real)"}
             doubts.append(f"{name} computed nothing beyond the original {original:,} tokens: {', or '.join(ways.values())}")
-        elif reached < context - RUNTIMES[name].spare:
+        elif reached < context - row_of(name).spare:
             notes.append(f"{name} was run over {reached:,} of {context:,} tokens")
     return doubts, notes
 
@@ -88,9 +88,14 @@ def _untold(result: Mapping[str, Any], runs: Runs) -> list[str]:
     """What each runtime would have passed with as well, and what would tell it apart."""
     found = []
     for name in dict.fromkeys(r["runtime"] for _, r in runs):
-        wrong = [w for s, r in runs if r["runtime"] == name for w in s["wrong_recipes"]]
-        for what in dict.fromkeys(w["name"] for w in wrong):
-            if not any(w["told_apart"] for w in wrong if w["name"] == what):
+        wrong = [
+            (w["name"], w["told_apart"] and w["name"] not in r.get("blind_to", ()))
+            for s, r in runs
+            if r["runtime"] == name
+            for w in s["wrong_recipes"]
+        ]
+        for what in dict.fromkeys(name for name, _ in wrong):
+            if not any(told for other, told in wrong if other == what):
                 found.append(f"{name} would have passed with {what!r} too: {_telling(result, what)}")
     return found
 
