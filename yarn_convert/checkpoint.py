@@ -21,7 +21,7 @@ from .files import exists
 from .gguf_file import Gguf
 from .inputs import notice
 from .layout import Part
-from .lengths import Lengths, checked, of_config, of_gguf, reach, unsaid
+from .lengths import DUAL_CHUNKS, Lengths, checked, of_config, of_gguf, reach, stale, unsaid
 from .manifest import MANIFEST, recipe_in
 from .packing import Packing, packing_of
 from .readers import Beside
@@ -88,6 +88,12 @@ class Checkpoint:
         if self.doubt:
             raise InputError(self.doubt.message, self.doubt.hint)
         return self
+
+    @property
+    def stale(self) -> str:
+        """Why the context that the file names is not what its recipe makes of the L that it names; "" if it is."""
+        key = "context_length" if self.gguf else "max_position_embeddings"
+        return "" if self.note or self.doubt or self.written.get(DUAL_CHUNKS) else stale(self.rope, self.context, key)
 
     @property
     def layers(self) -> int:
