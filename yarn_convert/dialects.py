@@ -110,6 +110,7 @@ def _usable(rope: Rope, where: str) -> Rope:
     try:
         table(rope, 1)  # longrope has another list for short texts
         table(rope)
+        table(rope, 4 * rope.original_context)  # dynamic grows
     except UsageError as e:
         raise FormatError(f"{where} gives no usable RoPE: {e.message}", "fix it there, or start from a sound model") from None
     return rope
@@ -144,6 +145,7 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
         raise FormatError(f"partial_rotary_factor is {partial!r}, not a part of the head", "fix config.json")
     context = hf_context(config)
     original = positive_int(_first("original_max_position_embeddings", spelling, config, context), "original_max_position_embeddings")
+    original = context if method == "dynamic-ntk" else original  # which is L to all of its readers, whatever stands beside it
     rope = Rope(method, theta, int(hf_head_dim(config) * partial), original)
     given = {k: v for k, v in given.items() if k in _HF_KEYS[method]}
     if method == "longrope":
@@ -228,6 +230,8 @@ def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
         # For linear vLLM and SGLang multiply the context by the factor once more, unless this key names L.
         said = {"model_max_length": rope.original_context} if rope.original_context < context else {}
         return _hf_members(spelling, rope.theta, context) | said
+    if rope.method == "dynamic-ntk" and rope.original_context == context:
+        return _hf_members({"rope_type": "dynamic", "factor": rope.number("factor", 1.0)}, rope.theta, context)
     if rope.method not in ("yarn", "ntk-by-parts"):
         raise _no_word(rope, "config.json", "--carry tensors")
     s, m = rope.number("factor"), table(rope).multiplier
@@ -416,6 +420,8 @@ def temperature_slope(s: float) -> float:
 def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
     m0 = temperature(rope.number("factor", 1.0))
+    if rope.method.startswith("dynamic") or (rope.method == "longrope" and "rope_factors" not in family.gguf_reads):
+        static_table(rope, "a GGUF of this architecture")  # says why
     if rope.inner is not None or rope.method not in ("none", "ntk-aware", "linear", "yarn", "ntk-by-parts"):
         raise _no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family, False))
     if rope.method in ("none", "ntk-aware"):
