@@ -152,7 +152,7 @@ class Checkpoint:
         if self.gguf is not None:
             return {}
         more = self.config.get(self.family.more_layers) or 0
-        behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if type(more) is int and more < 100 else ()
+        behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if more < 100 else ()
         return {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
 
     @cached_property
@@ -323,7 +323,7 @@ def _as_assumed(config: Mapping[str, Any]) -> dict[str, Any]:
     if facts is None:
         return dict(config)
     theta_key, theta = next(iter(facts.layers.values()), (facts.theta_key, facts.theta))
-    objects = [x for k in ROPE_OBJECTS if isinstance(x := config.get(k), dict) and x]
+    objects = [x for k in ROPE_OBJECTS if (x := config.get(k))]
     said = bool(objects) and all(x.get("rope_theta") is not None for x in objects)
     assumed = {"max_position_embeddings": facts.length, theta_key: None if said else theta, facts.partial_key: facts.partial}
     if facts.head_key == "head_dim":
