@@ -418,8 +418,8 @@ def _check_number(c: Checkpoint, key: str) -> None:
     elif key.endswith("eps"):
         if not 0 <= dialects.number(value, key) < 1:
             raise FormatError(f"{key} is {value!r}, not a small positive number", "fix the model's config.json or GGUF key")
-    elif kind == "f32":
-        dialects.number(value, key)
+    elif kind == "f32" and dialects.number(value, key) <= 1 and key == "rope_local_base_freq":
+        raise FormatError(f"{key} is {value!r}, not above 1", "fix the model's config.json or GGUF key")
 
 
 def _check_part(c: Checkpoint, name: str, part: Part) -> None:
