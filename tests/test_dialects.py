@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yarn_convert import dialects, readers
+from yarn_convert.config import checked
 from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported
 from yarn_convert.families import LLAMA
 from yarn_convert.gguf_file import Value
@@ -97,15 +98,27 @@ def test_gguf_factors_carry_every_table(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["dynamic-ntk", "dynamic-linear", "dynamic-yarn"])
-def test_nothing_carries_a_dynamic_method(method: str) -> None:
+def test_nothing_carries_a_dynamic_method_over_a_longer_context(method: str) -> None:
     for spell in (
-        lambda r: dialects.hf_metadata(r, L),
+        lambda r: dialects.hf_metadata(r, 4 * L),
         lambda r: dialects.hf_tensors(r, L),
         lambda r: dialects.gguf_metadata(r, L, LLAMA),
         lambda r: dialects.gguf_tensors(r, L, LLAMA),
     ):
         with pytest.raises(Inexpressible):
             spell(roped(method))
+
+
+@pytest.mark.parametrize("length", [L, L + 1, 4 * L])
+def test_config_json_carries_a_bases_own_dynamic(length: int) -> None:
+    """max_position_embeddings is L to all who read this type, whatever stands beside it."""
+    rope = roped("dynamic-ntk", factor=4.0)
+    spelled = dialects.hf_metadata(rope, L)
+    assert (
+        from_hf(spelled) == from_hf({"rope_scaling": {"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 512}}) == rope
+    )
+    found = readers.read_config("transformers-5", edited(BASE, spelled), length)
+    np.testing.assert_allclose(found.inv_freq, table(rope, length).inv_freq, rtol=1e-12)
 
 
 @given(
@@ -213,7 +226,7 @@ def test_mscale_gives_the_multiplier_when_attention_factor_does_not() -> None:
 )
 def test_a_spelling_that_is_not_understood_is_refused(config: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        dialects.hf_read(config)
+        dialects.hf_read(checked(config))
 
 
 def gguf(**members: Any) -> dict[str, Any]:

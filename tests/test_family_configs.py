@@ -15,7 +15,8 @@ from conftest import CONTEXT
 from yarn_convert import families
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.convert import Options, convert, prepare
-from yarn_convert.errors import Inexpressible, Unsupported, YarnConvertError
+from yarn_convert.describe import other_layers
+from yarn_convert.errors import FormatError, Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.rope import Table, effect
 from yarn_convert.source import Source
 
@@ -205,6 +206,18 @@ PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 def test_a_rope_object_that_gemma_3_has_no_place_for_is_refused(spelled: dict[str, Any], word: str, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=word):
         opened(tmp_path, described("gemma3_text") | spelled)
+
+
+@pytest.mark.parametrize("spelled", [{}, {"rope_parameters": {FULL: PLAIN, SLIDES: {"rope_type": "default", "rope_theta": None}}}], ids=str)
+def test_a_null_theta_of_the_sliding_layers_is_an_absent_one(spelled: dict[str, Any], tmp_path: Path) -> None:
+    c = opened(tmp_path, described("gemma3_text") | {"rope_local_base_freq": None} | spelled)
+    assert other_layers(c).endswith("keep theta 10000")
+
+
+@pytest.mark.parametrize("theta", [0, -1.0, 1.0, float("nan")])
+def test_a_theta_of_the_sliding_layers_that_gives_no_table_is_refused(theta: float, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="rope_local_base_freq is"):
+        opened(tmp_path, described("gemma3_text") | {"rope_local_base_freq": theta})
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from test_validate import opened, rewritten
 from yarn_convert import cli
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.convert import Options, convert, extend
+from yarn_convert.describe import findings
 from yarn_convert.errors import InputError, UsageError
 from yarn_convert.rope import table
 from yarn_convert.source import Source, resolve
@@ -105,6 +106,27 @@ def test_another_format_answers_no_question_and_ends_no_scaling(make_model: Make
     convert(str(tmp_path / f"o{name}"), Options(method="none", out=fmt, output=tmp_path / f"p{name}"))
     e = extend(opened(tmp_path / f"p{name}"), Options(scale=8, method="linear"))
     assert (e.rope.params["factor"], e.context) == (8.0, 8 * CONTEXT), "an extension of ours is replaced, in whatever format"
+
+
+STALE = {  # by which of two edits by hand: the recipe that stands there, its context, what is wrong with it
+    "set": ({"type": "yarn", "factor": 4, "original_max_position_embeddings": CONTEXT}, CONTEXT, "not factor × original = 4 × 64 = 256"),
+    "taken out": (None, 4 * CONTEXT, "no scaling leads there from the original 64"),
+}
+
+
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+@pytest.mark.parametrize("edit", list(STALE))
+def test_a_length_that_an_edit_by_hand_left_is_kept_and_said(make_model: MakeModel, tmp_path: Path, edit: str, name: str) -> None:
+    """As model cards say it: only the factor is set. Readers then serve what the file names, and another format changes nothing."""
+    scaling, context, why = STALE[edit]
+    lengths = {"max_position_embeddings": context, "original_max_position_embeddings": CONTEXT}
+    model = make_model(config={"rope_scaling": scaling, **lengths})
+    fmt = "gguf" if name.endswith(".gguf") else "safetensors"
+    manifest = convert(str(model), Options(method="none", out=fmt, output=tmp_path / name))
+    assert any(why in note and "the output says the same" in note for note in manifest["notes"])
+    assert opened(tmp_path / name).context == context
+    for path in (model, tmp_path / name):
+        assert any(why in line for line in findings(opened(path)))
 
 
 @pytest.mark.parametrize("method", ["linear", "yarn"])

@@ -273,20 +273,27 @@ def test_a_disk_that_fails_at_any_step_is_an_error_and_leaves_nothing(kind: str,
 # -- inputs -----------------------------------------------------------------------------------------------------------
 
 
-def _rewritten(path: Path) -> None:
-    """In the very file, of the old size and time."""
-    s, data = path.stat(), bytearray(path.read_bytes())
+def one_bit_off(path: Path) -> bytes:
+    """What it holds but for one bit."""
+    data = bytearray(path.read_bytes())
     data[-2] ^= 1
+    return bytes(data)
+
+
+def rewritten(path: Path) -> None:
+    """Other bytes in the very file, of the old one's size and time, as rsync --inplace and cp -p write them."""
+    old, data = path.stat(), one_bit_off(path)
     with open(path, "r+b") as f:
         f.write(data)
-    os.utime(path, ns=(s.st_atime_ns, s.st_mtime_ns))
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size) == (old.st_ino, old.st_mtime_ns, old.st_size)
 
 
-def _replaced(path: Path) -> None:
-    s = path.stat()
-    other = path.with_name("other")
-    other.write_bytes(path.read_bytes()[::-1])
-    os.utime(other, ns=(s.st_atime_ns, s.st_mtime_ns))
+def replaced(path: Path) -> None:
+    """Another file under the name, of the old one's size and time."""
+    old, other = path.stat(), path.with_name("other")
+    other.write_bytes(one_bit_off(path))
+    os.utime(other, ns=(old.st_atime_ns, old.st_mtime_ns))
     other.replace(path)
 
 
@@ -300,7 +307,7 @@ def _gone(path: Path) -> None:
     path.unlink()
 
 
-CHANGES = {"rewritten": _rewritten, "replaced": _replaced, "a link now": _linked_elsewhere, "gone": _gone}
+CHANGES = {"rewritten": rewritten, "replaced": replaced, "a link now": _linked_elsewhere, "gone": _gone}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="st_ctime is the time of creation there")
@@ -329,7 +336,7 @@ def test_small_files_of_any_name_are_noticed(monkeypatch: pytest.MonkeyPatch) ->
         Path("tiny", name).parent.mkdir(exist_ok=True)
         Path("tiny", name).write_text("{{ messages }}")
         with monkeypatch.context() as patch:
-            after_moving(patch, lambda name=name: _rewritten(Path("tiny") / name))  # type: ignore[misc]
+            after_moving(patch, lambda name=name: rewritten(Path("tiny") / name))  # type: ignore[misc]
             with pytest.raises(InputError, match=name):
                 start("folder")
 
@@ -365,7 +372,7 @@ def test_a_gguf_that_changes_is_an_error(kind: str, monkeypatch: pytest.MonkeyPa
     convert("tiny", Options(method="none", out="gguf", output=Path("m.gguf"), split_max_size="190M" if kind == "split" else None))
     changed = "m-00003-of-00003.gguf" if kind == "split" else "m.gguf"
     before = sorted(p.name for p in Path().iterdir())
-    after_moving(monkeypatch, lambda: _rewritten(Path(changed)))
+    after_moving(monkeypatch, lambda: rewritten(Path(changed)))
     with pytest.raises(InputError, match=changed):
         convert(model, Options(scale=4, output=Path("out.gguf")))
     assert sorted(p.name for p in Path().iterdir()) == before

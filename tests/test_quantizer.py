@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -110,11 +111,21 @@ def llama_quantize(source: Path, out: Path, mix: str, imatrix: Imatrix | None = 
     return None if failed else out.read_bytes()
 
 
+def file_order(names: Iterable[str]) -> list[str]:
+    """Tensor names as llama-quantize writes them: by layer, then by bytes (llama-model-loader.h, weight_name_comparer)."""
+
+    def key(name: str) -> tuple[int, bytes]:
+        layer = re.match(r"blk\.(\d+)", name)
+        return int(layer[1]) if layer else -1, name.encode("utf-8", "surrogateescape")
+
+    return sorted(names, key=key)
+
+
 def quantized(source: Path, mix: str, imatrix: Imatrix | None = None, step: int = 40) -> bytes:
     """The file as this package makes it: `types_of`, then some rows at a time on two threads."""
     g = read_gguf(source)
     types = quantizer.types_of(g.fields, g.tensors.values(), mix, imatrix, source.parent)
-    targets = [Tensor(n, types[n], g.tensors[n].shape, nbytes_of(types[n], g.tensors[n].shape)) for n in quantizer.file_order(g.tensors)]
+    targets = [Tensor(n, types[n], g.tensors[n].shape, nbytes_of(types[n], g.tensors[n].shape)) for n in file_order(g.tensors)]
     header, offsets = encode_header(quantizer.quantized_fields(g.fields, mix, imatrix), targets, 32)
     out = bytearray(max(offsets[t.name] + t.nbytes + -t.nbytes % 32 for t in targets))
     out[: len(header)] = header

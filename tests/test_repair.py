@@ -12,8 +12,8 @@ from conftest import CONTEXT, MakeModel
 from test_validate import extended, opened, rewritten
 
 from yarn_convert import cli
-from yarn_convert.convert import Options
-from yarn_convert.errors import InputError, OutputError, YarnConvertError
+from yarn_convert.convert import Options, convert
+from yarn_convert.errors import Inexpressible, InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import Value
 from yarn_convert.repair import plan_repair
 from yarn_convert.rope import table
@@ -238,6 +238,21 @@ def test_linear_stays_linear_once_its_length_is_said(make_model: MakeModel, orig
     assert all(n in (None, context) for n in after.values())
     gained = {name for name, r in plan.readers.items() if "serves" in r.gain}
     assert gained == {name for name, n in before.items() if n is not None and (after[name] or 0) > n}
+
+
+def test_dynamic_stays_dynamic(make_model: MakeModel, tmp_path: Path) -> None:
+    """A config.json as transformers 5 writes it has a word for it, which earlier readers find under another name. A GGUF has none."""
+    scaling = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    model = make_model(config={"rope_scaling": None, "rope_parameters": scaling})
+    was = opened(model).rope
+    plan = plan_repair(str(model))
+    assert plan.readers["transformers-4"].gain == "computes what is meant"
+    plan.run()
+    assert opened(model).rope == was
+    assert json.loads((model / "config.json").read_text())["rope_scaling"]["type"] == "dynamic"
+    assert plan_repair(str(model)).changes == ()
+    with pytest.raises(Inexpressible, match="a GGUF of this architecture cannot carry dynamic-ntk: its frequencies change"):
+        convert(str(model), Options(method="none", out="gguf", output=tmp_path / "out.gguf"))
 
 
 def test_yarn_is_repaired_from_the_length_that_is_said(make_model: MakeModel) -> None:

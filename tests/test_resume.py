@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import MakeModel
+from test_places import one_bit_off, replaced, rewritten
 
 from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
@@ -232,33 +233,12 @@ def test_after_ctrl_c_the_folder_is_named_and_the_same_command_goes_on(place: Pa
     assert result("out") == result("expected")
 
 
-def _touched(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def _replaced(path: Path) -> None:
-    """Another file under the name, with the old one's size and time."""
-    stat, data = path.stat(), bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.with_name("new").write_bytes(data)
-    os.utime(path.with_name("new"), ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    path.with_name("new").replace(path)
-
-
-def _rewritten(path: Path) -> None:
-    """Other bytes in the very file, of the old one's size and time, as rsync --inplace and cp -p write them."""
-    stat, data = path.stat(), bytearray(path.read_bytes())
-    data[-1] ^= 1
-    with open(path, "r+b") as f:
-        f.write(data)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size) == (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+def touched(path: Path) -> None:
+    path.write_bytes(one_bit_off(path))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="st_ctime is the time of creation there")
-@pytest.mark.parametrize("change", [_touched, _replaced, _rewritten])
+@pytest.mark.parametrize("change", [touched, replaced, rewritten])
 @pytest.mark.parametrize("kind", ["folder, copied", "to GGUF", "split"])
 def test_a_changed_input_is_noticed_and_nothing_is_mixed(place: Path, kind: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, out, _ = KINDS[kind]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -337,6 +339,25 @@ def test_large_weights_are_written_in_shards(make_model: MakeModel, tmp_path: Pa
     assert {p.name for p in (tmp_path / "hf").glob("*.safetensors")} == files
     for name, w in tiny_weights().items():
         np.testing.assert_array_equal(load_file(tmp_path / "hf" / index["weight_map"][name])[name], w)
+
+
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_between_disks_bytes_are_moved_without_the_kernel(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """copy_file_range does not go from one file system to another everywhere (EXDEV)."""
+
+    def refused(*_: Any) -> int:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    model = make_model(dtype="BF16")
+    run(model, tmp_path / "base.gguf", method="none")
+    base = tmp_path / "base.gguf" if name.endswith(".gguf") else model
+    run(base, tmp_path / f"same-{name}", scale=4)
+    monkeypatch.setattr(os, "copy_file_range", refused, raising=False)
+    run(base, tmp_path / name, scale=4)
+    weights = ["model.safetensors"] if name == "out" else [""]
+    assert all((tmp_path / name / w).read_bytes() == (tmp_path / f"same-{name}" / w).read_bytes() for w in weights)
 
 
 # -- explicit frequencies ---------------------------------------------------------------------------------------------

@@ -529,6 +529,29 @@ def test_caveats_name_what_llama_cpp_does_otherwise(families: dict[str, Path], t
     assert [re.findall("before|words|after", text)[0] for text in caveats(tmp_path)] == ["before", "words", "after"]
 
 
+@pytest.mark.parametrize(
+    ("there", "own", "left"),
+    [
+        (("rag",), "", "additional_chat_templates/rag.jinja stays"),
+        (("rag", "tool"), "", "additional_chat_templates/rag.jinja, additional_chat_templates/tool.jinja stay"),
+        (("", "rag"), "", ""),
+        (("", "rag"), "{{ own }}", "chat_template.jinja, additional_chat_templates/rag.jinja stay"),
+        (("",), "{{  }}", ""),
+    ],
+)
+def test_a_chat_template_that_stays_behind_is_named(make_model: Callable[[], Path], there: tuple[str, ...], own: str, left: str) -> None:
+    """transformers takes every file; gguf-py's SpecialVocab, and so llama.cpp's converter, only some."""
+    folder = make_model()
+    (folder / "additional_chat_templates").mkdir()
+    for name in there:
+        path = folder / (f"additional_chat_templates/{name}.jinja" if name else "chat_template.jinja")
+        path.write_text(f"{{{{ {name} }}}}\n")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | ({"chat_template": own} if own else {})))
+    assert [text.partition(" behind")[0] for text in caveats(folder)] == ([left] if left else [])
+    assert ("tokenizer.chat_template.rag" in to_gguf(folder, {"vocab_size": 263})) == ("rag" in there and not left)
+
+
 def test_plain_tokens_that_llama_cpp_makes_special_are_named(llama_cpp_source: Path, tmp_path: Path) -> None:
     """Qwen2's vocabulary has </s>, which only llama.cpp splits off, with the real vocabulary."""
     keys = real("qwen2", llama_cpp_source)

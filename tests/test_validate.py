@@ -278,6 +278,29 @@ def test_what_predicts_text_no_better_than_guessing_fails(make_model: MakeModel,
     assert (result["verdict"], result["reasons"][0][-17:]) == ("failed", "its base has 3.00")
 
 
+def test_what_a_recipe_costs_within_its_bases_context_is_shown(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In losses of the same weights by either recipe, and as a note where it is much."""
+    model = make_model()
+    out = extended(model, tmp_path / "out", method="linear")
+    result = run(out, twin=False, base=str(model))
+    found, ids = result["studies"][0]["within_base"], text_ids(opened(model), None, CONTEXT)
+    assert found == {
+        "tokens": CONTEXT,
+        "by_recipe": study.base_text_loss(opened(out), ids, "cpu", "float32"),
+        "by_base": study.base_text_loss(opened(model), ids, "cpu", "float32"),
+    }
+    assert any("the first 64, within the base's context" in line for line in lines(result))
+    assert not any("much worse" in reason for reason in result["reasons"]), "a vocabulary of bytes says nothing"
+    monkeypatch.setattr(study, "WORDS", 200)
+    for bound, said in ((abs(found["by_recipe"] - found["by_base"]) + 0.01, False), (found["by_recipe"] - found["by_base"], True)):
+        monkeypatch.setattr(study, "COSTLY", bound)
+        result = run(out, twin=False, base=str(model))
+        assert (result["verdict"], any("much worse" in reason for reason in result["reasons"])) == ("passed", said)
+    assert run(model, twin=False, like=str(model))["studies"][0].get("within_base") is None
+
+
 def test_a_runtime_that_cannot_run_at_all_is_no_verdict_on_the_model(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from .files import exists
 from .gguf_file import Gguf
 from .inputs import notice
 from .layout import Part
-from .lengths import Lengths, checked, of_config, of_gguf, reach, unsaid
+from .lengths import DUAL_CHUNKS, Lengths, checked, of_config, of_gguf, reach, stale, unsaid
 from .manifest import MANIFEST, recipe_in
 from .packing import Packing, packing_of
 from .readers import Beside
@@ -90,6 +90,12 @@ class Checkpoint:
         if self.doubt:
             raise InputError(self.doubt.message, self.doubt.hint)
         return self
+
+    @property
+    def stale(self) -> str:
+        """Why the context that the file names is not what its recipe makes of the L that it names; "" if it is."""
+        key = "context_length" if self.gguf else "max_position_embeddings"
+        return "" if self.note or self.doubt or self.written.get(DUAL_CHUNKS) else stale(self.rope, self.context, key)
 
     @property
     def layers(self) -> int:
@@ -161,7 +167,7 @@ class Checkpoint:
         if self.gguf is not None:
             return {}
         more = self.config.get(self.family.more_layers) or 0
-        behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if type(more) is int and more < 100 else ()
+        behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if more < 100 else ()
         return {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
 
     @cached_property
@@ -332,7 +338,7 @@ def _as_assumed(config: Mapping[str, Any]) -> dict[str, Any]:
     if facts is None:
         return dict(config)
     theta_key, theta = next(iter(facts.layers.values()), (facts.theta_key, facts.theta))
-    objects = [x for k in ROPE_OBJECTS if isinstance(x := config.get(k), dict) and x]
+    objects = [x for k in ROPE_OBJECTS if (x := config.get(k))]
     said = bool(objects) and all(x.get("rope_theta") is not None for x in objects)
     assumed = {"max_position_embeddings": facts.length, theta_key: None if said else theta, facts.partial_key: facts.partial}
     if facts.head_key == "head_dim":
@@ -427,8 +433,8 @@ def _check_number(c: Checkpoint, key: str) -> None:
     elif key.endswith("eps"):
         if not 0 <= dialects.number(value, key) < 1:
             raise FormatError(f"{key} is {value!r}, not a small positive number", "fix the model's config.json or GGUF key")
-    elif kind == "f32":
-        dialects.number(value, key)
+    elif kind == "f32" and dialects.number(value, key) <= 1 and key == "rope_local_base_freq":
+        raise FormatError(f"{key} is {value!r}, not above 1", "fix the model's config.json or GGUF key")
 
 
 def _check_part(c: Checkpoint, name: str, part: Part) -> None:

@@ -98,12 +98,7 @@ def findings(c: Checkpoint) -> list[str]:
     found = [f"{c.doubt.message} ({c.doubt.hint})"] if c.doubt else []
     found += followers(c) if isinstance(c.doubt, Disagreement) else []
     found += [f"{key} is ignored by llama.cpp for architecture {c.family.gguf_arch!r}" for key in c.ignored]
-    factor = c.rope.params.get("factor")
-    if isinstance(factor, float) and c.rope.method in ("yarn", "ntk-by-parts"):
-        expected = c.rope.original_context * factor
-        if not math.isclose(c.context, expected, rel_tol=1e-6):
-            key = "context_length" if c.gguf else "max_position_embeddings"
-            found.append(f"{key} is {c.context:,}, not factor × original = {factor:g} × {c.rope.original_context:,} = {expected:,.0f}")
+    found += [c.stale] if c.stale else []
     if c.sliding_window and c.sliding_window < c.context:
         found.append(f"the sliding window of {c.sliding_window:,} tokens is shorter than the context; llama.cpp would not apply it")
     return found + (_gguf_findings(c) if c.gguf else _hf_findings(c))

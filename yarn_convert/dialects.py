@@ -82,17 +82,13 @@ def hf_head_dim(config: Mapping[str, Any]) -> int:
 
 
 def hf_read(config: Mapping[str, Any], latent: bool = False) -> Rope:
-    """The recipe of a parsed config.json, from `rope_scaling` (transformers 4) and `rope_parameters` (5). `latent`: of a model
-    with multi-head latent attention, where mscale_all_dim scales the logits.
+    """The recipe of a config.json whose members have the types of its schema, from `rope_scaling` (transformers 4) and
+    `rope_parameters` (5). `latent`: of a model with multi-head latent attention, where mscale_all_dim scales the logits.
 
     Raises Disagreement when the two are there and mean different tables, Unsupported for a type or key that is unknown,
     FormatError for values that give no table.
     """
-    spellings = {k: config[k] for k in ROPE_OBJECTS if config.get(k) is not None}
-    for name, value in spellings.items():
-        if not isinstance(value, dict):
-            raise FormatError(f"{name} is {value!r}, not an object", "fix config.json")
-    spellings = {name: value for name, value in spellings.items() if value}
+    spellings = {k: config[k] for k in ROPE_OBJECTS if config.get(k)}
     if not spellings:
         return _usable(_hf_rope({}, config, latent), "config.json")
     ropes = {name: _usable(_hf_rope(value, config, latent), f"{name} in config.json") for name, value in spellings.items()}
@@ -110,6 +106,7 @@ def _usable(rope: Rope, where: str) -> Rope:
     try:
         table(rope, 1)  # longrope has another list for short texts
         table(rope)
+        table(rope, 4 * rope.original_context)  # dynamic grows
     except UsageError as e:
         raise FormatError(f"{where} gives no usable RoPE: {e.message}", "fix it there, or start from a sound model") from None
     return rope
@@ -117,13 +114,13 @@ def _usable(rope: Rope, where: str) -> Rope:
 
 def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: bool) -> Rope:
     kinds = [spelling[k] for k in ("rope_type", "type") if spelling.get(k) is not None]
-    if len({HF_METHODS.get(k) if isinstance(k, str) else None for k in kinds}) > 1:
+    if len({HF_METHODS.get(k) for k in kinds}) > 1:
         raise Disagreement(
             f"rope_type {kinds[0]!r} and type {kinds[1]!r} disagree in config.json, and readers take one or the other",
             "repair --keep rope_type, or --keep type",
         )
     kind = kinds[0] if kinds else spelling.get("rope_type", spelling.get("type", "default"))
-    method = HF_METHODS.get(kind) if isinstance(kind, str) else None
+    method = HF_METHODS.get(kind)
     if method is None:
         raise Unsupported(f"unknown rope_type {kind!r} in config.json", f"known: {', '.join(HF_METHODS)}")
     unknown = {k for k, v in spelling.items() if v is not None} - _HF_KEYS[method] - _COMMON
@@ -144,6 +141,7 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
         raise FormatError(f"partial_rotary_factor is {partial!r}, not a part of the head", "fix config.json")
     context = hf_context(config)
     original = positive_int(_first("original_max_position_embeddings", spelling, config, context), "original_max_position_embeddings")
+    original = context if method == "dynamic-ntk" else original  # which is L to all of its readers, whatever stands beside it
     rope = Rope(method, theta, int(hf_head_dim(config) * partial), original)
     given = {k: v for k, v in given.items() if k in _HF_KEYS[method]}
     if method == "longrope":
@@ -179,14 +177,10 @@ def _first(key: str, spelling: Mapping[str, Any], config: Mapping[str, Any], def
 
 
 def _typed(key: str, value: Any) -> Any:
-    """A member of a spelling, checked: a flag, a list of finite numbers or a finite number; else FormatError."""
+    """A member of a spelling, of its schema's type: a flag, or numbers; FormatError unless these are finite."""
     if key in ("truncate", "finetuned"):
-        if not isinstance(value, bool):
-            raise FormatError(f"{key} is {value!r}, not true or false", "fix the model's config.json")
         return value
     if key in ("short_factor", "long_factor"):
-        if not isinstance(value, list):
-            raise FormatError(f"{key} is {value!r}, not a list of numbers", "fix the model's config.json")
         return tuple(number(x, key) for x in value)
     if number(value, key) <= 0 and key == "factor":
         raise FormatError(f"factor is {value!r}, not above 0", "fix the model's config.json")
@@ -228,6 +222,8 @@ def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
         # For linear vLLM and SGLang multiply the context by the factor once more, unless this key names L.
         said = {"model_max_length": rope.original_context} if rope.original_context < context else {}
         return _hf_members(spelling, rope.theta, context) | said
+    if rope.method == "dynamic-ntk" and rope.original_context == context:
+        return _hf_members({"rope_type": "dynamic", "factor": rope.number("factor", 1.0)}, rope.theta, context)
     if rope.method not in ("yarn", "ntk-by-parts"):
         raise _no_word(rope, "config.json", "--carry tensors")
     s, m = rope.number("factor"), table(rope).multiplier
@@ -416,6 +412,8 @@ def temperature_slope(s: float) -> float:
 def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
     m0 = temperature(rope.number("factor", 1.0))
+    if rope.method.startswith("dynamic") or (rope.method == "longrope" and "rope_factors" not in family.gguf_reads):
+        static_table(rope, "a GGUF of this architecture")  # says why
     if rope.inner is not None or rope.method not in ("none", "ntk-aware", "linear", "yarn", "ntk-by-parts"):
         raise _no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family, False))
     if rope.method in ("none", "ntk-aware"):

@@ -76,7 +76,7 @@ def extend(c: Checkpoint, options: Options) -> Extension:
         c = c.counting_from(options.original_context)
         c = c if c.rope.method == "linear" else c.certain()  # as it is, linear is the same whatever it counts from
         open_still = (f"{c.doubt.message} It stays as open in the output ({c.doubt.hint})",) if c.doubt else ()
-        return Extension(c.rope, c.context, c.context / c.rope.original_context, open_still)
+        return Extension(c.rope, c.context, c.context / c.rope.original_context, open_still + _as_stale(c))
     c = c.counting_from(options.original_context).certain()
     composed, original = composes(c), counted_from(c, options.original_context)
     context, s, notes = _lengths(original, options)
@@ -114,6 +114,12 @@ def extend(c: Checkpoint, options: Options) -> Extension:
         notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
     table(rope)  # raises for parameters out of range
     return Extension(rope, context, s, tuple(notes))
+
+
+def _as_stale(c: Checkpoint) -> tuple[str, ...]:
+    """A note on a context that a conversion of the format keeps, as it keeps all of the RoPE, though it is not what the recipe leads to."""
+    repaired = "; repair sets it" if c.rope.method != "none" else ""
+    return (f"{c.stale}: the output says the same{repaired}",) if c.stale else ()
 
 
 def composes(c: Checkpoint) -> bool:

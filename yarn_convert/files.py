@@ -66,15 +66,19 @@ def exists(folder: Path, name: str) -> bool:
 def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
     """A regular file, open to be read. FormatError for a pipe, a device or a folder, on which a reader would wait; else as `open`."""
     _check_regular(path, path.stat().st_mode)  # first, for to open some devices does something
+    return open(path, "rb", buffering, opener=lambda *_: _descriptor(path))
+
+
+def _descriptor(path: Path) -> int:
     fd = os.open(path, FLAGS)
     try:
         found = os.fstat(fd)
         _check_regular(path, found.st_mode)
         notice(path, found)
-        return os.fdopen(fd, "rb", buffering)
     except BaseException:
         os.close(fd)
         raise
+    return fd
 
 
 def _check_regular(path: Path, mode: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -63,6 +64,18 @@ def reach(rope: Rope, original: int) -> int:
 def unsaid(rope: Rope, context: int) -> bool:
     """Whether a recipe over `context` tokens is a linear whose L nobody says, which stands for both then: any other reaches further."""
     return rope.method == LINEAR and rope.original_context == context and factor(rope) != 1
+
+
+def stale(rope: Rope, context: int, key: str) -> str:
+    """Why `context`, a file's `key`, is not where its recipe leads from L: as model cards say it, who set a factor left the old
+    context there, and who took one out the extended one. "" if it is, or where a recipe does not say how far it leads."""
+    if rope.method == "none" and rope.original_context < context:
+        return f"{key} is {context:,}, and no scaling leads there from the original {rope.original_context:,}"
+    if rope.method not in ("yarn", "ntk-by-parts") or not factor(rope):
+        return ""
+    led = rope.original_context * factor(rope)
+    same = math.isclose(context, led, rel_tol=1e-6)
+    return "" if same else f"{key} is {context:,}, not factor × original = {factor(rope):g} × {rope.original_context:,} = {led:,.0f}"
 
 
 def checked(original: int) -> int:

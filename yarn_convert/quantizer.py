@@ -399,13 +399,3 @@ def quantized_fields(fields: Mapping[str, Field | Value], mix: str, imatrix: Ima
 def _short(text: str) -> Value:
     """A string as llama-quantize keeps it: the first 127 bytes (llama.h, llama_model_kv_override)."""
     return Value("str", text.encode("utf-8", "surrogateescape")[:127])
-
-
-def file_order(names: Iterable[str]) -> list[str]:
-    """Tensor names as llama-quantize writes them: by layer, then by bytes (llama-model-loader.h, weight_name_comparer)."""
-
-    def key(name: str) -> tuple[int, bytes]:
-        layer = re.match(r"blk\.(\d+)", name)
-        return int(layer[1]) if layer else -1, name.encode("utf-8", "surrogateescape")
-
-    return sorted(names, key=key)

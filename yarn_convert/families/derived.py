@@ -17,9 +17,11 @@ def normalized(family: Family, config: Config) -> dict[str, Any]:
     what its rule derives. Of two names for one key transformers reads the family's own. Other keys of the file stay as they are."""
     full = {**family.defaults, **config}
     full |= {standard: full[own] for standard, own in family.renamed.items() if full.get(own) is not None}
-    if by_layer := _by_layer(family, full):
-        full["rope_theta"] = by_layer[family.layer_type].get("rope_theta", full.get("rope_theta"))
-        full["rope_local_base_freq"] = (by_layer.get("sliding_attention") or {}).get("rope_theta", full.get("rope_local_base_freq"))
+    by_layer = _by_layer(family, full)
+    thetas = {"rope_theta": family.layer_type, "rope_local_base_freq": "sliding_attention"} if family.layer_type else {}
+    for key, layers in thetas.items():  # null is none
+        said = ((by_layer.get(layers) or {}).get("rope_theta"), full.get(key), family.defaults.get(key))
+        full.update([(key, theta) for theta in reversed(said) if theta is not None])
     return full | RULES[family.derived](full) if family.derived else full
 
 

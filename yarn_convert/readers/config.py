@@ -48,7 +48,7 @@ def seen(reader: str, config: Config, layer: int = 0) -> Seen:
     """`config` as `reader` sees it, for the layers of that number in `ModelType.layers`. Raises as `read_config` does."""
     row = READERS[reader]
     model_type = config.get("model_type", "llama")
-    if not isinstance(model_type, str) or model_type not in row.models:
+    if model_type not in row.models:
         raise Unsupported(f"what {row.name} makes of model_type {model_type!r} is not known here", NOT_MODELLED)
     facts = MODEL_TYPES[model_type]
     if facts.without and config.get(facts.without):
@@ -125,8 +125,8 @@ class Seen:
     def number(self, key: str) -> Any:
         """A number that the reader cannot do without, as it is written: an integer stays one."""
         value = self.dict.get(key, self.row.defaults.get(self.method, {}).get(key))
-        if value is None or isinstance(value, str | list | dict):
-            refuse(self.row, f"{self.method} needs a number for {key}, not {value!r}")
+        if value is None:
+            refuse(self.row, f"{self.method} needs a number for {key}")
         return value
 
 
@@ -143,7 +143,7 @@ def rope_dict(row: Reader, config: Config, facts: ModelType, layer: int) -> tupl
     if not followed and silent and row.assumes_length:  # it reads config.json through a config class of transformers
         return "", facts.rope
     chosen = config.get(followed) or {}
-    if isinstance(chosen.get("full_attention"), dict):
+    if chosen.get("full_attention") is not None:
         raise Unsupported(f"a rope dict per layer type in a {config.get('model_type')} is not modelled", NOT_MODELLED)
     return followed, chosen
 

@@ -22,6 +22,7 @@ from .moving import Job
 ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # conversion/base.py, prepare_tensors
 CARRIERS = ("auto", "metadata", "tensors")
 NOTHING = readers.Beside()
+ELSEWHERE = "another table for texts of another length"
 UNKNOWN = "not known"  # begins the verdict of a reader that is not modelled for a family
 DECISIVE = "transformers-5"  # an HF folder that this reader would compute otherwise is never written
 
@@ -138,12 +139,21 @@ def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int, beside: rea
     verdicts = {}
     for name in readers.HF_READERS:
         try:
-            verdicts[name] = verdict(readers.read_config(name, config), target, context, beside)
+            verdicts[name] = verdict(readers.read_config(name, config), target, context, beside) or beyond(name, config, rope)
         except readers.Refuses as e:
             verdicts[name] = f"refuses the file: {e}"
         except Unsupported as e:
             verdicts[name] = f"{UNKNOWN}: {e.message}"
     return verdicts
+
+
+def beyond(reader: str, config: Mapping[str, Any], rope: Rope) -> str:
+    """Why a reader does not compute a dynamic recipe, which begins where its context ends, for longer texts; "" if it does."""
+    if rope.method != "dynamic-ntk":
+        return ""
+    length = 4 * rope.original_context
+    reading = readers.read_config(reader, config, length)
+    return "" if dialects.same(Table(*reading[:2]), table(rope, length)) else ELSEWHERE
 
 
 def versions_of(config: Mapping[str, Any], verdicts: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..files import exists
 from .pretokenizers import steps_of
+from .specials import JINJA, left_templates
 from .vocabulary import Files, Json, load
 
 # Tokens that src/llama-vocab.cpp, load, makes special by their text, whatever their type: end of turn, end of generation,
@@ -66,6 +67,9 @@ def caveats(folder: Path, name: str = "") -> tuple[str, ...]:
             found.append("llama.cpp puts a space after every special token too, the tokenizer only before the text")
     if len(lead := _lead(files.tokenizer)) > 1:
         found.append(f"the tokenizer puts {''.join(lead)} before a text, llama.cpp at most one token")
+    if left := left_templates(files):
+        names = f"{', '.join(left)} stay{'s' * (len(left) == 1)} behind"
+        found.append(f"{names}: a GGUF gets the template of tokenizer_config.json before any file, and named ones only beside {JINJA}")
     return tuple(found)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from ..contents import TEMPLATES
 from ..errors import Unsupported
 from ..files import exists, inside, read_text
 from .vocabulary import ADD_KEYS, SPECIAL_KEYS, TEMPLATE, Files, GgufValue, Json, as_id, as_list, as_object, bad, load
+
+JINJA = "chat_template.jinja"
 
 
 def special_keys(files: Files, config: Mapping[str, Any], wanted: Iterable[str], size: int) -> dict[str, GgufValue]:
@@ -86,14 +90,27 @@ def _template(part: Json, named: bool, settings: Json, adds: dict[str, bool], ty
             settings["sep_token"] = settings.get("eos_token")
 
 
+def _additional(folder: Path) -> dict[str, str]:
+    """The folder's other templates, by name."""
+    more = inside(folder, TEMPLATES)
+    return {name.removesuffix(".jinja"): read_text(more, name) for name in sorted(p.name for p in more.glob("*.jinja"))}
+
+
+def left_templates(files: Files) -> list[str]:
+    """The files with a template that transformers has and `chat_templates` has not."""
+    folder, kept = files.folder, {text.rstrip("\n") for _, text in chat_templates(files).values() if isinstance(text, str)}
+    there = {JINJA: read_text(folder, JINJA)} if exists(folder, JINJA) else {}
+    there |= {f"{TEMPLATES}/{name}.jinja": text for name, text in _additional(folder).items()}
+    return [name for name, text in there.items() if text.rstrip("\n") not in kept]
+
+
 def chat_templates(files: Files) -> dict[str, GgufValue]:
-    """Chat templates: one, or a default and named ones; read only beside a tokenizer_config.json, which wins."""
-    if exists(files.folder, "chat_template.jinja"):
-        found: Any = read_text(files.folder, "chat_template.jinja")
-        more = inside(files.folder, "additional_chat_templates")
-        if names := sorted(p.name for p in more.glob("*.jinja")):
-            found = [{"name": "default", "template": found}]
-            found += [{"name": name.removesuffix(".jinja"), "template": read_text(more, name)} for name in names]
+    """Chat templates: one, or a default and named ones; read only beside a tokenizer_config.json, which wins, and named files only
+    beside a `JINJA`."""
+    if exists(files.folder, JINJA):
+        found: Any = read_text(files.folder, JINJA)
+        if more := _additional(files.folder):
+            found = [{"name": "default", "template": found}, *({"name": name, "template": text} for name, text in more.items())]
     else:
         found = load(files.folder / "chat_template.json").get("chat_template")
     found = files.settings.get("chat_template", found)

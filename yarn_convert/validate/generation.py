@@ -1,4 +1,8 @@
-"""What a model says of generation: where it ends, how long it may get, how it is drawn; and what of that would break it."""
+"""What a model says of generation: where it ends, how long it may get, how it is drawn; and what of that would break it.
+
+generation_config.json has no schema: it is advice that no RoPE, weight or token depends on, and transformers loads nearly anything
+in it. So a member of another type is said, here and by `general.to_gguf`, and stands in no conversion's way.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +93,9 @@ def _strangers(c: Checkpoint, values: Mapping[str, Any]) -> Iterator[str]:
     """Ids that are no tokens of the model."""
     size = c.hparams.get("vocab_size") or 0
     for key, value in values.items():
+        odd = [i for i in (value if isinstance(value, list) else [value]) if i is not None and type(i) is not int]
+        if odd:
+            yield f"{key} is {value!r}, not a token's id"
         if wrong := sorted(i for i in ids_of(value) if not 0 <= i < size and not (i == -1 and key.startswith("pad"))):
             yield f"{key} names the token {wrong[0]}, of {size:,}"
 
@@ -104,7 +111,10 @@ def _of_folder(c: Checkpoint) -> Iterator[str]:
     if found and (own := _own_end(c)) is not None and own not in found:
         yield f"generation ends at {_listed(found)}, the tokenizer's eos is {own}"
     for key, least in (("max_length", c.context), ("max_new_tokens", 1)):
-        if _is_number(n := said.get(key)) and n < least:
+        n = said.get(key)
+        if n is not None and not _is_number(n):
+            yield f"{GENERATION}: {key} is {n!r}, not a number"
+        elif n is not None and n < least:
             yield f"{GENERATION}: {key} {n:,} ends texts before the {c.context:,} tokens of the context"
     if _is_number(limit := _file(c, TOKENIZER).get("model_max_length")) and limit < c.context:
         yield f"{TOKENIZER}: model_max_length {limit:,} cuts texts before the {c.context:,} tokens of the context"

@@ -18,7 +18,7 @@ from ..manifest import read_manifest, rope_of
 from ..readers.survey import Verdict, survey_config, survey_gguf
 from ..rope import RTOL, Array, Rope, Table, rounding, table
 from ..source import resolve
-from ..targets.plan import DECISIVE, hf_verdicts, verdict
+from ..targets.plan import DECISIVE, ELSEWHERE, beyond, hf_verdicts, verdict
 from ..targets.safetensors import ROPE_FILE
 from ..tensors import read_safetensors
 
@@ -99,7 +99,7 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
         verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context, beside, rtol)}
     else:
         verdicts = hf_verdicts(c.written, meant.rope, meant.context, beside)
-    layer = _layer(decoded, target, rtol) if verdicts[reader] else "table"
+    layer = "table" if verdicts[reader] in ("", ELSEWHERE) else _layer(decoded, target, rtol)
     verdicts = {name: why or _elsewhere(c, meant) for name, why in verdicts.items()}
     why = verdicts[reader]
     if not why and c.rope.method == meant.rope.method == "yarn" and c.rope.original_context != meant.rope.original_context:
@@ -124,7 +124,7 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
 
 def _elsewhere(c: Checkpoint, meant: Intention) -> str:
     """Why the file is not as meant at other lengths than the one at which readers are asked; "" if it is."""
-    return "" if same_at_all_lengths(c.rope, meant.rope, written(c, meant)) else "another table for texts of another length"
+    return "" if same_at_all_lengths(c.rope, meant.rope, written(c, meant)) else ELSEWHERE
 
 
 def written(c: Checkpoint, meant: Intention) -> float | Array:
@@ -141,7 +141,8 @@ def survey(c: Checkpoint, meant: Intention) -> list[Verdict]:
         found = survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, rtol, c.beside(meant.rope))
     else:
         found = survey_config(c.written, target, meant.context, beside=c.beside(meant.rope))
-    return [replace(v, differs=_elsewhere(c, meant)) if v.exact else v for v in found]
+    other = _elsewhere(c, meant)
+    return [replace(v, differs=other or ("" if c.gguf else beyond(v.runtime, c.written, meant.rope))) if v.exact else v for v in found]
 
 
 def decode(c: Checkpoint, reader: str) -> readers.Reading | str:

@@ -51,6 +51,7 @@ from .study import (
     study,
     telling_position,
     twin_subject,
+    within_base,
 )
 from .tokenizer import check_tokenizer
 from .tokens import text_ids
@@ -247,6 +248,8 @@ def _studies(
         strict = bool(kinds) and layers_of(c) > 0
         tolerance = tolerance_for(settings.dtype, c.family.gelu and c.gguf is not None)
         studies.append(study(real_subject(c, ids, original, tolerance, kinds, not strict), question, reference, names, say))
+        if base is not None:
+            studies[0]["within_base"] = within_base(reference, c, base, question, ids)
         del reference  # a large one makes room for the others'
         if guessed(studies[0]) and base is not None:
             studies[0]["base_text_loss"] = base_text_loss(base, ids, device, settings.dtype)

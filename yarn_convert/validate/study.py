@@ -34,6 +34,7 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # of a runtime; the las
 NONSENSE = 0.4  # of the loss of guessing, ln(vocabulary): above it the other order of rows is worth a try
 BETTER = 0.75  # of a loss, that it falls to where something is put right
 GUESSED = 0.9  # of the loss of guessing: what comes no closer predicts no text
+COSTLY = 1.0  # nats a token, of what a recipe costs on short texts: yarn ×32 costs SmolLM2 0.7 without training, linear ×2 1.1
 WORDS = 1000  # tokens of the smallest vocabulary whose loss says anything: below it are bytes, and tests' random models
 
 
@@ -182,8 +183,18 @@ def text_loss(s: Subject, logits: NDArray[np.float32]) -> float:
 
 def guessed(s: Mapping[str, Any]) -> bool:
     """Whether the model of this study predicts its text no better than guessing does."""
-    guessing, loss = s["guessing_loss"], s["text_loss"]
-    return loss is not None and guessing >= math.log(WORDS) and not loss < GUESSED * guessing
+    loss = s["text_loss"]
+    return loss is not None and _tells(s) and not loss < GUESSED * s["guessing_loss"]
+
+
+def costly(s: Mapping[str, Any]) -> bool:
+    """Whether this study's recipe predicts much worse than its base's does where that needs none."""
+    found = s.get("within_base")
+    return found is not None and _tells(s) and not found["by_recipe"] < found["by_base"] + COSTLY
+
+
+def _tells(s: Mapping[str, Any]) -> bool:
+    return bool(s["guessing_loss"] >= math.log(WORDS))
 
 
 def base_text_loss(base: Checkpoint, ids: NDArray[np.int64], device: str, dtype: str) -> float | None:
@@ -191,8 +202,22 @@ def base_text_loss(base: Checkpoint, ids: NDArray[np.int64], device: str, dtype:
     n = min(PREFIX, len(ids), base.context)
     if n < 2 or not base.tensors or max(ids[:n]) >= base.hparams["vocab_size"]:
         return None
-    s = Subject("real", base, ids[:n], ((0, n),), (), (), FLOAT32)
-    return text_loss(s, Reference(base, device, dtype).logits(effect(base.rope, n), s.ids, s.spans))
+    return _whole_loss(Reference(base, device, dtype), base, effect(base.rope, n), ids[:n])
+
+
+def within_base(reference: Reference, c: Checkpoint, base: Checkpoint, q: Question, ids: NDArray[np.int64]) -> dict[str, Any] | None:
+    """What a recipe costs where its base needs none: the loss of the first `tokens`, by the recipe and, of the same weights, by the
+    base's own. None where there is nothing to compare."""
+    n = min(PREFIX, len(ids), base.context)
+    if n < 2 or base.rope.rotary_dim != q.meant.rope.rotary_dim or base.rope == q.meant.rope:
+        return None
+    by_recipe, by_base = (_whole_loss(reference, c, e, ids[:n]) for e in (q.right(n), effect(base.rope, n)))
+    return {"tokens": n, "by_recipe": by_recipe, "by_base": by_base}
+
+
+def _whole_loss(reference: Reference, c: Checkpoint, e: Effect, ids: NDArray[np.int64]) -> float:
+    s = Subject("real", c, ids, ((0, len(ids)),), (), (), FLOAT32)
+    return text_loss(s, reference.logits(e, s.ids, s.spans))
 
 
 def _is_permuted(s: Subject, q: Question, reference: Reference) -> bool:

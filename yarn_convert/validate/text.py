@@ -113,6 +113,9 @@ def _study(s: Mapping[str, Any]) -> list[str]:
             out.append(f"  {name}: by its coarser measure here not told apart: {', '.join(r['blind_to'])}")
     if s["text_loss"] is not None:
         out.append(f"  the text's next tokens: {s['text_loss']:.2f} nats each, guessing {s['guessing_loss']:.2f}")
+    if found := s.get("within_base"):
+        losses = f"{found['by_recipe']:.2f} nats each by this recipe, {found['by_base']:.2f} by the base's own"
+        out.append(f"  the first {found['tokens']:,}, within the base's context: {losses}")
     told = [f"{w['name']} at {w['from']:,}" if w["told_apart"] else f"{w['name']} NOT" for w in s["wrong_recipes"]]
     return [*out, f"  wrong recipes told apart from position: {', '.join(told)}"] if told else out
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..runtimes.table import row_of
-from .study import FAILED, NOT_RUN, PASSED, WIDTH, guessed
+from .study import FAILED, NOT_RUN, PASSED, WIDTH, costly, guessed
 from .weights import PERMUTED
 
 INCONCLUSIVE = "inconclusive"
@@ -31,7 +31,7 @@ def judge(result: Mapping[str, Any], asked: Sequence[str], real: bool = True, tw
     short, notes = _lengths(result, runs, twin)
     doubts += short + _untold(result, runs)
     verdict = FAILED if failures else INCONCLUSIVE if doubts else PASSED
-    notes = [*absent.values(), *notes]
+    notes = [*absent.values(), *filter(None, map(_cost, result["studies"])), *notes]
     for _, r in runs:
         if r["predicted"]:
             does = "does, though its source says" if r["verdict"] == PASSED else "does not follow, as is known"
@@ -57,6 +57,16 @@ def _guesses(s: Mapping[str, Any]) -> str:
     theirs = "--base MODEL tells whether its base does better" if base is None else f"its base has {base:.2f}"
     loss, guessing = s["text_loss"], s["guessing_loss"]
     return f"weights: the file predicts text no better than guessing: {loss:.2f} nats a token, guessing {guessing:.2f}; {theirs}"
+
+
+def _cost(s: Mapping[str, Any]) -> str:
+    """A note on a recipe that costs much on texts that its base reads without. No reason to fail: it is computed as it is meant, some
+    methods are so bad before any training, and that the weights are the base's is asked of them."""
+    if not costly(s):
+        return ""
+    found = s["within_base"]
+    losses = f"{found['by_recipe']:.2f} nats a token instead of {found['by_base']:.2f}"
+    return f"within its base's own context this recipe predicts much worse, as untrained linear does: {losses} (see evaluate)"
 
 
 def _why_none(result: Mapping[str, Any], real: bool, named: bool) -> str:
