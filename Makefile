@@ -53,5 +53,5 @@ $(VENV)/dev.stamp: $(VENV)/runtimes.stamp
 
 # llama.cpp's own converter, the oracle of the tests: it is in the source package of llama-cpp-python, not in its wheel.
 $(LLAMA_CPP)/convert_hf_to_gguf.py: $(VENV)/dev.stamp
-	$(BIN)/python tests/llama_cpp_source.py $(LLAMA_CPP)
+	$(BIN)/python tools/llama_cpp_source.py $(LLAMA_CPP)
 	touch $@

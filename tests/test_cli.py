@@ -256,10 +256,10 @@ def test_ctrl_c_leaves_nothing_and_says_so(make_model: MakeModel, tmp_path: Path
 
 
 def test_the_documented_help_is_the_real_one() -> None:
-    """docs/cli.md is made by `python tests/make_cli_docs.py`."""
+    """docs/cli.md is made by `python tools/make_cli_docs.py`."""
     from make_cli_docs import PAGE, page
 
-    assert PAGE.read_text("utf-8") == page(), "run python tests/make_cli_docs.py"
+    assert PAGE.read_text("utf-8") == page(), "run python tools/make_cli_docs.py"
 
 
 def test_human_sizes() -> None:

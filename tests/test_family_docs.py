@@ -30,8 +30,8 @@ def listed(name: str) -> Any:
 
 
 def test_the_tables_are_those_of_the_code() -> None:
-    """They are made by `python tests/make_family_docs.py`."""
-    assert page(TEXT) == TEXT, "run python tests/make_family_docs.py"
+    """They are made by `python tools/make_family_docs.py`."""
+    assert page(TEXT) == TEXT, "run python tools/make_family_docs.py"
 
 
 @pytest.mark.parametrize("family", dict.fromkeys(f.model_type for f in families.FAMILIES))

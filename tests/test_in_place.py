@@ -137,7 +137,7 @@ def hidden() -> list[str]:
 
 def test_a_kill_at_any_step_is_finished_by_the_same_command(edit: Edited) -> None:
     finished = 0
-    for at in range(1, edit.steps + 1, 2):  # `tests/kill_runs.py` kills between them
+    for at in range(1, edit.steps + 1, 2):  # `tools/kill_runs.py` kills between them
         edit.reset()
         result, _ = dies(at, edit.run)
         assert result == "dead", f"step {at}: {result}"

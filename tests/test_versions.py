@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from conftest import CONTEXT
@@ -18,7 +16,6 @@ from yarn_convert.show import plan_lines
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers", minversion="5.23")
-sys.path.insert(0, str(Path(__file__).parent / "data"))
 import make_versions
 from family_models import make
 
@@ -32,7 +29,7 @@ def written():
 
 
 def test_the_record_is_of_what_is_written_and_of_every_version_that_is_claimed(written):
-    assert list(written) == DATA["configs"], "run tests/data/make_versions.py in each version again"
+    assert list(written) == DATA["configs"], "run tools/make_versions.py in each version again"
     for name in ("transformers-4", "transformers-5"):
         assert HF_READERS[name].oldest in DATA["versions"]
     assert all(made["ran"] == len(RUN[version]) for version, made in DATA["versions"].items())

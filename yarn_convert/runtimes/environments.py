@@ -143,7 +143,7 @@ def _stamp(row: Runtime) -> str:
 
 
 def _lock(row: Runtime) -> Path | None:
-    """Every package of its environment, with hashes, as tests/make_runtime_locks.py wrote it."""
+    """Every package of its environment, with hashes, as tools/make_runtime_locks.py wrote it."""
     path = LOCKS / f"{row.name}.txt"
     return path if path.is_file() else None
 

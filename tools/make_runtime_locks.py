@@ -1,6 +1,6 @@
 """Write yarn_convert/runtimes/locks/*.txt: every package of a runtime's private environment, with the hashes of its files.
 
-Run it after a change of the table's pins: `python tests/make_runtime_locks.py [NAME…] [-- OPTIONS OF UV]`, with uv installed. PyTorch and
+Run it after a change of the table's pins: `python tools/make_runtime_locks.py [NAME…] [-- OPTIONS OF UV]`, with uv installed. PyTorch and
 what its CUDA builds need are left out, for which build it is follows from the index that pip is set to; so is what the table removes.
 """
 
@@ -13,7 +13,7 @@ from yarn_convert.runtimes.environments import LOCKS
 from yarn_convert.runtimes.table import RUNTIMES, Runtime
 
 OF_TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)$")
-HEAD = "# Made by tests/make_runtime_locks.py; pip takes no file that is not among these.\n"
+HEAD = "# Made by tools/make_runtime_locks.py; pip takes no file that is not among these.\n"
 COMMAND = ("uv", "pip", "compile", "--quiet", "--generate-hashes", "--python-version", "3.11", "--no-annotate", "--no-header")
 
 

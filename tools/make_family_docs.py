@@ -9,7 +9,7 @@ from yarn_convert import families, readers
 from yarn_convert.families import Family
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
-BEGIN, END = "<!-- made by tests/make_family_docs.py: {} -->", "<!-- end of what is made -->"
+BEGIN, END = "<!-- made by tools/make_family_docs.py: {} -->", "<!-- end of what is made -->"
 WIDTH = 132  # characters of a line of names
 
 

@@ -4,7 +4,7 @@
 
 FOLDER holds one version, with what else it needs: pip install --no-deps --target FOLDER transformers==5.0.0 tokenizers==0.22.2
 huggingface_hub==1.3.0 httpx httpcore … Without one: the version of the environment. Each call replaces that version's entry in
-versions.json: which model types it does not have, and for each config that it refuses or computes otherwise, why.
+tests/data/versions.json: which model types it does not have, and for each config that it refuses or computes otherwise, why.
 """
 
 import importlib
@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-OUT = HERE / "versions.json"
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "tests" / "data" / "versions.json"
 WAYS = (("linear", "metadata"), ("ntk-aware", "metadata"), ("ntk-by-parts", "metadata"), ("yarn", "metadata"), ("yarn", "tensors"))
 
 
@@ -92,7 +92,7 @@ def why_not(config, target, others):
 
 
 def main(folders):
-    sys.path[:0] = [*folders, str(HERE.parent), str(HERE.parents[1])]
+    sys.path[:0] = [*folders, str(ROOT / "tests"), str(ROOT)]
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -100,7 +100,7 @@ def main(folders):
     verdicts = {name: why_not(*found[:3]) for name, found in configs.items() if name.split("/")[0] in has}
     lacks = sorted({name.split("/")[0] for name in configs} - set(has))
     made = json.loads(OUT.read_text()) if OUT.exists() else {"versions": {}}
-    made |= {"made by": "tests/data/make_versions.py", "configs": list(configs)}
+    made |= {"made by": "tools/make_versions.py", "configs": list(configs)}
     entry = {"lacks": lacks, "ran": len(verdicts), "otherwise": {k: v for k, v in verdicts.items() if v}}
     made["versions"] = dict(sorted({**made["versions"], transformers.__version__: entry}.items()))
     OUT.write_text(json.dumps(made, indent=1) + "\n")

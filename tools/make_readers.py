@@ -1,4 +1,4 @@
-"""Runs the real code of each runtime on a grid of configs and records what it computes, in readers.json.
+"""Runs the real code of each runtime on a grid of configs and records what it computes, in tests/data/readers.json.
 
     python make_readers.py transformers            # transformers 4 or 5, whichever the environment has
     python make_readers.py mlx-lm                  # needs mlx (on Linux: mlx[cpu])
@@ -24,7 +24,7 @@ import sys
 import types
 from pathlib import Path
 
-OUT = Path(__file__).with_name("readers.json")
+OUT = Path(__file__).parents[1] / "tests" / "data" / "readers.json"
 
 
 def configs():
@@ -472,7 +472,7 @@ def main(runtime, root=None):
     if runtime in RUN_FOR:
         grid = {name: config for name, config in family_configs().items() if config["model_type"] in RUN_FOR[runtime]}
         families[runtime] = {"version": version, "readings": readings_of(runtime, version, run, grid)}
-    whole = {"made by": "tests/data/make_readers.py", "configs": configs(), "readers": readers}
+    whole = {"made by": "tools/make_readers.py", "configs": configs(), "readers": readers}
     OUT.write_text(layout(whole | {"families": {"configs": family_configs(), "readers": families}}) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Kills real runs at random, and fails the disk under them: `python tests/kill_runs.py [--kills 200] [--seed 0]`. No test, a tool.
+"""Kills real runs at random, and fails the disk under them: `python tools/kill_runs.py [--kills 200] [--seed 0]`. No test, a tool.
 
 Every kind of run is one command line in a process of its own, which gets SIGKILL after a random time. Then what lies there must be
 the old output, the new one byte for byte, or nothing that a reader takes; the same command must end with the new one, its manifest and
@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # which make the model, and count the steps
 from conftest import VOCAB, save_weights, tiny_weights, tokenizer_files
 from dying import dies
 
