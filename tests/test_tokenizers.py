@@ -13,7 +13,6 @@ import os
 import random
 import re
 import struct
-import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -349,8 +349,7 @@ def run_converter(folders: dict[str, Path], source: Path) -> dict[str, dict[str,
     pytest.importorskip("transformers")
     command = [sys.executable, "-c", RUNNER, str(source), *map(str, folders.values())]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forks.run(command, environment)
     return {name: read_keys(folder / "oracle.gguf") for name, folder in folders.items()}
 
 

@@ -528,6 +528,7 @@ def test_wrong_recipes_that_are_the_right_one_are_none() -> None:
 # -- runtimes and the command line ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("real_workers")
 def test_a_runtime_that_cannot_run_says_why_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "m.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
@@ -535,6 +536,7 @@ def test_a_runtime_that_cannot_run_says_why_in_one_line(tmp_path: Path) -> None:
         runtimes.run("llama.cpp", broken, np.arange(4), [(0, 4)])
 
 
+@pytest.mark.usefixtures("real_workers")
 def test_a_runtime_sees_the_spans_that_are_asked_for(make_model: MakeModel, tmp_path: Path) -> None:
     out, ids = extended(make_model(), tmp_path / "out.gguf"), np.arange(600) % 263
     done: list[float] = []
