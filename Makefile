@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 LLAMA_CPP := $(VENV)/llama.cpp
 PINS := $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))")
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
+# llama-cpp-python is compiled, and only what is used of it: neither mtmd, which reads images, nor llama.cpp's common library.
+COMPILED := LLAVA_BUILD=OFF;CMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/tools/llama_cpp_only.cmake
+PIP := SKBUILD_CMAKE_DEFINE='$(COMPILED)' $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 # The demo crosses SmolLM2's window of 8,192 tokens with real weights; its twin runs over the whole extended one.
 DEMO := demo-out/smollm2-135m-yarn-32k

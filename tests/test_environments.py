@@ -166,12 +166,15 @@ def test_every_runtime_has_a_lock_of_what_the_table_asks_for() -> None:
 
 
 def test_what_cannot_be_imported_is_not_ready(rows: dict[str, Runtime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows["broken"] = row("broken", "broken_runtime", ("torch==1", "x==1"))
+    rows["broken"] = row("broken", "broken_runtime", ("torch==1", "x==1"), build={"SKBUILD_CMAKE_DEFINE": "A=OFF"})
     calls: list[list[str]] = []
+    defined: list[str | None] = []
     popen = subprocess.Popen
+    monkeypatch.delenv("SKBUILD_CMAKE_DEFINE", raising=False)
 
     def without_pip(command: list[str], **given: Any) -> subprocess.Popen[str]:
         calls.append(command[1:])
+        defined.append(given["env"].get("SKBUILD_CMAKE_DEFINE"))
         code = "import sys; print('noise', file=sys.stderr); sys.exit('ImportError: no libx.so')" if "-c" in command else ""
         return popen([sys.executable, "-c", code], **given)
 
@@ -180,6 +183,7 @@ def test_what_cannot_be_imported_is_not_ready(rows: dict[str, Runtime], tmp_path
         environments.add("broken", lambda line: None)
     assert [call[-1] for call in calls] == [str(tmp_path / "runtimes" / "broken"), "torch==1", "x==1", "import broken_runtime"]
     assert calls[2][-2:] == ["torch==1", "x==1"]  # PyTorch alone, then all of it
+    assert defined == [None, "A=OFF", "A=OFF", None]
     assert environments.python_of("broken") is None
 
 

@@ -115,7 +115,7 @@ def add(name: str, report: Callable[[str], None], force: bool = False) -> Path:
         steps.append(("uninstall", "-y", *row.remove))
     for step in steps:
         report("pip " + " ".join(word for word in step if word not in ("--progress-bar", "off", "-y")))
-        _call([*pip, *step], f"pip could not {step[0]} what {name} needs", NETWORK, report)
+        _call([*pip, *step], f"pip could not {step[0]} what {name} needs", NETWORK, report, row.build)
     for module in (*row.also, row.module):
         command = [str(python), "-I", "-c", f"import {module}"]  # -I: not from the current folder
         _call(command, f"{name} is installed, but {module} cannot be imported", row.note, more=environment_of(name))

@@ -44,6 +44,7 @@ class Runtime:
     remove: tuple[str, ...] = ()
     also: tuple[str, ...] = ()  # other imports of the worker
     env: Mapping[str, str] = field(default_factory=dict)
+    build: Mapping[str, str] = field(default_factory=dict)  # variables of pip, where it compiles
     note: str = ""  # one line: size, system packages, limits
     linux_only: bool = False
     spare: int = 0  # tokens by which a text must be shorter than the model's context
@@ -72,6 +73,7 @@ _ROWS = (
         install=("llama-cpp-python==0.3.36",),
         reader="llama.cpp",
         cost=3.0,
+        build={"SKBUILD_CMAKE_DEFINE": "LLAVA_BUILD=OFF"},  # mtmd reads images
         note="compiles for about 5 minutes, with a C++ compiler; the extra yarn-convert[llama-cpp] brings it too",
         gpu=True,
         modes={"fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16")},
