@@ -12,7 +12,7 @@ PIP := SKBUILD_CMAKE_DEFINE='$(COMPILED)' $(BIN)/pip install --quiet --disable-p
 DEMO := demo-out/smollm2-135m-yarn-32k
 PROOF := --base smollm2-135m --tokens 8320 --force
 
-.PHONY: demo test test-runtimes check bench clean
+.PHONY: demo test test-fast test-runtimes check bench clean
 
 demo: $(VENV)/runtimes.stamp
 	$(BIN)/yarn-convert smollm2-135m --scale 4 --out gguf -o $(DEMO).gguf --force
@@ -20,8 +20,18 @@ demo: $(VENV)/runtimes.stamp
 	$(BIN)/yarn-convert smollm2-135m --scale 4 --out safetensors -o $(DEMO) --force
 	$(BIN)/yarn-convert validate $(DEMO) $(PROOF) --report $(DEMO)-safetensors.html
 
+# A file goes to one of two processes, for it makes its models once, and those of SLOW first, the longest before the others: the other way
+# round one process waits for the other at the end. One thread each: llama.cpp would start one a core, and they would wait for each other.
+ALL := $(wildcard tests/test_*.py)
+SLOW := $(patsubst %,tests/test_%.py,real_model families evaluate lm_eval tokenizers validate targets mla)
+PYTEST := OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: check $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
-	OMP_NUM_THREADS=1 YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) $(PYTEST) $(or $(TESTS),$(SLOW) $(filter-out $(SLOW),$(ALL)))
+
+# What one runs while working: all that needs neither a runtime nor another process, in less than a minute.
+test-fast: $(VENV)/dev.stamp
+	$(PYTEST) $(FAST)
 
 # MLX, vLLM (3.4 GB) and OpenVINO, each in an environment of its own: too heavy for every run.
 test-runtimes: $(VENV)/dev.stamp

@@ -1,6 +1,7 @@
 """The order of the rooms: a module imports only from the rows above it, and the heavy packages only inside functions."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,11 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@cache
+def body_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text())
+
+
 def imported(name: str, node: ast.ImportFrom) -> list[str]:
     """The modules of this package that a relative import names. One dot in a package's __init__.py is that package."""
     parts = [*name.split("."), "__init__"] if MODULES[name].name == "__init__.py" else name.split(".")
@@ -83,7 +89,7 @@ def test_a_module_imports_only_from_the_rows_above_it(name: str) -> None:
     if name in WORKERS:
         return
     assert name in ORDER, "a new module has no place in the order yet"
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+    for node in ast.walk(body_of(name)):
         if isinstance(node, ast.ImportFrom) and node.level:
             for other in imported(name, node):
                 assert ORDER.index(other) < ORDER.index(name), f"{name} imports {other}"
@@ -92,7 +98,7 @@ def test_a_module_imports_only_from_the_rows_above_it(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_heavy_packages_are_imported_inside_functions(name: str) -> None:
     """At module level; a relative import of this package's own `tokenizers` is another thing."""
-    for node in ast.parse(MODULES[name].read_text()).body:
+    for node in body_of(name).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:
             names = [node.module or ""]

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,23 @@ def run(model: Path, out: Path, **options: Any) -> dict[str, Any]:
     return convert(str(model), Options(output=out, out=fmt, **options))
 
 
+@lru_cache(maxsize=3)
+def reader(path: Path, state: tuple[int, ...]) -> gguf.GGUFReader:
+    """Of a file in this state: a real vocabulary takes gguf-py seconds."""
+    return gguf.GGUFReader(path)
+
+
+def read(path: Path) -> gguf.GGUFReader:
+    s = path.stat()
+    return reader(path, (s.st_ino, s.st_size, s.st_mtime_ns))
+
+
 def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
-    return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in gguf.GGUFReader(path).tensors}
+    return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in read(path).tensors}
 
 
 def fields_of(path: Path) -> dict[str, Any]:
-    return {k: f.contents() for k, f in gguf.GGUFReader(path).fields.items() if not k.startswith("GGUF.")}
+    return {k: f.contents() for k, f in read(path).fields.items() if not k.startswith("GGUF.")}
 
 
 # -- formats, as literals ---------------------------------------------------------------------------------------------
