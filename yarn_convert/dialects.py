@@ -1,7 +1,7 @@
 """The spellings of a `Rope`: config.json (transformers 4 and 5) and GGUF, both directions.
 
 A dialect says exactly what the canonical recipe says, or raises `Inexpressible` with the reader and the way out; what it
-does not understand it refuses. `same` decides what "exactly" means: the same formula, of numbers that are equal once stored as
+does not understand it refuses. `rope.same` decides what "exactly" means: the same formula, of numbers that are equal once stored as
 float32, as every GGUF field is. What a runtime's own float32 arithmetic then loses is no difference between files.
 """
 
@@ -22,27 +22,7 @@ from .families.aliases import scaled_by_its_makers
 from .families.schema import ROPE_OBJECTS
 from .gguf_file import Value, f32
 from .json_text import REMOVE
-from .rope import MSCALES, RTOL, Array, Effect, Rope, Table, effect, geometric, ntk_theta, table, temperature
-
-
-def same(a: Table, b: Table, rtol: float | Array = RTOL) -> bool:
-    """Whether two tables are made of the same numbers once these are stored as float32. `rtol`, of all frequencies or of each."""
-    if a.inv_freq.shape != b.inv_freq.shape or not math.isclose(a.multiplier, b.multiplier, rel_tol=RTOL):
-        return False
-    with np.errstate(invalid="ignore"):
-        return bool((abs(a.inv_freq - b.inv_freq) <= rtol * abs(b.inv_freq)).all())
-
-
-def same_effect(a: Effect, b: Effect, rtol: float | Array = RTOL) -> bool:
-    """`same`, and the logits are scaled alike."""
-    return same(Table(*a[:2]), Table(*b[:2]), rtol) and math.isclose(a.logits, b.logits, rel_tol=2 * RTOL)
-
-
-def same_at_all_lengths(a: Rope, b: Rope, rtol: float | Array = RTOL) -> bool:
-    """`same_effect` of two recipes for texts of every length: those of longrope and of the dynamic methods are several tables."""
-    lengths = {n for rope in (a, b) for n in (1, rope.original_context, rope.original_context + 1, 4 * rope.original_context)}
-    return all(same_effect(effect(a, n), effect(b, n), rtol) for n in (None, *lengths))
-
+from .rope import MSCALES, RTOL, Array, Rope, Table, effect, geometric, ntk_theta, same_effect, table, temperature
 
 # -- config.json ------------------------------------------------------------------------------------------------------
 

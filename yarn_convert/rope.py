@@ -283,6 +283,25 @@ def rounding(rope: Rope) -> Array:
     return found + np.where((r > low * (1 - RTOL)) & (r < high * (1 + RTOL)), steps * UNIT, 0)
 
 
+def same(a: Table, b: Table, rtol: float | Array = RTOL) -> bool:
+    """Whether two tables are made of the same numbers once these are stored as float32. `rtol`, of all frequencies or of each."""
+    if a.inv_freq.shape != b.inv_freq.shape or not math.isclose(a.multiplier, b.multiplier, rel_tol=RTOL):
+        return False
+    with np.errstate(invalid="ignore"):
+        return bool((abs(a.inv_freq - b.inv_freq) <= rtol * abs(b.inv_freq)).all())
+
+
+def same_effect(a: Effect, b: Effect, rtol: float | Array = RTOL) -> bool:
+    """`same`, and the logits are scaled alike."""
+    return same(Table(*a[:2]), Table(*b[:2]), rtol) and math.isclose(a.logits, b.logits, rel_tol=2 * RTOL)
+
+
+def same_at_all_lengths(a: Rope, b: Rope, rtol: float | Array = RTOL) -> bool:
+    """`same_effect` of two recipes for texts of every length: those of longrope and of the dynamic methods are several tables."""
+    lengths = {n for rope in (a, b) for n in (1, rope.original_context, rope.original_context + 1, 4 * rope.original_context)}
+    return all(same_effect(effect(a, n), effect(b, n), rtol) for n in (None, *lengths))
+
+
 # -- parts ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..dialects import same_at_all_lengths
 from ..errors import UsageError, YarnConvertError
 from ..extending import EXTENDING, Options, composes, counted_from, extend
 from ..manifest import MEANT, Manifest
-from ..rope import BAKED, MSCALES, Rope, ntk_theta
+from ..rope import BAKED, MSCALES, Rope, ntk_theta, same_at_all_lengths
 from ..tensors import same_bytes
 from .intention import SPANNING, Intention
 
