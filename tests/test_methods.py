@@ -21,7 +21,6 @@ FUNCTIONS = [
 ALLOWED = {
     "dialects.HF_WRITERS",  # functions of the dialects, by the method in whose words they write; the row says which that is
     "dialects.GGUF_WRITERS",
-    "validate.extension.USUAL",  # what is worth trying
 }
 OTHERS = "readers."  # what other programs make of transformers' words, by their sources; a plan compares it with the methods' own tables
 

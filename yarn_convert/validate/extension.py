@@ -12,19 +12,19 @@ from ..dialects import same_at_all_lengths
 from ..errors import UsageError, YarnConvertError
 from ..extending import Options, composes, counted_from, extend
 from ..manifest import MEANT, Manifest
-from ..rope import MSCALES, Rope, ntk_theta
+from ..rope import METHODS, MSCALES, Rope, ntk_theta
 from ..tensors import same_bytes
 from .intention import Intention
 
 ALIKE = 1e-6  # of two numbers one of which may have been a float32
 NOT_ITS_BASE = "--base takes the model that it was extended from; --like compares with another output"
-USUAL = tuple(  # what a table without a name is compared with: each method with its usual parameters
+RAMPS = (("index", True), ("index", False), ("paper", True))
+USUAL = tuple(  # what a table without a name is compared with: each method with its usual parameters and every ramp that it has, yarn first
     Options(method=method, ramp=ramp, truncate=truncate)
-    for method, ramp, truncate in (
-        ("yarn", "index", True), ("yarn", "index", False), ("yarn", "paper", True), ("ntk-by-parts", "index", True),
-        ("ntk-by-parts", "paper", True), ("ntk-aware", "index", True), ("linear", "index", True),
-    )
-)  # fmt: skip
+    for method, row in reversed(tuple(METHODS.items()))
+    if row.spans
+    for ramp, truncate in (RAMPS if row.ramped else RAMPS[:1])
+)
 
 
 @dataclass(frozen=True, slots=True)
