@@ -80,7 +80,8 @@ class Checkpoint:
     def counting_from(self, original: int | None) -> Checkpoint:
         """The same checkpoint with the L that a user says; None changes nothing, nor does any where L is said and makes the table.
         UsageError for what is no length."""
-        if original is None or (checked(original) and self.rope.method in ("llama3", "longrope", "explicit") and not self.doubt):
+        makers_own = self.rope.method != "none" and not self.rope.row.extends
+        if original is None or (checked(original) and makers_own and not self.doubt):
             return self
         context = reach(self.rope, original) if self.doubt else self.context
         return replace(self, rope=replace(self.rope, original_context=original), context=context, note="", doubt=None)

@@ -30,7 +30,7 @@ from .targets.output import replace_file
 from .targets.plan import Plan, Request
 from .targets.safetensors import ROPE_FILE, plan_safetensors
 from .tensors import load_json
-from .validate.intention import LLAMA_CPP, SPANNING, Intention, decode, intention_of, rope_file_error, verdicts_of
+from .validate.intention import LLAMA_CPP, Intention, decode, intention_of, rope_file_error, verdicts_of
 
 BACKUP = ".before-repair"
 # Members of a manifest
@@ -207,7 +207,7 @@ def _readers(c: Checkpoint, meant: Intention, before: Mapping[str, int | None], 
 def whole(meant: Intention) -> Intention:
     """With the context that the recipe's factor gives: model cards say "set factor 4" and leave the old context there."""
     factor = meant.rope.params.get("factor")
-    if meant.rope.method not in SPANNING[:2] or not isinstance(factor, float):
+    if not meant.rope.row.leads or not isinstance(factor, float):
         return meant
     return replace(meant, context=round(meant.rope.original_context * factor))
 

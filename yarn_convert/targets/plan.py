@@ -175,7 +175,7 @@ def _shape_keys(c: Checkpoint) -> dict[str, Any]:
 def exact_in_llama_cpps_converter(rope: Rope) -> bool:
     """Whether convert_hf_to_gguf.py carries a YaRN config: it writes betas and attention_factor to keys that go unread."""
     usual = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
-    if rope.method not in ("yarn", "ntk-by-parts") or rope.inner:
+    if dialects.spelled(rope) != "yarn" or rope.inner:
         return True
     return table(rope).multiplier == temperature(rope.number("factor")) and all(rope.params.get(k, v) == v for k, v in usual.items())
 

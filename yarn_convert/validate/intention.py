@@ -58,14 +58,11 @@ def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None
     if c.gguf and RECIPE in c.gguf.fields:
         rope = rope_of(c.gguf.get(RECIPE))
         factor = rope.params.get("factor")
-        spans = rope.method in SPANNING and not unsaid(rope, c.context)
+        spans = rope.row.spans and not unsaid(rope, c.context)
         length = round(rope.original_context * factor) if spans and isinstance(factor, float) else c.context
         return Intention(rope, length, "as the recipe in the file says", True)
     c = c if doubtful else c.certain()
     return Intention(claimed(c), c.context, "as the file itself claims")
-
-
-SPANNING = ("yarn", "ntk-by-parts", "linear", "ntk-aware")  # their factor is L'/L
 
 
 def claimed(c: Checkpoint) -> Rope:
