@@ -16,7 +16,7 @@ from yarn_convert.config import checked
 from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported
 from yarn_convert.families import LLAMA
 from yarn_convert.gguf_file import Value
-from yarn_convert.rope import Rope, table
+from yarn_convert.rope import Rope, same, table
 from yarn_convert.targets.plan import edited
 
 D, L, THETA = 64, 2048, 100000.0
@@ -70,14 +70,14 @@ def test_config_json_metadata_round_trips_or_refuses(name: str) -> None:
         with pytest.raises(Inexpressible):
             dialects.hf_metadata(ROPES[name], 4 * L)
         return
-    assert dialects.same(table(from_hf(dialects.hf_metadata(ROPES[name], 4 * L))), table(ROPES[name]))
+    assert same(table(from_hf(dialects.hf_metadata(ROPES[name], 4 * L))), table(ROPES[name]))
 
 
 @pytest.mark.parametrize("name", ROPES)
 def test_config_json_lists_carry_every_table(name: str) -> None:
     read = from_hf(dialects.hf_tensors(ROPES[name], 4 * L))
     assert read.method == "explicit"
-    assert dialects.same(table(read), table(ROPES[name]), rtol=1e-12)
+    assert same(table(read), table(ROPES[name]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ROPES)
@@ -86,7 +86,7 @@ def test_gguf_metadata_round_trips_or_refuses(name: str) -> None:
         with pytest.raises(Inexpressible):
             dialects.gguf_metadata(ROPES[name], 4 * L, LLAMA)
         return
-    assert dialects.same(table(from_gguf(dialects.gguf_metadata(ROPES[name], 4 * L, LLAMA), {})), table(ROPES[name]))
+    assert same(table(from_gguf(dialects.gguf_metadata(ROPES[name], 4 * L, LLAMA), {})), table(ROPES[name]))
 
 
 @pytest.mark.parametrize("name", ROPES)
@@ -94,7 +94,7 @@ def test_gguf_factors_carry_every_table(name: str) -> None:
     keys, freqs = dialects.gguf_tensors(ROPES[name], 4 * L, LLAMA)
     assert keys["llama.rope.scaling.type"] == Value("str", "none")
     assert keys["llama.rope.scaling.factor"] is None, "a stray factor would scale twice"
-    assert dialects.same(table(from_gguf(keys, freqs)), table(ROPES[name]))
+    assert same(table(from_gguf(keys, freqs)), table(ROPES[name]))
 
 
 @pytest.mark.parametrize("method", ["dynamic-ntk", "dynamic-linear", "dynamic-yarn"])
@@ -134,8 +134,8 @@ def test_any_yarn_is_carried_exactly_by_one_carrier_at_least(
 ) -> None:
     params = {"factor": s, "beta_slow": betas[0], "beta_fast": betas[1], "truncate": truncate} | ({"attention_factor": m} if m else {})
     rope = Rope("yarn", float(np.float32(theta)), D, L, params)
-    assert dialects.same(table(from_hf(dialects.hf_metadata(rope, round(L * s)))), table(rope))
-    assert dialects.same(table(from_gguf(*dialects.gguf_tensors(rope, round(L * s), LLAMA))), table(rope))
+    assert same(table(from_hf(dialects.hf_metadata(rope, round(L * s)))), table(rope))
+    assert same(table(from_gguf(*dialects.gguf_tensors(rope, round(L * s), LLAMA))), table(rope))
 
 
 def test_both_spellings_are_there_agree_and_name_the_type_twice() -> None:
@@ -165,9 +165,7 @@ def test_transformers_4_style_and_5_style_readers_see_one_table(name: str) -> No
             continue
         for reader in ("transformers-4", "transformers-5"):
             reading = readers.read_config(reader, config)
-            assert dialects.same(
-                table(ROPES[name]), table(ROPES[name])._replace(inv_freq=reading.inv_freq, multiplier=reading.multiplier)
-            ), reader
+            assert same(table(ROPES[name]), table(ROPES[name])._replace(inv_freq=reading.inv_freq, multiplier=reading.multiplier)), reader
             assert reading.context == 4 * L
 
 
@@ -176,9 +174,7 @@ def test_every_main_reader_follows_the_common_methods(name: str) -> None:
     config = edited(BASE, dialects.hf_metadata(ROPES[name], 4 * L))
     for reader in readers.HF_READERS:
         reading = readers.read_config(reader, config)
-        assert dialects.same(table(ROPES[name]), table(ROPES[name])._replace(inv_freq=reading.inv_freq, multiplier=reading.multiplier)), (
-            reader
-        )
+        assert same(table(ROPES[name]), table(ROPES[name])._replace(inv_freq=reading.inv_freq, multiplier=reading.multiplier)), reader
         assert reading.context in (4 * L, None), reader  # None: mlx-lm has no limit of its own
 
 

@@ -84,7 +84,12 @@ def test_a_lost_name_is_found_again_by_what_the_base_gives(make_model: MakeModel
     """The twin's wrong recipes, and what counts as beyond the window, are then those of the method."""
     model = make_model(head_dim=32)
     for i, (options, method) in enumerate(
-        [({"method": "ntk-aware"}, "ntk-aware"), ({"ramp": "paper"}, "yarn"), ({"method": "linear"}, "linear")]
+        [
+            ({"method": "ntk-aware"}, "ntk-aware"),
+            ({"ramp": "paper"}, "yarn"),
+            ({"method": "ntk-by-parts", "truncate": False}, "ntk-by-parts"),
+            ({"method": "linear"}, "linear"),
+        ]
     ):
         found = of(without_record(extended(model, tmp_path / f"{i}.gguf", **options)), model)
         assert (found.meant.rope.method, found.meant.rope.original_context) == (method, CONTEXT)

@@ -565,7 +565,7 @@ def test_gguf_deepseek2_without_the_log_multiplier_applies_yarns_temperature_twi
         for v in survey_gguf(keyed("deepseek2", **YARN), None, Table(reading.inv_freq, reading.multiplier), 32768)
         if v.runtime == "llama.cpp"
     ]
-    assert verdict.differs == "attention logits times 1.45913 instead of 1"
+    assert verdict.differs == "multiplies the attention's logits by 1.45913 instead of 1"
 
 
 @pytest.mark.parametrize(

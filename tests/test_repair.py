@@ -15,9 +15,9 @@ from yarn_convert import cli
 from yarn_convert.convert import Options, convert
 from yarn_convert.errors import Inexpressible, InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import Value
+from yarn_convert.readers.judge import judge_configs
 from yarn_convert.repair import plan_repair
 from yarn_convert.rope import table
-from yarn_convert.targets.plan import hf_verdicts
 
 MODEL_CARD = {"type": "yarn", "factor": 4, "original_max_position_embeddings": CONTEXT}  # as model cards say it: no rope_type, an integer
 
@@ -37,7 +37,7 @@ def test_a_model_cards_config_becomes_one_that_all_main_readers_follow(make_mode
     plan.run()
     c = opened(model)
     assert (c.context, table(c.rope).multiplier) == (4 * CONTEXT, 1.5)
-    assert not any(hf_verdicts(c.config, c.rope, 4 * CONTEXT).values())
+    assert all(v.exact for v in judge_configs(c.config, c.rope, 4 * CONTEXT).values())
     assert (model / "config.json.before-repair").read_bytes() == old
     after = (model / "model.safetensors").stat()
     assert (after.st_ino, after.st_mtime_ns) == (weights.st_ino, weights.st_mtime_ns)
@@ -261,7 +261,7 @@ def test_yarn_is_repaired_from_the_length_that_is_said(make_model: MakeModel) ->
     config = json.loads((model / "config.json").read_text())
     assert config["max_position_embeddings"] == 4 * CONTEXT
     assert config["rope_scaling"]["original_max_position_embeddings"] == CONTEXT
-    assert not any(hf_verdicts(config, opened(model).rope, 4 * CONTEXT).values())
+    assert all(v.exact for v in judge_configs(config, opened(model).rope, 4 * CONTEXT).values())
 
 
 def test_a_repair_that_would_cut_what_a_reader_serves_is_refused(make_model: MakeModel) -> None:

@@ -16,10 +16,10 @@ from yarn_convert import dialects, families, readers
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.errors import Inexpressible
+from yarn_convert.readers.judge import judge
 from yarn_convert.repair import plan_repair
-from yarn_convert.rope import RTOL, UNIT, Rope, geometric, rounding, table, temperature
+from yarn_convert.rope import RTOL, UNIT, Rope, geometric, rounding, same, same_at_all_lengths, table, temperature
 from yarn_convert.source import resolve
-from yarn_convert.targets.plan import verdict
 from yarn_convert.validate.intention import check_recipe, intention_of
 
 THETAS, LENGTHS, DIMS, SCALES = (
@@ -42,7 +42,7 @@ def keys(rope: Rope, context: int) -> dict[str, Any]:
 
 
 def why(found: dict[str, Any], rope: Rope, context: int) -> str:
-    return verdict(readers.read_gguf(found), table(rope), context)
+    return judge(lambda: readers.read_gguf(found), table(rope), context).why
 
 
 def test_right_metadata_is_exact_at_every_factor() -> None:
@@ -84,12 +84,12 @@ def test_a_wrong_number_is_not_exact_at_any_factor(s: float) -> None:
 @pytest.mark.parametrize("s", SCALES)
 def test_another_beta_is_not_exact_where_it_moves_the_ramp(s: float, params: dict[str, float]) -> None:
     exact = Rope("yarn", 5e5, 128, 8192, {"factor": s, "truncate": False})
-    assert not dialects.same(table(exact), table(exact.with_params(**params)))
+    assert not same(table(exact), table(exact.with_params(**params)))
     factors = geometric(5e5, 128) / table(exact).inv_freq
     stored = tuple(map(float, factors.astype(np.float32)))
     carried = Rope("explicit", 5e5, 128, 8192, {"factors": stored, "attention_factor": temperature(s)})
-    assert dialects.same(table(exact), table(carried))
-    assert not dialects.same(table(exact.with_params(**params)), table(carried), rounding(exact))
+    assert same(table(exact), table(carried))
+    assert not same(table(exact.with_params(**params)), table(carried), rounding(exact))
 
 
 def ggml(theta: float, original: int, dim: int, s: float) -> np.ndarray:
@@ -140,13 +140,13 @@ def test_llama3s_factors_of_llama_cpps_converter_are_exact_and_no_others(factor:
         rope = Rope("llama3", theta, dim, 8192, params)
         made = llama_cpp_factors(factor, low, high, 8192, theta, dim)
         carried = Rope("explicit", theta, dim, 8192, {"factors": tuple(made)})
-        assert dialects.same_at_all_lengths(carried, rope, rounding(rope)), (theta, dim)
+        assert same_at_all_lengths(carried, rope, rounding(rope)), (theta, dim)
         for wrong in (
             rope.with_params(low_freq_factor=low * 1.001),
             replace(rope, original_context=8191),
             rope.with_params(factor=after(factor, 40)),
         ):
-            assert not dialects.same(table(carried), table(wrong), rounding(wrong)), (theta, dim, wrong)
+            assert not same(table(carried), table(wrong), rounding(wrong)), (theta, dim, wrong)
 
 
 @pytest.mark.parametrize("s", [16.0, 32.0, 64.0])

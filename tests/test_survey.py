@@ -362,9 +362,9 @@ def test_errors_are_relative_to_the_intention():
     """Unscaled instead of YaRN: 8 times too fast where it is interpolated, so an error of 7. And m = 1 instead of m0."""
     verdicts = {v.runtime: v for v in survey_config(llama(yarn(attention_factor=1.0)), WANTED, 32768)}
     onnx, vllm = verdicts["onnxruntime-genai"], verdicts["vllm"]
-    assert onnx.error == pytest.approx(7.0)
+    assert onnx.verdict.error == pytest.approx(7.0)
     assert (onnx.differs, onnx.summary.ramp) == ("frequencies off by up to 7", "none")
-    assert (vllm.error, vllm.multiplier_error) == (pytest.approx(0, abs=1e-12), pytest.approx(1 - 1 / M0))
+    assert (vllm.verdict.error, vllm.verdict.multiplier_error) == (pytest.approx(0, abs=1e-12), pytest.approx(1 - 1 / M0))
     assert vllm.differs == "multiplier 1 instead of 1.20794"
     assert not vllm.exact
     short = {v.runtime: v.differs for v in survey_config(llama(yarn()), WANTED, 16384)}

@@ -24,12 +24,11 @@ from safetensors.numpy import load_file, save_file
 
 from yarn_convert import dtypes
 from yarn_convert.convert import Options, convert, prepare
-from yarn_convert.dialects import same
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
 from yarn_convert.json_text import REMOVE, edit
 from yarn_convert.manifest import manifest_path, rope_of
-from yarn_convert.rope import recipe_of, table
+from yarn_convert.rope import recipe_of, same, table
 from yarn_convert.targets import places
 from yarn_convert.tensors import Tensor, read_safetensors, safetensors_header
 

@@ -26,7 +26,7 @@ from .lengths import DUAL_CHUNKS, Lengths, checked, of_config, of_gguf, reach, s
 from .manifest import MANIFEST, recipe_in
 from .packing import Packing, packing_of
 from .readers import Beside
-from .rope import Array, Rope, Table, effect, geometric
+from .rope import Array, Rope, Table, effect, geometric, same_at_all_lengths
 from .source import Source
 from .split import read_model
 from .tensors import INDEXES, Tensor, load_json, read_folder
@@ -80,7 +80,8 @@ class Checkpoint:
     def counting_from(self, original: int | None) -> Checkpoint:
         """The same checkpoint with the L that a user says; None changes nothing, nor does any where L is said and makes the table.
         UsageError for what is no length."""
-        if original is None or (checked(original) and self.rope.method in ("llama3", "longrope", "explicit") and not self.doubt):
+        makers_own = self.rope.method != "none" and not self.rope.row.extends
+        if original is None or (checked(original) and makers_own and not self.doubt):
             return self
         context = reach(self.rope, original) if self.doubt else self.context
         return replace(self, rope=replace(self.rope, original_context=original), context=context, note="", doubt=None)
@@ -473,7 +474,7 @@ def _left_recipe(recipe: Any, rope: Rope, context: int) -> tuple[Rope, bool, boo
         found = recipe_in(recipe)
         left = found.rope()
         other_length = left.method == rope.method == "yarn" and left.original_context != rope.original_context  # which a file spells
-        if dialects.same_at_all_lengths(left, rope) and not unsaid(left, context) and not other_length:
+        if same_at_all_lengths(left, rope) and not unsaid(left, context) and not other_length:
             return left, True, found.kept is not True
     except YarnConvertError:
         pass  # absent, or not ours

@@ -361,7 +361,7 @@ def methods(as_json: Json = False) -> None:
     from .families import ALIASES
     from .rope import METHODS
 
-    summaries = {name: (METHODS[name].__doc__ or "").split("\n\n")[0] for name in EXTENDING}
+    summaries = {name: METHODS[name].summary for name in EXTENDING}
     if as_json:
         print(json.dumps({"methods": summaries, "aliases": {k: v.repo for k, v in ALIASES.items()}}, indent=2))
         return

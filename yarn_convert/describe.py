@@ -17,8 +17,8 @@ from .files import exists, read_text
 from .lengths import DUAL_CHUNKS
 from .readers import HF_READERS
 from .readers.config import seen
+from .readers.judge import judge_configs
 from .rope import Rope, geometric, recipe_of, table
-from .targets.plan import hf_verdicts, unknown
 
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12
 KEPT, RAMP, INTERPOLATED = "kept", "ramp", "interpolated"
@@ -130,9 +130,8 @@ def _hf_findings(c: Checkpoint) -> list[str]:
                 found.append(f"{name} lacks {' and '.join(sorted({'type', 'rope_type'} - set(value)))}: some readers know only that one")
             elif value and isinstance(value.get("factor"), int):
                 found.append(f"{name}.factor is an integer: vLLM and SGLang want a float")
-        verdicts = hf_verdicts(c.written, c.rope, c.context, c.beside(c.rope))
-        wrong = {r: why for r, why in verdicts.items() if why and r not in unknown(verdicts)}
-        found += [f"{reader} computes something else: {why}" for reader, why in wrong.items()]
+        verdicts = judge_configs(c.written, c.rope, c.context, c.beside(c.rope))
+        found += [f"{reader} computes something else: {v.why}" for reader, v in verdicts.items() if v.kind in ("differs", "refuses")]
     name, length = "tokenizer_config.json", None
     if exists(c.source.path, name):
         with contextlib.suppress(ValueError, AttributeError):

@@ -1,7 +1,7 @@
 """The spellings of a `Rope`: config.json (transformers 4 and 5) and GGUF, both directions.
 
 A dialect says exactly what the canonical recipe says, or raises `Inexpressible` with the reader and the way out; what it
-does not understand it refuses. `same` decides what "exactly" means: the same formula, of numbers that are equal once stored as
+does not understand it refuses. `rope.same` decides what "exactly" means: the same formula, of numbers that are equal once stored as
 float32, as every GGUF field is. What a runtime's own float32 arithmetic then loses is no difference between files.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,43 +22,13 @@ from .families.aliases import scaled_by_its_makers
 from .families.schema import ROPE_OBJECTS
 from .gguf_file import Value, f32
 from .json_text import REMOVE
-from .rope import MSCALES, RTOL, Array, Effect, Rope, Table, effect, geometric, ntk_theta, table, temperature
-
-
-def same(a: Table, b: Table, rtol: float | Array = RTOL) -> bool:
-    """Whether two tables are made of the same numbers once these are stored as float32. `rtol`, of all frequencies or of each."""
-    if a.inv_freq.shape != b.inv_freq.shape or not math.isclose(a.multiplier, b.multiplier, rel_tol=RTOL):
-        return False
-    with np.errstate(invalid="ignore"):
-        return bool((abs(a.inv_freq - b.inv_freq) <= rtol * abs(b.inv_freq)).all())
-
-
-def same_effect(a: Effect, b: Effect, rtol: float | Array = RTOL) -> bool:
-    """`same`, and the logits are scaled alike."""
-    return same(Table(*a[:2]), Table(*b[:2]), rtol) and math.isclose(a.logits, b.logits, rel_tol=2 * RTOL)
-
-
-def same_at_all_lengths(a: Rope, b: Rope, rtol: float | Array = RTOL) -> bool:
-    """`same_effect` of two recipes for texts of every length: those of longrope and of the dynamic methods are several tables."""
-    lengths = {n for rope in (a, b) for n in (1, rope.original_context, rope.original_context + 1, 4 * rope.original_context)}
-    return all(same_effect(effect(a, n), effect(b, n), rtol) for n in (None, *lengths))
-
+from .rope import METHODS, MSCALES, RTOL, Array, Rope, Table, effect, geometric, ntk_theta, same_effect, table, temperature
 
 # -- config.json ------------------------------------------------------------------------------------------------------
 
-HF_METHODS = {
-    "default": "none", "linear": "linear", "dynamic": "dynamic-ntk", "yarn": "yarn", "llama3": "llama3", "longrope": "longrope",
-    "su": "longrope",
-}  # fmt: skip
+HF_METHODS = {word: name for name, row in METHODS.items() for word in row.hf}
+LISTS = {name for row in METHODS.values() for name in row.lists}
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
-_HF_KEYS = {
-    "none": set(),
-    "linear": {"factor"},
-    "dynamic-ntk": {"factor"},
-    "yarn": {"factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate", "finetuned"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
-    "longrope": {"factor", "short_factor", "long_factor", "attention_factor", "short_mscale", "long_mscale"},
-}
 DEFAULT_THETA = 10000.0
 
 
@@ -123,7 +93,9 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
     method = HF_METHODS.get(kind)
     if method is None:
         raise Unsupported(f"unknown rope_type {kind!r} in config.json", f"known: {', '.join(HF_METHODS)}")
-    unknown = {k for k, v in spelling.items() if v is not None} - _HF_KEYS[method] - _COMMON
+    row = METHODS[method]
+    own = {*row.hf_keys, *row.lists}
+    unknown = {k for k, v in spelling.items() if v is not None} - own - _COMMON
     if unknown:
         keys = ", ".join(sorted(unknown))
         raise Unsupported(f"unknown keys for rope_type {kind!r}: {keys}", "they may change RoPE: remove them if they do not")
@@ -141,9 +113,9 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
         raise FormatError(f"partial_rotary_factor is {partial!r}, not a part of the head", "fix config.json")
     context = hf_context(config)
     original = positive_int(_first("original_max_position_embeddings", spelling, config, context), "original_max_position_embeddings")
-    original = context if method == "dynamic-ntk" else original  # which is L to all of its readers, whatever stands beside it
+    original = context if row.baked_as else original  # which is L to all of its readers, whatever stands beside it
     rope = Rope(method, theta, int(hf_head_dim(config) * partial), original)
-    given = {k: v for k, v in given.items() if k in _HF_KEYS[method]}
+    given = {k: v for k, v in given.items() if k in own}
     if method == "longrope":
         return _hf_longrope(rope, given, context)
     params = {k: v for k, v in given.items() if k not in (*MSCALES, "finetuned")}
@@ -180,7 +152,7 @@ def _typed(key: str, value: Any) -> Any:
     """A member of a spelling, of its schema's type: a flag, or numbers; FormatError unless these are finite."""
     if key in ("truncate", "finetuned"):
         return value
-    if key in ("short_factor", "long_factor"):
+    if key in LISTS:
         return tuple(number(x, key) for x in value)
     if number(value, key) <= 0 and key == "factor":
         raise FormatError(f"factor is {value!r}, not above 0", "fix the model's config.json")
@@ -188,7 +160,7 @@ def _typed(key: str, value: Any) -> Any:
 
 
 def _hf_longrope(rope: Rope, given: Mapping[str, Any], context: int) -> Rope:
-    params: dict[str, Any] = {k: given.get(k, ()) for k in ("short_factor", "long_factor")}
+    params: dict[str, Any] = {k: given.get(k, ()) for k in rope.row.lists}
     params["factor"] = given.get("factor", context / rope.original_context)
     multipliers = {given[k] for k in ("attention_factor", "short_mscale", "long_mscale") if k in given}
     if len(multipliers) > 1:
@@ -210,25 +182,44 @@ def number(value: Any, key: str) -> float:
 
 def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
     """Changes to config.json that spell `rope` with its own type; Inexpressible when config.json has no word for it."""
-    if rope.inner is not None or rope.params.get("ramp", "index") != "index":
+    name = spelled(rope)
+    if (
+        name not in HF_WRITERS
+        or rope.inner is not None
+        or rope.params.get("ramp", "index") != "index"
+        or (rope.row.baked_as and rope.original_context != context)  # which its readers take for L
+    ):
         raise _no_word(rope, "config.json", "--carry tensors")
-    if rope.method in ("none", "ntk-aware"):
-        return _hf_members({"rope_type": "default"}, _plain_theta(rope), context)
-    if rope.method in ("linear", "llama3"):
-        spelling = {"rope_type": rope.method, **{k: rope.number(k) for k in rope.params}}
-        if rope.method == "llama3":
-            spelling["original_max_position_embeddings"] = rope.original_context
-            return _hf_members(spelling, rope.theta, context)
-        # For linear vLLM and SGLang multiply the context by the factor once more, unless this key names L.
-        said = {"model_max_length": rope.original_context} if rope.original_context < context else {}
-        return _hf_members(spelling, rope.theta, context) | said
-    if rope.method == "dynamic-ntk" and rope.original_context == context:
-        return _hf_members({"rope_type": "dynamic", "factor": rope.number("factor", 1.0)}, rope.theta, context)
-    if rope.method not in ("yarn", "ntk-by-parts"):
-        raise _no_word(rope, "config.json", "--carry tensors")
+    spelling = {"rope_type": METHODS[name].hf[0], **HF_WRITERS[name](rope)}
+    # For linear vLLM and SGLang multiply the context by the factor once more, unless this key names L.
+    said = {"model_max_length": rope.original_context} if rope.method == "linear" and rope.original_context < context else {}
+    return _hf_members(spelling, _plain_theta(rope), context) | said
+
+
+def spelled(rope: Rope) -> str:
+    """The method in whose words a file has this one."""
+    return rope.row.spelled_as or rope.method
+
+
+def _hf_default(rope: Rope) -> dict[str, Any]:
+    return {}
+
+
+def _hf_linear(rope: Rope) -> dict[str, Any]:
+    return {k: rope.number(k) for k in rope.params}
+
+
+def _hf_dynamic(rope: Rope) -> dict[str, Any]:
+    return {"factor": rope.number("factor", 1.0)}
+
+
+def _hf_llama3(rope: Rope) -> dict[str, Any]:
+    return {**{k: rope.number(k) for k in rope.params}, "original_max_position_embeddings": rope.original_context}
+
+
+def _hf_yarn(rope: Rope) -> dict[str, Any]:
     s, m = rope.number("factor"), table(rope).multiplier
     spelling = {
-        "rope_type": "yarn",
         "factor": s,
         "original_max_position_embeddings": rope.original_context,
         "beta_fast": rope.number("beta_fast", 32.0),
@@ -237,12 +228,22 @@ def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
     if not rope.params.get("truncate", True):
         spelling["truncate"] = False
     if "mscale_all_dim" in rope.params:
-        return _hf_members(spelling | {k: rope.number(k) for k in MSCALES}, rope.theta, context)
+        return spelling | {k: rope.number(k) for k in MSCALES}
     spelling["attention_factor"] = m
     if s > 1 and not math.isclose(m, temperature(s), rel_tol=1e-9):
         # SGLang and mlx-lm ignore attention_factor and take the ratio of these two instead.
         spelling |= {"mscale": (m * temperature(s) - 1) / (temperature(s) - 1), "mscale_all_dim": 1.0}
-    return _hf_members(spelling, rope.theta, context)
+    return spelling
+
+
+# What a RoPE object holds beside its type. longrope's are `hf_tensors`.
+HF_WRITERS: Mapping[str, Callable[[Rope], dict[str, Any]]] = {
+    "none": _hf_default,
+    "linear": _hf_linear,
+    "dynamic-ntk": _hf_dynamic,
+    "yarn": _hf_yarn,
+    "llama3": _hf_llama3,
+}
 
 
 def hf_tensors(rope: Rope, context: int) -> dict[str, Any]:
@@ -286,15 +287,15 @@ def _hf_members(spelling: dict[str, Any], theta: float, context: int) -> dict[st
 
 
 def _plain_theta(rope: Rope) -> float:
-    """The θ that alone spells a "none" or "ntk-aware" recipe; ntk-aware's is rounded to float32, as GGUF holds it."""
-    if rope.method == "none":
+    """The θ of a file that has `rope` as metadata; ntk-aware's, which alone spells it, is rounded to float32, as GGUF holds it."""
+    if rope.method != "ntk-aware":
         return rope.theta
     return f32(ntk_theta(rope.theta, rope.number("factor"), rope.rotary_dim))
 
 
 def static_table(rope: Rope, target: str) -> Table:
     """The table of a static recipe; Inexpressible for one that changes with the length."""
-    if rope.method.startswith("dynamic") or rope.method == "longrope":
+    if not rope.row.static:
         raise Inexpressible(
             f"{target} cannot carry {rope.method}: its frequencies change with the length of the text",
             "extend it with a static method, for example --method yarn",
@@ -348,8 +349,9 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Map
     attn = number(rope_keys.get("scaling.attn_factor", 1.0), "scaling.attn_factor")
     if factor < 0 or attn <= 0:
         raise FormatError(f"the GGUF's rope.scaling has factor {factor:g} and attn_factor {attn:g}, not above 0", "write the GGUF again")
-    if kind not in ("none", "linear", "yarn"):
-        raise Unsupported(f"rope.scaling.type {kind!r} is not read for architecture {arch!r}", "none, linear and yarn are")
+    *others, last = (row.gguf for row in METHODS.values() if row.gguf)
+    if kind not in (*others, last):
+        raise Unsupported(f"rope.scaling.type {kind!r} is not read for architecture {arch!r}", f"{', '.join(others)} and {last} are")
     if factors:
         if kind == "yarn" or (kind == "linear" and factor != 1):
             raise Unsupported(f"{next(iter(factors))} together with a scaling type", "a plain, Llama 3 or Phi-3 GGUF has one of them only")
@@ -411,18 +413,28 @@ def temperature_slope(s: float) -> float:
 
 def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
-    m0 = temperature(rope.number("factor", 1.0))
-    if rope.method.startswith("dynamic") or (rope.method == "longrope" and "rope_factors" not in family.gguf_reads):
+    if not rope.row.static and not (rope.method == "longrope" and "rope_factors" in family.gguf_reads):
         static_table(rope, "a GGUF of this architecture")  # says why
-    if rope.inner is not None or rope.method not in ("none", "ntk-aware", "linear", "yarn", "ntk-by-parts"):
+    name = spelled(rope)
+    if rope.inner is not None or name not in GGUF_WRITERS:
         raise _no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family, False))
-    if rope.method in ("none", "ntk-aware"):
-        return _gguf_keys(family, context, _plain_theta(rope), type=Value("str", "none"))
+    scaling = GGUF_WRITERS[name](rope, context, family)
+    return _gguf_keys(family, context, _plain_theta(rope), type=Value("str", METHODS[name].gguf), **scaling)
+
+
+def _gguf_none(rope: Rope, context: int, family: Family) -> dict[str, Value]:
+    return {}
+
+
+def _gguf_linear(rope: Rope, context: int, family: Family) -> dict[str, Value]:
+    """llama.cpp has no use for L; without it the file does not say which of its lengths is L."""
+    needs = rope.original_context < context and not scaled_by_its_makers(family.model_type, context)
+    said = {"original_context_length": Value("u32", rope.original_context)} if needs else {}
+    return {"factor": Value("f32", rope.number("factor")), **said}
+
+
+def _gguf_yarn(rope: Rope, context: int, family: Family) -> dict[str, Value]:
     factor = Value("f32", rope.number("factor"))
-    if rope.method == "linear":  # llama.cpp has no use for L; without it the file does not say which of its lengths is L
-        needs = rope.original_context < context and not scaled_by_its_makers(family.model_type, context)
-        said = {"original_context_length": Value("u32", rope.original_context)} if needs else {}
-        return _gguf_keys(family, context, rope.theta, type=Value("str", "linear"), factor=factor, **said)
     odd = [
         k
         for k, usual in {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "ramp": "index"}.items()
@@ -430,14 +442,19 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     ]
     if odd:
         raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", _ways_out(family, True))
-    m, log = table(rope).multiplier, {}
+    m, m0, log = table(rope).multiplier, temperature(rope.number("factor")), {}
     if family.latent and (log := _log_multiplier(rope)):
         m0 = 1.0
     attn = {} if math.isclose(m, m0, rel_tol=1e-9) else {"attn_factor": Value("f32", m / m0)}
-    original = Value("u32", rope.original_context)
-    return _gguf_keys(
-        family, context, rope.theta, type=Value("str", "yarn"), factor=factor, original_context_length=original, **attn, **log
-    )
+    return {"factor": factor, "original_context_length": Value("u32", rope.original_context), **attn, **log}
+
+
+# What stands beside rope.scaling.type.
+GGUF_WRITERS: Mapping[str, Callable[[Rope, int, Family], dict[str, Value]]] = {
+    "none": _gguf_none,
+    "linear": _gguf_linear,
+    "yarn": _gguf_yarn,
+}
 
 
 def _ways_out(family: Family, anew: bool) -> str:

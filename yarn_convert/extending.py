@@ -9,12 +9,11 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .errors import Unsupported, UsageError
 from .lengths import LINEAR
-from .rope import BAKED, MAX_CONTEXT, METHODS, MSCALES, Rope, bake, table
+from .rope import MAX_CONTEXT, METHODS, MSCALES, Rope, bake, table
 from .targets.plan import CARRIERS
 
-EXTENDING = tuple(m for m in METHODS if m not in ("llama3", "longrope", "explicit"))
+EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends))  # with none, the base's own stays
 FORMATS = ("safetensors", "gguf")
-REPLACED = ("none", "yarn", "ntk-by-parts", *BAKED)  # a base with one of these is extended from its own original context
 WINDOWS = ("keep", "off")
 
 
@@ -90,22 +89,23 @@ def extend(c: Checkpoint, options: Options) -> Extension:
         return Extension(
             rope, context, s, (*notes, f"linear over the base's own linear scaling: linear with s = {rope.number('factor'):g}")
         )
-    params: dict[str, Any] = {} if options.method in BAKED else {"factor": s}
+    row = METHODS[options.method]
+    params: dict[str, Any] = {"factor": s} if row.spans else {}
     for name in ("beta_fast", "beta_slow", "attention_factor"):
         if getattr(options, name) is not None:
             params[name] = float(getattr(options, name))
-    if c.family.latent and options.method in TAKES["attention_factor"]:
+    if c.family.latent and "attention_factor" in row.takes:
         params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
     params |= {"ramp": options.ramp} if options.ramp != "index" else {}
     params |= {} if options.truncate else {"truncate": False}
     rope = Rope(options.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else c.rope.inner)
-    if options.method in BAKED:
+    if row.baked_as:
         rope = bake(rope, context)
         notes.append(
             f"{options.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too"
         )
-    if composed and c.rope.method == "longrope":
-        notes.append("the base's longrope switches lists with the length of the text: its long list is used for every length now")
+    if composed and c.rope.row.switches:
+        notes.append(f"the base's {c.rope.method} switches lists with the length of the text: its long list is used for every length now")
     if composed:
         notes.append(
             f"the base's own {c.rope.method} scaling stays: {rope.method} is applied to its effective frequencies over {original:,} tokens"
@@ -123,9 +123,10 @@ def _as_stale(c: Checkpoint) -> tuple[str, ...]:
 
 
 def composes(c: Checkpoint) -> bool:
-    """Whether a method is applied over the base's own scaling and does not replace it. An extension of yarn-convert's is replaced;
-    0.1.0 did not record of which recipes it changed the format alone, but llama3 and longrope are no extension of its."""
-    return c.rope.method not in REPLACED and not (c.ours and c.rope.method in EXTENDING)
+    """Whether a method is applied over the base's own scaling and does not replace it. An extension is replaced that says from which
+    length it counts, or that is yarn-convert's; 0.1.0 did not record of which recipes it changed the format alone, but llama3 and
+    longrope are no extension of its."""
+    return c.rope.method != "none" and not (c.rope.row.extends and (c.rope.row.says_length or c.ours))
 
 
 def beside(c: Checkpoint, o: Options) -> dict[str, Any]:
@@ -168,11 +169,8 @@ def _check_family(c: Checkpoint, o: Options, context: int) -> None:
         )
 
 
-TAKES = {
-    "beta_fast": ("yarn", "ntk-by-parts", "dynamic-yarn"),
-    "beta_slow": ("yarn", "ntk-by-parts", "dynamic-yarn"),
-    "attention_factor": ("yarn", "dynamic-yarn"),
-}
+def _takers(option: str) -> str:
+    return ", ".join(name for name, row in METHODS.items() if option in row.takes)
 
 
 def _check_options(o: Options) -> None:
@@ -185,11 +183,12 @@ def _check_options(o: Options) -> None:
     ):
         if value not in known:
             raise UsageError(f"unknown --{name} {value!r}", f"one of {', '.join(k for k in known if k)}")
-    for name, methods in TAKES.items():
-        if getattr(o, name) is not None and o.method not in methods:
-            raise UsageError(f"--{name.replace('_', '-')} means nothing to the method {o.method}", f"it belongs to {', '.join(methods)}")
-    if (o.ramp != "index" or not o.truncate) and o.method not in TAKES["beta_fast"]:
-        raise UsageError(f"the method {o.method} has no ramp", f"--ramp and --no-truncate belong to {', '.join(TAKES['beta_fast'])}")
+    row = METHODS[o.method]
+    for name in ("beta_fast", "beta_slow", "attention_factor"):
+        if getattr(o, name) is not None and name not in row.takes:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to the method {o.method}", f"it belongs to {_takers(name)}")
+    if (o.ramp != "index" or not o.truncate) and not row.ramped:
+        raise UsageError(f"the method {o.method} has no ramp", f"--ramp and --no-truncate belong to {_takers('ramp')}")
     if o.ramp == "paper" and not o.truncate:
         raise UsageError("--no-truncate belongs to the ramp by pair index", "the paper's ramp has nothing to truncate")
     if o.method == "none" and (o.scale is not None or o.context is not None):

@@ -21,7 +21,6 @@ from .source import Source
 
 DUAL_CHUNKS = "dual_chunk_attention_config"  # Qwen2.5-1M: SGLang and vLLM take positions from it, and pass over any scaling
 LINEAR = "linear"  # no reader asks for its L, and max_position_embeddings is written as L or as L'
-ASKING = (LINEAR, "yarn", "llama3", "longrope")  # not dynamic-ntk: all of its readers take max_position_embeddings for L
 CAPS = ("model_max_length", *OTHER_LENGTHS)
 
 
@@ -38,7 +37,8 @@ class Lengths:
 
 def lengths(rope: Rope, said: int | None, context: int, key: str, known: Trained | None) -> Lengths:
     """Of a recipe as its readers take it, over `context` tokens by the file's `key`. `said`: L, where the file says it."""
-    if rope.method not in ("none", *ASKING) or factor(rope) == 1:
+    # All readers of a dynamic one take the file's key for L, and a list of factors is the same whatever it counts from.
+    if rope.row.baked_as or rope.method == "explicit" or factor(rope) == 1:
         return Lengths(rope.original_context, context)
     if said is not None:
         reached = reach(rope, said) if rope.method == LINEAR else context
@@ -71,7 +71,7 @@ def stale(rope: Rope, context: int, key: str) -> str:
     context there, and who took one out the extended one. "" if it is, or where a recipe does not say how far it leads."""
     if rope.method == "none" and rope.original_context < context:
         return f"{key} is {context:,}, and no scaling leads there from the original {rope.original_context:,}"
-    if rope.method not in ("yarn", "ntk-by-parts") or not factor(rope):
+    if not rope.row.leads or not factor(rope):
         return ""
     led = rope.original_context * factor(rope)
     same = math.isclose(context, led, rel_tol=1e-6)

@@ -20,16 +20,17 @@ from .inputs import noticing
 from .json_text import REMOVE
 from .manifest import MANIFEST, as_json, changed, manifest_path
 from .readers import HF_READERS, Refuses, read_config
+from .readers.judge import unknown
 from .rope import MAX_CONTEXT, recipe_of, table
 from .source import resolve
 from .targets.gguf import plan_gguf
 from .targets.in_place import recover
 from .targets.moving import WriteBytes, WriteTensors, bytes_of
 from .targets.output import replace_file
-from .targets.plan import Plan, Request, unknown
+from .targets.plan import Plan, Request
 from .targets.safetensors import ROPE_FILE, plan_safetensors
 from .tensors import load_json
-from .validate.intention import LLAMA_CPP, SPANNING, Intention, check_recipe, decode, intention_of, rope_file_error
+from .validate.intention import LLAMA_CPP, Intention, decode, intention_of, rope_file_error, verdicts_of
 
 BACKUP = ".before-repair"
 # Members of a manifest
@@ -178,7 +179,7 @@ def _plans(c: Checkpoint, request: Request) -> Iterator[Plan]:
 
 def _served(c: Checkpoint) -> dict[str, int | None]:
     """The context that each known reader takes from a file as it is; 0 from one that it refuses."""
-    return _contexts(c.written) if c.gguf is None else {LLAMA_CPP: 0 if isinstance(r := decode(c, LLAMA_CPP), str) else r.context}
+    return _contexts(c.written) if c.gguf is None else {LLAMA_CPP: r.context if (r := decode(c, LLAMA_CPP)) else 0}
 
 
 def _contexts(config: Mapping[str, Any]) -> dict[str, int | None]:
@@ -192,19 +193,21 @@ def _contexts(config: Mapping[str, Any]) -> dict[str, int | None]:
 
 
 def _readers(c: Checkpoint, meant: Intention, before: Mapping[str, int | None], plan: Plan) -> dict[str, Reader]:
-    verdicts = check_recipe(c, meant)["readers"]
+    verdicts = verdicts_of(c, meant)
     configs = [json.loads(job.data) for job in plan.jobs if isinstance(job, WriteBytes) and job.name == "config.json"]
     after = _contexts(configs[0]) if configs else {LLAMA_CPP: meant.context}
     silent = unknown(verdicts)
     return {
-        name: Reader(why, plan.verdicts.get(name, ""), (before[name], after[name])) for name, why in verdicts.items() if name not in silent
+        name: Reader(v.why, plan.verdicts[name].why if name in plan.verdicts else "", (before[name], after[name]))
+        for name, v in verdicts.items()
+        if name not in silent
     }
 
 
 def whole(meant: Intention) -> Intention:
     """With the context that the recipe's factor gives: model cards say "set factor 4" and leave the old context there."""
     factor = meant.rope.params.get("factor")
-    if meant.rope.method not in SPANNING[:2] or not isinstance(factor, float):
+    if not meant.rope.row.leads or not isinstance(factor, float):
         return meant
     return replace(meant, context=round(meant.rope.original_context * factor))
 

@@ -2,7 +2,8 @@
 
 A rotary embedding turns pair i of a head by the angle m·ω_i at position m, with ω_i = θ^(−2i/D) for i = 0 … D/2−1, and
 multiplies cos and sin by one number. So all that a method can change is a *table*: D/2 inverse frequencies and a
-multiplier. `table(rope, length)` computes it; nothing else in the project computes frequencies.
+multiplier. `table(rope, length)` computes it; nothing else in the project computes frequencies. What else is true of a method is
+its row in `METHODS`, and stands nowhere else.
 
 Symbols: θ rotary base, D rotary dimensions per head, L original context, L' extended context, s = L'/L,
 λ_i = 2π/ω_i wavelength in tokens, r_i = L/λ_i turns over the original context.
@@ -60,6 +61,10 @@ class Rope:
     params: Mapping[str, Param] = field(default_factory=dict)
     inner: Rope | None = None
 
+    @property
+    def row(self) -> Method:
+        return row_of(self.method)
+
     def number(self, name: str, default: float | None = None) -> float:
         """Parameter `name` as a float; UsageError if it is missing or not a finite number."""
         value = self.params.get(name, default)
@@ -87,11 +92,11 @@ def table(rope: Rope, length: int | None = None) -> Table:
     Raises UsageError for parameters out of range and Unsupported for an unknown method.
     """
     check(rope)
-    whole = rope.inner is not None and rope.inner.method == "longrope"  # what is composed with it takes its long list at every length
+    whole = rope.inner is not None and rope.inner.row.switches  # what is composed with it takes its long list at every length
     base = table(rope.inner, None if whole else length) if rope.inner else Table(geometric(rope.theta, rope.rotary_dim), 1.0)
     try:
         with np.errstate(all="ignore"):
-            inv_freq, multiplier = METHODS[rope.method](base.inv_freq, rope, length)
+            inv_freq, multiplier = rope.row.function(base.inv_freq, rope, length)
             found = Table(inv_freq, multiplier * base.multiplier)
             stored = np.append(found.inv_freq, found.multiplier).astype(np.float32)  # as every runtime holds them
     except (ArithmeticError, ValueError):  # a logarithm or quotient that has no value
@@ -112,8 +117,7 @@ def effect(rope: Rope, length: int | None = None) -> Effect:
 
 def check(rope: Rope) -> None:
     """Raise unless the method is known and θ, D and L are in range."""
-    if rope.method not in METHODS:
-        raise Unsupported(f"unknown RoPE method {rope.method!r}", f"known: {', '.join(METHODS)}")
+    row_of(rope.method)
     if not (math.isfinite(rope.theta) and rope.theta > 1):
         raise UsageError(f"rope_theta must be a finite number above 1, not {rope.theta!r}", "10000 is usual")
     if rope.rotary_dim < 2 or rope.rotary_dim % 2:
@@ -242,31 +246,92 @@ def explicit(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table(omega / rope.numbers("factors"), rope.number("attention_factor", 1.0))
 
 
+# -- one row a method -------------------------------------------------------------------------------------------------
+
+Function = Callable[[Array, Rope, "int | None"], Table]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What is true of a method beside its arithmetic. The words of files are data here; what they say there is for `dialects`."""
+
+    function: Function
+    spans: bool = False  # its factor is L'/L, so that a length can be asked of it
+    baked_as: str = ""  # of a dynamic one: the static method that it is at one length
+    says_length: bool = False  # what has it says from which length L it counts
+    takes: tuple[str, ...] = ()  # the options of a conversion that mean something to it, beside the length
+    lists: tuple[str, ...] = ()  # its parameters that are D/2 numbers; of two, the first serves texts within L
+    nameless: bool = False  # files have its numbers and no word for a method: so they may be those of any
+    hf: tuple[str, ...] = ()  # rope_type in config.json; the first is written
+    hf_keys: tuple[str, ...] = ()  # and what that object may hold, beside `lists` and what all of them may
+    gguf: str = ""  # rope.scaling.type
+    spelled_as: str = ""  # without words of its own: the method in whose words files have it, by other numbers
+
+    @property
+    def extends(self) -> bool:
+        """Whether a base can be extended with it; the others are what models come with."""
+        return self.spans or bool(self.baked_as)
+
+    @property
+    def leads(self) -> bool:
+        """Whether a file that has it says how far it leads: a factor, times an L that it names."""
+        return self.spans and self.says_length
+
+    @property
+    def ramped(self) -> bool:
+        return "ramp" in self.takes
+
+    @property
+    def switches(self) -> bool:
+        """Whether it has one list for texts within L, and another for longer ones."""
+        return len(self.lists) == 2
+
+    @property
+    def static(self) -> bool:
+        """Whether one table serves every length."""
+        return not self.baked_as and not self.switches
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph of what its function says of itself."""
+        return (self.function.__doc__ or "").split("\n\n")[0]
+
+
 MSCALES = ("mscale", "mscale_all_dim")
-Method = Callable[[Array, Rope, "int | None"], Table]
+RAMP_OPTIONS = ("beta_fast", "beta_slow", "ramp", "truncate")
+YARN_OPTIONS = (*RAMP_OPTIONS, "attention_factor")
+YARN_KEYS = ("factor", "beta_fast", "beta_slow", "attention_factor", *MSCALES, "truncate", "finetuned")
+LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
+LONGROPE_KEYS = ("factor", "attention_factor", "short_mscale", "long_mscale")
 METHODS: Mapping[str, Method] = {
-    "none": none,
-    "linear": linear,
-    "ntk-aware": ntk_aware,
-    "ntk-by-parts": ntk_by_parts,
-    "yarn": yarn,
-    "dynamic-ntk": dynamic_ntk,
-    "dynamic-linear": dynamic_linear,
-    "dynamic-yarn": dynamic_yarn,
-    "llama3": llama3,
-    "longrope": longrope,
-    "explicit": explicit,
+    "none": Method(none, nameless=True, hf=("default",), gguf="none"),
+    "linear": Method(linear, spans=True, hf=("linear",), hf_keys=("factor",), gguf="linear"),
+    "ntk-aware": Method(ntk_aware, spans=True, spelled_as="none"),
+    "ntk-by-parts": Method(ntk_by_parts, spans=True, says_length=True, takes=RAMP_OPTIONS, spelled_as="yarn"),
+    "yarn": Method(yarn, spans=True, says_length=True, takes=YARN_OPTIONS, hf=("yarn",), hf_keys=YARN_KEYS, gguf="yarn"),
+    "dynamic-ntk": Method(dynamic_ntk, baked_as="ntk-aware", says_length=True, hf=("dynamic",), hf_keys=("factor",)),
+    "dynamic-linear": Method(dynamic_linear, baked_as="linear", says_length=True),
+    "dynamic-yarn": Method(dynamic_yarn, baked_as="yarn", says_length=True, takes=YARN_OPTIONS),
+    "llama3": Method(llama3, says_length=True, hf=("llama3",), hf_keys=LLAMA3_KEYS),
+    "longrope": Method(longrope, says_length=True, lists=("short_factor", "long_factor"), hf=("longrope", "su"), hf_keys=LONGROPE_KEYS),
+    "explicit": Method(explicit, nameless=True, lists=("factors",)),
 }
-BAKED = {"dynamic-ntk": "ntk-aware", "dynamic-linear": "linear", "dynamic-yarn": "yarn"}
+
+
+def row_of(method: str) -> Method:
+    """What is true of a method; Unsupported for one that has no row."""
+    if method not in METHODS:
+        raise Unsupported(f"unknown RoPE method {method!r}", f"known: {', '.join(METHODS)}")
+    return METHODS[method]
 
 
 def bake(rope: Rope, length: int) -> Rope:
     """The static recipe that a dynamic one equals at `length` tokens; a static recipe is returned as it is."""
-    if rope.method not in BAKED:
+    if not rope.row.baked_as:
         return rope
     f = rope.number("factor", 1.0) if rope.method == "dynamic-ntk" else 1.0
     s = f * dynamic_factor(rope, length) - (f - 1)
-    return replace(rope, method=BAKED[rope.method], params={**rope.params, "factor": s})
+    return replace(rope, method=rope.row.baked_as, params={**rope.params, "factor": s})
 
 
 def rounding(rope: Rope) -> Array:
@@ -281,6 +346,25 @@ def rounding(rope: Rope) -> Array:
     slope = (1 - 1 / s) * omega / table(rope).inv_freq
     steps = (5 * r / (high - low) + 2) * slope + 4
     return found + np.where((r > low * (1 - RTOL)) & (r < high * (1 + RTOL)), steps * UNIT, 0)
+
+
+def same(a: Table, b: Table, rtol: float | Array = RTOL) -> bool:
+    """Whether two tables are made of the same numbers once these are stored as float32. `rtol`, of all frequencies or of each."""
+    if a.inv_freq.shape != b.inv_freq.shape or not math.isclose(a.multiplier, b.multiplier, rel_tol=RTOL):
+        return False
+    with np.errstate(invalid="ignore"):
+        return bool((abs(a.inv_freq - b.inv_freq) <= rtol * abs(b.inv_freq)).all())
+
+
+def same_effect(a: Effect, b: Effect, rtol: float | Array = RTOL) -> bool:
+    """`same`, and the logits are scaled alike."""
+    return same(Table(*a[:2]), Table(*b[:2]), rtol) and math.isclose(a.logits, b.logits, rel_tol=2 * RTOL)
+
+
+def same_at_all_lengths(a: Rope, b: Rope, rtol: float | Array = RTOL) -> bool:
+    """`same_effect` of two recipes for texts of every length: those of longrope and of the dynamic methods are several tables."""
+    lengths = {n for rope in (a, b) for n in (1, rope.original_context, rope.original_context + 1, 4 * rope.original_context)}
+    return all(same_effect(effect(a, n), effect(b, n), rtol) for n in (None, *lengths))
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def plan_json(conversion: Any) -> dict[str, Any]:
         "scale": conversion.extension.scale,
         "carrier": plan.carrier,
         "identical_to_base": plan.identical,
-        "readers": {name: why or "exact" for name, why in plan.verdicts.items()},
+        "readers": {name: v.why or "exact" for name, v in plan.verdicts.items()},
         "reader_versions": dict(plan.versions),
         "notes": list(plan.notes),
         "left": list(plan.left),
@@ -75,8 +75,8 @@ def plan_json(conversion: Any) -> dict[str, Any]:
 def plan_lines(conversion: Any) -> list[str]:
     """The plan, for people."""
     from .describe import other_layers, pairs
+    from .readers.judge import unknown
     from .rope import table
-    from .targets.plan import unknown
 
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
     kinds = [p.kind for p in pairs(plan.rope)]
@@ -95,10 +95,10 @@ def plan_lines(conversion: Any) -> list[str]:
         + " tokens (f16)",
         f"output    {plan.out} ({human(plan.bytes)}{parts})",
     ]
-    exact = [name + (f" ({plan.versions[name]})" if name in plan.versions else "") for name, why in plan.verdicts.items() if not why]
+    exact = [name + (f" ({plan.versions[name]})" if name in plan.versions else "") for name, v in plan.verdicts.items() if v.exact]
     lines.append(f"exact in  {', '.join(exact)}")
     silent = unknown(plan.verdicts)
-    lines += [f"not in    {name}: {why}" for name, why in plan.verdicts.items() if why and name not in silent]
+    lines += [f"not in    {name}: {v.why}" for name, v in plan.verdicts.items() if not v.exact and name not in silent]
     lines += [f"unknown   {', '.join(silent)}: how they read {c.family.model_type} was not studied"] if silent else []
     lines += [f"note      {note}" for note in plan.notes]
     return lines + ([f"left      {listed(plan.left)}: not what the model needs to load"] if plan.left else [])

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
-from ..rope import BAKED
+from ..extending import EXTENDING
+from ..rope import METHODS
 from ..validate.run import SHORTEST
 from .documents import Document, names
 from .journal import Journal
@@ -44,7 +45,7 @@ def advise(model: str, s: Settings, wish: AdviseWish, journal: Journal, say: Say
     """Try the factors on one base; the result is JSON. `factor` is None where none is flat."""
     if s.runtime != "transformers" or s.methods:
         raise UsageError("advice is about one method on a base, in torch", "--method yarn")
-    if wish.method in (*BAKED, "none"):
+    if wish.method in EXTENDING and not METHODS[wish.method].spans:
         raise UsageError(f"the method {wish.method} has no factor to choose", "--method yarn")
     if not 0 <= wish.tolerance < math.inf or wish.segments < 1:
         raise UsageError("tolerance and segments must not be below 0 and 1", "--tolerance 0.02 --segments 8")

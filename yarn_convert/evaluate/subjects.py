@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import UsageError
 from ..extending import EXTENDING, Options, counted_from, extend
 from ..extras import need
-from ..rope import BAKED, Rope, recipe_of
+from ..rope import METHODS, Rope, recipe_of
 from ..source import resolve
 from ..validate.run import DTYPES
 from .documents import Document, Texts, bos
@@ -54,18 +54,14 @@ class Line:
     @property
     def static(self) -> bool:
         """Whether one table serves every length."""
-        return not _dynamic(self.rope) and self.rope.method != "longrope"
+        return self.rope.row.static and not _dynamic(self.rope)
 
     def as_json(self) -> dict[str, Any]:
         return {"label": self.label, "method": self.method, "recipe": recipe_of(self.rope), "context": self.context}
 
 
-def _methods(rope: Rope) -> list[str]:
-    return [rope.method, *(_methods(rope.inner) if rope.inner else [])]
-
-
 def _dynamic(rope: Rope) -> bool:
-    return any(m in BAKED for m in _methods(rope))
+    return bool(rope.row.baked_as) or (rope.inner is not None and _dynamic(rope.inner))
 
 
 def lines_of(c: Checkpoint, s: Settings) -> list[Line]:
@@ -93,12 +89,13 @@ def line_of(c: Checkpoint, s: Settings, method: str, factor: float | None = None
     """The recipe of a conversion with `method`; a dynamic one is not baked: s follows the length of each pass."""
     if method not in EXTENDING:
         raise UsageError(f"unknown method {method!r}", f"one of {', '.join(EXTENDING)}")
-    if factor is not None and (method in BAKED or method == "none"):
+    row = METHODS[method]
+    if factor is not None and not row.spans:
         raise UsageError(f"the method {method} takes no factor, and was given {factor:g}", f"--method {method}")
     if method == "none":
         return Line("none", "none", c.rope, c.context)
     given = Options(method=method, original_context=s.original_context, attention_factor=attention_factor)
-    if method in BAKED:
+    if row.baked_as:
         context = None if s.scale or s.context else 2 * (s.original_context or c.context)  # of any s: it is dropped again
         e = extend(c, replace(given, scale=s.scale, context=s.context or context))
         params = {k: v for k, v in e.rope.params.items() if k != "factor"}

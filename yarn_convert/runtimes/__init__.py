@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError, YarnConvertError
 from .environments import environment_of, python_of, without_secrets
-from .protocol import PROGRESS, SHORT
+from .protocol import PROGRESS, SHORT, TOO_LONG
 from .table import mode_of, row_of
 
 KILLED = -9  # exit code of a process that SIGKILL has ended
@@ -32,9 +32,10 @@ NOISE = re.compile(r"^(Exception ignored|.*Warning|  )")  # lines after the tell
 
 class Failed(YarnConvertError):
     """A runtime that stopped or crashed on a model; the message is its last word. `killed`: by the system or by somebody, or for want of
-    memory."""
+    memory. `too_long`: of a text that is longer than what the runtime takes."""
 
     killed = False
+    too_long = False
 
 
 class Run(NamedTuple):
@@ -89,7 +90,7 @@ def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress
     if code or not info.exists():
         why = "it was killed, as the system does where memory is short" if code == KILLED else last or f"exit code {code}"
         failed = Failed(f"{runtime} could not run {model.name}: {why}", "see docs/validation.md for its limits")
-        failed.killed = code in (KILLED, SHORT)
+        failed.killed, failed.too_long = code in (KILLED, SHORT), code == TOO_LONG
         raise failed
     found: dict[str, Any] = json.loads(info.read_text("utf-8"))
     return found

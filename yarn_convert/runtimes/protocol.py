@@ -13,11 +13,12 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 PROGRESS = "at "
+TOO_LONG = 74  # exit code of a worker whose runtime takes no text of such a length
 SHORT = 75  # exit code of a worker whose device has too little memory
 
 
@@ -86,6 +87,12 @@ class Job:
     def device(self) -> str:
         """Where it is to run, if it can: cuda, mps or cpu."""
         return str(self.options.get("device", "cpu"))
+
+    @staticmethod
+    def stop(code: int, why: str) -> NoReturn:
+        """End as one of the exit codes above says, with `why` as the last word."""
+        print(why, file=sys.stderr)
+        raise SystemExit(code)
 
     def progress(self, done: int) -> None:
         print(f"{PROGRESS}{done}", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import version
 
 from protocol import SHORT, Job
@@ -42,5 +41,4 @@ if __name__ == "__main__":
     except Exception as e:
         if type(e).__name__ != "OutOfMemoryError":
             raise
-        print(f"too little memory: {str(e).splitlines()[0]}", file=sys.stderr)
-        raise SystemExit(SHORT) from None
+        Job.stop(SHORT, f"too little memory: {str(e).splitlines()[0]}")

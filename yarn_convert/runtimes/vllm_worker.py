@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from protocol import Job
+from protocol import TOO_LONG, Job
 
 PASS = 2048  # tokens that vLLM computes at once
 ROWS = 256  # positions whose logits are made at once
@@ -25,7 +25,7 @@ def main(job: Job) -> None:
     try:
         config = EngineArgs(**given).create_model_config()
         if n >= config.max_model_len:  # that many with one to write: the last position is never read
-            raise SystemExit(f"vLLM's own limit is {config.max_model_len - 1} tokens: shorter than the {n} of this text")
+            job.stop(TOO_LONG, f"vLLM's own limit is {config.max_model_len - 1} tokens: shorter than the {n} of this text")
         hf = config.hf_text_config
         token = 2 * 4 * hf.num_hidden_layers * config.get_total_num_kv_heads() * config.get_head_size()  # bytes of float32 k and v
         llm = vllm.LLM(

@@ -18,6 +18,7 @@ from ..layout import Part
 from ..lengths import DUAL_CHUNKS
 from ..quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
 from ..readers.gguf import LLAMA_CPP
+from ..readers.judge import Verdict
 from ..rope import Array
 from ..tensors import Tensor, in_memory, load_json, same_bytes
 from .moving import Piece, unchanged
@@ -61,7 +62,9 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     caveats = tokenizers.caveats(c.source.path, about["general.name"].data) if about else ()
     unscaled = [NO_CHUNKS] if c.written.get(DUAL_CHUNKS) is not None and r.rope == c.rope else []
     notes = (*c.packing.notes, *unscaled, *_notes(c, tensors, r.outtype), *lost, *caveats)
-    return Plan(out, "gguf", r.rope, r.context, carrier, {"llama.cpp": ""}, jobs, r.outtype, identical, notes, versions=READ_IN)
+    return Plan(
+        out, "gguf", r.rope, r.context, carrier, {"llama.cpp": Verdict("exact")}, jobs, r.outtype, identical, notes, versions=READ_IN
+    )
 
 
 def with_rope(fields: Mapping[str, Field | Value], keys: Mapping[str, Value | None], recipe: Mapping[str, Any]) -> dict[str, Field | Value]:

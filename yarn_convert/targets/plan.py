@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import dialects, readers
 from ..checkpoint import Checkpoint
 from ..dtypes import OUTTYPES, PLAIN
-from ..errors import Inexpressible, Unsupported, UsageError
+from ..errors import Inexpressible, UsageError
 from ..families.schema import ROPE_OBJECTS
 from ..json_text import REMOVE
 from ..layout import Part
 from ..quantizer import MIXES, Imatrix
-from ..rope import RTOL, Array, Rope, Table, table, temperature
+from ..readers.judge import Verdict, judge, judge_configs
+from ..rope import Array, Rope, table, temperature
 from .moving import Job
 
 ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # conversion/base.py, prepare_tensors
 CARRIERS = ("auto", "metadata", "tensors")
-NOTHING = readers.Beside()
-ELSEWHERE = "another table for texts of another length"
-UNKNOWN = "not known"  # begins the verdict of a reader that is not modelled for a family
 DECISIVE = "transformers-5"  # an HF folder that this reader would compute otherwise is never written
 
 
@@ -49,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A conversion, ready to run. `verdicts`: reader -> "" if it computes `rope` exactly from the output, else why not.
+    """A conversion, ready to run. `verdicts`: reader -> whether it computes `rope` from the output.
 
     `out` is what a reader opens: of a split GGUF the first part. `identical` says whether every weight of the output is byte
     for byte the base's (Q and K rows interleaved or not). `left`: what lies in the base's folder and does not belong to the model.
@@ -61,7 +59,7 @@ class Plan:
     rope: Rope
     context: int
     carrier: str
-    verdicts: Mapping[str, str]
+    verdicts: Mapping[str, Verdict]
     jobs: tuple[Job, ...]
     outtype: str
     identical: bool
@@ -78,7 +76,9 @@ class Plan:
         return sum(job.size for job in self.jobs)
 
 
-def carry_hf(c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int, carry: str) -> tuple[str, dict[str, Any], dict[str, str]]:
+def carry_hf(
+    c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int, carry: str
+) -> tuple[str, dict[str, Any], dict[str, Verdict]]:
     """(carrier, changes to config.json, verdict of each reader).
 
     "auto" takes the carrier that more of the main readers compute exactly, metadata where they are equal. Raises
@@ -94,13 +94,13 @@ def carry_hf(c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int,
                 if carry == carrier:
                     raise
                 continue
-            verdicts = hf_verdicts(edited(config, changes), rope, context, c.beside(rope))
+            verdicts = judge_configs(edited(config, changes), rope, context, c.beside(rope))
             found.append((carrier, changes, verdicts))
     if not found:
         dialects.static_table(rope, "config.json")  # says why
         raise Inexpressible(f"config.json cannot carry {rope.method}", "--out gguf")
-    best = max(found, key=lambda c: sum(not why for why in c[2].values()))
-    if why := best[2][DECISIVE]:
+    best = max(found, key=lambda c: sum(v.exact for v in c[2].values()))
+    if why := best[2][DECISIVE].why:
         hint = "--out gguf" if carry == "auto" else "--carry auto, or --out gguf"
         raise Inexpressible(f"{DECISIVE} would not compute this from config.json: {why}", hint)
     return best
@@ -124,66 +124,19 @@ def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping
     return spelled
 
 
-def unknown(verdicts: Mapping[str, str]) -> list[str]:
-    """The readers of which nothing is known."""
-    return [name for name, why in verdicts.items() if why.startswith(UNKNOWN)]
-
-
 def edited(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in {**config, **changes}.items() if v is not REMOVE}
 
 
-def hf_verdicts(config: Mapping[str, Any], rope: Rope, context: int, beside: readers.Beside = NOTHING) -> dict[str, str]:
-    """For each known reader of config.json, why it does not compute `rope`, and `beside` besides, exactly; "" if it does."""
-    target = table(rope)
-    verdicts = {}
-    for name in readers.HF_READERS:
-        try:
-            verdicts[name] = verdict(readers.read_config(name, config), target, context, beside) or beyond(name, config, rope)
-        except readers.Refuses as e:
-            verdicts[name] = f"refuses the file: {e}"
-        except Unsupported as e:
-            verdicts[name] = f"{UNKNOWN}: {e.message}"
-    return verdicts
-
-
-def beyond(reader: str, config: Mapping[str, Any], rope: Rope) -> str:
-    """Why a reader does not compute a dynamic recipe, which begins where its context ends, for longer texts; "" if it does."""
-    if rope.method != "dynamic-ntk":
-        return ""
-    length = 4 * rope.original_context
-    reading = readers.read_config(reader, config, length)
-    return "" if dialects.same(Table(*reading[:2]), table(rope, length)) else ELSEWHERE
-
-
-def versions_of(config: Mapping[str, Any], verdicts: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def versions_of(config: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> tuple[dict[str, str], list[str]]:
     """(of each reader that computes a config.json exactly the versions that were run, notes on those of which earlier ones do not)."""
     found, notes = {}, []
-    for name in (name for name, why in verdicts.items() if not why):
+    for name in (name for name, v in verdicts.items() if v.exact):
         row, first = readers.HF_READERS[name], readers.oldest(name, config)
         found[name] = row.version if first == row.version else f"{first} to {row.version}"
         if row.oldest and first != row.oldest:
             notes.append(f"{name} takes this from {first} on: earlier versions refuse such a config.json; --carry tensors suits all")
     return found, notes
-
-
-def verdict(reading: readers.Reading, target: Table, context: int, beside: readers.Beside = NOTHING, rtol: float | Array = RTOL) -> str:
-    """Why a reader does not compute `target`, and `beside` besides, exactly; "" if it does. `rtol`: of the frequencies."""
-    if reading.inv_freq.shape != target.inv_freq.shape:
-        return "rotates another number of dimensions"
-    error = abs(reading.inv_freq / target.inv_freq - 1).max()
-    if not dialects.same(target._replace(inv_freq=reading.inv_freq), target, rtol):
-        return f"frequencies off by up to {error:.2g}"
-    if not dialects.same(target, target._replace(multiplier=reading.multiplier)):
-        return f"multiplier {reading.multiplier:.6g} instead of {target.multiplier:.6g}"
-    theirs, others = reading.beside.others, beside.others
-    if (theirs is None) != (others is None) or (theirs is not None and others is not None and not dialects.same(theirs, others)):
-        return "turns the layers with a sliding window otherwise"
-    if not math.isclose(reading.beside.logits, beside.logits, rel_tol=2 * RTOL):
-        return f"multiplies the attention's logits by {reading.beside.logits:.6g} instead of {beside.logits:.6g}"
-    if reading.context is not None and reading.context != context:
-        return f"takes {reading.context:,} tokens for the longest context"
-    return ""
 
 
 def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str, dict[str, Any], dict[str, Array]]:
@@ -203,15 +156,12 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
             refused = refused or e
             continue
         plain = {"general.architecture": c.family.gguf_arch, **_shape_keys(c), **{k: v.data for k, v in keys.items() if v is not None}}
-        try:
-            reading = readers.read_gguf(plain, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors))
-            why = verdict(reading, table(rope), context, c.beside(rope))
-        except readers.Refuses as e:
-            why = f"refuses the file: {e}"
-        if not why:
+        read = partial(readers.read_gguf, plain, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors))
+        v = judge(read, table(rope), context, c.beside(rope))
+        if v.exact:
             return carrier, keys, factors
         refused = Inexpressible(
-            f"llama.cpp would not compute this from {carrier}: {why}", "--out safetensors" if carry == "auto" else "--carry auto"
+            f"llama.cpp would not compute this from {carrier}: {v.why}", "--out safetensors" if carry == "auto" else "--carry auto"
         )
     assert refused is not None
     raise refused
@@ -225,7 +175,7 @@ def _shape_keys(c: Checkpoint) -> dict[str, Any]:
 def exact_in_llama_cpps_converter(rope: Rope) -> bool:
     """Whether convert_hf_to_gguf.py carries a YaRN config: it writes betas and attention_factor to keys that go unread."""
     usual = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
-    if rope.method not in ("yarn", "ntk-by-parts") or rope.inner:
+    if dialects.spelled(rope) != "yarn" or rope.inner:
         return True
     return table(rope).multiplier == temperature(rope.number("factor")) and all(rope.params.get(k, v) == v for k, v in usual.items())
 

@@ -8,23 +8,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..dialects import same_at_all_lengths
 from ..errors import UsageError, YarnConvertError
-from ..extending import EXTENDING, Options, composes, counted_from, extend
+from ..extending import Options, composes, counted_from, extend
 from ..manifest import MEANT, Manifest
-from ..rope import BAKED, MSCALES, Rope, ntk_theta
+from ..rope import METHODS, MSCALES, Rope, ntk_theta, same_at_all_lengths
 from ..tensors import same_bytes
-from .intention import SPANNING, Intention
+from .intention import Intention
 
 ALIKE = 1e-6  # of two numbers one of which may have been a float32
 NOT_ITS_BASE = "--base takes the model that it was extended from; --like compares with another output"
-USUAL = tuple(  # what a table without a name is compared with: each method with its usual parameters
+RAMPS = (("index", True), ("index", False), ("paper", True))
+USUAL = tuple(  # what a table without a name is compared with: each method with its usual parameters and every ramp that it has, yarn first
     Options(method=method, ramp=ramp, truncate=truncate)
-    for method, ramp, truncate in (
-        ("yarn", "index", True), ("yarn", "index", False), ("yarn", "paper", True), ("ntk-by-parts", "index", True),
-        ("ntk-by-parts", "paper", True), ("ntk-aware", "index", True), ("linear", "index", True),
-    )
-)  # fmt: skip
+    for method, row in reversed(tuple(METHODS.items()))
+    if row.spans
+    for ramp, truncate in (RAMPS if row.ramped else RAMPS[:1])
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +75,11 @@ def _made(meant: Intention, base: Checkpoint, told: int | None) -> Iterator[Rope
 
 def _ways(rope: Rope) -> tuple[Options, ...]:
     """Options that may have led to a recipe: its own method and parameters, or those of every method where it has no name."""
-    if rope.method in ("none", "explicit"):
+    if rope.row.nameless:
         return USUAL
-    if rope.method not in EXTENDING or rope.method in BAKED:
+    if not rope.row.spans:
         return ()
-    given: dict[str, Any] = {
-        k: rope.params[k] for k in ("beta_fast", "beta_slow", "attention_factor", "ramp", "truncate") if k in rope.params
-    }
+    given: dict[str, Any] = {k: rope.params[k] for k in rope.row.takes if k in rope.params}
     return (Options(method=rope.method, **given),)
 
 
@@ -100,7 +97,7 @@ def _difference(meant: Intention, base: Checkpoint, told: int | None) -> str:
     says = rope.original_context if _counts(meant) else original
     if says != original:
         return f"it counts from {says:,} tokens, the base from {original:,} (--scale with --original-context says what else is meant)"
-    if rope.method in SPANNING and not math.isclose(rope.number("factor"), n / original, rel_tol=ALIKE):
+    if rope.row.spans and not math.isclose(rope.number("factor"), n / original, rel_tol=ALIKE):
         return f"its factor is {rope.number('factor'):g}, and its {n:,} tokens are {n / original:g} times the base's {original:,}"
     if rope.method == "dynamic-ntk":
         return "" if n == original or math.isclose(n, original * rope.number("factor"), rel_tol=ALIKE) else _other_length(meant, base)
@@ -108,14 +105,14 @@ def _difference(meant: Intention, base: Checkpoint, told: int | None) -> str:
         return "its mscale and mscale_all_dim are not the base's"
     if n <= original and n != base.context:
         return _other_length(meant, base)
-    if rope.method in EXTENDING or meant.recorded:
+    if rope.row.extends or meant.recorded:
         return f"{rope.method} over the base's RoPE gives other frequencies"
     return ""
 
 
 def _counts(meant: Intention) -> bool:
     """Whether it is said from which length a recipe counts: not every method's files say so."""
-    return meant.recorded or meant.rope.method not in ("none", "linear", "ntk-aware", "explicit")
+    return meant.recorded or meant.rope.row.says_length
 
 
 def _keeps(rope: Rope, own: Rope) -> bool:
@@ -135,8 +132,7 @@ def check_base(c: Checkpoint, base: Checkpoint, mine: Manifest | None, theirs: M
     """Raise UsageError for a base that is the model itself, a copy of it, or an output as it is. `mine` and `theirs`: the manifests."""
     if c.source.path.samefile(base.source.path) or _copies(c, base, mine, theirs):
         raise UsageError(f"{base.source.name} is the model itself, so that nothing is compared", NOT_ITS_BASE)
-    extended = base.ours and base.rope.method in EXTENDING and base.rope.method != "none"
-    if extended and not (theirs and theirs.asked.method == "none"):
+    if base.ours and base.rope.row.extends and not (theirs and theirs.asked.method == "none"):
         raise UsageError(f"{base.source.name} is an output of yarn-convert itself, extended by {base.rope.method}", NOT_ITS_BASE)
 
 

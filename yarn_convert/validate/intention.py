@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import readers
 from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
-from ..dialects import ROPE_FREQS, pair_of, same, same_at_all_lengths
+from ..dialects import ROPE_FREQS, pair_of
 from ..errors import InputError
 from ..extending import Options, extend
 from ..files import exists, regular
 from ..lengths import unsaid
 from ..manifest import read_manifest, rope_of
-from ..readers.survey import Verdict, survey_config, survey_gguf
-from ..rope import RTOL, Array, Rope, Table, rounding, table
+from ..readers.judge import Verdict, elsewhere, grown, judge, judge_configs, unknown
+from ..readers.survey import Surveyed, survey_config, survey_gguf
+from ..rope import RTOL, Array, Rope, rounding, same_at_all_lengths, table
 from ..source import resolve
-from ..targets.plan import DECISIVE, ELSEWHERE, beyond, hf_verdicts, verdict
+from ..targets.plan import DECISIVE
 from ..targets.safetensors import ROPE_FILE
 from ..tensors import read_safetensors
 
@@ -56,14 +58,11 @@ def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None
     if c.gguf and RECIPE in c.gguf.fields:
         rope = rope_of(c.gguf.get(RECIPE))
         factor = rope.params.get("factor")
-        spans = rope.method in SPANNING and not unsaid(rope, c.context)
+        spans = rope.row.spans and not unsaid(rope, c.context)
         length = round(rope.original_context * factor) if spans and isinstance(factor, float) else c.context
         return Intention(rope, length, "as the recipe in the file says", True)
     c = c if doubtful else c.certain()
     return Intention(claimed(c), c.context, "as the file itself claims")
-
-
-SPANNING = ("yarn", "ntk-by-parts", "linear", "ntk-aware")  # their factor is L'/L
 
 
 def claimed(c: Checkpoint) -> Rope:
@@ -92,16 +91,10 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     JSON: `verdict` "passed" or "failed", `reader`, `why`, `doubt`, the two tables, the largest relative error, the multiplier and
     context of both, and every known reader's verdict.
     """
-    target = table(meant.rope, meant.context)
-    reader, beside, rtol = main_reader(c), c.beside(meant.rope), written(c, meant)
-    decoded = decode(c, reader)
-    if c.gguf:
-        verdicts = {LLAMA_CPP: decoded if isinstance(decoded, str) else verdict(decoded, target, meant.context, beside, rtol)}
-    else:
-        verdicts = hf_verdicts(c.written, meant.rope, meant.context, beside)
-    layer = "table" if verdicts[reader] in ("", ELSEWHERE) else _layer(decoded, target, rtol)
-    verdicts = {name: why or _elsewhere(c, meant) for name, why in verdicts.items()}
-    why = verdicts[reader]
+    target, reader, verdicts = table(meant.rope, meant.context), main_reader(c), verdicts_of(c, meant)
+    judged = verdicts[reader]
+    why, decoded = judged.why, judged.reading
+    layer = judged.layer if judged.layer not in ("", "lengths") else "table"  # other lengths have other tables
     if not why and c.rope.method == meant.rope.method == "yarn" and c.rope.original_context != meant.rope.original_context:
         why = f"it counts from {c.rope.original_context:,} tokens instead of {meant.rope.original_context:,}"
     if not why and (file := rope_file_error(c, target)):
@@ -113,18 +106,29 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
         "layer": layer if why else "",
         "intended": {"inv_freq": target.inv_freq.tolist(), "multiplier": target.multiplier, "context": meant.context},
         "ignored": list(c.ignored),
-        "readers": verdicts,
+        "readers": {name: v.why for name, v in verdicts.items()},
+        "unknown": unknown(verdicts),
     }
-    if not isinstance(decoded, str):
+    if decoded is not None:
         found = {"inv_freq": decoded.inv_freq.tolist(), "multiplier": decoded.multiplier, "context": decoded.context}
-        same_size = decoded.inv_freq.shape == target.inv_freq.shape
-        result |= {"decoded": found, "max_error": float(abs(decoded.inv_freq / target.inv_freq - 1).max()) if same_size else None}
+        result |= {"decoded": found, "max_error": judged.error}
     return result
 
 
-def _elsewhere(c: Checkpoint, meant: Intention) -> str:
-    """Why the file is not as meant at other lengths than the one at which readers are asked; "" if it is."""
-    return "" if same_at_all_lengths(c.rope, meant.rope, written(c, meant)) else ELSEWHERE
+def verdicts_of(c: Checkpoint, meant: Intention) -> dict[str, Verdict]:
+    """Of each known reader of the file, whether it computes what is meant from it; at every length, if it does at that of the context."""
+    beside = c.beside(meant.rope)
+    if c.gguf:
+        read = partial(readers.read_gguf, c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors))
+        found = {LLAMA_CPP: judge(read, table(meant.rope, meant.context), meant.context, beside, written(c, meant))}
+    else:
+        found = judge_configs(c.written, meant.rope, meant.context, beside)
+    return found if _at_all_lengths(c, meant) else {name: elsewhere(v) if v.exact else v for name, v in found.items()}
+
+
+def _at_all_lengths(c: Checkpoint, meant: Intention) -> bool:
+    """Whether the file is as meant at other lengths, too, than the one at which readers are asked."""
+    return same_at_all_lengths(c.rope, meant.rope, written(c, meant))
 
 
 def written(c: Checkpoint, meant: Intention) -> float | Array:
@@ -132,40 +136,30 @@ def written(c: Checkpoint, meant: Intention) -> float | Array:
     return rounding(meant.rope) if c.factors else RTOL
 
 
-def survey(c: Checkpoint, meant: Intention) -> list[Verdict]:
+def survey(c: Checkpoint, meant: Intention) -> list[Surveyed]:
     """What each known runtime makes of the file, ours or not, against the intention."""
-    target = table(meant.rope, meant.context)
+    target, beside = table(meant.rope, meant.context), c.beside(meant.rope)
     if c.gguf:
         names = {k: c.gguf.get(k) for k in ("general.name", "general.basename") if k in c.gguf.fields}
-        rtol = float(np.max(written(c, meant)))
-        found = survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, rtol, c.beside(meant.rope))
+        found = survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, written(c, meant), beside)
     else:
-        found = survey_config(c.written, target, meant.context, beside=c.beside(meant.rope))
-    other = _elsewhere(c, meant)
-    return [replace(v, differs=other or ("" if c.gguf else beyond(v.runtime, c.written, meant.rope))) if v.exact else v for v in found]
+        found = survey_config(c.written, target, meant.context, beside=beside)
+        found = [replace(v, verdict=grown(v.runtime, v.verdict, c.written, meant.rope)) for v in found]
+    return found if _at_all_lengths(c, meant) else [replace(v, verdict=elsewhere(v.verdict)) if v.exact else v for v in found]
 
 
-def decode(c: Checkpoint, reader: str) -> readers.Reading | str:
-    """What a reader makes of the file, or why it refuses it."""
+def decode(c: Checkpoint, reader: str) -> readers.Reading | None:
+    """What a reader makes of the file, None where it refuses it."""
     try:
         return (
             readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors)) if c.gguf else readers.read_config(reader, c.written)
         )
-    except readers.Refuses as e:
-        return f"refuses the file: {e.message}"
+    except readers.Refuses:
+        return None
 
 
 def main_reader(c: Checkpoint) -> str:
     return LLAMA_CPP if c.gguf else DECISIVE
-
-
-def _layer(decoded: readers.Reading | str, target: Table, rtol: float | Array) -> str:
-    """Which part of the recipe is not as meant: "table", "multiplier" or "context"."""
-    if isinstance(decoded, str) or decoded.inv_freq.shape != target.inv_freq.shape:
-        return "table"
-    if not same(target._replace(inv_freq=decoded.inv_freq), target, rtol):
-        return "table"
-    return "multiplier" if not same(target, target._replace(multiplier=decoded.multiplier)) else "context"
 
 
 def rope_file_error(c: Checkpoint, target: Any) -> str:

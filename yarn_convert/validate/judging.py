@@ -123,12 +123,9 @@ def wrong_tables(rope: Rope, length: int) -> dict[str, Effect]:
         "multiplier 1": right._replace(multiplier=1.0, logits=1.0),
         "factor × 2": _doubled(rope, right, plain),
     }
-    if rope.method in RAMPED and "factor" in rope.params:
+    if rope.row.ramped and "factor" in rope.params:
         candidates["the other ramp"] = rope.with_params(ramp="index" if rope.params.get("ramp") == "paper" else "paper")
     return _tables(candidates, right)
-
-
-RAMPED = ("yarn", "ntk-by-parts")
 
 
 def suspects(rope: Rope, length: int) -> dict[str, Effect]:
@@ -137,7 +134,7 @@ def suspects(rope: Rope, length: int) -> dict[str, Effect]:
     found: dict[str, Rope | Effect] = dict(wrong_tables(rope, length))
     found["the multiplier twice"] = right._replace(multiplier=right.multiplier**2)
     found["a doubled multiplier"] = right._replace(multiplier=right.multiplier * 2)
-    if rope.method in RAMPED and "factor" in rope.params:
+    if rope.row.ramped and "factor" in rope.params:
         usual: dict[str, Param] = {"beta_fast": 32.0, "beta_slow": 1.0}
         cold = {k: v for k, v in rope.params.items() if k not in ("attention_factor", *MSCALES)}
         extended = round(rope.original_context * rope.number("factor"))
@@ -175,7 +172,7 @@ def _doubled(rope: Rope, right: Effect, plain: NDArray[np.float64]) -> Effect:
     """Scaled twice as far with the same multiplier, so that only the frequencies differ: the fault that hides best."""
     if rope.method == "none":
         return right._replace(inv_freq=plain / 2)
-    if rope.method in ("explicit", "longrope"):
+    if rope.row.lists:
         return right._replace(inv_freq=np.where(right.inv_freq < 0.999 * plain, right.inv_freq / 2, right.inv_freq))
     doubled = effect(rope.with_params(factor=2 * rope.number("factor", 1.0)))
     return doubled._replace(multiplier=right.multiplier, logits=right.logits)

@@ -116,7 +116,7 @@ def largest(windows: Sequence[Mapping[str, Any]]) -> float | None:
 def words(recipe: Mapping[str, Any]) -> list[str]:
     """A recipe in sentences: what the method does, its numbers, and the same of the recipe below it."""
     method = METHODS.get(recipe["method"])
-    does = " ".join((method.__doc__ or "").split("\n\n")[0].replace("`", "").split()) if method else recipe["method"]
+    does = " ".join(method.summary.replace("`", "").split()) if method else recipe["method"]
     values = {k: f"{len(v)} numbers" if isinstance(v, list | tuple) else number(v, LONG) for k, v in recipe["params"].items()}
     numbers = [f"{k} = {v}" for k, v in values.items()]
     theta, dim, original = (number(recipe[k], LONG) for k in ("rope_theta", "rotary_dim", "original_context"))

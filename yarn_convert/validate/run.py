@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,12 +30,11 @@ from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES, row_of
 from ..source import resolve
 from ..targets.output import replace_file
-from ..targets.plan import unknown
 from . import twin
 from .excerpt import layers_of, write_excerpt
 from .extension import Lineage, check_base, lineage
 from .generation import warnings
-from .intention import Intention, check_recipe, decode, intention_of
+from .intention import Intention, check_recipe, decode, intention_of, verdicts_of
 from .judging import Tolerance, tolerance_for
 from .reference import Reference, changed_since, other_model, pick_device
 from .rounding import rounds
@@ -116,7 +115,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     result["tokenizer"] = check_tokenizer(c, base)
     result["warnings"] = warnings(c)
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
-    result["studies"] = _studies(c, base, meant, names, settings, result["recipe"], say) if names and same_size else []
+    result["studies"] = _studies(c, base, meant, names, settings, say) if names and same_size else []
     result["missing"] = missing
     inputs.check()
     result |= judge(result, settings.runtimes, settings.real, settings.twin, c.family.listed)
@@ -227,13 +226,12 @@ def _studies(
     meant: Intention,
     names: list[str],
     settings: Settings,
-    recipe: Mapping[str, Any],
     say: Say,
 ) -> list[dict[str, Any]]:
-    silent = unknown(recipe["readers"])
-    predicted = {name: recipe["readers"].get(row, "") for name in names if (row := row_of(name).reader) not in silent}
+    judged = verdicts_of(c, meant)
+    predicted = {name: v for name in names if (v := judged.get(row_of(name).reader)) and v.kind != "unknown"}
     read = {name: decode(c, row_of(name).reader) for name in names}
-    readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in read.items() if not isinstance(r, str)}
+    readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in read.items() if r}
     device = pick_device(settings.device)
     question = Question(meant, readings, predicted, device, settings.dtype)
     original, studies = meant.rope.original_context, []

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .. import runtimes
 from ..checkpoint import Checkpoint
 from ..errors import YarnConvertError
+from ..readers.judge import Verdict
 from ..rope import Effect, effect
 from ..runtimes.table import mode_of, row_of
 from . import twin
@@ -41,11 +42,11 @@ WORDS = 1000  # tokens of the smallest vocabulary whose loss says anything: belo
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked of every runtime. `readings`: runtime -> the table that its source takes from the file, to recognize one
-    that follows the file and not the intention. `predicted`: runtime -> why it is known not to follow, "" if it should."""
+    that follows the file and not the intention. `predicted`: runtime -> whether it follows, by its source."""
 
     meant: Intention
     readings: Mapping[str, Effect] = field(default_factory=dict)
-    predicted: Mapping[str, str] = field(default_factory=dict)
+    predicted: Mapping[str, Verdict] = field(default_factory=dict)
     device: str = "auto"
     dtype: str = "float32"
 
@@ -274,9 +275,9 @@ def _rows(there: Spans, values: NDArray[np.float32], spans: Spans) -> NDArray[np
 
 
 def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected: NDArray[np.float32], say: Say) -> dict[str, Any]:
-    predicted = q.predicted.get(name, "")
+    predicted = q.predicted.get(name, Verdict("exact"))
     s = replace(s, tolerance=_in_mode(s, q, name, reference, expected, say))
-    result: dict[str, Any] = {"runtime": name, "predicted": predicted, "as_predicted": False, "tolerance": s.tolerance.as_json()}
+    result: dict[str, Any] = {"runtime": name, "predicted": predicted.why, "as_predicted": False, "tolerance": s.tolerance.as_json()}
     n = min(len(s.ids), q.meant.context - row_of(name).spare)
     spans = [(a, min(b, n)) for a, b in s.spans if a < n]
     say(f"{name}, {s.kind}", 0.0)
@@ -285,8 +286,8 @@ def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected:
     except runtimes.Failed as e:
         if why := e.message if e.killed else _out_of_order(name):
             return result | {"verdict": NOT_RUN, "windows": [], "layer": "", "why": why}
-        layer = "length" if "limit" in e.message else "runtime"
-        foreseen = predicted.startswith("refuses" if layer == "runtime" else "takes")
+        foreseen = predicted.layer == "context" if e.too_long else predicted.kind == "refuses"
+        layer = "length" if e.too_long else "runtime"
         return result | {"verdict": FAILED, "windows": [], "layer": layer, "why": e.message, "as_predicted": foreseen}
     result |= {"version": done.info.get("version"), "seconds": done.info["seconds"], "device": done.info.get("device")}
     top_k = done.info.get("kind") == "log-probabilities"

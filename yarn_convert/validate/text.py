@@ -10,7 +10,6 @@ from msgspec import convert
 
 from ..errors import UsageError
 from ..manifest import Validation
-from ..targets.plan import unknown
 
 Result = Mapping[str, Any]
 SHOWN = 8  # windows of a study in the table; all are in the JSON and in the HTML report
@@ -77,7 +76,7 @@ def _recipe(r: Mapping[str, Any]) -> list[str]:
         who = "" if r["layer"] == "base" else f"{r['reader']}: "
         out = [f"recipe    FAILED ({r['layer']}): {who}{r['why']}"]
     out += [f"          ignored by {r['reader']}: {', '.join(r['ignored'])}"] if r["ignored"] else []
-    silent = unknown(r["readers"])
+    silent = r["unknown"]
     out += [f"          not in {name}: {why}" for name, why in r["readers"].items() if why and name not in (r["reader"], *silent)]
     return out + ([f"          unknown: {', '.join(silent)}"] if silent else [])
 

@@ -34,8 +34,8 @@ def main(job: Job) -> None:
     with subprocess.Popen(["cmake", "--build", str(build), "--target", "llama", "-j", jobs], stdout=subprocess.PIPE, text=True) as making:
         for line in making.stdout or ():
             print(line, end="", flush=True)
-            if step := STEP.search(line):  # how far it got, should it be stopped
-                job.put("progress", f"{step[1]}{line[step.end() - 1 :].split(' ')[0]}")
+            if STEP.search(line):  # how far it got, should it be stopped
+                job.put("progress", line[: line.index("]")].strip("[ "))
     if making.returncode:
         raise SystemExit(f"the build ended with code {making.returncode}")
     job.put("seconds", time.perf_counter() - begin)
