@@ -29,7 +29,10 @@ PYTEST := OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(BIN)/python -m pytest -n 2 --di
 test: check $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
 	YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) $(PYTEST) $(or $(TESTS),$(SLOW) $(filter-out $(SLOW),$(ALL)))
 
-# What one runs while working: all that needs neither a runtime nor another process, in less than a minute.
+# What one runs while working, in less than a minute: the rooms, readers' rules, dialects, files and decoding, without a long run of a runtime.
+FAST := $(patsubst %,tests/test_%.py,files manifest rope layers_that_turn hub_server tokenizer_types layers repair config lengths rounding \
+	strangers_text methods devices dialects general contents survey layout family_docs)
+
 test-fast: $(VENV)/dev.stamp
 	$(PYTEST) $(FAST)
 
