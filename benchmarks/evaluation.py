@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.compute.reference import pick_device
+from yarn_convert.compute.scorer import Torch
+from yarn_convert.compute.tokens import text_ids
 from yarn_convert.convert import Options, convert
-from yarn_convert.evaluate.model import Torch
 from yarn_convert.evaluate.windows import sliding
 from yarn_convert.source import resolve
-from yarn_convert.validate.reference import pick_device
-from yarn_convert.validate.tokens import text_ids
 
 RUNS, WIDTH, STRIDE = 3, 2048, 256
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.compute import reference as rooms
+from yarn_convert.compute.reference import Reference, Weights, device_map
 from yarn_convert.errors import UsageError
 from yarn_convert.rope import Effect, table
 from yarn_convert.source import resolve
-from yarn_convert.validate import reference as rooms
-from yarn_convert.validate.reference import Reference, Weights, device_map
 
 torch = pytest.importorskip("torch")
 MakeModel = Callable[..., Path]
@@ -33,7 +33,7 @@ def halves(c: Checkpoint) -> dict[str, int]:
 
 
 def placed(reference: Reference, c: Checkpoint) -> dict[str, str]:
-    return device_map(reference._skeleton(rooms._config(c)), halves(c))
+    return device_map(reference._skeleton(rooms.config_of(c)), halves(c))
 
 
 def place_of(name: str, places: dict[str, str]) -> str:

@@ -22,6 +22,9 @@ from test_report import Page
 
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.compute.growing import Steps, greedy
+from yarn_convert.compute.scorer import Torch
+from yarn_convert.compute.tokens import TEXT, tokenizer_of
 from yarn_convert.convert import Options, convert
 from yarn_convert.errors import InputError, UsageError
 from yarn_convert.evaluate import (
@@ -39,9 +42,7 @@ from yarn_convert.evaluate import (
     perplexity,
     temperature,
 )  # fmt: skip
-from yarn_convert.evaluate.dynamic import Steps, greedy
 from yarn_convert.evaluate.journal import identity
-from yarn_convert.evaluate.model import Torch
 from yarn_convert.evaluate.passkey import FILLING, prompt
 from yarn_convert.evaluate.text import labels_of
 from yarn_convert.evaluate.text import lines as evaluation_lines
@@ -50,7 +51,6 @@ from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
 from yarn_convert.source import resolve
 from yarn_convert.upload.card import card
-from yarn_convert.validate.tokens import TEXT, tokenizer_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -246,7 +246,7 @@ def test_a_model_whose_layers_are_loaded_as_they_are_needed_is_measured_the_same
 ) -> None:
     base, wish = make_model(), Wish((32, 128))
     whole = values(measured([base], wish))
-    monkeypatch.setattr("yarn_convert.validate.reference.free_memory", lambda device: 0)
+    monkeypatch.setattr("yarn_convert.compute.reference.free_memory", lambda device: 0)
     result = measured([base], wish)
     assert result["models"][0]["offloaded"] and values(result) == whole
 

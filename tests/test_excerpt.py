@@ -12,13 +12,13 @@ from family_models import make
 
 from yarn_convert import dtypes, quantizer, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.compute.reference import Reference
 from yarn_convert.convert import Options, convert
 from yarn_convert.rope import table
 from yarn_convert.source import resolve
 from yarn_convert.validate import Settings, excerpt, lines, study, validate
 from yarn_convert.validate.excerpt import layers_of, write_excerpt
 from yarn_convert.validate.judging import NOISE
-from yarn_convert.validate.reference import Reference
 from yarn_convert.validate.report import html_report
 from yarn_convert.validate.rounding import rounded, rounding, rounds
 

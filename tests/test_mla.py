@@ -163,7 +163,7 @@ def test_layers_of_further_tokens_stay_in_a_folder_and_are_named_when_a_gguf_lea
     pytest.importorskip("torch")
     import torch
 
-    from yarn_convert.validate.reference import Weights
+    from yarn_convert.compute.reference import Weights
 
     assert set(Weights(opened(source), torch.float32, False)) == set(weights), "the reference runs what transformers runs"
     with pytest.raises(Unsupported, match="not part of the family"):
@@ -345,7 +345,7 @@ def test_the_reference_is_transformers_own(name: str, model: Any, tmp_path: Path
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    from yarn_convert.validate.reference import Reference
+    from yarn_convert.compute.reference import Reference
 
     ids = np.random.default_rng(0).integers(3, 263, CONTEXT)
     net = AutoModelForCausalLM.from_pretrained(model(name), dtype=torch.float32, attn_implementation="eager").eval()

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 from yarn_convert import cli
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.compute.weights import check_weights
 from yarn_convert.convert import Options, convert, prepare
 from yarn_convert.describe import describe
 from yarn_convert.errors import FormatError, Unsupported
 from yarn_convert.source import resolve
 from yarn_convert.validate.run import Settings, validate
-from yarn_convert.validate.weights import check_weights
 
 transformers = pytest.importorskip("transformers")
 

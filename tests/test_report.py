@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from yarn_convert.errors import UsageError
-from yarn_convert.validate.report import CEILING, FLOOR, drawable, html_report, number, within
+from yarn_convert.pages import number
+from yarn_convert.validate.judging import within
+from yarn_convert.validate.report import CEILING, FLOOR, drawable, html_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NAN, INF = math.nan, math.inf

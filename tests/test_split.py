@@ -398,7 +398,7 @@ def test_inspect_validate_repair_and_upload_take_the_first_part(
 
 
 def test_hashes_of_all_parts_are_checked(parts: list[Path], tmp_path: Path) -> None:
-    from yarn_convert.validate.weights import check_weights
+    from yarn_convert.compute.weights import check_weights
 
     convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", hash=True))
     manifest = read_manifest(tmp_path / "out.gguf")

@@ -13,14 +13,14 @@ from family_models import make
 from test_validate import extended, opened, rewritten, run
 
 from yarn_convert import runtimes
+from yarn_convert.compute.tokens import reading, tokenizer_of
+from yarn_convert.compute.values import changed_since, other_model
 from yarn_convert.convert import window_off
 from yarn_convert.errors import Inexpressible
 from yarn_convert.gguf_file import Value, read_gguf
 from yarn_convert.manifest import manifest_path, read_manifest
 from yarn_convert.validate.generation import warnings
-from yarn_convert.validate.reference import changed_since, other_model
 from yarn_convert.validate.tokenizer import check_tokenizer
-from yarn_convert.validate.tokens import reading, tokenizer_of
 
 Json = dict[str, Any]
 

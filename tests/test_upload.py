@@ -588,9 +588,9 @@ def test_a_push_of_pickled_weights_is_converted_here(
 
 def validate_weights(folder: Path) -> str:
     from yarn_convert.checkpoint import open_checkpoint
+    from yarn_convert.compute.weights import check_weights
     from yarn_convert.manifest import read_manifest
     from yarn_convert.source import resolve
-    from yarn_convert.validate.weights import check_weights
 
     return str(check_weights(open_checkpoint(resolve(str(folder))), None, read_manifest(folder), lambda n: None)["verdict"])
 

@@ -17,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.compute.reference import Reference
+from yarn_convert.compute.tokens import text_ids
 from yarn_convert.convert import Options, convert
 from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvertError
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
@@ -29,11 +31,9 @@ from yarn_convert.tensors import Tensor
 from yarn_convert.validate import Settings, judging, lines, seconds_of, study, twin, validate
 from yarn_convert.validate.intention import claimed, intention_of, survey
 from yarn_convert.validate.judging import Tolerance, compare
-from yarn_convert.validate.reference import Reference
 from yarn_convert.validate.report import html_report
 from yarn_convert.validate.study import disjoint
 from yarn_convert.validate.text import unchecked
-from yarn_convert.validate.tokens import text_ids
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -414,7 +414,7 @@ def test_the_reference_is_the_same_from_either_format(make_model: MakeModel, tmp
 def test_offloaded_layers_compute_the_same(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
     c, ids = opened(make_model(tied=tied)), np.arange(60)
     whole = Reference(c).logits(table(c.rope), ids, [(0, 60)])
-    monkeypatch.setattr("yarn_convert.validate.reference.free_memory", lambda device: 0)
+    monkeypatch.setattr("yarn_convert.compute.reference.free_memory", lambda device: 0)
     offloaded = Reference(c)
     assert offloaded.offloaded
     np.testing.assert_array_equal(offloaded.logits(table(c.rope), ids, [(0, 60)]), whole)
@@ -740,7 +740,7 @@ def test_a_result_that_cannot_be_recorded_is_still_a_result(make_model: MakeMode
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("yarn_convert.validate.run.replace_file", full)
+    monkeypatch.setattr("yarn_convert.compute.record.replace_file", full)
     result = run(out, real=False)
     assert result["verdict"] == "passed"
     assert "No space left" in result["unrecorded"]

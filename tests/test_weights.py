@@ -12,11 +12,11 @@ from conftest import MakeModel
 
 from yarn_convert import dtypes, quantizer
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.compute.weights import PERMUTED, REORDERED, ROUNDED_BY_GGUF, SOUND, TRANSPOSED, check_weights, same_weights
 from yarn_convert.convert import Options, convert
 from yarn_convert.layout import Part
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor, in_memory
-from yarn_convert.validate.weights import PERMUTED, REORDERED, ROUNDED_BY_GGUF, SOUND, TRANSPOSED, check_weights, same_weights
 
 pytest.importorskip("llama_cpp")
 F32 = np.ndarray
@@ -42,7 +42,7 @@ def part(x: F32) -> Part:
 
 def verdict(q: F32, x: F32, dtype: str) -> str:
     """What is said of values `q` that claim to be `x` in that type. Held in F32 under the type's name: only bounds are asked."""
-    from yarn_convert.validate import weights
+    from yarn_convert.compute import weights
 
     held, base = in_memory("w", np.ascontiguousarray(q), "F32"), part(x)
     return weights._apart(held, base).wrong(weights.sound(dtype, "F32"), dtype)

@@ -188,9 +188,10 @@ def validate(
 
     What is intended is said by --like, by the options of a conversion, by the manifest, or by the file itself.
     """
+    from .pages import check_report, write_report
     from .validate import Settings, lines, seconds_of
     from .validate import validate as run
-    from .validate.report import check_report, html_report, write_report
+    from .validate.report import html_report
 
     if report:
         check_report(report, force)

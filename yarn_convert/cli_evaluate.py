@@ -262,7 +262,7 @@ def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs, then: Calla
     from .evaluate import finished, journal_of
     from .evaluate.report import check_places, html_report, save_plots
     from .evaluate.text import lines
-    from .validate.report import write_report
+    from .pages import write_report
 
     check_places(to.report, to.plot, to.journal, to.force)
     with journal_of(to.report or to.plot, to.journal) as kept, steps(to.quiet or to.as_json) as say:

@@ -8,12 +8,12 @@ import numpy as np
 from job import Job
 
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.compute.reference import Reference
+from yarn_convert.compute.tokens import text_ids
 from yarn_convert.rope import effect
 from yarn_convert.source import resolve
 from yarn_convert.validate.judging import tolerance_for
-from yarn_convert.validate.reference import Reference
 from yarn_convert.validate.study import real_subject
-from yarn_convert.validate.tokens import text_ids
 
 
 def opened(job: Job) -> Checkpoint:

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..compute.record import SHORTEST, Say
 from ..errors import UsageError
 from ..extending import EXTENDING
 from ..rope import METHODS
-from ..validate.run import SHORTEST
 from .documents import Document, names
 from .journal import Journal
-from .subjects import Line, Meter, Say, Settings, Subject, line_of
+from .subjects import Line, Meter, Settings, Subject, line_of
 from .windows import NOTHING, Losses, Pass, Span, segments, sliding
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checkpoint import Checkpoint
+from ..compute.scorer import Ids
+from ..compute.tokens import TEXT, read_text, tokenizer_of
 from ..errors import InputError, UsageError
 from ..extras import need
-from ..validate.tokens import TEXT, read_text, tokenizer_of
-from .model import Ids
 
 
 class Document(NamedTuple):

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..compute.growing import Steps, greedy
+from ..compute.record import Say
+from ..compute.scorer import Ids
+from ..compute.tokens import tokenizer_of
 from ..errors import UsageError
-from ..validate.tokens import tokenizer_of
 from .documents import bos
-from .dynamic import Steps, greedy
 from .journal import Journal
-from .model import Ids
-from .subjects import Line, Meter, Say, Settings, Subject, lines_of
+from .subjects import Line, Meter, Settings, Subject, lines_of
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "

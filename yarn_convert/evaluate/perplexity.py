@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ..compute.record import Say
 from ..errors import UsageError
 from .documents import Document, names
 from .journal import Journal
-from .subjects import Line, Meter, Say, Settings, Subject, lines_of
+from .subjects import Line, Meter, Settings, Subject, lines_of
 from .windows import NOTHING, Losses, Window, document_error, mean_of_window_means, passes, sliding
 
 

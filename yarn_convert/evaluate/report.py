@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from ..validate.report import BLUE, INK, STYLE, check_report, packages, page, svg, write_report
+from ..pages import BLUE, INK, STYLE, check_report, packages, page, svg, write_report
 from .text import figure, labels_of, percent
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..compute.record import made, record
+from ..compute.values import other_model
+from ..compute.weights import check_weights
 from ..errors import InputError, UsageError
 from ..manifest import Manifest, read_manifest
 from ..source import resolve
-from ..validate.reference import other_model
-from ..validate.run import hardware, record, versions
-from ..validate.weights import check_weights
 
 
 def finished(result: Mapping[str, Any]) -> dict[str, Any]:
     """The result with time, versions and hardware; what is not finite, which JSON has no word for, becomes null."""
-    made = {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), "hardware": hardware()}
-    found: dict[str, Any] = clean({**result, **made})
+    found: dict[str, Any] = clean({**result, **made()})
     return found
 
 

@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..compute.record import DTYPES, Say
+from ..compute.scorer import Runtime, Scorer, Torch
 from ..errors import UsageError
 from ..extending import EXTENDING, Options, counted_from, extend
 from ..extras import need
 from ..rope import METHODS, Rope, recipe_of
 from ..source import resolve
-from ..validate.run import DTYPES
 from .documents import Document, Texts, bos
 from .journal import Journal, identity, key_of
-from .model import Runtime, Scorer, Torch
 from .windows import Losses, Pass, Span
-
-Say = Callable[[str, float], None]  # (what is running, fraction done)
 
 
 @dataclass(frozen=True, slots=True)

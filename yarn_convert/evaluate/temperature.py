@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..compute.record import SHORTEST, Say
 from ..errors import UsageError
 from ..rope import temperature as recommended_at
-from ..validate.run import SHORTEST
 from .documents import names
 from .journal import Journal
-from .subjects import Meter, Say, Settings, Subject, line_of
+from .subjects import Meter, Settings, Subject, line_of
 from .windows import NOTHING, Losses, Pass, document_error, segments
 
 

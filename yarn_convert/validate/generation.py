@@ -11,11 +11,11 @@ from typing import Any, TypeGuard
 
 from .. import files
 from ..checkpoint import Checkpoint
+from ..compute.tokens import as_keys, tokenizer_of
 from ..contents import CONFIG, GENERATION
 from ..errors import YarnConvertError
 from ..general import ENDS, IDS, ends_of
 from ..tensors import load_json
-from .tokens import as_keys, tokenizer_of
 
 TOKENIZER = "tokenizer_config.json"
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import re
 from collections.abc import Mapping, Sequence
 from itertools import chain, cycle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OutputError
-from ..extras import REPORT, need
+from ..pages import BLUE, INK, RED, STYLE, number, packages, page, svg
 from ..rope import METHODS, RTOL, geometric
-from ..targets.output import replace_file
 from .judging import within
 from .text import unchecked
 
@@ -25,44 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 LONG = ",.9g"  # the form of numbers that are float32 at the reader
 FLOOR, CEILING = 1e-16, 1e3  # what is drawn on a log axis for 0, and for what is not finite
-INK = "#010203"  # stands for the page's own text colour, so that plots are readable on light and on dark
-BLUE, RED = "#0072b2", "#d55e00"  # Okabe and Ito's colours, which colour-blind people tell apart
 RUNTIMES = ((BLUE, "o"), ("#009e73", "s"), ("#cc79a7", "D"), ("#e69f00", "^"), ("#56b4e9", "v"))  # RED is the tolerance's
 WRONG = ("x", "+", "1", "2", "|", "_")
-STYLE = {
-    "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.spines.right": False, "axes.spines.top": False,
-    "font.size": 10, "legend.frameon": False, "lines.linewidth": 1.4, "lines.markersize": 5,
-    "savefig.transparent": True, "svg.fonttype": "none", "svg.hashsalt": "yarn-convert", "text.color": INK,
-    "text.parse_math": False, "xtick.color": INK, "ytick.color": INK,
-}  # fmt: skip
-
-
-def check_report(path: Path, force: bool) -> None:
-    """Raise before a long run what would stop its report: OutputError for the place, UsageError for missing packages."""
-    packages()
-    if path.is_dir() or (path.exists() and not force):
-        raise OutputError(f"{path} exists", "--force replaces a file, or give another name")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path} cannot be written", "give a folder that exists and is yours")
-
-
-def packages() -> tuple[Any, Any]:
-    need("validate", "a report or plot", *REPORT)
-    import jinja2
-    import matplotlib.style
-
-    return jinja2, matplotlib
-
-
-def write_report(path: Path, content: str | bytes) -> None:
-    """Write a page or plot, whole or not at all."""
-    try:
-        replace_file(path, content.encode() if isinstance(content, str) else content)
-    except OSError as e:
-        raise OutputError(f"could not write {path}: {e.strerror}", "free some space, or give another place") from None
 
 
 def html_report(result: Mapping[str, Any], command: str) -> str:
@@ -79,33 +39,11 @@ def html_report(result: Mapping[str, Any], command: str) -> str:
         }
     return page(
         "validation.html.j2", r=result, unchecked=unchecked(result), command=command, words=words(recipe), frequencies=frequencies,
-        plots=plots, rtol=RTOL,
+        plots=plots, rtol=RTOL, filters={"within": within, "largest": largest},
     )  # fmt: skip
 
 
-def page(template: str, **values: Any) -> str:
-    """A template, filled. UsageError without the packages."""
-    jinja2, _ = packages()
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "within": within, "largest": largest}
-    text = str(environment.get_template(template).render(**values))
-    return text.encode("utf-8", "replace").decode()  # a lone surrogate in a name could not be written
-
-
 # -- text -------------------------------------------------------------------------------------------------------------
-
-
-def number(value: Any, form: str = ",.3g") -> str:
-    """A value for people, a float in `form`; a dash for what is not there."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not isinstance(value, float):
-        return "–" if value is None else str(value) or "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return "NaN" if math.isnan(value) else f"{value:{form}}"
 
 
 def largest(windows: Sequence[Mapping[str, Any]]) -> float | None:
@@ -215,16 +153,3 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     pairs = [axes.get_legend_handles_labels() for axes in panels]
     handles, labels = (list(chain.from_iterable(part)) for part in zip(*pairs, strict=True))
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9)
-
-
-def svg(figure: Figure, name: str, label: str) -> Any:
-    """The figure as markup for a page that holds others too: every id begins with `name`."""
-    from markupsafe import Markup, escape
-
-    file = io.StringIO()
-    figure.savefig(file, format="svg")
-    text = file.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\"", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text.replace("xlink:href", "href"))
-    return Markup(text.replace(INK, "currentColor").replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import platform
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +15,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..compute.record import DTYPES, SHORTEST, Say, made, record
+from ..compute.reference import Reference, pick_device
+from ..compute.tokens import text_ids
+from ..compute.values import changed_since, other_model
+from ..compute.weights import check_weights
 from ..convert import window_off
 from ..digests import Progress, digests
 from ..errors import UsageError
 from ..extending import Options, counted_from
 from ..extras import need
 from ..inputs import noticing
-from ..manifest import Manifest, changed, manifest_path, read_manifest
+from ..manifest import Manifest, read_manifest
 from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES, row_of
 from ..source import resolve
-from ..targets.output import replace_file
 from . import twin
 from .excerpt import layers_of, write_excerpt
 from .extension import Lineage, check_base, lineage
 from .generation import warnings
 from .intention import Intention, check_recipe, decode, intention_of, verdicts_of
 from .judging import Tolerance, tolerance_for
-from .reference import Reference, changed_since, other_model, pick_device
 from .rounding import rounds
 from .study import (
     FAILED,
     PREFIX,
     WIDTH,
     Question,
-    Say,
     base_text_loss,
     guessed,
     real_subject,
@@ -53,12 +52,9 @@ from .study import (
     within_base,
 )
 from .tokenizer import check_tokenizer
-from .tokens import text_ids
 from .verdict import judge
-from .weights import check_weights
 
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
-SHORTEST = 16  # tokens
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
 EXCERPT_TOKENS = 256  # of an excerpt at least, where the text goes so far
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
@@ -119,7 +115,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     result["missing"] = missing
     inputs.check()
     result |= judge(result, settings.runtimes, settings.real, settings.twin, c.family.listed)
-    result |= {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), "hardware": hardware()}
+    result |= made()
     if manifest is not None and settings.like is None and settings.options is None and c.source.commit is None:
         kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
         result["unrecorded"] = record(c.source.path, "validation", kept)
@@ -165,9 +161,6 @@ def _counted(what: str, total: int, say: Say) -> Progress:
 
 def _modified(path: Path) -> str:
     return dt.datetime.fromtimestamp(path.stat().st_mtime, dt.timezone.utc).isoformat(timespec="seconds")
-
-
-DTYPES = {"f32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
 
 
 def _checked(s: Settings) -> Settings:
@@ -298,41 +291,3 @@ def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence
     passes = 1 + sum(row_of(name).cost for name in names)
     lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)
     return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))
-
-
-# -- on record ---------------------------------------------------------------------------------------------------------
-
-
-def record(model: Path, name: str, result: dict[str, Any]) -> str:
-    """Put a result into the manifest, as it is by now, under `name`; why that was impossible, "" if it was not."""
-    try:
-        replace_file(manifest_path(model), changed(model, {name: result}))
-    except OSError as e:
-        return f"{manifest_path(model).name} cannot be written: {e.strerror}"
-    return ""
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("yarn-convert", "numpy", "torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    import psutil
-
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
-    memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {"system": f"{platform.system()} {platform.machine()}", "processor": processor, "cores": os.cpu_count(), "memory_gib": memory}
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from .. import runtimes
 from ..checkpoint import Checkpoint
+from ..compute.record import Say
+from ..compute.reference import Reference, Spans
 from ..errors import YarnConvertError
 from ..readers.judge import Verdict
 from ..rope import Effect, effect
@@ -25,10 +27,8 @@ from ..runtimes.table import mode_of, row_of
 from . import twin
 from .intention import Intention
 from .judging import FLOAT32, Tolerance, Window, compare, differ, noisy, suspects, tolerance_for, within, wrong_tables
-from .reference import Reference, Spans
 from .rounding import rounding
 
-Say = Callable[[str, float], None]  # (what is running, fraction done)
 WIDTH = 64  # positions of a window
 PREFIX = 1024  # tokens in which most wrong recipes show already on real weights
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # of a runtime; the last says nothing of the model

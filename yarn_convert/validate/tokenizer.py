@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from .. import files, tokenizers
 from ..checkpoint import Checkpoint
+from ..compute.tokens import TEXT, as_keys, gguf_keys, reading, tokenizer_of
 from ..decoding import parse
 from ..errors import InputError, Unsupported, YarnConvertError
 from .generation import named_otherwise
-from .tokens import TEXT, as_keys, gguf_keys, reading, tokenizer_of
 
 SAMPLE = 20_000  # characters of TEXT
 AWKWARD = "12345 1,000.50\t  def f(x):\n\n    return x**2\r\n é 中文 🙂 I'll DON'T  "

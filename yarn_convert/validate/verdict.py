@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..compute.weights import PERMUTED
 from ..runtimes.table import row_of
 from .study import FAILED, NOT_RUN, PASSED, WIDTH, costly, guessed
-from .weights import PERMUTED
 
 INCONCLUSIVE = "inconclusive"
 Runs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]  # (a study, what one runtime did in it)

@@ -7,8 +7,8 @@ import logits
 import numpy as np
 from job import Job
 
+from yarn_convert.compute.reference import Reference
 from yarn_convert.validate.judging import compare, tolerance_for, wrong_tables
-from yarn_convert.validate.reference import Reference
 
 ON, LIMIT, NEEDS = "gpu", 90, ("prepare",)
 RUNS = 3

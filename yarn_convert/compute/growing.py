@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..rope import Effect, Rope, effect
-from ..validate.reference import Reference, enough_memory
-from .model import Ids
+from .reference import Reference, enough_memory
+from .scorer import Ids
 
 CACHES = ("before", "after", "none")
 NAME = "yarn_convert_before_rope"

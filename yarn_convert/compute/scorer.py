@@ -1,6 +1,6 @@
 """Who computes the losses: the base in torch under any recipe, or a real runtime on its own file.
 
-In torch one loaded model serves all methods: `validate.reference` takes cos and sin from a float64 table, so no checkpoint is
+In torch one loaded model serves all methods: `reference` takes cos and sin from a float64 table, so no checkpoint is
 written for a method. The decoder runs once over a window and the head over some rows at a time, so logits of all positions are
 never in memory at once.
 """
@@ -19,7 +19,7 @@ from ..checkpoint import Checkpoint
 from ..errors import UsageError
 from ..rope import Rope, effect
 from ..runtimes.table import RUNTIMES
-from ..validate.reference import Reference, enough_memory
+from .reference import Reference, enough_memory
 
 Ids = NDArray[np.int64]
 Progress = Callable[[float], None]
