@@ -23,7 +23,7 @@ from test_report import Page
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.growing import Steps, greedy
-from yarn_convert.compute.scorer import Torch
+from yarn_convert.compute.scorer import Runtime, Torch
 from yarn_convert.compute.tokens import TEXT, tokenizer_of
 from yarn_convert.convert import Options, convert
 from yarn_convert.errors import InputError, UsageError
@@ -37,7 +37,6 @@ from yarn_convert.evaluate import (
     Wish,
     advise,
     finished,
-    model,
     passkey,
     perplexity,
     temperature,
@@ -236,7 +235,7 @@ def test_logits_of_all_positions_are_never_in_memory(make_model: MakeModel, monk
         return linear(x, w, b)
 
     monkeypatch.setattr(torch.nn.functional, "linear", watched)
-    monkeypatch.setattr(model, "LOGITS", 263 * 10)
+    monkeypatch.setattr("yarn_convert.compute.scorer.LOGITS", 263 * 10)
     assert values(measured([base], wish)) == [pytest.approx(whole[0], rel=1e-6)]
     assert rows and max(rows) <= 10 and sum(rows) == 255
 
@@ -274,7 +273,7 @@ def test_llama_cpps_own_count_over_its_own_logits_gives_our_losses(make_model: M
         for part in np.split(ids, chunks)
     ]  # fmt: skip
     c = open_checkpoint(resolve(str(out)))
-    scorers = (Torch(c, "cpu"), model.Runtime(c, "llama.cpp"))
+    scorers = (Torch(c, "cpu"), Runtime(c, "llama.cpp"))
     for scorer in scorers:
         ours = [float(scorer.losses(c.rope, part, width // 2 + 1).sum()) for part in np.split(ids, chunks)]
         assert ours == pytest.approx([total for total, _ in theirs], rel=2e-5)

@@ -42,7 +42,7 @@ def test_what_is_claimed_of_a_version_is_what_it_computed(written, version):
     otherwise = DATA["versions"][version]["otherwise"]
     for name in RUN[version]:
         config, *_, verdicts = written[name]
-        why = verdicts[reader]
+        why = verdicts[reader].why
         claimed = not why and Version(version) >= Version(oldest(reader, config))
         assert not (claimed and name in otherwise), (name, otherwise.get(name))
         if name in otherwise and not why:
