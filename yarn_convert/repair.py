@@ -30,7 +30,7 @@ from .targets.output import replace_file
 from .targets.plan import Plan, Request
 from .targets.safetensors import ROPE_FILE, plan_safetensors
 from .tensors import load_json
-from .validate.intention import LLAMA_CPP, Intention, decode, intention_of, rope_file_error, verdicts_of
+from .validate.intention import LLAMA_CPP, Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
 
 BACKUP = ".before-repair"
 # Members of a manifest
@@ -179,7 +179,12 @@ def _plans(c: Checkpoint, request: Request) -> Iterator[Plan]:
 
 def _served(c: Checkpoint) -> dict[str, int | None]:
     """The context that each known reader takes from a file as it is; 0 from one that it refuses."""
-    return _contexts(c.written) if c.gguf is None else {LLAMA_CPP: r.context if (r := decode(c, LLAMA_CPP)) else 0}
+    if c.gguf is None:
+        return _contexts(c.written)
+    try:
+        return {LLAMA_CPP: llama_cpps(c).context}
+    except Refuses:
+        return {LLAMA_CPP: 0}
 
 
 def _contexts(config: Mapping[str, Any]) -> dict[str, int | None]:

@@ -56,18 +56,16 @@ def packages(folder: Path, python: str) -> list[Path]:
 
 def llama_cpp(folder: Path) -> Path:
     """The source package of the installed llama-cpp-python, cut to KEPT, and its metadata, by which its version is known."""
-    from importlib.metadata import version
+    sys.path.insert(0, str(ROOT / "tools"))
+    from llama_cpp_source import source_package
 
-    wanted = f"llama-cpp-python=={version('llama-cpp-python')}"
     with tempfile.TemporaryDirectory() as work:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", work, wanted]
-        subprocess.run(command, check=True)
-        (archive,) = Path(work).glob("*.tar.gz")
+        archive = source_package(work)
         with tarfile.open(archive) as source, tarfile.open(folder / "llama-cpp-python.tar.xz", "w:xz") as target:
             for member in source:
                 name = member.name.partition("/")[2]
                 if name == "PKG-INFO":
-                    name = f"metadata/{wanted.replace('-', '_').replace('==', '-')}.dist-info/METADATA"
+                    name = f"metadata/{archive.name.removesuffix('.tar.gz')}.dist-info/METADATA"
                 elif not KEPT.match(name):
                     continue
                 member.name, member.pax_headers = name, {}  # where a long name would stand, too

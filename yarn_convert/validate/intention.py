@@ -119,8 +119,7 @@ def verdicts_of(c: Checkpoint, meant: Intention) -> dict[str, Verdict]:
     """Of each known reader of the file, whether it computes what is meant from it; at every length, if it does at that of the context."""
     beside = c.beside(meant.rope)
     if c.gguf:
-        read = partial(readers.read_gguf, c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors))
-        found = {LLAMA_CPP: judge(read, table(meant.rope, meant.context), meant.context, beside, written(c, meant))}
+        found = {LLAMA_CPP: judge(partial(llama_cpps, c), table(meant.rope, meant.context), meant.context, beside, written(c, meant))}
     else:
         found = judge_configs(c.written, meant.rope, meant.context, beside)
     return found if _at_all_lengths(c, meant) else {name: elsewhere(v) if v.exact else v for name, v in found.items()}
@@ -148,14 +147,9 @@ def survey(c: Checkpoint, meant: Intention) -> list[Surveyed]:
     return found if _at_all_lengths(c, meant) else [replace(v, verdict=elsewhere(v.verdict)) if v.exact else v for v in found]
 
 
-def decode(c: Checkpoint, reader: str) -> readers.Reading | None:
-    """What a reader makes of the file, None where it refuses it."""
-    try:
-        return (
-            readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors)) if c.gguf else readers.read_config(reader, c.written)
-        )
-    except readers.Refuses:
-        return None
+def llama_cpps(c: Checkpoint) -> readers.Reading:
+    """What llama.cpp makes of a GGUF; Refuses where it does not load it."""
+    return readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors))
 
 
 def main_reader(c: Checkpoint) -> str:

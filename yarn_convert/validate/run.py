@@ -35,7 +35,7 @@ from . import twin
 from .excerpt import layers_of, write_excerpt
 from .extension import Lineage, check_base, lineage
 from .generation import warnings
-from .intention import Intention, check_recipe, decode, intention_of, verdicts_of
+from .intention import Intention, check_recipe, intention_of, verdicts_of
 from .judging import Tolerance, tolerance_for
 from .rounding import rounds
 from .study import (
@@ -223,8 +223,11 @@ def _studies(
 ) -> list[dict[str, Any]]:
     judged = verdicts_of(c, meant)
     predicted = {name: v for name in names if (v := judged.get(row_of(name).reader)) and v.kind != "unknown"}
-    read = {name: decode(c, row_of(name).reader) for name in names}
-    readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in read.items() if r}
+    readings = {
+        name: Effect(r.inv_freq, r.multiplier, r.beside.logits)
+        for name in names
+        if (v := judged.get(row_of(name).reader)) and (r := v.reading)
+    }
     device = pick_device(settings.device)
     question = Question(meant, readings, predicted, device, settings.dtype)
     original, studies = meant.rope.original_context, []

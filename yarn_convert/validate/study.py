@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .. import runtimes
 from ..checkpoint import Checkpoint
 from ..compute.record import Say
-from ..compute.reference import Reference, Spans
+from ..compute.reference import Progress, Reference, Spans
 from ..errors import YarnConvertError
 from ..readers.judge import Verdict
 from ..rope import Effect, effect
@@ -147,29 +147,30 @@ def study(s: Subject, q: Question, reference: Reference, names: Sequence[str], s
 
 
 def _noise(s: Subject, q: Question, reference: Reference, expected: NDArray[np.float32], say: Say) -> Tolerance:
-    """The subject's tolerance with the noise of its types, measured in the reference over the first windows: it does not grow with
-    the position."""
-    n = min(PREFIX, len(s.ids))
-    spans = [p for p in s.spans if p[1] <= n]
+    """The subject's tolerance with the noise of its types, measured in the reference."""
+    kinds = " and ".join(sorted(set(s.rounds.values())))
     with rounding(s.rounds):
-        logits = reference.logits(q.right(len(s.ids)), s.ids[:n], spans, progress=lambda f: say(f"noise of its types, {s.kind}", f))
-    noise = compare(_rows(s.spans, expected, spans), logits, spans, (), s.tolerance)
-    return noisy(s.tolerance, noise, f"rounding inputs to {' and '.join(sorted(set(s.rounds.values())))}")
+        return _with_noise(s, q, reference, expected, f"rounding inputs to {kinds}", lambda f: say(f"noise of its types, {s.kind}", f))
 
 
 def _in_mode(s: Subject, q: Question, wish: str, reference: Reference, expected: NDArray[np.float32], say: Say) -> Tolerance:
     """The subject's tolerance for a runtime that is asked for as NAME:MODE: coarser arithmetic adds the noise that it makes in the
-    reference, over the first windows."""
+    reference."""
     mode = mode_of(wish)
     if mode is None or (mode.dtype, mode.cache) == ("float32", "float32") or q.dtype != "float32":
         return s.tolerance
-    n = min(PREFIX, len(s.ids))
-    spans = [p for p in s.spans if p[1] <= n] or [(0, n)]
-    say(f"noise of {mode.says}, {s.kind}", 0.0)
     coarse = reference if mode.dtype == "float32" else Reference(s.checkpoint, q.device, mode.dtype)
     with coarse.cached_in(mode.cache):
-        logits = coarse.logits(q.right(len(s.ids)), s.ids[:n], spans)
-    return noisy(s.tolerance, compare(_rows(s.spans, expected, spans), logits, spans, (), s.tolerance), mode.says)
+        return _with_noise(s, q, coarse, expected, mode.says, lambda f: say(f"noise of {mode.says}, {s.kind}", f))
+
+
+def _with_noise(s: Subject, q: Question, coarse: Reference, expected: NDArray[np.float32], what: str, progress: Progress) -> Tolerance:
+    """The subject's tolerance and the distance of a `coarse` reference from the `expected` logits. It does not grow with the position, so
+    the first windows do."""
+    n = min(PREFIX, len(s.ids))
+    spans = [p for p in s.spans if p[1] <= n] or [(0, n)]
+    logits = coarse.logits(q.right(len(s.ids)), s.ids[:n], spans, progress=progress)
+    return noisy(s.tolerance, compare(_rows(s.spans, expected, spans), logits, spans, (), s.tolerance), what)
 
 
 def text_loss(s: Subject, logits: NDArray[np.float32]) -> float:
