@@ -12,8 +12,7 @@ from hostile_models import hf_folder
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.config import TYPES, RopeObject, checked
 from yarn_convert.errors import FormatError, YarnConvertError
-from yarn_convert.families import FAMILIES
-from yarn_convert.readers import MODEL_TYPES
+from yarn_convert.families import FAMILIES, MODEL_TYPES
 from yarn_convert.source import resolve
 
 KINDS = {"u32": int, "f32": float, "bool": bool, "str": str}
@@ -23,10 +22,10 @@ WRONG: dict[Any, Any] = {int: "7", float: [1.0], bool: 1, str: 7, dict: "x", lis
 def test_every_member_that_the_families_and_readers_name_has_its_type() -> None:
     wanted = {"head_dim": int, "rope_theta": float}
     for family in FAMILIES:
-        derived = {*family.unsaid, "latent_key", "latent_value"}
+        derived = {*family.hf.unsaid, "latent_key", "latent_value"}
         wanted |= {key: KINDS[family.gguf_key(key)[1]] for key in family.hparams if key not in derived}
-        wanted |= {own: TYPES[standard] for standard, own in family.renamed.items() if standard in TYPES}
-        wanted |= {key.removeprefix("!"): bool for key in family.switches if key}
+        wanted |= {own: TYPES[standard] for standard, own in family.hf.renamed.items() if standard in TYPES}
+        wanted |= {key.removeprefix("!"): bool for key in family.hf.switches if key}
     for facts in MODEL_TYPES.values():
         wanted |= dict.fromkeys((facts.theta_key, facts.partial_key), float) | ({facts.head_key: int} if facts.head_key else {})
     wanted = {key: int if type_ == int | list[int] else type_ for key, type_ in wanted.items()}
@@ -46,10 +45,10 @@ def test_another_type_is_one_error_that_names_the_member(key: str, model_type: s
 def test_no_value_of_a_size_is_a_traceback(model_type: str, tmp_path: Path) -> None:
     family, folder = next(f for f in FAMILIES if f.model_type == model_type), hf_folder(tmp_path / "m")
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 64, "vocab_size": 32}
-    whole = {key for key in (*family.hparams, *family.renamed.values(), *sizes, "n_head") if TYPES.get(key) is int}
+    whole = {key for key in (*family.hparams, *family.hf.renamed.values(), *sizes, "n_head") if TYPES.get(key) is int}
     for key in whole:
         for value in ({}, None, 0, -1, 10**300):
-            config = {"model_type": model_type, "architectures": [family.architectures[0]], **sizes, key: value}
+            config = {"model_type": model_type, "architectures": [family.hf.architectures[0]], **sizes, key: value}
             (folder / "config.json").write_text(json.dumps(config))
             with pytest.raises(YarnConvertError) as error:  # not all that it needs is there
                 open_checkpoint(resolve(str(folder)))

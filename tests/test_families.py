@@ -399,19 +399,6 @@ def test_an_architecture_without_a_row_is_extended_as_a_gguf(models: dict[str, P
         convert(str(tmp_path / "base.gguf"), Options(method="none", out="safetensors", output=tmp_path / "hf"))
 
 
-def test_the_table_has_no_name_twice() -> None:
-    """Each GGUF name comes of one HF name, or of several that no checkpoint holds together, and every name has a shape."""
-    for family in families.FAMILIES:
-        for hf in family.tensors:
-            for gguf_name in family.parts(hf):
-                part = gguf_name.removeprefix("blk.{i}.")
-                assert part in family.shapes, (family.model_type, gguf_name)
-        templates = {t for hf in family.tensors for t in family.parts(hf)}
-        assert family.optional <= templates, family.model_type
-        assert set(family.transforms) <= templates | {"blk.{i}.attn_q.bias", "blk.{i}.attn_k.bias"}, family.model_type
-        assert set(family.hparams) >= family.may_lack | family.unsaid, family.model_type
-
-
 def test_linear_over_linear_is_one_linear(models: dict[str, Path], tmp_path: Path) -> None:
     """Gemma 3's own scaling, which llama.cpp has a key for; by the formula, frequencies are divided by both factors."""
     base = models["gemma3_text/linear"]

@@ -122,10 +122,10 @@ def test_the_defaults_of_a_row_are_those_of_the_config_class(model_type: str) ->
     read = transformers.CONFIG_MAPPING[model_type]()
     usual = read.to_dict()
     for family in (f for f in families.FAMILIES if f.model_type == model_type):
-        mine = dict(family.defaults)
-        asked = {*family.hparams, *family.fixed, *family.switches, *family.defaults, "tie_word_embeddings"} - SILENT
+        mine = dict(family.hf.defaults)
+        asked = {*family.hparams, *family.fixed, *family.hf.switches, *family.hf.defaults, "tie_word_embeddings"} - SILENT
         for key in (k.removeprefix("!") for k in asked):
-            if (own := family.own(key)) not in usual:
+            if (own := family.hf.own(key)) not in usual:
                 continue
             silent = mine.get(own, mine.get(key))
             if key in family.fixed and silent is None:

@@ -14,9 +14,9 @@ from family_models import make
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.convert import Options, convert, extend, prepare
 from yarn_convert.errors import FormatError, Unsupported, UsageError
-from yarn_convert.families import FAMILIES
+from yarn_convert.families import ARCHS, FAMILIES, MODEL_TYPES
+from yarn_convert.families.layers import Layer, farthest
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
-from yarn_convert.readers.layers import HF_LAYERS, Layer, farthest, gguf_farthest, hf_farthest
 from yarn_convert.source import resolve
 
 WINDOW, TOKENS = 4, 12
@@ -54,7 +54,7 @@ GROUPS = [(model_type, said) for model_type, configs in CONFIGS.items() for said
 def test_the_layers_of_a_config_are_those_of_transformers_itself(model_type: str, said: dict[str, Any]) -> None:
     """Run: which layers call the rotation, and how many tokens the last one sees by the mask that it is handed."""
     config = {"model_type": model_type} | SMALL | said
-    mine = HF_LAYERS[model_type](config, config["num_hidden_layers"])
+    mine = MODEL_TYPES[model_type].turning(config, config["num_hidden_layers"])
     turned, seen = run(model_type, SMALL | said)
     assert [layer.turns for layer in mine] == turned
     chunk = TOKENS % WINDOW or WINDOW if model_type == "llama4_text" else WINDOW
@@ -92,7 +92,7 @@ def run(model_type: str, config: dict[str, Any]) -> tuple[list[bool], list[int]]
 
 
 def test_every_row_is_run() -> None:
-    assert CONFIGS.keys() == HF_LAYERS.keys()
+    assert CONFIGS.keys() == {name for name, row in MODEL_TYPES.items() if row.turning}
 
 
 PATTERN = "attention.sliding_window_pattern"
@@ -120,7 +120,7 @@ KEYS: list[tuple[str, dict[str, Any], int | None]] = [  # architecture, keys, ho
 
 @pytest.mark.parametrize(("arch", "keys", "far"), KEYS)
 def test_how_far_the_layers_of_a_gguf_turn(arch: str, keys: dict[str, Any], far: int | None) -> None:
-    assert gguf_farthest(arch, {f"{arch}.{k}": v for k, v in keys.items()}) == far
+    assert ARCHS[arch].farthest({f"{arch}.{k}": v for k, v in keys.items()}) == far
 
 
 def test_reach_is_the_widest_window_of_a_layer_that_turns() -> None:
@@ -134,13 +134,13 @@ def test_reach_is_the_widest_window_of_a_layer_that_turns() -> None:
 )
 def test_what_is_no_number_is_said(said: dict[str, Any]) -> None:
     with pytest.raises(FormatError, match="not a number"):
-        hf_farthest({"model_type": "exaone4"} | SMALL | said)
+        MODEL_TYPES["exaone4"].farthest(SMALL | said)
 
 
 @pytest.mark.parametrize("layers", [10**9, 2**31])
 def test_a_number_of_layers_that_nothing_has_takes_no_time(layers: int) -> None:
-    assert hf_farthest({"model_type": "exaone4", "num_hidden_layers": layers}) == 4096
-    assert gguf_farthest("llama4", {"llama4.block_count": layers}) == 8192
+    assert MODEL_TYPES["exaone4"].farthest({"num_hidden_layers": layers}) == 4096
+    assert ARCHS["llama4"].farthest({"llama4.block_count": layers}) == 8192
 
 
 # -- what is done with it ---------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_a_folder_whose_layers_turn_in_windows_alone_is_not_extended(
     model_type: str, said: dict[str, Any], refused: bool, make_model: MakeModel, tmp_path: Path
 ) -> None:
     row = next((f for f in FAMILIES if f.model_type == model_type), None)
-    described = {"model_type": model_type, "architectures": list(row.architectures[:1]) if row else ["OfItsOwnForCausalLM"], **said}
+    described = {"model_type": model_type, "architectures": list(row.hf.architectures[:1]) if row else ["OfItsOwnForCausalLM"], **said}
     folder = make_model(config=described)
     if model_type == "gemma2":  # whose tensors are others
         folder = make("gemma2", tmp_path / "gemma2")

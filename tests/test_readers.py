@@ -3,17 +3,19 @@ import importlib
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from yarn_convert.errors import Unsupported
+from yarn_convert.families import ARCHS, MODEL_TYPES, Arch
+from yarn_convert.families.model_types import OTHER_TYPES
 from yarn_convert.readers import HF_READERS, Beside, Refuses, read_config, read_gguf
 from yarn_convert.readers.gguf import gguf_corrections
-from yarn_convert.readers.gguf_archs import ARCHS, PLAIN
-from yarn_convert.readers.model_types import LLAMAS, MODEL_TYPES, USUAL
 from yarn_convert.readers.others_gguf import GGUF_READERS
+from yarn_convert.readers.rows import LLAMAS
 from yarn_convert.readers.survey import survey_config, survey_gguf
 from yarn_convert.rope import Rope, Table, table
 
@@ -382,7 +384,7 @@ def same_table(found, golden):
 
 def test_the_families_were_run_in_the_versions_of_the_rows():
     """All but those of which there is nothing to run: a class of the rotary code that is never given the dict."""
-    read = {"sglang": {"mixtral", "gemma2", "starcoder2"}, "transformers-5": {*USUAL, "apertus", "cwm"}}
+    read = {"sglang": {"mixtral", "gemma2", "starcoder2"}, "transformers-5": {*(row.name for row in OTHER_TYPES), "granitemoe"}}
     for reader, made in FAMILIES["readers"].items():
         assert made["version"] == HF_READERS[reader].version
         run = {FAMILIES["configs"][name]["model_type"] for name in made["readings"]}
@@ -505,7 +507,10 @@ def test_gguf_yarn_by_metadata_is_that_of_llama_in_every_architecture(arch):
     assert (reading.multiplier, reading.context) == (wanted.multiplier, wanted.context)
 
 
-@pytest.mark.parametrize("arch", sorted(PLAIN))
+PLAIN = sorted(name for name, row in ARCHS.items() if replace(row, head="optional", square=False) == Arch(name))
+
+
+@pytest.mark.parametrize("arch", PLAIN)
 def test_gguf_plain_architectures_load_no_factors(arch):
     with pytest.raises(Refuses, match=r"does not load rope_freqs\.weight"):
         read_gguf(keyed(arch), np.ones(64))

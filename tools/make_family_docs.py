@@ -1,11 +1,11 @@
-"""Writes the tables of docs/families.md from the rows of `families` and `readers`; the prose around them is written by hand."""
+"""Writes the tables of docs/families.md from the rows of `families`; the prose around them is written by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from yarn_convert import families, readers
+from yarn_convert import families
 from yarn_convert.families import Family
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -21,25 +21,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def within(f: Family) -> bool:
     """Whether only layers with a window turn, as the architecture usually is."""
     keys = {"block_count": 32, "attention.sliding_window": 4096}
-    return readers.gguf_farthest(f.gguf_arch, {f"{f.gguf_arch}.{k}": v for k, v in keys.items()}) is not None
+    return f.gguf.farthest(keys) is not None
 
 
 def carried(f: Family) -> str:
     """What a GGUF of this family can carry: YaRN keys always, and by tensors any table."""
-    facts = readers.ARCHS[f.gguf_arch]
     if within(f):
         return "its RoPE as it is"
-    metadata = "metadata, usual m" if facts.second == "own" else "metadata"
-    if "rope_freqs" in f.gguf_reads:
+    metadata = "metadata, usual m" if f.gguf.second == "own" else "metadata"
+    if f.gguf.freqs == "applied":
         return metadata + "; any table"
-    return metadata + ("; any table (pair)" if "rope_factors" in f.gguf_reads else " only")
+    return metadata + ("; any table (pair)" if f.gguf.pair == "always" else " only")
 
 
 def rotated(f: Family) -> str:
-    facts = readers.MODEL_TYPES.get(f.model_type)
-    if facts is None or facts.partial is None:
-        return f"a part: `{facts.head_key}`" if facts and f.latent else "whole heads"
-    return f"`{facts.partial_key}`, {facts.partial:g} if absent"
+    if f.hf.partial is None:
+        return f"a part: `{f.hf.head_key}`" if f.latent else "whole heads"
+    return f"`{f.hf.partial_key}`, {f.hf.partial:g} if absent"
 
 
 SECOND = {
@@ -49,15 +47,13 @@ SECOND = {
 
 
 def layers(f: Family) -> str:
-    facts = readers.ARCHS[f.gguf_arch]
     if "no_rope_layer_interval" in f.fixed:
         return f"every {f.fixed['no_rope_layer_interval'][0]}th without RoPE"
     if within(f):
         return "windows in some, the only ones with RoPE"
-    if f.windowed:
+    if f.hf.windowed:
         return "alike; a window that its GGUF lacks"
-    slides = any(key == "attention.sliding_window" for key in f.hparams.values())
-    return SECOND[facts.second] if slides and facts.second in SECOND else "alike"
+    return SECOND[f.gguf.second] if f.slides and f.gguf.second in SECOND else "alike"
 
 
 HEADS = {"optional": "tied or own", "required": "tied (written twice) or own", "never": "tied"}
@@ -71,11 +67,11 @@ def rows() -> str:
             (
                 f"`{f.model_type}`",
                 f"`{f.gguf_arch}`" + (" (`--gguf-arch`)" if f.gguf_arch != families.architectures(f)[0] else ""),
-                "yes" if f.model_type in readers.MODEL_TYPES else "no",
+                "no" if f.hf.run_as else "yes",
                 carried(f),
                 rotated(f),
                 layers(f),
-                HEADS[f.head],
+                HEADS[f.gguf.head],
             )
             for f in families.FAMILIES
         ],
@@ -99,8 +95,8 @@ def names(found: Iterable[str]) -> str:
 
 
 def unlisted() -> str:
-    types = names(readers.MODEL_TYPES.keys() - {f.model_type for f in families.FAMILIES})
-    archs = names(readers.ARCHS.keys() - {f.gguf_arch for f in families.FAMILIES})
+    types = names(families.MODEL_TYPES.keys() - {f.model_type for f in families.FAMILIES})
+    archs = names(families.ARCHS.keys() - {f.gguf_arch for f in families.FAMILIES})
     return f"From a folder to a folder, by `model_type`:\n{types}.\n\nFrom a GGUF to a GGUF, by architecture:\n{archs}."
 
 

@@ -17,7 +17,7 @@ from .contents import PAPERS, belonging
 from .errors import FormatError, InputError, Unsupported, UsageError, YarnConvertError
 from .families import Family, normalized
 from .families.derived import absent, of_one_layer
-from .families.schema import ROPE_OBJECTS, numbered
+from .families.schema import numbered
 from .files import exists
 from .gguf_file import Gguf
 from .inputs import notice
@@ -31,7 +31,7 @@ from .source import Source
 from .split import read_model
 from .tensors import INDEXES, Tensor, load_json, read_folder
 
-SIZES = {  # name in Family.shapes -> standard config key
+SIZES = {  # name in families.schema.SHAPES -> standard config key
     "vocab": "vocab_size",
     "hidden": "hidden_size",
     "ff": "intermediate_size",
@@ -43,7 +43,7 @@ SIZES = {  # name in Family.shapes -> standard config key
     "value": "v_head_dim",
 }
 PACKED_HINT = "start from the base, or a copy of it, in BF16; --out safetensors keeps packed weights as they are"
-NEXT_TOKENS = "layers that predict tokens further on"
+MORE_LAYERS, NEXT_TOKENS = "num_nextn_predict_layers", "layers that predict tokens further on"
 WINDOW = "attention.sliding_window"  # below a GGUF's architecture
 RECIPE = "yarn_convert.recipe"  # and in a GGUF: the canonical recipe as JSON, so that the file says what was meant
 
@@ -113,7 +113,7 @@ class Checkpoint:
     @property
     def sliding_window(self) -> int | None:
         """The attention window in tokens where one is active in every layer, as in Mistral v0.1."""
-        return readers.hf_window(self.config, self.family.windowed) if self.gguf is None else None
+        return self.family.hf.window(self.config) if self.gguf is None else None
 
     @cached_property
     def own_window(self) -> int | None:
@@ -124,20 +124,20 @@ class Checkpoint:
         said: Any = None
         with contextlib.suppress(FormatError):
             said = recipe_in(self.gguf.get(RECIPE)).sliding_window if RECIPE in self.gguf.fields else None
-        if not said and self.family.windowed:
+        if not said and self.family.hf.windowed:
             said = self.config.get(f"{self.family.gguf_arch}.{WINDOW}")
         return said if type(said) is int and said >= self.context else None
 
     @property
     def window(self) -> int | None:
         """The attention window in tokens, of some layers or of all."""
-        found = self.sliding_window or (self.hparams.get("sliding_window") if "sliding_window" in self.family.hparams else None)
+        found = self.sliding_window or (self.hparams.get("sliding_window") if self.family.slides else None)
         return int(found) if found else None
 
     @cached_property
     def farthest(self) -> int | None:
         """How many tokens apart two may be that a layer turns: the window where only layers that see one have RoPE, else None."""
-        return readers.gguf_farthest(self.gguf.arch, self.config) if self.gguf else readers.hf_farthest(self.config)
+        return self.family.gguf.farthest(self.config) if self.gguf else self.family.hf.farthest(self.config)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -167,7 +167,7 @@ class Checkpoint:
         tokens further on."""
         if self.gguf is not None:
             return {}
-        more = self.config.get(self.family.more_layers) or 0
+        more = self.config.get(MORE_LAYERS) or 0
         behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if more < 100 else ()
         return {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
 
@@ -243,7 +243,7 @@ class Checkpoint:
             parts = layout.to_gguf(self.family, self._used, self.sizes)
         if self.hparams["tie_word_embeddings"]:
             parts.pop("output.weight", None)  # `targets.gguf` has made sure that a stray lm_head.weight is the embedding
-            if self.family.head == "required" and "token_embd.weight" in parts:
+            if self.family.gguf.head == "required" and "token_embd.weight" in parts:
                 parts["output.weight"] = parts["token_embd.weight"]
         return parts
 
@@ -271,8 +271,8 @@ def open_checkpoint(source: Source, keep: Sequence[str] = (), doubtful: bool = F
 def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpoint:
     written = read_config(source.path)
     family = families.for_config(written)
-    _check_known(family, "model_type", str(written["model_type"]), readers.MODEL_TYPES)
-    config = normalized(family, _as_assumed(written))
+    _check_known(family, "model_type", str(written["model_type"]), families.MODEL_TYPES)
+    config = normalized(family, written)
     own, rope, rival = rivals.read(of_one_layer(family, config), family.latent, keep)
     context = dialects.hf_context(config)
     if rival and not doubtful:
@@ -301,7 +301,7 @@ def _open_gguf(source: Source) -> Checkpoint:
     gguf = read_model(source.path)
     keys = readers.of_layers(gguf.arch, {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")})
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
-    _check_known(family, "GGUF architecture", gguf.arch, readers.ARCHS)
+    _check_known(family, "GGUF architecture", gguf.arch, families.ARCHS)
     readers.check_keys(gguf.arch, keys)  # what a plan writes is read again without the file's other keys
     arch = family.gguf_arch
     hparams = _gguf_hparams(gguf, family, keys)
@@ -330,23 +330,6 @@ def _check_known(family: Family, what: str, name: str, known: Container[str]) ->
     """Raise Unsupported for a family without a row whose RoPE is not known either."""
     if not family.listed and name not in known:
         raise Unsupported(f"unknown {what} {name!r}", families.known())
-
-
-def _as_assumed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with what transformers takes for RoPE keys that are absent, as far as the family has defaults. A θ that every RoPE
-    object says itself, as transformers 5 saves it, is not absent."""
-    facts = readers.MODEL_TYPES.get(str(config["model_type"]))
-    if facts is None:
-        return dict(config)
-    theta_key, theta = next(iter(facts.layers.values()), (facts.theta_key, facts.theta))
-    objects = [x for k in ROPE_OBJECTS if (x := config.get(k))]
-    said = bool(objects) and all(x.get("rope_theta") is not None for x in objects)
-    assumed = {"max_position_embeddings": facts.length, theta_key: None if said else theta, facts.partial_key: facts.partial}
-    if facts.head_key == "head_dim":
-        assumed["head_dim"] = facts.head_dim
-    full = {**{k: v for k, v in assumed.items() if v is not None}, **config}
-    unscaled = not facts.rope or objects or config.get("rope_parameters") is not None
-    return full if unscaled else full | {"rope_parameters": dict(facts.rope)}
 
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -407,8 +390,8 @@ def _check(c: Checkpoint) -> None:
             c.family.to_hf(name)
     if c.layers > len(named):
         raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
-    required = c.family.required(c.hparams) + _turned_on(c) + ([] if c.hparams["tie_word_embeddings"] else ["output.weight"])
-    missing = [name for name in required if name not in named]
+    required = [*c.family.required(c.hparams), *_turned_on(c), *([] if c.hparams["tie_word_embeddings"] else ["output.weight"])]
+    missing = [name for name in dict.fromkeys(required) if name not in named]
     if missing:
         raise _incomplete(c, missing)
     for name, part in named.items():
@@ -446,17 +429,17 @@ def _check_part(c: Checkpoint, name: str, part: Part) -> None:
     if not c.family.has(n.template, c.hparams, n.layer):
         raise FormatError(f"{what} is in a layer that has none by the config", MISMATCH)
     part_name = layout.part_of(name)
-    expected = tuple(c.sizes[size] for size in c.family.shapes[part_name])
+    expected = tuple(c.sizes[size] for size in c.family.shape(part_name))
     if part.shape != expected:
         raise FormatError(f"{what} has the shape {list(part.shape)}, the config describes {list(expected)}", MISMATCH)
-    switched = any(part_name in parts for parts in c.family.switches.values())
-    if c.gguf is None and switched and part_name not in c.family.turned_on(c.config):
+    switched = any(part_name in parts for parts in c.family.hf.switches.values())
+    if c.gguf is None and switched and part_name not in c.family.hf.turned_on(c.config):
         raise FormatError(f"config.json does not turn on {what}: transformers drops it, other readers may not", MISMATCH)
 
 
 def _turned_on(c: Checkpoint) -> list[str]:
     """The weights, by their GGUF names, that config.json turns on in every layer; a bias that is not there is none to any reader."""
-    on = [part for part in c.family.turned_on(c.config) if part.endswith(".weight")]
+    on = [part for part in c.family.hf.turned_on(c.config) if part.endswith(".weight")]
     return [f"blk.{i}.{part}" for i in range(c.layers) for part in on] if c.gguf is None else []
 
 

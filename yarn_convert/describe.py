@@ -59,7 +59,7 @@ def describe(c: Checkpoint) -> dict[str, Any]:
     return {
         "name": c.source.name,
         "format": "gguf" if c.gguf else "safetensors",
-        "architecture": c.family.architectures[0] if c.gguf is None else c.family.gguf_arch,
+        "architecture": c.family.hf.architectures[0] if c.gguf is None else c.family.gguf_arch,
         "family": c.family.model_type,
         "repo": c.source.repo,
         "commit": c.source.commit,

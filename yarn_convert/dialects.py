@@ -413,7 +413,7 @@ def temperature_slope(s: float) -> float:
 
 def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
-    if not rope.row.static and not (rope.method == "longrope" and "rope_factors" in family.gguf_reads):
+    if not rope.row.static and not (rope.method == "longrope" and family.gguf.pair == "always"):
         static_table(rope, "a GGUF of this architecture")  # says why
     name = spelled(rope)
     if rope.inner is not None or name not in GGUF_WRITERS:
@@ -459,7 +459,7 @@ GGUF_WRITERS: Mapping[str, Callable[[Rope, int, Family], dict[str, Value]]] = {
 
 def _ways_out(family: Family, anew: bool) -> str:
     """What a user can do where llama.cpp's metadata does not carry a recipe. `anew`: the plain form of the same method would be carried."""
-    if {"rope_freqs", "rope_factors"} & family.gguf_reads:
+    if family.gguf.freqs == "applied" or family.gguf.pair == "always":
         return "--carry tensors"
     others = [arch for arch in architectures(family) if arch != family.gguf_arch]
     if family.listed and others:
@@ -490,8 +490,8 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
 
     Inexpressible when the architecture's loader reads no such tensor.
     """
-    pair = "rope_factors" in family.gguf_reads
-    if not pair and "rope_freqs" not in family.gguf_reads:
+    pair = family.gguf.pair == "always"
+    if not pair and family.gguf.freqs != "applied":
         raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", _ways_out(family, False))
     switching = pair and rope.method == "longrope"
     target = table(rope) if switching else static_table(rope, "GGUF")

@@ -45,7 +45,7 @@ class Reference:
         torch, c = with_torch(), _as_run(c)
         self.device, self.dtype, self.dtype_name = pick_device(device), getattr(torch, dtype), dtype
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        self.by_rows = bool(c.window) or c.family.attention != "plain"
+        self.by_rows = bool(c.window) or c.family.slides
         weights, config = Weights(c, self.dtype, swap_qk), config_of(c)
         there = {device: int(SHARE * free_memory(device)) for device in devices(self.device)}
         fits = weights.nbytes <= next(iter(there.values()))
@@ -233,11 +233,11 @@ def with_torch() -> Any:
 
 def _as_run(c: Checkpoint) -> Checkpoint:
     """`c` as a model of the family whose code computes it; UsageError for one that transformers has no code for."""
-    if not c.family.run_as:
+    if not c.family.hf.run_as:
         return c
     if c.gguf is None:
         raise UsageError(f"transformers has no code for {c.family.model_type}", "--out gguf, and validate that")
-    return replace(c, family=for_config({"model_type": c.family.run_as}))
+    return replace(c, family=for_config({"model_type": c.family.hf.run_as}))
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ OTHER_PARTS = ("rope.", "vision.", "mm.")  # of a GGUF: the recipe, and what a t
 def _both(c: Checkpoint, other: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values of a folder and those of another config.json, as transformers has them, and what else both say; as they stand where it
     has no code."""
-    if c.family.run_as:
+    if c.family.hf.run_as:
         return dict(c.config), dict(other)
     mine, theirs = _values(c), _values(replace(c, config=other))
     more = (c.config.keys() & other.keys()) - mine.keys()
@@ -97,7 +97,7 @@ def changed_since(c: Checkpoint, manifest: Manifest | None) -> str:
 
 
 def _different(c: Checkpoint, mine: Mapping[str, Any], theirs: Mapping[str, Any], keys: Set[str]) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(k for k in keys - RECIPES - LEFT_OUT - NEUTRAL - set(c.family.lengths) if not k.endswith(TRAINING)):
+    for key in sorted(k for k in keys - RECIPES - LEFT_OUT - NEUTRAL - set(c.family.hf.lengths) if not k.endswith(TRAINING)):
         a, b = mine.get(key) or None, theirs.get(key) or None  # one that is off may go unsaid
         if a != b and not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6)):
             yield key, mine.get(key), theirs.get(key)
@@ -114,7 +114,7 @@ def _values(c: Checkpoint) -> dict[str, Any]:
 def _undeclared(c: Checkpoint) -> dict[str, Any]:
     """Values of config.json that runtimes read from any model, though not every configuration declares them: a window (vLLM,
     config/model.py), and whether a token sees those after it (transformers, masking_utils.py)."""
-    declared = () if c.family.run_as else type(config_of(c))().to_dict()
+    declared = () if c.family.hf.run_as else type(config_of(c))().to_dict()
     return {k: c.config.get(k, UNSAID.get(k)) for k in (*UNSAID, *WINDOW) if k not in declared}
 
 

@@ -7,27 +7,34 @@ can still be read and its tensors copied, but none of them can be named.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import Unsupported
 from .aliases import ALIASES, Alias
+from .architectures import OTHER_ARCHS, Arch
 from .derived import normalized
 from .gemma import GEMMA2, GEMMA3
 from .gpt_oss import GPT_OSS
 from .llama import GRANITE, GRANITE_MOE, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from .mla import DEEPSEEK_V2, DEEPSEEK_V3
+from .model_types import OTHER_TYPES, ModelType
 from .neox import FALCON, GPT_NEOX, PHI3, STABLELM, STARCODER2
 from .others import COHERE, COHERE2, GLM4, OLMO2
 from .qwen import QWEN2, QWEN2_AS_LLAMA, QWEN2_MOE, QWEN3, QWEN3_MOE
-from .schema import Family
+from .schema import HPARAMS, Family
 
 __all__ = [
     "ALIASES",
+    "ARCHS",
     "FAMILIES",
     "LLAMA",
     "MISTRAL",
+    "MODEL_TYPES",
     "Alias",
+    "Arch",
     "Family",
+    "ModelType",
     "architectures",
     "as_architecture",
     "for_config",
@@ -40,6 +47,9 @@ FAMILIES: tuple[Family, ...] = (
     STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE, QWEN2_AS_LLAMA,
     GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, COHERE2, GRANITE_MOE,
 )  # fmt: skip
+# What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
+MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if not f.hf.run_as), *OTHER_TYPES)}
+ARCHS: Mapping[str, Arch] = {row.name: row for row in (*(f.gguf for f in FAMILIES), *OTHER_ARCHS)}
 
 NO_ROPE = {
     "gpt2": "learned positions", "bert": "learned positions", "roberta": "learned positions", "opt": "learned positions",
@@ -47,7 +57,7 @@ NO_ROPE = {
     "rwkv": "no positions",
 }  # fmt: skip
 ONLY_ROPE = "only models with rotary embeddings can be extended"
-STANDARD = {k: v for k, v in LLAMA.hparams.items() if k != "rms_norm_eps"}  # GGUF's docs/gguf.md, "[llm]"
+STANDARD = {k: v for k, v in HPARAMS.items() if k != "rms_norm_eps"}  # GGUF's docs/gguf.md, "[llm]"
 
 
 def for_config(config: Mapping[str, Any]) -> Family:
@@ -60,7 +70,7 @@ def for_config(config: Mapping[str, Any]) -> Family:
     first = architectures[0] if architectures else None
     for family in FAMILIES:
         if family.model_type == model_type:
-            if architectures is not None and first not in family.architectures:
+            if architectures is not None and first not in family.hf.architectures:
                 raise Unsupported(f"architectures {architectures!r} is not a {model_type} language model", known())
             return family
     if first is not None and first.endswith("ForCausalLM"):
@@ -103,8 +113,9 @@ def as_architecture(family: Family, arch: str) -> Family:
 
 def stand_in(model_type: str, architecture: str, arch: str) -> Family:
     """A row without names: a checkpoint of an unlisted family can be extended in its own format only."""
+    hf, gguf = MODEL_TYPES.get(model_type, ModelType(model_type)), ARCHS.get(arch, Arch(arch))
     may_lack = frozenset(STANDARD) - {"max_position_embeddings"}
-    return Family(model_type, (architecture,), arch, {}, STANDARD, {}, "", may_lack=may_lack, listed=False)
+    return Family(replace(hf, architectures=(architecture,)), gguf, {}, "", hparams=STANDARD, may_lack=may_lack, gguf_known=frozenset())
 
 
 def _check_rope(name: str) -> None:

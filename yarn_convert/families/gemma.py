@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from .llama import HPARAMS, KNOWN, PLAIN_TENSORS, SHAPES
-from .qwen import OUTPUT, QK_NORM_SHAPES, QK_NORMS
-from .schema import Family
+from collections.abc import Container
+from functools import partial
+from typing import Any
+
+from .architectures import Arch
+from .layers import Values, alternating
+from .llama import PLAIN_TENSORS
+from .model_types import ModelType
+from .qwen import QK_NORMS
+from .schema import HPARAMS, Family
 
 TENSORS = {
     **PLAIN_TENSORS,
@@ -12,7 +19,6 @@ TENSORS = {
     "model.layers.{i}.pre_feedforward_layernorm.weight": "blk.{i}.ffn_norm.weight",
     "model.layers.{i}.post_feedforward_layernorm.weight": "blk.{i}.post_ffw_norm.weight",
 }
-POST_NORM_SHAPES = {"post_attention_norm.weight": ("hidden",), "post_ffw_norm.weight": ("hidden",)}
 ADD_ONE = {t: "add_one" for t in TENSORS.values() if t.endswith("_norm.weight")}
 USUAL = {
     "hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False,), "use_bidirectional_attention": (False,),
@@ -21,19 +27,46 @@ USUAL = {
 DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "num_key_value_heads": 4,
-    "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "sliding_window": 4096,
     "tie_word_embeddings": True,
     "query_pre_attn_scalar": 256,
 }
 
+
+def _scores(c: Values, largest: int) -> Any:
+    """What llama.cpp divides scores by, whatever query_pre_attn_scalar says: the size of a head, or in the largest model, known by its
+    number of layers, hidden_size / heads (src/models/gemma2.cpp and gemma3.cpp, load_arch_hparams)."""
+    whole = (c.get("hidden_size") or 0) // (c.get("num_attention_heads") or 1)
+    return whole if c.get("num_hidden_layers") == largest else c.get("head_dim")
+
+
+def _reads(c: Values, largest: int, every: int) -> dict[str, Any]:
+    """Whether scores, layers and caps are as llama.cpp has them. Caps that are off cannot be said to it."""
+    windows = c.get("layer_types")
+    return {
+        "usual_scores": c.get("query_pre_attn_scalar") == _scores(c, largest),
+        "usual_windows": windows is None or windows == alternating(len(windows), every),
+        "usual_caps": None not in [c.get(f"{x}_logit_softcapping") for x in ("attn", "final")],
+    }
+
+
+def _writes(c: Values, names: Container[str], largest: int) -> dict[str, Any]:
+    return {"query_pre_attn_scalar": _scores(c, largest)}
+
+
 GEMMA2 = Family(
-    model_type="gemma2",
-    architectures=("Gemma2ForCausalLM",),
-    gguf_arch="gemma2",
+    hf=ModelType(
+        "gemma2",
+        8192,
+        head_dim=256,
+        architectures=("Gemma2ForCausalLM",),
+        defaults={**DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        reads=partial(_reads, largest=46, every=2),
+        writes=partial(_writes, largest=46),
+    ),
+    gguf=Arch("gemma2", second="shared", window=4096, head="never"),
     tensors=TENSORS,
-    optional=OUTPUT,
     transforms=ADD_ONE,
     hparams={
         **HPARAMS,
@@ -41,24 +74,29 @@ GEMMA2 = Family(
         "attn_logit_softcapping": "attn_logit_softcapping:f32",
         "final_logit_softcapping": "final_logit_softcapping:f32",
     },
-    derived="gemma",
-    attention="other",
     fixed={**USUAL, "usual_caps": (True,)},
-    gguf_known=KNOWN,
-    head="never",
     twin={"num_hidden_layers": 2},
     evidence="llama.cpp 0c1e570: src/models/gemma2.cpp (every second layer slides; rope_freqs.weight is not loaded); "
     "conversion/gemma.py Gemma2Model",
-    shapes={**SHAPES, **POST_NORM_SHAPES},
-    defaults={**DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 )
 
 GEMMA3 = Family(
-    model_type="gemma3_text",
-    architectures=("Gemma3ForCausalLM",),
-    gguf_arch="gemma3",
+    hf=ModelType(
+        "gemma3_text",
+        131072,
+        head_dim=256,
+        layers={"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)},
+        architectures=("Gemma3ForCausalLM",),
+        defaults={
+            **DEFAULTS,
+            "num_attention_heads": 8,
+            "sliding_window_pattern": 6,
+        },
+        reads=partial(_reads, largest=62, every=6),
+        writes=partial(_writes, largest=62),
+    ),
+    gguf=Arch("gemma3", second="own"),
     tensors={**TENSORS, **QK_NORMS},
-    optional=OUTPUT,
     transforms={**ADD_ONE, **dict.fromkeys(QK_NORMS.values(), "add_one")},
     hparams={
         **HPARAMS,
@@ -67,15 +105,8 @@ GEMMA3 = Family(
         "rope_local_base_freq": "rope.freq_base_swa:f32",
     },
     may_lack=frozenset({"final_logit_softcapping"}),
-    derived="gemma",
-    attention="other",
     fixed={**USUAL, "attn_logit_softcapping": (None,), "sliding_window_pattern": (6,)},
-    gguf_known=KNOWN,
     twin={"num_hidden_layers": 6},
     evidence="llama.cpp 0c1e570: src/models/gemma3.cpp (five of six layers slide and turn by freq_base_swa; rope_freqs.weight "
     "is not loaded); conversion/gemma.py Gemma3Model",
-    shapes={**SHAPES, **POST_NORM_SHAPES, **QK_NORM_SHAPES},
-    defaults={**DEFAULTS, "max_position_embeddings": 131072, "rope_local_base_freq": 10000.0, "num_attention_heads": 8,
-              "sliding_window_pattern": 6},
-    layer_type="full_attention",
-)  # fmt: skip
+)

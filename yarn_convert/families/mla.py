@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
+from typing import Any
 
-from .llama import EXPERT_HPARAMS, EXPERT_SHAPES, EXPERT_TWIN, HPARAMS, NOT_DENSE, PLAIN_TENSORS, SHAPES, SILU
-from .qwen import EXPERTS, OUTPUT, PARTS, SHARED_SHAPES
-from .schema import Family
+from ..errors import FormatError, Unsupported
+from .architectures import Arch
+from .layers import Values
+from .llama import EXPERT_HPARAMS, NOT_DENSE, PLAIN_TENSORS, SILU
+from .model_types import ModelType
+from .qwen import EXPERTS, PARTS
+from .schema import HPARAMS, Family
 
 _ATTENTION, _LAYER = "model.layers.{i}.self_attn.", "blk.{i}."
 DENSE = {hf: gguf for hf, gguf in PLAIN_TENSORS.items() if ".mlp." in hf}
@@ -49,7 +55,6 @@ HPARAMS_MLA = {
     "norm_topk_prob": "expert_weights_norm:bool",
 }
 SHAPES_MLA = {
-    **SHAPES,
     "attn_q.weight": ("q_mla", "hidden"),
     "attn_q_a.weight": ("q_lora", "hidden"),
     "attn_q_a_norm.weight": ("q_lora",),
@@ -59,67 +64,133 @@ SHAPES_MLA = {
     "attn_k_b.weight": ("heads", "kv_lora", "nope"),
     "attn_v_b.weight": ("heads", "value", "kv_lora"),
     "attn_output.weight": ("hidden", "o_mla"),
-    **EXPERT_SHAPES,
-    **SHARED_SHAPES,
     "exp_probs_b.bias": ("experts",),
 }
+
+
+def _leading(h: Values, layer: int) -> bool:
+    return layer < (h.get("first_k_dense_replace") or 0)
+
+
+def _not_leading(h: Values, layer: int) -> bool:
+    return not _leading(h, layer)
+
+
+def _q_lora(h: Values, layer: int) -> bool:
+    return h.get("q_lora_rank") is not None
+
+
+def _not_q_lora(h: Values, layer: int) -> bool:
+    return not _q_lora(h, layer)
+
+
 ONLY_WHERE = {
-    **dict.fromkeys(DENSE.values(), "leading"),
-    **dict.fromkeys([*EXPERTS.values(), *SHARED.values(), f"{_LAYER}exp_probs_b.bias"], "not leading"),
-    **dict.fromkeys(Q_LORA.values(), "q_lora"),
-    f"{_LAYER}attn_q.weight": "not q_lora",
+    **dict.fromkeys(DENSE.values(), _leading),
+    **dict.fromkeys([*EXPERTS.values(), *SHARED.values()], _not_leading),
+    **dict.fromkeys(Q_LORA.values(), _q_lora),
+    f"{_LAYER}attn_q.weight": _not_q_lora,
 }
 FIXED = {**SILU, "attention_bias": (False,), "mlp_bias": (False,), "moe_layer_freq": (1,), "usual_q_lora": (True,)}
-TWIN = {
-    **EXPERT_TWIN, "qk_nope_head_dim": 16, "v_head_dim": 32, "q_lora_rank": 32, "kv_lora_rank": 32, "first_k_dense_replace": 1,
-    "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "n_shared_experts": 1,
-}  # fmt: skip
 EVIDENCE = (
     "llama.cpp 0c1e570: src/models/deepseek2.cpp (neighbours turn, as in HF; kq_scale; rope_freqs.weight is not loaded; q_lora_rank is "
     "read unless there are 26, 27 or some 48 layers), src/llama-context.cpp (yarn_log_multiplier); conversion/deepseek.py DeepseekV2Model; "
     "transformers 5.23: models/deepseek_v{2,3}/modeling_*.py (yarn_apply_mscale)"
 )
 
+
+def _reads(c: Values) -> dict[str, Any]:
+    """Sizes of the multi-query form, which is what a GGUF describes. llama.cpp takes the queries' rank for absent where its
+    layers are those of a lite model, and needs it elsewhere (src/models/deepseek2.cpp, load_arch_hparams)."""
+    nope, rope, latent, layers = (c.get(k) or 0 for k in ("qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank", "num_hidden_layers"))
+    if min(nope, rope, latent) < 0:
+        raise FormatError(f"qk_nope_head_dim, qk_rope_head_dim and kv_lora_rank are {nope!r}, {rope!r} and {latent!r}", "fix config.json")
+    lite = layers in (26, 27) or (layers == 48 and c.get("vocab_size") == 128256)
+    sizes = {"head_dim": rope, "qk_head_dim": nope + rope, "latent_key": latent + rope, "latent_value": latent}
+    return {**sizes, "num_key_value_heads": c.get("num_attention_heads"), "usual_q_lora": (c.get("q_lora_rank") is None) == lite}
+
+
+def _writes(c: Values) -> dict[str, Any]:
+    said = {"q_lora_rank": c["q_lora_rank"], "first_k_dense_replace": c["first_k_dense_replace"] or 0, "moe_layer_freq": 1}
+    return said | {"qk_nope_head_dim": c["qk_head_dim"] - c["head_dim"], "attention_bias": False}
+
+
+def _writes_v2(c: Values, names: Container[str]) -> dict[str, Any]:
+    """Raises Unsupported for experts that transformers' DeepSeek V2 would choose or weigh otherwise."""
+    if (c["n_group"] or 1) > 1 or c["norm_topk_prob"]:
+        raise Unsupported("transformers' deepseek_v2 does not route tokens to experts as this GGUF has it", "--out gguf")
+    return _writes(c) | {"topk_method": "greedy", "scoring_func": "softmax"}
+
+
+def _writes_v3(c: Values, names: Container[str]) -> dict[str, Any]:
+    groups = {key: c[key] or 1 for key in ("n_group", "topk_group")}
+    said = {"norm_topk_prob": bool(c["norm_topk_prob"]), "topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+    return _writes(c) | said | groups | {"routed_scaling_factor": c["routed_scaling_factor"] or 1.0}
+
+
 DEEPSEEK_V2 = Family(
-    model_type="deepseek_v2",
-    architectures=("DeepseekV2ForCausalLM",),
-    gguf_arch="deepseek2",
+    hf=ModelType(
+        "deepseek_v2",
+        2048,
+        head_dim=64,
+        architectures=("DeepseekV2ForCausalLM",),
+        defaults={
+            "rms_norm_eps": 1e-6,
+            "first_k_dense_replace": 0,
+            "kv_lora_rank": 512,
+            "q_lora_rank": 1536,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "qk_nope_head_dim": 128,
+            "v_head_dim": 128,
+            "moe_intermediate_size": 1407,
+            "routed_scaling_factor": 1.0,
+            "norm_topk_prob": False,
+        },
+        renamed={"num_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
+        unsaid=frozenset({"qk_head_dim", "latent_key", "latent_value"}),
+        reads=_reads,
+        writes=_writes_v2,
+    ),
+    gguf=Arch("deepseek2", mla=True),
     tensors=TENSORS,
-    optional=OUTPUT,
     only_where=ONLY_WHERE,
     transforms=LATENT,
+    shapes=SHAPES_MLA,
     hparams=HPARAMS_MLA,
     may_lack=frozenset({"q_lora_rank", "first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"}),
-    renamed={"num_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
-    unsaid=frozenset({"qk_head_dim", "latent_key", "latent_value"}),
-    derived="mla",
     fixed={**FIXED, "n_group": (1,), "scoring_func": ("softmax",), "norm_topk_prob": (False,)},
     constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 1)},
     evidence=EVIDENCE + "; groups of experts are scored by their best in transformers, by their best two in llama.cpp "
     "(src/llama-graph.cpp, build_moe_ffn), and transformers never normalizes the weights of experts",
-    shapes=SHAPES_MLA,
-    defaults={
-        "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "kv_lora_rank": 512, "q_lora_rank": 1536, "n_routed_experts": 64,
-        "n_shared_experts": 2, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "moe_intermediate_size": 1407,
-        "routed_scaling_factor": 1.0, "norm_topk_prob": False,
-    },
-    latent=True,
-    twin=TWIN,
-)  # fmt: skip
+    twin={"qk_nope_head_dim": 16},
+)
 
 DEEPSEEK_V3 = replace(
     DEEPSEEK_V2,
-    model_type="deepseek_v3",
-    architectures=("DeepseekV3ForCausalLM",),
+    hf=replace(
+        DEEPSEEK_V2.hf,
+        name="deepseek_v3",
+        length=4096,
+        other_head_dim=False,
+        architectures=("DeepseekV3ForCausalLM",),
+        defaults={
+            **DEEPSEEK_V2.hf.defaults,
+            "first_k_dense_replace": 3,
+            "n_routed_experts": 256,
+            "num_experts_per_tok": 8,
+            "n_shared_experts": 1,
+            "n_group": 8,
+            "topk_group": 4,
+            "moe_intermediate_size": 2048,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": True,
+        },
+        writes=_writes_v3,
+    ),
     tensors={**TENSORS, "model.layers.{i}.mlp.gate.e_score_correction_bias": f"{_LAYER}exp_probs_b.bias"},
+    only_where={**ONLY_WHERE, f"{_LAYER}exp_probs_b.bias": _not_leading},
     fixed={**FIXED, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",), "rope_interleave": (True,)},
     marks=frozenset({"expert_gating_func"}),
     constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 2)},
     evidence=EVIDENCE + ", which skips the layers that predict a token further on",
-    defaults={
-        "rms_norm_eps": 1e-6, "first_k_dense_replace": 3, "kv_lora_rank": 512, "q_lora_rank": 1536, "n_routed_experts": 256,
-        "num_experts_per_tok": 8, "n_shared_experts": 1, "n_group": 8, "topk_group": 4, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
-        "v_head_dim": 128, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
-    },
-    more_layers="num_nextn_predict_layers",
-)  # fmt: skip
+)

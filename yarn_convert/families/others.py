@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-from .gemma import POST_NORM_SHAPES
-from .llama import HPARAMS, KNOWN, PLAIN_TENSORS, SHAPES, SILU
-from .neox import LAYER_NORM_HPARAMS
-from .qwen import BIASES, OUTPUT, QK_NORM_NAMES, QK_NORMS, QKV_BIASES
-from .schema import PARTIAL_READS, Family
+from collections.abc import Container
+from typing import Any
+
+from .architectures import Arch
+from .layers import Values, alternating, gguf_within, hf_cohere2
+from .llama import PLAIN_TENSORS, SILU
+from .model_types import ModelType
+from .neox import LAYER_NORM_HPARAMS, QK_NORMS_BY_HEAD
+from .qwen import BIASES, QK_NORM_NAMES, QK_NORMS, QKV_BIASES
+from .schema import ROPE_OBJECTS, Family, rope_type
 
 OLMO2 = Family(
-    model_type="olmo2",
-    architectures=("Olmo2ForCausalLM",),
-    gguf_arch="olmo2",
+    hf=ModelType(
+        "olmo2",
+        2048,
+        architectures=("Olmo2ForCausalLM",),
+        defaults={"rms_norm_eps": 1e-5},
+    ),
+    gguf=Arch("olmo2", second="plain", head="required", square=True),
     tensors={
         **{hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "layernorm" not in hf},
         **QK_NORMS,
         "model.layers.{i}.post_attention_layernorm.weight": "blk.{i}.post_attention_norm.weight",
         "model.layers.{i}.post_feedforward_layernorm.weight": "blk.{i}.post_ffw_norm.weight",
     },
-    hparams=HPARAMS,
     fixed={**SILU, "attention_bias": (False,)},
-    gguf_known=KNOWN,
-    head="required",
-    square=True,
     evidence="llama.cpp 0c1e570: src/models/olmo2.cpp (rope_freqs.weight is not loaded); conversion/olmo.py Olmo2Model",
-    shapes={**SHAPES, **POST_NORM_SHAPES, "attn_q_norm.weight": ("q",), "attn_k_norm.weight": ("kv",)},
-    defaults={"rms_norm_eps": 1e-5},
+    shapes={"attn_q_norm.weight": ("q",), "attn_k_norm.weight": ("kv",)},
 )
 
 GLM4 = Family(
-    model_type="glm4",
-    architectures=("Glm4ForCausalLM",),
-    gguf_arch="glm4",
+    hf=ModelType(
+        "glm4",
+        131072,
+        head_dim=128,
+        partial=0.5,
+        architectures=("Glm4ForCausalLM",),
+        defaults={
+            "rms_norm_eps": 1.5625e-7,
+            "num_key_value_heads": 2,
+            "attention_bias": True,
+        },
+        switches={"attention_bias": QKV_BIASES},
+    ),
+    gguf=Arch("glm4", sections=True),
     tensors={
         **{hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "gate_proj" not in hf and "up_proj" not in hf},
         **BIASES,
@@ -39,56 +54,73 @@ GLM4 = Family(
         "model.layers.{i}.mlp.gate_up_proj.weight": "blk.{i}.ffn_up.weight",
         "model.layers.{i}.post_mlp_layernorm.weight": "blk.{i}.post_ffw_norm.weight",
     },
-    optional=OUTPUT | frozenset(BIASES.values()),
-    hparams=HPARAMS,
     fixed=SILU,
-    gguf_known=KNOWN,
-    gguf_reads=PARTIAL_READS,
     evidence="llama.cpp 0c1e570: src/models/glm4.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded); "
     "conversion/glm.py Glm4Model",
-    shapes={**SHAPES, **POST_NORM_SHAPES, "ffn_up.weight": ("gate_up", "hidden")},
-    defaults={"rms_norm_eps": 1.5625e-7, "partial_rotary_factor": 0.5, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True},
-    switches={"attention_bias": QKV_BIASES},
+    shapes={"ffn_up.weight": ("gate_up", "hidden")},
 )
+
+
+def _cohere(c: Values) -> dict[str, Any]:
+    """max_position_embeddings is what transformers allocated, model_max_length what it was trained on; but a YaRN without a length of
+    its own counts from the former there. llama.cpp loads norms of Q and K in models of 64 layers and more, and in no others
+    (src/models/command-r.cpp)."""
+    deep = (c.get("num_hidden_layers") or 0) >= 64
+    objects = [x for k in ROPE_OBJECTS if (x := c.get(k)) is not None]
+    unsaid = "yarn" in map(rope_type, objects) and all(x.get("original_max_position_embeddings") is None for x in (c, *objects))
+    return ({"original_max_position_embeddings": c.get("max_position_embeddings")} if unsaid else {}) | {
+        "max_position_embeddings": c.get("model_max_length") or c.get("max_position_embeddings"),
+        "usual_norms": bool(c.get("use_qk_norm")) == deep,
+    }
+
 
 COHERE = Family(
-    model_type="cohere",
-    architectures=("CohereForCausalLM",),
-    gguf_arch="command-r",
+    hf=ModelType(
+        "cohere",
+        8192,
+        500000.0,
+        architectures=("CohereForCausalLM",),
+        defaults={"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True},
+        switches={"use_qk_norm": QK_NORM_NAMES},
+        lengths=("model_max_length",),
+        reads=_cohere,
+    ),
+    gguf=Arch("command-r", head="never", square=True),
     tensors={**{hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "post_attention" not in hf}, **QK_NORMS},
-    optional=OUTPUT | frozenset(QK_NORMS.values()),
     hparams={**LAYER_NORM_HPARAMS, "logit_scale": "logit_scale:f32"},
-    derived="cohere",
-    lengths=("model_max_length",),
     fixed={**SILU, "attention_bias": (False,), "usual_norms": (True,)},
-    gguf_known=KNOWN,
-    head="never",
     twin={"use_qk_norm": False},  # a twin of one layer has none
-    square=True,
     evidence="llama.cpp 0c1e570: src/models/command-r.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded; "
     "norms of Q and K in models of 64 layers and more); conversion/command_r.py",
-    shapes={**SHAPES, "attn_q_norm.weight": ("heads", "head"), "attn_k_norm.weight": ("kv_heads", "head")},
-    switches={"use_qk_norm": QK_NORM_NAMES},
-    defaults={"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True, "max_position_embeddings": 8192},
+    shapes=QK_NORMS_BY_HEAD,
 )
 
+
+def _cohere2(c: Values) -> dict[str, Any]:
+    """Every fourth layer has full attention, by a list or by a number."""
+    windows = c.get("layer_types")
+    return {"usual_windows": windows == alternating(len(windows), 4) if windows else c.get("sliding_window_pattern", 4) == 4}
+
+
+def _cohere2_writes(c: Values, names: Container[str]) -> dict[str, Any]:
+    return {"layer_types": alternating(c["num_hidden_layers"], 4)}
+
+
 COHERE2 = Family(
-    model_type="cohere2",
-    architectures=("Cohere2ForCausalLM",),
-    gguf_arch="cohere2",
+    hf=ModelType(
+        "cohere2",
+        8192,
+        turning=hf_cohere2,
+        architectures=("Cohere2ForCausalLM",),
+        defaults={"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True, "sliding_window": 4096},
+        reads=_cohere2,
+        writes=_cohere2_writes,
+    ),
+    gguf=Arch("cohere2", turning=gguf_within, head="never"),
     tensors={hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "post_attention" not in hf},
-    optional=OUTPUT,
     hparams={**LAYER_NORM_HPARAMS, "logit_scale": "logit_scale:f32", "sliding_window": "attention.sliding_window"},
-    derived="cohere2",
     fixed={**SILU, "attention_bias": (False,), "use_qk_norm": (False,), "usual_windows": (True,)},
-    gguf_known=KNOWN,
     evidence="llama.cpp 0c1e570: src/models/cohere2.cpp (neighbours turn, as in HF, in the three of four layers that slide; never reads "
     "output.weight); conversion/command_r.py Cohere2Model",
-    shapes=SHAPES,
-    defaults={
-        "layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True, "sliding_window": 4096, "max_position_embeddings": 8192,
-    },
-    attention="other",
-    head="never",
     twin={"num_hidden_layers": 4},
-)  # fmt: skip
+)

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..errors import Unsupported
+from .architectures import Arch
+from .model_types import ModelType
 
 LEFTOVER = "a quantized or modified checkpoint? start from the plain one; nothing is left out silently"
 # A model's own table, as transformers before 4.32 saved it and some trainers still do, at the top or in each layer: computed anew by every
@@ -17,91 +19,113 @@ BUFFER = re.compile(r"(^|\.)(rotary_emb\w*|maybe_rotary)\.(\w*inv_freq|cos_cache
 NO_EXPERT = -1
 ROPE_OBJECTS = ("rope_scaling", "rope_parameters")  # where config.json spells RoPE for transformers 4, and for 5
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
-PLAIN_READS = frozenset({"type", "factor", "attn_factor", "original_context_length", "freq_base"})  # by every architecture's loader
-PARTIAL_READS = PLAIN_READS | {"dimension_count"}
 
-
-ONLY_WHERE: Mapping[str, Callable[[Mapping[str, Any], int], bool]] = {  # (hparams, layer) -> whether the tensor is there
-    "leading": lambda h, i: i < (h.get("first_k_dense_replace") or 0),
-    "not leading": lambda h, i: i >= (h.get("first_k_dense_replace") or 0),
-    "q_lora": lambda h, i: h.get("q_lora_rank") is not None,
-    "not q_lora": lambda h, i: h.get("q_lora_rank") is None,
+HPARAMS = {  # config.json key -> GGUF key below `{arch}.`, with its type where that is not u32 ("f32", "bool", …): those of Llama
+    "num_hidden_layers": "block_count",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon:f32",
+    "vocab_size": "vocab_size",
+    "head_dim": "attention.key_length",
 }
+KNOWN = frozenset({"attention.value_length", "rope.dimension_count", "tensor_data_layout"})  # GGUF keys that change nothing we carry
+
+SHAPES = {  # GGUF name without its layer -> sizes, as `Checkpoint.sizes` names them
+    "token_embd.weight": ("vocab", "hidden"),
+    "output.weight": ("vocab", "hidden"),
+    "attn_q.weight": ("q", "hidden"),
+    "attn_k.weight": ("kv", "hidden"),
+    "attn_v.weight": ("kv", "hidden"),
+    "attn_qkv.weight": ("qkv", "hidden"),
+    "attn_output.weight": ("hidden", "q"),
+    "ffn_gate.weight": ("ff", "hidden"),
+    "ffn_up.weight": ("ff", "hidden"),
+    "ffn_down.weight": ("hidden", "ff"),
+    "ffn_gate_inp.weight": ("experts", "hidden"),
+    "ffn_gate_exps.weight": ("experts", "expert_ff", "hidden"),
+    "ffn_up_exps.weight": ("experts", "expert_ff", "hidden"),
+    "ffn_down_exps.weight": ("experts", "hidden", "expert_ff"),
+    "ffn_gate_inp_shexp.weight": ("one", "hidden"),
+    "ffn_gate_shexp.weight": ("shared_ff", "hidden"),
+    "ffn_up_shexp.weight": ("shared_ff", "hidden"),
+    "ffn_down_shexp.weight": ("hidden", "shared_ff"),
+}
+SHAPES |= {name.replace("weight", "bias"): sizes[:-1] for name, sizes in SHAPES.items() if name.startswith(("attn_", "ffn_"))}
+NORMS = ("output_norm", "attn_norm", "ffn_norm", "attn_norm_2", "post_attention_norm", "post_ffw_norm")
+SHAPES |= {f"{name}.{x}": ("hidden",) for name in NORMS for x in ("weight", "bias")}
+SHAPES |= {f"attn_{x}_norm.weight": ("head",) for x in "qk"} | {"attn_sinks.weight": ("heads",)}
 
 
 @dataclass(frozen=True)
 class Family:
-    """One row. Names of tensors are templates: `{i}` is the layer, `{e}` the expert, which HF's names alone have.
+    """One row: what transformers makes of its config.json, what llama.cpp's code makes of its GGUF, and the tensors of both.
 
-    Tensors. `tensors`: HF name -> GGUF name, everything that a checkpoint may hold. Tensors whose name has `{e}` are stacked
-    into one of a GGUF; where several GGUF names stand, the HF tensor is split into them. `transforms`: GGUF name -> how rows
-    move, a key of `layout.TRANSFORMS`. `shapes`: GGUF name without its layer -> sizes, as `Checkpoint.sizes` names them.
-    `optional`: GGUF names that a checkpoint may lack. `only_where`: GGUF name -> the layers that have it and no others do, a key
-    of `ONLY_WHERE`. `scales`: HF name of a tensor of 4-bit blocks (MXFP4) -> that of its scales. `more_layers`: config key with
-    the number of layers behind the last that no runtime here runs. `switches`: config key that is true or false -> the tensors of each
-    layer that it turns on, with `!` that it turns off, named as in `shapes`; those under "" are ones that transformers drops.
-    `instead`: GGUF name -> (its other HF name, the GGUF name whose presence calls for that one). `dropped`: HF names of buffers
-    that no runtime reads, besides those of RoPE.
-
-    Config. `hparams`: config.json key -> GGUF key below `{arch}.`, with its type where that is not u32 ("f32", "bool", …);
-    `may_lack` are those that need not be there or may be 0, `unsaid` those that config.json has no place for. `renamed`: the
-    family's own name of a standard key. `defaults`: what transformers takes for an absent key. `derived`: the rule for what
-    config.json says in another form, a key of `derived.RULES`. `fixed`: config keys whose other values llama.cpp's graph would
-    not compute. `constants`: GGUF keys that every model of the family has, as (type, value); of those in `gguf_known` others are
-    taken, too. `gguf_known`: further keys that change nothing we carry. `marks`: GGUF keys or tensors that tell rows of one
-    architecture apart, with `!` absent ones. `spelled_out`: config keys that a reader needs even where they only say what follows
-    from others. `lengths`: further ones that say the context.
-
-    RoPE and attention. `gguf_reads`: the RoPE fields that the llama.cpp loader honours; "dimension_count" where a part of
-    each head may turn. `layer_type`: the only layers that a recipe extends, by their name in config.json's `layer_types`.
-    `windowed`: it has a sliding window that its GGUF architecture lacks. `latent`: it has multi-head latent attention, whose logits YaRN
-    scales by mscale_all_dim. `attention`: "plain", or "other" where scores are capped, have sinks, or slide in some layers, which
-    torch's own attention does not compute.
-
-    `head`: whether its GGUF architecture takes a head of its own: "optional", "required" or "never". `square`: it takes
-    hidden_size / heads for the size of a head, whatever the file says. `run_as`: the model_type whose code in transformers
-    computes what its GGUF does, where it has none of its own.
-
-    `twin`: sizes of a twin besides the usual. `evidence`: where all this was read. `listed`: False for a stand-in, whose
-    tensors have no names here.
+    Names of tensors are templates: `{i}` is the layer, `{e}` the expert, which HF's names alone have.
     """
 
-    model_type: str
-    architectures: tuple[str, ...]
-    gguf_arch: str
+    hf: ModelType
+    gguf: Arch
+    # HF name -> GGUF name, everything that a checkpoint may hold. Tensors whose name has `{e}` are stacked into one of a GGUF; where
+    # several GGUF names stand, the HF tensor is split into them; where none stands, it is a buffer that no runtime reads.
     tensors: Mapping[str, str | tuple[str, ...]]
-    hparams: Mapping[str, str]
-    shapes: Mapping[str, tuple[str, ...]]
-    evidence: str
-    transforms: Mapping[str, str] = field(default_factory=dict)
-    optional: frozenset[str] = frozenset()
-    dropped: tuple[str, ...] = ()
-    may_lack: frozenset[str] = frozenset()
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    derived: str = ""
-    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    constants: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
-    gguf_known: frozenset[str] = frozenset()
-    marks: frozenset[str] = frozenset()
-    gguf_reads: frozenset[str] = PLAIN_READS
-    spelled_out: tuple[str, ...] = ()
-    lengths: tuple[str, ...] = ()
-    switches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    instead: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    only_where: Mapping[str, str] = field(default_factory=dict)
-    scales: Mapping[str, str] = field(default_factory=dict)
-    more_layers: str = ""
-    unsaid: frozenset[str] = frozenset()
-    windowed: bool = False
-    latent: bool = False
-    layer_type: str = ""
-    twin: Mapping[str, Any] = field(default_factory=dict)
-    attention: str = "plain"
-    head: str = "optional"
-    square: bool = False
-    run_as: str = ""
-    listed: bool = True
+    evidence: str  # where all this was read
+    transforms: Mapping[str, str] = field(default_factory=dict)  # GGUF name -> how rows move, a key of `layout.TRANSFORMS`
+    shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what is not as in `SHAPES`
+    hparams: Mapping[str, str] = field(default_factory=lambda: HPARAMS)
+    may_lack: frozenset[str] = frozenset()  # those of `hparams` that need not be there or may be 0
+    optional: frozenset[str] = frozenset()  # GGUF names that a checkpoint may lack, besides the head and what a switch turns on
+    only_where: Mapping[str, Callable[[Mapping[str, Any], int], bool]] = field(
+        default_factory=dict
+    )  # GGUF name -> (hparams, layer) -> has it
+    instead: Mapping[str, tuple[str, str]] = field(
+        default_factory=dict
+    )  # GGUF name -> (its other HF name, the GGUF name that calls for it)
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # config key -> values; llama.cpp's graph computes no others
+    constants: Mapping[str, tuple[str, Any]] = field(default_factory=dict)  # GGUF key that every model of it has -> (type, value)
+    gguf_known: frozenset[str] = KNOWN  # further GGUF keys that change nothing we carry; one of `constants`: its other values neither
+    marks: frozenset[str] = frozenset()  # GGUF keys or tensors that tell rows of one architecture apart, with `!` absent ones
+    twin: Mapping[str, Any] = field(default_factory=dict)  # sizes of a twin that are not the usual
+
+    @property
+    def model_type(self) -> str:
+        return self.hf.name
+
+    @property
+    def gguf_arch(self) -> str:
+        return self.gguf.name
+
+    @property
+    def listed(self) -> bool:
+        """False for a stand-in, whose tensors have no names here."""
+        return bool(self.tensors)
+
+    @property
+    def latent(self) -> bool:
+        """Whether it has multi-head latent attention, whose logits YaRN scales by mscale_all_dim."""
+        return self.listed and self.gguf.mla
+
+    @property
+    def layer_type(self) -> str:
+        """The only layers that a recipe extends, by their name in config.json's `layer_types`; "" for all."""
+        return next(iter(self.hf.layers), "")
+
+    @property
+    def slides(self) -> bool:
+        """Whether some layers see a window of tokens alone. torch's own attention computes none of these families: their scores are
+        capped, or have sinks, or the window needs a mask."""
+        return "sliding_window" in self.hparams
+
+    @property
+    def scales(self) -> dict[str, str]:
+        """HF names of tensors of 4-bit blocks (MXFP4) -> those of their scales."""
+        return {name: name.removesuffix("_blocks") + "_scales" for name in self.tensors if name.endswith("_blocks")}
+
+    def shape(self, part: str) -> tuple[str, ...]:
+        """The sizes of a tensor by its GGUF name without the layer, as `Checkpoint.sizes` names them."""
+        return self.shapes.get(part) or SHAPES[part]
 
     def to_gguf(self, name: str) -> list[tuple[str, int, int]]:
         """(GGUF name, which part of the HF tensor, which expert) for each GGUF tensor that an HF tensor goes into.
@@ -109,15 +133,15 @@ class Family:
         Empty for a buffer that is dropped. Raises Unsupported if no template fits.
         """
         n = numbered(name)
+        if self.is_buffer(name):
+            return []
         if n.template not in self.tensors:
-            if self.is_buffer(name):
-                return []
             raise Unsupported(f"tensor {name!r} is not part of the family {self.model_type!r}", LEFTOVER)
         return [(template.format(i=n.layer), part, n.expert) for part, template in enumerate(self.parts(n.template))]
 
     def is_buffer(self, name: str) -> bool:
         """Whether an HF tensor is one that every reader computes anew, or passes over."""
-        return BUFFER.search(name) is not None or numbered(name).template in self.dropped
+        return BUFFER.search(name) is not None or self.tensors.get(numbered(name).template) == ()
 
     def to_hf(self, name: str, there: Container[str] = ()) -> tuple[str, int]:
         """(HF template with only `{e}` left, which of its parts this GGUF tensor is); `there`: the GGUF's other names.
@@ -154,22 +178,15 @@ class Family:
     def has(self, template: str, hparams: Mapping[str, Any], layer: int) -> bool:
         """Whether the tensor of this GGUF template belongs into this layer."""
         where = self.only_where.get(template)
-        return where is None or ONLY_WHERE[where](hparams, layer)
+        return where is None or where(hparams, layer)
 
     def required(self, hparams: Mapping[str, Any]) -> list[str]:
         """The GGUF names that a checkpoint with these numbers must hold."""
         layers = range(int(hparams["num_hidden_layers"] or 0))
-        templates = [t for t in self._reverse if t not in self.optional]
+        optional = {f"blk.{{i}}.{part}" for parts in self.hf.switches.values() for part in parts} | self.optional
+        optional |= set() if self.gguf.head == "required" else {"output.weight"}
+        templates = [t for t in self._reverse if t not in optional]
         return [t.format(i=i) for t in templates for i in (layers if "{i}" in t else range(1)) if self.has(t, hparams, i)]
-
-    def turned_on(self, config: Mapping[str, Any]) -> list[str]:
-        """The tensors of each layer, named as in `shapes`, that config.json turns on by one of its switches."""
-        return [
-            part
-            for switch, parts in self.switches.items()
-            if bool(config.get(switch.removeprefix("!"))) != switch.startswith("!")
-            for part in parts
-        ]
 
     @property
     def name(self) -> str:
@@ -180,10 +197,6 @@ class Family:
     def gelu(self) -> bool:
         """Whether its feed-forward layers use GELU."""
         return any("gelu" in str(self.fixed.get(key)) for key in ACTIVATIONS)
-
-    def own(self, key: str) -> str:
-        """The family's own name of a standard config key."""
-        return self.renamed.get(key, key)
 
     def gguf_key(self, key: str) -> tuple[str, str]:
         """(GGUF key with the architecture, its type) of a key of `hparams`."""
@@ -197,6 +210,11 @@ class Numbered(NamedTuple):
     template: str
     layer: int
     expert: int
+
+
+def rope_type(spelling: Any) -> Any:
+    """The type that a RoPE object of config.json has, in either spelling; None for none, or for what is no object."""
+    return (spelling.get("rope_type") or spelling.get("type")) if isinstance(spelling, dict) else None
 
 
 NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d{0,5})(?=\.)")

@@ -6,23 +6,19 @@ The rows were checked against the runtimes' own code (`tests/data/readers.json`)
 
 The tables are float64. The runtimes work in float32, so what they compute differs from these by a few units of 2^-24, times the
 factor where a YaRN ramp ends: alike for every file that says the same, so that it is no reason to write another. A row says
-which model types it is modelled for (`Reader.models`), `model_types` and `gguf_archs` what sets these apart; for any other there
+which model types it is modelled for (`Reader.models`), the rows of `families` what sets these apart; for any other there
 is no reading, and no claim.
 """
 
 from .config import oldest, read_config
 from .gguf import BY_LAYER, OLLAMAS, UNREAD, check_keys, of_layers, read_gguf, unread
-from .gguf_archs import ARCHS
-from .layers import gguf_farthest, hf_farthest, hf_window
-from .model_types import MODEL_TYPES
 from .reading import Beside, Reading, Refuses
-from .rows import HF_READERS, Reader
+from .rows import HEAD_DIM_UNFILLED, HF_READERS, Reader
 
 __all__ = [
-    "ARCHS",
     "BY_LAYER",
+    "HEAD_DIM_UNFILLED",
     "HF_READERS",
-    "MODEL_TYPES",
     "OLLAMAS",
     "UNREAD",
     "Beside",
@@ -30,9 +26,6 @@ __all__ = [
     "Reading",
     "Refuses",
     "check_keys",
-    "gguf_farthest",
-    "hf_farthest",
-    "hf_window",
     "of_layers",
     "oldest",
     "read_config",

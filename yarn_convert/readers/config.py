@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import Unsupported
+from ..families import MODEL_TYPES, ModelType
 from ..families.schema import ROPE_OBJECTS
 from ..rope import Array, Table, geometric, temperature
-from .model_types import MODEL_TYPES, ModelType
 from .others import OTHER_READERS
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 from .rows import HF_READERS, MSCALES, SCALED, TYPE_LAST, Reader
@@ -94,7 +94,7 @@ class Seen:
         method = method_of(row, chosen, model_type, bool(followed))
         spelled = spelling(row, chosen, model_type) or "default"
         require(row, config, chosen if followed else None, spelled, facts.required.get(spelled, ()))
-        max_position = config.get("max_position_embeddings") or (facts.length if row.assumes_length else 0)
+        max_position = config.get("max_position_embeddings") or ((facts.length or 0) if row.assumes_length else 0)
         if not max_position and method in row.max_position_required:
             refuse(row, f"{method} without max_position_embeddings")
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import FormatError, Unsupported
+from ..families import ARCHS
 from ..rope import RTOL, Array, Table, geometric, temperature
-from .gguf_archs import ARCHS
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
 LLAMA_CPP = "llama.cpp 0c1e570"

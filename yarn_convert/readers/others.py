@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .model_types import LLAMAS
-from .rows import HF_READERS, MSCALES, ROPE_TYPE_ALONE, SPELLED, TYPE_FIRST, V5, V5_READS, Reader
+from .rows import HF_READERS, LLAMAS, MSCALES, ROPE_TYPE_ALONE, SPELLED, TYPE_FIRST, V5, V5_READS, Reader
 
 ROPE_TYPE_ONLY = dict.fromkeys(LLAMAS, ROPE_TYPE_ALONE)
 TYPES_FIRST = dict.fromkeys(LLAMAS, TYPE_FIRST)

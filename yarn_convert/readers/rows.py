@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .model_types import FAMILIES, LLAMAS, MODEL_TYPES
+from ..families import FAMILIES, MODEL_TYPES
+
+LLAMAS = frozenset({"llama", "mistral"})
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
     """How one runtime reads config.json. A place is "dict" (the rope dict it follows), "top" (config.json itself),
-    "rope_parameters", "max_position" (max_position_embeddings), "model" (`model_types`), or a number that it assumes."""
+    "rope_parameters", "max_position" (max_position_embeddings), "model" (`families.MODEL_TYPES`), or a number that it assumes."""
 
     name: str
     version: str
@@ -40,10 +42,10 @@ class Reader:
     context_keys: tuple[str | int, ...] = ("max_position_embeddings",)  # of config.json, or a number that it assumes
     context_rule: str = "given"  # "vllm", "sglang", "tensorrt", "none", "no-window": none with a sliding window
     models: frozenset[str] = LLAMAS  # the model types that this row is modelled for
-    thetas: Mapping[str, float] = field(default_factory=dict)  # where it assumes others than `model_types`
+    thetas: Mapping[str, float] = field(default_factory=dict)  # where it assumes others than `families.MODEL_TYPES`
     scales_softmax: frozenset[str] = frozenset()  # model types whose attention logits mscale_all_dim scales, whatever m is
-    assumes_head_dim: bool = True  # takes an absent head_dim from `model_types`; else hidden_size / num_attention_heads
-    assumes_length: bool = False  # takes an absent max_position_embeddings from `model_types`
+    assumes_head_dim: bool = True  # takes an absent head_dim from `families.MODEL_TYPES`; else hidden_size / num_attention_heads
+    assumes_length: bool = False  # takes an absent max_position_embeddings from `families.MODEL_TYPES`
     max_position_required: frozenset[str] = frozenset()  # methods that fail without it
     ignores: Mapping[str, frozenset[str]] = field(default_factory=dict)  # method -> keys of the dict
     variants: Mapping[str, Reader] = field(default_factory=dict)  # model_type -> the row that it has instead
@@ -109,7 +111,8 @@ _ROWS = {
                 "models/llama/configuration_llama.py: LlamaConfig.__init__ (type overwrites rope_type)",
                 "models/llama/modeling_llama.py: LlamaRotaryEmbedding; so for the other models",
             ),
-            models=frozenset(FAMILIES) - {"olmo2", "phi3", "apertus", "cwm"},  # the first two want other dicts
+            models=frozenset(f.model_type for f in FAMILIES)
+            - {"olmo2", "phi3", "granitemoe", "internlm2"},  # the first two want other dicts
             thetas={"cohere": 10000.0},
             scales_softmax=frozenset({"deepseek_v3"}),
             dicts=("rope_scaling",),
@@ -267,3 +270,4 @@ HF_READERS: Mapping[str, Reader] = {
     "sglang": replace(_SGLANG, variants=dict.fromkeys(SGLANG_UNSCALED, _THETA_ALONE)),
     "mlx-lm": replace(_MLX, variants={name: replace(_MLX, **fields) for name, fields in MLX_VARIANTS.items()}),
 }
+HEAD_DIM_UNFILLED = frozenset().union(*(row.head_dim_unfilled for row in HF_READERS.values()))  # model types of some reader

@@ -137,13 +137,13 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
         raise Inexpressible(
             f"llama.cpp's architecture {c.family.gguf_arch!r} has full attention in every layer, layer_types not", "--out safetensors"
         )
-    if c.rope.rotary_dim != c.head_dim and "dimension_count" not in c.family.gguf_reads:
+    if c.rope.rotary_dim != c.head_dim and c.family.hf.partial is None:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} rotates whole heads only", "--out safetensors")
     hidden, heads = c.hparams["hidden_size"], c.heads("q")
-    if c.family.square and hidden != heads * c.head_dim:
+    if c.family.gguf.square and hidden != heads * c.head_dim:
         what = f"takes hidden_size / heads = {hidden / heads:g} for the size of a head, and here it is {c.head_dim}"
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} {what}", "--out safetensors")
-    if c.family.head == "never" and not c.hparams["tie_word_embeddings"]:
+    if c.family.gguf.head == "never" and not c.hparams["tie_word_embeddings"]:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} takes no head of its own, this model's", "--out safetensors")
     _check_head(c)
     if c.own_window and c.own_window < r.context and not r.full_attention:

@@ -89,7 +89,8 @@ def carry_hf(
         if carry in (carrier, "auto"):
             try:
                 changes = _as_family_spells(c, config, spell(rope, context))
-                changes |= {k: c.hparams[k] for k in c.family.spelled_out if config.get(k) is None}
+                if c.family.model_type in readers.HEAD_DIM_UNFILLED and config.get("head_dim") is None:
+                    changes["head_dim"] = c.head_dim
             except Inexpressible:
                 if carry == carrier:
                     raise
@@ -109,13 +110,12 @@ def carry_hf(
 def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`changes` with the family's own names of standard keys, with what the old RoPE objects say of the rotary dimension, and
     with rope_parameters for each type of layers where there are several."""
-    layer_type, own = c.family.layer_type, {c.family.renamed[k]: v for k, v in changes.items() if k in c.family.renamed}
+    layer_type, own = c.family.layer_type, {c.family.hf.renamed[k]: v for k, v in changes.items() if k in c.family.hf.renamed}
     partial = [v["partial_rotary_factor"] for k in ROPE_OBJECTS if (v := config.get(k)) and v.get("partial_rotary_factor") is not None]
     inner = {"partial_rotary_factor": partial[0]} if partial else {}
     spelled = {k: {**v, **inner} if k in ROPE_OBJECTS and v else v for k, v in changes.items()} | own
-    spelled |= dict.fromkeys(c.family.lengths, spelled["max_position_embeddings"])
-    facts = readers.MODEL_TYPES.get(c.family.model_type)
-    if facts and facts.original and spelled["rope_parameters"].get("original_max_position_embeddings"):
+    spelled |= dict.fromkeys(c.family.hf.lengths, spelled["max_position_embeddings"])
+    if c.family.hf.original and spelled["rope_parameters"].get("original_max_position_embeddings"):
         # Its config class has one of its own, which hides the one in the RoPE object.
         spelled["original_max_position_embeddings"] = spelled["rope_parameters"]["original_max_position_embeddings"]
     if layer_type:

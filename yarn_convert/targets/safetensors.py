@@ -15,7 +15,7 @@ from ..checkpoint import WINDOW, Checkpoint
 from ..contents import CONFIG, GENERATION, belonging, left_over
 from ..errors import Inexpressible, Unsupported, UsageError
 from ..families import Family
-from ..families.derived import SAID
+from ..families.layers import FULL, SLIDES, slides
 from ..families.schema import ACTIVATIONS
 from ..files import exists, read_text, regular
 from ..gguf_file import shortest
@@ -23,8 +23,6 @@ from ..json_text import REMOVE, edit
 from ..layout import Part
 from ..lengths import DUAL_CHUNKS
 from ..manifest import MANIFEST
-from ..readers import MODEL_TYPES
-from ..readers.layers import FULL, SLIDES, slides
 from ..readers.rows import OTHER_LENGTHS
 from ..rope import table
 from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, load_json, safetensors_header
@@ -174,28 +172,27 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     family, pieces = c.family, hf_pieces(c, outtype)
     _check_keys(c)
     dtypes = {p.target.dtype: p.target.elements for p in pieces if len(p.target.shape) > 1}
-    said = SAID[family.model_type](c.hparams, c.tensors) if family.model_type in SAID else {}
+    said = family.hf.writes(c.hparams, c.tensors)
     ids = [c.gguf.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id", "padding_token_id")]
     config = {
-        "architectures": list(family.architectures[:1]),
+        "architectures": list(family.hf.architectures[:1]),
         **dict(zip(general.IDS, ids, strict=True)),
         **_implied(family),
-        **{switch: _switched(c, parts) for switch, parts in family.switches.items() if switch and switch[0] != "!"},
+        **{switch: _switched(c, parts) for switch, parts in family.hf.switches.items() if switch and switch[0] != "!"},
         "model_type": family.model_type,
-        **{family.own(key): shortest(value) for key, value in c.hparams.items() if key not in family.unsaid},
+        **{family.hf.own(key): shortest(value) for key, value in c.hparams.items() if key not in family.hf.unsaid},
         **said,
         **_windows(c),
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
     }
-    facts = MODEL_TYPES.get(family.model_type)
-    if c.rope.rotary_dim != c.head_dim * (facts.partial if facts and facts.partial else 1):
-        config[family.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
+    if c.rope.rotary_dim != c.head_dim * (family.hf.partial or 1):
+        config[family.hf.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
     return {k: v for k, v in config.items() if v is not None or k in said}
 
 
 def _windows(c: Checkpoint) -> dict[str, Any]:
-    """Which layers of a GGUF slide, where it says so itself; its architecture's own order of them is in `SAID`."""
+    """Which layers of a GGUF slide, where it says so itself; its architecture's own order of them is in `ModelType.writes`."""
     given = c.config.get(f"{c.family.gguf_arch}.{PATTERN}") if "usual_windows" in c.family.fixed else None
     return {} if given is None else {"layer_types": [SLIDES if x else FULL for x in slides(given, c.layers)]}
 
@@ -204,10 +201,10 @@ def _window(c: Checkpoint, r: Request) -> dict[str, Any]:
     """The sliding window of a GGUF's model, which llama.cpp does not apply; Inexpressible where transformers would apply it to the base's
     own context, or the family has none."""
     key = f"{c.family.gguf_arch}.{WINDOW}"
-    window = c.own_window or (c.config.get(key) if c.family.windowed else None)
+    window = c.own_window or (c.config.get(key) if c.family.hf.windowed else None)
     if not window or r.full_attention:
         return {}
-    if not c.family.windowed:
+    if not c.family.hf.windowed:
         if window >= r.context:
             return {}
         raise Inexpressible(
@@ -224,7 +221,7 @@ def _window(c: Checkpoint, r: Request) -> dict[str, Any]:
 
 def _implied(family: Family) -> dict[str, Any]:
     """What the GGUF architecture implies and config.json says: the activation, and what is not transformers' default."""
-    return {k: v[0] for k, v in family.fixed.items() if k in ACTIVATIONS or (k in family.defaults and family.defaults[k] != v[0])}
+    return {k: v[0] for k, v in family.fixed.items() if k in ACTIVATIONS or (k in family.hf.defaults and family.hf.defaults[k] != v[0])}
 
 
 def _check_keys(c: Checkpoint) -> None:

@@ -70,7 +70,7 @@ def _fields(c: Checkpoint, gguf: Gguf, layers: int, tokens: int) -> dict[str, Fi
 
 def _piece(c: Checkpoint, name: str, t: Tensor, tokens: NDArray[np.int64]) -> Piece:
     """One tensor in float32; of one that has a row or an entry for each token, those of `tokens`."""
-    sizes = c.family.shapes[layout.part_of(name)]
+    sizes = c.family.shape(layout.part_of(name))
     if "vocab" not in sizes:
         return Piece(Tensor(name, "F32", t.shape, 4 * t.elements), (t,))
     row = t.nbytes // t.shape[0]

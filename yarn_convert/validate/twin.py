@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from .. import layout
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..families.derived import RULES, SAID
 from ..families.schema import numbered
 from ..files import read_text
 from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
@@ -33,13 +32,17 @@ from ..tensors import SINGLES, in_memory
 VOCAB, HIDDEN_MIN, FEED_FORWARD = 64, 64, 32
 QK_SCALE = 1.2  # of q and k rows, over √hidden: scores spread by about 1, so that attention looks at many places at once
 QK = ("attn_q.weight", "attn_k.weight", "attn_qkv.weight", "attn_q_b.weight", "attn_kv_a_mqa.weight")
+SMALL = {  # sizes of what only some families have
+    "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "v_head_dim": 32,
+    "q_lora_rank": 32, "kv_lora_rank": 32, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+}  # fmt: skip
 BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
 REFUSED_IN_A_TWIN = ("quantization_config", "auto_map")
 
 
 def write_twin(c: Checkpoint, out: Path, seed: int = 0) -> Checkpoint:
     """Write the twin of `c` to `out`, a folder or a .gguf file as `c` is, and open it. `c` may lack its weights."""
-    sizes, tied = _sizes(c), c.family.head == "never"
+    sizes, tied = _sizes(c), c.family.gguf.head == "never"
     small = replace(c, hparams={**c.hparams, **sizes, "tie_word_embeddings": tied})
     arrays = weights(small, _names(c, small.hparams, tied), seed)
     jobs = _gguf(small, sizes, arrays, out) if c.gguf else _folder(small, sizes, arrays)
@@ -84,9 +87,10 @@ def _sizes(c: Checkpoint) -> dict[str, int]:
         "num_attention_heads": heads,
         "num_key_value_heads": heads if c.heads("k") == c.heads("q") else 1,
         "head_dim": c.head_dim,
+        **{key: size for key, size in SMALL.items() if key in c.family.hparams},
         **c.family.twin,
     }
-    latent = RULES["mla"]({**sizes, "qk_rope_head_dim": c.head_dim}) if c.family.latent else {}
+    latent = c.family.hf.reads({**sizes, "qk_rope_head_dim": c.head_dim}) if c.family.latent else {}
     return sizes | {k: n for k, n in latent.items() if k in c.family.hparams}
 
 
@@ -98,10 +102,10 @@ def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
 def _names(c: Checkpoint, small: Mapping[str, Any], tied: bool) -> list[str]:
     """GGUF names of the twin's tensors: those of the first layers and outside of layers, with a head of its own unless tied.
     `small` are its hparams."""
-    there, layers, switches = {} if c.packed else c.parts(gguf=True), range(small["num_hidden_layers"]), c.family.switches
+    there, layers, switches = {} if c.packed else c.parts(gguf=True), range(small["num_hidden_layers"]), c.family.hf.switches
     names = [name for name, n in ((name, numbered(name)) for name in there) if n.layer in layers]
     if not there:  # a config.json alone, or packed weights
-        names = [f"blk.{i}.{part}" for part in sorted(set(c.family.turned_on(c.config))) for i in layers]
+        names = [f"blk.{i}.{part}" for part in sorted(set(c.family.hf.turned_on(c.config))) for i in layers]
     off = {part for switch, parts in switches.items() if c.family.twin.get(switch) is False for part in parts}
     off |= {"output.weight"} if tied else set()
     wanted = [name for name in dict.fromkeys([*names, *c.family.required(small), "output.weight"]) if layout.part_of(name) not in off]
@@ -113,7 +117,7 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
     rng, arrays = np.random.default_rng(seed), {}
     for name in names:
         part = layout.part_of(name)
-        shape = tuple(small.sizes[size] for size in small.family.shapes[part])
+        shape = tuple(small.sizes[size] for size in small.family.shape(part))
         w = rng.standard_normal(shape)
         scale = QK_SCALE if part in QK else 1.0
         if "norm" in part and part.endswith("weight"):
@@ -127,9 +131,9 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
 def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]]) -> list[Job]:
     text, family = read_text(small.source.path, "config.json"), small.family
     config = json.loads(text)
-    said = SAID[family.model_type](small.hparams, arrays) if family.model_type in SAID else {}
-    unsaid = family.unsaid | ({"head_dim"} if config.get("head_dim") is None else set())  # it is hidden_size / heads
-    changes: dict[str, Any] = {family.own(k): v for k, v in sizes.items() if k not in unsaid} | said
+    said = family.hf.writes(small.hparams, arrays)
+    unsaid = family.hf.unsaid | ({"head_dim"} if config.get("head_dim") is None else set())  # it is hidden_size / heads
+    changes: dict[str, Any] = {family.hf.own(k): v for k, v in sizes.items() if k not in unsaid} | said
     changes |= {k: config[k][: sizes["num_hidden_layers"]] for k in BY_LAYER if isinstance(config.get(k), list)}
     changes |= {"tie_word_embeddings": small.hparams["tie_word_embeddings"], "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     changes |= {k: "float32" for k in ("dtype", "torch_dtype") if k in config}

@@ -1,6 +1,7 @@
 """Which layers turn, and which of them see a window of tokens alone: what config.json says to transformers, and keys to llama.cpp.
 
-A row for each model type and architecture in which some layers have no RoPE. In every other all layers turn.
+A function for each model type and architecture in which some layers have no RoPE: (config or keys, number of layers) -> layers. Their
+rows name it; in every other all layers turn.
 """
 
 from __future__ import annotations
@@ -25,34 +26,10 @@ class Layer(NamedTuple):
 def farthest(layers: Iterable[Layer]) -> int | None:
     """How many tokens apart two may be that some layer turns: None where nothing bounds it, 0 where no layer turns."""
     windows = [layer.window for layer in layers if layer.turns]
-    return None if None in windows else max((_count(w, "the window of tokens") for w in windows), default=0)
+    return None if None in windows else max((count(w, "the window of tokens") for w in windows), default=0)
 
 
-def hf_farthest(config: Values) -> int | None:
-    """`farthest` of what transformers makes of config.json; None also for a model type whose layers all turn."""
-    row = HF_LAYERS.get(str(config.get("model_type")))
-    return farthest(row(config, _count(config.get("num_hidden_layers"), "num_hidden_layers"))) if row else None
-
-
-def gguf_farthest(arch: str, keys: Values) -> int | None:
-    """`farthest` of what llama.cpp makes of a GGUF's keys; None also for an architecture whose layers all turn."""
-    row, meta = GGUF_LAYERS.get(arch), {k.removeprefix(f"{arch}."): v for k, v in keys.items()}
-    if row is None:
-        return None
-    run = _count(meta.get("block_count"), "block_count") - _count(meta.get("nextn_predict_layers") or 0, "nextn_predict_layers")
-    return farthest(row(meta, max(run, 0)))
-
-
-def hf_window(config: Values, in_every_layer: bool) -> int | None:
-    """The window that every layer sees and that can be turned off, as in Mistral v0.1. `in_every_layer`: it is so in this family; in
-    others layer_types says it, or Qwen's max_window_layers, the first so many of which see all."""
-    tied = config.get("model_type") in HF_LAYERS  # to which RoPE hangs
-    window = None if tied or config.get("use_sliding_window") is False else config.get("sliding_window")
-    every = in_every_layer or set(config.get("layer_types") or ()) == {SLIDES} or config.get("max_window_layers") == 0
-    return window if window and every else None
-
-
-def _count(value: Any, name: str) -> int:
+def count(value: Any, name: str) -> int:
     if type(value) is not int or value < 0:
         raise FormatError(f"{name} is {value!r}, not a number", "fix the model's config.json or GGUF key")
     return value
@@ -79,60 +56,53 @@ def _no_rope(c: Values, n: int) -> list[bool]:
     return [bool(given[i]) if i < len(given) else (i + 1) % every != 0 for i in range(min(n, MOST))]
 
 
-def _cohere2(c: Values, n: int) -> list[Layer]:
+def hf_cohere2(c: Values, n: int) -> list[Layer]:
     """models/cohere2/modeling_cohere2.py Cohere2Attention: `if self.sliding_window is not None`."""
     window = c.get("sliding_window", 4096)
     return [Layer(kind == SLIDES and window is not None, window) for kind in _types(c, n, _every(c.get("sliding_window_pattern")))]
 
 
-def _afmoe(c: Values, n: int) -> list[Layer]:
+def hf_afmoe(c: Values, n: int) -> list[Layer]:
     """models/afmoe/modeling_afmoe.py AfmoeAttention: `if self.is_local_attention`."""
     kinds = _types(c, n, _every(c.get("global_attn_every_n_layers")))
     return [Layer(kind == SLIDES, c.get("sliding_window", 1024)) for kind in kinds]
 
 
-def _flint(c: Values, n: int) -> list[Layer]:
+def hf_flint(c: Values, n: int) -> list[Layer]:
     """models/flint/configuration_flint.py, modeling_flint.py: "only sliding-window layers are rotary"."""
     kinds, window = _types(c, n, lambda i: FULL if i < 2 or i % 4 == 1 or i == n - 1 else SLIDES), c.get("sliding_window", 513)
     return [Layer(kind == SLIDES and window is not None, window) for kind in kinds]
 
 
-def _exaone4(c: Values, n: int) -> list[Layer]:
+def hf_exaone4(c: Values, n: int) -> list[Layer]:
     """models/exaone4/modeling_exaone4.py Exaone4Attention: `if self.sliding_window is None or self.is_sliding`."""
     window = c.get("sliding_window", 4096)
     kinds = _types(c, n, _every(c.get("sliding_window_pattern")))
     return [Layer(window is None or kind == SLIDES, window) for kind in kinds]
 
 
-def _kolibri1(c: Values, n: int) -> list[Layer]:
+def hf_kolibri1(c: Values, n: int) -> list[Layer]:
     """models/kolibri1/modeling_kolibri1.py: as EXAONE 4, of five layers the last sees all."""
-    return _exaone4({"sliding_window": 513, "sliding_window_pattern": 5, **c}, n)
+    return hf_exaone4({"sliding_window": 513, "sliding_window_pattern": 5, **c}, n)
 
 
-def _llama4(c: Values, n: int) -> list[Layer]:
+def hf_llama4(c: Values, n: int) -> list[Layer]:
     """models/llama4/configuration_llama4.py Llama4TextConfig: by default the layers that turn see a chunk, the others all."""
     turns, chunk = _no_rope(c, n), c.get("attention_chunk_size", 8192)
     types = _types(c, n, lambda i: CHUNKED if turns[i] else FULL)
     return [Layer(t, chunk if kind == CHUNKED else None) for t, kind in zip(turns, types, strict=True)]
 
 
-def _smollm3(c: Values, n: int) -> list[Layer]:
+def hf_smollm3(c: Values, n: int) -> list[Layer]:
     """models/smollm3/configuration_smollm3.py: by default only layers without RoPE slide, where use_sliding_window is true."""
     turns, window = _no_rope(c, n), c.get("sliding_window") if c.get("use_sliding_window") else None
     types = _types(c, n, lambda i: FULL if turns[i] or window is None else SLIDES)
     return [Layer(t, window if kind == SLIDES else None) for t, kind in zip(turns, types, strict=True)]
 
 
-HF_LAYERS: Mapping[str, Callable[[Values, int], list[Layer]]] = {
-    "afmoe": _afmoe,
-    "cohere2": _cohere2,
-    "flint": _flint,
-    "kolibri1": _kolibri1,
-    "exaone4": _exaone4,
-    "exaone_moe": _exaone4,
-    "llama4_text": _llama4,
-    "smollm3": _smollm3,
-}
+def alternating(n: int, every: int) -> list[str]:
+    """The types of `n` layers of which every so-manieth sees all, and the others a window."""
+    return [SLIDES if (i + 1) % every else FULL for i in range(n)]
 
 
 # -- GGUF: load_arch_hparams and graph of src/models/*.cpp of llama.cpp 0c1e570 ------------------------------------------
@@ -142,7 +112,7 @@ def slides(given: Any, n: int) -> list[bool]:
     """load_swa_pattern: attention.sliding_window_pattern says it by layer, or of how many the last sees all."""
     if isinstance(given, list):
         return [bool(given[i]) if i < len(given) else False for i in range(min(n, MOST))]
-    every = _count(given, "attention.sliding_window_pattern")
+    every = count(given, "attention.sliding_window_pattern")
     return [every == 0 or i % every < every - 1 for i in range(min(n, MOST))]
 
 
@@ -150,35 +120,26 @@ def _slides(m: Values, n: int) -> list[bool]:
     return slides(m.get("attention.sliding_window_pattern", 4), n)
 
 
-def _within(m: Values, n: int, usual: int = 0) -> list[Layer]:
+def gguf_within(m: Values, n: int, usual: int = 0) -> list[Layer]:
     """cohere2.cpp, exaone-moe.cpp: `if (is_swa)`."""
-    window = _count(m.get("attention.sliding_window", usual), "attention.sliding_window")
+    window = count(m.get("attention.sliding_window", usual), "attention.sliding_window")
     return [Layer(slides, window) for slides in _slides(m, n)]
 
 
-def _exaone4_gguf(m: Values, n: int) -> list[Layer]:
+def gguf_exaone4(m: Values, n: int) -> list[Layer]:
     """exaone4.cpp: `is_swa(il) || swa_type == NONE`, and the type is another only in a model of 64 layers."""
-    return _within(m, n, 4096) if n == 64 else [Layer(True)]
+    return gguf_within(m, n, 4096) if n == 64 else [Layer(True)]
 
 
-def _llama4_gguf(m: Values, n: int) -> list[Layer]:
+def gguf_llama4(m: Values, n: int) -> list[Layer]:
     """llama4.cpp: chunks of 8,192 whatever is written, but for a 0, with which all layers see all."""
     if m.get("attention.sliding_window") == 0:
         return [Layer((i + 1) % n != 0) for i in range(min(n, MOST))]
     return [Layer((i + 1) % 4 != 0, 8192 if chunked else None) for i, chunked in enumerate(_slides(m, n))]
 
 
-def _granite_swa(m: Values, n: int) -> list[Layer]:
+def gguf_granite_swa(m: Values, n: int) -> list[Layer]:
     """granite-swa.cpp: has_rope(il), which attention.rope_pattern says; without it every layer turns."""
-    turns, window = m.get("attention.rope_pattern"), _count(m.get("attention.sliding_window"), "attention.sliding_window")
+    turns, window = m.get("attention.rope_pattern"), count(m.get("attention.sliding_window"), "attention.sliding_window")
     there = turns if isinstance(turns, list) else []
     return [Layer(bool(there[i]) if i < len(there) else True, window if slides else None) for i, slides in enumerate(_slides(m, n))]
-
-
-GGUF_LAYERS: Mapping[str, Callable[[Values, int], list[Layer]]] = {
-    "cohere2": _within,
-    "exaone-moe": _within,
-    "exaone4": _exaone4_gguf,
-    "llama4": _llama4_gguf,
-    "granite_swa": _granite_swa,
-}

@@ -1,0 +1,133 @@
+"""What each model_type is to those who read its config.json: what transformers assumes where it is silent, and how its RoPE is odd.
+
+The values are the class defaults of transformers 5.23 (models/*/configuration_*.py). The rows of families that are converted
+stand with these; here are the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .layers import SLIDES, Layer, Values, count, farthest, hf_afmoe, hf_exaone4, hf_flint, hf_kolibri1, hf_llama4
+
+
+def _nothing(*of: Any) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """One model_type. A row with a length alone is a model with one rotary class of the usual kind: whole heads, every layer, every
+    method of modeling_rope_utils.py."""
+
+    name: str
+    length: int | None = None  # max_position_embeddings; None: no reader here is modelled for it
+    theta: float = 10000.0
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    partial: float | None = None  # partial_rotary_factor of a model that rotates a part of each head; None: whole heads
+    architectures: tuple[str, ...] = ()  # of a language model, the first as it is written
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # further keys -> what is taken where they are absent
+    renamed: Mapping[str, str] = field(default_factory=dict)  # standard key -> its own name
+    unsaid: frozenset[str] = frozenset()  # keys of `Family.hparams` that config.json has no place for
+    # Keys that are true or false -> the tensors of each layer that they turn on, with `!` that they turn off, by their GGUF names
+    # without the layer; those under "" are ones that transformers drops.
+    switches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reads: Callable[[Values], dict[str, Any]] = _nothing  # config -> standard keys, of what it says in another form
+    # (hparams, GGUF names) -> what config.json says that no single key of a GGUF does; None for null. The inverse of `reads`.
+    writes: Callable[[Values, Container[str]], dict[str, Any]] = _nothing
+    other_head_dim: bool = True  # False: a head_dim in config.json that differs breaks it
+    lengths: tuple[str, ...] = ()  # further keys that say the context
+    original: int | None = None  # original_max_position_embeddings of config.json, which hides the dict's
+    rope: Mapping[str, Any] = field(default_factory=dict)  # the rope dict it has when none is given
+    types: Mapping[str, str] | None = None  # spelling -> method, where it takes others than its reader
+    required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # spelling -> keys that a dict must have
+    # For rope dicts per layer type: the layers that a recipe extends come first, each with its theta's key in config.json, and the default
+    layers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
+    windowed: bool = False  # it has a sliding window in every layer, which its GGUF architecture lacks
+    without: str = ""  # a key that, when true, means that there is no RoPE
+    run_as: str = ""  # the model_type whose code in transformers computes what its GGUF does, where it has none of its own
+
+    @property
+    def theta_key(self) -> str:
+        return self.own("rope_theta")
+
+    @property
+    def partial_key(self) -> str:
+        return self.own("partial_rotary_factor")
+
+    @property
+    def head_key(self) -> str:
+        """Where config.json has the size of a head; "": nowhere, and head_dim there is an error."""
+        return "" if "head_dim" in self.unsaid else self.own("head_dim")
+
+    def own(self, key: str) -> str:
+        """The model's own name of a standard key."""
+        return self.renamed.get(key, key)
+
+    def turned_on(self, config: Values) -> list[str]:
+        """The tensors of each layer, by their GGUF names without it, that config.json turns on by one of its switches."""
+        return [
+            part
+            for switch, parts in self.switches.items()
+            if bool(config.get(switch.removeprefix("!"))) != switch.startswith("!")
+            for part in parts
+        ]
+
+    def farthest(self, config: Values) -> int | None:
+        """How many tokens apart two may be that a layer turns (`layers.farthest`); None also where all layers turn."""
+        return farthest(self.turning(config, count(config.get("num_hidden_layers"), "num_hidden_layers"))) if self.turning else None
+
+    def window(self, config: Values) -> int | None:
+        """The window that every layer sees and that can be turned off, as in Mistral v0.1: where it is not always so, layer_types says
+        it, or Qwen's max_window_layers, the first so many of which see all. None where RoPE hangs on the window."""
+        given = None if self.turning or config.get("use_sliding_window") is False else config.get("sliding_window")
+        every = self.windowed or set(config.get("layer_types") or ()) == {SLIDES} or config.get("max_window_layers") == 0
+        return given if given and every else None
+
+
+LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
+OTHER_TYPES = (
+    ModelType("afmoe", 16384, head_dim=128, turning=hf_afmoe),
+    ModelType("apertus", 65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
+    ModelType("arcee", 4096),
+    ModelType("bitnet", 2048, 500000.0),
+    ModelType("cwm", 131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
+    ModelType("diffllama", 2048),
+    ModelType("doge", 2048),
+    ModelType("dots1", 2048),
+    ModelType("ernie4_5", 131072, 500000.0, head_dim=128),
+    ModelType("ernie4_5_moe", 131072, 500000.0),
+    ModelType("exaone4", 2048, turning=hf_exaone4),
+    ModelType("exaone_moe", 2048, turning=hf_exaone4),
+    ModelType("falcon_h1", 8192),
+    ModelType("flex_olmo", 4096, 500000.0),
+    ModelType("flint", 262144, head_dim=128, turning=hf_flint),
+    ModelType("gemma", 8192, head_dim=256),
+    ModelType("glm", 131072, head_dim=128, partial=0.5),
+    ModelType("glm4_moe", 131072, partial=0.5),
+    ModelType("granitemoeshared", 2048),
+    ModelType("helium", 4096, 100000.0, head_dim=128),
+    ModelType("hy_v3", 131072, 11158840.0, head_dim=128),
+    ModelType("hyperclovax", 2048),
+    ModelType("jais2", 8192),
+    ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
+    ModelType("lfm2", 128000, 1e6),
+    ModelType("lfm2_moe", 128000, 1e6),
+    ModelType("llama4_text", 131072, 500000.0, head_dim=128, turning=hf_llama4),
+    ModelType("minimax", 131072, 1e6),
+    ModelType("ministral", 131072),
+    ModelType("nanochat", 2048),
+    ModelType("nemotron", 4096, partial=0.5),
+    ModelType("olmo", 2048),
+    ModelType("olmoe", 4096),
+    ModelType("persimmon", 16384, partial=0.5),
+    ModelType("phi", 2048, partial=0.5),
+    ModelType("qwen3_next", 32768, head_dim=256, partial=0.25),
+    ModelType("seed_oss", 524288, head_dim=128),
+    ModelType("solar_open", 131072, 1e6, head_dim=128, partial=1.0),
+    ModelType("vaultgemma", 8192, head_dim=256),
+)
