@@ -8,11 +8,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "extras", "inputs", "files", "digests", "decoding", "pickles", "contents", "rope", "families.layers", "families.model_types",
+    "errors", "extras", "inputs", "files", "digests", "decoding", "pickles", "contents", "rope.methods", "rope.comparing", "rope", "families.layers", "families.model_types",
     "families.architectures", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox", "families.gemma", "families.others", "families.mla",
     "families.gpt_oss", "families", "tensors", "layout", "gguf_file", "general", "split", "json_text", "manifest", "config", "dtypes",
     "quantizer", "readers.reading", "readers.rows", "readers.others",
-    "readers.config", "readers.judge", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects", "rivals",
+    "readers.seen", "readers.methods", "readers.config", "readers.judge", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects.shared", "dialects.config_json", "dialects.gguf", "dialects", "rivals",
     "source", "lengths",
     "tokenizers.schema", "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing", "tokenizers.spelling", "tokenizers",

@@ -22,9 +22,8 @@ from test_targets import oracle
 
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.convert import Options, convert, extend
-from yarn_convert.dialects import same_effect
 from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
-from yarn_convert.rope import effect, recipe_of
+from yarn_convert.rope import effect, recipe_of, same_effect
 from yarn_convert.source import Source, resolve
 from yarn_convert.targets.gguf import plan_gguf
 from yarn_convert.targets.plan import Plan, Request

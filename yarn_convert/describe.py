@@ -16,8 +16,8 @@ from .families.derived import of_one_layer
 from .files import exists, read_text
 from .lengths import DUAL_CHUNKS
 from .readers import HF_READERS
-from .readers.config import seen
 from .readers.judge import judge_configs
+from .readers.seen import seen
 from .rope import Rope, geometric, recipe_of, table
 
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12

@@ -16,12 +16,14 @@ from numpy.typing import ArrayLike
 
 from ..families.schema import ROPE_OBJECTS
 from ..rope import RTOL, Array, Table
-from .config import READERS, Seen, betas, oldest, read_config, rounds, seen, yarn_factor
+from .config import oldest, read_config
 from .gguf import gguf_betas
 from .judge import Verdict, judge
+from .methods import betas, rounds, yarn_factor
 from .others_gguf import GGUF_READERS, GgufReader
 from .reading import Beside, Reading
 from .rows import HF_READERS
+from .seen import READERS, Seen, seen
 
 WIDTH = 120
 RUNTIMES = (*HF_READERS, "llama.cpp", *(name for name in READERS if name not in HF_READERS))

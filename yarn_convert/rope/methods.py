@@ -1,14 +1,4 @@
-"""Every RoPE extension method as a pure function in float64.
-
-A rotary embedding turns pair i of a head by the angle m·ω_i at position m, with ω_i = θ^(−2i/D) for i = 0 … D/2−1, and
-multiplies cos and sin by one number. So all that a method can change is a *table*: D/2 inverse frequencies and a
-multiplier. `table(rope, length)` computes it; nothing else in the project computes frequencies. What else is true of a method is
-its row in `METHODS`, and stands nowhere else.
-
-Symbols: θ rotary base, D rotary dimensions per head, L original context, L' extended context, s = L'/L,
-λ_i = 2π/ω_i wavelength in tokens, r_i = L/λ_i turns over the original context.
-Source, unless a docstring names another: YaRN, arXiv 2309.00071.
-"""
+"""A recipe, the methods and the table that they make. All but comparisons of tables is here."""
 
 from __future__ import annotations
 
@@ -20,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import Unsupported, UsageError
+from ..errors import Unsupported, UsageError
 
 Array = NDArray[np.float64]
 MAX_CONTEXT = 1 << 31  # tokens; positions are 32-bit integers in llama.cpp
@@ -332,39 +322,6 @@ def bake(rope: Rope, length: int) -> Rope:
     f = rope.number("factor", 1.0) if rope.method == "dynamic-ntk" else 1.0
     s = f * dynamic_factor(rope, length) - (f - 1)
     return replace(rope, method=rope.row.baked_as, params={**rope.params, "factor": s})
-
-
-def rounding(rope: Rope) -> Array:
-    """How far a file's factors may be from `table` and still be its own, relative, float64[D/2]: RTOL, and for llama3 what the steps
-    of llama.cpp's converter add, which takes them in float32 (conversion/llama.py, generate_extra_tensors): five from θ to turns,
-    whose error the ramp's slope makes larger where a pair is slow, and six after that."""
-    found = np.full(rope.rotary_dim // 2, RTOL)
-    if rope.method != "llama3" or rope.inner is not None:
-        return found
-    omega, s = geometric(rope.theta, rope.rotary_dim), factor_of(rope)
-    low, high, r = rope.number("low_freq_factor"), rope.number("high_freq_factor"), turns(omega, rope)
-    slope = (1 - 1 / s) * omega / table(rope).inv_freq
-    steps = (5 * r / (high - low) + 2) * slope + 4
-    return found + np.where((r > low * (1 - RTOL)) & (r < high * (1 + RTOL)), steps * UNIT, 0)
-
-
-def same(a: Table, b: Table, rtol: float | Array = RTOL) -> bool:
-    """Whether two tables are made of the same numbers once these are stored as float32. `rtol`, of all frequencies or of each."""
-    if a.inv_freq.shape != b.inv_freq.shape or not math.isclose(a.multiplier, b.multiplier, rel_tol=RTOL):
-        return False
-    with np.errstate(invalid="ignore"):
-        return bool((abs(a.inv_freq - b.inv_freq) <= rtol * abs(b.inv_freq)).all())
-
-
-def same_effect(a: Effect, b: Effect, rtol: float | Array = RTOL) -> bool:
-    """`same`, and the logits are scaled alike."""
-    return same(Table(*a[:2]), Table(*b[:2]), rtol) and math.isclose(a.logits, b.logits, rel_tol=2 * RTOL)
-
-
-def same_at_all_lengths(a: Rope, b: Rope, rtol: float | Array = RTOL) -> bool:
-    """`same_effect` of two recipes for texts of every length: those of longrope and of the dynamic methods are several tables."""
-    lengths = {n for rope in (a, b) for n in (1, rope.original_context, rope.original_context + 1, 4 * rope.original_context)}
-    return all(same_effect(effect(a, n), effect(b, n), rtol) for n in (None, *lengths))
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,214 @@
+"""A config.json as one reader sees it: the dict that it follows, the method, θ, the dimensions and lengths. What they share is here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ..errors import Unsupported
+from ..families import MODEL_TYPES, ModelType
+from .others import OTHER_READERS
+from .reading import NOT_MODELLED, Refuses
+from .rows import HF_READERS, SCALED, TYPE_LAST, Reader
+
+Config = Mapping[str, Any]
+READERS: Mapping[str, Reader] = {**HF_READERS, **OTHER_READERS}
+
+
+def seen(reader: str, config: Config, layer: int = 0) -> Seen:
+    """`config` as `reader` sees it, for the layers of that number in `ModelType.layers`. Raises as `read_config` does."""
+    row = READERS[reader]
+    model_type = config.get("model_type", "llama")
+    if model_type not in row.models:
+        raise Unsupported(f"what {row.name} makes of model_type {model_type!r} is not known here", NOT_MODELLED)
+    facts = MODEL_TYPES[model_type]
+    if facts.without and config.get(facts.without):
+        raise Unsupported(f"{model_type} with {facts.without} has no RoPE", "there is nothing to extend")
+    row = row.variants.get(model_type, row)
+    if row.refuses:
+        refuse(row, row.refuses)
+    return Seen.of(row, config, model_type, layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A config as one reader sees it."""
+
+    row: Reader
+    facts: ModelType
+    config: Config
+    followed: str  # the rope dict it follows
+    dict: Config
+    method: str
+    theta: float
+    dim: int
+    max_position: int  # 0 if unknown; the reader then has no use for it
+    original: float  # likewise
+
+    @staticmethod
+    def of(row: Reader, config: Config, model_type: str, layer: int = 0) -> Seen:
+        facts = MODEL_TYPES[model_type]
+        followed, chosen = rope_dict(row, config, facts, layer)
+        theta_key, usual_theta = list(facts.layers.values())[layer] if facts.layers else (facts.theta_key, facts.theta)
+        usual_theta = row.thetas.get(model_type, usual_theta)
+        method = method_of(row, chosen, model_type, bool(followed))
+        spelled = spelling(row, chosen, model_type) or "default"
+        require(row, config, chosen if followed else None, spelled, facts.required.get(spelled, ()))
+        max_position = config.get("max_position_embeddings") or ((facts.length or 0) if row.assumes_length else 0)
+        if not max_position and method in row.max_position_required:
+            refuse(row, f"{method} without max_position_embeddings")
+
+        def find(key: str, places: Sequence[str | float], top_key: str = "") -> Any:
+            """The value of `key` at the first of these places that has one."""
+            v5 = config.get("rope_parameters") or {}
+            homes: dict[Any, Config] = {"dict": chosen, "top": config, "rope_parameters": v5}
+            assumed: dict[Any, Any] = {"max_position": max_position, "model": usual_theta}
+            for place in places:
+                name = top_key if top_key and place == "top" else key
+                found = homes[place].get(name) if place in homes else assumed.get(place, place)
+                if found is not None:
+                    return found
+            return None
+
+        theta = find("rope_theta", row.theta, theta_key)
+        if theta is None:
+            refuse(row, "without rope_theta")
+        original = find("original_max_position_embeddings", original_places(row, facts, method))
+        if method in SCALED and original is None:
+            refuse(row, f"{method} without original_max_position_embeddings")
+        if row.whole_lengths and isinstance(original, float):
+            refuse(row, f"original_max_position_embeddings {original!r} is not written as an integer")
+        partial = find("partial_rotary_factor", row.partial[1], facts.partial_key)
+        dim = rotary_dim(row, config, method, facts.partial if partial is None else partial, model_type)
+        return Seen(row, facts, config, followed, chosen, method, float(theta), dim, max_position, original or 0.0)
+
+    def number(self, key: str) -> Any:
+        """A number that the reader cannot do without, as it is written: an integer stays one."""
+        value = self.dict.get(key, self.row.defaults.get(self.method, {}).get(key))
+        if value is None:
+            refuse(self.row, f"{self.method} needs a number for {key}")
+        return value
+
+
+def refuse(row: Reader, reason: str) -> NoReturn:
+    raise Refuses(f"{row.name} {row.version}: {reason}")
+
+
+def rope_dict(row: Reader, config: Config, facts: ModelType, layer: int) -> tuple[str, Config]:
+    """The name of the rope dict that is followed, "" for none, and the dict."""
+    if facts.layers:
+        return layer_dict(row, config, list(facts.layers)[layer], layer)
+    followed = next((name for name in row.dicts if config.get(name)), "")
+    silent = config.get("rope_parameters") is None if "rope_parameters" in row.dicts else "rope_scaling" not in config
+    if not followed and silent and row.assumes_length:  # it reads config.json through a config class of transformers
+        return "", facts.rope
+    chosen = config.get(followed) or {}
+    if chosen.get("full_attention") is not None:
+        raise Unsupported(f"a rope dict per layer type in a {config.get('model_type')} is not modelled", NOT_MODELLED)
+    return followed, chosen
+
+
+def layer_dict(row: Reader, config: Config, name: str, layer: int) -> tuple[str, Config]:
+    """The dict of one layer type: `rope_parameters` by layer, `rope_scaling` flat and over the first of them.
+
+    Source: transformers 5.23 models/gemma3/configuration_gemma3.py convert_rope_params_to_dict. A flat `rope_parameters`
+    is passed over, and an error together with `rope_scaling`; an absent dict is one of rope_type default.
+    """
+    nested, flat = config.get("rope_parameters"), config.get("rope_scaling") if layer == 0 else None
+    if "rope_parameters" not in row.dicts:  # transformers 4 knows one dict, for the first
+        return ("rope_scaling", flat) if flat else ("", {})
+    mine = (nested or {}).get(name)
+    if flat is None:
+        return (f"rope_parameters.{name}", mine) if mine else ("", {})
+    if nested is not None and mine is None:
+        refuse(row, f"rope_scaling beside a rope_parameters without {name}")
+    return "rope_scaling", {**(mine or {"rope_type": "default"}), **flat}
+
+
+def original_places(row: Reader, facts: ModelType, method: str) -> tuple[str | float, ...]:
+    places = row.original.get(method, ())
+    if facts.layers:
+        return tuple(place for place in places if place != "top")
+    return ("top", facts.original) if facts.original and places else places
+
+
+def require(row: Reader, config: Config, rope: Config | None, spelled: str, more: tuple[str, ...] = ()) -> None:
+    """Refuse unless config.json, and the rope dict if there is one, have every key that the reader insists on."""
+    missing = [key for key in row.top_required if config.get(key) is None]
+    missing += [] if rope is None else [key for key in (*row.required.get(spelled, ()), *more) if rope.get(key) is None]
+    if missing:
+        refuse(row, f"{spelled} without {missing[0]}")
+
+
+def spelling(row: Reader, rope: Config, model_type: str) -> Any:
+    """The type as it is written where the reader looks for it; None or empty: nowhere."""
+    first, second = row.type_keys.get(model_type, TYPE_LAST)
+    return rope.get(first) or rope.get(second)
+
+
+def method_of(row: Reader, rope: Config, model_type: str, given: bool) -> str:
+    first, second = row.type_keys.get(model_type, TYPE_LAST)
+    spelled = spelling(row, rope, model_type)
+    if row.type_required and given and not spelled:
+        refuse(row, "a rope_scaling without a type")
+    if row.types_must_agree and rope.get(second) not in (None, spelled) and rope.get(second) != "su":
+        refuse(row, f"rope_type {rope[first]!r} and type {rope[second]!r} conflict")
+    where = row.spelled_in.get(spelled or "")
+    if not spelled or (where and rope.get(where) != spelled):
+        return "default"
+    types = MODEL_TYPES[model_type].types or row.types
+    if spelled not in types and not row.other_types:
+        refuse(row, f"unknown rope type {spelled!r}")
+    return types.get(spelled, row.other_types)
+
+
+def rotary_dim(row: Reader, config: Config, method: str, partial: float | None, model_type: str) -> int:
+    facts = MODEL_TYPES[model_type]
+    head_dim = config.get(facts.head_key)
+    if row.derives_head_dim and head_dim not in (None, derived := quotient(config)):
+        refuse(row, f"head_dim {head_dim}: it takes heads for hidden_size / num_attention_heads = {derived} dimensions")
+    if head_dim is None:
+        if model_type in row.head_dim_unfilled and method in row.head_dim_required:
+            refuse(row, f"{method} for {model_type} needs head_dim in config.json: the config class leaves it None")
+        usual = facts.head_dim if row.assumes_head_dim else None
+        if usual and facts.head_key in config:
+            raise Unsupported(f"{facts.head_key} null in a {model_type} is not modelled", NOT_MODELLED)
+        head_dim = usual or quotient(config)
+    if not facts.other_head_dim and "head_dim" in config and (not facts.head_key or config["head_dim"] != head_dim):
+        refuse(row, f"head_dim {config['head_dim']}: the attention of {model_type} has {head_dim}")
+    dim, attitude = int(head_dim * (1.0 if partial is None else partial)), row.partial[0]
+    if facts.partial is not None:
+        return dim
+    if attitude == "ignores" or (attitude == "refuses-scaled" and method == "default"):
+        return int(head_dim)
+    if attitude != "rotates" and dim != head_dim:
+        refuse(row, f"partial_rotary_factor {partial}: the attention of this model rotates whole heads")
+    return dim
+
+
+def quotient(config: Config) -> int:
+    """The dimensions of a head, where config.json does not say it."""
+    return int(config["hidden_size"] // config["num_attention_heads"])
+
+
+def context_of(rope: Seen) -> int | None:
+    """The longest text that the reader takes when the user asks for no length."""
+    row, config = rope.row, rope.config
+    found = (key if isinstance(key, int) else config.get(key) for key in row.context_keys)
+    given = [value for value in found if value is not None] or [rope.max_position]
+    factor = rope.dict.get("factor") or 1.0
+    if row.context_rule == "none" or (row.context_rule == "no-window" and config.get("sliding_window")):
+        return None
+    if row.context_rule == "vllm":
+        if rope.method == "longrope" and config.get("original_max_position_embeddings"):
+            return int(config["original_max_position_embeddings"])
+        longest = config.get("model_max_length") or min(given)
+        return int(longest * (1.0 if rope.method in SCALED else factor))
+    if row.context_rule == "tensorrt":
+        return math.ceil(given[0] * (1.0 if rope.method in SCALED else factor))
+    if row.context_rule == "sglang":
+        scaled = rope.method in SCALED or "original_max_position_embeddings" in rope.dict
+        return int(given[0] * (1.0 if scaled else factor))
+    return int(given[0])

@@ -1,0 +1,62 @@
+"""RoPE recipes: every extension method as a pure function in float64.
+
+A rotary embedding turns pair i of a head by the angle m·ω_i at position m, with ω_i = θ^(−2i/D) for i = 0 … D/2−1, and
+multiplies cos and sin by one number. So all that a method can change is a *table*: D/2 inverse frequencies and a
+multiplier. `table(rope, length)` computes it; nothing else in the project computes frequencies. What else is true of a method is
+its row in `METHODS`, and stands nowhere else.
+
+Symbols: θ rotary base, D rotary dimensions per head, L original context, L' extended context, s = L'/L,
+λ_i = 2π/ω_i wavelength in tokens, r_i = L/λ_i turns over the original context.
+Source, unless a docstring names another: YaRN, arXiv 2309.00071.
+"""
+
+from .comparing import rounding, same, same_at_all_lengths, same_effect
+from .methods import (
+    MAX_CONTEXT,
+    MAX_ROTARY_DIM,
+    METHODS,
+    MSCALES,
+    RTOL,
+    UNIT,
+    Array,
+    Effect,
+    Method,
+    Param,
+    Rope,
+    Table,
+    bake,
+    effect,
+    geometric,
+    ntk_theta,
+    recipe_of,
+    row_of,
+    table,
+    temperature,
+)
+
+__all__ = [
+    "MAX_CONTEXT",
+    "MAX_ROTARY_DIM",
+    "METHODS",
+    "MSCALES",
+    "RTOL",
+    "UNIT",
+    "Array",
+    "Effect",
+    "Method",
+    "Param",
+    "Rope",
+    "Table",
+    "bake",
+    "effect",
+    "geometric",
+    "ntk_theta",
+    "recipe_of",
+    "rounding",
+    "row_of",
+    "same",
+    "same_at_all_lengths",
+    "same_effect",
+    "table",
+    "temperature",
+]
