@@ -25,8 +25,8 @@ from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.reference import pick_device
 from yarn_convert.compute.scorer import Torch
 from yarn_convert.compute.tokens import text_ids
-from yarn_convert.convert import Options, convert
-from yarn_convert.evaluate.windows import sliding
+from yarn_convert.conversion import Options, convert
+from yarn_convert.evaluation.windows import sliding
 from yarn_convert.source import resolve
 
 RUNS, WIDTH, STRIDE = 3, 2048, 256

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.runtimes.environments import python_of
-from yarn_convert.validate import Settings, validate
+from yarn_convert.validation import Settings, validate
 
 pytestmark = pytest.mark.usefixtures("real_workers")
 HEAVY = ("mlx", "openvino", "vllm")

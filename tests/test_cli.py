@@ -14,8 +14,8 @@ import pytest
 from conftest import CONTEXT, MakeModel, write_tensors_of
 
 from yarn_convert import show
-from yarn_convert.convert import Options, convert
-from yarn_convert.extending import EXTENDING
+from yarn_convert.conversion import Options, convert
+from yarn_convert.extension import EXTENDING
 from yarn_convert.families import ALIASES
 from yarn_convert.gguf_file import read_gguf
 

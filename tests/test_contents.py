@@ -11,10 +11,10 @@ from conftest import MakeModel
 
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.contents import belonging, code_of, is_known, left_over, looks_secret
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
+from yarn_convert.publishing.card import BEGIN, card, local_card
+from yarn_convert.publishing.hub import _files, _left
 from yarn_convert.source import resolve
-from yarn_convert.upload.card import BEGIN, card, local_card
-from yarn_convert.upload.hub import _files, _left
 
 CODE = {
     "configuration_odd.py": "from transformers import PretrainedConfig\n",

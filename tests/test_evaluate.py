@@ -25,9 +25,9 @@ from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.growing import Steps, greedy
 from yarn_convert.compute.scorer import Runtime, Torch
 from yarn_convert.compute.tokens import TEXT, tokenizer_of
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.errors import InputError, UsageError
-from yarn_convert.evaluate import (
+from yarn_convert.evaluation import (
     AdviseWish,
     Journal,
     PasskeyWish,
@@ -41,19 +41,19 @@ from yarn_convert.evaluate import (
     perplexity,
     temperature,
 )  # fmt: skip
-from yarn_convert.evaluate.journal import identity
-from yarn_convert.evaluate.passkey import FILLING, prompt
-from yarn_convert.evaluate.text import labels_of
-from yarn_convert.evaluate.text import lines as evaluation_lines
-from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
+from yarn_convert.evaluation.journal import identity
+from yarn_convert.evaluation.passkey import FILLING, prompt
+from yarn_convert.evaluation.text import labels_of
+from yarn_convert.evaluation.text import lines as evaluation_lines
+from yarn_convert.evaluation.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
+from yarn_convert.publishing.card import card
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
 from yarn_convert.source import resolve
-from yarn_convert.upload.card import card
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
-evaluate_passkey = importlib.import_module("yarn_convert.evaluate.passkey")  # the package's name is the function's
+evaluate_passkey = importlib.import_module("yarn_convert.evaluation.passkey")  # the package's name is the function's
 
 
 @pytest.fixture(autouse=True)
@@ -796,7 +796,7 @@ def test_what_a_data_set_has_not_is_one_line_and_a_hint(
 def test_a_data_set_of_a_hub_that_is_out_of_reach_is_one_line_at_once() -> None:
     """The package datasets alone would try six times, and say so each time."""
     pytest.importorskip("datasets")
-    code = "from yarn_convert.evaluate import Texts; Texts(dataset='some/texts').contents()"
+    code = "from yarn_convert.evaluation import Texts; Texts(dataset='some/texts').contents()"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=20)
     *trace, error = done.stderr.splitlines()

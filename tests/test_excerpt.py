@@ -13,14 +13,14 @@ from family_models import make
 from yarn_convert import dtypes, quantizer, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.compute.reference import Reference
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.rope import table
 from yarn_convert.source import resolve
-from yarn_convert.validate import Settings, excerpt, lines, study, validate
-from yarn_convert.validate.excerpt import layers_of, write_excerpt
-from yarn_convert.validate.judging import NOISE
-from yarn_convert.validate.report import html_report
-from yarn_convert.validate.rounding import rounded, rounding, rounds
+from yarn_convert.validation import Settings, excerpt, lines, study, validate
+from yarn_convert.validation.excerpt import layers_of, write_excerpt
+from yarn_convert.validation.judging import NOISE
+from yarn_convert.validation.report import html_report
+from yarn_convert.validation.rounding import rounded, rounding, rounds
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("llama_cpp")
@@ -132,7 +132,7 @@ def test_the_noise_counts_the_inputs_of_experts(tmp_path: Path, monkeypatch: pyt
         seen.append(x.shape[-1])
         return rounded(x, kind)
 
-    monkeypatch.setattr("yarn_convert.validate.rounding.rounded", watched)
+    monkeypatch.setattr("yarn_convert.validation.rounding.rounded", watched)
     with rounding(rounds(c)):
         Reference(c).logits(table(c.rope), ids, [(0, 20)])
     inner = c.tensors["blk.0.ffn_down_exps.weight"].shape[-1]

@@ -19,12 +19,12 @@ from yarn_convert import families, runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.values import changed_since
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.errors import Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.manifest import read_manifest
 from yarn_convert.rope import effect, table
 from yarn_convert.source import Source
-from yarn_convert.validate.run import Settings, validate
+from yarn_convert.validation.run import Settings, validate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -14,7 +14,7 @@ from conftest import CONTEXT
 
 from yarn_convert import families
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.describe import other_layers
 from yarn_convert.errors import FormatError, Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.rope import Table, effect

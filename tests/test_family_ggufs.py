@@ -13,10 +13,10 @@ import pytest
 from conftest import CONTEXT, write_tensors_of
 
 from yarn_convert import runtimes
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.errors import InputError, Unsupported, UsageError, YarnConvertError
 from yarn_convert.repair import plan_repair
-from yarn_convert.validate import Settings, validate
+from yarn_convert.validation import Settings, validate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

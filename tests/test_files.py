@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from yarn_convert import cli, files
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.errors import FormatError, InputError
 from yarn_convert.source import resolve
 

@@ -12,7 +12,7 @@ from test_targets import oracle
 from test_validate import rewritten
 
 from yarn_convert import general
-from yarn_convert.convert import Options, prepare
+from yarn_convert.conversion import Options, prepare
 from yarn_convert.gguf_file import Value, read_gguf
 
 FULL = {

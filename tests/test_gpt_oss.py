@@ -18,11 +18,11 @@ from safetensors.numpy import load_file, save_file
 from test_targets import oracle
 
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert, extend
+from yarn_convert.conversion import Options, convert, extend
 from yarn_convert.errors import FormatError, Inexpressible, Unsupported
 from yarn_convert.source import resolve
 from yarn_convert.targets import rows
-from yarn_convert.validate import Settings, validate
+from yarn_convert.validation import Settings, validate
 
 torch = pytest.importorskip("torch")
 EXPERTS, FF, HIDDEN, LAYERS = 4, 96, 64, 2

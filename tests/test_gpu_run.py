@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import CONTEXT
 
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 
 ROOT = Path(__file__).parents[1]
 GPU = ROOT / "benchmarks" / "gpu"

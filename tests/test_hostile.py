@@ -46,7 +46,7 @@ from hostile_models import (
 )  # fmt: skip
 
 from yarn_convert import cli
-from yarn_convert.convert import Options, prepare
+from yarn_convert.conversion import Options, prepare
 from yarn_convert.errors import OutputError, YarnConvertError
 from yarn_convert.gguf_file import encode_header, read_gguf
 from yarn_convert.manifest import manifest_path

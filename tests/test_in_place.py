@@ -13,7 +13,7 @@ import pytest
 from conftest import MakeModel
 from dying import dies
 
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.errors import OutputError, YarnConvertError
 from yarn_convert.gguf_file import read_gguf
 from yarn_convert.repair import plan_repair

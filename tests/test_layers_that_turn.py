@@ -12,7 +12,7 @@ from conftest import CONTEXT, MakeModel
 from family_models import make
 
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert, extend, prepare
+from yarn_convert.conversion import Options, convert, extend, prepare
 from yarn_convert.errors import FormatError, Unsupported, UsageError
 from yarn_convert.families import FAMILIES
 from yarn_convert.gguf_file import Value, encode_header, read_gguf

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import CONTEXT, MakeModel
 
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 
 pytest.importorskip("lm_eval")
 torch = pytest.importorskip("torch")

@@ -11,7 +11,7 @@ import pytest
 from conftest import MakeModel
 
 from yarn_convert import cli
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.errors import FormatError
 from yarn_convert.json_text import REMOVE, pretty
 from yarn_convert.manifest import Manifest, as_json, changed, manifest_path, read_manifest, recorded, rope_of

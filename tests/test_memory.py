@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import CONTEXT, VOCAB, tokenizer_files
 
-from yarn_convert.convert import Options, prepare
+from yarn_convert.conversion import Options, prepare
 from yarn_convert.gguf_file import nbytes_of
 from yarn_convert.layout import AS_IT_IS, Order
 from yarn_convert.targets import moving, rows

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from test_targets import oracle
 
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
-from yarn_convert.convert import Options, convert, extend
+from yarn_convert.conversion import Options, convert, extend
 from yarn_convert.dialects import same_effect
 from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
 from yarn_convert.rope import effect, recipe_of
@@ -29,8 +29,8 @@ from yarn_convert.source import Source, resolve
 from yarn_convert.targets.gguf import plan_gguf
 from yarn_convert.targets.plan import Plan, Request
 from yarn_convert.tensors import Tensor
-from yarn_convert.validate import Settings, validate
-from yarn_convert.validate.twin import write_twin
+from yarn_convert.validation import Settings, validate
+from yarn_convert.validation.twin import write_twin
 
 PLAIN = ("deepseek_v2", "deepseek_v2/lite", "deepseek_v3", "cohere2", "cohere2/six", "granitemoe")
 MSCALES = ("mscale", "mscale_all_dim")

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from yarn_convert import cli
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.weights import check_weights
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.describe import describe
 from yarn_convert.errors import FormatError, Unsupported
 from yarn_convert.source import resolve
-from yarn_convert.validate.run import Settings, validate
+from yarn_convert.validation.run import Settings, validate
 
 transformers = pytest.importorskip("transformers")
 

@@ -15,7 +15,7 @@ from conftest import MakeModel
 from dying import dies
 
 from yarn_convert.checkpoint import MANIFEST
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import read_gguf
 from yarn_convert.split import read_model

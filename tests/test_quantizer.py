@@ -19,7 +19,7 @@ import pytest
 from conftest import MakeModel
 
 from yarn_convert import dtypes, quantizer
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Value, encode_header, nbytes_of, read_gguf, type_numbers
 from yarn_convert.quantizer import MIXES, NEED_IMATRIX, Imatrix, read_imatrix

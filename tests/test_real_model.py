@@ -18,7 +18,7 @@ import pytest
 from conftest import CONTEXT, VOCAB, MakeModel
 
 from yarn_convert import runtimes
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 
 pytestmark = pytest.mark.usefixtures("real_workers")
 WINDOW, TOKENS = 2048, 3072
@@ -161,7 +161,7 @@ def test_rows_in_the_wrong_order_are_noticed_without_a_base(work: Path, base: Pa
     """Reference and runtime agree on such a file: only the text that it predicts tells."""
     from test_validate import opened, rewritten
 
-    from yarn_convert.validate import Settings, validate
+    from yarn_convert.validation import Settings, validate
 
     path = work / "permuted.gguf"
     convert(str(base), Options(scale=4.0, out="gguf", output=path, force=True))

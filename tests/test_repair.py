@@ -12,7 +12,7 @@ from conftest import CONTEXT, MakeModel
 from test_validate import extended, opened, rewritten
 
 from yarn_convert import cli
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.errors import Inexpressible, InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import Value
 from yarn_convert.readers.judge import judge_configs

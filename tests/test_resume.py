@@ -17,7 +17,7 @@ import pytest
 from conftest import MakeModel
 from test_places import one_bit_off, replaced, rewritten
 
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import read_gguf
 from yarn_convert.split import read_model

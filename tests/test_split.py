@@ -16,15 +16,15 @@ from conftest import CONTEXT, MakeModel, write_tensors_of
 
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.errors import InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Field, Value, encode_header, read_gguf
 from yarn_convert.manifest import manifest_path, read_manifest
+from yarn_convert.publishing.hub import _files
 from yarn_convert.repair import plan_repair
 from yarn_convert.source import resolve
 from yarn_convert.split import part_name, read_model, stem_of
 from yarn_convert.targets import moving, places
-from yarn_convert.upload.hub import _files
 
 HERE = "split.no", "split.count", "split.tensors.count"
 

@@ -13,10 +13,10 @@ from hostile_models import STR, field, gguf_model, hf_folder
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import cli
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.errors import YarnConvertError, printable
 from yarn_convert.manifest import manifest_path
-from yarn_convert.upload.card import markdown
+from yarn_convert.publishing.card import markdown
 
 ESCAPES = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202egnp.exe\r\nerror: forged"
 FORBIDDEN = set("\x1b\x07\x9b\u202e\r")

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import dtypes
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
 from yarn_convert.json_text import REMOVE, edit
@@ -577,7 +577,7 @@ def test_a_killed_conversion_leaves_nothing_under_the_final_name(make_model: Mak
         "slow = moving.copy_range\n"
         "def drip(*a):\n    n = slow(*a); print('moving', flush=True); time.sleep(60); return n\n"
         "moving.copy_range = drip\n"
-        "from yarn_convert.convert import convert, Options\n"
+        "from yarn_convert.conversion import convert, Options\n"
         f"convert({str(model)!r}, Options(scale=4, output=Path(sys.argv[1])))"
     )
     child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import MakeModel
 
-from yarn_convert.convert import Options, prepare
+from yarn_convert.conversion import Options, prepare
 from yarn_convert.errors import YarnConvertError
 
 KINDS: tuple[Any, ...] = (7, "x", True, [1], [[]], {"a": 1}, {"content": 7}, [{"content": []}], None, 1e300, -1)

@@ -22,14 +22,14 @@ from safetensors.numpy import load_file, save_file
 from yarn_convert import cli
 from yarn_convert import digests as digests_module
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.digests import digests
 from yarn_convert.errors import FormatError, InputError, OutputError, UsageError
 from yarn_convert.manifest import manifest_path
+from yarn_convert.publishing import card, plan_upload, push, run_upload
+from yarn_convert.publishing.card import BEGIN, END
 from yarn_convert.source import resolve
 from yarn_convert.tensors import read_folder
-from yarn_convert.upload import card, plan_upload, push, run_upload
-from yarn_convert.upload.card import BEGIN, END
 
 TOKEN = "hf_averysecrettokenthatmustnotappear"
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage:\n- en\ntags:\n- tiny\n---\n# Tiny\n\nThe base's own words.\n"
@@ -403,7 +403,7 @@ def test_a_link_out_of_the_folder_is_never_published(out: Path, hub: Hub, tmp_pa
 
 
 def test_hashing_says_how_far_it_is(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from yarn_convert.upload import hub as module
+    from yarn_convert.publishing import hub as module
 
     monkeypatch.setattr(module, "LONG", 100_000)
     said: list[str] = []

@@ -19,7 +19,7 @@ from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvertError
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
 from yarn_convert.readers import read_config
@@ -28,12 +28,12 @@ from yarn_convert.repair import plan_repair
 from yarn_convert.rope import Rope, table
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor
-from yarn_convert.validate import Settings, judging, lines, seconds_of, study, twin, validate
-from yarn_convert.validate.intention import claimed, intention_of, survey
-from yarn_convert.validate.judging import Tolerance, compare
-from yarn_convert.validate.report import html_report
-from yarn_convert.validate.study import disjoint
-from yarn_convert.validate.text import unchecked
+from yarn_convert.validation import Settings, judging, lines, seconds_of, study, twin, validate
+from yarn_convert.validation.intention import claimed, intention_of, survey
+from yarn_convert.validation.judging import Tolerance, compare
+from yarn_convert.validation.report import html_report
+from yarn_convert.validation.study import disjoint
+from yarn_convert.validation.text import unchecked
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -219,7 +219,7 @@ def test_a_check_that_a_wrong_recipe_passes_too_is_inconclusive(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixteen tokens in a coarse type, without an excerpt, do not tell a recipe from others; the twin does."""
-    monkeypatch.setattr("yarn_convert.validate.excerpt.MOST", 0)
+    monkeypatch.setattr("yarn_convert.validation.excerpt.MOST", 0)
     monkeypatch.setattr(study, "_noise", lambda *_: Tolerance(3e-2, 3e-2, ""))
     out = extended(make_model(), tmp_path / "out.gguf", outtype="q8_0")
     result = run(out, twin=False, tokens=16)
@@ -234,7 +234,7 @@ def test_the_length_that_tells_a_wrong_recipe_apart_is_named(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A factor twice as large hides in 16 tokens of bfloat16 weights, where there is no excerpt."""
-    monkeypatch.setattr("yarn_convert.validate.excerpt.MOST", 0)
+    monkeypatch.setattr("yarn_convert.validation.excerpt.MOST", 0)
     monkeypatch.setattr(study, "_noise", lambda *_: Tolerance(5e-3, 2e-3, ""))
     model = make_model(config={"rope_theta": 1e6, "max_position_embeddings": 4096}, head_dim=32)
     result = run(extended(model, tmp_path / "out.gguf", outtype="bf16"), twin=False, tokens=16)
@@ -247,7 +247,7 @@ def test_the_length_that_tells_a_wrong_recipe_apart_is_named(
 
 def test_without_a_runtime_nothing_is_proved(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = extended(make_model(), tmp_path / "out.gguf")
-    monkeypatch.setattr("yarn_convert.validate.run.python_of", lambda name: None)
+    monkeypatch.setattr("yarn_convert.validation.run.python_of", lambda name: None)
     result = run(out, twin=False, tokens=32)
     assert result["verdict"] == "inconclusive"
     assert "no runtime computed anything" in result["reasons"][0]
@@ -273,7 +273,7 @@ def test_what_predicts_text_no_better_than_guessing_fails(make_model: MakeModel,
     assert result["verdict"] == "failed"
     assert "no better than guessing" in result["reasons"][0] and "--base" in result["reasons"][0]
     assert run(out, twin=False, base=str(model))["verdict"] == "passed"
-    monkeypatch.setattr("yarn_convert.validate.run.base_text_loss", lambda *_: 3.0)
+    monkeypatch.setattr("yarn_convert.validation.run.base_text_loss", lambda *_: 3.0)
     result = run(out, twin=False, base=str(model))
     assert (result["verdict"], result["reasons"][0][-17:]) == ("failed", "its base has 3.00")
 
@@ -305,7 +305,7 @@ def test_a_runtime_that_cannot_run_at_all_is_no_verdict_on_the_model(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, really = extended(make_model(), tmp_path / "out"), runtimes.run
-    monkeypatch.setattr("yarn_convert.validate.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
+    monkeypatch.setattr("yarn_convert.validation.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
 
     def failing(name: str, model: Path, *rest: Any) -> runtimes.Run:
         """mlx fails on what `on` says of a model's name; transformers runs."""
@@ -708,7 +708,7 @@ def test_a_runtime_that_is_known_not_to_follow_is_excused_only_for_that(
 
         return fake
 
-    monkeypatch.setattr("yarn_convert.validate.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
+    monkeypatch.setattr("yarn_convert.validation.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
     monkeypatch.setattr(study.runtimes, "run", computing(table(c.rope)))
     followed = run(out, twin=False)
     assert (followed["verdict"], followed["studies"][0]["runtimes"][1]["verdict"]) == ("passed", "failed")
@@ -794,7 +794,7 @@ def test_a_dynamic_scaling_that_is_lost_fails(make_model: MakeModel) -> None:
 )
 def test_the_bases_weights_in_another_model_fail(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
     """The reference is made of the same config.json as the runtime's model: only the base knows better."""
-    from yarn_convert.validate.run import _weights
+    from yarn_convert.validation.run import _weights
 
     model = make(name, tmp_path / "base")
     out = extended(model, tmp_path / "out")
@@ -834,7 +834,7 @@ def test_without_a_base_the_manifest_knows_the_model(tmp_path: Path, name: str, 
     ids=lambda v: str(v)[:40],
 )
 def test_the_bases_weights_under_other_keys_fail(tmp_path: Path, key: str, value: Value) -> None:
-    from yarn_convert.validate.run import _weights
+    from yarn_convert.validation.run import _weights
 
     model = make("gemma3_text", tmp_path / "base")
     out = extended(model, tmp_path / "out.gguf")

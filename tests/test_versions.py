@@ -8,7 +8,7 @@ import pytest
 from conftest import CONTEXT
 from packaging.version import Version
 
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import Options, convert, prepare
 from yarn_convert.readers import HF_READERS, oldest
 from yarn_convert.readers.survey import survey_config
 from yarn_convert.rope import table

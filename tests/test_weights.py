@@ -13,7 +13,7 @@ from conftest import MakeModel
 from yarn_convert import dtypes, quantizer
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.weights import PERMUTED, REORDERED, ROUNDED_BY_GGUF, SOUND, TRANSPOSED, check_weights, same_weights
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import Options, convert
 from yarn_convert.layout import Part
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor, in_memory

@@ -32,7 +32,7 @@ def digest(path: Path) -> str:
 
 def written(models: Path, work: Path) -> dict[str, Any]:
     """(model, method, format) -> digests of the files of the output, or why there is none; by the tree that is imported here."""
-    from yarn_convert.convert import Options, convert
+    from yarn_convert.conversion import Options, convert
     from yarn_convert.errors import YarnConvertError
 
     found: dict[str, Any] = {}

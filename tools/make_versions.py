@@ -24,7 +24,7 @@ def written():
     from family_models import TINY, described
 
     from yarn_convert.checkpoint import open_checkpoint
-    from yarn_convert.convert import Options, extend
+    from yarn_convert.conversion import Options, extend
     from yarn_convert.errors import YarnConvertError
     from yarn_convert.readers import MODEL_TYPES
     from yarn_convert.rope import table

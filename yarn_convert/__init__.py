@@ -1,7 +1,7 @@
 """Extends RoPE language models to longer contexts, so that other runtimes compute exactly what was meant.
 
     from pathlib import Path
-    from yarn_convert.convert import Options, convert
+    from yarn_convert.conversion import Options, convert
 
     convert("smollm2-135m", Options(scale=4, out="gguf", output=Path("long.gguf")))
 

@@ -102,12 +102,12 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Extend MODEL and write it as safetensors or GGUF."""
-    from .convert import Options, prepare
+    from .conversion import Options, prepare
 
     if not push and (private or allow_unvalidated):
         raise UsageError(f"{'--private' if private else '--allow-unvalidated'} belongs to --push", "--push user/name, or leave it out")
     if push:
-        from .upload import check_repo
+        from .publishing import check_repo
 
         check_repo(push)
     options = Options(
@@ -115,7 +115,7 @@ def convert(
         outtype.lower(), sliding_window, imatrix, pretokenizer, gguf_arch, cos_sin, link, in_place, hash_, force, split_max_size,
     )  # fmt: skip
     if push and not dry_run:
-        from .upload import push as publish
+        from .publishing import push as publish
 
         say = HubTalk(quiet or as_json).line
         url = publish(model, options, push, revision, private=private, unvalidated=allow_unvalidated, say=say)
@@ -189,9 +189,9 @@ def validate(
     What is intended is said by --like, by the options of a conversion, by the manifest, or by the file itself.
     """
     from .pages import check_report, write_report
-    from .validate import Settings, lines, seconds_of
-    from .validate import validate as run
-    from .validate.report import html_report
+    from .validation import Settings, lines, seconds_of
+    from .validation import validate as run
+    from .validation.report import html_report
 
     if report:
         check_report(report, force)
@@ -224,7 +224,7 @@ def upload(
     quiet: Quiet = False,
 ) -> None:
     """Publish an output on the Hub, with a model card. Weights that the base has are copied there, on the server."""
-    from .upload import plan_upload, run_upload
+    from .publishing import plan_upload, run_upload
 
     talk = HubTalk(quiet or as_json)
     plan = plan_upload(
@@ -244,7 +244,7 @@ def card(
     repo: Annotated[str, typer.Option(help="The repository that its commands shall name.")] = "USER/NAME",
 ) -> None:
     """Print the model card that 'upload' would publish."""
-    from .upload import card as text
+    from .publishing import card as text
 
     write(*text(model, repo).splitlines())
 
@@ -300,7 +300,7 @@ def inspect(
     checkpoint = open_checkpoint(resolve(model, revision, weights=False), doubtful=True).counting_from(original_context)
     if runtimes:
         from .readers.survey import table_lines, verdict_json
-        from .validate.intention import intention_of, survey
+        from .validation.intention import intention_of, survey
 
         verdicts = survey(checkpoint, intention_of(checkpoint, None, None, None, doubtful=True))
         lines = [f"inconsistent: {line}" for line in findings(checkpoint)[: 1 if checkpoint.doubt else 0]] + table_lines(verdicts)
@@ -358,7 +358,7 @@ def repair(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods and the aliases."""
-    from .extending import EXTENDING
+    from .extension import EXTENDING
     from .families import ALIASES
     from .rope import METHODS
 
@@ -377,7 +377,7 @@ def methods(as_json: Json = False) -> None:
 
 def _publication(conversion: Any, repo: str, private: bool, talk: Talk) -> dict[str, Any]:
     """Say what --push would do; the same as JSON, empty where the model has to be converted here first."""
-    from .upload import on_the_hub, plan_push
+    from .publishing import on_the_hub, plan_push
 
     if not on_the_hub(conversion):
         talk.lines([f"push      {repo}, once it is made here"])
@@ -389,7 +389,7 @@ def _publication(conversion: Any, repo: str, private: bool, talk: Talk) -> dict[
 
 def _recipe_options(*values: Any) -> Any:
     """The recipe's options as those of a conversion; None when none of them was given."""
-    from .extending import Options
+    from .extension import Options
 
     scale, context, method, *rest = values
     wish = Options(scale, context, method, None, None, *rest)

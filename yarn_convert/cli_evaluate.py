@@ -108,8 +108,8 @@ def perplexity(
     quiet: Quiet = False,
 ) -> None:
     """Perplexity by context window, one line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
-    from .evaluate import Wish, outputs_of, put_on_record
-    from .evaluate import perplexity as run
+    from .evaluation import Wish, outputs_of, put_on_record
+    from .evaluation import perplexity as run
 
     if stride is not None and length is None:
         raise UsageError("--stride moves a window over --tokens, and there is no --tokens", "--tokens 64k, or leave out --stride")
@@ -142,8 +142,8 @@ def passkey(
     quiet: Quiet = False,
 ) -> None:
     """Find a five-digit number in text without meaning, by length and depth (the paper's Table 5)."""
-    from .evaluate import PasskeyWish
-    from .evaluate import passkey as run
+    from .evaluation import PasskeyWish
+    from .evaluation import passkey as run
 
     wish = PasskeyWish(token_list(lengths), trials, depths, seed)
     s = _settings(method, scale, context, original_context, None, None, None, None, device, dtype, "transformers")
@@ -179,8 +179,8 @@ def temperature(
     quiet: Quiet = False,
 ) -> None:
     """Perplexity of YaRN against its attention temperature (the paper's Figures 2 to 4)."""
-    from .evaluate import TemperatureWish
-    from .evaluate import temperature as run
+    from .evaluation import TemperatureWish
+    from .evaluation import temperature as run
 
     wish = TemperatureWish(window, number_list(multipliers) if multipliers else (), segments)
     s = _settings(None, scale, context, original_context, text, dataset, cut, documents, device, dtype, "transformers")
@@ -214,8 +214,8 @@ def advise(
     quiet: Quiet = False,
 ) -> None:
     """The smallest factor that keeps perplexity flat to N tokens, and what it costs on short texts."""
-    from .evaluate import AdviseWish
-    from .evaluate import advise as run
+    from .evaluation import AdviseWish
+    from .evaluation import advise as run
 
     wish = AdviseWish(context, method, number_list(factor) if factor else (), tolerance, segments)
     s = _settings(None, None, None, original_context, text, dataset, cut, documents, device, dtype, "transformers")
@@ -235,7 +235,7 @@ def _settings(
     dtype: str,
     runtime: str,
 ) -> Any:
-    from .evaluate import Settings, Texts
+    from .evaluation import Settings, Texts
 
     methods = tuple(m for wish in method or () for m in wish.split(",") if m.strip())
     if method and not methods:
@@ -259,9 +259,9 @@ class Outputs(NamedTuple):
 
 def _measure(run: Callable[[Any, Any], dict[str, Any]], to: Outputs, then: Callable[[Any], None] = lambda result: None) -> None:
     """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included."""
-    from .evaluate import finished, journal_of
-    from .evaluate.report import check_places, html_report, save_plots
-    from .evaluate.text import lines
+    from .evaluation import finished, journal_of
+    from .evaluation.report import check_places, html_report, save_plots
+    from .evaluation.text import lines
     from .pages import write_report
 
     check_places(to.report, to.plot, to.journal, to.force)

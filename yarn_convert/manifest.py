@@ -132,7 +132,7 @@ class Intended(Struct, frozen=True):
 
 
 class Validation(Struct, frozen=True):
-    """What is read of a validation's record; `validate.run` writes it. `files`: what it is about."""
+    """What is read of a validation's record; `validation.run` writes it. `files`: what it is about."""
 
     verdict: str
     created: str = ""
@@ -170,7 +170,7 @@ class Document(Struct, frozen=True):
 
 
 class Evaluation(Struct, frozen=True):
-    """What is read of a perplexity on record; `evaluate.result` writes it."""
+    """What is read of a perplexity on record; `evaluation.result` writes it."""
 
     runtime: str
     base: Measured

@@ -11,9 +11,9 @@ from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .contents import CONFIG
-from .convert import Conversion, carry_in_place, check_name, manifest_of
+from .conversion import Conversion, carry_in_place, check_name, manifest_of
 from .errors import Inexpressible, InputError, OutputError, Unsupported
-from .extending import Extension, Options, beside
+from .extension import Extension, Options, beside
 from .files import exists, read
 from .gguf_file import Field
 from .inputs import noticing
@@ -30,7 +30,7 @@ from .targets.output import replace_file
 from .targets.plan import Plan, Request
 from .targets.safetensors import ROPE_FILE, plan_safetensors
 from .tensors import load_json
-from .validate.intention import LLAMA_CPP, Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
+from .validation.intention import LLAMA_CPP, Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
 
 BACKUP = ".before-repair"
 # Members of a manifest

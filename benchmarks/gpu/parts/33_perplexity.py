@@ -4,7 +4,7 @@ import time
 
 from job import SCALE, Job
 
-from yarn_convert.evaluate import Settings, Texts, Wish, journal_of, perplexity
+from yarn_convert.evaluation import Settings, Texts, Wish, journal_of, perplexity
 
 ON, LIMIT, NEEDS = "gpu", 150, ("prepare",)
 METHODS = ("none", "linear", "ntk-aware", "ntk-by-parts", "yarn", "dynamic-linear", "dynamic-yarn")

@@ -18,7 +18,7 @@ from msgspec import UNSET
 from .checkpoint import RECIPE, Checkpoint, open_checkpoint
 from .digests import sha256
 from .errors import FormatError, InputError, OutputError, UsageError
-from .extending import Extension, Options, beside, extend
+from .extension import Extension, Options, beside, extend
 from .families.schema import ROPE_OBJECTS
 from .files import FOLLOW, hub_hash, leads_out
 from .inputs import NOTHING, Inputs, noticing

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..compute.record import SHORTEST, Say
 from ..errors import UsageError
-from ..extending import EXTENDING
+from ..extension import EXTENDING
 from ..rope import METHODS
 from .documents import Document, names
 from .journal import Journal

@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..compute.record import DTYPES, Say
 from ..compute.scorer import Runtime, Scorer, Torch
 from ..errors import UsageError
-from ..extending import EXTENDING, Options, counted_from, extend
+from ..extension import EXTENDING, Options, counted_from, extend
 from ..extras import need
 from ..rope import METHODS, Rope, recipe_of
 from ..source import resolve

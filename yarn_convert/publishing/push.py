@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..convert import Conversion, Options, convert, manifest_of, prepare
+from ..conversion import Conversion, Options, convert, manifest_of, prepare
 from ..decoding import decoded
 from ..digests import sha256
 from ..errors import InputError, UsageError, YarnConvertError

@@ -22,7 +22,7 @@ from ..inputs import NOTHING, Inputs, noticing
 from ..manifest import Base, Manifest, manifest_path, read_manifest
 from ..source import BUSY, Say, answer_of, is_repo, patient, resolve
 from ..targets.safetensors import WRITTEN
-from ..validate.intention import check_recipe, intention_of
+from ..validation.intention import check_recipe, intention_of
 from .card import local_card, render
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"

@@ -12,7 +12,7 @@ from .. import readers
 from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
 from ..dialects import ROPE_FREQS, pair_of
 from ..errors import InputError
-from ..extending import Options, extend
+from ..extension import Options, extend
 from ..files import exists, regular
 from ..lengths import unsaid
 from ..manifest import read_manifest, rope_of

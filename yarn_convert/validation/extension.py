@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import UsageError, YarnConvertError
-from ..extending import Options, composes, counted_from, extend
+from ..extension import Options, composes, counted_from, extend
 from ..manifest import MEANT, Manifest
 from ..rope import METHODS, MSCALES, Rope, ntk_theta, same_at_all_lengths
 from ..tensors import same_bytes

@@ -20,10 +20,10 @@ from ..compute.reference import Reference, pick_device
 from ..compute.tokens import text_ids
 from ..compute.values import changed_since, other_model
 from ..compute.weights import check_weights
-from ..convert import window_off
+from ..conversion import window_off
 from ..digests import Progress, digests
 from ..errors import UsageError
-from ..extending import Options, counted_from
+from ..extension import Options, counted_from
 from ..extras import need
 from ..inputs import noticing
 from ..manifest import Manifest, read_manifest
