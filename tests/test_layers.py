@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "extras", "inputs", "files", "digests", "decoding", "pickles", "contents", "rope", "families.schema", "families.aliases",
+    "errors", "options", "extras", "inputs", "files", "digests", "decoding", "pickles", "contents", "rope", "families.schema", "families.aliases",
     "families.derived", "families.llama", "families.qwen", "families.neox", "families.gemma", "families.others", "families.mla",
     "families.gpt_oss", "families", "tensors", "layout", "gguf_file", "general", "split", "json_text", "manifest", "config", "dtypes",
     "quantizer", "readers.reading", "readers.model_types", "readers.gguf_archs", "readers.layers", "readers.rows", "readers.others",
@@ -20,10 +20,10 @@ ORDER = [
     "targets.gguf", "targets.safetensors", "targets.in_place", "extension", "conversion", "describe", "pages", "runtimes.protocol", "runtimes.table",
     "runtimes.environments", "runtimes", "compute.record", "compute.tokens", "compute.weights", "compute.reference",
     "compute.values", "compute.scorer", "compute.growing", "compute", "validation.intention", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding", "validation.study", "validation.verdict",
-    "validation.generation", "validation.tokenizer", "validation.run", "validation.text", "validation.report", "validation", "evaluation.windows",
-    "evaluation.documents", "evaluation.journal", "evaluation.subjects", "evaluation.perplexity",
-    "evaluation.passkey", "evaluation.temperature", "evaluation.advise", "evaluation.result", "evaluation.text", "evaluation.report", "evaluation",
-    "repair", "publishing.card", "publishing.hub", "publishing.push", "publishing", "show", "options", "cli_evaluate", "cli",
+    "validation.generation", "validation.tokenizer", "validation.result", "validation.run", "validation.text", "validation.report", "validation", "evaluation.windows",
+    "evaluation.documents", "evaluation.journal", "evaluation.subjects", "evaluation.perplexities",
+    "evaluation.passkeys", "evaluation.temperatures", "evaluation.advice", "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation",
+    "repair", "publishing.model_card", "publishing.hub", "publishing.pushing", "publishing", "show", "commands", "cli_evaluate", "cli",
 ]  # fmt: skip
 LAZY = {
     "matplotlib",

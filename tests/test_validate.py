@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel
+from conftest import CONTEXT, MakeModel, split_options
 from family_models import make
 from safetensors.numpy import load_file, save_file
 
@@ -19,16 +19,17 @@ from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
-from yarn_convert.conversion import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvertError
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.options import Recipe, RepairOptions, ValidateOptions, seconds
 from yarn_convert.readers import read_config
 from yarn_convert.readers import read_gguf as read_keys
 from yarn_convert.repair import plan_repair
 from yarn_convert.rope import Rope, table
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor
-from yarn_convert.validation import Settings, judging, lines, seconds_of, study, twin, validate
+from yarn_convert.validation import check, judging, lines, study, twin
 from yarn_convert.validation.intention import claimed, intention_of, survey
 from yarn_convert.validation.judging import Tolerance, compare
 from yarn_convert.validation.report import html_report
@@ -37,11 +38,13 @@ from yarn_convert.validation.text import unchecked
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
-QUICK = Settings(tokens=4 * CONTEXT, twin_tokens=4 * CONTEXT)
+QUICK = ValidateOptions(tokens=4 * CONTEXT, twin_tokens=4 * CONTEXT)
 
 
 def extended(model: Path, out: Path, **options: Any) -> Path:
-    convert(str(model), Options(**{"scale": 4.0, "output": out, "out": "gguf" if out.suffix == ".gguf" else "safetensors", **options}))
+    convert(
+        str(model), **split_options(**{"scale": 4.0, "output": out, "out": "gguf" if out.suffix == ".gguf" else "safetensors", **options})
+    )
     return out
 
 
@@ -50,7 +53,7 @@ def opened(path: Path | str) -> Checkpoint:
 
 
 def run(model: Path, **settings: Any) -> dict[str, Any]:
-    return validate(str(model), replace(QUICK, **settings))
+    return check(str(model), replace(QUICK, **settings))
 
 
 def layers_of(result: dict[str, Any]) -> set[str]:
@@ -360,7 +363,7 @@ def test_the_intention_comes_from_like_options_manifest_recipe_or_the_file_in_th
     out = extended(model, tmp_path / "out.gguf", ramp="paper")
     c, base = opened(out), opened(model)
     assert intention_of(c, None, None, str(model)).rope.method == "none"
-    asked = intention_of(c, Options(scale=8.0), base, None)
+    asked = intention_of(c, Recipe(scale=8.0), base, None)
     assert (asked.rope.number("factor"), asked.context) == (8.0, 8 * CONTEXT)
     assert intention_of(c, None, None, None).rope.params["ramp"] == "paper"
     manifest = tmp_path / "out.yarn_convert.json"
@@ -565,10 +568,10 @@ def test_settings_that_make_no_sense(make_model: MakeModel, tmp_path: Path, sett
 
 
 def test_a_time_is_read_as_people_write_it() -> None:
-    assert [seconds_of(t) for t in (None, "90", "90s", "5m", "1.5h")] == [None, 90.0, 90.0, 300.0, 5400.0]
+    assert [seconds(t) for t in ("90", "90s", "5m", "1.5h")] == [90.0, 90.0, 300.0, 5400.0]
     for bad in ("", "s", "-1s", "inf", "5 apples"):
         with pytest.raises(UsageError, match="--budget"):
-            seconds_of(bad)
+            seconds(bad)
 
 
 def test_the_command_line_says_passed_or_ends_with_3(make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -769,7 +772,7 @@ def test_a_wrong_list_for_short_texts_fails(tmp_path: Path, out: str) -> None:
     assert "another length" in result["recipe"]["why"]
     c = opened(made)
     assert not any(v.exact for v in survey(c, intention_of(c, None, None, None)))
-    assert "exact" not in {r["before"] for r in plan_repair(str(made)).as_json()["readers"].values()}
+    assert "exact" not in {r["before"] for r in plan_repair(str(made), RepairOptions()).as_json()["readers"].values()}
 
 
 def test_a_dynamic_scaling_that_is_lost_fails(make_model: MakeModel) -> None:

@@ -1,15 +1,20 @@
-"""What a conversion is worth: the paper's measures, on a real model. Whether it is right is the question of `validate`."""
+"""What a conversion is worth: the paper's measures, on a real model. Whether it is right is the question of `validation`.
 
-from .advise import AdviseWish, advise
-from .documents import Texts
+Each measure takes models, what all measures have in common, and its own options by keyword: `perplexity(["smollm2-135m"],
+EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
+"""
+
+from ..options import EvaluateOptions, Recipe, Texts
+from .advice import measure_advice
 from .journal import Journal, journal_of
-from .passkey import PasskeyWish, passkey
-from .perplexity import Wish, perplexity
+from .measures import Advice, Passkey, Perplexity, Temperature, advise, passkey, perplexity, temperature
+from .passkeys import measure_passkey
+from .perplexities import measure_perplexity
 from .result import finished, outputs_of, put_on_record
-from .subjects import Settings
-from .temperature import TemperatureWish, temperature
+from .temperatures import measure_temperature
 
 __all__ = [
-    "AdviseWish", "Journal", "PasskeyWish", "Settings", "TemperatureWish", "Texts", "Wish",
-    "advise", "finished", "journal_of", "outputs_of", "passkey", "perplexity", "put_on_record", "temperature",
+    "Advice", "EvaluateOptions", "Journal", "Passkey", "Perplexity", "Recipe", "Temperature", "Texts",
+    "advise", "finished", "journal_of", "measure_advice", "measure_passkey", "measure_perplexity", "measure_temperature",
+    "outputs_of", "passkey", "perplexity", "put_on_record", "temperature",
 ]  # fmt: skip
