@@ -25,8 +25,9 @@ from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.reference import pick_device
 from yarn_convert.compute.scorer import Torch
 from yarn_convert.compute.tokens import text_ids
-from yarn_convert.convert import Options, convert
-from yarn_convert.evaluate.windows import sliding
+from yarn_convert.conversion import convert
+from yarn_convert.evaluation.windows import sliding
+from yarn_convert.options import Recipe
 from yarn_convert.source import resolve
 
 RUNS, WIDTH, STRIDE = 3, 2048, 256
@@ -105,7 +106,7 @@ def main() -> None:
     print("| what | yarn-convert | plain transformers | ratio |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
-        convert("smollm2-135m", Options(scale=4.0, out="safetensors", output=folder))
+        convert("smollm2-135m", Recipe(scale=4.0), out="safetensors", output=folder)
         found = speed(folder, given.tokens)
         mine, theirs = found["tokens_per_second"].values()
         print(f"| {found['windows']} windows of {WIDTH:,} tokens | {mine:,.0f} tokens/s | {theirs:,.0f} | {mine / theirs:.2f} × |")

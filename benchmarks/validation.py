@@ -18,10 +18,11 @@ from yarn_convert import runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.reference import Reference, pick_device
 from yarn_convert.compute.tokens import text_ids
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
+from yarn_convert.options import Recipe
 from yarn_convert.rope import table
 from yarn_convert.source import resolve
-from yarn_convert.validate import twin
+from yarn_convert.validation import twin
 
 RUNS = 3
 
@@ -30,7 +31,7 @@ def against_transformers(folder: Path, n: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    convert("smollm2-135m", Options(scale=4.0, out="safetensors", output=folder))
+    convert("smollm2-135m", Recipe(scale=4.0), out="safetensors", output=folder)
     c = open_checkpoint(resolve(str(folder)))
     ids, right, device = text_ids(c, None, n), table(c.rope), pick_device("auto")
     reference = Reference(c)
@@ -51,7 +52,7 @@ def against_transformers(folder: Path, n: int) -> None:
 
 
 def the_twin(path: Path, lengths: tuple[int, ...]) -> None:
-    convert("smollm2-135m", Options(scale=16.0, out="gguf", output=path))
+    convert("smollm2-135m", Recipe(scale=16.0), out="gguf", output=path)
     small = twin.write_twin(open_checkpoint(resolve(str(path))), path.with_name("twin.gguf"))
     reference = Reference(small)
     for n in lengths:

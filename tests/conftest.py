@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from yarn_convert import runtimes, tokenizers
+from yarn_convert.options import Recipe
 
 CONTEXT = 64
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and the children of a test would too
@@ -48,6 +50,13 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def real_workers(monkeypatch: pytest.MonkeyPatch, forked_workers: None) -> None:
     """Workers are started as users start them, where that is what is tested."""
     monkeypatch.setattr(runtimes, "subprocess", subprocess)
+
+
+def split_options(**flat: Any) -> dict[str, Any]:
+    """Options of a conversion by name alone, as `convert` and `ConvertOptions` take them: those of the recipe apart."""
+    own = {f.name for f in fields(Recipe)}
+    recipe = Recipe(**{k: v for k, v in flat.items() if k in own})
+    return {"recipe": recipe, **{k: v for k, v in flat.items() if k not in own}}
 
 
 def bytes_to_unicode() -> list[str]:

@@ -27,7 +27,7 @@ from yarn_convert import general, tokenizers
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.describe import describe
 from yarn_convert.errors import YarnConvertError
-from yarn_convert.evaluate.journal import Journal
+from yarn_convert.evaluation.journal import Journal
 from yarn_convert.gguf_file import read_gguf
 from yarn_convert.manifest import MANIFEST, read_manifest, rope_of
 from yarn_convert.pickles import check_pickle

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
+from yarn_convert.options import Recipe, ValidateOptions
 from yarn_convert.runtimes.environments import python_of
-from yarn_convert.validate import Settings, validate
+from yarn_convert.validation import check
 
 pytestmark = pytest.mark.usefixtures("real_workers")
 HEAVY = ("mlx", "openvino", "vllm")
@@ -17,7 +18,7 @@ HEAVY = ("mlx", "openvino", "vllm")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     out = tmp_path_factory.mktemp("real") / "smollm2-135m-yarn-32k"
-    convert(str(smollm2), Options(scale=4.0, out="safetensors", output=out))
+    convert(str(smollm2), Recipe(scale=4.0), out="safetensors", output=out)
     return out
 
 
@@ -25,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
 def test_smollm2_extended_four_times_validates(folder: Path, smollm2: Path, name: str) -> None:
     if python_of(name) is None:
         pytest.skip(f"{name} is not installed: yarn-convert runtimes add {name}")
-    result = validate(str(folder), Settings(base=str(smollm2), runtimes=(name,), tokens=600, twin_tokens=16384))
+    result = check(str(folder), ValidateOptions(base=str(smollm2), runtimes=(name,), tokens=600, twin_tokens=16384))
     assert result["verdict"] == "passed", result["reasons"]
     for s in result["studies"]:
         (r,) = s["runtimes"]

@@ -14,10 +14,11 @@ import pytest
 from conftest import CONTEXT, MakeModel, write_tensors_of
 
 from yarn_convert import show
-from yarn_convert.convert import Options, convert
-from yarn_convert.extending import EXTENDING
+from yarn_convert.conversion import convert
+from yarn_convert.extension import EXTENDING
 from yarn_convert.families import ALIASES
 from yarn_convert.gguf_file import read_gguf
+from yarn_convert.options import Recipe
 
 Run = subprocess.CompletedProcess[str]
 
@@ -132,7 +133,7 @@ def test_inspect_finds_nothing_wrong_with_what_we_write(make_model: MakeModel, t
     model = make_model()
     for i, out in enumerate(("safetensors", "gguf")):
         path = tmp_path / f"out{i}{'.gguf' if out == 'gguf' else ''}"
-        convert(str(model), Options(scale=4, out=out, output=path))
+        convert(str(model), Recipe(scale=4), out=out, output=path)
         facts = json.loads(run("inspect", path, "--json").stdout)
         assert facts["inconsistencies"] == []
         assert (facts["original_context"], facts["context"], facts["scale"]) == (CONTEXT, 4 * CONTEXT, 4.0)
@@ -141,7 +142,7 @@ def test_inspect_finds_nothing_wrong_with_what_we_write(make_model: MakeModel, t
 def test_inspect_names_keys_that_llama_cpp_ignores(make_model: MakeModel, tmp_path: Path) -> None:
     import gguf
 
-    convert(str(make_model()), Options(scale=4, out="gguf", output=tmp_path / "a.gguf"))
+    convert(str(make_model()), Recipe(scale=4), out="gguf", output=tmp_path / "a.gguf")
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     writer = gguf.GGUFWriter(tmp_path / "b.gguf", "llama")
     for key, field in reader.fields.items():

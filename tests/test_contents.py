@@ -11,10 +11,11 @@ from conftest import MakeModel
 
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.contents import belonging, code_of, is_known, left_over, looks_secret
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
+from yarn_convert.options import ConvertOptions, Recipe
+from yarn_convert.publishing.hub import _files, _left
+from yarn_convert.publishing.model_card import BEGIN, card, local_card
 from yarn_convert.source import resolve
-from yarn_convert.upload.card import BEGIN, card, local_card
-from yarn_convert.upload.hub import _files, _left
 
 CODE = {
     "configuration_odd.py": "from transformers import PretrainedConfig\n",
@@ -68,7 +69,7 @@ BROUGHT = {"configuration_odd.py", "modeling_odd.py", "layers.py", "kernels.py",
 
 def test_what_a_model_needs_is_copied_and_the_rest_is_named(odd: Path, tmp_path: Path) -> None:
     assert set(belonging(odd)) == BROUGHT
-    conversion = prepare(str(odd), Options(scale=4.0, output=tmp_path / "o"))
+    conversion = prepare(str(odd), ConvertOptions(Recipe(scale=4.0), output=tmp_path / "o"))
     conversion.run()
     made = {p.relative_to(tmp_path / "o").as_posix() for p in (tmp_path / "o").rglob("*") if p.is_file()}
     assert made == BROUGHT | {"model.safetensors", "yarn_convert.json"}
@@ -80,7 +81,7 @@ def test_what_a_model_needs_is_copied_and_the_rest_is_named(odd: Path, tmp_path:
 
 def test_what_is_published_of_a_folder_is_what_belongs_there(odd: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
-    convert(str(odd), Options(scale=4.0, output=out, carry="tensors"))
+    convert(str(odd), Recipe(scale=4.0), output=out, carry="tensors")
     for name in STRAY:
         (out / name).write_text("SECRET")
     (out / "wandb").mkdir()
@@ -154,7 +155,7 @@ def test_many_names_that_are_left_are_not_all_listed(make_model: MakeModel) -> N
 
 def test_the_readme_of_a_project_is_no_card_of_the_gguf_beside_it(make_model: MakeModel, tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
-    convert(str(make_model("m")), Options(scale=4.0, out="gguf", output=out))
+    convert(str(make_model("m")), Recipe(scale=4.0), out="gguf", output=out)
     for project in ("# Internal\n\nhunter2\n", "---\nlicense: mit\n---\nhunter2\n", f"hunter2 {BEGIN}"):
         (tmp_path / "README.md").write_text(project)
         assert local_card(out) == "" and "hunter2" not in card(str(out))

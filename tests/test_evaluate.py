@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel, tiny_weights
+from conftest import CONTEXT, MakeModel, split_options, tiny_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from test_report import Page
@@ -25,35 +24,30 @@ from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.growing import Steps, greedy
 from yarn_convert.compute.scorer import Runtime, Torch
 from yarn_convert.compute.tokens import TEXT, tokenizer_of
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.errors import InputError, UsageError
-from yarn_convert.evaluate import (
-    AdviseWish,
+from yarn_convert.evaluation import (
     Journal,
-    PasskeyWish,
-    Settings,
-    TemperatureWish,
-    Texts,
-    Wish,
-    advise,
     finished,
-    passkey,
-    perplexity,
-    temperature,
+    measure_advice,
+    measure_passkey,
+    measure_perplexity,
+    measure_temperature,
+    passkeys,
 )  # fmt: skip
-from yarn_convert.evaluate.journal import identity
-from yarn_convert.evaluate.passkey import FILLING, prompt
-from yarn_convert.evaluate.text import labels_of
-from yarn_convert.evaluate.text import lines as evaluation_lines
-from yarn_convert.evaluate.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
+from yarn_convert.evaluation.journal import identity
+from yarn_convert.evaluation.passkeys import FILLING, prompt
+from yarn_convert.evaluation.text import labels_of
+from yarn_convert.evaluation.text import lines as evaluation_lines
+from yarn_convert.evaluation.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
+from yarn_convert.options import AdviseOptions, EvaluateOptions, PasskeyOptions, PerplexityOptions, Recipe, TemperatureOptions, Texts
+from yarn_convert.publishing.model_card import card
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
 from yarn_convert.source import resolve
-from yarn_convert.upload.card import card
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
-evaluate_passkey = importlib.import_module("yarn_convert.evaluate.passkey")  # the package's name is the function's
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +64,14 @@ def text_ids(folder: Path, n: int) -> np.ndarray:
     return np.asarray(ids[:n], dtype=np.int64)
 
 
-def measured(models: list[Path], wish: Wish, journal: Journal | None = None, **settings: Any) -> dict[str, Any]:
-    return perplexity([str(m) for m in models], Settings(**settings), wish, journal or Journal())
+def settings(**flat: Any) -> EvaluateOptions:
+    """Of a measure, with the recipe's options among the others."""
+    recipe = Recipe(**{k: flat.pop(k) for k in ("scale", "context", "original_context") if k in flat})
+    return EvaluateOptions(recipe=recipe, **flat)
+
+
+def measured(models: list[Path], wish: PerplexityOptions, journal: Journal | None = None, **flat: Any) -> dict[str, Any]:
+    return measure_perplexity([str(m) for m in models], replace(wish, settings=settings(**flat)), journal or Journal())
 
 
 def values(result: dict[str, Any], name: str = "perplexity") -> list[list[float]]:
@@ -79,7 +79,9 @@ def values(result: dict[str, Any], name: str = "perplexity") -> list[list[float]
 
 
 def extended(folder: Path, out: Path, **options: Any) -> Path:
-    convert(str(folder), Options(**{"scale": 4.0, "output": out, "out": "gguf" if out.suffix == ".gguf" else "safetensors", **options}))
+    convert(
+        str(folder), **split_options(**{"scale": 4.0, "output": out, "out": "gguf" if out.suffix == ".gguf" else "safetensors", **options})
+    )
     return out
 
 
@@ -162,7 +164,7 @@ def test_sums_and_errors_by_hand() -> None:
 def test_sliding_windows_equal_a_plain_loop_in_transformers(make_model: MakeModel, tmp_path: Path, width: int, stride: int) -> None:
     base, n = make_model(), 300
     loop = windowed_loop(extended(base, tmp_path / "yarn"), text_ids(base, n), width, stride)
-    (row,) = measured([base], Wish((width,), n, stride), methods=("yarn",), scale=4.0)["rows"]
+    (row,) = measured([base], PerplexityOptions(windows=(width,), tokens=n, stride=stride), methods=("yarn",), scale=4.0)["rows"]
     (point,) = row["points"]
     assert (point["windows"], point["tokens"]) == (len(loop), sum(k for _, k in loop))
     assert point["loss"] == pytest.approx(np.average([x for x, _ in loop], weights=[k for _, k in loop]), rel=1e-5)
@@ -173,11 +175,13 @@ def test_truncated_documents_equal_a_plain_loop_at_each_length(make_model: MakeM
     base, lengths = make_model(), (40, CONTEXT, 3 * CONTEXT)
     out = extended(base, tmp_path / "linear", method="linear", carry="metadata")
     loops = [windowed_loop(out, text_ids(base, n), n, n)[0][0] for n in lengths]
-    assert values(measured([base], Wish(lengths), methods=("linear",), scale=4.0), "loss") == [pytest.approx(loops, rel=1e-5)]
+    assert values(measured([base], PerplexityOptions(windows=lengths), methods=("linear",), scale=4.0), "loss") == [
+        pytest.approx(loops, rel=1e-5)
+    ]
 
 
 def test_a_method_over_the_base_is_the_converted_model_as_it_is(make_model: MakeModel, tmp_path: Path) -> None:
-    base, wish = make_model(), Wish((CONTEXT, 4 * CONTEXT))
+    base, wish = make_model(), PerplexityOptions(windows=(CONTEXT, 4 * CONTEXT))
     methods = ("linear", "ntk-aware", "ntk-by-parts", "yarn")
     over = values(measured([base], wish, methods=methods, scale=4.0))
     files = [extended(base, tmp_path / f"{m}.gguf", method=m) for m in methods]
@@ -187,9 +191,13 @@ def test_a_method_over_the_base_is_the_converted_model_as_it_is(make_model: Make
 
 def test_dynamic_methods_take_the_length_of_each_window(make_model: MakeModel) -> None:
     base, windows = make_model(), (CONTEXT // 2, CONTEXT, 2 * CONTEXT, 3 * CONTEXT)
-    dynamic = values(measured([base], Wish(windows), methods=("none", "dynamic-yarn", "dynamic-linear", "dynamic-ntk")))
+    dynamic = values(
+        measured([base], PerplexityOptions(windows=windows), methods=("none", "dynamic-yarn", "dynamic-linear", "dynamic-ntk"))
+    )
     for row, method in zip(dynamic[1:], ("yarn", "linear", "ntk-aware"), strict=True):
-        (two,), (three,) = (values(measured([base], Wish((w,)), methods=(method,), scale=w / CONTEXT)) for w in windows[2:])
+        (two,), (three,) = (
+            values(measured([base], PerplexityOptions(windows=(w,)), methods=(method,), scale=w / CONTEXT)) for w in windows[2:]
+        )
         assert row == pytest.approx([*dynamic[0][:2], *two, *three], rel=1e-6)
 
 
@@ -199,18 +207,23 @@ def test_a_base_with_longrope_and_its_extension_are_what_transformers_computes_a
 
     base, windows = make("phi3/longrope", tmp_path / "base"), (CONTEXT // 2, CONTEXT, CONTEXT + 1, 4 * CONTEXT)
     out = extended(base, tmp_path / "out", scale=2.0)
-    for folder, ours in ((base, measured([base], Wish(windows))), (out, measured([out], Wish(windows)))):
+    for folder, ours in (
+        (base, measured([base], PerplexityOptions(windows=windows))),
+        (out, measured([out], PerplexityOptions(windows=windows))),
+    ):
         loops = [windowed_loop(folder, text_ids(base, n), n, n)[0][0] for n in windows]
         assert values(ours, "loss") == [pytest.approx(loops, rel=1e-5)]
-    assert values(measured([base], Wish(windows), methods=("yarn",), scale=2.0)) == [pytest.approx(values(ours)[0], rel=1e-6)]
+    assert values(measured([base], PerplexityOptions(windows=windows), methods=("yarn",), scale=2.0)) == [
+        pytest.approx(values(ours)[0], rel=1e-6)
+    ]
 
 
 def test_a_dynamic_method_on_latent_attention_is_the_static_one_of_that_length(tmp_path: Path) -> None:
     from family_models import make
 
     base, windows = make("deepseek_v2", tmp_path / "base"), (2 * CONTEXT, 3 * CONTEXT)
-    static = [values(measured([base], Wish((w,)), methods=("yarn",), scale=w / CONTEXT))[0][0] for w in windows]
-    assert values(measured([base], Wish(windows), methods=("dynamic-yarn",))) == [pytest.approx(static, rel=1e-6)]
+    static = [values(measured([base], PerplexityOptions(windows=(w,)), methods=("yarn",), scale=w / CONTEXT))[0][0] for w in windows]
+    assert values(measured([base], PerplexityOptions(windows=windows), methods=("dynamic-yarn",))) == [pytest.approx(static, rel=1e-6)]
 
 
 def test_longer_windows_add_no_pass_to_static_methods(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,12 +234,12 @@ def test_longer_windows_add_no_pass_to_static_methods(make_model: MakeModel, mon
         return losses(self, rope, ids, first, progress)
 
     monkeypatch.setattr(Torch, "losses", counted)
-    measured([make_model()], Wish((32, 64, 128)), methods=("yarn",), scale=2.0)
+    measured([make_model()], PerplexityOptions(windows=(32, 64, 128)), methods=("yarn",), scale=2.0)
     assert lengths == [128]
 
 
 def test_logits_of_all_positions_are_never_in_memory(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, wish = make_model(), Wish((256,))
+    base, wish = make_model(), PerplexityOptions(windows=(256,))
     whole = values(measured([base], wish))
     rows, linear = [], torch.nn.functional.linear
 
@@ -243,7 +256,7 @@ def test_logits_of_all_positions_are_never_in_memory(make_model: MakeModel, monk
 def test_a_model_whose_layers_are_loaded_as_they_are_needed_is_measured_the_same(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, wish = make_model(), Wish((32, 128))
+    base, wish = make_model(), PerplexityOptions(windows=(32, 128))
     whole = values(measured([base], wish))
     monkeypatch.setattr("yarn_convert.compute.reference.free_memory", lambda device: 0)
     result = measured([base], wish)
@@ -278,7 +291,7 @@ def test_llama_cpps_own_count_over_its_own_logits_gives_our_losses(make_model: M
         ours = [float(scorer.losses(c.rope, part, width // 2 + 1).sum()) for part in np.split(ids, chunks)]
         assert ours == pytest.approx([total for total, _ in theirs], rel=2e-5)
     assert [n for _, n in theirs] == [width - width // 2 - 1] * chunks
-    wish = Wish((width,), len(ids) - 64, 64)
+    wish = PerplexityOptions(windows=(width,), tokens=len(ids) - 64, stride=64)
     by_runtime, by_torch = (values(measured([out], wish, runtime=r)) for r in ("llama.cpp", "transformers"))
     assert by_runtime == [pytest.approx(by_torch[0], rel=2e-5)]
 
@@ -305,15 +318,15 @@ CUTS_AND_PADS = {  # as fine-tuning leaves them in tokenizer.json
 def test_a_tokenizer_that_cuts_and_pads_changes_no_text_and_hides_no_bos(make_model: MakeModel) -> None:
     plain, other = with_bos(make_model("plain")), with_bos(make_model("other"), **CUTS_AND_PADS)
     for base in (plain, other):
-        (model,) = measured([base], Wish((CONTEXT,)))["models"]
+        (model,) = measured([base], PerplexityOptions(windows=(CONTEXT,)))["models"]
         assert model["bos"] == [1] and model["documents"][0]["tokens"] > 1000
-    found = [passkey([str(b)], Settings(), PasskeyWish((600,), trials=2), Journal())["rows"][0]["trials"] for b in (plain, other)]
+    found = [measure_passkey([str(b)], PasskeyOptions(lengths=(600,), trials=2), Journal())["rows"][0]["trials"] for b in (plain, other)]
     assert found[0] == found[1] and all(t["tokens"] > 500 for t in found[0])
 
 
 def test_bos_stands_before_every_window_where_the_tokenizer_puts_it(make_model: MakeModel, tmp_path: Path) -> None:
     base = with_bos(make_model())
-    result = measured([base], Wish((CONTEXT,), 100, 32))
+    result = measured([base], PerplexityOptions(windows=(CONTEXT,), tokens=100, stride=32))
     point = result["rows"][0]["points"][0]
     assert result["models"][0]["bos"] == [1]
     assert point["tokens"] == 100
@@ -466,8 +479,8 @@ def test_the_first_number_is_the_answer(make_model: MakeModel, monkeypatch: pyte
     tokenizer = tokenizer_of(open_checkpoint(resolve(str(base))))
     keys = {tuple(p.ids): p.key for p in (prompt(tokenizer, [], 600, i, 3) for i in range(4))}
     answer = lambda steps, ids, most, stop: tokenizer.encode(said.format(key=keys[tuple(ids)]), add_special_tokens=False).ids  # noqa: E731
-    monkeypatch.setattr(evaluate_passkey, "greedy", answer)
-    (row,) = passkey([str(base)], Settings(), PasskeyWish((600,), trials=4, depths=2, seed=3), Journal())["rows"]
+    monkeypatch.setattr(passkeys, "greedy", answer)
+    (row,) = measure_passkey([str(base)], PasskeyOptions(lengths=(600,), trials=4, depths=2, seed=3), Journal())["rows"]
     (point,) = row["points"]
     assert (point["correct"], point["accuracy"]) == (right, right / 4)
     assert sum(n for n, _ in point["by_depth"]) == 4 and sum(k for _, k in point["by_depth"]) == right
@@ -501,12 +514,12 @@ def test_every_architectures_head_and_rotation_are_its_own(tmp_path: Path, name:
 
 
 def test_the_recommended_temperature_is_yarns_own_and_segments_add_up(make_model: MakeModel) -> None:
-    base, s = make_model(), Settings(scale=4.0, texts=Texts(cut=4 * CONTEXT, most=2))
-    wish = TemperatureWish(multipliers=(0.9, 1.3), segments=3)
-    (row,) = temperature([str(base)], s, wish, Journal())["rows"]
+    base, s = make_model(), settings(scale=4.0, texts=Texts(cut=4 * CONTEXT, most=2))
+    wish = TemperatureOptions(multipliers=(0.9, 1.3), segments=3)
+    (row,) = measure_temperature([str(base)], replace(wish, settings=s), Journal())["rows"]
     assert row["recommended"] == 0.1 * math.log(4) + 1
     assert [p["multiplier"] for p in row["points"]] == [0.9, row["recommended"], 1.3]
-    (yarn,) = perplexity([str(base)], replace(s, methods=("yarn",)), Wish((4 * CONTEXT,)), Journal())["rows"]
+    (yarn,) = measure_perplexity([str(base)], PerplexityOptions(replace(s, methods=("yarn",)), windows=(4 * CONTEXT,)), Journal())["rows"]
     assert row["points"][1]["perplexity"] == pytest.approx(yarn["points"][0]["perplexity"], rel=1e-9)
     weights = [b - a for a, b in row["segments"]]
     assert sum(weights) == 4 * CONTEXT - 1
@@ -528,7 +541,9 @@ def test_advice_is_the_smallest_factor_that_stays_flat(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, n: int, tolerance: float, factor: float | None
 ) -> None:
     monkeypatch.setattr(Torch, "losses", breaks_past_its_window)
-    result = advise(str(make_model()), Settings(texts=Texts(cut=300, most=3)), AdviseWish(n, tolerance=tolerance), Journal())
+    result = measure_advice(
+        str(make_model()), AdviseOptions(settings(texts=Texts(cut=300, most=3)), context=n, tolerance=tolerance), Journal()
+    )
     assert result["factor"] == factor
     last = result["tried"][-1]
     assert [c["tokens"] for c in last["short"]] == [16, 32, 64]
@@ -547,9 +562,9 @@ def test_what_a_factor_costs_is_counted_from_what_the_base_computes_for_that_len
 
     dynamic = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": CONTEXT}}
     base = make_model(config=dynamic) if kind == "dynamic" else make("phi3/longrope", tmp_path / "base")
-    result = advise(str(base), Settings(), AdviseWish(8 * CONTEXT, factors=(16.0,), tolerance=0.0), Journal())
+    result = measure_advice(str(base), AdviseOptions(context=8 * CONTEXT, factors=(16.0,), tolerance=0.0), Journal())
     costs = result["tried"][0]["short"]
-    alone = values(measured([base], Wish(tuple(c["tokens"] for c in costs))))[0]
+    alone = values(measured([base], PerplexityOptions(windows=tuple(c["tokens"] for c in costs))))[0]
     assert [c["perplexity"] for c in costs] == pytest.approx(alone, rel=1e-6)
 
 
@@ -565,7 +580,7 @@ LLAMA3 = {
 def test_advice_on_a_base_that_keeps_its_scaling_counts_from_what_it_serves(make_model: MakeModel) -> None:
     """Llama 3.1 serves 131,072 tokens by its own llama3, not 8,192: its window, its short texts and its factors are of that."""
     base = make_model(config={"rope_scaling": LLAMA3, "max_position_embeddings": 4 * CONTEXT})
-    result = advise(str(base), Settings(), AdviseWish(8 * CONTEXT, tolerance=0.0), Journal())
+    result = measure_advice(str(base), AdviseOptions(context=8 * CONTEXT, tolerance=0.0), Journal())
     assert result["original_context"] == 4 * CONTEXT
     assert [c["tokens"] for c in result["tried"][0]["short"]] == [CONTEXT, 2 * CONTEXT, 4 * CONTEXT]
     assert [(t["factor"], t["context"]) for t in result["tried"][1:3]] == [(1.5, 6 * CONTEXT), (2.0, 8 * CONTEXT)]
@@ -574,7 +589,10 @@ def test_advice_on_a_base_that_keeps_its_scaling_counts_from_what_it_serves(make
 @pytest.mark.parametrize("method", [(), ("none",)])
 def test_the_original_context_changes_nothing_in_a_base_as_it_is(make_model: MakeModel, method: tuple[str, ...]) -> None:
     base = make_model(config={"rope_scaling": LLAMA3, "max_position_embeddings": 4 * CONTEXT})
-    found = [values(measured([base], Wish((2 * CONTEXT,)), methods=method, original_context=length)) for length in (None, CONTEXT // 2)]
+    found = [
+        values(measured([base], PerplexityOptions(windows=(2 * CONTEXT,)), methods=method, original_context=length))
+        for length in (None, CONTEXT // 2)
+    ]
     assert found[0] == found[1]
 
 
@@ -586,7 +604,7 @@ def test_a_perplexity_that_is_no_number_is_not_flat(make_model: MakeModel, monke
         return np.where(np.arange(first, len(ids)) >= 3 * CONTEXT, np.nan, whole(self, rope, ids, first, *rest))
 
     monkeypatch.setattr(Torch, "losses", overflows)
-    result = advise(str(make_model()), Settings(), AdviseWish(4 * CONTEXT, tolerance=1e9, factors=(4.0,)), Journal())
+    result = measure_advice(str(make_model()), AdviseOptions(context=4 * CONTEXT, tolerance=1e9, factors=(4.0,)), Journal())
     assert result["factor"] is None and len(result["tried"]) == 2
 
 
@@ -597,7 +615,7 @@ def test_a_perplexity_that_is_no_number_is_not_the_best(make_model: MakeModel, m
         return whole(self, rope, ids, first, *rest) * (np.nan if rope.params["attention_factor"] < 0.5 else 1)
 
     monkeypatch.setattr(Torch, "losses", overflows)
-    (row,) = temperature([str(make_model())], Settings(scale=4.0), TemperatureWish(multipliers=(0.1, 1.2)), Journal())["rows"]
+    (row,) = measure_temperature([str(make_model())], TemperatureOptions(settings(scale=4.0), multipliers=(0.1, 1.2)), Journal())["rows"]
     assert row["best"] > 1 and row["best_by_document"][0] > 1
 
 
@@ -607,7 +625,7 @@ def test_a_perplexity_that_is_no_number_is_not_the_best(make_model: MakeModel, m
 def test_the_same_command_goes_on_and_another_input_does_not(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, wish, path = make_model(), Wish((CONTEXT,), 200, 32), tmp_path / "journal"
+    base, wish, path = make_model(), PerplexityOptions(windows=(CONTEXT,), tokens=200, stride=32), tmp_path / "journal"
     whole = values(measured([base], wish, methods=("none", "yarn"), scale=2.0))
     left, losses = 4, Torch.losses
 
@@ -634,7 +652,7 @@ def test_the_same_command_goes_on_and_another_input_does_not(
 
 def test_another_config_is_another_model_to_the_journal(make_model: MakeModel, tmp_path: Path) -> None:
     """The weight files are the same; what is computed of them is not."""
-    base, wish, path = make_model(), Wish((CONTEXT,)), tmp_path / "journal"
+    base, wish, path = make_model(), PerplexityOptions(windows=(CONTEXT,)), tmp_path / "journal"
     first = values(measured([base], wish, Journal(path)))
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
@@ -720,7 +738,7 @@ def test_a_mark_of_the_byte_order_is_no_token(make_model: MakeModel, tmp_path: P
     base, files = make_model(), (tmp_path / "a.txt", tmp_path / "b.txt")
     for file, mark in zip(files, (b"", b"\xef\xbb\xbf"), strict=True):
         file.write_bytes(mark + TEXT.read_bytes()[:3000])
-    a, b = (values(measured([base], Wish((CONTEXT,)), texts=Texts((file,)))) for file in files)
+    a, b = (values(measured([base], PerplexityOptions(windows=(CONTEXT,)), texts=Texts(files=(file,)))) for file in files)
     assert a == b
 
 
@@ -730,7 +748,7 @@ def test_plots_that_are_there_stop_a_run_before_it_begins(
     """Passkey draws NAME-1, NAME-2, … for its methods."""
     pytest.importorskip("matplotlib")
     (tmp_path / "plot-2.png").write_bytes(b"mine")
-    monkeypatch.setattr(evaluate_passkey, "greedy", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(passkeys, "greedy", lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit) as stopped:
         cli.main(
             ["evaluate", "passkey", str(make_model()), "--lengths", "500", "--method", "none,yarn:2", "--plot", str(tmp_path / "plot.png")]
@@ -758,10 +776,10 @@ def test_a_data_set_gives_the_documents_of_its_rows(make_model: MakeModel, tmp_p
     files = [tmp_path / f"{i}.txt" for i in (0, 2)]
     for i, file in zip((0, 2), files, strict=True):
         file.write_text(ROWS[i]["text"])
-    wish = Wish((32, 500))
+    wish = PerplexityOptions(windows=(32, 500))
     by_row = measured([base], wish, texts=Texts(dataset=f"{folder}::test:text"))
     assert values(by_row) == values(measured([base], wish, texts=Texts(dataset=str(folder)))), "what is not said is found"
-    assert values(by_row) == values(measured([base], wish, texts=Texts(tuple(files))))
+    assert values(by_row) == values(measured([base], wish, texts=Texts(files=tuple(files))))
     assert [d["name"] for d in by_row["models"][0]["documents"]] == [f"{folder}[0]", f"{folder}[2]"]
     assert by_row["models"][0]["left_out"] == 1
 
@@ -796,7 +814,7 @@ def test_what_a_data_set_has_not_is_one_line_and_a_hint(
 def test_a_data_set_of_a_hub_that_is_out_of_reach_is_one_line_at_once() -> None:
     """The package datasets alone would try six times, and say so each time."""
     pytest.importorskip("datasets")
-    code = "from yarn_convert.evaluate import Texts; Texts(dataset='some/texts').contents()"
+    code = "from yarn_convert.evaluation.documents import contents; from yarn_convert.options import Texts; contents(Texts(dataset='some/texts'))"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=20)
     *trace, error = done.stderr.splitlines()
@@ -805,7 +823,7 @@ def test_a_data_set_of_a_hub_that_is_out_of_reach_is_one_line_at_once() -> None:
 
 
 def test_a_length_that_is_named_twice_is_measured_once(make_model: MakeModel) -> None:
-    result = passkey([str(make_model())], Settings(), PasskeyWish((600, 500, 600), trials=2), Journal())
+    result = measure_passkey([str(make_model())], PasskeyOptions(lengths=(600, 500, 600), trials=2), Journal())
     assert result["lengths"] == (600, 500)
     assert [(p["length"], p["trials"]) for p in result["rows"][0]["points"]] == [(600, 2), (500, 2)]
 
@@ -960,7 +978,7 @@ def test_only_outputs_as_they_are_go_on_record(
 def test_models_that_read_other_tokens_are_not_compared(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     """Perplexity is per token: over other tokens, or with BOS and without, a change says nothing of the models."""
     plain, same, other = make_model("plain"), make_model("same"), with_bos(make_model("other"))
-    result = finished(measured([plain, same, other], Wish((32, CONTEXT))))
+    result = finished(measured([plain, same, other], PerplexityOptions(windows=(32, CONTEXT))))
     assert [m["same_tokens"] for m in result["models"]] == [True, True, False]
     assert values(result, "change") == [[0.0, 0.0], [0.0, 0.0], [None, None]]
     assert sum("do not compare" in line for line in evaluation_lines(result)) == 1
@@ -971,13 +989,15 @@ def test_a_model_without_a_tokenizer_stops_a_run_before_it_begins(make_model: Ma
     (other / "tokenizer.json").unlink()
     monkeypatch.setattr(Torch, "losses", lambda *_: pytest.fail("computed"))
     with pytest.raises(InputError, match="no tokenizer"):
-        measured([base, other], Wish((32,)))
+        measured([base, other], PerplexityOptions(windows=(32,)))
 
 
 def test_outputs_as_they_are_go_by_one_name(make_model: MakeModel, tmp_path: Path) -> None:
     base, out = make_model(), tmp_path / "long.gguf"
-    convert(str(base), Options(scale=4, out="gguf", output=out))
-    found = perplexity([str(base), str(out)], Settings(texts=Texts(cut=64, most=1)), Wish((64,)), Journal())
+    convert(str(base), Recipe(scale=4), out="gguf", output=out)
+    found = measure_perplexity([str(base), str(out)], PerplexityOptions(settings(texts=Texts(cut=64, most=1)), windows=(64,)), Journal())
     assert labels_of(found) == [str(base), str(out)]
-    both = perplexity([str(base), str(out)], Settings(("none",), texts=Texts(cut=64, most=1)), Wish((64,)), Journal())
+    both = measure_perplexity(
+        [str(base), str(out)], PerplexityOptions(settings(methods=("none",), texts=Texts(cut=64, most=1)), windows=(64,)), Journal()
+    )
     assert labels_of(both) == [f"{base} none", f"{out} none"]

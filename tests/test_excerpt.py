@@ -7,29 +7,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel
+from conftest import CONTEXT, MakeModel, split_options
 from family_models import make
 
 from yarn_convert import dtypes, quantizer, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.compute.reference import Reference
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
+from yarn_convert.options import ValidateOptions
 from yarn_convert.rope import table
 from yarn_convert.source import resolve
-from yarn_convert.validate import Settings, excerpt, lines, study, validate
-from yarn_convert.validate.excerpt import layers_of, write_excerpt
-from yarn_convert.validate.judging import NOISE
-from yarn_convert.validate.report import html_report
-from yarn_convert.validate.rounding import rounded, rounding, rounds
+from yarn_convert.validation import check, excerpt, lines, study
+from yarn_convert.validation.excerpt import layers_of, write_excerpt
+from yarn_convert.validation.judging import NOISE
+from yarn_convert.validation.report import html_report
+from yarn_convert.validation.rounding import rounded, rounding, rounds
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("llama_cpp")
-TEXT = Settings(tokens=4 * CONTEXT, twin=False)
+TEXT = ValidateOptions(tokens=4 * CONTEXT, twin=False)
 WIDE = {"heads": 8, "kv_heads": 4, "head_dim": 32, "ff": 256}  # rows of 256, as K-quants need them
 
 
 def written(model: Path, out: Path, outtype: str, **options: Any) -> Path:
-    convert(str(model), Options(**{"scale": 4.0, "out": "gguf", "outtype": outtype, "output": out, **options}))
+    convert(str(model), **split_options(**{"scale": 4.0, "out": "gguf", "outtype": outtype, "output": out, **options}))
     return out
 
 
@@ -62,7 +63,7 @@ def test_what_is_rounded_follows_from_the_types(make_model: MakeModel, tmp_path:
 
 @pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "q5_1", "q6_k", "q3_k_s", "q2_k", "iq4_nl"])
 def test_a_sound_file_is_as_far_as_its_noise_and_its_excerpt_is_exact(make_model: MakeModel, tmp_path: Path, outtype: str) -> None:
-    result = validate(str(written(make_model(**WIDE, layers=3), tmp_path / "out.gguf", outtype)), TEXT)
+    result = check(str(written(make_model(**WIDE, layers=3), tmp_path / "out.gguf", outtype)), TEXT)
     assert (result["verdict"], result["reasons"]) == ("passed", [])
     real, small = by_kind(result)["real"], by_kind(result)["excerpt"]
     noise = real["tolerance"]["nmse"] / NOISE
@@ -85,7 +86,7 @@ def test_a_wrong_recipe_in_a_coarse_file_is_told_by_its_excerpt(
 
     out = written(make_model(**WIDE), tmp_path / "out.gguf", "q2_k")
     rewritten(out, {f"llama.rope.scaling.{key}": Value("str" if isinstance(value, str) else "f32", value)})
-    result = validate(str(out), TEXT)
+    result = check(str(out), TEXT)
     assert result["verdict"] == "failed"
     assert by_kind(result)["excerpt"]["runtimes"][0]["layer"] == layer
 
@@ -111,7 +112,7 @@ def test_an_excerpt_is_bounded(make_model: MakeModel, tmp_path: Path, monkeypatc
     assert (small.layers, small.hparams["vocab_size"]) == (3, 9)
     monkeypatch.setattr(excerpt, "MOST", layer - 1)
     assert layers_of(c) == 0
-    (only,) = validate(str(out), TEXT)["studies"]
+    (only,) = check(str(out), TEXT)["studies"]
     assert only["kind"] == "real" and only["wrong_recipes"]
 
 
@@ -119,7 +120,7 @@ def test_an_excerpt_is_bounded(make_model: MakeModel, tmp_path: Path, monkeypatc
 def test_every_kind_of_family_has_an_excerpt(tmp_path: Path, name: str) -> None:
     """Windows by layer, experts, factors, biases, latent attention: its keys and tensors are those of the file."""
     out = written(make(name, tmp_path / "base"), tmp_path / "out.gguf", "f16", scale=None, method="none")
-    small = by_kind(validate(str(out), TEXT))["excerpt"]
+    small = by_kind(check(str(out), TEXT))["excerpt"]
     assert [r["why"] for r in small["runtimes"]] == [""]
 
 
@@ -132,7 +133,7 @@ def test_the_noise_counts_the_inputs_of_experts(tmp_path: Path, monkeypatch: pyt
         seen.append(x.shape[-1])
         return rounded(x, kind)
 
-    monkeypatch.setattr("yarn_convert.validate.rounding.rounded", watched)
+    monkeypatch.setattr("yarn_convert.validation.rounding.rounded", watched)
     with rounding(rounds(c)):
         Reference(c).logits(table(c.rope), ids, [(0, 20)])
     inner = c.tensors["blk.0.ffn_down_exps.weight"].shape[-1]
@@ -150,8 +151,8 @@ def test_logits_beyond_the_noise_fail(make_model: MakeModel, tmp_path: Path, mon
 
     monkeypatch.setattr(study.runtimes, "run", spoilt)
     by = 0.5
-    result = validate(str(out), TEXT)
+    result = check(str(out), TEXT)
     assert (result["verdict"], by_kind(result)["excerpt"]["runtimes"][0]["verdict"]) == ("failed", "passed")
     assert "than the rounding of its types explains" in result["reasons"][0]
     by = 1e-4
-    assert validate(str(out), TEXT)["verdict"] == "passed"
+    assert check(str(out), TEXT)["verdict"] == "passed"

@@ -16,10 +16,10 @@ from test_validate import edited_manifest, extended, opened, rewritten, run
 from yarn_convert.errors import UsageError
 from yarn_convert.gguf_file import Value
 from yarn_convert.manifest import read_manifest
-from yarn_convert.validate import Settings
-from yarn_convert.validate.extension import Lineage, check_base
-from yarn_convert.validate.intention import check_recipe, intention_of
-from yarn_convert.validate.run import _lineage
+from yarn_convert.options import ValidateOptions
+from yarn_convert.validation.extension import Lineage, check_base
+from yarn_convert.validation.intention import check_recipe, intention_of
+from yarn_convert.validation.run import _lineage
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -46,7 +46,7 @@ def without_record(out: Path) -> Path:
 
 
 def of(out: Path, base: Path) -> Lineage:
-    return _lineage(opened(out), opened(base), read_manifest(out), Settings())
+    return _lineage(opened(out), opened(base), read_manifest(out), ValidateOptions())
 
 
 # -- what convert makes is an extension, recorded or not --------------------------------------------------------------

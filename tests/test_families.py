@@ -12,19 +12,20 @@ import forks
 import gguf
 import numpy as np
 import pytest
-from conftest import CONTEXT, write_tensors_of
+from conftest import CONTEXT, split_options, write_tensors_of
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import families, runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.values import changed_since
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.manifest import read_manifest
+from yarn_convert.options import ConvertOptions, Recipe, ValidateOptions
 from yarn_convert.rope import effect, table
 from yarn_convert.source import Source
-from yarn_convert.validate.run import Settings, validate
+from yarn_convert.validation.run import check
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -133,7 +134,7 @@ DIFFERS = {  # docs/families.md says why
 @pytest.mark.parametrize("name", CARRIED)
 def test_tensors_and_keys_equal_llama_cpps_converters(oracles: dict[str, Path], models: dict[str, Path], tmp_path: Path, name: str) -> None:
     out = tmp_path / "ours.gguf"
-    convert(str(models[name]), Options(method="none", out="gguf", output=out))
+    convert(str(models[name]), Recipe(method="none"), out="gguf", output=out)
     assert tensors_of(out) == tensors_of(oracles[name])
     ours, theirs = fields_of(out), fields_of(oracles[name])
     differing = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
@@ -145,7 +146,7 @@ def test_each_explained_difference_is_there(oracles: dict[str, Path], models: di
     """A difference that llama.cpp has mended is to be taken out of the list."""
     for family, keys in DIFFERS.items():
         out = tmp_path / f"{family}.gguf"
-        convert(str(models[family]), Options(method="none", out="gguf", output=out))
+        convert(str(models[family]), Recipe(method="none"), out="gguf", output=out)
         ours, theirs = fields_of(out), fields_of(oracles[family])
         assert {k for k in keys if ours.get(k) != theirs.get(k)} == keys, family
 
@@ -156,8 +157,8 @@ def test_each_explained_difference_is_there(oracles: dict[str, Path], models: di
 @pytest.mark.parametrize("name", [n for n in CARRIED if n not in HF_LESS])
 def test_hf_to_gguf_to_hf_keeps_every_weight_and_what_it_computes(models: dict[str, Path], tmp_path: Path, name: str) -> None:
     """Bit for bit, but for norms to which Gemma's GGUF adds one: those are as close as float32 can tell."""
-    convert(str(models[name]), Options(method="none", out="gguf", output=tmp_path / "a.gguf"))
-    convert(str(tmp_path / "a.gguf"), Options(method="none", out="safetensors", output=tmp_path / "hf"))
+    convert(str(models[name]), Recipe(method="none"), out="gguf", output=tmp_path / "a.gguf")
+    convert(str(tmp_path / "a.gguf"), Recipe(method="none"), out="safetensors", output=tmp_path / "hf")
     there, back = load_file(models[name] / "model.safetensors"), load_file(tmp_path / "hf" / "model.safetensors")
     tied = {k for k in back if k == "lm_head.weight"} - set(there)
     assert there.keys() == back.keys() - tied
@@ -170,7 +171,7 @@ def test_hf_to_gguf_to_hf_keeps_every_weight_and_what_it_computes(models: dict[s
     with torch.no_grad():
         logits = [transformers.AutoModelForCausalLM.from_pretrained(p).eval()(ids).logits.numpy() for p in (models[name], tmp_path / "hf")]
     np.testing.assert_allclose(*logits, atol=2e-4)
-    convert(str(tmp_path / "hf"), Options(method="none", out="gguf", output=tmp_path / "b.gguf"))
+    convert(str(tmp_path / "hf"), Recipe(method="none"), out="gguf", output=tmp_path / "b.gguf")
     assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "b.gguf")
     assert fields_of(tmp_path / "a.gguf") == fields_of(tmp_path / "b.gguf")
 
@@ -183,14 +184,14 @@ WAYS = {  # the options of folder -> GGUF, and of GGUF -> folder
 
 def by_way_of_a_gguf(model: Path, folder: Path, name: str, way: str = "extended at last") -> Path:
     first, second = WAYS[way] if name not in ONLY_CONVERTED else ({"method": "none"},) * 2
-    convert(str(model), Options(**first, out="gguf", output=folder / "a.gguf"))
-    convert(str(folder / "a.gguf"), Options(**second, out="safetensors", output=folder / "out"))
+    convert(str(model), **split_options(**first, out="gguf", output=folder / "a.gguf"))
+    convert(str(folder / "a.gguf"), **split_options(**second, out="safetensors", output=folder / "out"))
     return folder / "out"
 
 
 def found_of(out: Path, base: Path) -> dict[str, str]:
     """What `validate --base` finds wrong, by what it looked at; logits apart."""
-    result = validate(str(out), Settings(base=str(base), real=False, twin=False))
+    result = check(str(out), ValidateOptions(base=str(base), real=False, twin=False))
     assert not result["recipe"]["doubt"]
     return {k: result[k]["why"] for k in ("recipe", "weights", "tokenizer") if result[k]["verdict"] != "passed"}
 
@@ -238,13 +239,13 @@ def test_a_window_that_no_text_reaches_yet_goes_along_with_a_gguf(models: dict[s
     """No key says it, and llama.cpp computes the same: but not at a longer context than the window."""
     window = json.loads((models[name] / "config.json").read_text())["sliding_window"]
     path, further = tmp_path / "a.gguf", {"scale": 1024.0, "original_context": CONTEXT, "method": "linear"}
-    convert(str(models[name]), Options(method="none", out="gguf", output=path))
+    convert(str(models[name]), Recipe(method="none"), out="gguf", output=path)
     with pytest.raises(Inexpressible, match=f"no sliding window, and this model's is {window:,} tokens"):
-        convert(str(path), Options(**further, output=tmp_path / "b.gguf"))
-    kept = convert(str(path), Options(**further, out="safetensors", output=tmp_path / "kept"))
+        convert(str(path), **split_options(**further, output=tmp_path / "b.gguf"))
+    kept = convert(str(path), **split_options(**further, out="safetensors", output=tmp_path / "kept")).to_dict()
     assert json.loads((tmp_path / "kept" / "config.json").read_text())["sliding_window"] == window
     assert any(f"keeps its sliding window of {window:,} tokens" in note for note in kept["notes"])
-    off = convert(str(path), Options(**further, sliding_window="off", output=tmp_path / "b.gguf"))
+    off = convert(str(path), **split_options(**further, sliding_window="off", output=tmp_path / "b.gguf")).to_dict()
     assert off["asked"]["sliding_window"] == "off" and any("is turned off" in note for note in off["notes"])
     assert found_of(tmp_path / "b.gguf", models[name]) == {}
     (tmp_path / "b.yarn_convert.json").unlink()
@@ -284,13 +285,13 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judged(base: Path, out: Path, runtime: str) -> dict[str, Any]:
-    return validate(str(out), Settings(base=str(base), runtimes=(runtime,)))
+    return check(str(out), ValidateOptions(base=str(base), runtimes=(runtime,)))
 
 
 @pytest.mark.parametrize("name", BASES)
 def test_yarn_past_the_window_is_what_llama_cpp_computes(models: dict[str, Path], tmp_path: Path, name: str) -> None:
     """Four windows long, real weights and twin, and no wrong recipe passes too: else the verdict is "inconclusive"."""
-    convert(str(models[name]), Options(scale=4, out="gguf", output=tmp_path / "out.gguf"))
+    convert(str(models[name]), Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf")
     result = judged(models[name], tmp_path / "out.gguf", "llama.cpp")
     assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
     assert max(w["end"] for s in result["studies"] for r in s["runtimes"] for w in r["windows"]) == 4 * CONTEXT
@@ -299,7 +300,7 @@ def test_yarn_past_the_window_is_what_llama_cpp_computes(models: dict[str, Path]
 
 @pytest.mark.parametrize("name", [n for n in BASES if n not in HF_LESS])
 def test_yarn_past_the_window_is_what_transformers_computes(models: dict[str, Path], tmp_path: Path, name: str, in_process: None) -> None:
-    convert(str(models[name]), Options(scale=4, out="safetensors", output=tmp_path / "out"))
+    convert(str(models[name]), Recipe(scale=4), out="safetensors", output=tmp_path / "out")
     result = judged(models[name], tmp_path / "out", "transformers")
     assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
     assert max(w["end"] for s in result["studies"] for r in s["runtimes"] for w in r["windows"]) == 4 * CONTEXT
@@ -313,7 +314,7 @@ def test_what_the_manifest_says_beside_the_recipe_is_what_the_output_says(
     """Under the keys of either format and with either's defaults; another value in the manifest is noticed."""
     path = tmp_path / ("out.gguf" if out == "gguf" else "out")
     try:
-        convert(str(models[name]), Options(method="none", out=out, output=path))
+        convert(str(models[name]), Recipe(method="none"), out=out, output=path)
     except YarnConvertError:
         pytest.skip("refused, for one format")
     c = open_checkpoint(Source(path, "out"))
@@ -330,7 +331,7 @@ def test_what_the_manifest_says_beside_the_recipe_is_what_the_output_says(
 @pytest.mark.parametrize(("name", "word"), REFUSED.items())
 def test_what_llama_cpp_would_not_compute_is_refused_by_name(models: dict[str, Path], tmp_path: Path, name: str, word: str) -> None:
     with pytest.raises((Inexpressible, Unsupported), match=word):
-        convert(str(models[name]), Options(scale=4, original_context=CONTEXT, out="gguf", output=tmp_path / "out.gguf"))
+        convert(str(models[name]), Recipe(scale=4, original_context=CONTEXT), out="gguf", output=tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -338,13 +339,13 @@ def test_qwen2_gains_any_table_as_the_architecture_llama(models: dict[str, Path]
     """qwen2's loader takes neither betas nor factors; llama's takes factors, and its graph is the same."""
     wish = {"scale": 4, "beta_fast": 24.0, "out": "gguf", "output": tmp_path / "out.gguf"}
     with pytest.raises(Inexpressible) as refused:
-        convert(str(models["qwen2"]), Options(**wish))
+        convert(str(models["qwen2"]), **split_options(**wish))
     assert "--gguf-arch llama" in refused.value.hint
-    convert(str(models["qwen2"]), Options(**wish, gguf_arch="llama"))
+    convert(str(models["qwen2"]), **split_options(**wish, gguf_arch="llama"))
     result = judged(models["qwen2"], tmp_path / "out.gguf", "llama.cpp")
     assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
     with pytest.raises(Unsupported, match="qwen3"):
-        prepare(str(models["qwen3"]), Options(**wish, gguf_arch="llama"))
+        prepare(str(models["qwen3"]), ConvertOptions(**split_options(**wish, gguf_arch="llama")))
 
 
 # -- families without a row -------------------------------------------------------------------------------------------
@@ -364,21 +365,21 @@ def test_a_family_without_a_row_is_extended_in_its_own_format(unlisted: str, tmp
         vocab_size=263, max_position_embeddings=CONTEXT, rope_theta=1e4,
     )  # fmt: skip
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    convert(str(tmp_path / "base"), Options(scale=4, output=tmp_path / "out"))
+    convert(str(tmp_path / "base"), Recipe(scale=4), output=tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    meant = table(prepare(str(tmp_path / "out"), Options(method="none")).extension.rope)
+    meant = table(prepare(str(tmp_path / "out"), ConvertOptions(Recipe(method="none"))).extension.rope)
     np.testing.assert_allclose(model.model.rotary_emb.inv_freq.numpy(), meant.inv_freq, rtol=1e-6)
     assert model.model.rotary_emb.attention_scaling == pytest.approx(meant.multiplier)
     with pytest.raises(Unsupported, match="no names"):
-        convert(str(tmp_path / "base"), Options(scale=4, out="gguf", output=tmp_path / "out.gguf"))
-    result = validate(str(tmp_path / "out"), Settings(real=False))
+        convert(str(tmp_path / "base"), Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf")
+    result = check(str(tmp_path / "out"), ValidateOptions(real=False))
     assert result["verdict"] == "inconclusive"
     assert result["reasons"] == ["no runtime computed anything: its tensors have no names here, so it has no twin: leave out --twin"]
 
 
 def test_an_architecture_without_a_row_is_extended_as_a_gguf(models: dict[str, Path], tmp_path: Path) -> None:
     """xverse has Llama's tensors and keys, and no row: its bytes stay, and llama.cpp computes the recipe."""
-    convert(str(models["qwen3"]), Options(method="none", out="gguf", output=tmp_path / "a.gguf"))
+    convert(str(models["qwen3"]), Recipe(method="none"), out="gguf", output=tmp_path / "a.gguf")
     data = (tmp_path / "a.gguf").read_bytes()
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     writer = gguf.GGUFWriter(tmp_path / "base.gguf", "xverse")
@@ -389,20 +390,22 @@ def test_an_architecture_without_a_row_is_extended_as_a_gguf(models: dict[str, P
         add(f"xverse.{key}", value)
     write_tensors_of(reader, writer)
     assert data
-    convert(str(tmp_path / "base.gguf"), Options(scale=4, output=tmp_path / "out.gguf"))
+    convert(str(tmp_path / "base.gguf"), Recipe(scale=4), output=tmp_path / "out.gguf")
     assert tensors_of(tmp_path / "out.gguf") == tensors_of(tmp_path / "base.gguf")
     fields = fields_of(tmp_path / "out.gguf")
     assert (fields["context_length"], fields["rope.scaling.type"], fields["rope.scaling.factor"]) == (4 * CONTEXT, "yarn", 4.0)
-    result = validate(str(tmp_path / "out.gguf"), Settings())
+    result = check(str(tmp_path / "out.gguf"), ValidateOptions())
     assert result["reasons"] == ["no runtime computed anything: its tensors have no names here, so there is no reference"]
     with pytest.raises(YarnConvertError, match="no names"):
-        convert(str(tmp_path / "base.gguf"), Options(method="none", out="safetensors", output=tmp_path / "hf"))
+        convert(str(tmp_path / "base.gguf"), Recipe(method="none"), out="safetensors", output=tmp_path / "hf")
 
 
 def test_linear_over_linear_is_one_linear(models: dict[str, Path], tmp_path: Path) -> None:
     """Gemma 3's own scaling, which llama.cpp has a key for; by the formula, frequencies are divided by both factors."""
     base = models["gemma3_text/linear"]
-    manifest = convert(str(base), Options(method="linear", scale=2, original_context=CONTEXT, out="gguf", output=tmp_path / "out.gguf"))
+    manifest = convert(
+        str(base), Recipe(method="linear", scale=2, original_context=CONTEXT), out="gguf", output=tmp_path / "out.gguf"
+    ).to_dict()
     assert manifest["recipe"] == {
         "method": "linear", "rope_theta": 1e6, "rotary_dim": 32, "original_context": CONTEXT, "params": {"factor": 8.0},
     }  # fmt: skip
@@ -414,9 +417,9 @@ def test_linear_over_linear_is_one_linear(models: dict[str, Path], tmp_path: Pat
 @pytest.mark.parametrize("method", ["linear", "yarn", "ntk-aware"])
 def test_command_r_says_its_context_twice(models: dict[str, Path], tmp_path: Path, method: str) -> None:
     """model_max_length is what it was trained on, and what its readers believe: both follow the extended context."""
-    convert(str(models["cohere"]), Options(method=method, scale=4, output=tmp_path / "out"))
+    convert(str(models["cohere"]), Recipe(method=method, scale=4), output=tmp_path / "out")
     assert open_checkpoint(Source(tmp_path / "out", "out")).context == 4 * CONTEXT
-    convert(str(tmp_path / "out"), Options(method="none", out="gguf", output=tmp_path / "out.gguf"))
+    convert(str(tmp_path / "out"), Recipe(method="none"), out="gguf", output=tmp_path / "out.gguf")
     assert fields_of(tmp_path / "out.gguf")["context_length"] == 4 * CONTEXT
 
 
@@ -427,10 +430,10 @@ def test_verdicts_are_of_the_file_and_not_of_what_transformers_assumes(models: d
     for path in models["stablelm"].iterdir():
         (base / path.name).write_bytes(path.read_bytes())
     wish = {"method": "ntk-aware", "scale": 4}
-    assert convert(str(base), Options(**wish, output=tmp_path / "a"))["readers"]["mlx-lm"] == "exact"
+    assert convert(str(base), **split_options(**wish, output=tmp_path / "a")).to_dict()["readers"]["mlx-lm"] == "exact"
     config = json.loads((base / "config.json").read_text())
     del config["partial_rotary_factor"]
     (base / "config.json").write_text(json.dumps(config))
-    readers = convert(str(base), Options(**wish, output=tmp_path / "b"))["readers"]
+    readers = convert(str(base), **split_options(**wish, output=tmp_path / "b")).to_dict()["readers"]
     assert readers["transformers-5"] == "exact"
     assert "partial_rotary_factor" in readers["mlx-lm"]

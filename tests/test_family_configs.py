@@ -14,9 +14,10 @@ from conftest import CONTEXT
 
 from yarn_convert import families
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.describe import other_layers
 from yarn_convert.errors import FormatError, Inexpressible, Unsupported, YarnConvertError
+from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.rope import Table, effect
 from yarn_convert.source import Source
 
@@ -93,7 +94,7 @@ def test_a_model_that_transformers_5_loaded_and_saved_is_the_same_gguf(name: str
         if not (tmp_path / "saved" / path.name).exists():
             (tmp_path / "saved" / path.name).write_bytes(path.read_bytes())
     for folder in ("base", "saved"):
-        convert(str(tmp_path / folder), Options(method="none", out="gguf", output=tmp_path / f"{folder}.gguf"))
+        convert(str(tmp_path / folder), Recipe(method="none"), out="gguf", output=tmp_path / f"{folder}.gguf")
     ours, theirs = (gguf.GGUFReader(tmp_path / f"{folder}.gguf") for folder in ("base", "saved"))
     assert {t.name: t.data.tobytes() for t in ours.tensors} == {t.name: t.data.tobytes() for t in theirs.tensors}
     keys = [{k: f.contents() for k, f in r.fields.items() if not k.startswith(("GGUF.", "general."))} for r in (ours, theirs)]
@@ -187,9 +188,9 @@ def test_what_changes_a_graph_is_refused_as_a_gguf(name: str, other: dict[str, A
     with torch.no_grad():
         models = [transformers.AutoModelForCausalLM.from_pretrained(p, attn_implementation="eager").eval() for p in (base, changed)]
         assert not torch.allclose(*(m(ids).logits for m in models), atol=1e-4)
-    prepare(str(base), Options(method="none", out="gguf"))
+    prepare(str(base), ConvertOptions(Recipe(method="none"), out="gguf"))
     with pytest.raises(Inexpressible, match=word):
-        prepare(str(changed), Options(method="none", out="gguf"))
+        prepare(str(changed), ConvertOptions(Recipe(method="none"), out="gguf"))
 
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
@@ -235,8 +236,8 @@ def test_norms_that_a_config_turns_on_are_there_and_no_others(
 ) -> None:
     """StableLM: transformers goes by config.json, and llama.cpp by the tensors."""
     folder = make("stablelm", tmp_path / "model", config=made_as)
-    prepare(str(folder), Options(method="none", out=out))
+    prepare(str(folder), ConvertOptions(Recipe(method="none"), out=out))
     config = json.loads((folder / "config.json").read_text()) | said
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(YarnConvertError, match=r"are missing|does not turn on"):
-        prepare(str(folder), Options(method="none", out=out))
+        prepare(str(folder), ConvertOptions(Recipe(method="none"), out=out))

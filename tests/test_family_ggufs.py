@@ -10,13 +10,14 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from conftest import CONTEXT, write_tensors_of
+from conftest import CONTEXT, split_options, write_tensors_of
 
 from yarn_convert import runtimes
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, Unsupported, UsageError, YarnConvertError
+from yarn_convert.options import ConvertOptions, Recipe, RepairOptions, ValidateOptions
 from yarn_convert.repair import plan_repair
-from yarn_convert.validate import Settings, validate
+from yarn_convert.validation import check
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -39,7 +40,7 @@ def changed(tmp_path: Path) -> Changed:
     """A tiny model's GGUF with keys of its architecture set, or removed where None."""
 
     def change(name: str, changes: Mapping[str, Any]) -> Path:
-        convert(str(make(name, tmp_path / "base")), Options(method="none", out="gguf", output=tmp_path / "whole.gguf"))
+        convert(str(make(name, tmp_path / "base")), Recipe(method="none"), out="gguf", output=tmp_path / "whole.gguf")
         reader = gguf.GGUFReader(tmp_path / "whole.gguf")
         arch = reader.fields["general.architecture"].contents()
         writer = gguf.GGUFWriter(tmp_path / "changed.gguf", arch)
@@ -78,7 +79,7 @@ def test_a_gguf_whose_rope_is_switched_off_is_refused(changed: Changed, options:
     off = changed("granite", {"rope.scaling.finetuned": False})
     assert nmse(in_llama_cpp(off), in_llama_cpp(off.with_name("whole.gguf"))) > 0.1
     with pytest.raises(Unsupported, match="no RoPE"):
-        prepare(str(off), Options(**options))
+        prepare(str(off), ConvertOptions(**split_options(**options)))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_a_gguf_whose_rope_is_switched_off_is_refused(changed: Changed, options:
 def test_what_llama_cpp_takes_for_an_absent_key_is_what_a_folder_of_it_says(changed: Changed, name: str, changes: dict[str, Any]) -> None:
     """transformers' defaults are others."""
     path = changed(name, changes)
-    convert(str(path), Options(method="none", out="safetensors", output=path.with_name("hf")))
+    convert(str(path), Recipe(method="none"), out="safetensors", output=path.with_name("hf"))
     assert nmse(in_transformers(path.with_name("hf")), in_llama_cpp(path)) < 1e-5
 
 
@@ -130,26 +131,26 @@ WINDOWS = [True, False, True, True, False, True]
 )
 def test_a_file_of_another_converter_is_what_llama_cpp_computes(changed: Changed, name: str, changes: dict[str, Any]) -> None:
     path = changed(name, changes)
-    convert(str(path), Options(method="none", out="safetensors", output=path.with_name("hf")))
+    convert(str(path), Recipe(method="none"), out="safetensors", output=path.with_name("hf"))
     assert nmse(in_transformers(path.with_name("hf")), in_llama_cpp(path)) < 1e-5
-    convert(str(path), Options(scale=8, output=path.with_name("long.gguf")))
-    assert validate(str(path.with_name("long.gguf")), Settings(twin=False, tokens=4 * CONTEXT))["verdict"] == "passed"
+    convert(str(path), Recipe(scale=8), output=path.with_name("long.gguf"))
+    assert check(str(path.with_name("long.gguf")), ValidateOptions(twin=False, tokens=4 * CONTEXT))["verdict"] == "passed"
 
 
 def test_a_gguf_without_a_suffix_is_known_by_its_first_bytes(changed: Changed, tmp_path: Path) -> None:
     """As Ollama keeps its blobs, each named after its own digest: so none of them is changed where it lies."""
     blob = changed("granite", {}).rename(tmp_path / ("sha256-" + "0" * 64))
-    made = convert(str(blob), Options(scale=4, output=tmp_path / "long.gguf"))
+    made = convert(str(blob), Recipe(scale=4), output=tmp_path / "long.gguf").to_dict()
     assert (made["carrier"], made["base"]["format"]) == ("metadata", "gguf")
-    assert prepare(str(blob), Options(scale=4)).plan.out.suffix == ".gguf"
-    assert validate(str(blob), Settings(twin=False))["verdict"] == "passed"
+    assert prepare(str(blob), ConvertOptions(Recipe(scale=4))).plan.out.suffix == ".gguf"
+    assert check(str(blob), ValidateOptions(twin=False))["verdict"] == "passed"
     with pytest.raises(UsageError, match=r"not named \.gguf"):
-        prepare(str(blob), Options(scale=4, in_place=True))
+        prepare(str(blob), ConvertOptions(Recipe(scale=4), in_place=True))
     with pytest.raises(UsageError, match=r"not named \.gguf"):
-        plan_repair(str(blob))
+        plan_repair(str(blob), RepairOptions())
     (tmp_path / "text").write_bytes(b"GGU")
     with pytest.raises(InputError, match="neither a folder nor a GGUF file"):
-        prepare(str(tmp_path / "text"), Options(scale=4))
+        prepare(str(tmp_path / "text"), ConvertOptions(Recipe(scale=4)))
 
 
 def uneven(path: Path, **keys: Any) -> Path:
@@ -178,14 +179,14 @@ def uneven(path: Path, **keys: Any) -> Path:
 
 def test_layers_with_other_numbers_of_heads_are_extended_in_the_gguf_alone(tmp_path: Path) -> None:
     base = uneven(tmp_path / "a.gguf")
-    convert(str(base), Options(scale=4, output=tmp_path / "long.gguf"))
+    convert(str(base), Recipe(scale=4), output=tmp_path / "long.gguf")
     ids, spelled = IDS % 64, {k.removeprefix("rope."): v for k, v in YARN.items() if k != "context_length"}
     by_hand = uneven(tmp_path / "b.gguf", **{f"rope.{k}": v for k, v in spelled.items()}, context_length=4 * CONTEXT)
     ours, theirs, plain = (runtimes.run("llama.cpp", path, ids, [(0, len(ids))]).logits for path in (tmp_path / "long.gguf", by_hand, base))
     assert np.array_equal(ours, theirs)
     assert nmse(plain, ours) > 1e-3
     with pytest.raises(Unsupported, match="can only be copied"):
-        prepare(str(base), Options(method="none", out="safetensors"))
+        prepare(str(base), ConvertOptions(Recipe(method="none"), out="safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -198,4 +199,4 @@ def test_layers_with_other_numbers_of_heads_are_extended_in_the_gguf_alone(tmp_p
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(changed: Changed, changes: dict[str, Any], why: str) -> None:
     with pytest.raises(YarnConvertError, match=why):
-        prepare(str(changed("gemma3_text", changes)), Options(scale=4))
+        prepare(str(changed("gemma3_text", changes)), ConvertOptions(Recipe(scale=4)))

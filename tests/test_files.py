@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 
 from yarn_convert import cli, files
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError
+from yarn_convert.options import Recipe
 from yarn_convert.source import resolve
 
 SECRET = "SECRET-4711"
@@ -128,7 +129,7 @@ def test_weights_may_lie_on_another_disk(model: Path) -> None:
     (model / "model.safetensors").rename("disk/0a1b2c")
     (model / "model.safetensors").symlink_to("../disk/0a1b2c")
     for out in ("o", "o.gguf"):
-        notes = convert("m", Options(scale=4.0, out="gguf" if "." in out else "safetensors", output=Path(out)))["notes"]
+        notes = convert("m", Recipe(scale=4.0), out="gguf" if "." in out else "safetensors", output=Path(out)).to_dict()["notes"]
         assert "links out of the model's folder were followed: model.safetensors" in notes
     assert not Path("o/model.safetensors").is_symlink()
     assert Path("o/model.safetensors").read_bytes() == Path("disk/0a1b2c").read_bytes()
@@ -148,7 +149,7 @@ def test_the_hubs_cache_links_to_its_blobs_and_nowhere_else(model: Path, tmp_pat
         link.parent.mkdir(parents=True, exist_ok=True)
         path.rename(blobs / f"{i:040x}")
         link.symlink_to(os.path.relpath(blobs / f"{i:040x}", link.parent))
-    assert convert(str(snapshot), Options(scale=4.0, output=Path("o")))["notes"] == []
+    assert convert(str(snapshot), Recipe(scale=4.0), output=Path("o")).to_dict()["notes"] == []
     assert Path("o/additional_chat_templates/tool.jinja").read_text() == "{{ tools }}"
     for target in (repo / "refs", tmp_path / "models--org--other" / "blobs", blobs / "deeper", tmp_path):
         target.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ def test_the_hubs_cache_links_to_its_blobs_and_nowhere_else(model: Path, tmp_pat
         (snapshot / "chat_template.jinja").unlink(missing_ok=True)
         (snapshot / "chat_template.jinja").symlink_to(target / "x")
         with pytest.raises(FormatError, match="leads out"):
-            convert(str(snapshot), Options(scale=4.0, output=Path("p")))
+            convert(str(snapshot), Recipe(scale=4.0), output=Path("p"))
     snapshots = tmp_path / "mine" / "snapshots" / "m"  # a folder of that name is no cache
     snapshots.mkdir(parents=True)
     (tmp_path / "mine" / "blobs").mkdir()
@@ -171,13 +172,13 @@ def test_links_within_the_folder_and_a_model_named_by_a_link_are_sound(model: Pa
     (model / "generation_config.json").rename(model / "real.json")
     (model / "generation_config.json").symlink_to("real.json")
     Path("link").symlink_to("m")
-    convert("link", Options(scale=4.0, output=Path("o")))
+    convert("link", Recipe(scale=4.0), output=Path("o"))
     assert json.loads(Path("o/generation_config.json").read_text()) == {"max_length": 256}
-    convert("m", Options(scale=4.0, out="gguf", output=Path("o.gguf")))
+    convert("m", Recipe(scale=4.0), out="gguf", output=Path("o.gguf"))
     Path("elsewhere").mkdir()
     Path("o.gguf").rename("elsewhere/o.gguf")
     Path("o.gguf").symlink_to("elsewhere/o.gguf")
-    assert convert("o.gguf", Options(method="none", output=Path("p.gguf")))["notes"] == []
+    assert convert("o.gguf", Recipe(method="none"), output=Path("p.gguf")).to_dict()["notes"] == []
 
 
 def _pipe(path: Path) -> None:
@@ -214,7 +215,7 @@ def test_what_is_no_file_is_refused_at_once(model: Path, name: str, make: Callab
         with files_followed():
             for out in ("o", "o.gguf"):
                 try:
-                    convert("m", Options(scale=4.0, out="gguf" if "." in out else "safetensors", output=Path(out)))
+                    convert("m", Recipe(scale=4.0), out="gguf" if "." in out else "safetensors", output=Path(out))
                 except InputError as e:
                     found.append(str(e))
 
@@ -240,7 +241,7 @@ def test_a_link_to_nothing_is_no_missing_file(model: Path) -> None:
     """A tokenizer's settings that are there for everyone else would be lost without a word."""
     (model / "added_tokens.json").symlink_to("gone.json")
     with pytest.raises(InputError, match=r"added_tokens\.json is a link to nothing"):
-        convert("m", Options(scale=4.0, output=Path("o")))
+        convert("m", Recipe(scale=4.0), output=Path("o"))
 
 
 # -- shards without an index ------------------------------------------------------------------------------------------
@@ -253,12 +254,12 @@ def test_whole_shards_need_no_index(make_model: MakeModel, tmp_path: Path, shard
         (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
     else:
         (model / "model.safetensors.index.json").unlink()
-    convert(str(model), Options(scale=4.0, output=tmp_path / "o"))
+    convert(str(model), Recipe(scale=4.0), output=tmp_path / "o")
     index = json.loads((tmp_path / "o" / "model.safetensors.index.json").read_text())
     for name, file in index["weight_map"].items():
         np.testing.assert_array_equal(load_file(tmp_path / "o" / file)[name], load_file(model / file)[name])
     assert len(index["weight_map"]) == len(open_checkpoint(resolve(str(tmp_path / "o"))).tensors)
-    convert(str(model), Options(scale=4.0, out="gguf", output=tmp_path / "o.gguf"))
+    convert(str(model), Recipe(scale=4.0), out="gguf", output=tmp_path / "o.gguf")
 
 
 def test_weights_that_cannot_be_taken_are_named(make_model: MakeModel) -> None:

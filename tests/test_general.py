@@ -12,8 +12,9 @@ from test_targets import oracle
 from test_validate import rewritten
 
 from yarn_convert import general
-from yarn_convert.convert import Options, prepare
+from yarn_convert.conversion import prepare
 from yarn_convert.gguf_file import Value, read_gguf
+from yarn_convert.options import ConvertOptions, Recipe
 
 FULL = {
     "license": "other",
@@ -37,7 +38,7 @@ def card(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def converted(model: Path, place: Path, out: str) -> tuple[Path, tuple[str, ...]]:
-    conversion = prepare(str(model), Options(method="none", output=place, out=out))
+    conversion = prepare(str(model), ConvertOptions(Recipe(method="none"), output=place, out=out))
     conversion.run()
     return place, conversion.plan.notes
 

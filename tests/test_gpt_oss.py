@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT
+from conftest import CONTEXT, split_options
 from family_models import make
 from gguf import GGUFReader
 from gguf.quants import dequantize
@@ -18,11 +18,12 @@ from safetensors.numpy import load_file, save_file
 from test_targets import oracle
 
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert, extend
+from yarn_convert.conversion import convert, extend
 from yarn_convert.errors import FormatError, Inexpressible, Unsupported
+from yarn_convert.options import Recipe, ValidateOptions
 from yarn_convert.source import resolve
 from yarn_convert.targets import rows
-from yarn_convert.validate import Settings, validate
+from yarn_convert.validation import check
 
 torch = pytest.importorskip("torch")
 EXPERTS, FF, HIDDEN, LAYERS = 4, 96, 64, 2
@@ -56,7 +57,7 @@ def mxfp4(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def to_gguf(model: Path, out: Path, **options: Any) -> dict[str, Any]:
-    convert(str(model), Options(**{"method": "none", **options}, out="gguf", output=out))
+    convert(str(model), **split_options(**{"method": "none", **options}, out="gguf", output=out))
     return {t.name: t for t in GGUFReader(out).tensors}
 
 
@@ -85,7 +86,7 @@ def test_plain_experts_are_taken_apart_and_put_together(plain: Path, tmp_path: P
         bias = weights[expert(i, "gate_up_proj_bias")]
         assert np.array_equal(tensors[f"blk.{i}.ffn_up_exps.bias"].data, bias[:, 1::2])
         assert np.array_equal(tensors[f"blk.{i}.ffn_down_exps.weight"].data, weights[expert(i, "down_proj")].swapaxes(1, 2))
-    convert(str(tmp_path / "a.gguf"), Options(method="none", out="safetensors", output=tmp_path / "back"))
+    convert(str(tmp_path / "a.gguf"), Recipe(method="none"), out="safetensors", output=tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert {k: v.tobytes() for k, v in back.items()} == {k: v.tobytes() for k, v in weights.items()}
 
@@ -119,7 +120,7 @@ def test_four_bits_become_numbers_in_another_type(mxfp4: Path, tmp_path: Path) -
     """MXFP4 fits into bfloat16 exactly: a GGUF of it becomes an HF folder that says the same; so does a GGUF in bf16."""
     weights = load_file(mxfp4 / "model.safetensors")
     to_gguf(mxfp4, tmp_path / "a.gguf")
-    convert(str(tmp_path / "a.gguf"), Options(method="none", out="safetensors", output=tmp_path / "back"))
+    convert(str(tmp_path / "a.gguf"), Recipe(method="none"), out="safetensors", output=tmp_path / "back")
     with safe_open(tmp_path / "back" / "model.safetensors", "pt") as back:
         w = back.get_tensor(expert(1, "gate_up_proj"))
     assert w.dtype == torch.bfloat16
@@ -130,7 +131,7 @@ def test_four_bits_become_numbers_in_another_type(mxfp4: Path, tmp_path: Path) -
 
 
 def test_a_folder_keeps_its_four_bits(mxfp4: Path, tmp_path: Path) -> None:
-    convert(str(mxfp4), Options(scale=4, output=tmp_path / "out"))
+    convert(str(mxfp4), Recipe(scale=4), output=tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (mxfp4 / "model.safetensors").read_bytes()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["quant_method"] == "mxfp4"
 
@@ -141,7 +142,7 @@ def test_an_extended_model_validates_in_llama_cpp(kind: str, tmp_path: Path, req
     pytest.importorskip("llama_cpp")
     model = request.getfixturevalue(kind)
     to_gguf(model, tmp_path / "out.gguf", method="yarn", scale=4)
-    result = validate(str(tmp_path / "out.gguf"), Settings(base=str(model)))
+    result = check(str(tmp_path / "out.gguf"), ValidateOptions(base=str(model)))
     assert result["weights"]["verdict"] == result["recipe"]["verdict"] == "passed"
     assert result["verdict"] == "passed", result["reasons"]
     for s in result["studies"]:
@@ -154,7 +155,7 @@ def test_unrounded_yarn_is_refused_for_llama_cpp_with_the_way_out(tmp_path: Path
     with pytest.raises(Inexpressible, match="truncate") as refused:
         to_gguf(model, tmp_path / "a.gguf")
     assert "--method yarn --context N" in refused.value.hint
-    convert(str(model), Options(method="none", output=tmp_path / "same"))
+    convert(str(model), Recipe(method="none"), output=tmp_path / "same")
     c = open_checkpoint(resolve(str(tmp_path / "same")))
     assert (c.rope.params["truncate"], c.rope.original_context, c.context) == (False, CONTEXT, 4 * CONTEXT)
     to_gguf(model, tmp_path / "b.gguf", method="yarn", context=8 * CONTEXT)
@@ -209,4 +210,4 @@ def test_what_llama_cpps_graph_has_written_in_is_refused(tmp_path: Path, config:
     model = make("gpt_oss/plain", tmp_path / "m", config=config)
     with pytest.raises((Inexpressible, Unsupported), match=why):
         to_gguf(model, tmp_path / "a.gguf")
-    assert extend(open_checkpoint(resolve(str(model))), Options(scale=2)).context == 2 * CONTEXT
+    assert extend(open_checkpoint(resolve(str(model))), Recipe(scale=2)).context == 2 * CONTEXT

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from conftest import CONTEXT
 
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
+from yarn_convert.options import Recipe
 
 ROOT = Path(__file__).parents[1]
 GPU = ROOT / "benchmarks" / "gpu"
@@ -39,7 +40,7 @@ def run(folder: Path, *words: object, scripts: Path = GPU) -> tuple[int, dict[st
 
 @pytest.fixture
 def base(make_model: Any, tmp_path: Path) -> Path:
-    convert(str(make_model()), Options(method="none", out="gguf", output=tmp_path / "base.gguf"))
+    convert(str(make_model()), Recipe(method="none"), out="gguf", output=tmp_path / "base.gguf")
     return tmp_path / "base.gguf"
 
 

@@ -46,10 +46,11 @@ from hostile_models import (
 )  # fmt: skip
 
 from yarn_convert import cli
-from yarn_convert.convert import Options, prepare
+from yarn_convert.conversion import prepare
 from yarn_convert.errors import OutputError, YarnConvertError
 from yarn_convert.gguf_file import encode_header, read_gguf
 from yarn_convert.manifest import manifest_path
+from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.targets import in_place
 from yarn_convert.tensors import read_safetensors
 
@@ -676,7 +677,7 @@ def test_after_kill_nothing_has_the_final_name_and_a_second_run_works(make: Call
         if left.name != model:
             with pytest.raises(YarnConvertError):
                 read_gguf(left)
-    assert prepare(model, Options(scale=4, output=Path(out))).run()
+    assert prepare(model, ConvertOptions(Recipe(scale=4), output=Path(out))).run().to_dict()
     assert Path(out).exists()
 
 
@@ -758,11 +759,11 @@ def crashing(at: int | None, run: Callable[[], Any]) -> int:
 def edit(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, in_place.Edit, bytes, bytes]:
     """(file, journal, the file before, the file after) of an edit that has to insert blocks, and of one that need not."""
     path = gguf_model(tmp_path / "m.gguf", {"general.description": field(STR, "x" * 900)})
-    options = Options(scale=4, in_place=True)
+    options = ConvertOptions(Recipe(scale=4), in_place=True)
     if request.param == "header fits":
         _insertable(path)
         in_place.run_in_place(path, _journal(path, options))
-        options = Options(scale=8, in_place=True)
+        options = ConvertOptions(Recipe(scale=8), in_place=True)
     journal = _journal(path, options)
     assert bool(journal.inserted) == (request.param == "header grows")
     before = path.read_bytes()
@@ -773,7 +774,7 @@ def edit(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, in_place
     return path, journal, before, after
 
 
-def _journal(path: Path, options: Options) -> in_place.Edit:
+def _journal(path: Path, options: ConvertOptions) -> in_place.Edit:
     conversion = prepare(str(path), options)
     assert conversion.checkpoint.gguf is not None
     (job,) = conversion.plan.jobs
@@ -845,7 +846,7 @@ def test_a_process_that_dies_in_an_edit_is_recovered_by_the_next_run(edit: tuple
     assert subprocess.run([sys.executable, "-c", code, path]).returncode == 7
     assert path.read_bytes() not in (before, after)
     with pytest.raises(OutputError, match="finished now"):  # and not a second edit on top of it
-        prepare(str(path), Options(scale=4, in_place=True))
+        prepare(str(path), ConvertOptions(Recipe(scale=4), in_place=True))
     assert path.read_bytes() == after
 
 

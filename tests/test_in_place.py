@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeModel
+from conftest import MakeModel, split_options
 from dying import dies
 
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import OutputError, YarnConvertError
 from yarn_convert.gguf_file import read_gguf
+from yarn_convert.options import ConvertOptions, Recipe, RepairOptions
 from yarn_convert.repair import plan_repair
 from yarn_convert.split import read_model
 from yarn_convert.targets import in_place, parts
@@ -25,21 +26,21 @@ SCALED = {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_facto
 
 
 def extend(path: str, **options: Any) -> Callable[[], Any]:
-    return lambda: prepare(path, Options(in_place=True, **options)).run()
+    return lambda: prepare(path, ConvertOptions(**split_options(in_place=True, **options))).run()
 
 
 def repair(path: str) -> Callable[[], Any]:
-    return lambda: plan_repair(path, Options(method="yarn", scale=4, original_context=64)).run()
+    return lambda: plan_repair(path, RepairOptions(recipe=Recipe(method="yarn", scale=4, original_context=64))).run()
 
 
 def plain(make: MakeModel, **options: Any) -> None:
     make(**options)
-    convert("tiny", Options(method="none", out="gguf", output=Path("m.gguf")))
+    convert("tiny", Recipe(method="none"), out="gguf", output=Path("m.gguf"))
 
 
 def split(make: MakeModel) -> None:
     make()
-    convert("tiny", Options(method="none", out="gguf", output=Path("m.gguf"), split_max_size="190M"))
+    convert("tiny", Recipe(method="none"), out="gguf", output=Path("m.gguf"), split_max_size="190M")
 
 
 def fits(make: MakeModel) -> None:
@@ -195,7 +196,11 @@ def test_the_hash_of_an_edit_is_that_of_the_file_as_it_becomes(edit: Edited) -> 
     edit.reset()
     for carry in ("metadata", "tensors"):
         try:
-            written = prepare(str(edit.path), Options(scale=4, original_context=64, in_place=True, carry=carry, hash=True)).run()
+            written = (
+                prepare(str(edit.path), ConvertOptions(Recipe(scale=4, original_context=64), in_place=True, carry=carry, hash=True))
+                .run()
+                .to_dict()
+            )
         except YarnConvertError:
             continue
         for file in written["weights"]["files"]:
@@ -222,7 +227,7 @@ def test_the_journal_is_not_written_through_a_link(model: Path) -> None:
             run()
     assert Path("precious").read_text() == "years" and model.read_bytes() == before
     in_place.journal_path(model).unlink()
-    conversion = prepare("m.gguf", Options(scale=4, in_place=True))
+    conversion = prepare("m.gguf", ConvertOptions(Recipe(scale=4), in_place=True))
     in_place.journal_path(model).symlink_to("precious")  # after it was looked for
     with pytest.raises(OutputError, match="lies there"):
         conversion.run()
@@ -275,7 +280,7 @@ def test_a_journal_that_cannot_be_read_stays_while_the_model_needs_it(model: Pat
     in_place.journal_path(model).write_bytes(left)
     model.write_bytes(b"\0" * 8 + before[8:])
     with pytest.raises(OutputError, match="middle of an edit"):
-        prepare("m.gguf", Options(scale=4, in_place=True))
+        prepare("m.gguf", ConvertOptions(Recipe(scale=4), in_place=True))
     assert in_place.journal_path(model).read_bytes() == left
     model.write_bytes(before)
     assert in_place.recover(model) is False and hidden() == []

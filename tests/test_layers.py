@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "extras", "inputs", "files", "digests", "decoding", "pickles", "contents", "rope.methods", "rope.comparing", "rope", "families.layers", "families.model_types",
+    "errors", "options", "extras", "inputs", "files", "digests", "decoding", "pickles", "contents", "rope.methods", "rope.comparing", "rope", "families.layers", "families.model_types",
     "families.architectures", "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.neox", "families.gemma", "families.others", "families.mla",
     "families.gpt_oss", "families", "tensors", "layout", "gguf_file", "general", "split", "json_text", "manifest", "config", "dtypes",
     "quantizer", "readers.reading", "readers.rows", "readers.others",
@@ -17,13 +17,13 @@ ORDER = [
     "tokenizers.schema", "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing", "tokenizers.spelling", "tokenizers",
     "packing", "checkpoint", "targets.rows", "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts",
-    "targets.gguf", "targets.safetensors", "targets.in_place", "extending", "convert", "describe", "pages", "runtimes.protocol", "runtimes.table",
+    "targets.gguf", "targets.safetensors", "targets.in_place", "extension", "conversion", "describe", "pages", "runtimes.protocol", "runtimes.table",
     "runtimes.environments", "runtimes", "compute.record", "compute.tokens", "compute.weights", "compute.reference",
-    "compute.values", "compute.scorer", "compute.growing", "compute", "validate.intention", "validate.extension", "validate.twin", "validate.excerpt", "validate.judging", "validate.rounding", "validate.study", "validate.verdict",
-    "validate.generation", "validate.tokenizer", "validate.run", "validate.text", "validate.report", "validate", "evaluate.windows",
-    "evaluate.documents", "evaluate.journal", "evaluate.subjects", "evaluate.perplexity",
-    "evaluate.passkey", "evaluate.temperature", "evaluate.advise", "evaluate.result", "evaluate.text", "evaluate.report", "evaluate",
-    "repair", "upload.card", "upload.hub", "upload.push", "upload", "show", "options", "cli_evaluate", "cli",
+    "compute.values", "compute.scorer", "compute.growing", "compute", "validation.intention", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding", "validation.study", "validation.verdict",
+    "validation.generation", "validation.tokenizer", "validation.result", "validation.run", "validation.text", "validation.report", "validation", "evaluation.windows",
+    "evaluation.documents", "evaluation.journal", "evaluation.subjects", "evaluation.perplexities",
+    "evaluation.passkeys", "evaluation.temperatures", "evaluation.advice", "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation",
+    "repair", "publishing.model_card", "publishing.hub", "publishing.pushing", "publishing", "show", "commands", "cli_evaluate", "cli",
 ]  # fmt: skip
 LAZY = {
     "matplotlib",
@@ -106,11 +106,11 @@ def test_heavy_packages_are_imported_inside_functions(name: str) -> None:
         assert not LAZY & {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("name", sorted(n for n in MODULES if n.partition(".")[0] in ("validate", "evaluate")))
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if n.partition(".")[0] in ("validation", "evaluation")))
 def test_the_two_measures_do_not_know_each_other(name: str) -> None:
     """What both need is in `compute` and `pages`."""
     room = name.partition(".")[0]
-    others = {"validate": "evaluate", "evaluate": "validate"}
+    others = {"validation": "evaluation", "evaluation": "validation"}
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert not [other for other in imported(name, node) if other.partition(".")[0] == others[room]]

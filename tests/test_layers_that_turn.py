@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONTEXT, MakeModel
+from conftest import CONTEXT, MakeModel, split_options
 from family_models import make
 
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert, extend, prepare
+from yarn_convert.conversion import convert, extend, prepare
 from yarn_convert.errors import FormatError, Unsupported, UsageError
 from yarn_convert.families import ARCHS, FAMILIES, MODEL_TYPES
 from yarn_convert.families.layers import Layer, farthest
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.source import resolve
 
 WINDOW, TOKENS = 4, 12
@@ -168,7 +169,7 @@ def as_architecture(arch: str, out: Path, **keys: Any) -> Path:
 def plain(make_model: MakeModel, tmp_path: Path) -> Path:
     """A GGUF of the architecture llama, of four layers."""
     out = tmp_path / "plain.gguf"
-    convert(str(make_model(layers=4)), Options(method="none", out="gguf", output=out))
+    convert(str(make_model(layers=4)), Recipe(method="none"), out="gguf", output=out)
     return out
 
 
@@ -201,12 +202,12 @@ def test_a_folder_whose_layers_turn_in_windows_alone_is_not_extended(
 
 def judge(model: Path, refused: bool, window: str) -> None:
     if not refused:
-        assert extend(open_checkpoint(resolve(str(model))), Options(scale=4)).context == 4 * CONTEXT
+        assert extend(open_checkpoint(resolve(str(model))), Recipe(scale=4)).context == 4 * CONTEXT
         return
     with pytest.raises(Unsupported, match=f"window of {window} tokens.*nothing to extend") as e:
-        extend(open_checkpoint(resolve(str(model))), Options(scale=4))
+        extend(open_checkpoint(resolve(str(model))), Recipe(scale=4))
     assert "is to be raised, by hand" in e.value.hint
-    assert extend(open_checkpoint(resolve(str(model))), Options(method="none")).context == CONTEXT
+    assert extend(open_checkpoint(resolve(str(model))), Recipe(method="none")).context == CONTEXT
 
 
 SWA = "attention.sliding_window"
@@ -232,8 +233,8 @@ def test_a_gguf_whose_layers_turn_in_windows_alone_is_not_extended(arch: str, ke
 def test_llama4s_chunks_bound_it(plain: Path) -> None:
     c = open_checkpoint(resolve(str(as_architecture("llama4", plain))))
     with pytest.raises(Unsupported, match="window of 8,192 tokens"):
-        extend(c, Options(context=16384))
-    assert extend(c, Options(context=8192)).context == 8192
+        extend(c, Recipe(context=16384))
+    assert extend(c, Recipe(context=8192)).context == 8192
 
 
 def test_up_to_the_window_there_is_something_to_extend(make_model: MakeModel) -> None:
@@ -241,9 +242,9 @@ def test_up_to_the_window_there_is_something_to_extend(make_model: MakeModel) ->
         resolve(str(make_model(config={"model_type": "exaone4", "architectures": ["XForCausalLM"], "sliding_window": 128})))
     )
     with pytest.raises(Unsupported) as e:
-        extend(c, Options(scale=4))
+        extend(c, Recipe(scale=4))
     assert "--context 128 is the most" in e.value.hint
-    assert extend(c, Options(context=128)).scale == 2
+    assert extend(c, Recipe(context=128)).scale == 2
 
 
 # -- windows that can be turned off -----------------------------------------------------------------------------------
@@ -264,9 +265,10 @@ def test_a_window_of_every_layer_is_said_and_can_be_turned_off(
     own = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]} if model_type == "mistral" else {}
     (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | own | said))
     assert any(
-        "keeps its sliding window of 16 tokens" in n for n in prepare(str(folder), Options(scale=4, output=tmp_path / "kept")).plan.notes
+        "keeps its sliding window of 16 tokens" in n
+        for n in prepare(str(folder), ConvertOptions(Recipe(scale=4), output=tmp_path / "kept")).plan.notes
     )
-    found = prepare(str(folder), Options(scale=4, sliding_window="off", output=tmp_path / "out"))
+    found = prepare(str(folder), ConvertOptions(Recipe(scale=4), sliding_window="off", output=tmp_path / "out"))
     assert any("16 tokens is turned off" in n for n in found.plan.notes)
     found.run()
     net = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
@@ -282,4 +284,4 @@ def test_windows_of_some_layers_are_a_part_of_the_model(name: str, tmp_path: Pat
     folder = make(name, tmp_path / "m")
     method: dict[str, Any] = {"method": "none"} if name == "cohere2" else {"scale": 4}
     with pytest.raises(UsageError, match="only some layers"):
-        prepare(str(folder), Options(**method, sliding_window="off", output=tmp_path / "out"))
+        prepare(str(folder), ConvertOptions(**split_options(**method, sliding_window="off", output=tmp_path / "out")))

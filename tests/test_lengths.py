@@ -13,9 +13,10 @@ from test_validate import opened, rewritten
 
 from yarn_convert import cli
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
-from yarn_convert.convert import Options, convert, extend
+from yarn_convert.conversion import convert, extend
 from yarn_convert.describe import findings
 from yarn_convert.errors import InputError, UsageError
+from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.rope import table
 from yarn_convert.source import Source, resolve
 
@@ -40,10 +41,10 @@ def test_a_second_length_says_which_is_which(tmp_path: Path, key: str) -> None:
     for c in (short, long):
         assert (c.doubt, c.rope.original_context, c.context) == (None, 4096, 16384)
         with pytest.raises(UsageError, match="16,384 tokens is no extension of 16,384"):
-            extend(c, Options(context=16384))
-        e = extend(c, Options(scale=2, method="linear"))
+            extend(c, Recipe(context=16384))
+        e = extend(c, Recipe(scale=2, method="linear"))
         assert (e.rope.params["factor"], e.rope.original_context, e.context) == (8.0, 4096, 32768)
-        assert extend(c, Options(scale=2)).rope.inner == c.rope
+        assert extend(c, Recipe(scale=2)).rope.inner == c.rope
     other = described(tmp_path / "c", max_position_embeddings=4096, rope_scaling=scaling, **{key: 5000})
     assert other.doubt
 
@@ -53,11 +54,11 @@ def test_a_second_length_says_which_is_which(tmp_path: Path, key: str) -> None:
 def test_who_says_the_length_settles_it(tmp_path: Path, method: str, original: int, context: int) -> None:
     c = described(tmp_path / "a", max_position_embeddings=4096, rope_scaling={"rope_type": method, "factor": 3.0})
     with pytest.raises(InputError, match="does not say from which length") as e:
-        extend(c, Options(scale=8))
+        extend(c, Recipe(scale=8))
     assert "--original-context 4096" in e.value.hint
     said = c.counting_from(original)
     assert (said.rope.original_context, said.context, said.doubt) == (original, context, None)
-    e8 = extend(c, Options(scale=8, original_context=original))
+    e8 = extend(c, Recipe(scale=8, original_context=original))
     counted = context if method == "linear" else original
     assert (e8.rope.original_context, e8.context) == (counted, 8 * counted)
 
@@ -66,23 +67,23 @@ def test_dynamic_says_its_length(tmp_path: Path) -> None:
     """InternLM2: up to max_position_embeddings transformers' `_compute_dynamic_ntk_parameters` scales nothing, so that is L."""
     c = described(tmp_path / "a", max_position_embeddings=32768, rope_scaling={"type": "dynamic", "factor": 2.0})
     assert (c.doubt, c.rope.original_context, c.context, c.note) == (None, 32768, 32768, "")
-    e = extend(c, Options(scale=4))
+    e = extend(c, Recipe(scale=4))
     assert (e.rope.method, e.rope.inner, e.rope.original_context, e.context) == ("yarn", None, 32768, 131072)
 
 
 def test_linear_by_itself_needs_no_length(make_model: MakeModel, tmp_path: Path) -> None:
     """Its frequencies are the same whatever it counts from: only the format changes. YaRN's are not."""
     linear = make_model(name="linear", config={"rope_scaling": {"rope_type": "linear", "factor": 4.0}})
-    convert(str(linear), Options(method="none", out="gguf", output=tmp_path / "l.gguf"))
+    convert(str(linear), Recipe(method="none"), out="gguf", output=tmp_path / "l.gguf")
     c = opened(rewritten(tmp_path / "l.gguf", {"yarn_convert.recipe": None}))
     assert (c.rope.params, c.context) == ({"factor": 4.0}, CONTEXT)
     with pytest.raises(InputError, match="does not say"):
-        extend(c, Options(scale=2))
+        extend(c, Recipe(scale=2))
     yarn = make_model(name="yarn", config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})
-    options = Options(method="none", out="gguf", output=tmp_path / "y.gguf")
+    options = ConvertOptions(Recipe(method="none"), out="gguf", output=tmp_path / "y.gguf")
     with pytest.raises(InputError, match="does not say"):
         convert(str(yarn), options)
-    convert(str(yarn), Options(method="none", out="gguf", output=tmp_path / "y.gguf", original_context=CONTEXT // 2))
+    convert(str(yarn), Recipe(method="none", original_context=CONTEXT // 2), out="gguf", output=tmp_path / "y.gguf")
     c = opened(tmp_path / "y.gguf")
     assert (c.rope.original_context, c.context) == (CONTEXT // 2, 2 * CONTEXT)
 
@@ -92,19 +93,19 @@ def test_another_format_answers_no_question_and_ends_no_scaling(make_model: Make
     """What `--method none` makes of a base's own linear is as open as the base, or is composed as the base is."""
     fmt = "gguf" if name.endswith(".gguf") else "safetensors"
     asked = make_model(name="asked", config={"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
-    manifest = convert(str(asked), Options(method="none", out=fmt, output=tmp_path / f"a{name}"))
+    manifest = convert(str(asked), Recipe(method="none"), out=fmt, output=tmp_path / f"a{name}").to_dict()
     assert any("does not say from which length" in note for note in manifest["notes"])
     c = opened(tmp_path / f"a{name}")
     assert (c.rope.method, c.context, c.rope.params) == ("linear", CONTEXT, {"factor": 8.0})
     with pytest.raises(InputError, match="does not say"):
-        extend(c, Options(scale=2))
+        extend(c, Recipe(scale=2))
     said = make_model(name="said", config={"rope_scaling": {"type": "linear", "factor": 4.0}, "max_sequence_length": 4 * CONTEXT})
-    convert(str(said), Options(method="none", out=fmt, output=tmp_path / f"s{name}"))
-    ways = [extend(opened(m), Options(scale=2)) for m in (said, tmp_path / f"s{name}")]
+    convert(str(said), Recipe(method="none"), out=fmt, output=tmp_path / f"s{name}")
+    ways = [extend(opened(m), Recipe(scale=2)) for m in (said, tmp_path / f"s{name}")]
     assert [(e.rope.inner and e.rope.inner.method, e.rope.original_context, e.context) for e in ways] == [("linear", 256, 512)] * 2
-    convert(str(make_model(name="plain")), Options(method="linear", scale=4, out=fmt, output=tmp_path / f"o{name}"))
-    convert(str(tmp_path / f"o{name}"), Options(method="none", out=fmt, output=tmp_path / f"p{name}"))
-    e = extend(opened(tmp_path / f"p{name}"), Options(scale=8, method="linear"))
+    convert(str(make_model(name="plain")), Recipe(method="linear", scale=4), out=fmt, output=tmp_path / f"o{name}")
+    convert(str(tmp_path / f"o{name}"), Recipe(method="none"), out=fmt, output=tmp_path / f"p{name}")
+    e = extend(opened(tmp_path / f"p{name}"), Recipe(scale=8, method="linear"))
     assert (e.rope.params["factor"], e.context) == (8.0, 8 * CONTEXT), "an extension of ours is replaced, in whatever format"
 
 
@@ -122,7 +123,7 @@ def test_a_length_that_an_edit_by_hand_left_is_kept_and_said(make_model: MakeMod
     lengths = {"max_position_embeddings": context, "original_max_position_embeddings": CONTEXT}
     model = make_model(config={"rope_scaling": scaling, **lengths})
     fmt = "gguf" if name.endswith(".gguf") else "safetensors"
-    manifest = convert(str(model), Options(method="none", out=fmt, output=tmp_path / name))
+    manifest = convert(str(model), Recipe(method="none"), out=fmt, output=tmp_path / name).to_dict()
     assert any(why in note and "the output says the same" in note for note in manifest["notes"])
     assert opened(tmp_path / name).context == context
     for path in (model, tmp_path / name):
@@ -131,14 +132,14 @@ def test_a_length_that_an_edit_by_hand_left_is_kept_and_said(make_model: MakeMod
 
 @pytest.mark.parametrize("method", ["linear", "yarn"])
 def test_a_gguf_that_does_not_say_it_is_asked_about(make_model: MakeModel, tmp_path: Path, method: str) -> None:
-    convert(str(make_model()), Options(scale=4, method=method, out="gguf", output=tmp_path / "m.gguf"))
+    convert(str(make_model()), Recipe(scale=4, method=method), out="gguf", output=tmp_path / "m.gguf")
     c = opened(rewritten(tmp_path / "m.gguf", {"yarn_convert.recipe": None}))
     assert (c.doubt, c.rope.original_context, c.context) == (None, CONTEXT, 4 * CONTEXT), "what yarn-convert writes says it"
     silent = {"yarn_convert.recipe": None, "llama.rope.scaling.original_context_length": None}
     c = opened(rewritten(tmp_path / "m.gguf", silent))
     with pytest.raises(InputError, match=r"llama.context_length is 256, and the file does not say"):
-        extend(c, Options(scale=8))
-    assert extend(c, Options(context=8 * CONTEXT, original_context=CONTEXT)).context == 8 * CONTEXT
+        extend(c, Recipe(scale=8))
+    assert extend(c, Recipe(context=8 * CONTEXT, original_context=CONTEXT)).context == 8 * CONTEXT
 
 
 # -- known models ------------------------------------------------------------------------------------------------------
@@ -154,10 +155,10 @@ def test_one_repository_has_one_length_however_it_is_named(tmp_path: Path) -> No
     assert len({(c.rope.original_context, c.context, c.note) for c in found}) == 1
     c = found[0]
     assert (c.rope.original_context, c.context) == (32768, 40960)
-    e = extend(c, Options(scale=4))
+    e = extend(c, Recipe(scale=4))
     assert (e.context, e.rope.params["factor"]) == (131072, 4.0)
     assert any("32,768" in note and "40,960" in note for note in e.notes), "and it is said"
-    assert not any("trained" in note for note in extend(c, Options(scale=4, original_context=40960)).notes)
+    assert not any("trained" in note for note in extend(c, Recipe(scale=4, original_context=40960)).notes)
     longer = described(tmp_path / "b", max_position_embeddings=262144, **QWEN3)
     assert (longer.rope.original_context, longer.note) == (262144, "")
 
@@ -206,7 +207,7 @@ def test_gemma_3_serves_its_131_072_by_its_own_linear_scaling(tmp_path: Path) ->
     linear = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
     c = described(tmp_path / "a", max_position_embeddings=131072, **gemma, **linear)
     assert (c.context, c.doubt) == (131072, None)
-    assert extend(c, Options(scale=2)).rope.original_context == 131072
+    assert extend(c, Recipe(scale=2)).rope.original_context == 131072
     assert described(tmp_path / "b", max_position_embeddings=131072, **gemma).rope.original_context == 131072
     assert described(tmp_path / "c", max_position_embeddings=32768, **gemma, **linear).doubt, "a plain one's length"
 
@@ -235,11 +236,11 @@ def test_inspect_shows_both_readings(make_model: MakeModel, capsys: pytest.Captu
 
 
 def test_validate_takes_the_length_or_asks_for_it(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
-    from yarn_convert.validate.intention import intention_of
+    from yarn_convert.validation.intention import intention_of
 
     c = open_checkpoint(resolve(str(make_model(config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}))))
     with pytest.raises(InputError, match="does not say"):
         intention_of(c, None, None, None)
-    meant = intention_of(c, Options(original_context=CONTEXT), None, None)
+    meant = intention_of(c, Recipe(original_context=CONTEXT), None, None)
     assert (meant.rope.original_context, meant.context) == (CONTEXT, 4 * CONTEXT)
     np.testing.assert_array_equal(table(meant.rope).inv_freq, table(c.rope).inv_freq)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from conftest import CONTEXT, MakeModel
 
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
+from yarn_convert.options import Recipe
 
 pytest.importorskip("lm_eval")
 torch = pytest.importorskip("torch")
@@ -92,7 +93,7 @@ def best(values: list[float]) -> int:
 def test_the_documented_command_scores_the_extended_model_over_its_whole_window(make_model: MakeModel, tmp_path: Path, batch: str) -> None:
     base = make_model()
     out = tmp_path / "long"
-    convert(str(base), Options(scale=4.0, out="safetensors", output=out))
+    convert(str(base), Recipe(scale=4.0), out="safetensors", output=out)
     scores, samples = harness(out, tmp_path, batch_size=batch)
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
     sums, longest = expected(base, yarn, 4 * CONTEXT)

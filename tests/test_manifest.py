@@ -11,10 +11,11 @@ import pytest
 from conftest import MakeModel
 
 from yarn_convert import cli
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError
 from yarn_convert.json_text import REMOVE, pretty
 from yarn_convert.manifest import Manifest, as_json, changed, manifest_path, read_manifest, recorded, rope_of
+from yarn_convert.options import Recipe
 from yarn_convert.rope import Rope, recipe_of
 
 Members = dict[str, Any]
@@ -22,7 +23,7 @@ Members = dict[str, Any]
 
 @pytest.fixture
 def out(make_model: MakeModel, tmp_path: Path) -> Path:
-    convert(str(make_model()), Options(scale=4.0, output=tmp_path / "out"))
+    convert(str(make_model()), Recipe(scale=4.0), output=tmp_path / "out")
     return tmp_path / "out"
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from conftest import CONTEXT, VOCAB, tokenizer_files
 
-from yarn_convert.convert import Options, prepare
+from yarn_convert.conversion import prepare
 from yarn_convert.gguf_file import nbytes_of
 from yarn_convert.layout import AS_IT_IS, Order
+from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.targets import moving, rows
 from yarn_convert.targets.moving import Piece, WriteTensors, converted, units
 from yarn_convert.tensors import Tensor, in_memory, safetensors_header
@@ -94,7 +95,7 @@ def test_experts_of_a_gigabyte_are_stacked_and_quantized_in_little_memory(room: 
 @needs_proc
 def test_a_stacked_tensor_of_a_gguf_becomes_experts_in_little_memory(room: Path) -> None:
     sparse_mixtral(room / "hf", 1024, 14336, 8)
-    options = Options(method="none", out="gguf", output=room / "in.gguf", outtype="f32")
+    options = ConvertOptions(Recipe(method="none"), out="gguf", output=room / "in.gguf", outtype="f32")
     job = prepare(str(room / "hf"), options).plan.jobs[0]
     assert isinstance(job, WriteTensors) and max(p.target.nbytes for p, _ in job.pieces) > LIMIT
     with open(room / "in.gguf", "wb") as f:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from yarn_convert.dialects import GGUF_WRITERS, HF_METHODS, HF_WRITERS
-from yarn_convert.extending import EXTENDING, Options
+from yarn_convert.extension import EXTENDING, Options
 from yarn_convert.readers import rows
 from yarn_convert.rope import METHODS, methods
 

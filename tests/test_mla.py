@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, tokenizer_files
+from conftest import CONTEXT, split_options, tokenizer_files
 from family_models import make
 from gguf import GGUFReader
 from safetensors import safe_open
@@ -21,15 +21,16 @@ from safetensors.numpy import load_file, save_file
 from test_targets import oracle
 
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
-from yarn_convert.convert import Options, convert, extend
+from yarn_convert.conversion import convert, extend
 from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
+from yarn_convert.options import ConvertOptions, Recipe, ValidateOptions
 from yarn_convert.rope import effect, recipe_of, same_effect
 from yarn_convert.source import Source, resolve
 from yarn_convert.targets.gguf import plan_gguf
 from yarn_convert.targets.plan import Plan, Request
 from yarn_convert.tensors import Tensor
-from yarn_convert.validate import Settings, validate
-from yarn_convert.validate.twin import write_twin
+from yarn_convert.validation import check
+from yarn_convert.validation.twin import write_twin
 
 PLAIN = ("deepseek_v2", "deepseek_v2/lite", "deepseek_v3", "cohere2", "cohere2/six", "granitemoe")
 MSCALES = ("mscale", "mscale_all_dim")
@@ -62,7 +63,7 @@ def opened(path: Path) -> Checkpoint:
 
 def put(source: Path, out: Path, **options: Any) -> Path:
     fmt = "gguf" if out.suffix == ".gguf" else "safetensors"
-    convert(str(source), Options(**{"method": "none", **options}, out=fmt, output=out))
+    convert(str(source), **split_options(**{"method": "none", **options}, out=fmt, output=out))
     return out
 
 
@@ -151,7 +152,7 @@ def test_layers_of_further_tokens_stay_in_a_folder_and_are_named_when_a_gguf_lea
     more = {n.replace(".1.", ".2.", 1): w for n, w in weights.items() if n.startswith("model.layers.1.")}
     more |= {f"model.layers.2.{n}.weight": np.ones(64, np.float32) for n in ("enorm", "hnorm", "shared_head.norm")}
     source = edited(model("deepseek_v3"), tmp_path / "m", {"num_nextn_predict_layers": 1}, weights | more)
-    convert(str(source), Options(method="none", out="gguf", output=tmp_path / "a.gguf"))
+    convert(str(source), Recipe(method="none"), out="gguf", output=tmp_path / "a.gguf")
     put(model("deepseek_v3"), tmp_path / "b.gguf")
     assert tensors(tmp_path / "a.gguf") == tensors(tmp_path / "b.gguf")
     notes = json.loads((tmp_path / "a.yarn_convert.json").read_text())["notes"]
@@ -195,7 +196,7 @@ def test_fp8_is_copied_in_a_folder_and_refused_for_a_gguf(model: Any, tmp_path: 
             put(source, tmp_path / "a.gguf", outtype=outtype)
         assert "BF16" in refused.value.hint
     with pytest.raises(Unsupported, match="FP8"):
-        validate(str(out), Settings(twin=False))
+        check(str(out), ValidateOptions(twin=False))
     twin, c = write_twin(opened(out), tmp_path / "twin"), opened(out)
     assert same_effect(effect(twin.rope), effect(c.rope)) and not twin.packed
 
@@ -225,7 +226,7 @@ def test_a_recipe_is_what_transformers_computes(name: str, model: Any) -> None:
 def test_extending_follows_deepseeks_own_code(name: str, mscale: float, model: Any, tmp_path: Path) -> None:
     """The base's two mscales stay, 1 and 1 where it has none; their temperature follows the new factor."""
     c = opened(model(name))
-    rope = extend(c, Options(context=8 * CONTEXT)).rope
+    rope = extend(c, Recipe(context=8 * CONTEXT)).rope
     assert (rope.inner, rope.original_context) == (None, CONTEXT)
     assert [rope.params[k] for k in MSCALES] == [mscale, mscale]
     found = effect(rope)
@@ -245,7 +246,7 @@ def test_an_extended_model_validates_past_its_window(name: str, out: str, model:
     pytest.importorskip("llama_cpp")
     context = 8 * CONTEXT if name.endswith("yarn") else 4 * CONTEXT
     put(model(name), tmp_path / out, method="yarn", context=context)
-    result = validate(str(tmp_path / out), Settings(base=str(model(name))))
+    result = check(str(tmp_path / out), ValidateOptions(base=str(model(name))))
     assert (result["verdict"], result["reasons"]) == ("passed", [])
     for s in result["studies"]:
         assert max(w["end"] for w in s["runtimes"][0]["windows"]) == context
@@ -255,7 +256,7 @@ def test_an_extended_model_validates_past_its_window(name: str, out: str, model:
 @pytest.mark.parametrize("name", ["deepseek_v2/yarn", "deepseek_v3/yarn"])
 def test_llama_cpp_computes_a_converted_yarn_past_the_window(name: str, model: Any, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    result = validate(str(put(model(name), tmp_path / "a.gguf")), Settings(base=str(model(name)), twin=False))
+    result = check(str(put(model(name), tmp_path / "a.gguf")), ValidateOptions(base=str(model(name)), twin=False))
     assert (result["verdict"], result["recipe"]["verdict"]) == ("passed", "passed")
     assert result["studies"][0]["tokens"] == 4 * CONTEXT
 
@@ -269,7 +270,7 @@ def test_a_lost_temperature_is_found(model: Any, tmp_path: Path) -> None:
         for key in MSCALES:
             del scaling[key]
     (out / "config.json").write_text(json.dumps(config))
-    result = validate(str(out), Settings(twin=False, tokens=2 * CONTEXT))
+    result = check(str(out), ValidateOptions(twin=False, tokens=2 * CONTEXT))
     assert (result["verdict"], result["recipe"]["verdict"]) == ("failed", "failed")
     assert "temperature" in result["studies"][0]["runtimes"][0]["why"]
 
@@ -279,7 +280,7 @@ def test_ntk_by_parts_leaves_the_logits_alone(model: Any, tmp_path: Path) -> Non
     pytest.importorskip("llama_cpp")
     out = put(model("deepseek_v3"), tmp_path / "a.gguf", method="ntk-by-parts", scale=4)
     assert effect(opened(out).rope)[1:] == (1.0, 1.0)
-    assert validate(str(out), Settings(twin=False))["verdict"] == "passed"
+    assert check(str(out), ValidateOptions(twin=False))["verdict"] == "passed"
 
 
 SCALING = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
@@ -314,7 +315,7 @@ def test_different_mscales_are_kept_in_a_folder(model: Any, tmp_path: Path) -> N
 def test_options_that_mean_nothing_to_it_are_refused(model: Any) -> None:
     c = opened(model("deepseek_v2"))
     with pytest.raises(UsageError, match="mscale_all_dim"):
-        extend(c, Options(scale=4, attention_factor=1.2))
+        extend(c, Recipe(scale=4, attention_factor=1.2))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +327,7 @@ def test_llama_cpp_computes_any_two_temperatures(scaling: dict[str, float], mode
     source = edited(model("deepseek_v3"), tmp_path / "m", {"max_position_embeddings": 4 * CONTEXT, "rope_scaling": {**SCALING, **scaling}})
     out = put(source, tmp_path / "a.gguf")
     assert same_effect(effect(opened(out).rope), effect(opened(source).rope))
-    assert validate(str(out), Settings(twin=False))["verdict"] == "passed"
+    assert check(str(out), ValidateOptions(twin=False))["verdict"] == "passed"
 
 
 # -- Cohere 2 and Granite ---------------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ def test_llama_cpp_computes_any_two_temperatures(scaling: dict[str, float], mode
 def test_cohere2_has_nothing_to_extend(model: Any, tmp_path: Path) -> None:
     for source in (model("cohere2"), put(model("cohere2"), tmp_path / "a.gguf")):
         with pytest.raises(Unsupported, match="nothing to extend") as refused:
-            extend(opened(source), Options(scale=4))
+            extend(opened(source), Recipe(scale=4))
         assert "--method none" in refused.value.hint
 
 
@@ -359,7 +360,7 @@ def test_the_reference_is_transformers_own(name: str, model: Any, tmp_path: Path
 def test_granites_experts_extend(model: Any, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     out = put(model("granitemoe"), tmp_path / "a.gguf", method="yarn", scale=4)
-    assert validate(str(out), Settings(base=str(model("granitemoe"))))["verdict"] == "passed"
+    assert check(str(out), ValidateOptions(base=str(model("granitemoe"))))["verdict"] == "passed"
 
 
 # -- size -------------------------------------------------------------------------------------------------------------
@@ -429,7 +430,7 @@ def deepseek_v3(folder: Path) -> Source:
     return header(folder, config, shapes)
 
 
-def planned(source: Source, options: Options) -> Plan:
+def planned(source: Source, options: ConvertOptions) -> Plan:
     c = open_checkpoint(source)
     e = extend(c, options)
     return plan_gguf(c, Request(e.rope, e.context, Path("out.gguf"), recipe_of(e.rope)))
@@ -438,14 +439,14 @@ def planned(source: Source, options: Options) -> Plan:
 @pytest.mark.parametrize(
     ("make_source", "count", "parameters", "options"),
     [
-        (llama2_70b, 723, 68_976_648_192, Options(scale=4)),
-        (deepseek_v3, 45_395, 671_026_419_200, Options(method="none")),
-        (deepseek_v3, 45_395, 671_026_419_200, Options(context=655_360)),
+        (llama2_70b, 723, 68_976_648_192, ConvertOptions(Recipe(scale=4))),
+        (deepseek_v3, 45_395, 671_026_419_200, ConvertOptions(Recipe(method="none"))),
+        (deepseek_v3, 45_395, 671_026_419_200, ConvertOptions(Recipe(context=655_360))),
     ],
     ids=["Llama 2 70B", "DeepSeek V3", "DeepSeek V3, extended"],
 )
 def test_the_largest_models_are_planned_in_a_moment(
-    make_source: Any, count: int, parameters: int, options: Options, tmp_path: Path
+    make_source: Any, count: int, parameters: int, options: ConvertOptions, tmp_path: Path
 ) -> None:
     """Every byte of the output is accounted for, with work that grows as the tensors do: the square of them would take minutes."""
     source = make_source(tmp_path / "m")

@@ -14,10 +14,10 @@ from yarn_convert import runtimes
 from yarn_convert.errors import UsageError
 from yarn_convert.runtimes import protocol
 from yarn_convert.runtimes.table import RUNTIMES, Runtime, mode_of, row_of
-from yarn_convert.validate import study
-from yarn_convert.validate.judging import FLOAT32
-from yarn_convert.validate.text import lines
-from yarn_convert.validate.verdict import judge
+from yarn_convert.validation import study
+from yarn_convert.validation.judging import FLOAT32
+from yarn_convert.validation.text import lines
+from yarn_convert.validation.verdict import judge
 
 pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -109,7 +109,7 @@ def test_a_device_without_memory_is_no_verdict(make_model: MakeModel, tmp_path: 
 
 
 def test_where_a_runtime_ran_is_said() -> None:
-    from yarn_convert.validate.text import label
+    from yarn_convert.validation.text import label
 
     assert label({"runtime": "llama.cpp:fa", "version": "1", "device": "cuda"}) == "llama.cpp:fa 1 on cuda"
     assert label({"runtime": "llama.cpp", "version": "1", "device": "cpu"}) == "llama.cpp 1"

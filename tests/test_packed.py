@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel
+from conftest import CONTEXT, MakeModel, split_options
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from yarn_convert import cli
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.weights import check_weights
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.describe import describe
 from yarn_convert.errors import FormatError, Unsupported
+from yarn_convert.options import ConvertOptions, Recipe, ValidateOptions
 from yarn_convert.source import resolve
-from yarn_convert.validate.run import Settings, validate
+from yarn_convert.validation.run import check
 
 transformers = pytest.importorskip("transformers")
 
@@ -108,7 +109,7 @@ def save(made: Packed, folder: Path) -> None:
 
 def test_a_folder_is_extended_and_its_weights_stay(packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(str(packed), Options(scale=4, output=out))
+    convert(str(packed), Recipe(scale=4), output=out)
     assert (out / "model.safetensors").read_bytes() == (packed / "model.safetensors").read_bytes()
     before, after = (json.loads((f / "config.json").read_text()) for f in (packed, out))
     assert {k: v for k, v in after.items() if k.startswith("quantization")} == {
@@ -122,14 +123,14 @@ def test_a_folder_is_extended_and_its_weights_stay(packed: Path, tmp_path: Path)
     keep = 1 - np.clip((np.arange(8) - low) / (high - low), 0, 1)
     np.testing.assert_allclose(inv_freq.numpy(), theta * keep + theta / 4 * (1 - keep), rtol=1e-6)
     assert multiplier == pytest.approx(0.1 * np.log(4) + 1)
-    report = validate(str(out), Settings(str(packed), real=False, twin_tokens=4 * CONTEXT, runtimes=("transformers",)))
+    report = check(str(out), ValidateOptions(base=str(packed), real=False, twin_tokens=4 * CONTEXT, runtimes=("transformers",)))
     assert report["verdict"] == "passed"
 
 
 @pytest.mark.parametrize("options", [{"out": "gguf"}, {"outtype": "bf16"}])
 def test_what_would_have_to_unpack_them_is_refused(packed: Path, options: dict[str, Any]) -> None:
     with pytest.raises(Unsupported, match="packed by") as e:
-        prepare(str(packed), Options(scale=4, **options))
+        prepare(str(packed), ConvertOptions(**split_options(scale=4, **options)))
     assert e.value.hint
 
 
@@ -158,7 +159,7 @@ def test_a_key_that_no_tensor_bears_out_is_left_out(said: dict[str, Any], buffer
     if buffers:
         arrays = load_torch(folder / "model.safetensors")
         save(arrays | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.arange(8)}, folder)  # no packed number
-    found = prepare(str(folder), Options(scale=4, output=out))
+    found = prepare(str(folder), ConvertOptions(Recipe(scale=4), output=out))
     found.run()
     assert [n for n in found.plan.notes if "left over" in n] == [
         f"{key} says {value.get('quant_method') or ('mlx' if key == 'quantization' else 'compressed-tensors')}, "
@@ -174,13 +175,15 @@ def test_a_key_that_no_tensor_bears_out_is_left_out(said: dict[str, Any], buffer
         net.model.layers[1].mlp.up_proj.weight, load_torch(folder / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     )
     assert any("delete it" in line for line in describe(open_checkpoint(resolve(str(folder))))["inconsistencies"])
-    assert any("left over" in n for n in prepare(str(folder), Options(scale=4, out="gguf", output=tmp_path / "out.gguf")).plan.notes)
+    assert any(
+        "left over" in n for n in prepare(str(folder), ConvertOptions(Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf")).plan.notes
+    )
 
 
 def test_a_method_that_rounds_as_it_runs_is_no_left_over(make_model: MakeModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = {"quant_method": "bitnet", "quantization_mode": "online"}
-    convert(str(make_model(config={"quantization_config": said})), Options(scale=4, output=out))
+    convert(str(make_model(config={"quantization_config": said})), Recipe(scale=4), output=out)
     assert json.loads((out / "config.json").read_text())["quantization_config"] == said
 
 
@@ -200,18 +203,18 @@ def test_what_a_file_beside_config_json_says_counts(file: str, way: str, make_mo
     for name, w in load_file(folder / "model.safetensors").items():
         made |= WAYS[way][1](name.removesuffix(".weight")) if "_proj." in name else {name: w}
     save(made, folder)
-    convert(str(folder), Options(scale=4, output=out))
+    convert(str(folder), Recipe(scale=4), output=out)
     assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert (out / file).read_bytes() == (folder / file).read_bytes()
     with pytest.raises(Unsupported, match=r"packed by (modelopt|gptq|awq)"):
-        prepare(str(folder), Options(scale=4, out="gguf"))
+        prepare(str(folder), ConvertOptions(Recipe(scale=4), out="gguf"))
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_that_no_tensor_bears_out_stays_behind(file: str, make_model: MakeModel, tmp_path: Path) -> None:
     folder, out = make_model(), tmp_path / "out"
     (folder / file).write_text(json.dumps(FILES[file]))
-    found = prepare(str(folder), Options(scale=4, output=out))
+    found = prepare(str(folder), ConvertOptions(Recipe(scale=4), output=out))
     found.run()
     assert not (out / file).exists() and any(n.startswith(file) for n in found.plan.notes)
 
@@ -228,9 +231,9 @@ def test_ropes_own_tables_are_buffers_wherever_they_stand(name: str, make_model:
     """A folder keeps them, byte for byte; a GGUF has no place for them, as llama.cpp's converter has it."""
     folder, out = make_model(), tmp_path / "out"
     save(load_torch(folder / "model.safetensors") | {name: torch.ones(8)}, folder)
-    convert(str(folder), Options(scale=4, output=out))
+    convert(str(folder), Recipe(scale=4), output=out)
     assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    convert(str(folder), Options(scale=4, out="gguf", output=tmp_path / "out.gguf"))
+    convert(str(folder), Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf")
     assert not [t for t in open_checkpoint(resolve(str(tmp_path / "out.gguf"))).tensors if "freq" in t or "cached" in t]
     assert torch.equal(
         transformers.AutoModelForCausalLM.from_pretrained(out).lm_head.weight, load_torch(out / "model.safetensors")["lm_head.weight"]
@@ -242,7 +245,7 @@ def test_what_only_looks_like_one_is_not(name: str, make_model: MakeModel, tmp_p
     folder = make_model()
     save(load_torch(folder / "model.safetensors") | {name: torch.ones(8)}, folder)
     with pytest.raises(Unsupported, match="not part of the family"):
-        prepare(str(folder), Options(scale=4, output=tmp_path / "out"))
+        prepare(str(folder), ConvertOptions(Recipe(scale=4), output=tmp_path / "out"))
 
 
 # -- dual chunk attention ---------------------------------------------------------------------------------------------
@@ -256,22 +259,22 @@ def in_chunks(make_model: MakeModel, length: Any = 4 * CONTEXT) -> Path:
 def test_an_extension_counts_from_the_length_that_dual_chunks_were_trained_on(make_model: MakeModel, tmp_path: Path) -> None:
     """Their max_position_embeddings is what SGLang serves with them. It takes no scaling beside them: the key goes, which is said."""
     folder, out = in_chunks(make_model), tmp_path / "out"
-    found = prepare(str(folder), Options(scale=4, output=out))
+    found = prepare(str(folder), ConvertOptions(Recipe(scale=4), output=out))
     found.run()
     assert (found.extension.scale, found.extension.context) == (4, 16 * CONTEXT)
     config = json.loads((out / "config.json").read_text())
     assert "dual_chunk_attention_config" not in config and any("dual_chunk_attention_config is left out" in n for n in found.plan.notes)
     assert (config["rope_scaling"]["original_max_position_embeddings"], config["max_position_embeddings"]) == (4 * CONTEXT, 16 * CONTEXT)
     assert any("need dual chunk attention" in line for line in describe(open_checkpoint(resolve(str(folder))))["inconsistencies"])
-    gguf = prepare(str(folder), Options(scale=4, out="gguf", output=tmp_path / "out.gguf"))
+    gguf = prepare(str(folder), ConvertOptions(Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf"))
     assert gguf.plan.rope.original_context == 4 * CONTEXT and not any("dual chunk" in n for n in gguf.plan.notes)
 
 
 def test_without_an_extension_dual_chunks_stay_in_a_folder_and_a_gguf_is_told_of(make_model: MakeModel, tmp_path: Path) -> None:
     folder, out = in_chunks(make_model), tmp_path / "out"
-    convert(str(folder), Options(method="none", output=out))
+    convert(str(folder), Recipe(method="none"), output=out)
     assert json.loads((out / "config.json").read_text())["dual_chunk_attention_config"]["local_size"] == 8
-    gguf = prepare(str(folder), Options(method="none", out="gguf", output=tmp_path / "out.gguf"))
+    gguf = prepare(str(folder), ConvertOptions(Recipe(method="none"), out="gguf", output=tmp_path / "out.gguf"))
     assert any("no dual chunk attention" in n for n in gguf.plan.notes)
 
 
@@ -286,13 +289,13 @@ def test_packed_weights_that_no_key_announces_are_leftovers(packed: Path) -> Non
     config = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("quantization")}
     path.write_text(json.dumps(config))
     with pytest.raises(Unsupported, match="not part of the family"):
-        prepare(str(packed), Options(scale=4))
+        prepare(str(packed), ConvertOptions(Recipe(scale=4)))
 
 
 def test_packed_weights_that_are_not_the_bases_fail(packed: Path, tmp_path: Path) -> None:
     """They are no numbers to measure a distance of: their bytes are all that is compared."""
     out = tmp_path / "out"
-    convert(str(packed), Options(scale=4, output=out))
+    convert(str(packed), Recipe(scale=4), output=out)
     base, mine = (open_checkpoint(resolve(str(p))) for p in (packed, out))
     assert check_weights(mine, base, None, lambda n: None)["verdict"] == "passed"
     arrays = load_torch(out / "model.safetensors")

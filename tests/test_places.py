@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeModel
+from conftest import MakeModel, split_options
 from dying import dies
 
 from yarn_convert.checkpoint import MANIFEST
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import read_gguf
+from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.split import read_model
 from yarn_convert.targets import moving, parts, places, resume
 from yarn_convert.tensors import read_safetensors
@@ -50,7 +51,7 @@ def place(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def start(kind: str, scale: float = 4, **more: Any) -> dict[str, Any]:
     out, options = KINDS[kind]
-    return prepare("tiny", Options(scale=scale, output=Path(out), **{**options, **more})).run()
+    return prepare("tiny", ConvertOptions(**split_options(scale=scale, output=Path(out), **{**options, **more}))).run().to_dict()
 
 
 def after_moving(monkeypatch: pytest.MonkeyPatch, do: Callable[[], Any]) -> None:
@@ -324,7 +325,7 @@ def test_an_input_that_changes_is_an_error(kind: str, file: str, change: str, mo
 
 def test_an_input_that_goes_before_anything_is_written_is_named() -> None:
     Path("tiny/LICENSE").write_text("free")
-    conversion = prepare("tiny", Options(scale=4, output=Path("out")))
+    conversion = prepare("tiny", ConvertOptions(Recipe(scale=4), output=Path("out")))
     Path("tiny/LICENSE").unlink()
     with pytest.raises(InputError, match="LICENSE was changed"):
         conversion.run()
@@ -369,12 +370,12 @@ def test_an_input_whose_link_is_turned_is_noticed(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("kind", ["split", "whole"])
 def test_a_gguf_that_changes_is_an_error(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = "m-00001-of-00003.gguf" if kind == "split" else "m.gguf"
-    convert("tiny", Options(method="none", out="gguf", output=Path("m.gguf"), split_max_size="190M" if kind == "split" else None))
+    convert("tiny", Recipe(method="none"), out="gguf", output=Path("m.gguf"), split_max_size="190M" if kind == "split" else None)
     changed = "m-00003-of-00003.gguf" if kind == "split" else "m.gguf"
     before = sorted(p.name for p in Path().iterdir())
     after_moving(monkeypatch, lambda: rewritten(Path(changed)))
     with pytest.raises(InputError, match=changed):
-        convert(model, Options(scale=4, output=Path("out.gguf")))
+        convert(model, Recipe(scale=4), output=Path("out.gguf"))
     assert sorted(p.name for p in Path().iterdir()) == before
 
 
@@ -475,7 +476,7 @@ ODD = ['["x"]', '[["x"],0,1]', '["x",[],1]', '["x",0,{}]', '["x",-9,1]', '["x",0
 @pytest.mark.parametrize("line", ODD)
 def test_a_journal_of_any_json_is_read(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "RESUMABLE", 0)
-    conversion = prepare("tiny", Options(scale=4, output=Path("out")))
+    conversion = prepare("tiny", ConvertOptions(Recipe(scale=4), output=Path("out")))
     key = resume.fingerprint(list(conversion.plan.jobs), conversion.inputs.files)
     for head in (json.dumps({"plan": key}), line):
         Path(".out.partial/files").mkdir(parents=True)

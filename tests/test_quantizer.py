@@ -19,9 +19,10 @@ import pytest
 from conftest import MakeModel
 
 from yarn_convert import dtypes, quantizer
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Value, encode_header, nbytes_of, read_gguf, type_numbers
+from yarn_convert.options import Recipe
 from yarn_convert.quantizer import MIXES, NEED_IMATRIX, Imatrix, read_imatrix
 from yarn_convert.tensors import Tensor, in_memory
 
@@ -156,7 +157,7 @@ def made_imatrix(source: Path) -> Imatrix:
 
 def as_gguf(model: Path, dtype: str) -> Path:
     out = model.with_suffix(".gguf")
-    convert(str(model), Options(scale=4.0, out="gguf", outtype=dtype, output=out))
+    convert(str(model), Recipe(scale=4.0), out="gguf", outtype=dtype, output=out)
     return out
 
 
@@ -374,7 +375,7 @@ def test_weights_that_a_type_cannot_hold_are_refused_where_llama_quantize_refuse
     refused = llama_quantize(source, tmp_path / "theirs.gguf", outtype) is None
     assert refused == (value not in (1e5, 6e4) or (outtype == "f16" and value == 1e5))
     try:
-        convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "ours.gguf"))
+        convert(str(source), Recipe(method="none"), outtype=outtype, output=tmp_path / "ours.gguf")
     except InputError as e:
         assert refused and e.hint
         assert not (tmp_path / "ours.gguf").exists()
@@ -489,7 +490,7 @@ def test_a_pure_type_with_an_imatrix_has_the_bytes_of_llama_quantize_pure(make_m
     imatrix = made_imatrix(source)
     file = dat_of(imatrix, tmp_path / "some.dat")
     out = tmp_path / "ours.gguf"
-    convert(str(source), Options(method="none", outtype=outtype, imatrix=file, output=out))
+    convert(str(source), Recipe(method="none"), outtype=outtype, imatrix=file, output=out)
     assert llama_quantize(source, tmp_path / "theirs.gguf", outtype, read_imatrix(file), pure=True)
     ours, theirs = ({n: (t.dtype, t.read().tobytes()) for n, t in read_gguf(p).tensors.items()} for p in (out, tmp_path / "theirs.gguf"))
     assert ours == theirs
@@ -500,11 +501,11 @@ def test_an_imatrix_that_would_not_be_used_is_refused(make_model: MakeModel, tmp
     source = as_gguf(make_model(dtype="F16", layers=1), "f16")
     file = dat_of(made_imatrix(source), tmp_path / "some.dat")
     with pytest.raises(UsageError, match="quantized --outtype"):
-        convert(str(source), Options(scale=4, out="safetensors", outtype="bf16", imatrix=file, output=tmp_path / "out"))
+        convert(str(source), Recipe(scale=4), out="safetensors", outtype="bf16", imatrix=file, output=tmp_path / "out")
     file.write_bytes(legacy((b"model.blk.0.ffn_up.weight", 1, [1.0] * 64)))
     for outtype in ("q4_k_m", "q4_0"):
         with pytest.raises(UsageError, match="nothing for any tensor"):
-            convert(str(source), Options(scale=4, outtype=outtype, imatrix=file, output=tmp_path / "out.gguf"))
+            convert(str(source), Recipe(scale=4), outtype=outtype, imatrix=file, output=tmp_path / "out.gguf")
 
 
 def test_force_never_writes_over_the_imatrix(make_model: MakeModel, tmp_path: Path) -> None:
@@ -512,7 +513,7 @@ def test_force_never_writes_over_the_imatrix(make_model: MakeModel, tmp_path: Pa
     file = dat_of(made_imatrix(source), tmp_path / "some.gguf")
     before = file.read_bytes()
     with pytest.raises(OutputError, match="inside one another"):
-        convert(str(source), Options(scale=4, outtype="q4_k_m", imatrix=file, output=file, force=True))
+        convert(str(source), Recipe(scale=4), outtype="q4_k_m", imatrix=file, output=file, force=True)
     assert file.read_bytes() == before
 
 

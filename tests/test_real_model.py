@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, VOCAB, MakeModel
+from conftest import CONTEXT, VOCAB, MakeModel, split_options
 
 from yarn_convert import runtimes
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
+from yarn_convert.options import Recipe, ValidateOptions
 
 pytestmark = pytest.mark.usefixtures("real_workers")
 WINDOW, TOKENS = 2048, 3072
@@ -41,7 +42,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base(work: Path, smollm2: Path) -> Path:
     """The model dequantized to float32, as an HF folder."""
-    convert(str(smollm2), Options(method="none", out="safetensors", output=work / "base"))
+    convert(str(smollm2), Recipe(method="none"), out="safetensors", output=work / "base")
     return work / "base"
 
 
@@ -63,8 +64,8 @@ def test_llama_cpp_and_transformers_agree_past_the_window(
     work: Path, base: Path, ids: np.ndarray, unscaled: np.ndarray, variant: str
 ) -> None:
     options = {"scale": 4.0, "original_context": WINDOW, "force": True, **VARIANTS[variant]}
-    convert(str(base), Options(out="safetensors", output=work / "hf", link=True, **options))
-    convert(str(base), Options(out="gguf", output=work / "model.gguf", **options))
+    convert(str(base), **split_options(out="safetensors", output=work / "hf", link=True, **options))
+    convert(str(base), **split_options(out="gguf", output=work / "model.gguf", **options))
     hf = runtimes.run("transformers", work / "hf", ids, [(0, TOKENS)]).logits
     gguf = runtimes.run("llama.cpp", work / "model.gguf", ids, [(0, TOKENS)]).logits
     assert hf.shape == gguf.shape == (TOKENS, 49152)
@@ -117,9 +118,9 @@ def test_every_method_agrees_on_tiny_models(make_model: MakeModel, tmp_path: Pat
     pytest.importorskip("transformers")
     model = make_model(config=SCALED[base], **SHAPES[shape])
     options = {"scale": 4.0, **TINY[variant], **({"original_context": CONTEXT} if base == "linear" else {})}
-    convert(str(model), Options(out="safetensors", output=tmp_path / "hf", **options))
-    convert(str(model), Options(out="gguf", output=tmp_path / "m.gguf", **options))
-    convert(str(tmp_path / "m.gguf"), Options(method="none", out="safetensors", output=tmp_path / "back"))
+    convert(str(model), **split_options(out="safetensors", output=tmp_path / "hf", **options))
+    convert(str(model), **split_options(out="gguf", output=tmp_path / "m.gguf", **options))
+    convert(str(tmp_path / "m.gguf"), Recipe(method="none"), out="safetensors", output=tmp_path / "back")
     ids = np.random.default_rng(3).integers(3, VOCAB, 4 * CONTEXT)
     reference = logits("transformers", tmp_path / "hf", ids)
     wrong = nmse(logits("transformers", model, ids), reference)
@@ -150,9 +151,9 @@ def test_an_unpermuted_model_would_not_pass(make_model: MakeModel, tmp_path: Pat
     pytest.importorskip("transformers")
     model = make_model()
     monkeypatch.setattr("yarn_convert.families.LLAMA.__class__.transform", lambda self, name: "")
-    convert(str(model), Options(scale=4, out="gguf", output=tmp_path / "m.gguf"))
+    convert(str(model), Recipe(scale=4), out="gguf", output=tmp_path / "m.gguf")
     monkeypatch.undo()
-    convert(str(model), Options(scale=4, out="safetensors", output=tmp_path / "hf"))
+    convert(str(model), Recipe(scale=4), out="safetensors", output=tmp_path / "hf")
     ids = np.random.default_rng(3).integers(3, VOCAB, 4 * CONTEXT)
     assert nmse(logits("llama.cpp", tmp_path / "m.gguf", ids), logits("transformers", tmp_path / "hf", ids)) > 0.05
 
@@ -161,18 +162,18 @@ def test_rows_in_the_wrong_order_are_noticed_without_a_base(work: Path, base: Pa
     """Reference and runtime agree on such a file: only the text that it predicts tells."""
     from test_validate import opened, rewritten
 
-    from yarn_convert.validate import Settings, validate
+    from yarn_convert.validation import check
 
     path = work / "permuted.gguf"
-    convert(str(base), Options(scale=4.0, out="gguf", output=path, force=True))
+    convert(str(base), Recipe(scale=4.0), out="gguf", output=path, force=True)
     c, moved = opened(path), {}
     for name, t in c.tensors.items():
         if name.endswith(("attn_q.weight", "attn_k.weight")):
             rows = t.read().view(np.float32).reshape(c.heads(name[-8]), -1, 2, t.shape[1])
             moved[name] = np.ascontiguousarray(rows.swapaxes(1, 2)).tobytes()
-    settings = Settings(twin=False, tokens=160)
-    sound = validate(str(path), settings)
-    permuted = validate(str(rewritten(path, {}, moved)), settings)
+    settings = ValidateOptions(twin=False, tokens=160)
+    sound = check(str(path), settings)
+    permuted = check(str(rewritten(path, {}, moved)), settings)
     path.unlink()
     assert not sound["studies"][0]["permuted"]
     assert permuted["verdict"] == "failed"

@@ -12,9 +12,10 @@ from conftest import CONTEXT, MakeModel
 from test_validate import extended, opened, rewritten
 
 from yarn_convert import cli
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.errors import Inexpressible, InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import Value
+from yarn_convert.options import Recipe, RepairOptions
 from yarn_convert.readers.judge import judge_configs
 from yarn_convert.repair import plan_repair
 from yarn_convert.rope import table
@@ -30,7 +31,7 @@ def test_a_model_cards_config_becomes_one_that_all_main_readers_follow(make_mode
     model = card_model(make_model, attention_factor=1.5)
     weights = (model / "model.safetensors").stat()
     old = (model / "config.json").read_bytes()
-    plan = plan_repair(str(model))
+    plan = plan_repair(str(model), RepairOptions())
     assert all(r.before for r in plan.readers.values()), "without a repair none of them serves the whole context"
     assert not any(r.after for r in plan.readers.values())
     assert (model / "config.json").read_bytes() == old, "planning writes nothing"
@@ -41,14 +42,14 @@ def test_a_model_cards_config_becomes_one_that_all_main_readers_follow(make_mode
     assert (model / "config.json.before-repair").read_bytes() == old
     after = (model / "model.safetensors").stat()
     assert (after.st_ino, after.st_mtime_ns) == (weights.st_ino, weights.st_mtime_ns)
-    assert plan_repair(str(model)).changes == ()
+    assert plan_repair(str(model), RepairOptions()).changes == ()
 
 
 def test_what_is_kept_of_a_private_model_is_private(make_model: MakeModel) -> None:
     model = card_model(make_model)
     for path in model.iterdir():
         path.chmod(0o600)
-    plan_repair(str(model)).run()
+    plan_repair(str(model), RepairOptions()).run()
     assert list(model.glob("*.before-repair"))
     assert {p.stat().st_mode & 0o777 for p in model.iterdir()} == {0o600}
 
@@ -56,8 +57,8 @@ def test_what_is_kept_of_a_private_model_is_private(make_model: MakeModel) -> No
 def test_a_second_repair_keeps_the_first_backup(make_model: MakeModel) -> None:
     model = card_model(make_model)
     old = (model / "config.json").read_bytes()
-    plan_repair(str(model)).run()
-    plan_repair(str(model), Options(scale=8.0)).run()
+    plan_repair(str(model), RepairOptions()).run()
+    plan_repair(str(model), RepairOptions(recipe=Recipe(scale=8.0))).run()
     assert opened(model).context == 8 * CONTEXT
     assert (model / "config.json.before-repair").read_bytes() == old
 
@@ -68,7 +69,7 @@ def test_keys_that_llama_cpp_ignores_are_carried_as_frequencies(make_model: Make
     out = rewritten(extended(make_model(), tmp_path / "out.gguf"), {**keys, "yarn_convert.recipe": None})
     (tmp_path / "out.yarn_convert.json").unlink()
     before = {name: t.read().tobytes() for name, t in opened(out).tensors.items()}
-    plan = plan_repair(str(out), output=tmp_path / "copy.gguf")
+    plan = plan_repair(str(out), RepairOptions(output=tmp_path / "copy.gguf"))
     assert plan.readers["llama.cpp"].before and not plan.readers["llama.cpp"].after
     plan.run()
     c = opened(tmp_path / "copy.gguf")
@@ -83,7 +84,7 @@ def test_keys_that_llama_cpp_ignores_are_carried_as_frequencies(make_model: Make
 def test_what_another_checkpoint_says_is_brought_over(make_model: MakeModel, tmp_path: Path) -> None:
     meant = extended(make_model(), tmp_path / "meant", truncate=False, beta_fast=2.0)
     out = extended(make_model(name="b"), tmp_path / "out")
-    plan_repair(str(out), like=str(meant)).run()
+    plan_repair(str(out), RepairOptions(like=str(meant))).run()
     np.testing.assert_array_equal(table(opened(out).rope).inv_freq, table(opened(meant).rope).inv_freq)
 
 
@@ -96,7 +97,7 @@ def test_a_failed_write_loses_nothing(make_model: MakeModel, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OutputError, match="could not repair"):
-        plan_repair(str(model)).run()
+        plan_repair(str(model), RepairOptions()).run()
     assert (model / "config.json").read_bytes() == old
 
 
@@ -105,8 +106,8 @@ def test_the_hubs_cache_is_left_alone(make_model: MakeModel, tmp_path: Path) -> 
     snapshot.parent.mkdir(parents=True)
     card_model(make_model).rename(snapshot)
     with pytest.raises(OutputError, match="Hub's cache"):
-        plan_repair(str(snapshot))
-    plan_repair(str(snapshot), output=tmp_path / "copy").run()
+        plan_repair(str(snapshot), RepairOptions())
+    plan_repair(str(snapshot), RepairOptions(output=tmp_path / "copy")).run()
     assert opened(tmp_path / "copy").context == 4 * CONTEXT
 
 
@@ -131,7 +132,7 @@ def test_what_the_format_cannot_carry_is_refused(make_model: MakeModel, tmp_path
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "rope_parameters": {**MODEL_CARD, "factor": 2.0, "rope_type": "yarn"}}))
     with pytest.raises(YarnConvertError, match="disagree"):
-        plan_repair(str(model))
+        plan_repair(str(model), RepairOptions())
 
 
 def test_our_own_output_keeps_a_true_manifest(make_model: MakeModel, tmp_path: Path) -> None:
@@ -140,13 +141,13 @@ def test_our_own_output_keeps_a_true_manifest(make_model: MakeModel, tmp_path: P
     assert (out / "rope.safetensors").exists()
     path = out / "yarn_convert.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "evaluation": {"of": "what it was"}}))
-    plan_repair(str(out), Options(scale=8.0)).run()
+    plan_repair(str(out), RepairOptions(recipe=Recipe(scale=8.0))).run()
     manifest = json.loads(path.read_text())
     assert (manifest["context"], manifest["carrier"], manifest["validation"]) == (8 * CONTEXT, "metadata", None)
     assert "evaluation" not in manifest
     assert not (out / "rope.safetensors").exists()
     assert (out / "rope.safetensors.before-repair").exists()
-    assert plan_repair(str(out)).changes == (), "and is what is meant from now on"
+    assert plan_repair(str(out), RepairOptions()).changes == (), "and is what is meant from now on"
 
 
 def test_weights_of_a_pickled_folder_are_not_written(make_model: MakeModel) -> None:
@@ -156,7 +157,7 @@ def test_weights_of_a_pickled_folder_are_not_written(make_model: MakeModel) -> N
     model = card_model(make_model)
     torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
     (model / "model.safetensors").unlink()
-    plan_repair(str(model)).run()
+    plan_repair(str(model), RepairOptions()).run()
     assert not (model / "model.safetensors").exists()
     assert opened(model).context == 4 * CONTEXT
 
@@ -176,15 +177,15 @@ def test_an_interrupted_repair_of_a_gguf_is_finished_by_the_next(
 
     monkeypatch.setattr(in_place, "_write", crash)
     with pytest.raises(KeyboardInterrupt):
-        plan_repair(str(out), Options(scale=8.0)).run()
+        plan_repair(str(out), RepairOptions(recipe=Recipe(scale=8.0))).run()
     monkeypatch.setattr(in_place, "_write", write)
-    plan = plan_repair(str(out))
+    plan = plan_repair(str(out), RepairOptions())
     assert (opened(out).context, plan.meant.context, plan.changes) == (8 * CONTEXT, 8 * CONTEXT, ())
 
 
 def test_an_output_is_named_as_its_format(make_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(YarnConvertError, match="named like a GGUF"):
-        plan_repair(str(card_model(make_model)), output=tmp_path / "x.gguf")
+        plan_repair(str(card_model(make_model)), RepairOptions(output=tmp_path / "x.gguf"))
 
 
 # -- nothing is guessed, and nothing taken away -----------------------------------------------------------------------
@@ -206,7 +207,7 @@ def test_a_sound_model_stays_as_it_is(make_model: MakeModel) -> None:
         tokens = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2 * CONTEXT}
         (model / "tokenizer_config.json").write_text(json.dumps(tokens))
         before = {p.name: p.read_bytes() for p in model.iterdir()}
-        plan = plan_repair(str(model))
+        plan = plan_repair(str(model), RepairOptions())
         assert plan.changes == ()
         assert not any(r.before for r in plan.readers.values())
         plan.run()
@@ -219,7 +220,7 @@ def test_lengths_that_can_be_read_in_two_ways_are_asked_for(make_model: MakeMode
         model = make_model(name=f"m{i}", config={"rope_scaling": {"rope_type": method, "factor": factor, **params}})
         old = (model / "config.json").read_bytes()
         with pytest.raises(InputError, match=f"{method}.* with factor {factor:g}") as e:
-            plan_repair(str(model))
+            plan_repair(str(model), RepairOptions())
         assert f"--original-context {CONTEXT}, or --original-context {CONTEXT // int(factor)}" in e.value.hint
         assert (model / "config.json").read_bytes() == old
 
@@ -228,7 +229,7 @@ def test_lengths_that_can_be_read_in_two_ways_are_asked_for(make_model: MakeMode
 def test_linear_stays_linear_once_its_length_is_said(make_model: MakeModel, original: int, context: int) -> None:
     model = make_model(config={"rope_scaling": {"type": "linear", "factor": 8.0}})
     before = contexts(model)
-    plan = plan_repair(str(model), Options(original_context=original))
+    plan = plan_repair(str(model), RepairOptions(recipe=Recipe(original_context=original)))
     plan.run()
     config = json.loads((model / "config.json").read_text())
     assert (config["rope_scaling"]["rope_type"], config["max_position_embeddings"]) == ("linear", context)
@@ -245,19 +246,19 @@ def test_dynamic_stays_dynamic(make_model: MakeModel, tmp_path: Path) -> None:
     scaling = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
     model = make_model(config={"rope_scaling": None, "rope_parameters": scaling})
     was = opened(model).rope
-    plan = plan_repair(str(model))
+    plan = plan_repair(str(model), RepairOptions())
     assert plan.readers["transformers-4"].gain == "computes what is meant"
     plan.run()
     assert opened(model).rope == was
     assert json.loads((model / "config.json").read_text())["rope_scaling"]["type"] == "dynamic"
-    assert plan_repair(str(model)).changes == ()
+    assert plan_repair(str(model), RepairOptions()).changes == ()
     with pytest.raises(Inexpressible, match="a GGUF of this architecture cannot carry dynamic-ntk: its frequencies change"):
-        convert(str(model), Options(method="none", out="gguf", output=tmp_path / "out.gguf"))
+        convert(str(model), Recipe(method="none"), out="gguf", output=tmp_path / "out.gguf")
 
 
 def test_yarn_is_repaired_from_the_length_that_is_said(make_model: MakeModel) -> None:
     model = make_model(config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 4 * CONTEXT})
-    plan_repair(str(model), Options(original_context=CONTEXT)).run()
+    plan_repair(str(model), RepairOptions(recipe=Recipe(original_context=CONTEXT))).run()
     config = json.loads((model / "config.json").read_text())
     assert config["max_position_embeddings"] == 4 * CONTEXT
     assert config["rope_scaling"]["original_max_position_embeddings"] == CONTEXT
@@ -271,9 +272,9 @@ def test_a_repair_that_would_cut_what_a_reader_serves_is_refused(make_model: Mak
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 8 * CONTEXT}))
     old = path.read_bytes()
     with pytest.raises(InputError, match=f"vllm serves {4 * CONTEXT} tokens instead of {8 * CONTEXT}"):
-        plan_repair(str(model))
+        plan_repair(str(model), RepairOptions())
     assert path.read_bytes() == old
-    plan_repair(str(model), Options(context=8 * CONTEXT)).run()
+    plan_repair(str(model), RepairOptions(recipe=Recipe(context=8 * CONTEXT))).run()
     assert opened(model).rope.params["factor"] == 8.0
 
 
@@ -292,9 +293,9 @@ def test_of_two_things_the_user_says_which(make_model: MakeModel, capsys: pytest
     assert stop.value.code == 0
     assert "follows rope_scaling, ignores rope_parameters" in capsys.readouterr().out
     with pytest.raises(YarnConvertError, match="disagree") as e:
-        plan_repair(str(model))
+        plan_repair(str(model), RepairOptions())
     assert "--keep rope_scaling, or --keep rope_parameters" in e.value.hint
-    plan_repair(str(model), keep=["rope_scaling"]).run()
+    plan_repair(str(model), RepairOptions(keep=["rope_scaling"])).run()
     c = opened(model)
     assert (c.rope.method, c.rope.theta, c.context) == ("yarn", 50000.0, 4 * CONTEXT)
 
@@ -317,7 +318,7 @@ def test_any_two_things_that_disagree_are_shown_and_one_is_kept(
 
     model = make_model(config={"rope_scaling": {**scaling, "original_max_position_embeddings": CONTEXT}, **top})
     assert "disagree" in describe(open_checkpoint(resolve(str(model)), doubtful=True))["inconsistencies"][0]
-    plan_repair(str(model), keep=[keep]).run()
+    plan_repair(str(model), RepairOptions(keep=[keep])).run()
     c = opened(model)
     assert (c.rope.method, c.rope.theta) == expected
 
@@ -325,6 +326,6 @@ def test_any_two_things_that_disagree_are_shown_and_one_is_kept(
 def test_keep_is_for_what_there_is(make_model: MakeModel, tmp_path: Path) -> None:
     for keep in ("rope_parameters", "nonsense"):
         with pytest.raises(YarnConvertError, match=keep):
-            plan_repair(str(card_model(make_model)) if keep == "nonsense" else str(make_model()), keep=[keep])
+            plan_repair(str(card_model(make_model)) if keep == "nonsense" else str(make_model()), RepairOptions(keep=[keep]))
     with pytest.raises(YarnConvertError, match="--keep is for a"):
-        plan_repair(str(extended(make_model(name="b"), tmp_path / "x.gguf")), keep=["type"])
+        plan_repair(str(extended(make_model(name="b"), tmp_path / "x.gguf")), RepairOptions(keep=["type"]))

@@ -10,8 +10,8 @@ import pytest
 
 from yarn_convert.errors import UsageError
 from yarn_convert.pages import number
-from yarn_convert.validate.judging import within
-from yarn_convert.validate.report import CEILING, FLOOR, drawable, html_report
+from yarn_convert.validation.judging import within
+from yarn_convert.validation.report import CEILING, FLOOR, drawable, html_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NAN, INF = math.nan, math.inf

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeModel
+from conftest import MakeModel, split_options
 from test_places import one_bit_off, replaced, rewritten
 
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
 from yarn_convert.gguf_file import read_gguf
+from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.split import read_model
 from yarn_convert.targets import moving, output, resume
 from yarn_convert.tensors import read_safetensors
@@ -52,14 +53,14 @@ def place(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as m:
         m.setitem(parts.UNITS, "M", 1000)
-        convert(str(model), Options(method="none", out="gguf", output=Path("m.gguf"), split_max_size="190M"))
+        convert(str(model), Recipe(method="none"), out="gguf", output=Path("m.gguf"), split_max_size="190M")
     assert Path("m-00003-of-00003.gguf").exists()
     return tmp_path
 
 
 def start(kind: str, out: str, say: Any = lambda line: None, **more: Any) -> dict[str, Any]:
     model, _, options = KINDS[kind]
-    return prepare(model, Options(output=Path(out), **{"scale": 4, **options, **more})).run(say=say)
+    return prepare(model, ConvertOptions(**split_options(output=Path(out), **{"scale": 4, **options, **more}))).run(say=say).to_dict()
 
 
 def result(out: str) -> dict[str, bytes]:

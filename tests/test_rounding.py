@@ -14,13 +14,14 @@ from conftest import MakeModel
 
 from yarn_convert import dialects, families, readers
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import Inexpressible
+from yarn_convert.options import ConvertOptions, Recipe, RepairOptions
 from yarn_convert.readers.judge import judge
 from yarn_convert.repair import plan_repair
 from yarn_convert.rope import RTOL, UNIT, Rope, geometric, rounding, same, same_at_all_lengths, table, temperature
 from yarn_convert.source import resolve
-from yarn_convert.validate.intention import check_recipe, intention_of
+from yarn_convert.validation.intention import check_recipe, intention_of
 
 THETAS, LENGTHS, DIMS, SCALES = (
     (1e4, 5e5, 1e6, 12345.678),
@@ -154,11 +155,11 @@ def test_llama3s_factors_of_llama_cpps_converter_are_exact_and_no_others(factor:
 def test_a_large_factor_takes_metadata_and_leaves_nothing_to_do(make_model: MakeModel, tmp_path: Path, s: float, method: str) -> None:
     """As Yarn-Llama-2 has it."""
     model = make_model(config={"max_position_embeddings": 4096}, heads=2, kv_heads=1, head_dim=128, layers=1)
-    made = convert(str(model), Options(scale=s, method=method, out="gguf", output=tmp_path / "a.gguf"))
+    made = convert(str(model), Recipe(scale=s, method=method), out="gguf", output=tmp_path / "a.gguf").to_dict()
     assert made["carrier"] == "metadata"
-    again = prepare(str(tmp_path / "a.gguf"), Options(method="none", output=tmp_path / "b.gguf")).plan
+    again = prepare(str(tmp_path / "a.gguf"), ConvertOptions(Recipe(method="none"), output=tmp_path / "b.gguf")).plan
     assert again.carrier == "metadata"
-    assert plan_repair(str(tmp_path / "a.gguf")).changes == ()
+    assert plan_repair(str(tmp_path / "a.gguf"), RepairOptions()).changes == ()
     c = open_checkpoint(resolve(str(tmp_path / "a.gguf")))
     assert check_recipe(c, intention_of(c, None, None, None))["verdict"] == "passed"
 

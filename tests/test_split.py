@@ -16,15 +16,16 @@ from conftest import CONTEXT, MakeModel, write_tensors_of
 
 from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Field, Value, encode_header, read_gguf
 from yarn_convert.manifest import manifest_path, read_manifest
+from yarn_convert.options import ConvertOptions, Recipe, RepairOptions
+from yarn_convert.publishing.hub import _files
 from yarn_convert.repair import plan_repair
 from yarn_convert.source import resolve
 from yarn_convert.split import part_name, read_model, stem_of
 from yarn_convert.targets import moving, places
-from yarn_convert.upload.hub import _files
 
 HERE = "split.no", "split.count", "split.tensors.count"
 
@@ -74,7 +75,7 @@ def logits(model: Path, n: int = 200) -> np.ndarray:
 
 @pytest.fixture
 def whole(make_model: MakeModel, tmp_path: Path) -> Path:
-    convert(str(make_model()), Options(method="none", out="gguf", output=tmp_path / "whole.gguf"))
+    convert(str(make_model()), Recipe(method="none"), out="gguf", output=tmp_path / "whole.gguf")
     return tmp_path / "whole.gguf"
 
 
@@ -158,8 +159,8 @@ def test_a_folder_with_a_split_gguf_hints_at_its_first_part(parts: list[Path], t
 
 def test_what_fits_one_part_is_one_file(make_model: MakeModel, tmp_path: Path) -> None:
     model = str(make_model())
-    convert(model, Options(scale=4, out="gguf", output=tmp_path / "one.gguf"))
-    manifest = convert(model, Options(scale=4, out="gguf", output=tmp_path / "cut.gguf", split_max_size="1M"))
+    convert(model, Recipe(scale=4), out="gguf", output=tmp_path / "one.gguf")
+    manifest = convert(model, Recipe(scale=4), out="gguf", output=tmp_path / "cut.gguf", split_max_size="1M").to_dict()
     assert (tmp_path / "cut.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
     assert [f["file"] for f in manifest["weights"]["files"]] == ["cut.gguf"]
 
@@ -170,8 +171,8 @@ def test_sizes_are_those_of_gguf_split(monkeypatch: pytest.MonkeyPatch, make_mod
 
     monkeypatch.setitem(rule.UNITS, "M", 1000)
     model = str(make_model())
-    convert(model, Options(scale=4, out="gguf", output=tmp_path / "one.gguf"))
-    manifest = convert(model, Options(scale=4, out="gguf", output=tmp_path / "cut.gguf", split_max_size="80M"))
+    convert(model, Recipe(scale=4), out="gguf", output=tmp_path / "one.gguf")
+    manifest = convert(model, Recipe(scale=4), out="gguf", output=tmp_path / "cut.gguf", split_max_size="80M").to_dict()
     reader = gguf.GGUFReader(tmp_path / "one.gguf")
     writer = gguf.GGUFWriter(None, "llama", split_max_size=80_000)
     for t in reader.tensors:
@@ -199,7 +200,7 @@ def test_frequencies_go_into_the_first_part(monkeypatch: pytest.MonkeyPatch, mak
     monkeypatch.setitem(rule.UNITS, "M", 1000)
     model = str(make_model())
     for name, size in (("one", None), ("cut", "80M")):
-        convert(model, Options(scale=4, out="gguf", output=tmp_path / f"{name}.gguf", carry="tensors", split_max_size=size))
+        convert(model, Recipe(scale=4), out="gguf", output=tmp_path / f"{name}.gguf", carry="tensors", split_max_size=size)
     first, *others = parts_of(tmp_path / "cut.gguf")
     assert "rope_freqs.weight" in tensors_of(first)
     assert tensors_of(first, *others) == tensors_of(tmp_path / "one.gguf")
@@ -209,12 +210,12 @@ def test_frequencies_go_into_the_first_part(monkeypatch: pytest.MonkeyPatch, mak
 @pytest.mark.parametrize("text", ["5", "5K", "5GB", "-5G", "0G", "", "5.5G", "5g", "٥G"])
 def test_a_size_that_is_none_is_refused(whole: Path, tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="split-max-size"):
-        prepare(str(whole), Options(scale=4, output=tmp_path / "o.gguf", split_max_size=text))
+        prepare(str(whole), ConvertOptions(Recipe(scale=4), output=tmp_path / "o.gguf", split_max_size=text))
 
 
 def test_parts_belong_to_gguf(make_model: MakeModel) -> None:
     with pytest.raises(UsageError, match="split-max-size"):
-        prepare(str(make_model()), Options(scale=4, split_max_size="5G"))
+        prepare(str(make_model()), ConvertOptions(Recipe(scale=4), split_max_size="5G"))
 
 
 # -- a split model stays split ----------------------------------------------------------------------------------------
@@ -224,8 +225,8 @@ def test_parts_belong_to_gguf(make_model: MakeModel) -> None:
 @pytest.mark.parametrize("small_first", [False, True])
 def test_a_split_model_is_extended_by_its_first_part_alone(whole: Path, tmp_path: Path, carry: str, small_first: bool) -> None:
     parts = resplit(whole, tmp_path / "m.gguf", small_first=small_first)
-    convert(str(whole), Options(scale=4, output=tmp_path / "one.gguf", carry=carry))
-    manifest = convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", carry=carry))
+    convert(str(whole), Recipe(scale=4), output=tmp_path / "one.gguf", carry=carry)
+    manifest = convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", carry=carry).to_dict()
     out = parts_of(tmp_path / "out.gguf")
     assert [p.name for p in out] == [p.name.replace("m-", "out-") for p in parts]
     assert [p.read_bytes() for p in out[1:]] == [p.read_bytes() for p in parts[1:]]
@@ -240,7 +241,7 @@ def test_a_split_model_is_extended_by_its_first_part_alone(whole: Path, tmp_path
 
 
 def test_parts_are_linked_when_that_is_asked_for(parts: list[Path], tmp_path: Path) -> None:
-    manifest = convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", link=True))
+    manifest = convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", link=True).to_dict()
     out = parts_of(tmp_path / "out.gguf")
     assert [p.stat().st_ino for p in out[1:]] == [p.stat().st_ino for p in parts[1:]]
     assert out[0].stat().st_ino != parts[0].stat().st_ino
@@ -248,15 +249,15 @@ def test_parts_are_linked_when_that_is_asked_for(parts: list[Path], tmp_path: Pa
 
 
 def test_a_split_model_becomes_one_file_when_that_is_asked_for(whole: Path, parts: list[Path], tmp_path: Path) -> None:
-    convert(str(whole), Options(scale=4, output=tmp_path / "one.gguf"))
-    convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", split_max_size="none"))
+    convert(str(whole), Recipe(scale=4), output=tmp_path / "one.gguf")
+    convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", split_max_size="none")
     assert fields_of(tmp_path / "out.gguf") == fields_of(tmp_path / "one.gguf")
     assert tensors_of(tmp_path / "out.gguf") == tensors_of(tmp_path / "one.gguf")
 
 
 def test_another_type_keeps_the_parts(whole: Path, parts: list[Path], tmp_path: Path) -> None:
-    convert(str(whole), Options(scale=4, output=tmp_path / "one.gguf", outtype="q8_0"))
-    convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", outtype="q8_0"))
+    convert(str(whole), Recipe(scale=4), output=tmp_path / "one.gguf", outtype="q8_0")
+    convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", outtype="q8_0")
     out = parts_of(tmp_path / "out.gguf")
     assert [list(tensors_of(p)) for p in out] == [list(tensors_of(p)) for p in parts]
     assert tensors_of(*out) == tensors_of(tmp_path / "one.gguf")
@@ -265,7 +266,7 @@ def test_another_type_keeps_the_parts(whole: Path, parts: list[Path], tmp_path: 
 
 def test_a_split_model_becomes_a_folder(whole: Path, parts: list[Path], tmp_path: Path) -> None:
     for model, out in ((whole, "a"), (parts[0], "b")):
-        convert(str(model), Options(scale=4, out="safetensors", output=tmp_path / out))
+        convert(str(model), Recipe(scale=4), out="safetensors", output=tmp_path / out)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     assert (tmp_path / "a" / "config.json").read_bytes() == (tmp_path / "b" / "config.json").read_bytes()
 
@@ -279,17 +280,17 @@ def test_alignment_is_kept_in_every_part(whole: Path, tmp_path: Path) -> None:
         for t in g.tensors.values():
             data[len(data) :] = b"\0" * (offsets[t.name] - len(data)) + t.read().tobytes()
         p.write_bytes(bytes(data) + b"\0" * (-len(data) % 128))
-    convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", outtype="f16"))
+    convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", outtype="f16")
     out = parts_of(tmp_path / "out.gguf")
     assert [read_gguf(p).alignment for p in out] == [128] * 4
     assert np.isfinite(logits(out[0])).all()
 
 
 def test_in_place_changes_the_first_part_alone(whole: Path, parts: list[Path], tmp_path: Path) -> None:
-    convert(str(parts[0]), Options(scale=4, output=tmp_path / "new.gguf", carry="tensors"))
+    convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "new.gguf", carry="tensors")
     before = [p.read_bytes() for p in parts[1:]]
     try:
-        manifest = convert(str(parts[0]), Options(scale=4, in_place=True, carry="tensors"))
+        manifest = convert(str(parts[0]), Recipe(scale=4), in_place=True, carry="tensors").to_dict()
     except OutputError as e:
         assert "cannot insert" in e.message
         pytest.skip("this file system cannot insert a range")
@@ -306,13 +307,13 @@ def test_in_place_changes_the_first_part_alone(whole: Path, parts: list[Path], t
 
 
 def test_in_place_is_refused_where_another_part_would_change(make_model: MakeModel, tmp_path: Path) -> None:
-    convert(str(make_model()), Options(scale=4, out="gguf", output=tmp_path / "w.gguf", carry="tensors"))
+    convert(str(make_model()), Recipe(scale=4), out="gguf", output=tmp_path / "w.gguf", carry="tensors")
     parts = resplit(tmp_path / "w.gguf", tmp_path / "m.gguf")  # rope_freqs.weight is the last tensor
     before = [p.read_bytes() for p in parts]
     with pytest.raises(Unsupported, match="more than the first part"):
-        convert(str(parts[0]), Options(context=512, original_context=CONTEXT, in_place=True))
+        convert(str(parts[0]), Recipe(context=512, original_context=CONTEXT), in_place=True)
     assert [p.read_bytes() for p in parts] == before
-    convert(str(parts[0]), Options(context=512, original_context=CONTEXT, output=tmp_path / "new.gguf", carry="tensors"))
+    convert(str(parts[0]), Recipe(context=512, original_context=CONTEXT), output=tmp_path / "new.gguf", carry="tensors")
     assert fields_of(parts_of(tmp_path / "new.gguf")[0])["llama.context_length"] == 512
 
 
@@ -320,28 +321,28 @@ def test_in_place_is_refused_where_another_part_would_change(make_model: MakeMod
 
 
 def test_an_existing_part_is_refused_and_all_are_replaced_by_force(parts: list[Path], tmp_path: Path) -> None:
-    convert(str(parts[0]), Options(scale=2, output=tmp_path / "out.gguf"))
+    convert(str(parts[0]), Recipe(scale=2), output=tmp_path / "out.gguf")
     parts_of(tmp_path / "out.gguf")[0].unlink()
     with pytest.raises(OutputError, match=r"00002-of-00004\.gguf exists"):
-        convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf"))
-    convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", force=True))
-    convert(str(parts[0]), Options(scale=8, output=tmp_path / "out.gguf", force=True))
+        convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf")
+    convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", force=True)
+    convert(str(parts[0]), Recipe(scale=8), output=tmp_path / "out.gguf", force=True)
     assert read_model(tmp_path / "out-00001-of-00004.gguf").get("llama.context_length") == 8 * CONTEXT
     assert not list(tmp_path.glob(".*"))
 
 
 def test_two_models_never_share_a_manifest(whole: Path, parts: list[Path], tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="manifest would have the same name"):
-        convert(str(parts[0]), Options(scale=4, output=tmp_path / "m.gguf", split_max_size="none", force=True))
+        convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "m.gguf", split_max_size="none", force=True)
     with pytest.raises(OutputError, match="inside one another"):
-        convert(str(parts[0]), Options(scale=4, output=tmp_path / "m.gguf"))
+        convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "m.gguf")
     with pytest.raises(OutputError, match="manifest would have the same name"):
-        convert(str(parts[0]), Options(scale=4, output=whole, force=True))
-    assert prepare(str(parts[0]), Options(method="none")).plan.out.name == "m-00001-of-00004.gguf"
+        convert(str(parts[0]), Recipe(scale=4), output=whole, force=True)
+    assert prepare(str(parts[0]), ConvertOptions(Recipe(method="none"))).plan.out.name == "m-00001-of-00004.gguf"
 
 
 def test_while_parts_are_put_into_place_no_first_part_is_there(parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert(str(parts[0]), Options(scale=2, output=tmp_path / "out.gguf"))
+    convert(str(parts[0]), Recipe(scale=2), output=tmp_path / "out.gguf")
     first, seen = tmp_path / "out-00001-of-00004.gguf", []
     real = places.rename_new
 
@@ -351,7 +352,7 @@ def test_while_parts_are_put_into_place_no_first_part_is_there(parts: list[Path]
         real(source, place)
 
     monkeypatch.setattr(places, "rename_new", spy)
-    convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", force=True))
+    convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", force=True)
     assert not any(there for _, there in seen[:-1])
     assert [name for name, _ in seen[-2:]] == [first.name, "out.yarn_convert.json"]
     assert len(seen) == 5
@@ -364,7 +365,7 @@ def test_an_interrupted_split_output_leaves_nothing(parts: list[Path], tmp_path:
     monkeypatch.setattr(moving, "copy_range", fails)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OutputError, match="disk is full"):
-        convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf"))
+        convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -381,7 +382,7 @@ def test_names() -> None:
 def test_inspect_validate_repair_and_upload_take_the_first_part(
     whole: Path, parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", hash=True))
+    convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", hash=True)
     first, *_ = out = parts_of(tmp_path / "out.gguf")
     facts = []
     for model in (first, whole):
@@ -391,7 +392,7 @@ def test_inspect_validate_repair_and_upload_take_the_first_part(
     assert facts[0]["parameters"] == facts[1]["parameters"]
     assert facts[0]["context"] == 4 * CONTEXT
     assert set(_files(open_checkpoint(resolve(str(first))))) == {*(p.name for p in out), "out.yarn_convert.json"}
-    plan = plan_repair(str(first), output=tmp_path / "fixed.gguf")
+    plan = plan_repair(str(first), RepairOptions(output=tmp_path / "fixed.gguf"))
     assert plan.changes == ()
     plan.run()
     assert tensors_of(*parts_of(tmp_path / "fixed.gguf")) == tensors_of(*out)
@@ -400,7 +401,7 @@ def test_inspect_validate_repair_and_upload_take_the_first_part(
 def test_hashes_of_all_parts_are_checked(parts: list[Path], tmp_path: Path) -> None:
     from yarn_convert.compute.weights import check_weights
 
-    convert(str(parts[0]), Options(scale=4, output=tmp_path / "out.gguf", hash=True))
+    convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", hash=True)
     manifest = read_manifest(tmp_path / "out.gguf")
     out = parts_of(tmp_path / "out.gguf")
     renamed = [p.rename(p.with_name(p.name.replace("out-", "other-"))) for p in out]

@@ -13,10 +13,11 @@ from hostile_models import STR, field, gguf_model, hf_folder
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import cli
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.errors import YarnConvertError, printable
 from yarn_convert.manifest import manifest_path
-from yarn_convert.upload.card import markdown
+from yarn_convert.options import Recipe
+from yarn_convert.publishing.model_card import markdown
 
 ESCAPES = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202egnp.exe\r\nerror: forged"
 FORBIDDEN = set("\x1b\x07\x9b\u202e\r")
@@ -79,7 +80,7 @@ EVIL = "x](javascript:a) <script>alert(1)</script> <!-- yarn-convert: end --> **
 
 def test_a_name_is_no_markup_in_the_card(make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    convert(str(make_model()), Options(scale=4.0, output=out))
+    convert(str(make_model()), Recipe(scale=4.0), output=out)
     path = manifest_path(out)
     kept = json.loads(path.read_text())
     ran = {"runtime": EVIL, "version": EVIL, "verdict": EVIL, "why": EVIL, "windows": [{"nmse": None, "top1": None}]}

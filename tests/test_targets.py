@@ -18,16 +18,17 @@ import forks
 import gguf
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel, tiny_weights
+from conftest import CONTEXT, MakeModel, split_options, tiny_weights
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import dtypes
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
 from yarn_convert.json_text import REMOVE, edit
 from yarn_convert.manifest import manifest_path, rope_of
+from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.rope import recipe_of, same, table
 from yarn_convert.targets import places
 from yarn_convert.tensors import Tensor, read_safetensors, safetensors_header
@@ -35,7 +36,7 @@ from yarn_convert.tensors import Tensor, read_safetensors, safetensors_header
 
 def run(model: Path, out: Path, **options: Any) -> dict[str, Any]:
     fmt = "gguf" if out.suffix == ".gguf" else "safetensors"
-    return convert(str(model), Options(output=out, out=fmt, **options))
+    return convert(str(model), **split_options(output=out, out=fmt, **options)).to_dict()
 
 
 @lru_cache(maxsize=3)
@@ -298,7 +299,7 @@ def test_an_hf_folder_is_extended_by_its_config_alone(make_model: MakeModel, tmp
     assert (out / "README.md").read_text() == "a card"
     assert not (out / "training_args.bin").exists()
     meant = table(rope_of(json.loads((out / "yarn_convert.json").read_text())["recipe"]))
-    assert same(meant, table(prepare(str(out), Options(method="none")).extension.rope))
+    assert same(meant, table(prepare(str(out), ConvertOptions(Recipe(method="none"))).extension.rope))
 
 
 def test_hard_links_share_the_weights(make_model: MakeModel, tmp_path: Path) -> None:
@@ -408,7 +409,7 @@ def test_metadata_that_llama_cpp_would_ignore_is_refused(make_model: MakeModel, 
 def test_a_scaled_base_is_rescaled_or_composed(make_model: MakeModel, tmp_path: Path) -> None:
     yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": CONTEXT}
     model = make_model(config={"rope_scaling": yarn, "max_position_embeddings": 2 * CONTEXT})
-    e = prepare(str(model), Options(scale=8)).extension
+    e = prepare(str(model), ConvertOptions(Recipe(scale=8))).extension
     assert (e.rope.original_context, e.context, e.rope.inner) == (CONTEXT, 8 * CONTEXT, None)
     llama3 = {
         "rope_type": "llama3",
@@ -418,7 +419,7 @@ def test_a_scaled_base_is_rescaled_or_composed(make_model: MakeModel, tmp_path: 
         "original_max_position_embeddings": CONTEXT,
     }
     model = make_model(name="l3", config={"rope_scaling": llama3, "max_position_embeddings": 512})
-    conversion = prepare(str(model), Options(scale=4))
+    conversion = prepare(str(model), ConvertOptions(Recipe(scale=4)))
     rope = conversion.extension.rope
     assert rope.inner is not None
     assert (rope.inner.method, rope.original_context, conversion.extension.context) == ("llama3", 512, 2048)
@@ -432,7 +433,7 @@ def test_a_change_of_format_changes_no_later_extension(make_model: MakeModel, tm
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     model = make_model(config={"rope_scaling": llama3, "max_position_embeddings": 512})
     run(model, tmp_path / out, method="none")
-    base, again = (prepare(str(m), Options(scale=4)).extension for m in (model, tmp_path / out))
+    base, again = (prepare(str(m), ConvertOptions(Recipe(scale=4))).extension for m in (model, tmp_path / out))
     assert (again.rope, again.context) == (base.rope, base.context) and again.rope.inner is not None
 
 
@@ -489,7 +490,7 @@ def test_in_place_equals_a_new_file(make_model: MakeModel, tmp_path: Path, optio
     run(tmp_path / "a.gguf", tmp_path / "new.gguf", scale=4, **options)
     before = (tmp_path / "a.gguf").stat().st_ino
     try:
-        convert(str(tmp_path / "a.gguf"), Options(scale=4, in_place=True, **options))
+        convert(str(tmp_path / "a.gguf"), **split_options(scale=4, in_place=True, **options))
     except OutputError as e:
         assert "cannot insert" in e.message
         pytest.skip("this file system cannot insert a range")
@@ -500,7 +501,7 @@ def test_in_place_equals_a_new_file(make_model: MakeModel, tmp_path: Path, optio
     assert a == b
     assert manifest_path(tmp_path / "a.gguf").exists()
     # and once more, over the result: the frequencies are replaced where they lie
-    convert(str(tmp_path / "a.gguf"), Options(context=512, original_context=CONTEXT, in_place=True))
+    convert(str(tmp_path / "a.gguf"), Recipe(context=512, original_context=CONTEXT), in_place=True)
     assert read_gguf(tmp_path / "a.gguf").get("llama.context_length") == 512
 
 
@@ -577,8 +578,8 @@ def test_a_killed_conversion_leaves_nothing_under_the_final_name(make_model: Mak
         "slow = moving.copy_range\n"
         "def drip(*a):\n    n = slow(*a); print('moving', flush=True); time.sleep(60); return n\n"
         "moving.copy_range = drip\n"
-        "from yarn_convert.convert import convert, Options\n"
-        f"convert({str(model)!r}, Options(scale=4, output=Path(sys.argv[1])))"
+        "from yarn_convert import Recipe, convert\n"
+        f"convert({str(model)!r}, Recipe(scale=4), output=Path(sys.argv[1]))"
     )
     child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -636,12 +637,12 @@ def test_manifest_hashes(make_model: MakeModel, tmp_path: Path) -> None:
 )
 def test_options_that_make_no_sense(make_model: MakeModel, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        prepare(str(make_model()), Options(**options))
+        prepare(str(make_model()), ConvertOptions(**split_options(**options)))
 
 
 def test_a_missing_model_gets_a_suggestion() -> None:
     with pytest.raises(InputError) as e:
-        prepare("lama2-7b", Options(scale=4))
+        prepare("lama2-7b", ConvertOptions(Recipe(scale=4)))
     assert "llama2-7b" in e.value.hint
 
 
@@ -674,7 +675,7 @@ def test_an_unknown_pre_tokenizer_is_refused_until_it_is_named(make_model: MakeM
 )
 def test_a_config_that_does_not_describe_its_weights_is_refused(make_model: MakeModel, options: dict[str, Any], says: str) -> None:
     with pytest.raises((InputError, Unsupported), match=says):
-        prepare(str(make_model(**options)), Options(scale=4))
+        prepare(str(make_model(**options)), ConvertOptions(Recipe(scale=4)))
 
 
 def test_a_tied_model_with_another_head_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
@@ -687,17 +688,17 @@ def test_our_own_output_is_rescaled_from_its_true_context(make_model: MakeModel,
     model = make_model()
     for name in ("a.gguf", "a"):
         run(model, tmp_path / name, scale=4, method=method)
-        e = prepare(str(tmp_path / name), Options(scale=8)).extension
+        e = prepare(str(tmp_path / name), ConvertOptions(Recipe(scale=8))).extension
         assert (e.rope.original_context, e.context, e.rope.theta, e.rope.inner) == (CONTEXT, 8 * CONTEXT, 10000.0, None)
 
 
 @pytest.mark.parametrize("out", ["o", "o.gguf", "in place"])
 def test_what_is_hashed_is_what_was_written_and_counts_as_progress(make_model: MakeModel, tmp_path: Path, out: str) -> None:
     model, path = make_model(), tmp_path / ("m.gguf" if out == "in place" else out)
-    options = Options(scale=4.0, out="safetensors" if out == "o" else "gguf", output=path, hash=True)
+    options = ConvertOptions(Recipe(scale=4.0), out="safetensors" if out == "o" else "gguf", output=path, hash=True)
     if out == "in place":
-        convert(str(model), Options(method="none", out="gguf", output=path))
-        model, options = path, Options(scale=4.0, in_place=True, hash=True, carry="metadata")
+        convert(str(model), Recipe(method="none"), out="gguf", output=path)
+        model, options = path, ConvertOptions(Recipe(scale=4.0), in_place=True, hash=True, carry="metadata")
     conversion, seen = prepare(str(model), options), list[int]()
     (entry,) = conversion.run(seen.append)["weights"]["files"]
     written = path / entry["file"] if out == "o" else path

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from conftest import MakeModel
 
-from yarn_convert.convert import Options, prepare
+from yarn_convert.conversion import prepare
 from yarn_convert.errors import YarnConvertError
+from yarn_convert.options import ConvertOptions, Recipe
 
 KINDS: tuple[Any, ...] = (7, "x", True, [1], [[]], {"a": 1}, {"content": 7}, [{"content": []}], None, 1e300, -1)
 MEMBERS = {
@@ -48,7 +49,7 @@ def test_a_member_of_another_type_is_one_error(file: str, make_model: MakeModel,
             path.write_text(json.dumps(broken))
             for out, name in (("gguf", "o.gguf"), ("safetensors", "o")):
                 try:
-                    prepare(str(model), Options(scale=4.0, out=out, output=tmp_path / name))
+                    prepare(str(model), ConvertOptions(Recipe(scale=4.0), out=out, output=tmp_path / name))
                 except YarnConvertError as e:
                     refused += 1
                     assert e.hint and e.message.isprintable()

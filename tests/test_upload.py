@@ -22,14 +22,15 @@ from safetensors.numpy import load_file, save_file
 from yarn_convert import cli
 from yarn_convert import digests as digests_module
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.digests import digests
 from yarn_convert.errors import FormatError, InputError, OutputError, UsageError
 from yarn_convert.manifest import manifest_path
+from yarn_convert.options import ConvertOptions, Recipe, UploadOptions
+from yarn_convert.publishing import card, plan_upload, push, run_upload
+from yarn_convert.publishing.model_card import BEGIN, END
 from yarn_convert.source import resolve
 from yarn_convert.tensors import read_folder
-from yarn_convert.upload import card, plan_upload, push, run_upload
-from yarn_convert.upload.card import BEGIN, END
 
 TOKEN = "hf_averysecrettokenthatmustnotappear"
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage:\n- en\ntags:\n- tiny\n---\n# Tiny\n\nThe base's own words.\n"
@@ -87,7 +88,7 @@ def hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def out(base: Path, hub: Hub, tmp_path: Path) -> Path:
     """The base extended four times; its weights are some-org/base's."""
     out = tmp_path / "out"
-    manifest = convert(str(base), Options(scale=4.0, output=out))
+    manifest = convert(str(base), Recipe(scale=4.0), output=out).to_dict()
     return recorded(out, base={**manifest["base"], "repo": "some-org/base", "commit": SHA})
 
 
@@ -121,7 +122,7 @@ def test_the_card_of_an_extended_folder(out: Path) -> None:
 
 def test_the_card_of_a_quantized_gguf(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
-    convert(str(base), Options(scale=4.0, out="gguf", outtype="q8_0", output=out))
+    convert(str(base), Recipe(scale=4.0), out="gguf", outtype="q8_0", output=out)
     recorded(out, base={"name": "base", "repo": "some-org/base", "commit": None, "format": "safetensors"}, validation=None)
     text = card(str(out), "me/long-gguf")
     assert (metadata(text)["base_model_relation"], metadata(text)["library_name"]) == ("quantized", "gguf")
@@ -138,7 +139,7 @@ def test_the_card_of_someone_elses_model_claims_nothing(make_model: MakeModel) -
 
 def test_the_card_of_what_was_not_extended_says_so(make_model: MakeModel, tmp_path: Path) -> None:
     base, out = make_model(), tmp_path / "m.gguf"
-    convert(str(base), Options(method="none", out="gguf", output=out))
+    convert(str(base), Recipe(method="none"), out="gguf", output=out)
     for model, tags in ((out, ["gguf"]), (base, [])):
         text = card(str(model))
         assert metadata(text)["tags"] == tags
@@ -164,13 +165,13 @@ def test_each_gguf_of_a_repository_has_its_own_section(base: Path, tmp_path: Pat
     outs = [tmp_path / f"m-{outtype}.gguf" for outtype in ("f16", "q8_0")]
     for out in (*outs, outs[0]):
         if not out.exists():
-            convert(str(base), Options(scale=4.0, out="gguf", outtype=out.stem[2:], output=out))
+            convert(str(base), Recipe(scale=4.0), out="gguf", outtype=out.stem[2:], output=out)
         text = card(str(out), "me/long", text)
     for out in outs:
         assert text.count(f"llama-cli -m {out.name}") == 1
     assert text.count("# long\n") == 1 and text.count("# m-q8_0\n") == 1 and "# m-f16\n" not in text
     assert text.count("What I wrote.") == 1
-    convert(str(base), Options(scale=4.0, output=tmp_path / "m-2.5b"))
+    convert(str(base), Recipe(scale=4.0), output=tmp_path / "m-2.5b")
     both = card(str(tmp_path / "m-2.5b"), "me/long", text)
     assert all(both.count(f"llama-cli -m {out.name}") == 1 for out in outs) and "vllm serve me/long" in both
     old = f"{BEGIN}\nllama-cli -m {outs[1].name} -c 1\n{END}\n\nMine."  # as 0.1.0 wrote it
@@ -208,11 +209,11 @@ def test_the_card_is_the_golden_one(base: Path, hub: Hub, make_model: MakeModel,
         model = make_model(config={"rope_scaling": scaling, "max_position_embeddings": 4 * CONTEXT})
     elif case == "gguf":
         model = tmp_path / "m.gguf"
-        convert(str(base), Options(scale=4.0, out="gguf", outtype="q8_0", attention_factor=1.5, output=model))
+        convert(str(base), Recipe(scale=4.0, attention_factor=1.5), out="gguf", outtype="q8_0", output=model)
         recorded(model, base={"name": "base", "repo": "some-org/base", "commit": None, "format": "safetensors"}, validation=None, **made)
     else:
         model = tmp_path / "out"
-        convert(str(base), Options(scale=4.0, output=model))
+        convert(str(base), Recipe(scale=4.0), output=model)
         recorded(model, base={"name": "base", "repo": "some-org/base", "commit": SHA, "format": "safetensors"}, **made)
     text = card(str(model), "me/long")
     assert text == (GOLDEN / f"card_{case}.md").read_text("utf-8")
@@ -224,7 +225,7 @@ def test_the_card_is_the_golden_one(base: Path, hub: Hub, make_model: MakeModel,
 
 @crosses
 def test_weights_that_the_base_has_are_copied_on_the_server(out: Path, hub: Hub) -> None:
-    plan = plan_upload(str(out), "me/long")
+    plan = plan_upload(str(out), UploadOptions("me/long"))
     ways = {i.name: i.way for i in plan.items}
     assert {n for n, way in ways.items() if way == "copy"} == {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
     assert "commit" in run_upload(plan)
@@ -235,7 +236,7 @@ def test_weights_that_the_base_has_are_copied_on_the_server(out: Path, hub: Hub)
     }
     assert len(hub.repos["me/long"].commits) <= 2, "one commit beside the one that makes the repository"
     assert hub.received.total() < 100_000 < plan.bytes("copy"), "no weight was sent"
-    again = plan_upload(str(out), "me/long")
+    again = plan_upload(str(out), UploadOptions("me/long"))
     assert {i.way for i in again.items if i.name != "README.md"} == {"unchanged"}
 
 
@@ -249,7 +250,7 @@ def test_where_the_server_refuses_to_copy_the_files_are_uploaded(out: Path, hub:
     else:
         hub.faults.append(Fault("/duplicate$", status=501))
     said: list[str] = []
-    run_upload(plan_upload(str(out), "me/long"), said.append)
+    run_upload(plan_upload(str(out), UploadOptions("me/long")), said.append)
     assert "does not copy the weights of some-org/base: " in said[0]
     head = hub.repos["me/long"].at()
     for path in out.glob("*.safetensors"):
@@ -260,14 +261,14 @@ def test_changed_weights_are_uploaded_and_nothing_is_sent_twice(out: Path, hub: 
     path = next(out.glob("*.safetensors"))
     save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
     recorded(out)
-    plan = plan_upload(str(out), "me/long")
+    plan = plan_upload(str(out), UploadOptions("me/long"))
     assert next(i.way for i in plan.items if i.name == path.name) == "upload"
     hub.faults.append(Fault("POST .*/commit/", status=403))
     with pytest.raises(OutputError, match="does not let you write"):
         run_upload(plan)
     sent = sum(e.received for e in hub.log if e.method == "PUT")
     assert sent >= path.stat().st_size
-    run_upload(plan_upload(str(out), "me/long"))
+    run_upload(plan_upload(str(out), UploadOptions("me/long")))
     assert sum(e.received for e in hub.log if e.method == "PUT") == sent, "the second run sends no weight again"
     assert hub.repos["me/long"].at().files[path.name].data == path.read_bytes()
 
@@ -278,14 +279,14 @@ def test_what_was_changed_after_it_passed_is_not_published(out: Path, hub: Hub) 
     config = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("rope_scaling", "rope_parameters")}
     path.write_text(json.dumps(config))
     with pytest.raises(UsageError, match="changed since it passed"):
-        plan_upload(str(out), "me/long")
-    assert plan_upload(str(out), "me/long", unvalidated=True).items
+        plan_upload(str(out), UploadOptions("me/long"))
+    assert plan_upload(str(out), UploadOptions("me/long", allow_unvalidated=True)).items
 
 
 def test_what_passed_with_unchecked_weights_is_published_as_that(out: Path, hub: Hub) -> None:
-    sure = plan_upload(str(out), "me/long")
+    sure = plan_upload(str(out), UploadOptions("me/long"))
     recorded(out, validation={**PASSED, "weights": {"verdict": "unchecked"}, "tokenizer": {"verdict": "passed"}})
-    plan = plan_upload(str(out), "me/long")
+    plan = plan_upload(str(out), UploadOptions("me/long"))
     assert "**passed**, weights unchecked." in plan.card and "**passed**." in sure.card
     assert [w for w in plan.warnings if "weights unchecked" in w and "--base" in w]
     assert not [w for w in sure.warnings if "unchecked" in w]
@@ -318,16 +319,16 @@ def edit_manifest(out: Path, **changes: Any) -> None:
 )
 def test_what_passed_is_published_as_it_was_and_no_other(out: Path, hub: Hub, change: Any, says: str) -> None:
     recorded(out)
-    assert plan_upload(str(out), "me/long").items
+    assert plan_upload(str(out), UploadOptions("me/long")).items
     change(out)
     with pytest.raises(UsageError, match=says):
-        plan_upload(str(out), "me/long")
+        plan_upload(str(out), UploadOptions("me/long"))
 
 
 @pytest.mark.parametrize("when", ["GET", "POST .*/create"])
 @pytest.mark.parametrize("change", [lambda p: flip(p), lambda p: p.unlink(), lambda p: p.write_text("{}")])
 def test_what_changes_between_the_plan_and_the_commit_is_not_published(out: Path, hub: Hub, when: str, change: Any) -> None:
-    plan = plan_upload(str(out), "me/long")
+    plan = plan_upload(str(out), UploadOptions("me/long"))
     said: list[str] = []
     if when == "GET":
         change(out / "tokenizer.json")
@@ -340,12 +341,12 @@ def test_what_changes_between_the_plan_and_the_commit_is_not_published(out: Path
 
 def test_a_gguf_is_known_by_its_digest_too(base: Path, hub: Hub, tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
-    convert(str(base), Options(scale=4.0, out="gguf", output=out))
+    convert(str(base), Recipe(scale=4.0), out="gguf", output=out)
     recorded(out)
-    assert plan_upload(str(out), "me/long").items
+    assert plan_upload(str(out), UploadOptions("me/long")).items
     flip(out)
     with pytest.raises(UsageError, match=r"m\.gguf has another content"):
-        plan_upload(str(out), "me/long")
+        plan_upload(str(out), UploadOptions("me/long"))
 
 
 def test_the_digest_is_of_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,20 +363,20 @@ def test_what_did_not_pass_is_not_published(out: Path, hub: Hub) -> None:
     for validation, says in ((None, "never validated"), ({**PASSED, "verdict": "failed"}, "not passed")):
         recorded(out, validation=validation)
         with pytest.raises(UsageError, match=says):
-            plan_upload(str(out), "me/long")
-    assert plan_upload(str(out), "me/long", unvalidated=True).items
+            plan_upload(str(out), UploadOptions("me/long"))
+    assert plan_upload(str(out), UploadOptions("me/long", allow_unvalidated=True)).items
     assert "me/long" not in hub.repos
     manifest_path(out).unlink()
     with pytest.raises(UsageError, match="no manifest"):
-        plan_upload(str(out), "me/long", unvalidated=True)
+        plan_upload(str(out), UploadOptions("me/long", allow_unvalidated=True))
 
 
 def test_license_and_language_come_from_the_bases_card(base: Path, hub: Hub, tmp_path: Path) -> None:
     """A GGUF has no README beside it to take them from."""
     out = tmp_path / "m.gguf"
-    manifest = convert(str(base), Options(scale=4.0, out="gguf", output=out))
+    manifest = convert(str(base), Recipe(scale=4.0), out="gguf", output=out).to_dict()
     recorded(out, base={**manifest["base"], "repo": "some-org/base", "commit": SHA})
-    found = metadata(plan_upload(str(out), "me/long").card)
+    found = metadata(plan_upload(str(out), UploadOptions("me/long")).card)
     assert (found["license"], found["language"]) == ("apache-2.0", ["en"])
 
 
@@ -388,7 +389,7 @@ def test_a_link_out_of_the_folder_is_never_published(out: Path, hub: Hub, tmp_pa
             kept.rename(tmp_path / "kept")
         kept.symlink_to(tmp_path / "kept" if (tmp_path / "kept").exists() else secret)
         with pytest.raises(InputError, match="leads out"):
-            plan_upload(str(out), "me/long")
+            plan_upload(str(out), UploadOptions("me/long"))
         kept.unlink()
         if (tmp_path / "kept").exists():
             (tmp_path / "kept").rename(kept)
@@ -397,24 +398,24 @@ def test_a_link_out_of_the_folder_is_never_published(out: Path, hub: Hub, tmp_pa
     (out / "additional_chat_templates").mkdir()
     (out / "additional_chat_templates" / "tool.jinja").write_text("{{ x }}")
     recorded(out)
-    names = {i.name for i in plan_upload(str(out), "me/long").items}
+    names = {i.name for i in plan_upload(str(out), UploadOptions("me/long")).items}
     assert "additional_chat_templates/tool.jinja" in names and not any(n.startswith(".") for n in names)
     assert "notes.txt" not in names
 
 
 def test_hashing_says_how_far_it_is(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from yarn_convert.upload import hub as module
+    from yarn_convert.publishing import hub as module
 
     monkeypatch.setattr(module, "LONG", 100_000)
     said: list[str] = []
-    plan_upload(str(out), "me/long", say=said.append)
+    plan_upload(str(out), UploadOptions("me/long"), say=said.append)
     assert said[-1] == "model-00002-of-00002.safetensors: compared with the Hub's by its SHA-256, 100%"
 
 
 @pytest.mark.parametrize("repo", ["me/a--b", "me/a..b", "me/ab.git", "me", "me/a/b", "me/-a"])
 def test_what_the_hub_takes_for_no_name_is_none(out: Path, hub: Hub, repo: str) -> None:
     with pytest.raises(UsageError, match="no name of a repository"):
-        plan_upload(str(out), repo)
+        plan_upload(str(out), UploadOptions(repo))
     assert hub.log == []
 
 
@@ -425,7 +426,7 @@ def test_a_busy_hub_is_asked_again(out: Path, hub: Hub, monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "sleep", waits.append)
     said: list[str] = []
     hub.faults = [Fault(where, status=status, headers={"Retry-After": "3"} if status == 429 else {}, times=2)]
-    run_upload(plan_upload(str(out), "me/long"), said.append)
+    run_upload(plan_upload(str(out), UploadOptions("me/long")), said.append)
     assert not any(f.times for f in hub.faults)
     assert set(hub.repos["me/long"].at().files) >= {"config.json", "yarn_convert.json"}
     if where in ("/commit/", "POST .*/api/repos/create"):
@@ -434,34 +435,34 @@ def test_a_busy_hub_is_asked_again(out: Path, hub: Hub, monkeypatch: pytest.Monk
 
 
 def test_a_pull_request_is_not_opened_twice(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_upload(plan_upload(str(out), "me/long"))
+    run_upload(plan_upload(str(out), UploadOptions("me/long")))
     (out / "NOTICE").write_text("new")
     hub.faults = [Fault("/commit/", status=500)]
     with pytest.raises(OutputError, match="the Hub refuses me/long: 500"):
-        run_upload(plan_upload(str(out), "me/long", create_pr=True))
+        run_upload(plan_upload(str(out), UploadOptions("me/long", create_pr=True)))
 
 
 def test_a_gated_base_is_warned_of_before_anything_leaves(out: Path, hub: Hub) -> None:
     hub.repos["some-org/base"].gated = True
-    assert any("gated" in w for w in plan_upload(str(out), "me/long").warnings)
+    assert any("gated" in w for w in plan_upload(str(out), UploadOptions("me/long")).warnings)
 
 
 def test_a_pull_request_and_a_private_repository(out: Path, hub: Hub) -> None:
-    run_upload(plan_upload(str(out), "me/long", private=True))
+    run_upload(plan_upload(str(out), UploadOptions("me/long", private=True)))
     assert hub.repos["me/long"].private
     (out / "NOTICE").write_text("new")
     before = hub.repos["me/long"].at().sha
-    url = run_upload(plan_upload(str(out), "me/long", create_pr=True))
+    url = run_upload(plan_upload(str(out), UploadOptions("me/long", create_pr=True)))
     assert url.endswith("/discussions/1")
     assert hub.repos["me/long"].at().sha == before
 
 
 def test_prose_on_the_hub_is_kept(out: Path, hub: Hub) -> None:
-    run_upload(plan_upload(str(out), "me/long"))
-    edited = plan_upload(str(out), "me/long").card.replace("The base's own words.", "Written on the Hub.")
+    run_upload(plan_upload(str(out), UploadOptions("me/long")))
+    edited = plan_upload(str(out), UploadOptions("me/long")).card.replace("The base's own words.", "Written on the Hub.")
     HfApi(endpoint=constants.ENDPOINT).upload_file(path_or_fileobj=edited.encode(), path_in_repo="README.md", repo_id="me/long")
     recorded(out, validation={**PASSED, "verdict": "failed"})
-    plan = plan_upload(str(out), "me/long", unvalidated=True)
+    plan = plan_upload(str(out), UploadOptions("me/long", allow_unvalidated=True))
     assert "Written on the Hub." in plan.card and "**failed**" in plan.card
 
 
@@ -491,9 +492,9 @@ def test_a_base_on_the_hub_is_extended_without_moving_a_weight(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="never validated"):
-        push("some-org/base", Options(scale=4.0), "me/long")
+        push("some-org/base", ConvertOptions(Recipe(scale=4.0)), "me/long")
     assert "me/long" not in hub.repos
-    push("some-org/base", Options(scale=4.0), "me/long", unvalidated=True)
+    push("some-org/base", ConvertOptions(Recipe(scale=4.0)), "me/long", unvalidated=True)
     head = hub.repos["me/long"].at()
     assert {n: f.data for n, f in head.files.items() if n.endswith(".safetensors")} == {
         p.name: p.read_bytes() for p in base.glob("*.safetensors")
@@ -517,11 +518,11 @@ def test_a_push_that_cannot_be_copied_is_converted_and_uploaded(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     hub.repos["some-org/base"].region = "eu"
-    push("some-org/base", Options(scale=4.0), "me/long", unvalidated=True)
+    push("some-org/base", ConvertOptions(Recipe(scale=4.0)), "me/long", unvalidated=True)
     assert {p.name: p.read_bytes() for p in base.glob("*.safetensors")} == {
         n: f.data for n, f in hub.repos["me/long"].at().files.items() if n.endswith(".safetensors")
     }
-    push("some-org/base", Options(scale=4.0, out="gguf"), "me/long-gguf", unvalidated=True)
+    push("some-org/base", ConvertOptions(Recipe(scale=4.0), out="gguf"), "me/long-gguf", unvalidated=True)
     assert "base-yarn-256.gguf" in hub.repos["me/long-gguf"].at().files
 
 
@@ -532,7 +533,7 @@ def test_weights_whose_type_changes_go_from_hub_to_hub_file_by_file(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
-    push("some-org/base", Options(scale=4.0, outtype="f16"), "me/half", unvalidated=True, say=said.append)
+    push("some-org/base", ConvertOptions(Recipe(scale=4.0), outtype="f16"), "me/half", unvalidated=True, say=said.append)
     assert [line.split(":")[0] for line in said] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert list(tmp_path.glob("*half*")) == [] and not list(tmp_path.glob("cache/**/*.safetensors"))
     head = hub.repos["me/half"].at()
@@ -541,12 +542,12 @@ def test_weights_whose_type_changes_go_from_hub_to_hub_file_by_file(
     for name, file in head.files.items():
         if name != ".gitattributes":
             (folder / name).write_bytes(file.data)
-    convert(str(base), Options(scale=4.0, outtype="f16", output=tmp_path / "here"))
+    convert(str(base), Recipe(scale=4.0), outtype="f16", output=tmp_path / "here")
     ours, theirs = (read_folder(f)[0] for f in (folder, tmp_path / "here"))
     assert {n: (t.dtype, t.read().tobytes()) for n, t in ours.items()} == {n: (t.dtype, t.read().tobytes()) for n, t in theirs.items()}
     assert json.loads(head.files["yarn_convert.json"].data)["outtype"] == "f16"
     sent = sum(e.received for e in hub.log if e.method == "PUT")
-    push("some-org/base", Options(scale=4.0, outtype="f16"), "me/half", unvalidated=True, say=said.append)
+    push("some-org/base", ConvertOptions(Recipe(scale=4.0), outtype="f16"), "me/half", unvalidated=True, say=said.append)
     assert sum(e.received for e in hub.log if e.method == "PUT") == sent
     assert validate_weights(folder) == "passed"
 
@@ -563,7 +564,7 @@ def test_only_the_weights_of_the_model_are_pushed(
         shutil.copy(next(base.glob("*.safetensors")), base / name)
     hub.repos |= Hub({"some-org/more": base}).repos
     hub.blobs |= {f.sha256: f for f in hub.repos["some-org/more"].at().files.values()}
-    push("some-org/more", Options(scale=4.0, outtype=outtype), "me/long", unvalidated=True)
+    push("some-org/more", ConvertOptions(Recipe(scale=4.0), outtype=outtype), "me/long", unvalidated=True)
     files = hub.repos["me/long"].at().files
     assert {n for n in files if n.endswith(".safetensors")} == weights
     assert {f["file"] for f in json.loads(files["yarn_convert.json"].data)["weights"]["files"]} == weights
@@ -582,7 +583,7 @@ def test_a_push_of_pickled_weights_is_converted_here(
     hub.repos |= Hub({"some-org/pickled": model}).repos
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    push("some-org/pickled", Options(scale=4.0), "me/long", unvalidated=True)
+    push("some-org/pickled", ConvertOptions(Recipe(scale=4.0)), "me/long", unvalidated=True)
     assert hub.repos["me/long"].at().files["model.safetensors"].size > 100_000
 
 
@@ -603,7 +604,7 @@ def test_a_connection_that_breaks_is_tried_again(out: Path, hub: Hub, fault: Fau
     save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
     recorded(out)
     hub.faults.append(fault)
-    run_upload(plan_upload(str(out), "me/long"))
+    run_upload(plan_upload(str(out), UploadOptions("me/long")))
     assert hub.repos["me/long"].at().files[path.name].data == path.read_bytes()
 
 
@@ -614,11 +615,11 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_repository(out: Path,
     recorded(out)
     hub.faults.append(Fault("POST .*/commit/", status=409))
     with pytest.raises(OutputError) as stopped:
-        run_upload(plan_upload(str(out), "me/long"))
+        run_upload(plan_upload(str(out), UploadOptions("me/long")))
     assert "nothing is sent twice" in stopped.value.hint
     assert set(hub.repos["me/long"].at().files) <= {".gitattributes"}
     before = sum(e.received for e in hub.log if e.method == "PUT")
-    run_upload(plan_upload(str(out), "me/long"))
+    run_upload(plan_upload(str(out), UploadOptions("me/long")))
     assert sum(e.received for e in hub.log if e.method == "PUT") == before > 0
     assert hub.repos["me/long"].at().files[path.name].data == path.read_bytes()
 

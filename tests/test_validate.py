@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel
+from conftest import CONTEXT, MakeModel, split_options
 from family_models import make
 from safetensors.numpy import load_file, save_file
 
@@ -19,29 +19,32 @@ from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvertError
 from yarn_convert.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.options import Recipe, RepairOptions, ValidateOptions, seconds
 from yarn_convert.readers import read_config
 from yarn_convert.readers import read_gguf as read_keys
 from yarn_convert.repair import plan_repair
 from yarn_convert.rope import Rope, table
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor
-from yarn_convert.validate import Settings, judging, lines, seconds_of, study, twin, validate
-from yarn_convert.validate.intention import claimed, intention_of, survey
-from yarn_convert.validate.judging import Tolerance, compare
-from yarn_convert.validate.report import html_report
-from yarn_convert.validate.study import disjoint
-from yarn_convert.validate.text import unchecked
+from yarn_convert.validation import check, judging, lines, study, twin
+from yarn_convert.validation.intention import claimed, intention_of, survey
+from yarn_convert.validation.judging import Tolerance, compare
+from yarn_convert.validation.report import html_report
+from yarn_convert.validation.study import disjoint
+from yarn_convert.validation.text import unchecked
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
-QUICK = Settings(tokens=4 * CONTEXT, twin_tokens=4 * CONTEXT)
+QUICK = ValidateOptions(tokens=4 * CONTEXT, twin_tokens=4 * CONTEXT)
 
 
 def extended(model: Path, out: Path, **options: Any) -> Path:
-    convert(str(model), Options(**{"scale": 4.0, "output": out, "out": "gguf" if out.suffix == ".gguf" else "safetensors", **options}))
+    convert(
+        str(model), **split_options(**{"scale": 4.0, "output": out, "out": "gguf" if out.suffix == ".gguf" else "safetensors", **options})
+    )
     return out
 
 
@@ -50,7 +53,7 @@ def opened(path: Path | str) -> Checkpoint:
 
 
 def run(model: Path, **settings: Any) -> dict[str, Any]:
-    return validate(str(model), replace(QUICK, **settings))
+    return check(str(model), replace(QUICK, **settings))
 
 
 def layers_of(result: dict[str, Any]) -> set[str]:
@@ -219,7 +222,7 @@ def test_a_check_that_a_wrong_recipe_passes_too_is_inconclusive(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixteen tokens in a coarse type, without an excerpt, do not tell a recipe from others; the twin does."""
-    monkeypatch.setattr("yarn_convert.validate.excerpt.MOST", 0)
+    monkeypatch.setattr("yarn_convert.validation.excerpt.MOST", 0)
     monkeypatch.setattr(study, "_noise", lambda *_: Tolerance(3e-2, 3e-2, ""))
     out = extended(make_model(), tmp_path / "out.gguf", outtype="q8_0")
     result = run(out, twin=False, tokens=16)
@@ -234,7 +237,7 @@ def test_the_length_that_tells_a_wrong_recipe_apart_is_named(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A factor twice as large hides in 16 tokens of bfloat16 weights, where there is no excerpt."""
-    monkeypatch.setattr("yarn_convert.validate.excerpt.MOST", 0)
+    monkeypatch.setattr("yarn_convert.validation.excerpt.MOST", 0)
     monkeypatch.setattr(study, "_noise", lambda *_: Tolerance(5e-3, 2e-3, ""))
     model = make_model(config={"rope_theta": 1e6, "max_position_embeddings": 4096}, head_dim=32)
     result = run(extended(model, tmp_path / "out.gguf", outtype="bf16"), twin=False, tokens=16)
@@ -247,7 +250,7 @@ def test_the_length_that_tells_a_wrong_recipe_apart_is_named(
 
 def test_without_a_runtime_nothing_is_proved(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = extended(make_model(), tmp_path / "out.gguf")
-    monkeypatch.setattr("yarn_convert.validate.run.python_of", lambda name: None)
+    monkeypatch.setattr("yarn_convert.validation.run.python_of", lambda name: None)
     result = run(out, twin=False, tokens=32)
     assert result["verdict"] == "inconclusive"
     assert "no runtime computed anything" in result["reasons"][0]
@@ -273,7 +276,7 @@ def test_what_predicts_text_no_better_than_guessing_fails(make_model: MakeModel,
     assert result["verdict"] == "failed"
     assert "no better than guessing" in result["reasons"][0] and "--base" in result["reasons"][0]
     assert run(out, twin=False, base=str(model))["verdict"] == "passed"
-    monkeypatch.setattr("yarn_convert.validate.run.base_text_loss", lambda *_: 3.0)
+    monkeypatch.setattr("yarn_convert.validation.run.base_text_loss", lambda *_: 3.0)
     result = run(out, twin=False, base=str(model))
     assert (result["verdict"], result["reasons"][0][-17:]) == ("failed", "its base has 3.00")
 
@@ -305,7 +308,7 @@ def test_a_runtime_that_cannot_run_at_all_is_no_verdict_on_the_model(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, really = extended(make_model(), tmp_path / "out"), runtimes.run
-    monkeypatch.setattr("yarn_convert.validate.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
+    monkeypatch.setattr("yarn_convert.validation.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
 
     def failing(name: str, model: Path, *rest: Any) -> runtimes.Run:
         """mlx fails on what `on` says of a model's name; transformers runs."""
@@ -360,7 +363,7 @@ def test_the_intention_comes_from_like_options_manifest_recipe_or_the_file_in_th
     out = extended(model, tmp_path / "out.gguf", ramp="paper")
     c, base = opened(out), opened(model)
     assert intention_of(c, None, None, str(model)).rope.method == "none"
-    asked = intention_of(c, Options(scale=8.0), base, None)
+    asked = intention_of(c, Recipe(scale=8.0), base, None)
     assert (asked.rope.number("factor"), asked.context) == (8.0, 8 * CONTEXT)
     assert intention_of(c, None, None, None).rope.params["ramp"] == "paper"
     manifest = tmp_path / "out.yarn_convert.json"
@@ -565,10 +568,10 @@ def test_settings_that_make_no_sense(make_model: MakeModel, tmp_path: Path, sett
 
 
 def test_a_time_is_read_as_people_write_it() -> None:
-    assert [seconds_of(t) for t in (None, "90", "90s", "5m", "1.5h")] == [None, 90.0, 90.0, 300.0, 5400.0]
+    assert [seconds(t) for t in ("90", "90s", "5m", "1.5h")] == [90.0, 90.0, 300.0, 5400.0]
     for bad in ("", "s", "-1s", "inf", "5 apples"):
         with pytest.raises(UsageError, match="--budget"):
-            seconds_of(bad)
+            seconds(bad)
 
 
 def test_the_command_line_says_passed_or_ends_with_3(make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -708,7 +711,7 @@ def test_a_runtime_that_is_known_not_to_follow_is_excused_only_for_that(
 
         return fake
 
-    monkeypatch.setattr("yarn_convert.validate.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
+    monkeypatch.setattr("yarn_convert.validation.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
     monkeypatch.setattr(study.runtimes, "run", computing(table(c.rope)))
     followed = run(out, twin=False)
     assert (followed["verdict"], followed["studies"][0]["runtimes"][1]["verdict"]) == ("passed", "failed")
@@ -769,7 +772,7 @@ def test_a_wrong_list_for_short_texts_fails(tmp_path: Path, out: str) -> None:
     assert "another length" in result["recipe"]["why"]
     c = opened(made)
     assert not any(v.exact for v in survey(c, intention_of(c, None, None, None)))
-    assert "exact" not in {r["before"] for r in plan_repair(str(made)).as_json()["readers"].values()}
+    assert "exact" not in {r["before"] for r in plan_repair(str(made), RepairOptions()).as_json()["readers"].values()}
 
 
 def test_a_dynamic_scaling_that_is_lost_fails(make_model: MakeModel) -> None:
@@ -794,7 +797,7 @@ def test_a_dynamic_scaling_that_is_lost_fails(make_model: MakeModel) -> None:
 )
 def test_the_bases_weights_in_another_model_fail(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
     """The reference is made of the same config.json as the runtime's model: only the base knows better."""
-    from yarn_convert.validate.run import _weights
+    from yarn_convert.validation.run import _weights
 
     model = make(name, tmp_path / "base")
     out = extended(model, tmp_path / "out")
@@ -834,7 +837,7 @@ def test_without_a_base_the_manifest_knows_the_model(tmp_path: Path, name: str, 
     ids=lambda v: str(v)[:40],
 )
 def test_the_bases_weights_under_other_keys_fail(tmp_path: Path, key: str, value: Value) -> None:
-    from yarn_convert.validate.run import _weights
+    from yarn_convert.validation.run import _weights
 
     model = make("gemma3_text", tmp_path / "base")
     out = extended(model, tmp_path / "out.gguf")

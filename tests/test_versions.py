@@ -8,7 +8,8 @@ import pytest
 from conftest import CONTEXT
 from packaging.version import Version
 
-from yarn_convert.convert import Options, convert, prepare
+from yarn_convert.conversion import convert, prepare
+from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.readers import HF_READERS, oldest
 from yarn_convert.readers.survey import survey_config
 from yarn_convert.rope import table
@@ -58,7 +59,7 @@ def test_this_environments_version_computes_all_of_it(written):
 def test_gemma_3_says_from_which_version_on(tmp_path):
     """huggingface/transformers#45887."""
     base = make("gemma3_text", tmp_path / "base")
-    conversion = prepare(str(base), Options(scale=4, output=tmp_path / "out"))
+    conversion = prepare(str(base), ConvertOptions(Recipe(scale=4), output=tmp_path / "out"))
     lines = "\n".join(plan_lines(conversion))
     assert "transformers-5 (5.9.0 to 5.23.0)" in lines
     assert "transformers-5 takes this from 5.9.0 on" in lines
@@ -67,11 +68,11 @@ def test_gemma_3_says_from_which_version_on(tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     found = {v.runtime: v.note for v in survey_config(config, table(conversion.extension.rope), 4 * CONTEXT)}
     assert "from 5.9.0 on" in found["transformers-5"]
-    tensors = prepare(str(base), Options(scale=4, carry="tensors", output=tmp_path / "t")).plan
+    tensors = prepare(str(base), ConvertOptions(Recipe(scale=4), carry="tensors", output=tmp_path / "t")).plan
     assert tensors.versions["transformers-5"] == "5.0.0 to 5.23.0"
     assert not any("earlier versions" in note for note in tensors.notes)
 
 
 def test_a_gguf_names_what_was_looked_at(tmp_path):
-    manifest = convert(str(make("qwen3", tmp_path / "base")), Options(scale=2, out="gguf", output=tmp_path / "x.gguf"))
+    manifest = convert(str(make("qwen3", tmp_path / "base")), Recipe(scale=2), out="gguf", output=tmp_path / "x.gguf").to_dict()
     assert manifest["reader_versions"].keys() == {"llama.cpp"}

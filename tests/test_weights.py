@@ -13,8 +13,9 @@ from conftest import MakeModel
 from yarn_convert import dtypes, quantizer
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.compute.weights import PERMUTED, REORDERED, ROUNDED_BY_GGUF, SOUND, TRANSPOSED, check_weights, same_weights
-from yarn_convert.convert import Options, convert
+from yarn_convert.conversion import convert
 from yarn_convert.layout import Part
+from yarn_convert.options import Recipe
 from yarn_convert.source import resolve
 from yarn_convert.tensors import Tensor, in_memory
 
@@ -139,7 +140,7 @@ def test_a_file_with_one_tensor_of_another_size_fails(make_model: MakeModel, tmp
 
     model = make_model(heads=8, kv_heads=4, head_dim=32, ff=256)
     out = tmp_path / "out.gguf"
-    convert(str(model), Options(scale=4.0, out="gguf", outtype=outtype, output=out))
+    convert(str(model), Recipe(scale=4.0), out="gguf", outtype=outtype, output=out)
     base = open_checkpoint(resolve(str(model)))
     assert check_weights(open_checkpoint(resolve(str(out))), base, None, lambda n: None)["verdict"] == "passed"
     reader = gguf.GGUFReader(out, "r+")

@@ -8,7 +8,9 @@ A manifest is compared without its dates and versions. A refusal is compared by 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -31,9 +33,9 @@ def digest(path: Path) -> str:
 
 
 def written(models: Path, work: Path) -> dict[str, Any]:
-    """(model, method, format) -> digests of the files of the output, or why there is none; by the tree that is imported here."""
-    from yarn_convert.convert import Options, convert
-    from yarn_convert.errors import YarnConvertError
+    """(model, method, format) -> digests of the files of the output, or why there is none; by the tree that is imported here, and by its
+    command line, which changes less than its calls."""
+    from yarn_convert.cli import main as command
 
     found: dict[str, Any] = {}
     for model in sorted(models.iterdir()):
@@ -41,10 +43,12 @@ def written(models: Path, work: Path) -> dict[str, Any]:
             for out in ("gguf", "safetensors"):
                 target = work / f"{model.name}-{method}{'.gguf' if out == 'gguf' else ''}"
                 key = f"{model.name} {method} {out}"
-                try:
-                    convert(str(model), Options(method=method, scale=None if method == "none" else 4.0, out=out, output=target))
-                except YarnConvertError as e:
-                    found[key] = str(e).replace(str(work), "")
+                words = ["convert", str(model), "--method", method, "--out", out, "-o", str(target), "-q"]
+                said = io.StringIO()
+                with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+                    command(words if method == "none" else [*words, "--scale", "4"])
+                if "error: " in said.getvalue():
+                    found[key] = said.getvalue().replace(str(work), "")
                     continue
                 files = sorted(target.rglob("*")) if target.is_dir() else [target, target.with_name(f"{target.stem}.yarn_convert.json")]
                 found[key] = {path.name: digest(path) for path in files if path.is_file()}

@@ -24,8 +24,9 @@ def written():
     from family_models import TINY, described
 
     from yarn_convert.checkpoint import open_checkpoint
-    from yarn_convert.convert import Options, extend
+    from yarn_convert.conversion import extend
     from yarn_convert.errors import YarnConvertError
+    from yarn_convert.options import Recipe
     from yarn_convert.readers import MODEL_TYPES
     from yarn_convert.rope import table
     from yarn_convert.source import Source
@@ -43,7 +44,7 @@ def written():
                 with tempfile.TemporaryDirectory() as folder:
                     (Path(folder) / "config.json").write_text(json.dumps(config))
                     c = open_checkpoint(Source(Path(folder), "model", headers={}))
-                    e = extend(c, Options(scale=4, method=method))
+                    e = extend(c, Recipe(scale=4, method=method))
                     _, changes, verdicts = carry_hf(c, dict(c.written), e.rope, e.context, carry)
             except YarnConvertError as e:
                 print(model_type, method, carry, "is not written:", e)

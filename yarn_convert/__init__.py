@@ -1,9 +1,55 @@
 """Extends RoPE language models to longer contexts, so that other runtimes compute exactly what was meant.
 
     from pathlib import Path
-    from yarn_convert.convert import Options, convert
+    from yarn_convert import Recipe, convert, validate
 
-    convert("smollm2-135m", Options(scale=4, out="gguf", output=Path("long.gguf")))
+    done = convert("smollm2-135m", Recipe(scale=4), out="gguf", output=Path("long.gguf"))
+    print(done.output, done.manifest.context)
 
-Every command of `yarn-convert` is one call of a public function: `convert.convert`, `describe.describe`.
+Every command of `yarn-convert` is one call of a function here, with the options of the command by keyword; what it returns is a frozen
+dataclass, whose `to_dict()` is what `--json` prints. A function raises `YarnConvertError` with one line and a hint. Nothing heavy is
+imported before it is used.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import evaluation as evaluate
+    from .conversion import convert
+    from .describe import inspect
+    from .errors import YarnConvertError
+    from .options import Recipe
+    from .publishing.hub import upload
+    from .validation import validate
+
+    __version__: str
+
+__all__ = ["Recipe", "YarnConvertError", "__version__", "convert", "evaluate", "inspect", "upload", "validate"]
+
+_WHERE = {  # the modules that are imported when a name is first asked for
+    "Recipe": "options",
+    "YarnConvertError": "errors",
+    "convert": "conversion",
+    "inspect": "describe",
+    "upload": "publishing.hub",
+    "validate": "validation",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+    from importlib.metadata import version
+
+    if name == "__version__":
+        return version("yarn-convert")
+    if name == "evaluate":
+        return import_module(".evaluation", __name__)
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

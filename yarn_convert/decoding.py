@@ -94,3 +94,9 @@ def _found(value: Any, path: str) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     return "null" if value is None else repr(value)[:80]
+
+
+def encoded(value: object) -> dict[str, Any]:
+    """A dataclass or a Struct as JSON: tuples are lists, keys are texts, and what is UNSET is left out."""
+    made: dict[str, Any] = json.loads(json.dumps(msgspec.to_builtins(value, str_keys=True)))
+    return made

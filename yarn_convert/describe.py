@@ -1,24 +1,29 @@
-"""What `inspect` shows of a model: its shape, its RoPE pair by pair, its memory, and what in it is inconsistent. Pure."""
+"""What `inspect` shows of a model: its shape, its RoPE pair by pair, its memory, and what in it is inconsistent."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from msgspec import Struct
 
-from .checkpoint import Checkpoint
-from .decoding import parse
+from .checkpoint import Checkpoint, open_checkpoint
+from .decoding import encoded, parse
 from .errors import Disagreement, YarnConvertError
 from .families.derived import of_one_layer
 from .files import exists, read_text
 from .lengths import DUAL_CHUNKS
+from .manifest import RopeRecord, recorded
+from .options import InspectOptions, taking
 from .readers import HF_READERS
 from .readers.judge import judge_configs
 from .readers.seen import seen
-from .rope import Rope, geometric, recipe_of, table
+from .rope import Rope, geometric, table
+from .source import resolve
 
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12
 KEPT, RAMP, INTERPOLATED = "kept", "ramp", "interpolated"
@@ -42,49 +47,111 @@ def pairs(rope: Rope) -> list[Pair]:
     slowest = ratio.min()
     kinds = [KEPT if r > 1 - 1e-6 else INTERPOLATED if r < slowest * (1 + 1e-6) else RAMP for r in ratio]
     return [
-        Pair(2 * math.pi / w, rope.original_context * w / (2 * math.pi), float(r), kind)
-        for w, r, kind in zip(omega, ratio, kinds, strict=True)
+        Pair(2 * math.pi / w, rope.original_context * w / (2 * math.pi), r, kind)
+        for w, r, kind in zip(omega.tolist(), ratio.tolist(), kinds, strict=True)
     ]
 
 
-def describe(c: Checkpoint) -> dict[str, Any]:
-    """All that inspect knows, as JSON."""
-    types: dict[str, dict[str, int]] = {}
+class TensorsOfType(Struct, frozen=True):
+    """How many tensors have one type, and their bytes."""
+
+    tensors: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What is known of a model without computing anything.
+
+    `commit` on the Hub, like `repo`; `packed`: the tool that packed its weights; `parameters`: None where they are packed; `types`: the
+    tensors of each type; `heads` of queries, `kv_heads` of keys and values. `rope`: the recipe, of all but `other_layers`, which says in
+    words how those turn; `attention_factor` multiplies cos and sin; `original_context` is L, with a note where that is not what the file
+    says, `context` L', in tokens, `scale` s = L'/L. `inv_freq` in radians a token and `wavelengths` in tokens, both by pair, fastest
+    first; `pairs`: how many are kept, on the ramp and interpolated; `kv_cache_bytes` by length, in float16; `inconsistencies`: what a
+    reader could get wrong, one line each.
+    """
+
+    name: str
+    format: Literal["gguf", "safetensors"]
+    architecture: str
+    family: str
+    repo: str | None
+    commit: str | None
+    packed: str | None
+    parameters: int | None
+    types: Mapping[str, TensorsOfType]
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: RopeRecord
+    other_layers: str
+    attention_factor: float
+    original_context: int
+    original_context_note: str | None
+    context: int
+    scale: float
+    inv_freq: tuple[float, ...]
+    wavelengths: tuple[float, ...]
+    pairs: Mapping[str, int]
+    kv_cache_bytes: Mapping[int, int]
+    inconsistencies: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return encoded(self)
+
+
+def opened(model: str, asked: InspectOptions) -> Checkpoint:
+    """The model, without its weights where they are on the Hub, with all doubts that it leaves."""
+    c = open_checkpoint(resolve(model, asked.revision, weights=False), doubtful=True)
+    return c.counting_from(asked.recipe.original_context)
+
+
+@taking(InspectOptions)
+def inspect(model: str, options: InspectOptions) -> Description:
+    """All that `yarn-convert inspect` shows of a model, with the fields of `InspectOptions` by keyword. Raises InputError for a model
+    that cannot be read; what is merely odd in it is among the `inconsistencies`."""
+    return describe(opened(model, options))
+
+
+def describe(c: Checkpoint) -> Description:
+    """All that inspect knows."""
+    types: dict[str, TensorsOfType] = {}
     for t in c.tensors.values():
-        entry = types.setdefault(t.dtype, {"tensors": 0, "bytes": 0})
-        entry["tensors"] += 1
-        entry["bytes"] += t.nbytes
+        so_far = types.get(t.dtype, TensorsOfType(0, 0))
+        types[t.dtype] = TensorsOfType(so_far.tensors + 1, so_far.bytes + t.nbytes)
     inv_freq, multiplier = table(c.rope)
     all_pairs = pairs(c.rope)
-    return {
-        "name": c.source.name,
-        "format": "gguf" if c.gguf else "safetensors",
-        "architecture": c.family.hf.architectures[0] if c.gguf is None else c.family.gguf_arch,
-        "family": c.family.model_type,
-        "repo": c.source.repo,
-        "commit": c.source.commit,
-        "packed": c.packed or None,
-        "parameters": None
+    return Description(
+        name=c.source.name,
+        format="gguf" if c.gguf else "safetensors",
+        architecture=c.family.hf.architectures[0] if c.gguf is None else c.family.gguf_arch,
+        family=c.family.model_type,
+        repo=c.source.repo,
+        commit=c.source.commit,
+        packed=c.packed or None,
+        parameters=None
         if c.packed and any(t.dtype[0] in "IU" for t in c.tensors.values())
         else sum(t.elements for t in c.tensors.values()),
-        "types": types,
-        "layers": c.layers,
-        "heads": c.heads("q"),
-        "kv_heads": c.heads("k"),
-        "head_dim": c.head_dim,
-        "rope": recipe_of(c.rope),
-        "other_layers": other_layers(c),
-        "attention_factor": multiplier,
-        "original_context": c.rope.original_context,
-        "original_context_note": c.note or None,
-        "context": c.context,
-        "scale": c.context / c.rope.original_context,
-        "inv_freq": [float(w) for w in inv_freq],
-        "wavelengths": [p.wavelength for p in all_pairs],
-        "pairs": {kind: sum(p.kind == kind for p in all_pairs) for kind in MARKS},
-        "kv_cache_bytes": {str(n): c.kv_bytes(n) for n in sorted({c.rope.original_context, c.context})},
-        "inconsistencies": findings(c),
-    }
+        types=types,
+        layers=c.layers,
+        heads=c.heads("q"),
+        kv_heads=c.heads("k"),
+        head_dim=c.head_dim,
+        rope=recorded(c.rope),
+        other_layers=other_layers(c),
+        attention_factor=float(multiplier),
+        original_context=c.rope.original_context,
+        original_context_note=c.note or None,
+        context=c.context,
+        scale=c.context / c.rope.original_context,
+        inv_freq=tuple(inv_freq.tolist()),
+        wavelengths=tuple(p.wavelength for p in all_pairs),
+        pairs={kind: sum(p.kind == kind for p in all_pairs) for kind in MARKS},
+        kv_cache_bytes={n: c.kv_bytes(n) for n in sorted({c.rope.original_context, c.context})},
+        inconsistencies=tuple(findings(c)),
+    )
 
 
 def other_layers(c: Checkpoint) -> str:

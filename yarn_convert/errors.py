@@ -14,7 +14,9 @@ The command line prints `error: message` and `hint: hint`, and exits with code 1
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 LONGEST = 600  # characters of a message: what a hostile file says is quoted, but not at any length
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")  # escape sequences, lines, directions of writing
@@ -41,6 +43,17 @@ class YarnConvertError(Exception):
 
 class UsageError(YarnConvertError):
     """Options that contradict each other or are out of range."""
+
+
+def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:
+    """For a value that is none of those that are known: the hint names the nearest, and all."""
+    names = list(dict.fromkeys(known))
+    return UsageError(f"unknown {what} {value!r}", f"{did_you_mean(value, names)}one of {', '.join(names)}")
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """The beginning of a hint, with a blank at its end; "" where nothing is near."""
+    return "".join(f"did you mean {name}? " for name in difflib.get_close_matches(str(value).lower(), known, 1))
 
 
 class InputError(YarnConvertError):

@@ -28,7 +28,7 @@ MEANT = "--like MODEL or --scale S says what is meant"
 Tokens = Annotated[int, Meta(ge=1, lt=MAX_CONTEXT)]
 
 
-class Recipe(Struct, frozen=True):
+class RopeRecord(Struct, frozen=True):
     """A `rope.Rope` as `rope.recipe_of` spells it. `sliding_window`: of a GGUF whose base has one, "off" where it was turned off, else its
     tokens, which are no fewer than the context's. `kept`: a scaling that the base came with, of which the format alone was changed."""
 
@@ -37,14 +37,14 @@ class Recipe(Struct, frozen=True):
     rotary_dim: Annotated[int, Meta(ge=1, lt=MAX_ROTARY_DIM)]
     original_context: Tokens
     params: dict[str, float | bool | str | tuple[float, ...]]
-    inner: Recipe | UnsetType | None = UNSET
+    inner: RopeRecord | UnsetType | None = UNSET
     sliding_window: str | Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     kept: bool | UnsetType = UNSET
 
     def rope(self) -> Rope:
         """FormatError for parameters that give no table."""
         params: dict[str, Param] = dict(self.params)
-        inner = self.inner.rope() if isinstance(self.inner, Recipe) else None
+        inner = self.inner.rope() if isinstance(self.inner, RopeRecord) else None
         rope = Rope(self.method, self.rope_theta, self.rotary_dim, self.original_context, params, inner)
         try:
             table(rope)
@@ -127,12 +127,12 @@ class Answer(Struct, frozen=True):
 
 
 class Intended(Struct, frozen=True):
-    recipe: Recipe
+    recipe: RopeRecord
     context: Tokens
 
 
 class Validation(Struct, frozen=True):
-    """What is read of a validation's record; `validate.run` writes it. `files`: what it is about."""
+    """What is read of a validation's record; `validation.run` writes it. `files`: what it is about."""
 
     verdict: str
     created: str = ""
@@ -170,7 +170,7 @@ class Document(Struct, frozen=True):
 
 
 class Evaluation(Struct, frozen=True):
-    """What is read of a perplexity on record; `evaluate.result` writes it."""
+    """What is read of a perplexity on record; `evaluation.result` writes it."""
 
     runtime: str
     base: Measured
@@ -191,7 +191,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     base: Base = Base()
     format: str = ""
     asked: Asked = Asked()
-    recipe: Recipe
+    recipe: RopeRecord
     context: Tokens
     scale: float | None = None
     attention_factor: float | None = None
@@ -226,17 +226,17 @@ def rope_of(recipe: Any) -> Rope:
     return recipe_in(recipe).rope()
 
 
-def recipe_in(recipe: Any) -> Recipe:
+def recipe_in(recipe: Any) -> RopeRecord:
     """As `rope_of`, and what is recorded beside the rope."""
     try:
         value = parse(recipe.encode()) if isinstance(recipe, str) else recipe
     except ValueError as e:
         raise FormatError(f"what is recorded is no recipe: {e}", MEANT) from None
-    return decoded(value, Recipe, "what is recorded is no recipe", MEANT)
+    return decoded(value, RopeRecord, "what is recorded is no recipe", MEANT)
 
 
-def recorded(rope: Rope, **beside: Any) -> Recipe:
-    return msgspec.convert(recipe_of(rope) | beside, Recipe)
+def recorded(rope: Rope, **beside: Any) -> RopeRecord:
+    return msgspec.convert(recipe_of(rope) | beside, RopeRecord)
 
 
 def as_json(manifest: Manifest) -> dict[str, Any]:

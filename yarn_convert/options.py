@@ -1,23 +1,58 @@
-"""Options that several commands have, and how their values are read."""
+"""What can be asked for, as data: each option stands once, at its field, with its type, its default and what it means.
+
+The command line is made of these fields (`commands`), and the library takes them by keyword (`taking`). A part that several commands
+have is a dataclass that theirs hold: `Recipe` is what convert, validate, repair and evaluate have in common. None means "as the base has
+it", or the method's own default. Pure, and imported without anything heavy.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields, is_dataclass
+from functools import cache, wraps
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import typer
+from .errors import UsageError, unknown
 
-from .files import FOLLOW
+P = ParamSpec("P")
+A = TypeVar("A")
+D = TypeVar("D")
+R = TypeVar("R")
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file (of a split one the first part).",
-        show_default=False,
-    ),
-]
-Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a model on the Hub.", show_default=False)]
-Method = Annotated[str, typer.Option(help="One of 'yarn-convert methods'.")]
-Scale = Annotated[Optional[float], typer.Option(help="s = L'/L, on the original pretraining context.", show_default=False)]
+
+@dataclass(frozen=True, slots=True)
+class Help:
+    """What is said of a field at the command line, and how its value is read there.
+
+    `names`: where it is not --the-name-of-the-field. `read` makes a value of the text, and raises ValueError or UsageError. `made` makes
+    the field's value of what was read, of a list of texts. `least` is the least number. `argument`: it stands without a name. `after` is
+    the option behind which it stands, of another part of the command.
+    """
+
+    text: str
+    names: tuple[str, ...] = ()
+    read: Callable[[str], object] | None = None
+    made: Callable[[Any], object] | None = None
+    metavar: str | None = None
+    least: int | None = None
+    argument: bool = False
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """Of a part, the fields that are this command's; the others have their defaults."""
+
+    names: frozenset[str]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", frozenset(names))
+
+
+# -- how a text is read -----------------------------------------------------------------------------------------------
 
 
 def tokens(text: str) -> int:
@@ -29,25 +64,341 @@ def tokens(text: str) -> int:
         raise ValueError(f"{text!r} is no number of tokens, as 32768 or 32k") from None
 
 
-Context = Annotated[
-    Optional[int],
-    typer.Option(help="L', the extended context in tokens, as 32768 or 32k, instead of --scale.", parser=tokens, metavar="<tokens>"),
-]
-Original = Annotated[Optional[int], typer.Option(help="L, where the model does not say it.", parser=tokens, metavar="<tokens>")]
+def token_list(text: str) -> tuple[int, ...]:
+    """Numbers of tokens with commas between. UsageError for anything else."""
+    try:
+        found = tuple(tokens(part.strip()) for part in text.split(","))
+    except ValueError as e:
+        raise UsageError(str(e), "2048,4096,8k") from None
+    if min(found) < 2:
+        raise UsageError(f"{min(found)} is no length of a text in tokens", "2048,4096,8k")
+    return found
 
 
-def _follow(value: bool) -> bool:
-    """Lets all that this command opens be a link to elsewhere; `cli.main` runs it in a context of its own."""
-    if value:
-        FOLLOW.set(True)
+def number_list(text: str) -> tuple[float, ...]:
+    """Numbers with commas between. UsageError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{text!r} is no list of numbers", "1,1.1,1.2") from None
+
+
+def seconds(text: str) -> float:
+    """ "90s", "5m", "1h" or a plain number as seconds. UsageError for anything else."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        value = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(f"--budget must be a time, not {text!r}", "--budget 90s, or 5m")
     return value
 
 
-FollowLinks = Annotated[
-    bool,
-    typer.Option(
-        "--follow-links", help="Read links that lead out of a model's folder: they are yours, and so is what they name.", callback=_follow
-    ),
-]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result: no plan, no progress, no hints.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+def methods(wishes: Sequence[str]) -> tuple[str, ...]:
+    """Those of each wish, with commas between. UsageError where there is none."""
+    found = tuple(m for wish in wishes for m in wish.split(",") if m.strip())
+    if not found:
+        raise UsageError("--method names no method", "--method none,yarn")
+    return found
+
+
+TOKENS = "<tokens>"
+Ramp = Literal["index", "paper"]
+
+# -- the recipe -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A method and its parameters, as a user asks for them: what `extend` makes a RoPE of, given a base."""
+
+    scale: Annotated[float | None, Help("s = L'/L, on the original pretraining context.")] = None
+    context: Annotated[
+        int | None, Help("L', the extended context in tokens, as 32768 or 32k, instead of --scale.", read=tokens, metavar=TOKENS)
+    ] = None
+    method: Annotated[str, Help("One of 'yarn-convert methods'.")] = "yarn"
+    original_context: Annotated[int | None, Help("L, where the model does not say it.", read=tokens, metavar=TOKENS)] = None
+    beta_fast: Annotated[float | None, Help("Turns over L above which a pair is kept. [default: 32]")] = None
+    beta_slow: Annotated[float | None, Help("Turns below which it is interpolated. [default: 1]")] = None
+    attention_factor: Annotated[float | None, Help("Multiplier of cos and sin. [default: 0.1·ln s + 1]")] = None
+    ramp: Annotated[Literal["index", "paper"], Help("index, as every runtime computes it, or paper (Eq. 18; carried as tensors).")] = (
+        "index"
+    )
+    truncate: Annotated[bool, Help("Round the ramp's ends to whole pairs.", names=("--truncate/--no-truncate",))] = True
+
+
+# -- the commands' own ------------------------------------------------------------------------------------------------
+
+Revision = Annotated[str | None, Help("Branch, tag or commit of a model on the Hub.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """A recipe, and how it is written."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    _: KW_ONLY
+    out: Annotated[Literal["safetensors", "gguf"] | None, Help("safetensors or gguf; default: what came in.", after="method")] = None
+    output: Annotated[Path | None, Help("Where to write; default NAME-METHOD-CONTEXT.", names=("-o", "--output"), after="out")] = None
+    carry: Annotated[
+        Literal["auto", "metadata", "tensors"], Help("auto, metadata (YaRN keys) or tensors (the frequencies themselves).")
+    ] = "auto"
+    outtype: Annotated[
+        str, Help("auto (keep), f32, f16, bf16, q8_0, q4_0, … or a mix of llama.cpp, as q4_k_m.", read=str.lower, metavar="<str>")
+    ] = "auto"
+    imatrix: Annotated[Path | None, Help("llama-imatrix's importance matrix, for --outtype.")] = None
+    sliding_window: Annotated[Literal["keep", "off"], Help("keep, or off: extend with full attention (Mistral v0.1).")] = "keep"
+    pretokenizer: Annotated[str | None, Help("For GGUF: the name of a pre-tokenizer that is not recognized.")] = None
+    gguf_arch: Annotated[str | None, Help("For GGUF: write it as another architecture, as qwen2 as llama.")] = None
+    cos_sin: Annotated[bool, Help("With tensors: also the cos and sin caches, in rope.safetensors.")] = False
+    link: Annotated[bool, Help("Hard-link unchanged weight files instead of copying them.")] = False
+    in_place: Annotated[bool, Help("Change the .gguf file itself; its tensor data does not move.")] = False
+    hash: Annotated[bool, Help("Put the SHA-256 of every weight file, as it was written, into the manifest.")] = False
+    split_max_size: Annotated[str | None, Help("For GGUF: parts of at most 5G or 500M, or none: one file. [default: as the input is]")] = (
+        None
+    )
+    revision: Revision = None
+    force: Annotated[bool, Help("Replace an existing output.")] = False
+
+
+Dtype = Literal["f32", "bf16", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateOptions:
+    """What is checked, and against what. `recipe`: what is intended, where neither `like` nor the files say it. `budget` in seconds of
+    real weights, or `tokens` of them; `real` and `twin` switch the two kinds of run."""
+
+    base: Annotated[str | None, Help("The base model: are the weights its own?")] = None
+    like: Annotated[str | None, Help("Another checkpoint that says what is intended.")] = None
+    recipe: Recipe | None = None
+    runtimes: Annotated[
+        tuple[str, ...],
+        Help(
+            "A runtime to run, NAME or NAME:MODE (see 'yarn-convert runtimes'); can be repeated. [default: all that are there]",
+            names=("--runtime",),
+        ),
+    ] = ()
+    budget: Annotated[
+        float | None, Help("Time for the real weights, as 90s or 5m. [default: 60s on a CPU]", read=seconds, metavar="<str>")
+    ] = None
+    tokens: Annotated[int | None, Help("Length of the text for the real weights, instead of --budget.", read=tokens, metavar=TOKENS)] = None
+    twin_tokens: Annotated[
+        int | None,
+        Help("Length of the twin's text. [default: the context, at most 131072 on a CPU]", read=tokens, metavar=TOKENS),
+    ] = None
+    text: Annotated[Path | None, Help("A text in UTF-8 instead of the one in the package.")] = None
+    device: Annotated[str, Help("Of the reference, and of transformers and llama.cpp: auto, cuda, mps or cpu.")] = "auto"
+    dtype: Annotated[Dtype, Help("Of the reference: f32, or bf16 for size.")] = "f32"
+    revision: Revision = None
+    real: bool = True
+    twin: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairOptions:
+    """Which spelling is meant, and where it is written."""
+
+    output: Annotated[Path | None, Help("Write a repaired copy; default: in place.", names=("-o", "--output"))] = None
+    like: Annotated[str | None, Help("Another checkpoint that says what is intended.")] = None
+    keep: Annotated[
+        tuple[str, ...],
+        Help(
+            "Which of two things that disagree: rope_scaling or rope_parameters, rope_type or type in an object, object or top for "
+            "what stands in an object and at the top level. Can be repeated."
+        ),
+    ] = ()
+    recipe: Recipe | None = None
+    force: Annotated[bool, Help("Replace an existing output.")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOptions:
+    """How a model is read that is only shown."""
+
+    recipe: Annotated[Recipe, Only("original_context")] = field(default_factory=Recipe)
+    revision: Revision = None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadOptions:
+    """Where an output is published, and how."""
+
+    repo: Annotated[str, Help("The repository on the Hub, as user/name.", argument=True)]
+    _: KW_ONLY
+    private: Annotated[bool, Help("Make a new repository private.")] = False
+    revision: Annotated[str | None, Help("Branch to commit to. [default: main]")] = None
+    create_pr: Annotated[bool, Help("Open a pull request instead of committing.")] = False
+    allow_unvalidated: Annotated[bool, Help("Publish what has not passed 'yarn-convert validate'.")] = False
+
+
+# -- the measures -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """Where documents come from. `files`: text files in UTF-8, or folders of *.txt; empty and no `dataset`: the text in the package.
+    `cut`: a rest is left out."""
+
+    files: Annotated[tuple[Path, ...], Help("A text in UTF-8, or a folder of *.txt; repeatable.", names=("--text",))] = ()
+    dataset: Annotated[str | None, Help("NAME[:CONFIG[:SPLIT[:COLUMN]]] for the package datasets, instead of --text.")] = None
+    cut: Annotated[int | None, Help("Make documents of so many tokens of each text.", read=tokens, metavar=TOKENS)] = None
+    most: Annotated[int | None, Help("Use so many documents at most.", names=("--documents",), least=1)] = None
+
+    def __post_init__(self) -> None:
+        """UsageError for two places at once."""
+        if self.files and self.dataset:
+            raise UsageError("--dataset and --text both say which texts to read", "give one of them")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """What the measures have in common. `methods`: NAME or NAME:FACTOR, over each model; empty: each model as it is."""
+
+    methods: Annotated[
+        tuple[str, ...],
+        Help(
+            "Recipes to measure on the base, as none,linear,yarn,dynamic-yarn or yarn:4,yarn:8; repeatable. [default: the model as it is]",
+            names=("--method", "--methods"),
+            made=methods,
+        ),
+    ] = ()
+    recipe: Annotated[Recipe, Only("scale", "context", "original_context")] = field(default_factory=Recipe)
+    texts: Texts = field(default_factory=Texts)
+    runtime: Annotated[str, Help("transformers, any recipe; or one that runs a file as it is, as llama.cpp.")] = "transformers"
+    device: Annotated[str, Help("auto, cuda, mps or cpu.")] = "auto"
+    dtype: Annotated[Dtype, Help("Of the computation: f32 or bf16.")] = "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class PerplexityOptions:
+    """`windows` W in tokens, BOS included; `tokens` of each document and `stride` S for sliding windows."""
+
+    settings: EvaluateOptions = field(default_factory=EvaluateOptions)
+    _: KW_ONLY
+    windows: Annotated[
+        tuple[int, ...], Help("Context windows W in tokens.", read=token_list, metavar="<tokens,…>", after="original_context")
+    ] = (2048, 4096, 8192)
+    tokens: Annotated[
+        int | None,
+        Help(
+            "Slide the windows over so many tokens of each document. [default: truncate it at each window]",
+            read=tokens,
+            metavar=TOKENS,
+            after="windows",
+        ),
+    ] = None
+    stride: Annotated[
+        int | None,
+        Help("S, by which a sliding window moves. [default: 256]", read=tokens, metavar=TOKENS, after="tokens"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PasskeyOptions:
+    """`depths`: bins of the heat map."""
+
+    settings: Annotated[EvaluateOptions, Only("methods", "scale", "context", "original_context", "device", "dtype")] = field(
+        default_factory=EvaluateOptions
+    )
+    _: KW_ONLY
+    lengths: Annotated[
+        tuple[int, ...], Help("Lengths of the prompts.", read=token_list, metavar="<tokens,…>", after="original_context")
+    ] = (8192, 16384, 32768)
+    trials: Annotated[int, Help("Prompts of each length.", least=1, after="lengths")] = 10
+    depths: Annotated[int, Help("Rows of the heat map.", least=1, after="trials")] = 10
+    seed: Annotated[int, Help("Of keys and depths.", least=0, after="depths")] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TemperatureOptions:
+    """`multipliers` empty: the recommended value and three steps on both sides. `window` None: the extended context."""
+
+    settings: Annotated[
+        EvaluateOptions,
+        Only("scale", "context", "original_context", "files", "dataset", "cut", "most", "device", "dtype"),
+    ] = field(default_factory=EvaluateOptions)
+    _: KW_ONLY
+    window: Annotated[
+        int | None,
+        Help("Truncate documents here. [default: the extended context]", read=tokens, metavar=TOKENS, after="original_context"),
+    ] = None
+    multipliers: Annotated[
+        tuple[float, ...],
+        Help("Values of √(1/t). [default: the recommended one and three on each side]", read=number_list, metavar="<x,…>", after="window"),
+    ] = ()
+    segments: Annotated[int, Help("Segments of position.", least=1, after="multipliers")] = 4
+
+
+@dataclass(frozen=True, slots=True)
+class AdviseOptions:
+    """`factors` empty: N/L times each of eight."""
+
+    _: KW_ONLY
+    context: Annotated[int, Help("N, the length to serve.", read=tokens, metavar=TOKENS)]
+    method: Annotated[str, Help("The method whose factor is sought.")] = "yarn"
+    factors: Annotated[
+        tuple[float, ...],
+        Help(
+            "Factors to try. [default: 0.5, 0.75, 1, 1.25, 1.5, 2, 3 and 4 times N/L]",
+            names=("--factor",),
+            read=number_list,
+            metavar="<x,…>",
+        ),
+    ] = ()
+    tolerance: Annotated[float, Help("Share by which a segment's perplexity may exceed the base's.")] = 0.02
+    segments: Annotated[int, Help("Segments of the N tokens.", least=1)] = 8
+    settings: Annotated[EvaluateOptions, Only("original_context", "files", "dataset", "cut", "most", "device", "dtype")] = field(
+        default_factory=EvaluateOptions, kw_only=False
+    )
+
+
+# -- what a field says -------------------------------------------------------------------------------------------
+
+
+def spelled(name: str, told: Help) -> tuple[str, ...]:
+    """A field as it is written at the command line."""
+    return told.names or (f"--{name.replace('_', '-')}",)
+
+
+def split(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """(the type, what is written beside it in Annotated); of an optional type that type."""
+    marks: tuple[Any, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *found = get_args(hint)
+        marks = tuple(found)
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    return hint, marks
+
+
+@cache
+def hints(kind: Hashable) -> dict[str, Any]:
+    """The types of a dataclass's fields, with what is written beside them."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def check_choices(asked: object) -> None:
+    """Raise UsageError for a value that is none of those that its field's `Literal` names, in all parts."""
+    kind = type(asked)
+    for f in fields(kind):  # type: ignore[arg-type]
+        value, (inner, marks) = getattr(asked, f.name), split(hints(kind)[f.name])  # type: ignore[arg-type]
+        if is_dataclass(value):
+            check_choices(value)
+        elif get_origin(inner) is Literal and value is not None and value not in get_args(inner):
+            told = next(m for m in marks if isinstance(m, Help))
+            raise unknown(spelled(f.name, told)[-1], value, get_args(inner))
+
+
+def taking(options: Callable[P, D]) -> Callable[[Callable[[A, D], R]], Callable[Concatenate[A, P], R]]:
+    """Lets a function of a model and a dataclass be called with that dataclass's own fields, by keyword."""
+
+    def decorate(function: Callable[[A, D], R]) -> Callable[Concatenate[A, P], R]:
+        @wraps(function)
+        def call(model: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return function(model, options(*args, **kwargs))
+
+        return call
+
+    return decorate

@@ -11,14 +11,15 @@ from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .contents import CONFIG
-from .convert import Conversion, carry_in_place, check_name, manifest_of
+from .conversion import Conversion, carry_in_place, check_name, manifest_of
 from .errors import Inexpressible, InputError, OutputError, Unsupported
-from .extending import Extension, Options, beside
+from .extension import Extension, beside
 from .files import exists, read
 from .gguf_file import Field
 from .inputs import noticing
 from .json_text import REMOVE
 from .manifest import MANIFEST, as_json, changed, manifest_path
+from .options import ConvertOptions, Recipe, RepairOptions
 from .readers import HF_READERS, Refuses, read_config
 from .readers.judge import unknown
 from .rope import MAX_CONTEXT, recipe_of, table
@@ -30,7 +31,7 @@ from .targets.output import replace_file
 from .targets.plan import Plan, Request
 from .targets.safetensors import ROPE_FILE, plan_safetensors
 from .tensors import load_json
-from .validate.intention import LLAMA_CPP, Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
+from .validation.intention import LLAMA_CPP, Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
 
 BACKUP = ".before-repair"
 # Members of a manifest
@@ -113,41 +114,35 @@ class Repair:
         }
 
 
-def plan_repair(
-    model: str,
-    options: Options | None = None,
-    like: str | None = None,
-    output: Path | None = None,
-    force: bool = False,
-    keep: Sequence[str] = (),
-) -> Repair:
-    """Plan to rewrite `model`, in place unless `output` is given. What is meant is said by `like`, by `options`, by a manifest,
+def plan_repair(model: str, asked: RepairOptions) -> Repair:
+    """Plan to rewrite `model`, in place unless an output is given. What is meant is said by `like`, by `recipe`, by a manifest,
     or by the file itself, ignored keys taken at their word; `keep` says which of two things in it, see `rivals.KEEP`.
 
     Raises Inexpressible where the format cannot carry it; InputError where nobody says what is meant, or a reader would have less
     of it than before; OutputError for a file that others share.
     """
     with noticing() as inputs:
-        repair = _planned(model, options, like, output, force, keep)
+        repair = _planned(model, asked)
     return replace(repair, conversion=replace(repair.conversion, inputs=inputs))
 
 
-def _planned(model: str, options: Options | None, like: str | None, output: Path | None, force: bool, keep: Sequence[str]) -> Repair:
+def _planned(model: str, asked: RepairOptions) -> Repair:
     path = Path(model).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         recover(path)  # an edit in place that was interrupted is finished first
-    c = open_checkpoint(resolve(model), keep)
-    output = output and output.expanduser()
+    c = open_checkpoint(resolve(model), asked.keep)
+    output = asked.output and asked.output.expanduser()
     if output is not None or c.gguf:  # a blob of Ollama's is named after what it holds, and stays as it is
         check_name(output or c.source.path, "gguf" if c.gguf else "safetensors")
-    meant = whole(intention_of(c, options, None, like))
+    meant = whole(intention_of(c, asked.recipe, None, asked.like))
     if c.source.commit and output is None:
         raise OutputError(f"{model} is in the Hub's cache, which others share", "-o PATH writes a repaired copy")
-    wish = Options(method="none", output=output, in_place=output is None, force=force)
-    request = Request(meant.rope, meant.context, output or c.source.path, recipe_of(meant.rope) | beside(c, wish), carry_in_place(c, wish))
+    wish = ConvertOptions(Recipe(method="none"), output=output, in_place=output is None, force=asked.force)
+    recorded = recipe_of(meant.rope) | beside(c, wish.recipe)
+    request = Request(meant.rope, meant.context, output or c.source.path, recorded, carry_in_place(c, wish))
     before = _served(c)
     plans = [(plan, _readers(c, meant, before, plan)) for plan in _plans(c, request)]
-    enough = meant.context if options or like or keep else None  # the user has said what is meant
+    enough = meant.context if asked.recipe or asked.like or asked.keep else None  # the user has said what is meant
     plan, found = next(((p, r) for p, r in plans if not any(x.loss(enough) for x in r.values())), plans[0])
     if losses := [f"{name} {why}" for name, r in found.items() if (why := r.loss(enough))]:
         raise InputError(f"this repair would take something away: {'; '.join(losses)}", SAY)

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from . import dialects
-from .errors import Disagreement, UsageError
+from .errors import Disagreement, UsageError, unknown
 from .families.schema import ROPE_OBJECTS
 from .rope import Rope
 
@@ -46,7 +46,7 @@ def read(config: Config, latent: bool, keep: Sequence[str] = ()) -> tuple[Config
 def kept(config: Config, name: str, must: bool = True) -> Config:
     """`config` without the other of the two. UsageError where there is no such thing, unless `must` is false."""
     if name not in KEEP:
-        raise UsageError(f"unknown --keep {name!r}", f"one of {', '.join(KEEP)}")
+        raise unknown("--keep", name, KEEP)
     found = {k: config[k] for k in ROPE_OBJECTS if isinstance(config.get(k), dict) and config[k]}
     if name in ROPE_OBJECTS:
         if name not in found and must:

@@ -11,9 +11,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import printable
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from .checkpoint import Checkpoint
+    from .compute.record import Say
+    from .conversion import Conversion
+    from .describe import Description
+    from .digests import Progress
+    from .publishing.hub import Upload
+    from .repair import Repair
 
 NEAREST = str.maketrans(
     dict(zip("×–−·…→±√²θ", ("x", "-", "-", ".", "...", "->", "+-", "sqrt", "2", "theta"), strict=True))
@@ -42,7 +53,7 @@ def write(*lines: object, file: TextIO | None = None) -> None:
     print("\n".join(printable(str(line)) for line in lines), file=file, flush=file is not None)
 
 
-def answer(value: Any, as_json: bool, *lines: object) -> None:
+def answer(value: object, as_json: bool, *lines: object) -> None:
     """The result of a command on stdout: as JSON, or as lines for people."""
     if as_json:
         print(json.dumps(value, indent=2))
@@ -50,7 +61,7 @@ def answer(value: Any, as_json: bool, *lines: object) -> None:
         write(*lines)
 
 
-def plan_json(conversion: Any) -> dict[str, Any]:
+def plan_json(conversion: Conversion) -> dict[str, Any]:
     from .rope import recipe_of, table
 
     plan = conversion.plan
@@ -72,7 +83,7 @@ def plan_json(conversion: Any) -> dict[str, Any]:
     }
 
 
-def plan_lines(conversion: Any) -> list[str]:
+def plan_lines(conversion: Conversion) -> list[str]:
     """The plan, for people."""
     from .describe import other_layers, pairs
     from .readers.judge import unknown
@@ -116,29 +127,29 @@ def next_steps(out: Path, context: int) -> list[str]:
     return text.format(path=shlex.quote(str(out)), context=context).splitlines()
 
 
-def inspect_lines(c: Any, facts: dict[str, Any]) -> list[str]:
+def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:
     from .describe import plot
 
-    types = ", ".join(f"{t} × {n['tensors']} ({human(n['bytes'])})" for t, n in facts["types"].items())
+    types = ", ".join(f"{t} × {n.tensors} ({human(n.bytes)})" for t, n in facts.types.items())
     params = {k: v for k, v in c.rope.params.items() if not isinstance(v, tuple)}
     recipe = ", ".join([c.rope.method, *(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())])
-    many = f"weights packed by {facts['packed']}" if facts["packed"] else f"{facts['parameters'] / 1e6:,.0f} M parameters"
+    many = f"weights packed by {facts.packed}" if facts.packed else f"{(facts.parameters or 0) / 1e6:,.0f} M parameters"
     lines = [
-        f"name        {facts['name']}" + (f" ({facts['repo']} at {facts['commit']})" if facts["repo"] else ""),
-        f"model       {facts['architecture']}, {many}, {facts['layers']} layers, "
-        f"{facts['heads']} heads of {facts['head_dim']}, {facts['kv_heads']} KV heads",
+        f"name        {facts.name}" + (f" ({facts.repo} at {facts.commit})" if facts.repo else ""),
+        f"model       {facts.architecture}, {many}, {facts.layers} layers, "
+        f"{facts.heads} heads of {facts.head_dim}, {facts.kv_heads} KV heads",
         f"tensors     {types}",
-        f"RoPE        {recipe}; theta {c.rope.theta:g}, D {c.rope.rotary_dim}; cos and sin × {facts['attention_factor']:.6g}",
-        *([f"layers      {facts['other_layers']}"] if facts["other_layers"] else []),
-        f"context     {facts['context']:,} tokens, originally {facts['original_context']:,} (s = {facts['scale']:g})",
+        f"RoPE        {recipe}; theta {c.rope.theta:g}, D {c.rope.rotary_dim}; cos and sin × {facts.attention_factor:.6g}",
+        *([f"layers      {facts.other_layers}"] if facts.other_layers else []),
+        f"context     {facts.context:,} tokens, originally {facts.original_context:,} (s = {facts.scale:g})",
         *([f"            {c.note}"] if c.note else []),
-        "KV cache    " + ", ".join(f"{human(b)} at {int(n):,}" for n, b in facts["kv_cache_bytes"].items()) + " tokens (f16)",
+        "KV cache    " + ", ".join(f"{human(b)} at {n:,}" for n, b in facts.kv_cache_bytes.items()) + " tokens (f16)",
         *plot(c.rope, c.context),
     ]
-    return lines + [f"inconsistent: {line}" for line in facts["inconsistencies"]]
+    return lines + [f"inconsistent: {line}" for line in facts.inconsistencies]
 
 
-def upload_lines(plan: Any) -> list[str]:
+def upload_lines(plan: Upload) -> list[str]:
     """Every file and its way, and what a publisher should know."""
     lines = [f"{i.way:<10} {human(i.size):>10}  {i.name}" + (f"  ({i.why})" if i.why else "") for i in plan.items]
     ways = ("upload", "copy", "unchanged")
@@ -147,7 +158,7 @@ def upload_lines(plan: Any) -> list[str]:
     return [f"to         {plan.repo}", *lines, f"in all     {total}", *left, *(f"warning    {w}" for w in plan.warnings)]
 
 
-def repair_lines(plan: Any) -> list[str]:
+def repair_lines(plan: Repair) -> list[str]:
     """What a repair changes, and who follows before and after."""
     meant = plan.meant
     lines = [f"intended  {meant.rope.method}: {meant.rope.original_context:,} -> {meant.context:,} tokens, {meant.origin}"]
@@ -191,22 +202,23 @@ class HubTalk(Talk):
 
 
 @contextlib.contextmanager
-def progress(total: int, quiet: bool) -> Iterator[Any]:
+def progress(total: int, quiet: bool) -> Iterator[Progress]:
     """A progress bar with bytes and rate on stderr; nothing when quiet or not a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda n: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
 
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda n: bar.advance(task, n)
 
 
 @contextlib.contextmanager
-def stages(quiet: bool) -> Iterator[Any]:
+def stages(quiet: bool) -> Iterator[Say]:
     """What is running and how far it is, on stderr: a bar on a terminal, else a line when something new begins."""
     if quiet:
         yield lambda what, fraction: None
@@ -223,11 +235,12 @@ def stages(quiet: bool) -> Iterator[Any]:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
 
         def show(what: str, fraction: float) -> None:
             if what not in tasks:
@@ -243,7 +256,7 @@ LINE_EVERY = 30.0  # seconds between two lines of progress where there is no ter
 
 
 @contextlib.contextmanager
-def steps(quiet: bool) -> Iterator[Any]:
+def steps(quiet: bool) -> Iterator[Say]:
     """How far a long measure is and how long it takes still, on stderr: a bar on a terminal, else a line now and then."""
     if quiet or sys.stderr.isatty():
         with stages(quiet) as show:

@@ -12,8 +12,8 @@ from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
 from yarn_convert.rope import effect
 from yarn_convert.source import resolve
-from yarn_convert.validate.judging import tolerance_for
-from yarn_convert.validate.study import real_subject
+from yarn_convert.validation.judging import tolerance_for
+from yarn_convert.validation.study import real_subject
 
 
 def opened(job: Job) -> Checkpoint:

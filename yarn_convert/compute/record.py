@@ -8,14 +8,26 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import Struct
 
 from ..manifest import changed, manifest_path
+from ..options import Dtype
 from ..targets.output import replace_file
 
 Say = Callable[[str, float], None]  # (what is running, fraction done)
 SHORTEST = 16  # tokens of a text that is worth a computation
-DTYPES = {"f32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
+DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {"f32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
+
+
+class Hardware(Struct, frozen=True):
+    """Where a result was computed; `memory_gib` of the machine, in GiB."""
+
+    system: str
+    processor: str
+    cores: int | None
+    memory_gib: float
 
 
 def made() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .. import layout
 from ..checkpoint import Checkpoint
-from ..errors import InputError, Unsupported, UsageError, YarnConvertError
+from ..errors import InputError, Unsupported, UsageError, YarnConvertError, did_you_mean
 from ..extras import need
 from ..families import for_config
 from ..layout import Part
@@ -172,7 +172,7 @@ def pick_device(wish: str) -> str:
     torch = with_torch()
     there = [d for d, yes in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if yes] + ["cpu"]
     if wish not in ("auto", *there):
-        raise UsageError(f"no device {wish!r} here", f"--device auto, or one of {', '.join(there)}")
+        raise UsageError(f"no device {wish!r} here", f"{did_you_mean(wish, there)}--device auto, or one of {', '.join(there)}")
     return there[0] if wish == "auto" else wish
 
 

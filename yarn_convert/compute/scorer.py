@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import runtimes
 from ..checkpoint import Checkpoint
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 from ..rope import Rope, effect
 from ..runtimes.table import RUNTIMES
 from .reference import Reference, enough_memory
@@ -110,7 +110,7 @@ class Runtime:
     def __init__(self, c: Checkpoint, name: str) -> None:
         row = RUNTIMES.get(name)
         if row is None:
-            raise UsageError(f"unknown runtime {name!r}", f"one of {', '.join(RUNTIMES)}")
+            raise unknown("runtime", name, RUNTIMES)
         if row.reads != ("gguf" if c.gguf else "safetensors"):
             raise UsageError(f"{name} reads {row.reads}, and {c.source.name} is another format", "yarn-convert MODEL --method none --out …")
         self.c, self.name, self.info = c, name, dict[str, Any]()

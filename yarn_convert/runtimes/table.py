@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..errors import UsageError
+from ..errors import UsageError, unknown
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}  # a worker is given a folder: it has nothing to look up
 
@@ -122,7 +122,7 @@ def row_of(wish: str) -> Runtime:
     """The runtime of NAME or NAME:MODE. Raises UsageError for a name or a mode that there is not."""
     name, _, mode = wish.partition(":")
     if name not in RUNTIMES:
-        raise UsageError(f"unknown runtime {name!r}", f"one of {', '.join(RUNTIMES)}")
+        raise unknown("runtime", name, RUNTIMES)
     if mode and mode not in RUNTIMES[name].modes:
         raise UsageError(f"{name} has no mode {mode!r}", f"one of {', '.join([name, *(f'{name}:{m}' for m in RUNTIMES[name].modes)])}")
     return RUNTIMES[name]

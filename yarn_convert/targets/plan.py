@@ -11,7 +11,7 @@ from typing import Any
 from .. import dialects, readers
 from ..checkpoint import Checkpoint
 from ..dtypes import OUTTYPES, PLAIN
-from ..errors import Inexpressible, UsageError
+from ..errors import Inexpressible, unknown
 from ..families.schema import ROPE_OBJECTS
 from ..json_text import REMOVE
 from ..layout import Part
@@ -195,6 +195,6 @@ def target_dtype(t: Part, gguf_name: str, outtype: str) -> str:
 
 def check_outtype(outtype: str, fmt: str) -> None:
     if outtype not in ("auto", *OUTTYPES, *MIXES):
-        raise UsageError(f"unknown --outtype {outtype!r}", f"one of {', '.join(dict.fromkeys(['auto', *OUTTYPES, *MIXES]))}")
+        raise unknown("--outtype", outtype, ("auto", *OUTTYPES, *MIXES))
     if fmt == "safetensors" and outtype.upper() not in ("AUTO", *PLAIN):
         raise Inexpressible(f"safetensors for transformers has no {outtype}", f"--out gguf --outtype {outtype}, or --outtype bf16")

@@ -8,7 +8,7 @@ import numpy as np
 from job import Job
 
 from yarn_convert.compute.reference import Reference
-from yarn_convert.validate.judging import compare, tolerance_for, wrong_tables
+from yarn_convert.validation.judging import compare, tolerance_for, wrong_tables
 
 ON, LIMIT, NEEDS = "gpu", 90, ("prepare",)
 RUNS = 3

@@ -3,7 +3,7 @@
 import logits
 from job import Job
 
-from yarn_convert.validate.judging import compare, tolerance_for
+from yarn_convert.validation.judging import compare, tolerance_for
 
 ON, LIMIT, NEEDS = "cpu", 30, ("cpu", "reference")
 

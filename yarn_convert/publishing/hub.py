@@ -20,10 +20,11 @@ from ..files import exists, regular
 from ..general import README
 from ..inputs import NOTHING, Inputs, noticing
 from ..manifest import Base, Manifest, manifest_path, read_manifest
+from ..options import UploadOptions, taking
 from ..source import BUSY, Say, answer_of, is_repo, patient, resolve
 from ..targets.safetensors import WRITTEN
-from ..validate.intention import check_recipe, intention_of
-from .card import local_card, render
+from ..validation.intention import check_recipe, intention_of
+from .model_card import local_card, render
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"
 LONG = 4 << 30  # bytes that take some ten seconds to hash
@@ -57,6 +58,31 @@ class Item:
     data: bytes | None = None
     why: str = ""
 
+    def to_dict(self) -> dict[str, str | int]:
+        return {"file": self.name, "bytes": self.size, "way": self.way, **({"why": self.why} if self.why else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """What was published: `url` is the commit's address, or the pull request's; `files` are those of the output and the way each went,
+    "upload", "copy" or "unchanged"; `left`: what lies beside the output and was not published; `warnings`: what a publisher should know."""
+
+    repo: str
+    files: tuple[Item, ...]
+    left: tuple[str, ...]
+    warnings: tuple[str, ...]
+    url: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return {
+            "repo": self.repo,
+            "files": [i.to_dict() for i in self.files],
+            "left": list(self.left),
+            "warnings": list(self.warnings),
+            "url": self.url,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Upload:
@@ -76,35 +102,36 @@ class Upload:
     inputs: Inputs = NOTHING
 
     def as_json(self) -> dict[str, Any]:
-        files = [{"file": i.name, "bytes": i.size, "way": i.way, **({"why": i.why} if i.why else {})} for i in self.items]
-        return {"repo": self.repo, "files": files, "left": list(self.left), "warnings": list(self.warnings)}
+        """What --dry-run shows beside the card."""
+        return {k: v for k, v in self.done("").to_dict().items() if k != "url"}
+
+    def done(self, url: str) -> Uploaded:
+        return Uploaded(self.repo, self.items, self.left, self.warnings, url)
 
     def bytes(self, way: str) -> int:
         return sum(i.size for i in self.items if i.way == way)
 
 
-def plan_upload(
-    model: str, repo: str, *, private: bool = False, revision: str | None = None, create_pr: bool = False, unvalidated: bool = False,
-    say: Say = lambda line: None,
-) -> Upload:  # fmt: skip
-    """What an upload of `model`, an output of yarn-convert, to `repo` would do. Asks the Hub what is there and sends nothing; `say` hears
+def plan_upload(model: str, asked: UploadOptions, say: Say = lambda line: None) -> Upload:
+    """What an upload of `model`, an output of yarn-convert, would do. Asks the Hub what is there and sends nothing; `say` hears
     how far the hashing of large files is.
 
-    Raises UsageError for a model that failed validation or was never validated (`unvalidated` allows it), InputError when
+    Raises UsageError for a model that failed validation or was never validated (`allow_unvalidated` allows it), InputError when
     the Hub does not answer.
     """
-    check_repo(repo)
+    check_repo(asked.repo)
     with noticing() as inputs:
-        plan = _planned(model, repo, private, revision, create_pr, unvalidated, say)
+        plan = _planned(model, asked, say)
     return replace(plan, inputs=inputs)
 
 
-def _planned(model: str, repo: str, private: bool, revision: str | None, create_pr: bool, unvalidated: bool, say: Say) -> Upload:
+def _planned(model: str, asked: UploadOptions, say: Say) -> Upload:
+    repo, revision = asked.repo, asked.revision
     c = open_checkpoint(resolve(model))
     manifest = read_manifest(c.source.path)
     if manifest is None:
         raise UsageError(f"{model} has no manifest of yarn-convert: what it is cannot be said", "convert it, or upload it with 'hf upload'")
-    if not unvalidated:
+    if not asked.allow_unvalidated:
         _check_validated(c, manifest, model)
     files = _files(c)
     there = _there(repo, [README, *files], revision)
@@ -118,7 +145,16 @@ def _planned(model: str, repo: str, private: bool, revision: str | None, create_
     items += [_item(name, path, there, say) for name, path in files.items() if name != README]
     if manifest.weights.identical_to_base and manifest.base.repo:
         items = _copies(items, manifest.base, say)
-    return Upload(repo, private, revision, create_pr, tuple(items), text, (*warnings, *secrets), manifest.base, manifest.context, left)
+    said = (*warnings, *secrets)
+    return Upload(repo, asked.private, revision, asked.create_pr, tuple(items), text, said, manifest.base, manifest.context, left)
+
+
+@taking(UploadOptions)
+def upload(model: str, options: UploadOptions) -> Uploaded:
+    """Publish `model`, an output of yarn-convert: `upload(model, "user/name", private=True)`, with the fields of `UploadOptions` by
+    keyword. All is one commit. Raises as `plan_upload` and `run_upload` do."""
+    plan = plan_upload(model, options)
+    return plan.done(run_upload(plan, lambda line: None))
 
 
 def check_repo(repo: str) -> None:

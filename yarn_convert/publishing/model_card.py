@@ -13,14 +13,14 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import printable
-from ..evaluate.text import figure, percent
+from ..evaluation.text import figure, percent
 from ..general import card_text, front_matter, read_card, to_card
 from ..gguf_file import is_gguf
 from ..manifest import Manifest, read_manifest, recorded
 from ..rope import Rope, table
 from ..source import HUB_ID, resolve
 from ..split import stem_of
-from ..validate.intention import intention_of
+from ..validation.intention import intention_of
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 BEGIN, END = "<!-- yarn-convert: begin -->", "<!-- yarn-convert: end -->"

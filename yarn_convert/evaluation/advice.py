@@ -13,36 +13,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..compute.record import SHORTEST, Say
 from ..errors import UsageError
-from ..extending import EXTENDING
+from ..extension import EXTENDING
+from ..options import AdviseOptions
 from ..rope import METHODS
 from .documents import Document, names
 from .journal import Journal
-from .subjects import Line, Meter, Settings, Subject, line_of
+from .subjects import Line, Meter, Subject, line_of
 from .windows import NOTHING, Losses, Pass, Span, segments, sliding
-
-
-@dataclass(frozen=True, slots=True)
-class AdviseWish:
-    """`factors` empty: N/L times each of `LADDER`."""
-
-    context: int
-    method: str = "yarn"
-    factors: tuple[float, ...] = ()
-    tolerance: float = 0.02
-    segments: int = 8
-
 
 LADDER = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 SHORT = (4, 2, 1)  # lengths L/4, L/2 and L
 
 
-def advise(model: str, s: Settings, wish: AdviseWish, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
+def measure_advice(model: str, wish: AdviseOptions, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
     """Try the factors on one base; the result is JSON. `factor` is None where none is flat."""
+    s = wish.settings
     if s.runtime != "transformers" or s.methods:
         raise UsageError("advice is about one method on a base, in torch", "--method yarn")
     if wish.method in EXTENDING and not METHODS[wish.method].spans:

@@ -9,17 +9,18 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import UsageError, YarnConvertError
-from ..extending import Options, composes, counted_from, extend
+from ..extension import composes, counted_from, extend
 from ..manifest import MEANT, Manifest
+from ..options import Ramp, Recipe
 from ..rope import METHODS, MSCALES, Rope, ntk_theta, same_at_all_lengths
 from ..tensors import same_bytes
 from .intention import Intention
 
 ALIKE = 1e-6  # of two numbers one of which may have been a float32
 NOT_ITS_BASE = "--base takes the model that it was extended from; --like compares with another output"
-RAMPS = (("index", True), ("index", False), ("paper", True))
+RAMPS: tuple[tuple[Ramp, bool], ...] = (("index", True), ("index", False), ("paper", True))
 USUAL = tuple(  # what a table without a name is compared with: each method with its usual parameters and every ramp that it has, yarn first
-    Options(method=method, ramp=ramp, truncate=truncate)
+    Recipe(method=method, ramp=ramp, truncate=truncate)
     for method, row in reversed(tuple(METHODS.items()))
     if row.spans
     for ramp, truncate in (RAMPS if row.ramped else RAMPS[:1])
@@ -64,23 +65,23 @@ def _other_length(meant: Intention, base: Checkpoint) -> str:
 
 def _made(meant: Intention, base: Checkpoint, told: int | None) -> Iterator[Rope]:
     """The recipes that `extend` makes of the base at this context and that give the very tables that are meant."""
-    for options in _ways(meant.rope):
+    for asked in _ways(meant.rope):
         try:
-            rope = extend(base, replace(options, context=meant.context, original_context=told)).rope
+            rope = extend(base, replace(asked, context=meant.context, original_context=told)).rope
         except YarnConvertError:  # no extension, or not of this model
             continue
         if same_at_all_lengths(rope, meant.rope):
             yield rope
 
 
-def _ways(rope: Rope) -> tuple[Options, ...]:
-    """Options that may have led to a recipe: its own method and parameters, or those of every method where it has no name."""
+def _ways(rope: Rope) -> tuple[Recipe, ...]:
+    """What may have been asked for that led to a recipe: its own method and parameters, or those of every method where it has no name."""
     if rope.row.nameless:
         return USUAL
     if not rope.row.spans:
         return ()
     given: dict[str, Any] = {k: rope.params[k] for k in rope.row.takes if k in rope.params}
-    return (Options(method=rope.method, **given),)
+    return (Recipe(method=rope.method, **given),)
 
 
 def _difference(meant: Intention, base: Checkpoint, told: int | None) -> str:

@@ -8,25 +8,10 @@ from typing import Any
 
 from msgspec import convert
 
-from ..errors import UsageError
 from ..manifest import Validation
 
 Result = Mapping[str, Any]
 SHOWN = 8  # windows of a study in the table; all are in the JSON and in the HTML report
-
-
-def seconds_of(text: str | None) -> float | None:
-    """ "90s", "5m", "1h" or a plain number as seconds; None stays None. UsageError for anything else."""
-    if text is None:
-        return None
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    try:
-        value = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise UsageError(f"--budget must be a time, not {text!r}", "--budget 90s, or 5m")
-    return value
 
 
 def lines(result: Result, quiet: bool = False) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,30 +13,15 @@ import numpy as np
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..compute.record import DTYPES, Say
 from ..compute.scorer import Runtime, Scorer, Torch
-from ..errors import UsageError
-from ..extending import EXTENDING, Options, counted_from, extend
+from ..errors import UsageError, unknown
+from ..extension import EXTENDING, counted_from, extend
 from ..extras import need
+from ..options import EvaluateOptions, Recipe, check_choices
 from ..rope import METHODS, Rope, recipe_of
 from ..source import resolve
-from .documents import Document, Texts, bos
+from .documents import Document, bos, documents
 from .journal import Journal, identity, key_of
 from .windows import Losses, Pass, Span
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What all measures have in common. `methods`: NAME or NAME:FACTOR, over each model; empty: each model as it is. `runtime`:
-    "transformers" computes any recipe in torch, another one runs the file as it is."""
-
-    methods: tuple[str, ...] = ()
-    scale: float | None = None
-    context: int | None = None
-    original_context: int | None = None
-    texts: Texts = field(default_factory=Texts)
-    device: str = "auto"
-    dtype: str = "f32"
-    runtime: str = "transformers"
-    journal: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +46,10 @@ def _dynamic(rope: Rope) -> bool:
     return bool(rope.row.baked_as) or (rope.inner is not None and _dynamic(rope.inner))
 
 
-def lines_of(c: Checkpoint, s: Settings) -> list[Line]:
+def lines_of(c: Checkpoint, s: EvaluateOptions) -> list[Line]:
     """The recipes to measure on this base. Raises UsageError as a conversion does, and for a method named twice."""
     if not s.methods:
-        if s.scale is not None or s.context is not None:
+        if s.recipe.scale is not None or s.recipe.context is not None:
             raise UsageError("--scale and --context say how far a method extends, and there is no --method", "--method none,yarn")
         return [Line(c.source.name, c.rope.method, c.rope, c.context)]
     found = [line_of(c, s, *_wish(text)) for text in s.methods]
@@ -83,34 +67,34 @@ def _wish(text: str) -> tuple[str, float | None]:
         raise UsageError(f"--method {text!r} is no method and factor", "--method none,linear,yarn:8") from None
 
 
-def line_of(c: Checkpoint, s: Settings, method: str, factor: float | None = None, attention_factor: float | None = None) -> Line:
+def line_of(c: Checkpoint, s: EvaluateOptions, method: str, factor: float | None = None, attention_factor: float | None = None) -> Line:
     """The recipe of a conversion with `method`; a dynamic one is not baked: s follows the length of each pass."""
     if method not in EXTENDING:
-        raise UsageError(f"unknown method {method!r}", f"one of {', '.join(EXTENDING)}")
+        raise unknown("method", method, EXTENDING)
     row = METHODS[method]
     if factor is not None and not row.spans:
         raise UsageError(f"the method {method} takes no factor, and was given {factor:g}", f"--method {method}")
     if method == "none":
         return Line("none", "none", c.rope, c.context)
-    given = Options(method=method, original_context=s.original_context, attention_factor=attention_factor)
+    asked = s.recipe
+    given = Recipe(method=method, original_context=asked.original_context, attention_factor=attention_factor)
     if row.baked_as:
-        context = None if s.scale or s.context else 2 * (s.original_context or c.context)  # of any s: it is dropped again
-        e = extend(c, replace(given, scale=s.scale, context=s.context or context))
+        context = None if asked.scale or asked.context else 2 * (asked.original_context or c.context)  # of any s: it is dropped again
+        e = extend(c, replace(given, scale=asked.scale, context=asked.context or context))
         params = {k: v for k, v in e.rope.params.items() if k != "factor"}
         return Line(method, method, replace(e.rope, method=method, params=params))
-    e = extend(c, replace(given, scale=s.scale, context=s.context) if factor is None else replace(given, scale=factor))
+    e = extend(c, replace(given, scale=asked.scale, context=asked.context) if factor is None else replace(given, scale=factor))
     return Line(method + ("" if factor is None else f":{factor:g}"), method, e.rope, e.context)
 
 
 class Subject:
     """A model, opened; its weights are loaded when something has to be computed that the journal does not have."""
 
-    def __init__(self, model: str, s: Settings, journal: Journal) -> None:
+    def __init__(self, model: str, s: EvaluateOptions, journal: Journal) -> None:
         need("validate", "an evaluation", *(() if s.runtime == "transformers" else ("tokenizers", "psutil")))
-        if s.dtype not in DTYPES:
-            raise UsageError(f"unknown --dtype {s.dtype!r}", "f32 or bf16")
+        check_choices(s)
         self.name, self.settings, self.journal = model, s, journal
-        self.c: Checkpoint = open_checkpoint(resolve(model)).counting_from(s.original_context)
+        self.c: Checkpoint = open_checkpoint(resolve(model)).counting_from(s.recipe.original_context)
         self.identity = identity(self.c)
         if s.runtime != "transformers" and s.methods:
             raise UsageError(
@@ -124,7 +108,7 @@ class Subject:
     @property
     def original(self) -> int:
         """L, from which the factors of this base count."""
-        return counted_from(self.c, self.settings.original_context)
+        return counted_from(self.c, self.settings.recipe.original_context)
 
     @property
     def scorer(self) -> Scorer:
@@ -143,7 +127,7 @@ class Subject:
 
     def documents(self, at_least: int) -> list[Document]:
         """The documents of at least so many tokens; `lead` becomes the BOS that stands before each of their windows."""
-        found, self.left_out, lead = self.settings.texts.documents(self.c, at_least)
+        found, self.left_out, lead = documents(self.settings.texts, self.c, at_least)
         self.lead = bos(self.c)[:lead]
         return found
 

@@ -6,7 +6,7 @@ import datetime as dt
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from ..compute.reference import Reference, pick_device
 from ..compute.tokens import text_ids
 from ..compute.values import changed_since, other_model
 from ..compute.weights import check_weights
-from ..convert import window_off
+from ..conversion import window_off
 from ..digests import Progress, digests
 from ..errors import UsageError
-from ..extending import Options, counted_from
+from ..extension import counted_from
 from ..extras import need
 from ..inputs import noticing
 from ..manifest import Manifest, read_manifest
+from ..options import Recipe, ValidateOptions, check_choices, taking
 from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES, row_of
@@ -37,6 +38,7 @@ from .extension import Lineage, check_base, lineage
 from .generation import warnings
 from .intention import Intention, check_recipe, intention_of, verdicts_of
 from .judging import Tolerance, tolerance_for
+from .result import Validated, validated
 from .rounding import rounds
 from .study import (
     FAILED,
@@ -57,29 +59,11 @@ from .verdict import judge
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
 EXCERPT_TOKENS = 256  # of an excerpt at least, where the text goes so far
+ON_RECORD = ("base", "like", "runtimes", "device", "dtype", "budget", "tokens", "twin_tokens", "text", "real", "twin")  # of the options
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a user can ask for. `runtimes` empty: all that are installed. `budget` seconds of real weights, None for the
-    default; `tokens` of real weights instead of a budget; `real` and `twin` switch the two kinds of run."""
-
-    base: str | None = None
-    like: str | None = None
-    options: Options | None = None
-    runtimes: tuple[str, ...] = ()
-    device: str = "auto"
-    dtype: str = "float32"
-    budget: float | None = None
-    tokens: int | None = None
-    twin_tokens: int | None = None
-    text: Path | None = None
-    real: bool = True
-    twin: bool = True
-
-
-def validate(model: str, settings: Settings, revision: str | None = None, say: Say = lambda what, fraction: None) -> dict[str, Any]:
+def check(model: str, settings: ValidateOptions, say: Say = lambda what, fraction: None) -> dict[str, Any]:
     """Check `model` and return the result as JSON; `verdict` is "passed", "failed" or "inconclusive".
 
     The result also goes into the manifest where there is one. `say` is told what is running and which fraction of it is
@@ -88,7 +72,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     need("validate", "a validation")
     settings = _checked(settings)
     with noticing() as inputs:
-        c = open_checkpoint(resolve(model, revision, weights=settings.real))
+        c = open_checkpoint(resolve(model, settings.revision, weights=settings.real))
         base = open_checkpoint(resolve(settings.base)) if settings.base else None
         manifest = read_manifest(c.source.path)
         files = _digests(c, say)
@@ -103,7 +87,7 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
         "dtype": main_dtype(c),
         "intention": {"recipe": recipe_of(meant.rope), "context": meant.context, "origin": meant.origin},
         "files": files,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items() if k != "options"},
+        "settings": {name: str(v) if isinstance(v := getattr(settings, name), Path) else v for name in ON_RECORD},
     }
     say("recipe", 0.0)
     result["recipe"] = _recipe(c, of_base)
@@ -116,20 +100,28 @@ def validate(model: str, settings: Settings, revision: str | None = None, say: S
     inputs.check()
     result |= judge(result, settings.runtimes, settings.real, settings.twin, c.family.listed)
     result |= made()
-    if manifest is not None and settings.like is None and settings.options is None and c.source.commit is None:
+    if manifest is not None and settings.like is None and settings.recipe is None and c.source.commit is None:
         kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
         result["unrecorded"] = record(c.source.path, "validation", kept)
     return result
 
 
-def _lineage(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, settings: Settings) -> Lineage:
+@taking(ValidateOptions)
+def validate(model: str, options: ValidateOptions) -> Validated:
+    """Check `model`, as `yarn-convert validate` does, with the fields of `ValidateOptions` by keyword: `validate("long.gguf",
+    base="smollm2-135m")`. The result also goes into the manifest where there is one. Raises as `check` does; a model that fails its
+    check raises nothing."""
+    return validated(check(model, options))
+
+
+def _lineage(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, settings: ValidateOptions) -> Lineage:
     """What is meant. With a base it has to follow from that, unless the user says what is meant."""
-    told = settings.options.original_context if settings.options else manifest.asked.original_context if manifest else None
-    if base is None or settings.like is not None or settings.options not in (None, Options(original_context=told)):
-        return Lineage(intention_of(c, settings.options, base, settings.like))
+    told = settings.recipe.original_context if settings.recipe else manifest.asked.original_context if manifest else None
+    if base is None or settings.like is not None or settings.recipe not in (None, Recipe(original_context=told)):
+        return Lineage(intention_of(c, settings.recipe, base, settings.like))
     if c.doubt and not base.doubt:
         c = c.counting_from(told or counted_from(base))  # the base says what the file leaves out
-    return lineage(intention_of(c, settings.options, base, None, doubtful=True), base, told)
+    return lineage(intention_of(c, settings.recipe, base, None, doubtful=True), base, told)
 
 
 def _recipe(c: Checkpoint, of_base: Lineage) -> dict[str, Any]:
@@ -163,10 +155,9 @@ def _modified(path: Path) -> str:
     return dt.datetime.fromtimestamp(path.stat().st_mtime, dt.timezone.utc).isoformat(timespec="seconds")
 
 
-def _checked(s: Settings) -> Settings:
+def _checked(s: ValidateOptions) -> ValidateOptions:
     """The settings with the dtype's full name; UsageError for numbers out of range."""
-    if s.dtype not in DTYPES:
-        raise UsageError(f"unknown --dtype {s.dtype!r}", "f32 or bf16")
+    check_choices(s)
     for name in ("tokens", "twin_tokens"):
         value = getattr(s, name)
         if value is not None and value < SHORTEST:
@@ -218,7 +209,7 @@ def _studies(
     base: Checkpoint | None,
     meant: Intention,
     names: list[str],
-    settings: Settings,
+    settings: ValidateOptions,
     say: Say,
 ) -> list[dict[str, Any]]:
     judged = verdicts_of(c, meant)

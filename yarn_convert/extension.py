@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .errors import Unsupported, UsageError
+from .errors import Unsupported, UsageError, unknown
 from .lengths import LINEAR
+from .options import Recipe, check_choices
 from .rope import MAX_CONTEXT, METHODS, MSCALES, Rope, bake, table
-from .targets.plan import CARRIERS
 
 EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends))  # with none, the base's own stays
-FORMATS = ("safetensors", "gguf")
-WINDOWS = ("keep", "off")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a user can ask for. None means "as the base has it" or the method's own default."""
-
-    scale: float | None = None
-    context: int | None = None
-    method: str = "yarn"
-    out: str | None = None
-    output: Path | None = None
-    original_context: int | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    attention_factor: float | None = None
-    ramp: str = "index"
-    truncate: bool = True
-    carry: str = "auto"
-    outtype: str = "auto"
-    sliding_window: str = "keep"
-    imatrix: Path | None = None
-    pretokenizer: str | None = None
-    gguf_arch: str | None = None
-    cos_sin: bool = False
-    link: bool = False
-    in_place: bool = False
-    hash: bool = False
-    force: bool = False
-    split_max_size: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,53 +24,53 @@ class Extension:
     notes: tuple[str, ...] = ()
 
 
-def extend(c: Checkpoint, options: Options) -> Extension:
-    """The extended recipe of a base. Pure. Raises UsageError for options out of range or that the method does not take.
+def extend(c: Checkpoint, asked: Recipe) -> Extension:
+    """The extended recipe of a base. Pure. Raises UsageError for parameters out of range or that the method does not take.
 
     s = L'/L counts from the original pretraining context. A base that carries YaRN is re-scaled from its own; over any
     other scaling the method is composed: it is applied to the base's effective frequencies over the length they serve.
     Raises InputError for a base whose L nobody says.
     """
-    _check_options(options)
-    if options.method == "none":
-        if options.original_context is not None and not c.doubt:
+    _check(asked)
+    if asked.method == "none":
+        if asked.original_context is not None and not c.doubt:
             raise UsageError("--method none keeps the base's RoPE as it is", "leave out --original-context")
         if c.ignored:
             raise UsageError(
                 f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}",
                 "say what is meant with --method yarn and its options",
             )
-        c = c.counting_from(options.original_context)
+        c = c.counting_from(asked.original_context)
         c = c if c.rope.method == "linear" else c.certain()  # as it is, linear is the same whatever it counts from
         open_still = (f"{c.doubt.message} It stays as open in the output ({c.doubt.hint})",) if c.doubt else ()
         return Extension(c.rope, c.context, c.context / c.rope.original_context, open_still + _as_stale(c))
-    c = c.counting_from(options.original_context).certain()
-    composed, original = composes(c), counted_from(c, options.original_context)
-    context, s, notes = _lengths(original, options)
-    _check_family(c, options, context)
+    c = c.counting_from(asked.original_context).certain()
+    composed, original = composes(c), counted_from(c, asked.original_context)
+    context, s, notes = _lengths(original, asked)
+    _check_family(c, asked, context)
     notes += [c.note] if c.note else []
     if composed and context <= c.context:
         raise UsageError(
             f"{context:,} tokens is no extension: the base already serves {c.context:,} by its own {c.rope.method} scaling", "choose more"
         )
-    if composed and (rope := _both_linear(c.rope, options.method, context, s)):
+    if composed and (rope := _both_linear(c.rope, asked.method, context, s)):
         return Extension(
             rope, context, s, (*notes, f"linear over the base's own linear scaling: linear with s = {rope.number('factor'):g}")
         )
-    row = METHODS[options.method]
+    row = METHODS[asked.method]
     params: dict[str, Any] = {"factor": s} if row.spans else {}
     for name in ("beta_fast", "beta_slow", "attention_factor"):
-        if getattr(options, name) is not None:
-            params[name] = float(getattr(options, name))
+        if getattr(asked, name) is not None:
+            params[name] = float(getattr(asked, name))
     if c.family.latent and "attention_factor" in row.takes:
         params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
-    params |= {"ramp": options.ramp} if options.ramp != "index" else {}
-    params |= {} if options.truncate else {"truncate": False}
-    rope = Rope(options.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else c.rope.inner)
+    params |= {"ramp": asked.ramp} if asked.ramp != "index" else {}
+    params |= {} if asked.truncate else {"truncate": False}
+    rope = Rope(asked.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else c.rope.inner)
     if row.baked_as:
         rope = bake(rope, context)
         notes.append(
-            f"{options.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too"
+            f"{asked.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too"
         )
     if composed and c.rope.row.switches:
         notes.append(f"the base's {c.rope.method} switches lists with the length of the text: its long list is used for every length now")
@@ -129,8 +97,8 @@ def composes(c: Checkpoint) -> bool:
     return c.rope.method != "none" and not (c.rope.row.extends and (c.rope.row.says_length or c.ours))
 
 
-def beside(c: Checkpoint, o: Options) -> dict[str, Any]:
-    """What is recorded beside a recipe: see `manifest.Recipe`."""
+def beside(c: Checkpoint, o: Recipe) -> dict[str, Any]:
+    """What is recorded beside a recipe: see `manifest.RopeRecord`."""
     return {"kept": True} if o.method == "none" and composes(c) else {}
 
 
@@ -151,7 +119,7 @@ def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None
     return replace(base, original_context=int(original), params={"factor": factor}) if original == int(original) else None
 
 
-def _check_family(c: Checkpoint, o: Options, context: int) -> None:
+def _check_family(c: Checkpoint, o: Recipe, context: int) -> None:
     """Raise Unsupported for a model in which nothing is to be extended, UsageError for what means nothing to its attention."""
     if c.farthest is not None and c.farthest < context:
         length = "context_length" if c.gguf else "max_position_embeddings"
@@ -173,16 +141,10 @@ def _takers(option: str) -> str:
     return ", ".join(name for name, row in METHODS.items() if option in row.takes)
 
 
-def _check_options(o: Options) -> None:
-    for name, value, known in (
-        ("method", o.method, EXTENDING),
-        ("carry", o.carry, CARRIERS),
-        ("ramp", o.ramp, ("index", "paper")),
-        ("sliding-window", o.sliding_window, WINDOWS),
-        ("out", o.out, (None, *FORMATS)),
-    ):
-        if value not in known:
-            raise UsageError(f"unknown --{name} {value!r}", f"one of {', '.join(k for k in known if k)}")
+def _check(o: Recipe) -> None:
+    check_choices(o)
+    if o.method not in EXTENDING:
+        raise unknown("--method", o.method, EXTENDING)
     row = METHODS[o.method]
     for name in ("beta_fast", "beta_slow", "attention_factor"):
         if getattr(o, name) is not None and name not in row.takes:
@@ -195,7 +157,7 @@ def _check_options(o: Options) -> None:
         raise UsageError("--method none does not extend", "leave out --scale and --context, or choose a method")
 
 
-def _lengths(original: int, o: Options) -> tuple[int, float, list[str]]:
+def _lengths(original: int, o: Recipe) -> tuple[int, float, list[str]]:
     """(L', s, notes): L' is a whole number of tokens and s exactly L'/L, as exllamav3 and older transformers compute it."""
     if o.scale is None and o.context is None:
         raise UsageError("nothing says how far to extend", "--scale 4, or --context 32768 (--method none converts the format only)")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..convert import Conversion, Options, convert, manifest_of, prepare
+from ..conversion import Conversion, manifest_of, prepare
 from ..decoding import decoded
 from ..digests import sha256
 from ..errors import InputError, UsageError, YarnConvertError
@@ -17,18 +17,18 @@ from ..general import README
 from ..json_text import pretty
 from ..layout import Part
 from ..manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
+from ..options import ConvertOptions, UploadOptions
 from ..source import Say, patient, weight_files
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of
 from ..targets.output import execute
 from ..targets.safetensors import hf_piece, safetensors_job
 from ..tensors import INDEXES, read_safetensors
-from .card import local_card, render
 from .hub import COPY, UPLOAD, CopyRefused, Item, Upload, ask_base, check_repo, hub_error, plan_upload, run_upload
+from .model_card import local_card, render
 
 
 def push(
-    model: str, options: Options, repo: str, revision: str | None = None, *, private: bool = False, unvalidated: bool = False,
-    say: Say = print,
+    model: str, options: ConvertOptions, repo: str, *, private: bool = False, unvalidated: bool = False, say: Say = print,
 ) -> str:  # fmt: skip
     """Convert `model` and publish it: the whole of `yarn-convert MODEL … --push user/name`. Returns the commit's address.
 
@@ -42,9 +42,9 @@ def push(
         hint = f"yarn-convert validate --twin {model}, then --allow-unvalidated; or convert, validate and upload one after the other"
         raise UsageError("--push publishes what was never validated", hint)
     try:
-        conversion = prepare(model, options, revision, weights=False)
+        conversion = prepare(model, options, weights=False)
     except InputError:  # pickled weights have no headers that could be read alone; anything else is raised again
-        conversion = prepare(model, options, revision)
+        conversion = prepare(model, options)
     if on_the_hub(conversion):
         try:
             plan = plan_push(conversion, repo, private)
@@ -53,8 +53,8 @@ def push(
             return run_upload(plan, say) if conversion.plan.identical else stream(conversion, plan, say)
         except CopyRefused as e:
             say(e.message)
-    convert(model, options, revision)
-    return run_upload(plan_upload(str(conversion.plan.out), repo, private=private, unvalidated=True, say=say), say)
+    prepare(model, options).run()
+    return run_upload(plan_upload(str(conversion.plan.out), UploadOptions(repo, private=private, allow_unvalidated=True), say), say)
 
 
 def on_the_hub(conversion: Conversion) -> bool:

@@ -12,10 +12,11 @@ from .. import readers
 from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
 from ..dialects import ROPE_FREQS, pair_of
 from ..errors import InputError
-from ..extending import Options, extend
+from ..extension import extend
 from ..files import exists, regular
 from ..lengths import unsaid
 from ..manifest import read_manifest, rope_of
+from ..options import Recipe
 from ..readers.judge import Verdict, elsewhere, grown, judge, judge_configs, unknown
 from ..readers.survey import Surveyed, survey_config, survey_gguf
 from ..rope import RTOL, Array, Rope, rounding, same_at_all_lengths, table
@@ -37,20 +38,20 @@ class Intention:
     recorded: bool = False
 
 
-def intention_of(c: Checkpoint, options: Options | None, base: Checkpoint | None, like: str | None, doubtful: bool = False) -> Intention:
-    """From `like`, another checkpoint; else from conversion options (over `base`, or over `c` itself, whose own YaRN they
+def intention_of(c: Checkpoint, asked: Recipe | None, base: Checkpoint | None, like: str | None, doubtful: bool = False) -> Intention:
+    """From `like`, another checkpoint; else from a recipe's options (over `base`, or over `c` itself, whose own YaRN they
     replace); else from the manifest; else from the recipe in the GGUF; else what the file claims, with the keys that its
-    reader ignores taken at their word, counted from the options' original context if they say no more.
+    reader ignores taken at their word, counted from its original context if they say no more.
 
     Raises InputError for a claim of which nobody says what it counts from, unless `doubtful`: then as readers take it."""
     if like is not None:
         other = open_checkpoint(resolve(like, weights=False)).certain()
         return Intention(claimed(other), other.context, f"as {like} says")
-    if options == (counted := Options(original_context=options.original_context if options else None)) and counted != Options():
+    if asked == (counted := Recipe(original_context=asked.original_context if asked else None)) and counted != Recipe():
         c = c.counting_from(counted.original_context)
         return Intention(claimed(c), c.context, f"as the file claims, counted from {c.rope.original_context:,} tokens")
-    if options is not None:
-        e = extend(base or c, options)
+    if asked is not None:
+        e = extend(base or c, asked)
         return Intention(e.rope, e.context, "as the options say")
     manifest = read_manifest(c.source.path)
     if manifest is not None:

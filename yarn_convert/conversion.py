@@ -13,17 +13,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from .checkpoint import RECIPE, Checkpoint, open_checkpoint
 from .digests import sha256
 from .errors import FormatError, InputError, OutputError, UsageError
-from .extending import Extension, Options, beside, extend
+from .extension import Extension, beside, extend
 from .families.schema import ROPE_OBJECTS
 from .files import FOLLOW, hub_hash, leads_out
 from .inputs import NOTHING, Inputs, noticing
 from .json_text import pretty
-from .manifest import Asked, Base, Manifest, WeightFile, Weights, as_json, manifest_path, read_manifest, recipe_in, recorded
+from .manifest import Asked, Base, Manifest, WeightFile, Weights, as_json, manifest_path, read_manifest, recipe_in, recorded, with_files
+from .options import ConvertOptions, check_choices, taking
 from .quantizer import read_imatrix
 from .rope import recipe_of, table
 from .source import resolve
@@ -38,7 +39,17 @@ from .targets.plan import Plan, Request
 from .targets.resume import Say
 from .targets.safetensors import plan_safetensors
 
-__all__ = ["Conversion", "Extension", "Options", "convert", "extend", "prepare"]
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion has written: `output`, a folder or a .gguf file, and the manifest that lies in it or beside it."""
+
+    output: Path
+    manifest: Manifest
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it: the manifest's members behind "output"."""
+        return {"output": str(self.output), **as_json(self.manifest)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +59,7 @@ class Conversion:
     checkpoint: Checkpoint
     extension: Extension
     plan: Plan
-    options: Options
+    options: ConvertOptions
     inputs: Inputs = NOTHING
 
     def check(self) -> dict[str, State | None]:
@@ -70,43 +81,44 @@ class Conversion:
         """What `run` reports to its progress: what is written, and what is hashed."""
         return self.plan.bytes + (sum(j.size for j in weight_jobs(self.plan)) if self.options.hash else 0)
 
-    def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> dict[str, Any]:
-        """Write the output and return its manifest. Raises OutputError; what a large output has got to is kept for the next run,
+    def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> Converted:
+        """Write the output. Raises OutputError; what a large output has got to is kept for the next run,
         and `say` hears when one goes on with it."""
         there = self.check()
         if self.options.in_place:
             return _run_in_place(self, progress)
         out, plan = self.plan.out, self.plan
-        written: dict[str, Any] = {}
+        made: list[Manifest] = []
 
         def manifest(moved: Mapping[str, str], folder: Path) -> list[Job]:
-            written.update(as_json(manifest_of(self, moved, folder, progress)))
-            return [WriteBytes(manifest_path(out).name, pretty(written))]
+            made.append(manifest_of(self, moved, folder, progress))
+            return [WriteBytes(manifest_path(out).name, pretty(as_json(made[-1])))]
 
         execute(
             list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest,
             inputs=self.inputs, say=say, replacing=there,
         )  # fmt: skip
-        return written
+        return Converted(out, made[-1])
 
 
-def prepare(model: str, options: Options, revision: str | None = None, weights: bool = True) -> Conversion:
+def prepare(model: str, options: ConvertOptions, weights: bool = True) -> Conversion:
     """Open `model` and plan its conversion; nothing is written. `weights=False` downloads no weights from the Hub."""
+    check_choices(options)
     with noticing() as inputs:
-        conversion = _prepared(model, options, revision, weights)
+        conversion = _prepared(model, options, weights)
     return replace(conversion, inputs=replace(inputs, linked=options.link))
 
 
-def _prepared(model: str, options: Options, revision: str | None, weights: bool) -> Conversion:
+def _prepared(model: str, options: ConvertOptions, weights: bool) -> Conversion:
     path = Path(model).expanduser()
     if options.in_place and path.suffix == ".gguf" and path.is_file() and recover(path):
         raise OutputError(
             f"an earlier --in-place edit of {path} had been interrupted; it is finished now",
             f"see yarn-convert inspect {path}; run this again only to change it further",
         )
-    c = open_checkpoint(resolve(model, revision, weights))
-    extension = extend(c, options)
-    c = c.counting_from(options.original_context)
+    c = open_checkpoint(resolve(model, options.revision, weights))
+    extension = extend(c, options.recipe)
+    c = c.counting_from(options.recipe.original_context)
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
     if options.gguf_arch is not None and fmt != "gguf":
         raise UsageError("--gguf-arch is for --out gguf", "leave it out")
@@ -118,7 +130,7 @@ def _prepared(model: str, options: Options, revision: str | None, weights: bool)
         _check_in_place(c, options, fmt, model)
     out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
     check_name(out, fmt)
-    more = beside(c, options) | _window_recorded(c, options)
+    more = beside(c, options.recipe) | _window_recorded(c, options)
     request = Request(
         extension.rope, extension.context, out, recipe_of(extension.rope) | more, carry_in_place(c, options), options.outtype,
         options.cos_sin, options.sliding_window == "off", options.pretokenizer,
@@ -157,20 +169,21 @@ def check_name(out: Path, fmt: str) -> None:
         raise UsageError(f"the output {out} is named like a GGUF file", "--out gguf, or another name for the folder")
 
 
-def convert(model: str, options: Options, revision: str | None = None, progress: Progress = lambda n: None) -> dict[str, Any]:
-    """Convert `model` and return the manifest: the whole of `yarn-convert MODEL …` as one call."""
-    conversion = prepare(model, options, revision)
-    return conversion.run(progress)
+@taking(ConvertOptions)
+def convert(model: str, options: ConvertOptions) -> Converted:
+    """Convert `model`: the whole of `yarn-convert MODEL …` as one call, `convert(model, Recipe(scale=4), out="gguf", …)`, with the fields
+    of `ConvertOptions` by keyword. Raises a YarnConvertError whose message is one line, and leaves no half-written output."""
+    return prepare(model, options).run()
 
 
-def _check_windows(c: Checkpoint, o: Options) -> None:
+def _check_windows(c: Checkpoint, o: ConvertOptions) -> None:
     """Raise UsageError where windows are to be turned off that only some layers have: transformers would not run it."""
     some = c.window or (c.written.get("sliding_window") if c.written.get("use_sliding_window") is None else None)
     if o.sliding_window == "off" and some and not c.sliding_window:
         raise UsageError(f"only some layers of {c.family.name} see a window, as it was trained", "leave out --sliding-window")
 
 
-def _window_note(c: Checkpoint, e: Extension, o: Options) -> list[str]:
+def _window_note(c: Checkpoint, e: Extension, o: ConvertOptions) -> list[str]:
     if o.sliding_window == "off" and c.own_window:
         return [f"the sliding window of {c.own_window:,} tokens is turned off: every token sees all before it"]
     if o.sliding_window == "keep" and c.own_window and c.own_window < e.context:
@@ -188,9 +201,9 @@ def _link_note(c: Checkpoint) -> list[str]:
     return [f"links out of the model's folder were followed: {', '.join(linked)}"] if linked else []
 
 
-def default_output(c: Checkpoint, e: Extension, options: Options, fmt: str) -> Path:
+def default_output(c: Checkpoint, e: Extension, options: ConvertOptions, fmt: str) -> Path:
     """`NAME-METHOD-CONTEXT`, as smollm2-135m-yarn-32k, in the current folder."""
-    parts = [c.source.name] + ([options.method, short_length(e.context)] if options.method != "none" else [])
+    parts = [c.source.name] + ([options.recipe.method, short_length(e.context)] if options.recipe.method != "none" else [])
     parts += [options.outtype] if options.outtype != "auto" else []
     name = "-".join(parts) + (".gguf" if fmt == "gguf" else "")
     # A format conversion in the folder of its input would get the input's own name.
@@ -213,19 +226,19 @@ def _inputs(c: Checkpoint) -> list[Path]:
 # -- in place ---------------------------------------------------------------------------------------------------------
 
 
-def carry_in_place(c: Checkpoint, o: Options) -> str:
+def carry_in_place(c: Checkpoint, o: ConvertOptions) -> str:
     """Frequencies that lie in the file as a tensor can be replaced in place, but not taken out."""
     return "tensors" if o.in_place and o.carry == "auto" and c.factors else o.carry
 
 
-def _check_in_place(c: Checkpoint, o: Options, fmt: str, model: str) -> None:
+def _check_in_place(c: Checkpoint, o: ConvertOptions, fmt: str, model: str) -> None:
     if not c.source.is_gguf or fmt != "gguf" or not Path(model).expanduser().is_file():
         raise UsageError("--in-place changes a .gguf file given by its path", "leave it out to write a new output")
     if o.output is not None or o.outtype != "auto" or o.link or o.split_max_size is not None:
         raise UsageError("--in-place goes with neither -o, --outtype, --link nor --split-max-size", "leave it out to write a new file")
 
 
-def _run_in_place(conversion: Conversion, progress: Progress) -> dict[str, Any]:
+def _run_in_place(conversion: Conversion, progress: Progress) -> Converted:
     c, job = conversion.checkpoint, only_first(conversion.plan.jobs)
     assert c.gguf is not None and job.fields is not None
     path = c.source.path
@@ -233,13 +246,16 @@ def _run_in_place(conversion: Conversion, progress: Progress) -> dict[str, Any]:
     written = replace(job, size=edit.edited_size)  # the header is padded to where the data begins
     conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written, *conversion.plan.jobs[1:])))
     moved = dict.fromkeys((j.name for j in conversion.plan.jobs), "as it was") | {job.name: "in place"}
-    manifest = as_json(manifest_of(replace(conversion, options=replace(conversion.options, hash=False)), moved, path.parent))
+    manifest = manifest_of(replace(conversion, options=replace(conversion.options, hash=False)), moved, path.parent)
     if conversion.options.hash:
-        for file in manifest["weights"]["files"]:
-            at = path.with_name(file["file"])
-            file["sha256"] = edited_sha256(path, edit, progress) if file["file"] == job.name else sha256(at, progress)
-    run_in_place(path, replace(edit, manifest=pretty(manifest)))
-    return manifest
+
+        def hashed(file: WeightFile) -> WeightFile:
+            own = file.file == job.name
+            return structs.replace(file, sha256=edited_sha256(path, edit, progress) if own else sha256(path.with_name(file.file), progress))
+
+        manifest = with_files(manifest, [hashed(file) for file in manifest.weights.files])
+    run_in_place(path, replace(edit, manifest=pretty(as_json(manifest))))
+    return Converted(path, manifest)
 
 
 # -- the manifest -----------------------------------------------------------------------------------------------------
@@ -259,8 +275,8 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, 
         created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         base=Base(c.source.name, c.source.repo, c.source.commit, "gguf" if c.gguf else "safetensors"),
         format=plan.format,
-        asked=Asked(options.method, options.original_context, "off" if _turned_off(c, options) else "keep"),
-        recipe=recorded(plan.rope, **beside(c, options)),
+        asked=Asked(options.recipe.method, options.recipe.original_context, "off" if _turned_off(c, options) else "keep"),
+        recipe=recorded(plan.rope, **beside(c, options.recipe)),
         context=plan.context,
         scale=e.scale,
         attention_factor=table(plan.rope).multiplier,
@@ -287,15 +303,15 @@ def window_off(c: Checkpoint, manifest: Manifest | None) -> bool:
     return c.gguf is not None and RECIPE in c.gguf.fields and recipe_in(c.gguf.get(RECIPE)).sliding_window == "off"
 
 
-def _turned_off(c: Checkpoint, o: Options) -> bool:
+def _turned_off(c: Checkpoint, o: ConvertOptions) -> bool:
     """Whether the base's sliding window goes with this conversion, or has gone with an earlier one."""
     with contextlib.suppress(FormatError):
         return (o.sliding_window == "off" and bool(c.own_window)) or window_off(c, read_manifest(c.source.path))
     return False
 
 
-def _window_recorded(c: Checkpoint, o: Options) -> dict[str, Any]:
-    """What a GGUF's recipe says of a window that its architecture has no key for: see `manifest.Recipe`."""
+def _window_recorded(c: Checkpoint, o: ConvertOptions) -> dict[str, Any]:
+    """What a GGUF's recipe says of a window that its architecture has no key for: see `manifest.RopeRecord`."""
     return {"sliding_window": "off"} if _turned_off(c, o) else {"sliding_window": c.own_window} if c.own_window else {}
 
 

@@ -9,34 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..compute.record import SHORTEST, Say
 from ..errors import UsageError
+from ..options import TemperatureOptions
 from ..rope import temperature as recommended_at
 from .documents import names
 from .journal import Journal
-from .subjects import Meter, Settings, Subject, line_of
+from .subjects import Meter, Subject, line_of
 from .windows import NOTHING, Losses, Pass, document_error, segments
-
-
-@dataclass(frozen=True, slots=True)
-class TemperatureWish:
-    """`multipliers` empty: the recommended value and three steps of `STEP` on both sides. `window` None: the extended context."""
-
-    window: int | None = None
-    multipliers: tuple[float, ...] = ()
-    segments: int = 4
-
 
 STEP = 0.05
 
 
-def temperature(
-    models: Sequence[str], s: Settings, wish: TemperatureWish, journal: Journal, say: Say = lambda w, f: None
-) -> dict[str, Any]:
+def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
     """Measure every multiplier on all models; the result is JSON."""
+    s = wish.settings
     if s.runtime != "transformers":
         raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
     if set(s.methods) - {"yarn"}:

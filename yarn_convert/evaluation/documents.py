@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from ..compute.scorer import Ids
 from ..compute.tokens import TEXT, read_text, tokenizer_of
 from ..errors import InputError, UsageError
 from ..extras import need
+from ..options import Texts
 
 
 class Document(NamedTuple):
@@ -23,45 +23,35 @@ class Document(NamedTuple):
     ids: Ids
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Where documents come from. `files`: text files in UTF-8, or folders of *.txt; empty and no `dataset`: the text in the package.
-    `dataset`: NAME, NAME:CONFIG, NAME:CONFIG:SPLIT or NAME:CONFIG:SPLIT:COLUMN. `cut`: every text becomes documents of so many
-    tokens, a rest is left out. `most`: so many documents."""
+def contents(texts: Texts) -> list[tuple[str, str]]:
+    """(name, text), in the order given. InputError for what cannot be read; UsageError without the package `datasets`."""
+    if not texts.files and texts.dataset is None:
+        return [(TEXT.name, _read(TEXT))]
+    found = [(f.name, _read(f)) for path in texts.files for f in _files(path)]
+    return found + ([] if texts.dataset is None else _dataset(texts.dataset, texts.most))
 
-    files: tuple[Path, ...] = ()
-    dataset: str | None = None
-    cut: int | None = None
-    most: int | None = None
 
-    def contents(self) -> list[tuple[str, str]]:
-        """(name, text), in the order given. InputError for what cannot be read; UsageError without the package `datasets`."""
-        if not self.files and self.dataset is None:
-            return [(TEXT.name, _read(TEXT))]
-        found = [(f.name, _read(f)) for path in self.files for f in _files(path)]
-        return found + ([] if self.dataset is None else _dataset(self.dataset, self.most))
+def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[Document], int, int]:
+    """(documents of at least so many tokens, how many were shorter, tokens of BOS that the tokenizer puts before a text).
 
-    def documents(self, c: Checkpoint, at_least: int) -> tuple[list[Document], int, int]:
-        """(documents of at least so many tokens, how many were shorter, tokens of BOS that the tokenizer puts before a text).
-
-        All measures compare lengths on the same documents, so a short one is left out of all. InputError when none is left.
-        """
-        if self.cut is not None and self.cut < 2:
-            raise UsageError(f"--cut must be at least 2 tokens, not {self.cut}", "--cut 8k")
-        tokenizer = tokenizer_of(c)
-        whole = [Document(name, _encode(tokenizer, text)) for name, text in self.contents()]
-        if self.cut:
-            n = self.cut
-            whole = [Document(f"{d.name}[{i}]", d.ids[i * n : (i + 1) * n]) for d in whole for i in range(len(d.ids) // n)]
-        kept = [d for d in whole if len(d.ids) >= at_least]
-        if not kept:
-            longest = max((len(d.ids) for d in whole), default=0)
-            why = ": --cut makes them" if self.cut and self.cut < at_least else ""
-            hint = "a larger --cut, or shorter windows" if why else "longer texts, or shorter windows"
-            raise InputError(f"no document has {at_least:,} tokens: the longest has {longest:,}{why}", hint)
-        if any(d.ids.max(initial=0) >= c.hparams["vocab_size"] for d in kept):
-            raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", "mend the tokenizer")
-        return kept[: self.most], len(whole) - len(kept), _lead(tokenizer)
+    All measures compare lengths on the same documents, so a short one is left out of all. InputError when none is left.
+    """
+    if texts.cut is not None and texts.cut < 2:
+        raise UsageError(f"--cut must be at least 2 tokens, not {texts.cut}", "--cut 8k")
+    tokenizer = tokenizer_of(c)
+    whole = [Document(name, _encode(tokenizer, text)) for name, text in contents(texts)]
+    if texts.cut:
+        n = texts.cut
+        whole = [Document(f"{d.name}[{i}]", d.ids[i * n : (i + 1) * n]) for d in whole for i in range(len(d.ids) // n)]
+    kept = [d for d in whole if len(d.ids) >= at_least]
+    if not kept:
+        longest = max((len(d.ids) for d in whole), default=0)
+        why = ": --cut makes them" if texts.cut and texts.cut < at_least else ""
+        hint = "a larger --cut, or shorter windows" if why else "longer texts, or shorter windows"
+        raise InputError(f"no document has {at_least:,} tokens: the longest has {longest:,}{why}", hint)
+    if any(d.ids.max(initial=0) >= c.hparams["vocab_size"] for d in kept):
+        raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", "mend the tokenizer")
+    return kept[: texts.most], len(whole) - len(kept), _lead(tokenizer)
 
 
 def bos(c: Checkpoint) -> list[int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +19,10 @@ from ..compute.record import Say
 from ..compute.scorer import Ids
 from ..compute.tokens import tokenizer_of
 from ..errors import UsageError
+from ..options import PasskeyOptions
 from .documents import bos
 from .journal import Journal
-from .subjects import Line, Meter, Settings, Subject, lines_of
+from .subjects import Line, Meter, Subject, lines_of
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -32,14 +32,6 @@ FILLING = "The grass is green. The sky is blue. The sun is yellow. Here we go. T
 INFORMATION = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
 ANSWER = 10  # tokens that are generated at most, as in the authors' script
-
-
-@dataclass(frozen=True, slots=True)
-class PasskeyWish:
-    lengths: tuple[int, ...]
-    trials: int = 10
-    depths: int = 10  # bins of the heat map
-    seed: int = 0
 
 
 class Prompt(NamedTuple):
@@ -76,25 +68,26 @@ def prompt(tokenizer: Any, lead: Sequence[int], length: int, trial: int, seed: i
     return Prompt(np.asarray(ids(low), np.int64), key, depth)
 
 
-def passkey(models: Sequence[str], s: Settings, wish: PasskeyWish, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
+def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON."""
+    s = wish.settings
     if s.runtime != "transformers":
         raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
-    wish = replace(wish, lengths=tuple(dict.fromkeys(wish.lengths)))
+    lengths = tuple(dict.fromkeys(wish.lengths))
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
     rows, described = [], []
     for subject, lines in subjects:
         tokenizer = tokenizer_of(subject.c)
         subject.lead = bos(subject.c)
-        prompts = [prompt(tokenizer, subject.lead, n, i, wish.seed) for n in wish.lengths for i in range(wish.trials)]
+        prompts = [prompt(tokenizer, subject.lead, n, i, wish.seed) for n in lengths for i in range(wish.trials)]
         meter = Meter(f"passkey of {subject.name}", [len(p.ids) for _ in lines for p in prompts], say)
         for line in lines:
-            trials = [_trial(subject, line, p, wish.lengths[i // wish.trials], tokenizer, meter) for i, p in enumerate(prompts)]
-            points = [_point(n, [t for t in trials if t["length"] == n], wish.depths) for n in wish.lengths]
+            trials = [_trial(subject, line, p, lengths[i // wish.trials], tokenizer, meter) for i, p in enumerate(prompts)]
+            points = [_point(n, [t for t in trials if t["length"] == n], wish.depths) for n in lengths]
             rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points, "trials": trials})
         described.append({"model": subject.name, "documents": [], "left_out": 0, "bos": subject.lead, **subject.describe()})
         subject.release()
-    return {"measure": "passkey", "lengths": wish.lengths, "trials": wish.trials, "depths": wish.depths, "models": described, "rows": rows}
+    return {"measure": "passkey", "lengths": lengths, "trials": wish.trials, "depths": wish.depths, "models": described, "rows": rows}
 
 
 def _trial(subject: Subject, line: Line, p: Prompt, length: int, tokenizer: Any, meter: Meter) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -18,23 +17,21 @@ import numpy as np
 
 from ..compute.record import Say
 from ..errors import UsageError
+from ..options import PerplexityOptions
 from .documents import Document, names
 from .journal import Journal
-from .subjects import Line, Meter, Settings, Subject, lines_of
+from .subjects import Line, Meter, Subject, lines_of
 from .windows import NOTHING, Losses, Window, document_error, mean_of_window_means, passes, sliding
 
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """`windows` W in tokens, BOS included; `tokens` of each document and `stride` S for sliding windows."""
-
-    windows: tuple[int, ...]
-    tokens: int | None = None
-    stride: int = 256
+STRIDE = 256
 
 
-def perplexity(models: Sequence[str], s: Settings, wish: Wish, journal: Journal, say: Say = lambda what, f: None) -> dict[str, Any]:
+def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: Journal, say: Say = lambda what, f: None) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON. Raises UsageError and InputError before anything long begins."""
+    s = wish.settings
+    if wish.stride is not None and wish.tokens is None:
+        raise UsageError("--stride moves a window over --tokens, and there is no --tokens", "--tokens 64k, or leave out --stride")
+    stride = STRIDE if wish.stride is None else wish.stride
     if not wish.windows:
         raise UsageError("no window to measure", "--windows 2048,4096,8192")
     widths = tuple(sorted(set(wish.windows)))
@@ -47,7 +44,7 @@ def perplexity(models: Sequence[str], s: Settings, wish: Wish, journal: Journal,
     described = []
     first: dict[int, float] = {}
     for (subject, lines, documents), same in zip(subjects, compared, strict=True):
-        plans = _plans(documents, widths, wish, len(subject.lead))
+        plans = _plans(documents, widths, wish.tokens, stride, len(subject.lead))
         work = [
             (line, i, p) for line in lines for i, plan in enumerate(plans) for p in passes(chain.from_iterable(plan.values()), line.static)
         ]
@@ -67,7 +64,7 @@ def perplexity(models: Sequence[str], s: Settings, wish: Wish, journal: Journal,
             }
         )  # fmt: skip
         subject.release()
-    return {"measure": "perplexity", "windows": widths, "tokens": wish.tokens, "stride": wish.stride, "models": described, "rows": rows}
+    return {"measure": "perplexity", "windows": widths, "tokens": wish.tokens, "stride": stride, "models": described, "rows": rows}
 
 
 def _same_tokens(a: tuple[Subject, Any, list[Document]], b: tuple[Subject, Any, list[Document]]) -> bool:
@@ -76,13 +73,15 @@ def _same_tokens(a: tuple[Subject, Any, list[Document]], b: tuple[Subject, Any, 
     return a[0].lead == b[0].lead and len(a[2]) == len(b[2]) and all(same)
 
 
-def _plans(documents: Sequence[Document], widths: Sequence[int], wish: Wish, lead: int) -> list[dict[int, list[Window]]]:
+def _plans(
+    documents: Sequence[Document], widths: Sequence[int], length: int | None, stride: int, lead: int
+) -> list[dict[int, list[Window]]]:
     """For each document: its windows by width."""
     plans = []
     for _ in documents:
-        tokens = {width: wish.tokens if wish.tokens else width - lead for width in widths}
-        stride = {width: wish.stride if wish.tokens else width - lead for width in widths}
-        plans.append({width: sliding(tokens[width], width, stride[width], lead) for width in widths})
+        tokens = {width: length if length else width - lead for width in widths}
+        step = {width: stride if length else width - lead for width in widths}
+        plans.append({width: sliding(tokens[width], width, step[width], lead) for width in widths})
     return plans
 
 

@@ -1,0 +1,20 @@
+"""What a conversion is worth: the paper's measures, on a real model. Whether it is right is the question of `validation`.
+
+Each measure takes models, what all measures have in common, and its own options by keyword: `perplexity(["smollm2-135m"],
+EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
+"""
+
+from ..options import EvaluateOptions, Recipe, Texts
+from .advice import measure_advice
+from .journal import Journal, journal_of
+from .measures import Advice, Passkey, Perplexity, Temperature, advise, passkey, perplexity, temperature
+from .passkeys import measure_passkey
+from .perplexities import measure_perplexity
+from .result import finished, outputs_of, put_on_record
+from .temperatures import measure_temperature
+
+__all__ = [
+    "Advice", "EvaluateOptions", "Journal", "Passkey", "Perplexity", "Recipe", "Temperature", "Texts",
+    "advise", "finished", "journal_of", "measure_advice", "measure_passkey", "measure_perplexity", "measure_temperature",
+    "outputs_of", "passkey", "perplexity", "put_on_record", "temperature",
+]  # fmt: skip

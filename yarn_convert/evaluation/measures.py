@@ -1,0 +1,275 @@
+"""What the measures find, by its types; and the measures as calls that need no journal. `measure_…` compute the same as JSON.
+
+Perplexities are None where nothing finite was found. A member is UNSET where a way to compute does not say it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from ..compute.record import Hardware
+from ..decoding import encoded
+from ..manifest import RopeRecord
+from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions, taking
+from .advice import measure_advice
+from .journal import Journal
+from .passkeys import measure_passkey
+from .perplexities import measure_perplexity
+from .result import finished
+from .temperatures import measure_temperature
+
+T = TypeVar("T")
+
+
+class Document(Struct, frozen=True):
+    """A text, and how many tokens of it there are."""
+
+    name: str
+    tokens: int
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """One model: its documents, how many were `left_out` as too short, the BOS before each window, whether it reads the same tokens as
+    the first; and how it was computed, `tokens` of them in `seconds` by this run."""
+
+    model: str
+    documents: tuple[Document, ...]
+    left_out: int
+    bos: tuple[int, ...]
+    same_tokens: bool | UnsetType = UNSET
+    runtime: str
+    seconds: float
+    tokens: int
+    tokens_per_second: float | None
+    version: str | UnsetType | None = UNSET
+    device: str | UnsetType | None = UNSET
+    kind: str | UnsetType = UNSET
+    dtype: str | UnsetType = UNSET
+    offloaded: bool | UnsetType = UNSET
+    peak_device_bytes: int | UnsetType | None = UNSET
+    torch: str | UnsetType = UNSET
+    transformers: str | UnsetType = UNSET
+    max_model_len: int | UnsetType = UNSET
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """One recipe on one model; `context` is L', None for a dynamic one, `original_context` L."""
+
+    model: str
+    label: str
+    method: str
+    recipe: RopeRecord
+    context: int | None
+    original_context: int
+
+
+class PerplexityPoint(Struct, frozen=True):
+    """At one window, over so many documents, windows and tokens; `loss` in nats a token, `change` against the first row's, as a share."""
+
+    window: int
+    documents: int
+    windows: int
+    tokens: int
+    loss: float | None
+    perplexity: float | None
+    standard_error: float | None
+    document_error: float | None
+    mean_of_window_means: float | None
+    change: float | None
+
+
+class PerplexityRow(Row, frozen=True, kw_only=True):
+    """Its perplexity at each window."""
+
+    points: tuple[PerplexityPoint, ...]
+
+
+class PasskeyPoint(Struct, frozen=True):
+    """At one length; `by_depth`: (trials, correct ones) of each bin from the beginning on."""
+
+    length: int
+    trials: int
+    correct: int
+    accuracy: float
+    by_depth: tuple[tuple[int, int], ...]
+
+
+class Trial(Struct, frozen=True):
+    """One prompt; `depth` is the share of the filling before the key."""
+
+    length: int
+    tokens: int
+    depth: float
+    key: int
+    answer: str
+    correct: bool
+
+
+class PasskeyRow(Row, frozen=True, kw_only=True):
+    """Its accuracy at each length, and every prompt."""
+
+    points: tuple[PasskeyPoint, ...]
+    trials: tuple[Trial, ...]
+
+
+class TemperaturePoint(Struct, frozen=True):
+    """At one multiplier of cos and sin."""
+
+    multiplier: float
+    perplexity: float | None
+    standard_error: float | None
+    document_error: float | None
+    by_segment: tuple[float | None, ...]
+    by_document: tuple[float | None, ...]
+
+
+class TemperatureRow(Struct, frozen=True, kw_only=True):
+    """As `Row`, and its perplexity at each multiplier, over the first `window` tokens, whose `segments` are (begin, end)."""
+
+    model: str
+    label: str
+    method: str
+    recipe: RopeRecord
+    context: int | None
+    factor: float
+    original_context: int
+    recommended: float
+    best: float
+    best_by_document: tuple[float, ...]
+    window: int
+    segments: tuple[tuple[int, int], ...]
+    points: tuple[TemperaturePoint, ...]
+
+
+class Cost(Struct, frozen=True):
+    """On a short text, against the base."""
+
+    tokens: int
+    perplexity: float | None
+    change: float | None
+
+
+class Tried(Struct, frozen=True):
+    """One factor: perplexity by segment, by how much it exceeds the control's as a share, and its cost on short texts."""
+
+    factor: float
+    label: str
+    method: str
+    recipe: RopeRecord
+    context: int | None
+    by_segment: tuple[float | None, ...]
+    excess: tuple[float | None, ...]
+    short: tuple[Cost, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexity:
+    """By context window, one row a recipe and model; `tokens` and `stride` of sliding windows."""
+
+    measure: Literal["perplexity"]
+    windows: tuple[int, ...]
+    tokens: int | None
+    stride: int
+    models: tuple[Measured, ...]
+    rows: tuple[PerplexityRow, ...]
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return encoded(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passkey:
+    """By length and depth, one row a recipe and model."""
+
+    measure: Literal["passkey"]
+    lengths: tuple[int, ...]
+    trials: int
+    depths: int
+    models: tuple[Measured, ...]
+    rows: tuple[PasskeyRow, ...]
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return encoded(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Temperature:
+    """By multiplier of cos and sin, one row a model."""
+
+    measure: Literal["temperature"]
+    models: tuple[Measured, ...]
+    rows: tuple[TemperatureRow, ...]
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return encoded(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """The smallest `factor` that is flat to `context` tokens, None for none of those that were tried; `control`: the base's perplexity by
+    segment, through its own window."""
+
+    measure: Literal["advise"]
+    context: int
+    method: str
+    original_context: int
+    tolerance: float
+    segments: tuple[tuple[int, int], ...]
+    control: tuple[float | None, ...]
+    factor: float | None
+    tried: tuple[Tried, ...]
+    models: tuple[Measured, ...]
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return encoded(self)
+
+
+def _typed(found: Mapping[str, Any], kind: type[T]) -> T:
+    return msgspec.convert(json.loads(json.dumps(finished(found))), kind)  # a version of torch is no plain text
+
+
+@taking(PerplexityOptions)
+def perplexity(models: Sequence[str], options: PerplexityOptions) -> Perplexity:
+    """Measure all recipes of all models at each window: `perplexity(["smollm2-135m"], EvaluateOptions(methods=("none", "yarn:4")),
+    windows=(2048, 4096))`, with the fields of `PerplexityOptions`. Raises UsageError and InputError before anything long begins."""
+    return _typed(measure_perplexity(models, options, Journal()), Perplexity)
+
+
+@taking(PasskeyOptions)
+def passkey(models: Sequence[str], options: PasskeyOptions) -> Passkey:
+    """Let all recipes of all models find a number in text without meaning, with the fields of `PasskeyOptions`."""
+    return _typed(measure_passkey(models, options, Journal()), Passkey)
+
+
+@taking(TemperatureOptions)
+def temperature(models: Sequence[str], options: TemperatureOptions) -> Temperature:
+    """Measure every multiplier on all models, with the fields of `TemperatureOptions`."""
+    return _typed(measure_temperature(models, options, Journal()), Temperature)
+
+
+@taking(AdviseOptions)
+def advise(model: str, options: AdviseOptions) -> Advice:
+    """Try factors on one base: `advise("smollm2-135m", context=32768)`, with the fields of `AdviseOptions`."""
+    return _typed(measure_advice(model, options, Journal()), Advice)
