@@ -30,7 +30,17 @@ QUIET = llama_cpp.llama_log_callback(lambda level, text, data: None)
 rng = np.random.default_rng(0)
 
 
-# -- ggml's blocks of 32, in NumPy ------------------------------------------------------------------------------------
+# -- ggml's blocks of 32, with and without ggml ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_ggml(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where llama-cpp-python is not installed; this file keeps its own import of it."""
+    quantizer._by_ggml.cache_clear()
+    with monkeypatch.context() as m:
+        m.setattr(quantizer, "_ggml", lambda: (_ for _ in ()).throw(UsageError("not installed", "")))
+        yield
+    quantizer._by_ggml.cache_clear()
 
 
 def ggml_chunk(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -59,29 +69,67 @@ BLOCKS: dict[str, Any] = {
     "denormal": normal * 1e-40,
     "the smallest": signs * 1e-45,
     "of all sizes": normal * np.exp(10 * rng.standard_normal(N)),
+    "a large one among the smallest": np.where(np.arange(N) % 32, 1e-45, 3e38),
+    "the largest of either sign among zeros of either sign": np.where(rng.random(N) < 0.03, 3.4e38, 0) * signs,
     "any finite bits": np.nan_to_num(rng.integers(0, 1 << 32, N, dtype=np.uint32).view(np.float32), nan=0, posinf=0, neginf=0),
 }
 UNDEFINED_IN_C = {"1/d overflows", "denormal", "the smallest", "of all sizes", "any finite bits"}
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def chunk_or_none(x: np.ndarray, dtype: str) -> np.ndarray | None:
+    """What a conversion writes of a flat array, None where it refuses it."""
+    try:
+        return quantizer.chunk(x.reshape(-1, 256), dtype)
+    except InputError:
+        return None
+
+
 @pytest.mark.parametrize("kind", BLOCKS)
-@pytest.mark.parametrize("dtype", dtypes.BLOCKS_OF_32)
-def test_blocks_of_32_are_ggmls_byte_for_byte(dtype: str, kind: str) -> None:
+@pytest.mark.parametrize("dtype", quantizer.BLOCKS_OF_32)
+def test_blocks_of_32_are_ggmls_byte_for_byte_without_it_too(dtype: str, kind: str, request: pytest.FixtureRequest) -> None:
     if kind in UNDEFINED_IN_C and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("an infinity is cast to an integer, which each processor does its own way")
-    x, scratch = BLOCKS[kind].astype(np.float32), dtypes.Scratch()
+    x = BLOCKS[kind].astype(np.float32)
     given = x.copy()
-    np.testing.assert_array_equal(dtypes.from_f32(x, dtype, scratch), ggml_chunk(x, dtype))
-    np.testing.assert_array_equal(dtypes.from_f32(x[:320], dtype, scratch), ggml_chunk(x[:320], dtype), "a scratch is used again")
+    expected, written = ggml_chunk(x, dtype), chunk_or_none(x, dtype)
+    np.testing.assert_array_equal(quantizer.with_package(x.reshape(-1, 256), dtype)[0], expected)
+    assert written is None or np.array_equal(written, expected)
+    request.getfixturevalue("without_ggml")
+    assert np.array_equal(chunk_or_none(x, dtype), written) if written is not None else chunk_or_none(x, dtype) is None
     np.testing.assert_array_equal(x.view(np.uint32), given.view(np.uint32), "the weights are not touched")
 
 
-@pytest.mark.parametrize("dtype", dtypes.BLOCKS_OF_32)
+@pytest.mark.parametrize("dtype", quantizer.BLOCKS_OF_32)
 def test_blocks_of_32_are_what_the_gguf_package_writes(dtype: str) -> None:
     x = normal.astype(np.float32)
     expected = gguf.quants.quantize(x.reshape(1, -1), gguf.GGMLQuantizationType[dtype]).reshape(-1)
-    np.testing.assert_array_equal(dtypes.from_f32(x, dtype), expected)
+    np.testing.assert_array_equal(quantizer.chunk(x.reshape(1, -1), dtype), expected)
+
+
+@pytest.mark.parametrize("outtype", [d.lower() for d in quantizer.BLOCKS_OF_32])
+def test_a_conversion_without_llama_cpp_python_writes_the_same_file(
+    make_model: MakeModel, tmp_path: Path, outtype: str, request: pytest.FixtureRequest
+) -> None:
+    source = as_gguf(make_model(dtype="F16", layers=1), "f16")
+    convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "with.gguf"))
+    request.getfixturevalue("without_ggml")
+    convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "without.gguf"))
+    assert (tmp_path / "with.gguf").read_bytes() == (tmp_path / "without.gguf").read_bytes()
+
+
+def test_a_library_that_does_not_load_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libggml-base.so").write_bytes(b"no library")
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    x = normal.astype(np.float32).reshape(-1, 256)
+    expected = quantizer.chunk(x, "Q8_0")
+    for f in (quantizer._ggml, quantizer._by_ggml, quantizer._writable):
+        f.cache_clear()
+    try:
+        np.testing.assert_array_equal(quantizer.chunk(x, "Q8_0"), expected)
+        with pytest.raises(UsageError, match="cannot be used"):
+            quantizer.chunk(x, "Q4_K")
+    finally:
+        quantizer._by_ggml.cache_clear()
 
 
 # -- whole files ------------------------------------------------------------------------------------------------------
@@ -354,13 +402,20 @@ LARGE = {"f16": 1e5, "bf16": 3.4e38}  # finite numbers that become infinite; tho
 NAN = np.uint32([0x7FC00000, 0xFFC00000]).view(np.float32)
 
 
+@pytest.mark.parametrize("ggml", [True, False], ids=["ggml", "the gguf package"])
 @pytest.mark.parametrize(
     ("outtype", "value"),
-    [*LARGE.items(), *((d.lower(), v) for d in dtypes.BLOCKS_OF_32 for v in (*NAN, np.inf, -np.inf, -1e30)), ("q8_0", 1e5), ("f16", 6e4)],
+    [
+        *LARGE.items(),
+        *((d.lower(), v) for d in quantizer.BLOCKS_OF_32 for v in (*NAN, np.inf, -np.inf, -1e30)),
+        ("q8_0", 1e5),
+        ("f16", 6e4),
+    ],
 )
 def test_weights_that_a_type_cannot_hold_are_refused_where_llama_quantize_refuses_them(
-    make_model: MakeModel, tmp_path: Path, outtype: str, value: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    make_model: MakeModel, tmp_path: Path, outtype: str, value: float, ggml: bool, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
     """Never written as a NaN, an infinity or, as a negative NaN would be in Q4_0, as an innocent number."""
     monkeypatch.setitem(quantizer.MIXES, "f16", quantizer.Mix(1, "F16"))
     monkeypatch.setitem(quantizer.MIXES, "bf16", quantizer.Mix(32, "BF16"))
@@ -373,6 +428,8 @@ def test_weights_that_a_type_cannot_hold_are_refused_where_llama_quantize_refuse
     )
     refused = llama_quantize(source, tmp_path / "theirs.gguf", outtype) is None
     assert refused == (value not in (1e5, 6e4) or (outtype == "f16" and value == 1e5))
+    if not ggml:
+        request.getfixturevalue("without_ggml")
     try:
         convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "ours.gguf"))
     except InputError as e:
@@ -482,7 +539,7 @@ def dat_of(imatrix: Imatrix, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("outtype", [d.lower() for d in dtypes.BLOCKS_OF_32])
+@pytest.mark.parametrize("outtype", [d.lower() for d in quantizer.BLOCKS_OF_32])
 def test_a_pure_type_with_an_imatrix_has_the_bytes_of_llama_quantize_pure(make_model: MakeModel, tmp_path: Path, outtype: str) -> None:
     """The keys that name an imatrix never stand over weights that were rounded without it."""
     source = as_gguf(make_model(dtype="F16", layers=1), "f16")
