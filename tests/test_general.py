@@ -1,6 +1,8 @@
 """general.*: what a folder says of a model beside weights and tokenizer, against llama.cpp's own converter, and back again."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,9 @@ def test_a_key_without_a_member_is_named() -> None:
     assert general.untold(["general.url", "general.license", "general.base_model.0.name", "llama.block_count"]) == [
         "no file of a folder has a place for general.url"
     ]
+
+
+def test_a_folder_without_a_card_does_not_wait_for_the_hubs_client() -> None:
+    """Which takes longer to import than the plan of a conversion takes to make."""
+    code = "import sys; from yarn_convert import general; assert general.front_matter('prose') == ({}, 'prose'); print('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,13 +89,13 @@ class WriteBytes:
 
 @dataclass(frozen=True, slots=True)
 class WriteTensors:
-    """A weight file: a header, then each piece at its offset; gaps are zeros up to `size`. `fields` are a GGUF's."""
+    """A weight file: a header, then each piece at its offset; gaps are zeros up to `size`. `fields` are what a GGUF's header says."""
 
     name: str
     header: bytes
     pieces: tuple[tuple[Piece, int], ...]
     size: int
-    fields: Mapping[str, Field | Value] | None = None
+    fields: Mapping[str, Field | Value] | None = field(default=None, compare=False)
 
 
 Job = CopyFile | WriteBytes | WriteTensors
