@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import CONTEXT, MakeModel, tiny_weights
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from yarn_convert import dtypes, quantizer
 from yarn_convert.convert import Options, convert, prepare
@@ -30,7 +30,9 @@ from yarn_convert.json_text import REMOVE, edit
 from yarn_convert.manifest import manifest_path, rope_of
 from yarn_convert.rope import recipe_of, same, table
 from yarn_convert.targets import places
-from yarn_convert.tensors import Tensor, read_safetensors, safetensors_header
+from yarn_convert.targets.moving import bytes_of, unchanged
+from yarn_convert.targets.safetensors import safetensors_job
+from yarn_convert.tensors import Tensor, in_memory, read_safetensors, safetensors_header
 
 
 def run(model: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -77,6 +79,20 @@ def test_a_gguf_header_byte_for_byte() -> None:
     )  # fmt: skip
     assert header == expected + b"\0" * (-len(expected) % 32)
     assert offsets == {"x": len(header), "y": len(header) + 32}
+
+
+def test_a_safetensors_file_is_the_librarys_byte_for_byte() -> None:
+    """But for several entries of metadata, whose order the library leaves to chance."""
+    arrays = {
+        "a": np.arange(3.0),
+        "b": np.ones((2, 1), np.float32),
+        "é": np.zeros((0, 4), np.float32),
+        "h": np.float16([1]),
+        "i": np.int8([[-1]]),
+    }
+    names = {"<f8": "F64", "<f4": "F32", "<f2": "F16", "|i1": "I8"}
+    pieces = [unchanged(in_memory(name, a, names[a.dtype.str])) for name, a in arrays.items()]
+    assert bytes_of(safetensors_job("x", pieces)) == save(arrays, {"format": "pt"})
 
 
 def test_a_safetensors_header_byte_for_byte() -> None:
