@@ -22,12 +22,13 @@ from yarn_convert import dtypes, quantizer
 from yarn_convert.convert import Options, convert
 from yarn_convert.errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Value, encode_header, nbytes_of, read_gguf, type_numbers
-from yarn_convert.quantizer import MIXES, NEED_IMATRIX, Imatrix, read_imatrix
+from yarn_convert.quantizer import MIXES, Imatrix, read_imatrix
 from yarn_convert.tensors import Tensor, in_memory
 
 llama_cpp = pytest.importorskip("llama_cpp")
 QUIET = llama_cpp.llama_log_callback(lambda level, text, data: None)
 rng = np.random.default_rng(0)
+NEED_IMATRIX = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s"}  # for some tensors
 
 
 # -- ggml's blocks of 32, with and without ggml ------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def file_order(names: Iterable[str]) -> list[str]:
 def quantized(source: Path, mix: str, imatrix: Imatrix | None = None, step: int = 40) -> bytes:
     """The file as this package makes it: `types_of`, then some rows at a time on two threads."""
     g = read_gguf(source)
-    types = quantizer.types_of(g.fields, g.tensors.values(), mix, imatrix, source.parent)
+    types = quantizer.types_of(g.fields, g.tensors.values(), mix, imatrix)
     targets = [Tensor(n, types[n], g.tensors[n].shape, nbytes_of(types[n], g.tensors[n].shape)) for n in file_order(g.tensors)]
     header, offsets = encode_header(quantizer.quantized_fields(g.fields, mix, imatrix), targets, 32)
     out = bytearray(max(offsets[t.name] + t.nbytes + -t.nbytes % 32 for t in targets))
@@ -344,7 +345,7 @@ def test_70b_gets_its_own_types_without_its_weights(tmp_path: Path) -> None:
         shapes |= {f"blk.{i}.attn_{k}.weight": (n, 8192) for k, n in {"q": 8192, "k": 1024, "v": 1024, "output": 8192}.items()}
         shapes |= {f"blk.{i}.ffn_{k}.weight": (28672, 8192) for k in ("gate", "up")} | {f"blk.{i}.ffn_down.weight": (8192, 28672)}
     tensors = [Tensor(n, "BF16", s, nbytes_of("BF16", s)) for n, s in shapes.items()]
-    types = quantizer.types_of(fields, tensors, "q3_k_m", folder=tmp_path)
+    types = quantizer.types_of(fields, tensors, "q3_k_m")
     assert types["blk.40.attn_v.weight"] == "Q5_K"
     assert types["blk.40.attn_q.weight"] == "Q3_K"
     assert types["output.weight"] == "Q6_K"
@@ -573,8 +574,11 @@ def test_force_never_writes_over_the_imatrix(make_model: MakeModel, tmp_path: Pa
     assert file.read_bytes() == before
 
 
-def test_without_a_temporary_folder_there_is_one_clear_error(make_model: MakeModel, tmp_path: Path) -> None:
+def test_without_a_temporary_folder_there_is_one_clear_error(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     g = read_gguf(as_gguf(make_model(dtype="F16", layers=1), "f16"))
     with pytest.raises(OutputError, match="temporary") as e:
-        quantizer.types_of(g.fields, g.tensors.values(), "q4_k_m", folder=tmp_path / "none")
+        quantizer.types_of(g.fields, g.tensors.values(), "q4_k_m")
     assert e.value.hint

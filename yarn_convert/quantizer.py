@@ -54,7 +54,6 @@ MIXES = {  # tools/quantize/quantize.cpp, QUANT_OPTIONS; src/llama-quant.cpp, ll
     "iq4_nl": Mix(25, "IQ4_NL"), "iq4_xs": Mix(30, "IQ4_XS"),
     "tq1_0": Mix(36, "TQ1_0"), "tq2_0": Mix(37, "TQ2_0"), "q1_0": Mix(40, "Q1_0"), "mxfp4_moe": Mix(38, "MXFP4"),
 }  # fmt: skip
-NEED_IMATRIX = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s"}  # for some tensors
 TYPES_WITH_IMATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}  # llama-quant.cpp, tensor_requires_imatrix
 BLOCKS_OF_32 = tuple(t.upper() for t in OUTTYPES if t.upper() not in PLAIN)  # the gguf package quantizes these as ggml does
 EMBEDDINGS = {"token_embd.weight", "per_layer_token_embd.weight"}
@@ -308,15 +307,13 @@ def _not_an_imatrix(file: str, why: str) -> FormatError:
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def types_of(
-    fields: Mapping[str, Field | Value], tensors: Iterable[Tensor], mix: str, imatrix: Imatrix | None = None, folder: Path | None = None
-) -> dict[str, str]:
+def types_of(fields: Mapping[str, Field | Value], tensors: Iterable[Tensor], mix: str, imatrix: Imatrix | None = None) -> dict[str, str]:
     """The ggml type that llama-quantize would give each tensor of a GGUF with these fields; `tensors` have their source types.
 
-    llama.cpp makes a dry run over a header whose tensors have two rows each, in a temporary folder within `folder`: of a shape it
-    looks at the columns, and whether there is more than one row or expert. It runs in a process of its own, which its assertions
-    may end. Raises UsageError without llama-cpp-python, for an unknown mix and for an imatrix that is needed and missing,
-    Unsupported when llama.cpp refuses the header, OutputError where the temporary folder takes no files.
+    llama.cpp makes a dry run over a header whose tensors have two rows each, in a temporary folder: of a shape it looks at the columns,
+    and whether there is more than one row or expert. It runs in a process of its own, which its assertions may end.
+    Raises UsageError without llama-cpp-python, for an unknown mix and for an imatrix that is needed and missing, Unsupported
+    when llama.cpp refuses the header, OutputError where the temporary folder takes no files.
     """
     if mix not in MIXES:
         raise UsageError(f"unknown quantization {mix!r}", f"one of {', '.join(MIXES)}")
@@ -326,7 +323,7 @@ def types_of(
     kept = {k: v for k, v in fields.items() if not k.startswith("split.") and k != "general.alignment"}
     header, offsets = encode_header(kept, small, DEFAULT_ALIGNMENT)
     try:
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary, "model.gguf")
             with open(path, "wb") as f:
                 f.write(header)

@@ -52,8 +52,8 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
         _check_computable(c, r)
     carrier, keys, factors = carry_gguf(c, r.rope, r.context, r.carry)
     about, lost = _general(c, parts, r) if c.gguf is None else ({}, [])
-    fields = _from_gguf(c, r) if c.gguf else _from_hf(c, parts, about, r)
-    tensors = _quantized(c, fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r)
+    fields = _from_gguf(c, r) if c.gguf else _from_hf(c, about, r)
+    tensors = _quantized(fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r)
     fields = with_rope(fields | _types(c, tensors, r), keys, r.recipe)
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
     jobs = gguf_jobs(r.out, fields, with_factors(tensors, factors, c), alignment, c.gguf, r.part_size)
@@ -106,7 +106,7 @@ def _piece(name: str, part: Part, dtype: str, importance: F32 | None = None) -> 
     return Piece(Tensor(name, dtype, part.shape, nbytes_of(dtype, part.shape)), part.sources, part.order, importance)
 
 
-def _quantized(c: Checkpoint, fields: Mapping[str, Field | Value], parts: Mapping[str, Part], r: Request) -> list[Piece]:
+def _quantized(fields: Mapping[str, Field | Value], parts: Mapping[str, Part], r: Request) -> list[Piece]:
     """The tensors of the file, of the types that llama-quantize would choose for a file of the base's own types."""
 
     def own(name: str, part: Part) -> str:
@@ -184,7 +184,7 @@ def _types(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field | 
     return quantized_fields(fields, r.outtype, r.imatrix) if r.imatrix else fields
 
 
-def _from_hf(c: Checkpoint, parts: Mapping[str, Part], about: Mapping[str, Value], r: Request) -> dict[str, Field | Value]:
+def _from_hf(c: Checkpoint, about: Mapping[str, Value], r: Request) -> dict[str, Field | Value]:
     """`about`: the keys `general.*` that say what the model is."""
     arch = c.family.gguf_arch
     fields: dict[str, Field | Value] = {
