@@ -151,7 +151,7 @@ def kinds(root: Path) -> dict[str, Kind]:
     def tokenizer() -> None:
         try:
             tokenizers.to_gguf(folder, {"model_type": "llama", "vocab_size": 263})
-            tokenizers.caveats(folder, "m")
+            tokenizers.caveats(tokenizers.files_of(folder), "m")
         finally:
             for file, data in tokenizer_files_.items():
                 (folder / file).write_bytes(data)

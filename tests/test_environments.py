@@ -199,11 +199,14 @@ def test_a_folder_of_something_else_is_kept(rows: dict[str, Runtime], tmp_path: 
 
 def test_mlx_gets_openblas_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "openblas", lambda: "libopenblas.so.0")
-    assert environments.environment_of("mlx", {})["LD_PRELOAD"] == "libopenblas.so.0"
-    assert environments.environment_of("mlx", {"LD_PRELOAD": "libother.so"})["LD_PRELOAD"] == "libopenblas.so.0:libother.so"
-    assert "LD_PRELOAD" not in environments.environment_of("vllm", {})
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert environments.environment_of("mlx")["LD_PRELOAD"] == "libopenblas.so.0"
+    assert "LD_PRELOAD" not in environments.environment_of("vllm")
+    with monkeypatch.context() as patch:
+        patch.setenv("LD_PRELOAD", "libother.so")
+        assert environments.environment_of("mlx")["LD_PRELOAD"] == "libopenblas.so.0:libother.so"
     monkeypatch.setattr(environments, "openblas", lambda: None)
-    assert "LD_PRELOAD" not in environments.environment_of("mlx", {})
+    assert "LD_PRELOAD" not in environments.environment_of("mlx")
     monkeypatch.undo()
     monkeypatch.setattr(sys, "platform", "darwin")
     assert environments.openblas() is None

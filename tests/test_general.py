@@ -1,6 +1,8 @@
 """general.*: what a folder says of a model beside weights and tokenizer, against llama.cpp's own converter, and back again."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from yarn_convert import general
 from yarn_convert.conversion import prepare
 from yarn_convert.gguf_file import Value, read_gguf
 from yarn_convert.options import ConvertOptions, Recipe
+from yarn_convert.tokenizers import vocabulary
 
 FULL = {
     "license": "other",
@@ -117,3 +120,17 @@ def test_a_key_without_a_member_is_named() -> None:
     assert general.untold(["general.url", "general.license", "general.base_model.0.name", "llama.block_count"]) == [
         "no file of a folder has a place for general.url"
     ]
+
+
+def test_a_folder_without_a_card_does_not_wait_for_the_hubs_client() -> None:
+    """Which takes longer to import than the plan of a conversion takes to make."""
+    code = "import sys; from yarn_convert import general; assert general.front_matter('prose') == ({}, 'prose'); print('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_conversion_reads_each_tokenizer_file_once(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama 3's tokenizer.json has 9 MB, which take a fifth of a second each time."""
+    read: list[str] = []
+    monkeypatch.setattr(vocabulary, "load", lambda path, load=vocabulary.load: [read.append(path.name), load(path)][1])
+    prepare(str(make_model()), Options(scale=4, out="gguf"))
+    assert sorted(read) == ["tokenizer.json", "tokenizer_config.json"]

@@ -15,7 +15,7 @@ from yarn_convert.targets.rows import ordered
 from yarn_convert.tensors import Tensor, in_memory
 
 Array = NDArray[np.float32]
-HEADS, KV, HEAD, HIDDEN, EXPERTS, FF, NOPE, VALUE, LATENT = 6, 2, 4, 10, 3, 5, 6, 9, 7
+HEADS, KV, HEAD, HIDDEN, EXPERTS, FF, NOPE, VALUE, LATENT = 6, 2, 6, 10, 3, 5, 6, 9, 7  # a head of 4 would be its own inverse
 SIZES = {
     "heads": HEADS, "kv_heads": KV, "head": HEAD, "hidden": HIDDEN, "experts": EXPERTS, "expert_ff": FF, "nope": NOPE, "value": VALUE,
     "kv_lora": LATENT,
@@ -93,6 +93,20 @@ def test_rows_move_as_numpy_moves_them_and_back(name: str, piece: int, worth: in
         assert order.shape in ((), expected.shape)
     back = transform.to_hf(SIZES)
     assert np.allclose(np.frombuffer(moved(wanted, back), np.float32).reshape(shape), w, rtol=0, atol=1e-6 if back.added else 0)
+
+
+@pytest.mark.parametrize(
+    "sizes", [SIZES, {k: 2 * n + 1 - n % 2 for k, n in SIZES.items()} | {"head": 8, "heads": 8, "kv_heads": 8}], ids=str
+)
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if TRANSFORMS[name].to_hf(SIZES).index is not None])
+def test_each_row_is_taken_once_and_goes_back_to_its_place(name: str, sizes: Mapping[str, int]) -> None:
+    """By the indices alone: what an inverse is computed of must be a permutation, or it would be no inverse."""
+    taken, back = TRANSFORMS[name].take(sizes), TRANSFORMS[name].to_hf(sizes)
+    whole = np.concatenate([np.asarray(p.index) for p in taken.parts])
+    assert sorted(whole) == list(range(len(whole)))
+    assert sorted(np.asarray(back.index)) == list(range(len(whole) * (1 if back.unit else taken.parts[0].unit or 1)))
+    if back.unit:
+        np.testing.assert_array_equal(whole[back.index], np.arange(len(whole)))
 
 
 def test_a_read_takes_no_more_than_a_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import CONTEXT, VOCAB, tokenizer_files
 
+from yarn_convert import quantizer
 from yarn_convert.conversion import prepare
 from yarn_convert.gguf_file import nbytes_of
 from yarn_convert.layout import AS_IT_IS, Order
@@ -161,7 +162,10 @@ def test_units_laid_end_to_end_are_the_tensor(kind: str, stacked: bool, source: 
     x = X.reshape(1, E, H, W) if stacked else X
     sources = tuple(in_memory(str(i), one, "F32") for i, one in enumerate(x))
     if source != "F32":
-        kept = [moving.from_f32(t.read().view(np.float32), source) for t in sources]
+        kept = [
+            quantizer.chunk(f32.reshape(-1, W), source) if source == "Q8_0" else moving.from_f32(f32, source)
+            for f32 in (t.read().view(np.float32) for t in sources)
+        ]
         sources = tuple(Tensor(t.name, source, t.shape, len(d), data=d) for t, d in zip(sources, kept, strict=True))
     values = np.stack([moving.to_f32(t.read(), source).reshape(t.shape) for t in sources]).reshape(E, H, W)
     piece = Piece(Tensor("y", "F32", shape, math.prod(shape) * 4), sources, order)

@@ -23,15 +23,26 @@ from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.gguf_file import Value, encode_header, nbytes_of, read_gguf, type_numbers
 from yarn_convert.options import Recipe
-from yarn_convert.quantizer import MIXES, NEED_IMATRIX, Imatrix, read_imatrix
+from yarn_convert.quantizer import MIXES, Imatrix, read_imatrix
 from yarn_convert.tensors import Tensor, in_memory
 
 llama_cpp = pytest.importorskip("llama_cpp")
 QUIET = llama_cpp.llama_log_callback(lambda level, text, data: None)
 rng = np.random.default_rng(0)
+NEED_IMATRIX = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s"}  # for some tensors
 
 
-# -- ggml's blocks of 32, in NumPy ------------------------------------------------------------------------------------
+# -- ggml's blocks of 32, with and without ggml ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_ggml(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where llama-cpp-python is not installed; this file keeps its own import of it."""
+    quantizer._by_ggml.cache_clear()
+    with monkeypatch.context() as m:
+        m.setattr(quantizer, "_ggml", lambda: (_ for _ in ()).throw(UsageError("not installed", "")))
+        yield
+    quantizer._by_ggml.cache_clear()
 
 
 def ggml_chunk(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -60,29 +71,67 @@ BLOCKS: dict[str, Any] = {
     "denormal": normal * 1e-40,
     "the smallest": signs * 1e-45,
     "of all sizes": normal * np.exp(10 * rng.standard_normal(N)),
+    "a large one among the smallest": np.where(np.arange(N) % 32, 1e-45, 3e38),
+    "the largest of either sign among zeros of either sign": np.where(rng.random(N) < 0.03, 3.4e38, 0) * signs,
     "any finite bits": np.nan_to_num(rng.integers(0, 1 << 32, N, dtype=np.uint32).view(np.float32), nan=0, posinf=0, neginf=0),
 }
 UNDEFINED_IN_C = {"1/d overflows", "denormal", "the smallest", "of all sizes", "any finite bits"}
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def chunk_or_none(x: np.ndarray, dtype: str) -> np.ndarray | None:
+    """What a conversion writes of a flat array, None where it refuses it."""
+    try:
+        return quantizer.chunk(x.reshape(-1, 256), dtype)
+    except InputError:
+        return None
+
+
 @pytest.mark.parametrize("kind", BLOCKS)
-@pytest.mark.parametrize("dtype", dtypes.BLOCKS_OF_32)
-def test_blocks_of_32_are_ggmls_byte_for_byte(dtype: str, kind: str) -> None:
+@pytest.mark.parametrize("dtype", quantizer.BLOCKS_OF_32)
+def test_blocks_of_32_are_ggmls_byte_for_byte_without_it_too(dtype: str, kind: str, request: pytest.FixtureRequest) -> None:
     if kind in UNDEFINED_IN_C and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("an infinity is cast to an integer, which each processor does its own way")
-    x, scratch = BLOCKS[kind].astype(np.float32), dtypes.Scratch()
+    x = BLOCKS[kind].astype(np.float32)
     given = x.copy()
-    np.testing.assert_array_equal(dtypes.from_f32(x, dtype, scratch), ggml_chunk(x, dtype))
-    np.testing.assert_array_equal(dtypes.from_f32(x[:320], dtype, scratch), ggml_chunk(x[:320], dtype), "a scratch is used again")
+    expected, written = ggml_chunk(x, dtype), chunk_or_none(x, dtype)
+    np.testing.assert_array_equal(quantizer.with_package(x.reshape(-1, 256), dtype)[0], expected)
+    assert written is None or np.array_equal(written, expected)
+    request.getfixturevalue("without_ggml")
+    assert np.array_equal(chunk_or_none(x, dtype), written) if written is not None else chunk_or_none(x, dtype) is None
     np.testing.assert_array_equal(x.view(np.uint32), given.view(np.uint32), "the weights are not touched")
 
 
-@pytest.mark.parametrize("dtype", dtypes.BLOCKS_OF_32)
+@pytest.mark.parametrize("dtype", quantizer.BLOCKS_OF_32)
 def test_blocks_of_32_are_what_the_gguf_package_writes(dtype: str) -> None:
     x = normal.astype(np.float32)
     expected = gguf.quants.quantize(x.reshape(1, -1), gguf.GGMLQuantizationType[dtype]).reshape(-1)
-    np.testing.assert_array_equal(dtypes.from_f32(x, dtype), expected)
+    np.testing.assert_array_equal(quantizer.chunk(x.reshape(1, -1), dtype), expected)
+
+
+@pytest.mark.parametrize("outtype", [d.lower() for d in quantizer.BLOCKS_OF_32])
+def test_a_conversion_without_llama_cpp_python_writes_the_same_file(
+    make_model: MakeModel, tmp_path: Path, outtype: str, request: pytest.FixtureRequest
+) -> None:
+    source = as_gguf(make_model(dtype="F16", layers=1), "f16")
+    convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "with.gguf"))
+    request.getfixturevalue("without_ggml")
+    convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "without.gguf"))
+    assert (tmp_path / "with.gguf").read_bytes() == (tmp_path / "without.gguf").read_bytes()
+
+
+def test_a_library_that_does_not_load_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libggml-base.so").write_bytes(b"no library")
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    x = normal.astype(np.float32).reshape(-1, 256)
+    expected = quantizer.chunk(x, "Q8_0")
+    for f in (quantizer._ggml, quantizer._by_ggml, quantizer._writable):
+        f.cache_clear()
+    try:
+        np.testing.assert_array_equal(quantizer.chunk(x, "Q8_0"), expected)
+        with pytest.raises(UsageError, match="cannot be used"):
+            quantizer.chunk(x, "Q4_K")
+    finally:
+        quantizer._by_ggml.cache_clear()
 
 
 # -- whole files ------------------------------------------------------------------------------------------------------
@@ -125,7 +174,7 @@ def file_order(names: Iterable[str]) -> list[str]:
 def quantized(source: Path, mix: str, imatrix: Imatrix | None = None, step: int = 40) -> bytes:
     """The file as this package makes it: `types_of`, then some rows at a time on two threads."""
     g = read_gguf(source)
-    types = quantizer.types_of(g.fields, g.tensors.values(), mix, imatrix, source.parent)
+    types = quantizer.types_of(g.fields, g.tensors.values(), mix, imatrix)
     targets = [Tensor(n, types[n], g.tensors[n].shape, nbytes_of(types[n], g.tensors[n].shape)) for n in file_order(g.tensors)]
     header, offsets = encode_header(quantizer.quantized_fields(g.fields, mix, imatrix), targets, 32)
     out = bytearray(max(offsets[t.name] + t.nbytes + -t.nbytes % 32 for t in targets))
@@ -297,7 +346,7 @@ def test_70b_gets_its_own_types_without_its_weights(tmp_path: Path) -> None:
         shapes |= {f"blk.{i}.attn_{k}.weight": (n, 8192) for k, n in {"q": 8192, "k": 1024, "v": 1024, "output": 8192}.items()}
         shapes |= {f"blk.{i}.ffn_{k}.weight": (28672, 8192) for k in ("gate", "up")} | {f"blk.{i}.ffn_down.weight": (8192, 28672)}
     tensors = [Tensor(n, "BF16", s, nbytes_of("BF16", s)) for n, s in shapes.items()]
-    types = quantizer.types_of(fields, tensors, "q3_k_m", folder=tmp_path)
+    types = quantizer.types_of(fields, tensors, "q3_k_m")
     assert types["blk.40.attn_v.weight"] == "Q5_K"
     assert types["blk.40.attn_q.weight"] == "Q3_K"
     assert types["output.weight"] == "Q6_K"
@@ -355,13 +404,20 @@ LARGE = {"f16": 1e5, "bf16": 3.4e38}  # finite numbers that become infinite; tho
 NAN = np.uint32([0x7FC00000, 0xFFC00000]).view(np.float32)
 
 
+@pytest.mark.parametrize("ggml", [True, False], ids=["ggml", "the gguf package"])
 @pytest.mark.parametrize(
     ("outtype", "value"),
-    [*LARGE.items(), *((d.lower(), v) for d in dtypes.BLOCKS_OF_32 for v in (*NAN, np.inf, -np.inf, -1e30)), ("q8_0", 1e5), ("f16", 6e4)],
+    [
+        *LARGE.items(),
+        *((d.lower(), v) for d in quantizer.BLOCKS_OF_32 for v in (*NAN, np.inf, -np.inf, -1e30)),
+        ("q8_0", 1e5),
+        ("f16", 6e4),
+    ],
 )
 def test_weights_that_a_type_cannot_hold_are_refused_where_llama_quantize_refuses_them(
-    make_model: MakeModel, tmp_path: Path, outtype: str, value: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    make_model: MakeModel, tmp_path: Path, outtype: str, value: float, ggml: bool, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
     """Never written as a NaN, an infinity or, as a negative NaN would be in Q4_0, as an innocent number."""
     monkeypatch.setitem(quantizer.MIXES, "f16", quantizer.Mix(1, "F16"))
     monkeypatch.setitem(quantizer.MIXES, "bf16", quantizer.Mix(32, "BF16"))
@@ -374,6 +430,8 @@ def test_weights_that_a_type_cannot_hold_are_refused_where_llama_quantize_refuse
     )
     refused = llama_quantize(source, tmp_path / "theirs.gguf", outtype) is None
     assert refused == (value not in (1e5, 6e4) or (outtype == "f16" and value == 1e5))
+    if not ggml:
+        request.getfixturevalue("without_ggml")
     try:
         convert(str(source), Recipe(method="none"), outtype=outtype, output=tmp_path / "ours.gguf")
     except InputError as e:
@@ -483,7 +541,7 @@ def dat_of(imatrix: Imatrix, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("outtype", [d.lower() for d in dtypes.BLOCKS_OF_32])
+@pytest.mark.parametrize("outtype", [d.lower() for d in quantizer.BLOCKS_OF_32])
 def test_a_pure_type_with_an_imatrix_has_the_bytes_of_llama_quantize_pure(make_model: MakeModel, tmp_path: Path, outtype: str) -> None:
     """The keys that name an imatrix never stand over weights that were rounded without it."""
     source = as_gguf(make_model(dtype="F16", layers=1), "f16")
@@ -517,8 +575,11 @@ def test_force_never_writes_over_the_imatrix(make_model: MakeModel, tmp_path: Pa
     assert file.read_bytes() == before
 
 
-def test_without_a_temporary_folder_there_is_one_clear_error(make_model: MakeModel, tmp_path: Path) -> None:
+def test_without_a_temporary_folder_there_is_one_clear_error(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     g = read_gguf(as_gguf(make_model(dtype="F16", layers=1), "f16"))
     with pytest.raises(OutputError, match="temporary") as e:
-        quantizer.types_of(g.fields, g.tensors.values(), "q4_k_m", folder=tmp_path / "none")
+        quantizer.types_of(g.fields, g.tensors.values(), "q4_k_m")
     assert e.value.hint

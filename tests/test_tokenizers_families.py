@@ -40,7 +40,7 @@ from test_tokenizers import (  # noqa: E402
 )
 
 from yarn_convert.errors import Unsupported  # noqa: E402
-from yarn_convert.tokenizers import PRETOKENIZERS, GgufValue, caveats, fitting_name, to_gguf, to_hf  # noqa: E402
+from yarn_convert.tokenizers import PRETOKENIZERS, GgufValue, caveats, files_of, fitting_name, to_gguf, to_hf  # noqa: E402
 from yarn_convert.tokenizers.caveats import BY_TEXT  # noqa: E402
 from yarn_convert.tokenizers.pretokenizers import recognize  # noqa: E402
 from yarn_convert.tokenizers.sentencepiece_model import field  # noqa: E402
@@ -494,10 +494,10 @@ def test_gemma_from_tokenizer_json_alone(families: dict[str, Path], tmp_path: Pa
 def test_phi_3_is_stripped_by_its_name_only(families: dict[str, Path], tmp_path: Path) -> None:
     """RSTRIP is not in the file: llama.cpp goes by general.name, and so do fitting_name, caveats and to_hf."""
     folder = families["phi3"]
-    assert fitting_name(folder, "mini") == "phi-3 mini"
-    assert fitting_name(folder, "Phi3-mini") == "Phi3-mini"
-    assert caveats(folder, "Phi-3-mini-128k-instruct") == ()
-    assert "white space after 4 special tokens" in caveats(folder, "mine")[0]
+    assert fitting_name(files_of(folder), "mini") == "phi-3 mini"
+    assert fitting_name(files_of(folder), "Phi3-mini") == "Phi3-mini"
+    assert caveats(files_of(folder), "Phi-3-mini-128k-instruct") == ()
+    assert "white space after 4 special tokens" in caveats(files_of(folder), "mine")[0]
     keys = keys_of(folder)
     added = [*json.loads((folder / "tokenizer.json").read_bytes())["added_tokens"]]
     flags = {token["content"]: token["rstrip"] for token in added}
@@ -510,7 +510,7 @@ def test_phi_3_is_stripped_by_its_name_only(families: dict[str, Path], tmp_path:
 
 
 def test_caveats_name_what_llama_cpp_does_otherwise(families: dict[str, Path], tmp_path: Path) -> None:
-    said = {name: " ".join(caveats(folder)) for name, folder in families.items() if name != "phi3"}
+    said = {name: " ".join(caveats(files_of(folder))) for name, folder in families.items() if name != "phi3"}
     assert {name for name, text in said.items() if "normalization" in text} == {"gpt_neox", "cohere", "cohere2", "qwen3"}
     assert {name for name, text in said.items() if "[gMASK]<sop>" in text} == {"glm", "glm4", "glm4_moe"}
     assert {name for name, text in said.items() if not text} == set(said) - {
@@ -522,11 +522,11 @@ def test_caveats_name_what_llama_cpp_does_otherwise(families: dict[str, Path], t
         "glm4",
         "glm4_moe",
     }
-    assert all(fitting_name(families[name], "Phi-3x phi3") == "Phi_3x phi_3" for name in said)
+    assert all(fitting_name(files_of(families[name]), "Phi-3x phi3") == "Phi_3x phi_3" for name in said)
     data = {"added_tokens": [{"id": 0, **decoder_entry("<mask>", lstrip=True, single_word=True)}]}
     data["pre_tokenizer"] = {"type": "Metaspace", "prepend_scheme": "first", "split": False}  # type: ignore[assignment]
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    assert [re.findall("before|words|after", text)[0] for text in caveats(tmp_path)] == ["before", "words", "after"]
+    assert [re.findall("before|words|after", text)[0] for text in caveats(files_of(tmp_path))] == ["before", "words", "after"]
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def test_a_chat_template_that_stays_behind_is_named(make_model: Callable[[], Pat
         path.write_text(f"{{{{ {name} }}}}\n")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | ({"chat_template": own} if own else {})))
-    assert [text.partition(" behind")[0] for text in caveats(folder)] == ([left] if left else [])
+    assert [text.partition(" behind")[0] for text in caveats(files_of(folder))] == ([left] if left else [])
     assert ("tokenizer.chat_template.rag" in to_gguf(folder, {"vocab_size": 263})) == ("rag" in there and not left)
 
 
@@ -556,7 +556,7 @@ def test_plain_tokens_that_llama_cpp_makes_special_are_named(llama_cpp_source: P
     """Qwen2's vocabulary has </s>, which only llama.cpp splits off, with the real vocabulary."""
     keys = real("qwen2", llama_cpp_source)
     folder = unpack(to_hf(plain_keys(keys)), tmp_path)
-    assert any("takes </s> in a text" in text for text in caveats(folder))
+    assert any("takes </s> in a text" in text for text in caveats(files_of(folder)))
     hf = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert len(differences(keys, hf, ["<s>x</s>"], tmp_path / "vocab.gguf", (True,))) == 1
     path = llama_cpp_source / "src" / "llama-vocab.cpp"

@@ -69,11 +69,11 @@ def card_text(metadata: Mapping[str, Any], prose: str = "") -> str:
 
 def front_matter(text: str) -> tuple[Json, str]:
     """(metadata, prose) of a model card. FormatError for metadata that is no YAML object."""
+    if not text.lstrip("\ufeff \n\r\t").startswith("---"):
+        return {}, text
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
-    if not text.lstrip("\ufeff \n\r\t").startswith("---"):
-        return {}, text
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
         return dict(card.data.to_dict()), card.text  # type: ignore[no-untyped-call]

@@ -1,15 +1,15 @@
 """How a tensor of one layout is made of tensors of the other, HF's and GGUF's: rows move, and hardly anything else.
 
-Both directions of every transform are written here as an `Order`; `targets.moving` runs it on bytes, a piece at a time.
+Every transform is written here once, from HF to GGUF, as an `Order` of each GGUF tensor; its inverse is computed. `targets.moving` runs
+an order on bytes, a piece at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from math import gcd
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,137 +77,138 @@ class Part:
         return replace(self, order=replace(self.order, turn=wanted)) if self.order.unit and abs(wanted) <= 1 else None
 
 
-class Transform(NamedTuple):
-    """Both directions: `to_gguf(sizes, part)` for each GGUF tensor that an HF tensor gives, and `to_hf(sizes)`; `mxfp4`, as
-    `to_gguf`, from an HF tensor of 4-bit blocks and its scales."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An HF tensor taken apart: `parts` are the orders of the GGUF tensors that it gives, one for all of them where no rows are chosen.
 
-    to_gguf: Callable[[Sizes, int], Order]
-    to_hf: Callable[[Sizes], Order]
-    mxfp4: Callable[[Sizes, int], Order] | None = None
+    `shape` is the HF tensor's, () where any will do.
+    """
 
+    parts: tuple[Order, ...]
+    shape: tuple[int, ...] = ()
 
-def _inverse(index: Sequence[int]) -> list[int]:
-    return [int(i) for i in np.argsort(np.asarray(index), kind="stable")]
-
-
-def _heads_of(sizes: Sizes, part: int) -> list[int]:
-    """The blocks of Q, K or V (`part` 0, 1, 2) where each group of heads holds its queries, one key and one value."""
-    groups, each = sizes["kv_heads"], sizes["heads"] // sizes["kv_heads"]
-    wanted = (range(each), range(each, each + 1), range(each + 1, each + 2))[part]
-    return [g * (each + 2) + i for g in range(groups) for i in wanted]
-
-
-def _all_heads(sizes: Sizes) -> list[int]:
-    return [i for part in range(3) for i in _heads_of(sizes, part)]
-
-
-def _by_head(sizes: Sizes) -> list[int]:
-    """The blocks of all queries, keys and values where each head holds its own three."""
-    return [h * 3 + part for part in range(3) for h in range(sizes["heads"])]
+    def back(self) -> Order:
+        """The inverse: the HF tensor from the GGUF tensors laid end to end. What was transposed first is so last, and vice versa."""
+        first, turned = self.parts[0], any(p.target_turned for p in self.parts)
+        alike = all((p.unit, p.turn) == (first.unit, first.turn) for p in self.parts)
+        chosen = None if first.index is None else [p.index if alike else _rows(p) for p in self.parts]
+        return Order(
+            first.unit if alike else 0,
+            None if chosen is None else np.argsort(np.concatenate(chosen)),  # type: ignore[arg-type]
+            -first.turn if alike else 0,
+            sources_turned=tuple(p.shape[-2] if p.target_turned else 0 for p in self.parts) if turned else (),
+            target_turned=self.shape[-1] if first.sources_turned else 0,
+            added=0.0 - first.added,
+            shape=self.shape,
+        )
 
 
-def _split_groups_back(s: Sizes) -> Order:
-    """Row by row: those of queries and keys are interleaved, those of values are not."""
-    each = s["heads"] // s["kv_heads"] + 2
-    rows = np.arange(s["kv_heads"] * each * s["head"]).reshape(s["kv_heads"], each, s["head"])
-    turned = rows[:, :-1].reshape(-1, 2, s["head"] // 2).swapaxes(1, 2).reshape(s["kv_heads"], each - 1, s["head"])
-    parts = (turned[:, :-1], turned[:, -1:], rows[:, -1:])
-    return Order(index=np.argsort(np.concatenate([part.reshape(-1) for part in parts])), shape=(rows.size, s["hidden"]))
+def _rows(order: Order) -> NDArray[np.int64]:
+    """The rows of the source that an order takes, one by one."""
+    rows = np.asarray(order.index)[:, None] * order.unit + np.arange(order.unit)
+    halves = (2, order.unit // 2) if order.turn > 0 else (order.unit // 2, 2)
+    return (rows.reshape(-1, *halves).swapaxes(1, 2) if order.turn else rows).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """How HF tensors of one kind become GGUF's, in a model of these sizes, and back."""
+
+    take: Callable[[Sizes], Taken]
+
+    def to_gguf(self, sizes: Sizes, part: int) -> Order:
+        """The order of the GGUF tensor number `part` of those that an HF tensor gives."""
+        parts = _taken(self.take, frozenset(sizes.items()))[0].parts
+        return parts[part] if len(parts) > 1 else parts[0]
+
+    def to_hf(self, sizes: Sizes) -> Order:
+        """The order of the HF tensor from all of them."""
+        return _taken(self.take, frozenset(sizes.items()))[1]
+
+    def mxfp4(self, sizes: Sizes, part: int) -> Order:
+        """As `to_gguf`, from an HF tensor of 4-bit blocks, which lie as GGUF's rows do, and its scales."""
+        order = self.to_gguf(sizes, part)
+        return Order(index=order.index, shape=order.shape, mxfp4=True)
+
+
+@lru_cache(maxsize=16)
+def _taken(take: Callable[[Sizes], Taken], sizes: frozenset[tuple[str, int]]) -> tuple[Taken, Order]:
+    """(what `take` makes, its inverse): gpt-oss has 700,000 rows in each of 72 tensors."""
+    taken = take(dict(sizes))
+    return taken, taken.back()
+
+
+def _heads(s: Sizes) -> tuple[NDArray[np.int64], ...]:
+    """The blocks of Q, K and V where each group of heads holds its queries, one key and one value."""
+    blocks = np.arange(s["heads"] + 2 * s["kv_heads"]).reshape(s["kv_heads"], -1)
+    return blocks[:, :-2].reshape(-1), blocks[:, -2], blocks[:, -1]
+
+
+def _groups_of_heads(s: Sizes) -> Taken:
+    return Taken((Order(s["head"], np.concatenate(_heads(s))),))
+
+
+def _heads_of_three(s: Sizes) -> Taken:
+    """Each head holds its own query, key and value."""
+    return Taken((Order(s["head"], np.arange(3 * s["heads"]).reshape(-1, 3).T.reshape(-1)),))
+
+
+def _split_groups(s: Sizes) -> Taken:
+    """Queries and keys are interleaved, values are not."""
+    parts = tuple(Order(s["head"], blocks, turn=turn) for blocks, turn in zip(_heads(s), (1, 1, 0), strict=True))
+    return Taken(parts, ((s["heads"] + 2 * s["kv_heads"]) * s["head"], s["hidden"]))
 
 
 # gpt-oss keeps gate and up of an expert in turn, as columns of a matrix that GGUF has the other way round
 
 
-def _columns(s: Sizes, part: int) -> Order:
-    """Even or odd columns of each expert's matrix, (hidden, 2·ff), as rows."""
-    shape = (s["experts"], s["expert_ff"], s["hidden"])
-    return Order(index=range(part, 2 * shape[0] * shape[1], 2), sources_turned=(s["hidden"],), shape=shape)
+def _columns(s: Sizes) -> Taken:
+    """Even and odd columns of each expert's matrix, (hidden, 2·ff), as rows."""
+    e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
+    rows = [np.arange(part, 2 * e * ff, 2) for part in (0, 1)]
+    return Taken(tuple(Order(index=i, sources_turned=(hidden,), shape=(e, ff, hidden)) for i in rows), (e, hidden, 2 * ff))
 
 
-def _columns_back(s: Sizes) -> Order:
+def _biases(s: Sizes) -> Taken:
+    """Even and odd columns of one matrix, (experts, 2·ff)."""
     e, ff = s["experts"], s["expert_ff"]
-    return Order(index=_in_turn(e * ff), target_turned=2 * ff, shape=(e, s["hidden"], 2 * ff))
+    rows = [np.arange(part, 2 * ff, 2) for part in (0, 1)]
+    return Taken(tuple(Order(index=i, sources_turned=(e,), target_turned=ff, shape=(e, ff)) for i in rows), (e, 2 * ff))
 
 
-def _biases(s: Sizes, part: int) -> Order:
-    """Even or odd columns of one matrix, (experts, 2·ff)."""
-    e, ff = s["experts"], s["expert_ff"]
-    return Order(index=range(part, 2 * ff, 2), sources_turned=(e,), target_turned=ff, shape=(e, ff))
+def _latent(s: Sizes) -> Taken:
+    """DeepSeek's kv_b_proj: each head's keys, transposed, and its values."""
+    heads, nope, value, latent = s["heads"], s["nope"], s["value"], s["kv_lora"]
+    unit = gcd(nope, value)
+    blocks = np.arange(heads * (nope + value) // unit).reshape(heads, -1)
+    keys = Order(unit, blocks[:, : nope // unit].reshape(-1), target_turned=nope, shape=(heads, latent, nope))
+    values = Order(unit, blocks[:, nope // unit :].reshape(-1), shape=(heads, value, latent))
+    return Taken((keys, values), (heads * (nope + value), latent))
 
 
-def _biases_back(s: Sizes) -> Order:
-    e, ff = s["experts"], s["expert_ff"]
-    return Order(index=_in_turn(ff), sources_turned=(e, e), target_turned=2 * ff, shape=(e, 2 * ff))
+def _transposed(s: Sizes) -> Taken:
+    e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
+    return Taken((Order(sources_turned=(ff,), shape=(e, hidden, ff)),), (e, ff, hidden))
 
 
-def _packed(s: Sizes, part: int) -> Order:
-    """Even or odd rows of 4-bit blocks."""
-    e, ff = s["experts"], s["expert_ff"]
-    return Order(index=range(part, 2 * e * ff, 2), shape=(e, ff, s["hidden"]), mxfp4=True)
-
-
-@cache
-def _in_turn(n: int) -> NDArray[np.int64]:
-    """0, n, 1, n + 1, …: n rows and n rows that follow them, in turn."""
-    return np.arange(2 * n).reshape(2, n).T.reshape(-1)
-
-
-def _latent_unit(s: Sizes) -> int:
-    return gcd(s["nope"], s["value"])
-
-
-@cache
-def _latent_rows(heads: int, nope: int, value: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of every head's keys; of its values; and, from all keys and then all values, each head's keys and values."""
-    rows = np.arange(heads * (nope + value)).reshape(heads, nope + value)
-    keys, values = rows[:, :nope].reshape(-1), rows[:, nope:].reshape(-1)
-    return keys, values, np.argsort(np.concatenate([keys, values]))
-
-
-def _latent(s: Sizes, part: int) -> Order:
-    """DeepSeek's kv_b_proj: each head's keys, transposed, or its values."""
-    unit, heads, latent = _latent_unit(s), s["heads"], s["kv_lora"]
-    index = _latent_rows(heads, s["nope"] // unit, s["value"] // unit)[part]
-    if part == 0:
-        return Order(unit, index, target_turned=s["nope"], shape=(heads, latent, s["nope"]))
-    return Order(unit, index, shape=(heads, s["value"], latent))
-
-
-def _latent_back(s: Sizes) -> Order:
-    unit, latent = _latent_unit(s), s["kv_lora"]
-    index = _latent_rows(s["heads"], s["nope"] // unit, s["value"] // unit)[2]
-    return Order(unit, index, sources_turned=(latent, 0), shape=(s["heads"] * (s["nope"] + s["value"]), latent))
-
-
-def _transposed(s: Sizes, part: int) -> Order:
-    return Order(sources_turned=(s["expert_ff"],), shape=(s["experts"], s["hidden"], s["expert_ff"]))
-
-
-def _transposed_back(s: Sizes) -> Order:
-    return Order(sources_turned=(s["hidden"],), shape=(s["experts"], s["expert_ff"], s["hidden"]))
-
-
-def _half(s: Sizes, part: int) -> Order:
+def _halves(s: Sizes) -> Taken:
     """Granite's experts: gate above up in one matrix; a block is half of it."""
-    return Order(s["expert_ff"], range(part, 2 * s["experts"], 2), shape=(s["experts"], s["expert_ff"], s["hidden"]))
-
-
-def _halves_back(s: Sizes) -> Order:
-    return Order(s["expert_ff"], _in_turn(s["experts"]), shape=(s["experts"], 2 * s["expert_ff"], s["hidden"]))
+    e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
+    return Taken(tuple(Order(ff, np.arange(part, 2 * e, 2), shape=(e, ff, hidden)) for part in (0, 1)), (e, 2 * ff, hidden))
 
 
 TRANSFORMS: Mapping[str, Transform] = {
-    "": Transform(lambda s, p: AS_IT_IS, lambda s: AS_IT_IS),
-    "interleave": Transform(lambda s, p: Order(s["head"], turn=1), lambda s: Order(s["head"], turn=-1)),
-    "add_one": Transform(lambda s, p: Order(added=1.0), lambda s: Order(added=-1.0)),
-    "heads_of_three": Transform(lambda s, p: Order(s["head"], _by_head(s)), lambda s: Order(s["head"], _inverse(_by_head(s)))),
-    "groups_of_heads": Transform(lambda s, p: Order(s["head"], _all_heads(s)), lambda s: Order(s["head"], _inverse(_all_heads(s)))),
-    "split_groups": Transform(lambda s, p: Order(s["head"], _heads_of(s, p), turn=int(p < 2)), _split_groups_back),
-    "columns_in_turn": Transform(_columns, _columns_back, _packed),
-    "in_turn": Transform(_biases, _biases_back),
-    "transposed": Transform(_transposed, _transposed_back, lambda s, p: Order(shape=_transposed(s, p).shape, mxfp4=True)),
-    "latent": Transform(_latent, _latent_back),
-    "halves": Transform(_half, _halves_back),
+    "": Transform(lambda s: Taken((AS_IT_IS,))),
+    "interleave": Transform(lambda s: Taken((Order(s["head"], turn=1),))),
+    "add_one": Transform(lambda s: Taken((Order(added=1.0),))),
+    "heads_of_three": Transform(_heads_of_three),
+    "groups_of_heads": Transform(_groups_of_heads),
+    "split_groups": Transform(_split_groups),
+    "columns_in_turn": Transform(_columns),
+    "in_turn": Transform(_biases),
+    "transposed": Transform(_transposed),
+    "latent": Transform(_latent),
+    "halves": Transform(_halves),
 }
 
 
@@ -248,7 +249,6 @@ def _to_gguf(family: Family, name: str, part: int, experts: dict[int, Tensor], s
     sources = tuple(experts[e] for e in sorted(experts))
     transform = TRANSFORMS[family.transform(name)]
     if scales is not None:
-        assert transform.mxfp4 is not None
         order = transform.mxfp4(sizes, part)
         _check_shape(sources[0], transform.to_hf(sizes).shape, True)
         return Part(order.shape, (*sources, scales), order)

@@ -2,6 +2,7 @@
 
 `types_of` asks llama.cpp itself, without the weights; `chunk` is the function that llama-quantize calls for some rows. Rows are
 quantized one by one, so that any split over pieces and threads gives the bytes of `llama_model_quantize` (src/llama-quant.cpp).
+Where llama-cpp-python is missing, the gguf package writes the types of `BLOCKS_OF_32`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .dtypes import F32
+from .dtypes import F32, OUTTYPES, PLAIN, gguf_types
 from .errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from .extras import install
 from .files import open_regular
@@ -53,8 +54,8 @@ MIXES = {  # tools/quantize/quantize.cpp, QUANT_OPTIONS; src/llama-quant.cpp, ll
     "iq4_nl": Mix(25, "IQ4_NL"), "iq4_xs": Mix(30, "IQ4_XS"),
     "tq1_0": Mix(36, "TQ1_0"), "tq2_0": Mix(37, "TQ2_0"), "q1_0": Mix(40, "Q1_0"), "mxfp4_moe": Mix(38, "MXFP4"),
 }  # fmt: skip
-NEED_IMATRIX = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s"}  # for some tensors
 TYPES_WITH_IMATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}  # llama-quant.cpp, tensor_requires_imatrix
+BLOCKS_OF_32 = tuple(t.upper() for t in OUTTYPES if t.upper() not in PLAIN)  # the gguf package quantizes these as ggml does
 EMBEDDINGS = {"token_embd.weight", "per_layer_token_embd.weight"}
 
 
@@ -63,7 +64,7 @@ EMBEDDINGS = {"token_embd.weight", "per_layer_token_embd.weight"}
 
 @cache
 def _ggml() -> Any:
-    """libggml-base of llama-cpp-python, without importing the package. UsageError when it is not installed."""
+    """libggml-base of llama-cpp-python, without importing the package. UsageError when it is not installed, or does not load."""
     spec = importlib.util.find_spec("llama_cpp")
     folders = [Path(f, "lib") for f in spec.submodule_search_locations or ()] if spec else []
     override = os.environ.get("LLAMA_CPP_LIB_PATH")  # llama_cpp.py: where the user wants them from
@@ -72,17 +73,30 @@ def _ggml() -> Any:
     ]
     if not found:
         raise UsageError("this --outtype needs llama.cpp's quantizer, and llama-cpp-python is not installed", INSTALL)
-    lib = ctypes.CDLL(str(found[0]))
     kind, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-    for name, arguments, result in (  # ggml.h
-        ("ggml_quantize_chunk", [kind, pointer, pointer, size, size, size, pointer], ctypes.c_size_t),
-        ("ggml_quantize_requires_imatrix", [kind], ctypes.c_bool),
-        ("ggml_validate_row_data", [kind, pointer, ctypes.c_size_t], ctypes.c_bool),
-        ("ggml_type_name", [kind], ctypes.c_char_p),
-    ):
-        function = getattr(lib, name)
-        function.argtypes, function.restype = arguments, result
+    try:
+        lib = ctypes.CDLL(str(found[0]))
+        for name, arguments, result in (  # ggml.h
+            ("ggml_quantize_chunk", [kind, pointer, pointer, size, size, size, pointer], ctypes.c_size_t),
+            ("ggml_quantize_requires_imatrix", [kind], ctypes.c_bool),
+            ("ggml_validate_row_data", [kind, pointer, ctypes.c_size_t], ctypes.c_bool),
+            ("ggml_type_name", [kind], ctypes.c_char_p),
+        ):
+            function = getattr(lib, name)
+            function.argtypes, function.restype = arguments, result
+    except (OSError, AttributeError):
+        raise UsageError("llama.cpp's quantizer in the installed llama-cpp-python cannot be used", INSTALL) from None
     return lib
+
+
+@cache
+def _by_ggml() -> bool:
+    """Whether ggml quantizes, for it is installed."""
+    try:
+        _ggml()
+    except (UsageError, ImportError):  # a finder may raise the second
+        return False
+    return True
 
 
 def check_installed() -> None:
@@ -102,29 +116,52 @@ def chunk(x: F32, dtype: str, imatrix: F32 | None = None) -> Bytes:
     """The bytes of float32[rows, columns] in the ggml type `dtype`; `imatrix` is float32[columns], the weights of squared errors.
 
     Thread-safe, and other Python threads run meanwhile. Raises Unsupported for a type that cannot be written or a row that is not
-    a whole number of blocks, UsageError when `dtype` needs an imatrix, and InputError for values that llama.cpp refuses: what is
-    not finite, or does not fit the type's float16 scales.
+    a whole number of blocks, UsageError when `dtype` needs an imatrix or llama-cpp-python, and InputError for values that llama.cpp
+    refuses: what is not finite, or does not fit the type's float16 scales.
     """
-    lib = _ggml()
-    if dtype not in _writable():
+    package = dtype in BLOCKS_OF_32 and imatrix is None and not _by_ggml()
+    if not package and dtype not in _writable():
         raise Unsupported(f"llama.cpp does not quantize to {dtype}", INSTALL)
-    number, (rows, columns) = type_numbers()[dtype], x.shape
-    size = nbytes_of(dtype, x.shape)
-    if imatrix is None and lib.ggml_quantize_requires_imatrix(number):
+    columns, size = x.shape[1], nbytes_of(dtype, x.shape)
+    if imatrix is None and not package and _ggml().ggml_quantize_requires_imatrix(type_numbers()[dtype]):
         raise UsageError(f"{dtype} needs an importance matrix", "--imatrix FILE, as llama-imatrix writes it")
     if imatrix is not None and imatrix.shape != (columns,):
         raise UsageError(f"the imatrix has {imatrix.size:,} values for a row of {columns:,}", "it was made for another model")
     x = np.ascontiguousarray(x, np.float32)
-    weights = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
     if not np.isfinite(x).all():  # some of ggml's searches abort the process for a NaN
         raise InputError("the weights hold a NaN or an infinity, which cannot be quantized", "--outtype f32 keeps them as they are")
-    out = np.empty(size, np.uint8)
-    written = lib.ggml_quantize_chunk(
-        number, x.ctypes.data, out.ctypes.data, 0, rows, columns, None if weights is None else weights.ctypes.data
-    )
-    if written != size or not lib.ggml_validate_row_data(number, out.ctypes.data, size):
+    out, fits = with_package(x, dtype) if package else _with_ggml(x, dtype, size, imatrix)
+    if not fits:
         raise InputError(f"the weights are too large for the float16 scales of {dtype}", "--outtype bf16 or f32")
     return out
+
+
+def _with_ggml(x: F32, dtype: str, size: int, imatrix: F32 | None) -> tuple[Bytes, bool]:
+    """(the bytes by ggml, whether its own check takes them)."""
+    lib, number, out = _ggml(), type_numbers()[dtype], np.empty(size, np.uint8)
+    weights = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
+    written = lib.ggml_quantize_chunk(number, x.ctypes.data, out.ctypes.data, 0, *x.shape, None if weights is None else weights.ctypes.data)
+    return out, written == size and lib.ggml_validate_row_data(number, out.ctypes.data, size)
+
+
+def with_package(x: F32, dtype: str) -> tuple[Bytes, bool]:
+    """(the bytes of one of `BLOCKS_OF_32` by the gguf package, whether every float16 scale and minimum is a number).
+
+    By itself the package differs from ggml in the sign of a zero, where that is a block's largest magnitude or its minimum: ggml takes
+    +0 for the one and the first of the block's zeros for the other. So all zeros of a block are given that sign, which changes no quant.
+    """
+    from gguf import quants
+
+    blocks = x.reshape(-1, 32)
+    if dtype.endswith("_1"):
+        zeros = blocks == 0
+        blocks = np.where(zeros, np.take_along_axis(blocks, zeros.argmax(axis=1, keepdims=True), axis=1), blocks)
+    else:
+        blocks = blocks + np.float32(0)
+    with np.errstate(all="ignore"):
+        out: Bytes = quants.quantize(blocks.reshape(x.shape), gguf_types()[dtype]).reshape(-1)
+    scales = out.reshape(len(blocks), -1)[:, : 4 if dtype.endswith("_1") else 2]
+    return out, bool(np.isfinite(scales.view(np.float16)).all())
 
 
 def rows(x: F32, dtype: str, imatrix: F32 | None, first: int, per_expert: int) -> Bytes:
@@ -270,15 +307,13 @@ def _not_an_imatrix(file: str, why: str) -> FormatError:
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def types_of(
-    fields: Mapping[str, Field | Value], tensors: Iterable[Tensor], mix: str, imatrix: Imatrix | None = None, folder: Path | None = None
-) -> dict[str, str]:
+def types_of(fields: Mapping[str, Field | Value], tensors: Iterable[Tensor], mix: str, imatrix: Imatrix | None = None) -> dict[str, str]:
     """The ggml type that llama-quantize would give each tensor of a GGUF with these fields; `tensors` have their source types.
 
-    llama.cpp makes a dry run over a header whose tensors have two rows each, in a temporary folder within `folder`: of a shape it
-    looks at the columns, and whether there is more than one row or expert. It runs in a process of its own, which its assertions
-    may end. Raises UsageError without llama-cpp-python, for an unknown mix and for an imatrix that is needed and missing,
-    Unsupported when llama.cpp refuses the header, OutputError where the temporary folder takes no files.
+    llama.cpp makes a dry run over a header whose tensors have two rows each, in a temporary folder: of a shape it looks at the columns,
+    and whether there is more than one row or expert. It runs in a process of its own, which its assertions may end.
+    Raises UsageError without llama-cpp-python, for an unknown mix and for an imatrix that is needed and missing, Unsupported
+    when llama.cpp refuses the header, OutputError where the temporary folder takes no files.
     """
     if mix not in MIXES:
         raise UsageError(f"unknown quantization {mix!r}", f"one of {', '.join(MIXES)}")
@@ -288,7 +323,7 @@ def types_of(
     kept = {k: v for k, v in fields.items() if not k.startswith("split.") and k != "general.alignment"}
     header, offsets = encode_header(kept, small, DEFAULT_ALIGNMENT)
     try:
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary, "model.gguf")
             with open(path, "wb") as f:
                 f.write(header)

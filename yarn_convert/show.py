@@ -115,9 +115,9 @@ def plan_lines(conversion: Conversion) -> list[str]:
     return lines + ([f"left      {listed(plan.left)}: not what the model needs to load"] if plan.left else [])
 
 
-def listed(names: Sequence[str], most: int = 12) -> str:
-    """Names, with commas between; of many the first."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def listed(names: Sequence[str]) -> str:
+    """Names, with commas between; of many the first dozen."""
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def next_steps(out: Path, context: int) -> list[str]:

@@ -97,6 +97,6 @@ def first_part(gguf: Gguf) -> Gguf:
     return gguf.parts[0] if gguf.parts else gguf
 
 
-def with_split(fields: Mapping[str, Any], no: int, count: int, tensors: int) -> dict[str, Any]:
+def with_split(fields: Mapping[str, Any], count: int, tensors: int) -> dict[str, Any]:
     """The fields of the first part: the model's own, then the keys of the split."""
-    return {k: v for k, v in fields.items() if not k.startswith(PREFIX)} | split_fields(no, count, tensors)
+    return {k: v for k, v in fields.items() if not k.startswith(PREFIX)} | split_fields(0, count, tensors)

@@ -78,8 +78,9 @@ def read_into(f: Any, buffer: Any, path: Path) -> None:
         done += n
 
 
-def same_bytes(a: Tensor, b: Tensor, step: int = 1 << 24) -> bool:
-    """Whether two tensors of one type and shape hold the same, read `step` bytes at a time."""
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one type and shape hold the same, read 16 MiB at a time."""
+    step = 1 << 24
     parts = ((i, min(step, a.nbytes - i)) for i in range(0, a.nbytes, step))
     return (a.dtype, a.shape) == (b.dtype, b.shape) and all(np.array_equal(a.read(*part), b.read(*part)) for part in parts)
 
@@ -97,7 +98,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors in file order, `__metadata__`) of one .safetensors file.
 
     Format: 8 bytes little-endian header length N, N bytes of JSON, then the data; the tensors cover it without gap or
-    overlap (safetensors README, "Format"). Raises FormatError for anything else.
+    overlap (safetensors README, "Format"). Raises FormatError for anything else. The safetensors library tells no offsets, by which
+    bytes are copied in the kernel, and maps the file, so that one that is cut meanwhile would end the process.
     """
     with open_regular(path) as f:
         size = os.fstat(f.fileno()).st_size
@@ -150,7 +152,11 @@ def _safetensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
 
 
 def safetensors_header(tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """(header bytes, offset of each tensor in the file). Widest dtypes come first, so that every tensor is aligned."""
+    """(header bytes, offset of each tensor in the file). Widest dtypes come first, so that every tensor is aligned.
+
+    As the safetensors library writes it, which takes whole tensors and has the metadata in another order each time: no output would be
+    twice the same, and no interrupted one could be gone on with.
+    """
     ordered = sorted(tensors, key=lambda t: -SAFETENSORS_BITS[t.dtype])
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0

@@ -68,9 +68,7 @@ class Surveyed:
         return self.verdict.text if self.verdict.kind == "differs" else ""
 
 
-def survey_config(
-    config: Mapping[str, Any], intended: Table, context: int, rtol: float | Array = RTOL, beside: Beside | None = None
-) -> list[Surveyed]:
+def survey_config(config: Mapping[str, Any], intended: Table, context: int, beside: Beside | None = None) -> list[Surveyed]:
     """What each of RUNTIMES computes from `config`, config.json as a dict, and `judge`'s verdict on it."""
     model_type = config.get("model_type", "llama")
     found = []
@@ -86,7 +84,7 @@ def survey_config(
             summary[0] = summary_of(seen(name, config))
             return reading
 
-        verdict = judge(read, intended, context, beside, rtol)
+        verdict = judge(read, intended, context, beside)
         follows = seen(name, config).followed if verdict.reading else ""
         shown = Surveyed(name, row.version, row.evidence, verdict, summary[0], follows=follows)
         found.append(replace(shown, note=note_of(shown, "config.json") or (since(name, config) if shown.exact else "")))

@@ -44,15 +44,15 @@ def python_of(name: str) -> Path | None:
     return python if _stamped(row) and python.exists() else None
 
 
-def environment_of(name: str, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables to set for its worker, on top of `base` (this process's environment), from which LD_PRELOAD is continued.
+def environment_of(name: str) -> dict[str, str]:
+    """The variables to set for its worker, on top of this process's environment, of which LD_PRELOAD is continued.
 
     MLX on Linux brings a reference BLAS of one thread; OpenBLAS loaded in front of it is many times faster.
     """
     row = row_of(name)
     env = dict(row.env)
     if row.name == "mlx" and (library := openblas()):
-        before = (os.environ if base is None else base).get("LD_PRELOAD")
+        before = os.environ.get("LD_PRELOAD")
         env["LD_PRELOAD"] = f"{library}:{before}" if before else library
     return env
 

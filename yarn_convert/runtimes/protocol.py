@@ -58,10 +58,10 @@ class Job:
                 out[row + low - a : row + high - a] = logits[low - at : high - at]
             row += b - a
 
-    def put_rows(self, row: int, logits: Any) -> None:
-        """Logits float32[n, vocabulary] of n of `positions`, from the one with the index `row` on."""
-        logits = self._reduced(self.positions[row : row + len(logits)], logits)
-        self._out(np.shape(logits)[1])[row : row + len(logits)] = logits
+    def put_all(self, logits: Any) -> None:
+        """Logits float32[rows, vocabulary] of all `positions`."""
+        logits = self._reduced(self.positions, logits)
+        self._out(np.shape(logits)[1])[:] = logits
 
     def _reduced(self, positions: Any, logits: Any) -> Any:
         """What is kept of the logits of these positions: all, or the losses of the tokens that follow (0 after the last)."""

@@ -49,7 +49,6 @@ class Runtime:
     linux_only: bool = False
     spare: int = 0  # tokens by which a text must be shorter than the model's context
     modes: Mapping[str, Mode] = field(default_factory=dict)
-    gpu: bool = False  # whether its worker goes to the GPU, where the reference is there
 
 
 _ROWS = (
@@ -61,7 +60,6 @@ _ROWS = (
         also=("torch",),
         env=OFFLINE,
         note="1.1 GB; the extra yarn-convert[transformers] brings it too",
-        gpu=True,
         modes={
             "eager": Mode({"attention": "eager"}, "attention written out"),
             "bf16": Mode({"dtype": "bfloat16"}, "bfloat16", "bfloat16"),
@@ -75,7 +73,6 @@ _ROWS = (
         cost=3.0,
         build={"SKBUILD_CMAKE_DEFINE": "LLAVA_BUILD=OFF"},  # mtmd reads images
         note="compiles for about 5 minutes, with a C++ compiler; the extra yarn-convert[llama-cpp] brings it too",
-        gpu=True,
         modes={"fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16")},
     ),
     Runtime(

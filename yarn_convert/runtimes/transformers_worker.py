@@ -29,7 +29,7 @@ def main(job: Job) -> None:
     model(ids[:, :WARM_UP], use_cache=False)
     job.start()
     kept = torch.from_numpy(job.positions).to(device)
-    job.put_rows(0, model(ids, use_cache=False, logits_to_keep=kept).logits[0].float().cpu().numpy())
+    job.put_all(model(ids, use_cache=False, logits_to_keep=kept).logits[0].float().cpu().numpy())
     job.progress(len(job.ids))
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     job.finish(version=version("transformers"), device=device, peak_device_bytes=peak)

@@ -21,7 +21,7 @@ def main(job: Job) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     n, done = len(job.ids), 0
-    given = {"model": job.model, "dtype": "float32", "enforce_eager": True, "max_model_len": job.options.get("max_model_len")}
+    given = {"model": job.model, "dtype": "float32", "enforce_eager": True}
     try:
         config = EngineArgs(**given).create_model_config()
         if n >= config.max_model_len:  # that many with one to write: the last position is never read

@@ -21,6 +21,7 @@ from ..readers.gguf import LLAMA_CPP
 from ..readers.judge import Verdict
 from ..rope import Array
 from ..tensors import Tensor, in_memory, load_json, same_bytes
+from ..tokenizers import Files
 from .moving import Piece, unchanged
 from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
@@ -51,15 +52,16 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     if c.family.listed:
         _check_computable(c, r)
     carrier, keys, factors = carry_gguf(c, r.rope, r.context, r.carry)
-    about, lost = _general(c, parts, r) if c.gguf is None else ({}, [])
-    fields = _from_gguf(c, r) if c.gguf else _from_hf(c, parts, about, r)
-    tensors = _quantized(c, fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r)
+    files = None if c.gguf else tokenizers.files_of(c.source.path)
+    about, lost = _general(c, parts, r, files) if files else ({}, [])
+    fields = _from_hf(c, about, r, files) if files else _from_gguf(c, r)
+    tensors = _quantized(fields, parts, r) if r.outtype in MIXES and r.outtype not in OUTTYPES else _pieces(c, parts, r)
     fields = with_rope(fields | _types(c, tensors, r), keys, r.recipe)
     alignment = c.gguf.alignment if c.gguf else DEFAULT_ALIGNMENT
     jobs = gguf_jobs(r.out, fields, with_factors(tensors, factors, c), alignment, c.gguf, r.part_size)
     out = r.out.with_name(jobs[0].name)
     identical = all(p.dtype == p.target.dtype for p in tensors)
-    caveats = tokenizers.caveats(c.source.path, about["general.name"].data) if about else ()
+    caveats = tokenizers.caveats(files, about["general.name"].data) if files else ()
     unscaled = [NO_CHUNKS] if c.written.get(DUAL_CHUNKS) is not None and r.rope == c.rope else []
     notes = (*c.packing.notes, *unscaled, *_notes(c, tensors, r.outtype), *lost, *caveats)
     return Plan(
@@ -106,7 +108,7 @@ def _piece(name: str, part: Part, dtype: str, importance: F32 | None = None) -> 
     return Piece(Tensor(name, dtype, part.shape, nbytes_of(dtype, part.shape)), part.sources, part.order, importance)
 
 
-def _quantized(c: Checkpoint, fields: Mapping[str, Field | Value], parts: Mapping[str, Part], r: Request) -> list[Piece]:
+def _quantized(fields: Mapping[str, Field | Value], parts: Mapping[str, Part], r: Request) -> list[Piece]:
     """The tensors of the file, of the types that llama-quantize would choose for a file of the base's own types."""
 
     def own(name: str, part: Part) -> str:
@@ -184,7 +186,7 @@ def _types(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field | 
     return quantized_fields(fields, r.outtype, r.imatrix) if r.imatrix else fields
 
 
-def _from_hf(c: Checkpoint, parts: Mapping[str, Part], about: Mapping[str, Value], r: Request) -> dict[str, Field | Value]:
+def _from_hf(c: Checkpoint, about: Mapping[str, Value], r: Request, files: Files) -> dict[str, Field | Value]:
     """`about`: the keys `general.*` that say what the model is."""
     arch = c.family.gguf_arch
     fields: dict[str, Field | Value] = {
@@ -199,7 +201,7 @@ def _from_hf(c: Checkpoint, parts: Mapping[str, Part], about: Mapping[str, Value
     fields |= {f"{arch}.{key}": Value(*value) for key, value in c.family.constants.items()}
     fields.setdefault(f"{arch}.attention.value_length", Value("u32", c.head_dim))
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
-    vocabulary = tokenizers.to_gguf(c.source.path, c.config, pre=r.pretokenizer)
+    vocabulary = tokenizers.to_gguf(c.source.path, c.config, pre=r.pretokenizer, files=files)
     named = [vocabulary.get(f"tokenizer.ggml.{name}_token_id", ("", None))[1] for name in general.ENDS]
     more = [i for i in general.ends_of(_generation(c), c.config) if i not in named and 0 <= i < c.hparams["vocab_size"]]
     fields |= {general.MORE_ENDS: Value("i32[]", more)} if more else {}
@@ -210,11 +212,11 @@ def _generation(c: Checkpoint) -> Mapping[str, Any]:
     return load_json(c.source.path / GENERATION) if exists(c.source.path, GENERATION) else {}
 
 
-def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> tuple[dict[str, Value], list[str]]:
+def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request, files: Files) -> tuple[dict[str, Value], list[str]]:
     """(what the file says of the model beside weights and tokenizer, under the keys of ggml's docs/gguf.md; notes)."""
-    folder, notes = c.source.path, []
+    notes = []
     try:
-        card, _ = general.front_matter(general.read_card(folder))
+        card, _ = general.front_matter(general.read_card(c.source.path))
     except FormatError as e:
         card, notes = {}, [f"{e.message}: what it says is not carried over"]
     if c.source.repo:
@@ -224,7 +226,7 @@ def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request) -> tuple[dict
         )
     named = {k: v for k in ("_name_or_path",) if isinstance(v := c.config.get(k), str)}
     fields, lost = general.to_gguf(card, named, _generation(c), c.source.name, {name: part.shape for name, part in parts.items()})
-    fields["general.name"] = Value("str", tokenizers.fitting_name(folder, fields["general.name"].data))
+    fields["general.name"] = Value("str", tokenizers.fitting_name(files, fields["general.name"].data))
     return fields, notes + lost
 
 

@@ -10,14 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..dtypes import F32, NATIVE, PLAIN, Scratch, from_f32, refuse_lost, to_f32
+from ..dtypes import F32, PLAIN, from_f32, refuse_lost, to_f32
 from ..files import open_regular
 from ..gguf_file import Field, Value
 from ..layout import AS_IT_IS, Order
@@ -89,13 +89,13 @@ class WriteBytes:
 
 @dataclass(frozen=True, slots=True)
 class WriteTensors:
-    """A weight file: a header, then each piece at its offset; gaps are zeros up to `size`. `fields` are a GGUF's."""
+    """A weight file: a header, then each piece at its offset; gaps are zeros up to `size`. `fields` are what a GGUF's header says."""
 
     name: str
     header: bytes
     pieces: tuple[tuple[Piece, int], ...]
     size: int
-    fields: Mapping[str, Field | Value] | None = None
+    fields: Mapping[str, Field | Value] | None = field(default=None, compare=False)
 
 
 Job = CopyFile | WriteBytes | WriteTensors
@@ -262,22 +262,22 @@ def converted(piece: Piece) -> Iterator[Bytes]:
 
     A part is to be used before the next one is asked for: they share their memory.
     """
-    dtype, added, scratch = plain_dtype(piece.sources, piece.order), np.float32(piece.order.added), Scratch()
+    dtype, added = plain_dtype(piece.sources, piece.order), np.float32(piece.order.added)
     target, first = piece.target, piece.blocks[0]
     if dtype == target.dtype and not added:
         yield from ordered(piece.sources, piece.order, *piece.blocks)
         return
     columns, row = row_of(dtype, target.shape)
-    step, done = max(1, ELEMENTS // columns) * row, 0
+    height = max(1, ELEMENTS // columns)  # rows at a time
+    buffer, done = np.empty(height * columns, np.float32), 0
     if first:
         done = target.elements // columns * first // count(piece.sources, piece.order)[0]
-    native = target.dtype in NATIVE and piece.importance is None
     for data in ordered(piece.sources, piece.order, *piece.blocks):
-        for at in range(0, data.nbytes, step):
-            x = to_f32(data[at : at + step], dtype, scratch)
+        for at in range(0, data.nbytes, height * row):
+            x = to_f32(data[at : at + height * row], dtype, buffer)
             x = x + added if added else x
-            if native:
-                made = from_f32(x, target.dtype, scratch)
+            if target.dtype in PLAIN:
+                made = from_f32(x, target.dtype)
                 refuse_lost(x, made, target.dtype)
                 yield made
             else:

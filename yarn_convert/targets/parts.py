@@ -54,7 +54,7 @@ def gguf_jobs(out: Path, fields: Fields, pieces: list[Piece], alignment: int, so
     count, total, stem = len(groups), len(pieces), stem_of(out)
     if count > MAX_PARTS:
         raise UsageError(f"--split-max-size would make {count:,} parts", f"at most {MAX_PARTS:,}: choose a larger size")
-    jobs: list[Job] = [gguf_job(part_name(stem, 0, count), with_split(fields, 0, count, total), groups[0], alignment)]
+    jobs: list[Job] = [gguf_job(part_name(stem, 0, count), with_split(fields, count, total), groups[0], alignment)]
     for no, group in enumerate(groups[1:], 1):
         name = part_name(stem, no, count)
         if parts and _unchanged(group, parts[no]):

@@ -75,7 +75,7 @@ def _identity(value: Any, stats: dict[Path, Any]) -> Any:
     if isinstance(value, tuple | list):
         return [_identity(v, stats) for v in value]
     if is_dataclass(value):
-        return [type(value).__name__, *(_identity(getattr(value, f.name), stats) for f in fields(value))]
+        return [type(value).__name__, *(_identity(getattr(value, f.name), stats) for f in fields(value) if f.compare)]
     return getattr(value, "__qualname__", None) or repr(value)
 
 

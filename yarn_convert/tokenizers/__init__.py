@@ -20,18 +20,20 @@ from .habits import HABITS
 from .pretokenizers import PRETOKENIZERS
 from .reading import to_gguf
 from .spelling import unlike_files
-from .vocabulary import GgufValue
+from .vocabulary import Files, GgufValue, files_of
 from .writing import to_hf
 
 __all__ = [
     "HABITS",
     "PRETOKENIZERS",
     "Canonical",
+    "Files",
     "GgufValue",
     "added",
     "canonical",
     "caveats",
     "differences",
+    "files_of",
     "fitting_name",
     "settings",
     "to_gguf",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from ..files import exists
 from .pretokenizers import steps_of
 from .specials import JINJA, left_templates
-from .vocabulary import Files, Json, load
+from .vocabulary import Files, Json
 
 # Tokens that src/llama-vocab.cpp, load, makes special by their text, whatever their type: end of turn, end of generation,
 # infill, and those of gpt-oss. Qwen's vocabulary has </s> as a plain word of HTML.
@@ -32,9 +31,9 @@ def strips(name: str) -> bool:
     return "phi-3" in name.lower() or "phi3" in name.lower()
 
 
-def fitting_name(folder: Path, name: str) -> str:
+def fitting_name(files: Files, name: str) -> str:
     """`name`, changed where llama.cpp would strip white space otherwise than this tokenizer does in a file of that name."""
-    tokens = _added(_files(folder))
+    tokens = _added(files)
     plain = {text for text, flags in tokens.items() if not flags.get("rstrip")}
     needed = {*UNSTRIPPED, "</s>"} <= set(tokens) and len(plain) < len(tokens) and plain >= UNSTRIPPED
     if needed == strips(name):
@@ -42,12 +41,11 @@ def fitting_name(folder: Path, name: str) -> str:
     return f"phi-3 {name}" if needed else re.sub("(?i)(phi)-?3", r"\1_3", name)
 
 
-def caveats(folder: Path, name: str = "") -> tuple[str, ...]:
-    """One line for everything that makes llama.cpp read some text otherwise than this folder's tokenizer.
+def caveats(files: Files, name: str = "") -> tuple[str, ...]:
+    """One line for everything that makes llama.cpp read some text otherwise than this tokenizer.
 
-    For a folder that `to_gguf` has accepted. `name` is the general.name of the file to be written.
+    For files that `to_gguf` has accepted. `name` is the general.name of the file to be written.
     """
-    files = _files(folder)
     tokens, found = _added(files), []
     expected = {text: strips(name) and text not in UNSTRIPPED for text in tokens}
     for flag, what in (("rstrip", "after"), ("lstrip", "before")):
@@ -60,7 +58,7 @@ def caveats(folder: Path, name: str = "") -> tuple[str, ...]:
     if plain := sorted(BY_TEXT & set(vocab) - set(tokens)):
         found.append(f"llama.cpp takes {', '.join(plain)} in a text for special tokens; for the tokenizer they are plain text")
     normalizers = {str(step.get("type")) for step in steps_of(files.tokenizer.get("normalizer"), "normalizers")}
-    if normalizers & {"NFC", "NFD", "NFKC", "NFKD"} and not exists(folder, "tokenizer.model"):
+    if normalizers & {"NFC", "NFD", "NFKC", "NFKD"} and not exists(files.folder, "tokenizer.model"):
         found.append("llama.cpp does not apply the tokenizer's Unicode normalization: text in another form is read otherwise")
     for step in steps_of(files.tokenizer.get("pre_tokenizer"), "pretokenizers"):
         if step.get("prepend_scheme") == "first":
@@ -71,10 +69,6 @@ def caveats(folder: Path, name: str = "") -> tuple[str, ...]:
         names = f"{', '.join(left)} stay{'s' * (len(left) == 1)} behind"
         found.append(f"{names}: a GGUF gets the template of tokenizer_config.json before any file, and named ones only beside {JINJA}")
     return tuple(found)
-
-
-def _files(folder: Path) -> Files:
-    return Files(folder, load(folder / "tokenizer.json"), load(folder / "tokenizer_config.json"))
 
 
 def _added(files: Files) -> dict[str, Json]:

@@ -37,6 +37,7 @@ from .vocabulary import (
     bad,
     check_text,
     decoded,
+    files_of,
     load,
     looks_special,
     merge_pairs,
@@ -46,8 +47,8 @@ PREFIX_KEY = "tokenizer.ggml.add_space_prefix"
 MAX_VOCABULARY = 1 << 21  # tokens; far above any model, so that a lying header cannot ask for all the memory
 
 
-def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) -> dict[str, GgufValue]:
-    """tokenizer.* keys for a GGUF file, from an HF folder's tokenizer files.
+def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None, files: Files | None = None) -> dict[str, GgufValue]:
+    """tokenizer.* keys for a GGUF file, from an HF folder's tokenizer files, which `files` are if they have been read already.
 
     `config` is the parsed config.json (vocab_size, model_type and the special token ids are used). `pre` names the
     pre-tokenizer of a byte-level BPE (a row of PRETOKENIZERS) instead of recognizing it. Values are (type, data) pairs, in
@@ -57,7 +58,7 @@ def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) 
     package's tables; UsageError for a `pre` that does not apply.
     """
     folder = Path(folder)
-    files = Files(folder, load(folder / "tokenizer.json"), load(folder / "tokenizer_config.json"))
+    files = files or files_of(folder)
     keys: dict[str, GgufValue] = {}
     habit = habit_of(config)
     if habit.llama and (prefix := files.settings.get("add_prefix_space")) is not None:

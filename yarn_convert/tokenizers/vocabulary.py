@@ -99,6 +99,11 @@ def load(path: Path) -> Json:
     return dict(value)
 
 
+def files_of(folder: Path) -> Files:
+    """The tokenizer files of an HF folder, read; InputError as `load`."""
+    return Files(folder, load(folder / "tokenizer.json"), load(folder / "tokenizer_config.json"))
+
+
 def check_text(tokens: Sequence[str]) -> None:
     """InputError unless the tokens are distinct, not empty and can be written as UTF-8."""
     seen: set[str] = set()
