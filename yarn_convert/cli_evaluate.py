@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .commands import Printing, Reading, command
-from .options import AdviseOptions, Help, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from .commands import Printing, Reading, Replace, Report, command
+from .options import AdviseOptions, After, Help, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .show import answer, steps
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ OneModel = Annotated[str, typer.Argument(help="An alias, a Hub id, a folder or a
 class Outputs:
     """Where a result goes."""
 
-    report: Annotated[Path | None, Help("Write an HTML page with plots to this file.")] = None
+    report: Report = None
     plot: Annotated[Path | None, Help("Save the plot to this file: .svg, .png or .pdf.")] = None
     journal: Annotated[Path | None, Help("Where finished items are kept for the same command to go on. [default: beside the report]")] = (
         None
     )
-    force: Annotated[bool, Help("Replace an existing report.")] = False
+    force: Replace = False
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -44,7 +44,8 @@ class Perplexity:
     options: PerplexityOptions = field(default_factory=PerplexityOptions)
     record: Annotated[
         bool,
-        Help("Put what each output costs and gains against the model named first into its manifest, for its card.", after="runtime"),
+        Help("Put what each output costs and gains against the model named first into its manifest, for its card."),
+        After("runtime"),
     ] = False
     to: Outputs = field(default_factory=Outputs)
 
