@@ -93,19 +93,20 @@ Found = dict[str, Any]
 
 def _measure(run: Callable[[Journal, Say], Found], to: Outputs, then: Callable[[Found], None] | None = None) -> None:
     """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included."""
-    from .evaluation import finished, journal_of
+    from .evaluation import journal_of
+    from .evaluation.measures import typed
     from .evaluation.report import check_places, html_report, save_plots
     from .evaluation.text import lines
     from .pages import write_report
 
     check_places(to.report, to.plot, to.journal, to.force)
     with journal_of(to.report or to.plot, to.journal) as kept, steps(to.printing.silent) as say:
-        result = finished(run(kept, say))
-    answer(result, to.printing.as_json, *lines(result))
+        result = typed(run(kept, say))
+    answer(result.to_dict(), to.printing.as_json, *lines(result))
     if to.report:
         write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if to.plot:
         save_plots(result, to.plot, to.force)
     if then:
-        then(result)
+        then(result.to_dict())
     kept.remove()
