@@ -28,7 +28,6 @@ from yarn_convert.conversion import convert
 from yarn_convert.errors import InputError, UsageError
 from yarn_convert.evaluation import (
     Journal,
-    finished,
     measure_advice,
     measure_passkey,
     measure_perplexity,
@@ -36,6 +35,7 @@ from yarn_convert.evaluation import (
     passkeys,
 )  # fmt: skip
 from yarn_convert.evaluation.journal import identity
+from yarn_convert.evaluation.measures import typed
 from yarn_convert.evaluation.passkeys import FILLING, prompt
 from yarn_convert.evaluation.text import labels_of
 from yarn_convert.evaluation.text import lines as evaluation_lines
@@ -978,10 +978,11 @@ def test_only_outputs_as_they_are_go_on_record(
 def test_models_that_read_other_tokens_are_not_compared(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     """Perplexity is per token: over other tokens, or with BOS and without, a change says nothing of the models."""
     plain, same, other = make_model("plain"), make_model("same"), with_bos(make_model("other"))
-    result = finished(measured([plain, same, other], PerplexityOptions(windows=(32, CONTEXT))))
+    found = typed(measured([plain, same, other], PerplexityOptions(windows=(32, CONTEXT))))
+    result = found.to_dict()
     assert [m["same_tokens"] for m in result["models"]] == [True, True, False]
     assert values(result, "change") == [[0.0, 0.0], [0.0, 0.0], [None, None]]
-    assert sum("do not compare" in line for line in evaluation_lines(result)) == 1
+    assert sum("do not compare" in line for line in evaluation_lines(found)) == 1
 
 
 def test_a_model_without_a_tokenizer_stops_a_run_before_it_begins(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -996,8 +997,8 @@ def test_outputs_as_they_are_go_by_one_name(make_model: MakeModel, tmp_path: Pat
     base, out = make_model(), tmp_path / "long.gguf"
     convert(str(base), Recipe(scale=4), out="gguf", output=out)
     found = measure_perplexity([str(base), str(out)], PerplexityOptions(settings(texts=Texts(cut=64, most=1)), windows=(64,)), Journal())
-    assert labels_of(found) == [str(base), str(out)]
+    assert labels_of(typed(found)) == [str(base), str(out)]
     both = measure_perplexity(
         [str(base), str(out)], PerplexityOptions(settings(methods=("none",), texts=Texts(cut=64, most=1)), windows=(64,)), Journal()
     )
-    assert labels_of(both) == [f"{base} none", f"{out} none"]
+    assert labels_of(typed(both)) == [f"{base} none", f"{out} none"]

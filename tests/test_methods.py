@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from yarn_convert.dialects import GGUF_WRITERS, HF_METHODS, HF_WRITERS
-from yarn_convert.extension import EXTENDING, Options
+from yarn_convert.extension import EXTENDING
+from yarn_convert.options import Recipe
 from yarn_convert.readers import rows
 from yarn_convert.rope import METHODS, methods
 
@@ -34,7 +35,7 @@ def test_every_function_of_a_method_has_one_row() -> None:
 def test_a_row_is_whole(name: str) -> None:
     row = METHODS[name]
     assert row.summary, "the command 'methods' has nothing to say of it"
-    assert set(row.takes) <= {f.name for f in fields(Options)}
+    assert set(row.takes) <= {f.name for f in fields(Recipe)}
     assert not (row.spans and row.baked_as), "a dynamic one takes its factor from the length of the text"
     assert not (row.spelled_as and (row.hf or row.gguf)), "it has words of its own"
     if row.baked_as:

@@ -19,7 +19,7 @@ from hub_server import SHA, Fault, Hub, serving
 from huggingface_hub import CommitOperationCopy, HfApi, ModelCard, ModelCardData, constants
 from safetensors.numpy import load_file, save_file
 
-from yarn_convert import cli
+from yarn_convert import cli, upload
 from yarn_convert import digests as digests_module
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.conversion import convert
@@ -642,3 +642,16 @@ def test_a_dry_run_of_a_push_shows_every_file_and_sends_nothing(
     with pytest.raises(SystemExit):
         cli.main(["some-org/base", "--scale", "4", "--push", "me/long", "--allow-unvalidated", "--json"])
     assert "commit" in json.loads(capsys.readouterr().out)["url"]
+
+
+def test_upload_returns_what_is_printed(out: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["upload", str(out), "me/long", "--private", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    done = upload(str(out), "me/copy", private=True)
+    assert hub.repos["me/copy"].private
+    assert {f["way"] for f in told["files"]} >= {"upload", "copy"}
+    assert str(done.to_dict()).replace("me/copy", "me/long") == str({**told, "url": done.url.replace("me/copy", "me/long")})
+    assert done.url.startswith(told["url"].partition("/me/long")[0]) and "/me/copy/commit/" in done.url
+    again = upload(str(out), "me/copy")
+    assert {i.way for i in again.files} == {"upload", "unchanged"}, "the card is always sent"

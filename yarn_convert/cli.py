@@ -8,16 +8,15 @@ import shlex
 import sys
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .cli_evaluate import evaluate_app
-from .commands import JSON, QUIET, Printing, Reading, command, spread
+from .commands import JsonAlone, Printing, Quiet, Reading, Replace, Report, command, spread
 from .errors import UsageError, YarnConvertError
 from .extras import missing
-from .options import ConvertOptions, Help, InspectOptions, RepairOptions, UploadOptions, ValidateOptions
+from .options import After, ConvertOptions, Help, InspectOptions, RepairOptions, UploadOptions, ValidateOptions
 from .show import (
     HubTalk,
     Talk,
@@ -61,12 +60,12 @@ Model = Annotated[
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convert:
     options: ConvertOptions = field(default_factory=ConvertOptions)
-    push: Annotated[str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there.", after="hash")] = (
-        None
-    )
-    private: Annotated[bool, Help("With --push: make a new repository private.", after="push")] = False
-    allow_unvalidated: Annotated[bool, Help("With --push: it cannot be validated before.", after="private")] = False
-    dry_run: Annotated[bool, Help("Print the plan and stop.", after="revision")] = False
+    push: Annotated[
+        str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("hash")
+    ] = None
+    private: Annotated[bool, Help("With --push: make a new repository private."), After("push")] = False
+    allow_unvalidated: Annotated[bool, Help("With --push: it cannot be validated before."), After("private")] = False
+    dry_run: Annotated[bool, Help("Print the plan and stop."), After("revision")] = False
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -126,10 +125,10 @@ def _publication(conversion: Conversion, repo: str, private: bool, talk: Talk) -
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validate:
     options: ValidateOptions = field(default_factory=ValidateOptions)
-    real: Annotated[bool, Help("Only the file's own weights, not the twin.", after="runtimes")] = False
-    twin: Annotated[bool, Help("Only the twin: a tiny random model with the file's RoPE keys.", after="real")] = False
-    report: Annotated[Path | None, Help("Write an HTML page with plots to this file.", after="dtype")] = None
-    force: Annotated[bool, Help("Replace an existing report.", after="report")] = False
+    real: Annotated[bool, Help("Only the file's own weights, not the twin."), After("runtimes")] = False
+    twin: Annotated[bool, Help("Only the twin: a tiny random model with the file's RoPE keys."), After("real")] = False
+    report: Annotated[Report, After("dtype")] = None
+    force: Annotated[Replace, After("report")] = False
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -200,11 +199,6 @@ def card(model: Annotated[str, typer.Argument(help="A folder or a .gguf file.", 
     write(*text(model, asked.repo).splitlines())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JsonAlone:
-    as_json: Annotated[bool, Help(JSON, names=("--json",))] = False
-
-
 def runtimes(ctx: typer.Context, asked: JsonAlone) -> None:
     """List the runtimes that validate can run, and where they are."""
     if ctx.invoked_subcommand:
@@ -228,7 +222,7 @@ runtimes_app.callback(invoke_without_command=True)(spread(runtimes))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Add:
     force: Annotated[bool, Help("Build it anew.")] = False
-    quiet: Annotated[bool, Help(QUIET, names=("-q", "--quiet"))] = False
+    quiet: Quiet = False
 
 
 @command(runtimes_app)
@@ -273,7 +267,7 @@ def inspect(model: Model, asked: Inspect) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
     options: RepairOptions = field(default_factory=RepairOptions)
-    dry_run: Annotated[bool, Help("Print what would change and stop.", after="truncate")] = False
+    dry_run: Annotated[bool, Help("Print what would change and stop."), After("truncate")] = False
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 

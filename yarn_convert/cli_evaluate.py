@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .commands import Printing, Reading, command
-from .options import AdviseOptions, Help, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from .commands import Printing, Reading, Replace, Report, command
+from .options import AdviseOptions, After, Help, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .show import answer, steps
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ OneModel = Annotated[str, typer.Argument(help="An alias, a Hub id, a folder or a
 class Outputs:
     """Where a result goes."""
 
-    report: Annotated[Path | None, Help("Write an HTML page with plots to this file.")] = None
+    report: Report = None
     plot: Annotated[Path | None, Help("Save the plot to this file: .svg, .png or .pdf.")] = None
     journal: Annotated[Path | None, Help("Where finished items are kept for the same command to go on. [default: beside the report]")] = (
         None
     )
-    force: Annotated[bool, Help("Replace an existing report.")] = False
+    force: Replace = False
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -44,7 +44,8 @@ class Perplexity:
     options: PerplexityOptions = field(default_factory=PerplexityOptions)
     record: Annotated[
         bool,
-        Help("Put what each output costs and gains against the model named first into its manifest, for its card.", after="runtime"),
+        Help("Put what each output costs and gains against the model named first into its manifest, for its card."),
+        After("runtime"),
     ] = False
     to: Outputs = field(default_factory=Outputs)
 
@@ -92,19 +93,20 @@ Found = dict[str, Any]
 
 def _measure(run: Callable[[Journal, Say], Found], to: Outputs, then: Callable[[Found], None] | None = None) -> None:
     """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included."""
-    from .evaluation import finished, journal_of
+    from .evaluation import journal_of
+    from .evaluation.measures import typed
     from .evaluation.report import check_places, html_report, save_plots
     from .evaluation.text import lines
     from .pages import write_report
 
     check_places(to.report, to.plot, to.journal, to.force)
     with journal_of(to.report or to.plot, to.journal) as kept, steps(to.printing.silent) as say:
-        result = finished(run(kept, say))
-    answer(result, to.printing.as_json, *lines(result))
+        result = typed(run(kept, say))
+    answer(result.to_dict(), to.printing.as_json, *lines(result))
     if to.report:
         write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if to.plot:
         save_plots(result, to.plot, to.force)
     if then:
-        then(result)
+        then(result.to_dict())
     kept.remove()

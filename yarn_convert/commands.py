@@ -6,16 +6,19 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from .files import FOLLOW
-from .options import Help, Only, hints, spelled, split
+from .options import After, Help, Only, hints, spelled, split
 
 D = TypeVar("D")
-QUIET = "Only the result: no plan, no progress, no hints."
-JSON = "Print the result as JSON on stdout."
+Report = Annotated[Path | None, Help("Write an HTML page with plots to this file.")]
+Replace = Annotated[bool, Help("Replace an existing report.")]
+Quiet = Annotated[bool, Help("Only the result: no plan, no progress, no hints.", names=("-q", "--quiet"))]
+Json = Annotated[bool, Help("Print the result as JSON on stdout.", names=("--json",))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +34,18 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JsonAlone:
+    """How a command prints that says nothing else."""
+
+    as_json: Json = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Printing:
     """What a command prints."""
 
-    as_json: Annotated[bool, Help(JSON, names=("--json",))] = False
-    quiet: Annotated[bool, Help(QUIET, names=("-q", "--quiet"))] = False
+    as_json: Json = False
+    quiet: Quiet = False
 
     @property
     def silent(self) -> bool:
@@ -46,12 +56,13 @@ class Printing:
 @dataclass(frozen=True, slots=True)
 class Option:
     """One field that a user can set: where it stands in its command's dataclass, its type without marks, and its default, `MISSING` if it
-    is required."""
+    is required; `after`, see `After`."""
 
     path: tuple[str, ...]
     type: Any
     help: Help
     default: Any
+    after: str = ""
 
     @property
     def name(self) -> str:
@@ -68,7 +79,7 @@ def options_of(kind: type) -> list[Option]:
     found: list[Option] = []
     for option in _options(kind, ()):
         names = [o.name for o in found]
-        found.insert(names.index(option.help.after) + 1 if option.help.after else len(found), option)
+        found.insert(names.index(option.after) + 1 if option.after else len(found), option)
     return found
 
 
@@ -80,7 +91,8 @@ def _options(kind: type, path: tuple[str, ...]) -> Iterator[Option]:
             only = next((m.names for m in marks if isinstance(m, Only)), None)
             yield from (o for o in _options(inner, (*path, f.name)) if only is None or o.name in only)  # type: ignore[arg-type]
         elif told is not None:
-            yield Option((*path, f.name), inner, told, _default(f))
+            after = next((m.name for m in marks if isinstance(m, After)), "")
+            yield Option((*path, f.name), inner, told, _default(f), after)
 
 
 def _default(f: Field[Any]) -> Any:
@@ -126,7 +138,7 @@ def spread(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(**given: Any) -> None:
         for name, kind in parts.items():
-            found = {o.path: value for o in options[name] if (value := _value(o, given.pop(o.name))) is not MISSING}
+            found = {o.path: value for o in options[name] if (value := value_of(o, given.pop(o.name))) is not MISSING}
             given[name] = built(kind, found)
         function(**given)
 
@@ -158,9 +170,9 @@ def parameter(o: Option) -> inspect.Parameter:
     )
 
 
-def _value(o: Option, given: Any) -> Any:
+def value_of(o: Option, given: Any) -> Any:
     """A field's value of what Typer gives; MISSING for the default."""
-    if given is None or (given == [] and o.default == ()):
+    if given is None or (given in ([], ()) and o.default == ()):
         return MISSING
     if o.help.made is not None:
         return o.help.made(given)

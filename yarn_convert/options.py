@@ -28,8 +28,7 @@ class Help:
     """What is said of a field at the command line, and how its value is read there.
 
     `names`: where it is not --the-name-of-the-field. `read` makes a value of the text, and raises ValueError or UsageError. `made` makes
-    the field's value of what was read, of a list of texts. `least` is the least number. `argument`: it stands without a name. `after` is
-    the option behind which it stands, of another part of the command.
+    the field's value of what was read, of a list of texts. `least` is the least number. `argument`: it stands without a name.
     """
 
     text: str
@@ -39,7 +38,13 @@ class Help:
     metavar: str | None = None
     least: int | None = None
     argument: bool = False
-    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """The option behind which a field stands, of another part of its command."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,8 @@ class Recipe:
 
 # -- the commands' own ------------------------------------------------------------------------------------------------
 
+Like = Annotated[str | None, Help("Another checkpoint that says what is intended.")]
+Force = Annotated[bool, Help("Replace an existing output.")]
 Revision = Annotated[str | None, Help("Branch, tag or commit of a model on the Hub.")]
 
 
@@ -139,8 +146,8 @@ class ConvertOptions:
 
     recipe: Recipe = field(default_factory=Recipe)
     _: KW_ONLY
-    out: Annotated[Literal["safetensors", "gguf"] | None, Help("safetensors or gguf; default: what came in.", after="method")] = None
-    output: Annotated[Path | None, Help("Where to write; default NAME-METHOD-CONTEXT.", names=("-o", "--output"), after="out")] = None
+    out: Annotated[Literal["safetensors", "gguf"] | None, Help("safetensors or gguf; default: what came in."), After("method")] = None
+    output: Annotated[Path | None, Help("Where to write; default NAME-METHOD-CONTEXT.", names=("-o", "--output")), After("out")] = None
     carry: Annotated[
         Literal["auto", "metadata", "tensors"], Help("auto, metadata (YaRN keys) or tensors (the frequencies themselves).")
     ] = "auto"
@@ -159,7 +166,7 @@ class ConvertOptions:
         None
     )
     revision: Revision = None
-    force: Annotated[bool, Help("Replace an existing output.")] = False
+    force: Force = False
 
 
 Dtype = Literal["f32", "bf16", "float32", "bfloat16"]
@@ -171,7 +178,7 @@ class ValidateOptions:
     real weights, or `tokens` of them; `real` and `twin` switch the two kinds of run."""
 
     base: Annotated[str | None, Help("The base model: are the weights its own?")] = None
-    like: Annotated[str | None, Help("Another checkpoint that says what is intended.")] = None
+    like: Like = None
     recipe: Recipe | None = None
     runtimes: Annotated[
         tuple[str, ...],
@@ -201,7 +208,7 @@ class RepairOptions:
     """Which spelling is meant, and where it is written."""
 
     output: Annotated[Path | None, Help("Write a repaired copy; default: in place.", names=("-o", "--output"))] = None
-    like: Annotated[str | None, Help("Another checkpoint that says what is intended.")] = None
+    like: Like = None
     keep: Annotated[
         tuple[str, ...],
         Help(
@@ -210,7 +217,7 @@ class RepairOptions:
         ),
     ] = ()
     recipe: Recipe | None = None
-    force: Annotated[bool, Help("Replace an existing output.")] = False
+    force: Force = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,20 +285,17 @@ class PerplexityOptions:
     settings: EvaluateOptions = field(default_factory=EvaluateOptions)
     _: KW_ONLY
     windows: Annotated[
-        tuple[int, ...], Help("Context windows W in tokens.", read=token_list, metavar="<tokens,…>", after="original_context")
+        tuple[int, ...], Help("Context windows W in tokens.", read=token_list, metavar="<tokens,…>"), After("original_context")
     ] = (2048, 4096, 8192)
     tokens: Annotated[
         int | None,
-        Help(
-            "Slide the windows over so many tokens of each document. [default: truncate it at each window]",
-            read=tokens,
-            metavar=TOKENS,
-            after="windows",
-        ),
+        Help("Slide the windows over so many tokens of each document. [default: truncate it at each window]", read=tokens, metavar=TOKENS),
+        After("windows"),
     ] = None
     stride: Annotated[
         int | None,
-        Help("S, by which a sliding window moves. [default: 256]", read=tokens, metavar=TOKENS, after="tokens"),
+        Help("S, by which a sliding window moves. [default: 256]", read=tokens, metavar=TOKENS),
+        After("tokens"),
     ] = None
 
 
@@ -304,11 +308,11 @@ class PasskeyOptions:
     )
     _: KW_ONLY
     lengths: Annotated[
-        tuple[int, ...], Help("Lengths of the prompts.", read=token_list, metavar="<tokens,…>", after="original_context")
+        tuple[int, ...], Help("Lengths of the prompts.", read=token_list, metavar="<tokens,…>"), After("original_context")
     ] = (8192, 16384, 32768)
-    trials: Annotated[int, Help("Prompts of each length.", least=1, after="lengths")] = 10
-    depths: Annotated[int, Help("Rows of the heat map.", least=1, after="trials")] = 10
-    seed: Annotated[int, Help("Of keys and depths.", least=0, after="depths")] = 0
+    trials: Annotated[int, Help("Prompts of each length.", least=1), After("lengths")] = 10
+    depths: Annotated[int, Help("Rows of the heat map.", least=1), After("trials")] = 10
+    seed: Annotated[int, Help("Of keys and depths.", least=0), After("depths")] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,13 +326,15 @@ class TemperatureOptions:
     _: KW_ONLY
     window: Annotated[
         int | None,
-        Help("Truncate documents here. [default: the extended context]", read=tokens, metavar=TOKENS, after="original_context"),
+        Help("Truncate documents here. [default: the extended context]", read=tokens, metavar=TOKENS),
+        After("original_context"),
     ] = None
     multipliers: Annotated[
         tuple[float, ...],
-        Help("Values of √(1/t). [default: the recommended one and three on each side]", read=number_list, metavar="<x,…>", after="window"),
+        Help("Values of √(1/t). [default: the recommended one and three on each side]", read=number_list, metavar="<x,…>"),
+        After("window"),
     ] = ()
-    segments: Annotated[int, Help("Segments of position.", least=1, after="multipliers")] = 4
+    segments: Annotated[int, Help("Segments of position.", least=1), After("multipliers")] = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,6 +246,15 @@ class Advice:
         return encoded(self)
 
 
+Found = Perplexity | Passkey | Temperature | Advice
+KINDS: Mapping[str, type[Found]] = {"perplexity": Perplexity, "passkey": Passkey, "temperature": Temperature, "advise": Advice}
+
+
+def typed(found: Mapping[str, Any]) -> Found:
+    """What a `measure_…` has found, by its type, and finished."""
+    return _typed(found, KINDS[found["measure"]])
+
+
 def _typed(found: Mapping[str, Any], kind: type[T]) -> T:
     return msgspec.convert(json.loads(json.dumps(finished(found))), kind)  # a version of torch is no plain text
 

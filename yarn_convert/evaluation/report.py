@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import glob
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..pages import BLUE, INK, STYLE, check_report, packages, page, svg, write_report
+from .measures import Advice, Found, Passkey, Perplexity, Temperature
 from .text import figure, labels_of, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Result = Mapping[str, Any]
 COLOURS = (BLUE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)  # Okabe and Ito's
 MARKS = "osD^vPX"
 TITLES = {
@@ -53,11 +54,11 @@ def _numbered(plot: Path) -> list[Path]:
     )
 
 
-def save_plots(result: Result, path: Path, force: bool) -> None:
+def save_plots(result: Found, path: Path, force: bool) -> None:
     """The result's plot; several as NAME-1.svg, NAME-2.svg. OutputError for a place that is taken."""
     _, matplotlib = packages()
     with matplotlib.style.context(["default", STYLE]):
-        plots = PLOTS[result["measure"]](result)
+        plots = _plots(result)
         places = [path] if len(plots) == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(len(plots))]
         for place in places:
             check_report(place, force)
@@ -67,15 +68,15 @@ def save_plots(result: Result, path: Path, force: bool) -> None:
             write_report(place, data.getvalue())
 
 
-def html_report(result: Result, command: str) -> str:
+def html_report(result: Found, command: str) -> str:
     """The page; `command` is the command line that made it. UsageError without the packages."""
     _, matplotlib = packages()
-    measure = result["measure"]
+    measure = result.measure
     with matplotlib.style.context(["default", STYLE]):
-        plots = [svg(figure, f"plot-{i}", f"{TITLES[measure]}, {label}") for i, (label, figure) in enumerate(PLOTS[measure](result))]
-    head, body = TABLES[measure](result)
+        plots = [svg(figure, f"plot-{i}", f"{TITLES[measure]}, {label}") for i, (label, figure) in enumerate(_plots(result))]
+    head, body = _table(result)
     return page(
-        "evaluation.html.j2", r=result, title=TITLES[measure], command=command, plots=plots, head=head, body=body,
+        "evaluation.html.j2", r=result.to_dict(), title=TITLES[measure], command=command, plots=plots, head=head, body=body,
         explanation=EXPLANATIONS[measure],
     )  # fmt: skip
 
@@ -95,38 +96,37 @@ EXPLANATIONS = {
 # -- tables: (head, rows) ---------------------------------------------------------------------------------------------
 
 
-def _perplexity_table(result: Result) -> tuple[list[str], list[list[str]]]:
+def _perplexity_table(result: Perplexity) -> tuple[list[str], list[list[str]]]:
     head = ["", "window", "perplexity", "± tokens", "± documents", "mean of window means", "change", "tokens", "windows"]
     body = []
-    for label, row in zip(labels_of(result), result["rows"], strict=True):
-        for p in row["points"]:
-            numbers = (figure(p[k]) for k in ("perplexity", "standard_error", "document_error", "mean_of_window_means"))
-            body.append([label, f"{p['window']:,}", *numbers, percent(p["change"]), f"{p['tokens']:,}", f"{p['windows']:,}"])
+    for label, row in zip(labels_of(result), result.rows, strict=True):
+        for p in row.points:
+            numbers = map(figure, (p.perplexity, p.standard_error, p.document_error, p.mean_of_window_means))
+            body.append([label, f"{p.window:,}", *numbers, percent(p.change), f"{p.tokens:,}", f"{p.windows:,}"])
     return head, body
 
 
-def _passkey_table(result: Result) -> tuple[list[str], list[list[str]]]:
+def _passkey_table(result: Passkey) -> tuple[list[str], list[list[str]]]:
     body = [
-        [label, *(f"{p['accuracy']:.0%} of {p['trials']}" for p in row["points"])]
-        for label, row in zip(labels_of(result), result["rows"], strict=True)
+        [label, *(f"{p.accuracy:.0%} of {p.trials}" for p in row.points)] for label, row in zip(labels_of(result), result.rows, strict=True)
     ]
-    return ["", *(f"{n:,} tokens" for n in result["lengths"])], body
+    return ["", *(f"{n:,} tokens" for n in result.lengths)], body
 
 
-def _temperature_table(result: Result) -> tuple[list[str], list[list[str]]]:
+def _temperature_table(result: Temperature) -> tuple[list[str], list[list[str]]]:
     head, body = ["", "√(1/t)", "perplexity", "± tokens"], []
-    for row in result["rows"]:
-        head = [*head[:4], *(f"{a:,}–{b - 1:,}" for a, b in row["segments"])]
-        for p in row["points"]:
-            mark = ", ".join(word for word in ("recommended", "best") if p["multiplier"] == row[word])
-            cells = [f"{p['multiplier']:.4f}", figure(p["perplexity"]), figure(p["standard_error"]), *map(figure, p["by_segment"])]
-            body.append([f"{row['model']} {mark}".strip(), *cells])
+    for row in result.rows:
+        head = [*head[:4], *(f"{a:,}–{b - 1:,}" for a, b in row.segments)]
+        for p in row.points:
+            mark = ", ".join(word for word, best in (("recommended", row.recommended), ("best", row.best)) if p.multiplier == best)
+            cells = [f"{p.multiplier:.4f}", figure(p.perplexity), figure(p.standard_error), *map(figure, p.by_segment)]
+            body.append([f"{row.model} {mark}".strip(), *cells])
     return head, body
 
 
-def _advise_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    head = ["factor", *(f"to {b:,}" for _, b in result["segments"]), *(f"cost at {c['tokens']:,}" for c in result["tried"][0]["short"])]
-    body = [[f"{t['factor']:.4g}", *map(percent, t["excess"]), *(percent(c["change"]) for c in t["short"])] for t in result["tried"]]
+def _advise_table(result: Advice) -> tuple[list[str], list[list[str]]]:
+    head = ["factor", *(f"to {b:,}" for _, b in result.segments), *(f"cost at {c.tokens:,}" for c in result.tried[0].short)]
+    body = [[f"{t.factor:.4g}", *map(percent, t.excess), *(percent(c.change) for c in t.short)] for t in result.tried]
     return head, body
 
 
@@ -142,23 +142,23 @@ def _figure(height: float = 4.5) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finite(values: Any) -> Any:
+def _finite(values: Iterable[float | None]) -> NDArray[np.float64]:
     """float64 with NaN, which leaves a gap, for what was not finite."""
     return np.array([np.nan if v is None else v for v in values], np.float64)
 
 
-def _perplexity_plots(result: Result) -> list[tuple[str, Figure]]:
+def _perplexity_plots(result: Perplexity) -> list[tuple[str, Figure]]:
     figure, axes = _figure()
-    for label, row, colour, mark in zip(labels_of(result), result["rows"], cycle(COLOURS), cycle(MARKS), strict=False):
-        y = _finite(p["perplexity"] for p in row["points"])
-        error = _finite(p["standard_error"] if p["document_error"] is None else p["document_error"] for p in row["points"])
-        x = [p["window"] for p in row["points"]]
+    for label, row, colour, mark in zip(labels_of(result), result.rows, cycle(COLOURS), cycle(MARKS), strict=False):
+        y = _finite(p.perplexity for p in row.points)
+        error = _finite(p.standard_error if p.document_error is None else p.document_error for p in row.points)
+        x = [p.window for p in row.points]
         axes.errorbar(x, y, np.nan_to_num(np.minimum(error, 0.9 * y)), color=colour, marker=mark, label=label, capsize=2, elinewidth=0.7)
-    for original in sorted({row["original_context"] for row in result["rows"]}):
+    for original in sorted({row.original_context for row in result.rows}):
         _line(axes, original, f"L = {original:,}")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(result["windows"], [f"{w:,}" for w in result["windows"]])
-    _scale(axes, [p["perplexity"] for row in result["rows"] for p in row["points"]])
+    axes.set_xticks(result.windows, [f"{w:,}" for w in result.windows])
+    _scale(axes, [p.perplexity for row in result.rows for p in row.points])
     axes.set_xlabel("context window, tokens")
     figure.legend(loc="outside upper center", ncols=4, fontsize=9)
     return [("perplexity", figure)]
@@ -169,7 +169,7 @@ def _line(axes: Axes, x: float, label: str) -> None:
     axes.annotate(f" {label}", (x, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
 
 
-def _scale(axes: Axes, values: Any) -> None:
+def _scale(axes: Axes, values: Iterable[float | None]) -> None:
     from matplotlib.ticker import LogLocator
 
     known = [v for v in values if v is not None]
@@ -180,17 +180,17 @@ def _scale(axes: Axes, values: Any) -> None:
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
 
 
-def _passkey_plots(result: Result) -> list[tuple[str, Figure]]:
+def _passkey_plots(result: Passkey) -> list[tuple[str, Figure]]:
     found = []
-    for label, row in zip(labels_of(result), result["rows"], strict=True):
+    for label, row in zip(labels_of(result), result.rows, strict=True):
         figure, axes = _figure(3.2)
-        cells = np.array([[(k / n if n else np.nan) for n, k in p["by_depth"]] for p in row["points"]]).T
+        cells = np.array([[(k / n if n else np.nan) for n, k in p.by_depth] for p in row.points]).T
         axes.grid(visible=False)
         axes.imshow(cells, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         for (y, x), value in np.ndenumerate(cells):
             text, light = ("–", False) if np.isnan(value) else (f"{value:.0%}", value < 0.6)
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color=INK if text == "–" else "white" if light else "black")
-        lengths, depths = result["lengths"], result["depths"]
+        lengths, depths = result.lengths, result.depths
         axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
         step = max(1, depths // 5)
         axes.set_yticks(range(0, depths, step), [f"{i / depths:.0%}" for i in range(0, depths, step)])
@@ -201,30 +201,30 @@ def _passkey_plots(result: Result) -> list[tuple[str, Figure]]:
     return found
 
 
-def _temperature_plots(result: Result) -> list[tuple[str, Figure]]:
+def _temperature_plots(result: Temperature) -> list[tuple[str, Figure]]:
     found = []
-    for row in result["rows"]:
+    for row in result.rows:
         figure, axes = _figure()
-        x = [p["multiplier"] for p in row["points"]]
-        axes.plot(x, _finite(p["perplexity"] for p in row["points"]), color=INK, linewidth=2.2, label="all")
-        for i, ((a, b), colour, mark) in enumerate(zip(row["segments"], cycle(COLOURS[:-1]), cycle(MARKS), strict=False)):
-            axes.plot(x, _finite(p["by_segment"][i] for p in row["points"]), color=colour, marker=mark, label=f"{a:,}–{b - 1:,}")
-        _line(axes, row["recommended"], f"0.1·ln s + 1 = {row['recommended']:.4f}")
-        _scale(axes, [v for p in row["points"] for v in p["by_segment"]])
+        x = [p.multiplier for p in row.points]
+        axes.plot(x, _finite(p.perplexity for p in row.points), color=INK, linewidth=2.2, label="all")
+        for i, ((a, b), colour, mark) in enumerate(zip(row.segments, cycle(COLOURS[:-1]), cycle(MARKS), strict=False)):
+            axes.plot(x, _finite(p.by_segment[i] for p in row.points), color=colour, marker=mark, label=f"{a:,}–{b - 1:,}")
+        _line(axes, row.recommended, f"0.1·ln s + 1 = {row.recommended:.4f}")
+        _scale(axes, [v for p in row.points for v in p.by_segment])
         axes.set_xlabel("√(1/t)")
-        axes.set_title(f"{row['model']}, s = {row['factor']:g}")
+        axes.set_title(f"{row.model}, s = {row.factor:g}")
         figure.legend(loc="outside upper center", ncols=5, fontsize=9)
-        found.append((row["model"], figure))
+        found.append((row.model, figure))
     return found
 
 
-def _advise_plots(result: Result) -> list[tuple[str, Figure]]:
+def _advise_plots(result: Advice) -> list[tuple[str, Figure]]:
     figure, axes = _figure()
-    x = [b for _, b in result["segments"]]
-    for t, colour, mark in zip(result["tried"], cycle(COLOURS), cycle(MARKS), strict=False):
-        axes.plot(x, 100 * _finite(t["excess"]), color=colour, marker=mark, label=f"s = {t['factor']:.4g}")
-    axes.axhline(100 * result["tolerance"], color=INK, linestyle="--", linewidth=0.8)
-    _line(axes, result["original_context"], f"L = {result['original_context']:,}")
+    x = [b for _, b in result.segments]
+    for t, colour, mark in zip(result.tried, cycle(COLOURS), cycle(MARKS), strict=False):
+        axes.plot(x, 100 * _finite(t.excess), color=colour, marker=mark, label=f"s = {t.factor:.4g}")
+    axes.axhline(100 * result.tolerance, color=INK, linestyle="--", linewidth=0.8)
+    _line(axes, result.original_context, f"L = {result.original_context:,}")
     axes.set_yscale("symlog", linthresh=LINEAR)
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in _percents() if low <= tick <= high], minor=False)
@@ -246,5 +246,17 @@ def _percents() -> list[int]:
     return [sign * tick for tick in (0, LINEAR // 2, LINEAR, *beyond) for sign in (1, -1)]
 
 
-PLOTS = {"perplexity": _perplexity_plots, "passkey": _passkey_plots, "temperature": _temperature_plots, "advise": _advise_plots}
-TABLES = {"perplexity": _perplexity_table, "passkey": _passkey_table, "temperature": _temperature_table, "advise": _advise_table}
+def _table(result: Found) -> tuple[list[str], list[list[str]]]:
+    if isinstance(result, Perplexity):
+        return _perplexity_table(result)
+    if isinstance(result, Passkey):
+        return _passkey_table(result)
+    return _temperature_table(result) if isinstance(result, Temperature) else _advise_table(result)
+
+
+def _plots(result: Found) -> list[tuple[str, Figure]]:
+    if isinstance(result, Perplexity):
+        return _perplexity_plots(result)
+    if isinstance(result, Passkey):
+        return _passkey_plots(result)
+    return _temperature_plots(result) if isinstance(result, Temperature) else _advise_plots(result)

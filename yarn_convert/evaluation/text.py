@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-Result = Mapping[str, Any]
+from .measures import Advice, Found, Passkey, Perplexity, Temperature
 
 
-def lines(result: Result) -> list[str]:
+def lines(result: Found) -> list[str]:
     """A result of any measure."""
-    return WRITERS[result["measure"]](result)
+    if isinstance(result, Perplexity):
+        return _perplexity(result)
+    if isinstance(result, Passkey):
+        return _passkey(result)
+    return _temperature(result) if isinstance(result, Temperature) else _advise(result)
 
 
 def figure(x: float | None, form: str = ".4g") -> str:
@@ -25,90 +27,81 @@ def number(n: int) -> str:
     return f"{n:,}"
 
 
-def model_lines(result: Result) -> list[str]:
+def model_lines(result: Found) -> list[str]:
     """Each model with its documents, and the time it took."""
     out = []
-    for m in result["models"]:
-        many = (
-            m["documents"][0]["name"] if len(m["documents"]) == 1 else f"{len(m['documents'])} documents" if m["documents"] else "prompts"
-        )
-        left = f"; {m['left_out']} were too short" if m["left_out"] else ""
-        out.append(f"{m['model']}: {many}{left}{', BOS before each window' if m['bos'] else ''}")
-        if not m.get("same_tokens", True):
+    for m in result.models:
+        many = m.documents[0].name if len(m.documents) == 1 else f"{len(m.documents)} documents" if m.documents else "prompts"
+        left = f"; {m.left_out} were too short" if m.left_out else ""
+        out.append(f"{m.model}: {many}{left}{', BOS before each window' if m.bos else ''}")
+        if m.same_tokens is False:
             out.append("  reads the texts as other tokens than the first model: their perplexities do not compare")
-        if m["tokens_per_second"]:
-            out.append(f"  {m['runtime']}: {m['tokens']:,} tokens in {m['seconds']:,.0f} s, {m['tokens_per_second']:,.0f} tokens/s")
+        if m.tokens_per_second:
+            out.append(f"  {m.runtime}: {m.tokens:,} tokens in {m.seconds:,.0f} s, {m.tokens_per_second:,.0f} tokens/s")
     return out
 
 
-def _perplexity(result: Result) -> list[str]:
-    sliding = (
-        f"sliding by {result['stride']} over {result['tokens']:,} tokens" if result["tokens"] else "documents truncated at each window"
-    )
+def _perplexity(result: Perplexity) -> list[str]:
+    sliding = f"sliding by {result.stride} over {result.tokens:,} tokens" if result.tokens else "documents truncated at each window"
     out = [*model_lines(result), f"perplexity ± standard error, by context window; {sliding}"]
     labels = labels_of(result)
     width = max(len("method"), *map(len, labels))
-    out.append(f"{'method':<{width}}  " + "  ".join(f"{number(w):>15}" for w in result["windows"]))
-    for label, row in zip(labels, result["rows"], strict=True):
-        cells = [f"{figure(p['perplexity']):>8} ± {figure(p['standard_error'], '.2g'):<4}" for p in row["points"]]
+    out.append(f"{'method':<{width}}  " + "  ".join(f"{number(w):>15}" for w in result.windows))
+    for label, row in zip(labels, result.rows, strict=True):
+        cells = [f"{figure(p.perplexity):>8} ± {figure(p.standard_error, '.2g'):<4}" for p in row.points]
         out.append(f"{label:<{width}}  " + "  ".join(f"{c:>15}" for c in cells))
     return out
 
 
-def labels_of(result: Result) -> list[str]:
+def labels_of(result: Perplexity | Passkey) -> list[str]:
     """What each row is called: its recipe, and its model where there are several; a model as it is by its name alone."""
-    if len(result["models"]) == 1:
-        return [row["label"] for row in result["rows"]]
-    given = [(row["model"], Path(row["model"]), row["label"]) for row in result["rows"]]
+    if len(result.models) == 1:
+        return [row.label for row in result.rows]
+    given = [(row.model, Path(row.model), row.label) for row in result.rows]
     return [model if label in (model, path.name, path.stem) else f"{model} {label}" for model, path, label in given]
 
 
-def _passkey(result: Result) -> list[str]:
+def _passkey(result: Passkey) -> list[str]:
     labels = labels_of(result)
     width = max(len("method"), *map(len, labels))
-    out = [*model_lines(result), f"passkey: right of {result['trials']} trials, by length of the prompt in tokens"]
-    out.append(f"{'method':<{width}}  " + "  ".join(f"{number(n):>9}" for n in result["lengths"]))
-    for label, row in zip(labels, result["rows"], strict=True):
-        out.append(f"{label:<{width}}  " + "  ".join(f"{p['correct']:>9}" for p in row["points"]))
+    out = [*model_lines(result), f"passkey: right of {result.trials} trials, by length of the prompt in tokens"]
+    out.append(f"{'method':<{width}}  " + "  ".join(f"{number(n):>9}" for n in result.lengths))
+    for label, row in zip(labels, result.rows, strict=True):
+        out.append(f"{label:<{width}}  " + "  ".join(f"{p.correct:>9}" for p in row.points))
     return out
 
 
-def _temperature(result: Result) -> list[str]:
+def _temperature(result: Temperature) -> list[str]:
     out = model_lines(result)
-    for row in result["rows"]:
-        out.append(f"{row['model']}: yarn, s = {row['factor']:g}, {row['window']:,} tokens; recommended {row['recommended']:.4f}")
-        ranges = "  ".join(f"{f'{a:,}–{b - 1:,}':>15}" for a, b in row["segments"])
+    for row in result.rows:
+        out.append(f"{row.model}: yarn, s = {row.factor:g}, {row.window:,} tokens; recommended {row.recommended:.4f}")
+        ranges = "  ".join(f"{f'{a:,}–{b - 1:,}':>15}" for a, b in row.segments)
         out.append(f"  {'√(1/t)':<8}  {'perplexity':>15}  {ranges}")
-        for p in row["points"]:
-            cells = "  ".join(f"{figure(x):>15}" for x in p["by_segment"])
-            mark = " recommended" if p["multiplier"] == row["recommended"] else ""
-            mark += " best" if p["multiplier"] == row["best"] else ""
-            whole = f"{figure(p['perplexity'])} ± {figure(p['standard_error'], '.2g')}"
-            out.append(f"  {p['multiplier']:<8.4f}  {whole:>15}  {cells} {mark}".rstrip())
-        out.append(f"  best by document: {', '.join(f'{m:.4f}' for m in row['best_by_document'])}")
+        for p in row.points:
+            cells = "  ".join(f"{figure(x):>15}" for x in p.by_segment)
+            mark = " recommended" if p.multiplier == row.recommended else ""
+            mark += " best" if p.multiplier == row.best else ""
+            whole = f"{figure(p.perplexity)} ± {figure(p.standard_error, '.2g')}"
+            out.append(f"  {p.multiplier:<8.4f}  {whole:>15}  {cells} {mark}".rstrip())
+        out.append(f"  best by document: {', '.join(f'{m:.4f}' for m in row.best_by_document)}")
     return out
 
 
-def _advise(result: Result) -> list[str]:
-    n, tolerance = result["context"], result["tolerance"]
-    through = f"the base's through its own {result['original_context']:,} tokens"
+def _advise(result: Advice) -> list[str]:
+    n, tolerance = result.context, result.tolerance
+    through = f"the base's through its own {result.original_context:,} tokens"
     out = [*model_lines(result), f"by how much each segment's perplexity is above {through}"]
-    out.append(f"  {'factor':>8}  " + "  ".join(f"{f'to {b:,}':>10}" for _, b in result["segments"]) + "   short texts")
-    for t in result["tried"]:
-        cells = "  ".join(f"{percent(x):>10}" for x in t["excess"])
-        costs = ", ".join(f"{percent(c['change'])} at {c['tokens']:,}" for c in t["short"])
-        out.append(f"  {t['factor']:>8.4g}  {cells}   {costs}")
-    if result["factor"] is None:
+    out.append(f"  {'factor':>8}  " + "  ".join(f"{f'to {b:,}':>10}" for _, b in result.segments) + "   short texts")
+    for t in result.tried:
+        cells = "  ".join(f"{percent(x):>10}" for x in t.excess)
+        costs = ", ".join(f"{percent(c.change)} at {c.tokens:,}" for c in t.short)
+        out.append(f"  {t.factor:>8.4g}  {cells}   {costs}")
+    if result.factor is None:
         return [*out, f"none of these factors keeps perplexity within {tolerance:.1%} to {n:,} tokens; --factor tries others"]
-    if result["factor"] == 1:
+    if result.factor == 1:
         return [*out, f"no extension is needed: the base is flat to {n:,} tokens, within {tolerance:.1%}"]
-    return [*out, f"advice: {result['method']} with --scale {result['factor']:g} is flat to {n:,} tokens, within {tolerance:.1%}"]
+    return [*out, f"advice: {result.method} with --scale {result.factor:g} is flat to {n:,} tokens, within {tolerance:.1%}"]
 
 
 def percent(x: float | None) -> str:
     return "–" if x is None or math.isnan(x) else f"{x:+.1%}" if abs(x) < 100 else f"× {x + 1:.2g}"
-
-
-WRITERS: dict[str, Callable[[Result], list[str]]] = {
-    "perplexity": _perplexity, "passkey": _passkey, "temperature": _temperature, "advise": _advise,
-}  # fmt: skip
