@@ -132,5 +132,5 @@ def test_a_conversion_reads_each_tokenizer_file_once(make_model: MakeModel, monk
     """Llama 3's tokenizer.json has 9 MB, which take a fifth of a second each time."""
     read: list[str] = []
     monkeypatch.setattr(vocabulary, "load", lambda path, load=vocabulary.load: [read.append(path.name), load(path)][1])
-    prepare(str(make_model()), Options(scale=4, out="gguf"))
+    prepare(str(make_model()), ConvertOptions(Recipe(scale=4), out="gguf"))
     assert sorted(read) == ["tokenizer.json", "tokenizer_config.json"]

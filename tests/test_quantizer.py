@@ -113,9 +113,9 @@ def test_a_conversion_without_llama_cpp_python_writes_the_same_file(
     make_model: MakeModel, tmp_path: Path, outtype: str, request: pytest.FixtureRequest
 ) -> None:
     source = as_gguf(make_model(dtype="F16", layers=1), "f16")
-    convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "with.gguf"))
+    convert(str(source), Recipe(method="none"), outtype=outtype, output=tmp_path / "with.gguf")
     request.getfixturevalue("without_ggml")
-    convert(str(source), Options(method="none", outtype=outtype, output=tmp_path / "without.gguf"))
+    convert(str(source), Recipe(method="none"), outtype=outtype, output=tmp_path / "without.gguf")
     assert (tmp_path / "with.gguf").read_bytes() == (tmp_path / "without.gguf").read_bytes()
 
 
