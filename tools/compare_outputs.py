@@ -35,7 +35,7 @@ def digest(path: Path) -> str:
 def written(models: Path, work: Path) -> dict[str, Any]:
     """(model, method, format) -> digests of the files of the output, or why there is none; by the tree that is imported here, and by its
     command line, which changes less than its calls."""
-    from yarn_convert.cli import main as command
+    from yarn_convert.__main__ import main as command
 
     found: dict[str, Any] = {}
     for model in sorted(models.iterdir()):
@@ -46,7 +46,8 @@ def written(models: Path, work: Path) -> dict[str, Any]:
                 words = ["convert", str(model), "--method", method, "--out", out, "-o", str(target), "-q"]
                 said = io.StringIO()
                 with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-                    command(words if method == "none" else [*words, "--scale", "4"])
+                    sys.argv[1:] = words if method == "none" else [*words, "--scale", "4"]
+                    command()
                 if "error: " in said.getvalue():
                     found[key] = said.getvalue().replace(str(work), "")
                     continue
