@@ -16,7 +16,7 @@ from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.conversion import convert, extend
 from yarn_convert.describe import findings
 from yarn_convert.errors import InputError, UsageError
-from yarn_convert.options import ConvertOptions, Recipe
+from yarn_convert.options import Recipe
 from yarn_convert.rope import table
 from yarn_convert.source import Source, resolve
 
@@ -80,9 +80,8 @@ def test_linear_by_itself_needs_no_length(make_model: MakeModel, tmp_path: Path)
     with pytest.raises(InputError, match="does not say"):
         extend(c, Recipe(scale=2))
     yarn = make_model(name="yarn", config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})
-    options = ConvertOptions(Recipe(method="none"), out="gguf", output=tmp_path / "y.gguf")
     with pytest.raises(InputError, match="does not say"):
-        convert(str(yarn), options)
+        convert(str(yarn), Recipe(method="none"), out="gguf", output=tmp_path / "y.gguf")
     convert(str(yarn), Recipe(method="none", original_context=CONTEXT // 2), out="gguf", output=tmp_path / "y.gguf")
     c = opened(tmp_path / "y.gguf")
     assert (c.rope.original_context, c.context) == (CONTEXT // 2, 2 * CONTEXT)

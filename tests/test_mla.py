@@ -23,7 +23,7 @@ from test_targets import oracle
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.conversion import convert, extend
 from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
-from yarn_convert.options import ConvertOptions, Recipe, ValidateOptions
+from yarn_convert.options import Recipe, ValidateOptions
 from yarn_convert.rope import effect, recipe_of, same_effect
 from yarn_convert.source import Source, resolve
 from yarn_convert.targets.gguf import plan_gguf
@@ -430,29 +430,27 @@ def deepseek_v3(folder: Path) -> Source:
     return header(folder, config, shapes)
 
 
-def planned(source: Source, options: ConvertOptions) -> Plan:
+def planned(source: Source, asked: Recipe) -> Plan:
     c = open_checkpoint(source)
-    e = extend(c, options)
+    e = extend(c, asked)
     return plan_gguf(c, Request(e.rope, e.context, Path("out.gguf"), recipe_of(e.rope)))
 
 
 @pytest.mark.parametrize(
-    ("make_source", "count", "parameters", "options"),
+    ("make_source", "count", "parameters", "asked"),
     [
-        (llama2_70b, 723, 68_976_648_192, ConvertOptions(Recipe(scale=4))),
-        (deepseek_v3, 45_395, 671_026_419_200, ConvertOptions(Recipe(method="none"))),
-        (deepseek_v3, 45_395, 671_026_419_200, ConvertOptions(Recipe(context=655_360))),
+        (llama2_70b, 723, 68_976_648_192, Recipe(scale=4)),
+        (deepseek_v3, 45_395, 671_026_419_200, Recipe(method="none")),
+        (deepseek_v3, 45_395, 671_026_419_200, Recipe(context=655_360)),
     ],
     ids=["Llama 2 70B", "DeepSeek V3", "DeepSeek V3, extended"],
 )
-def test_the_largest_models_are_planned_in_a_moment(
-    make_source: Any, count: int, parameters: int, options: ConvertOptions, tmp_path: Path
-) -> None:
+def test_the_largest_models_are_planned_in_a_moment(make_source: Any, count: int, parameters: int, asked: Recipe, tmp_path: Path) -> None:
     """Every byte of the output is accounted for, with work that grows as the tensors do: the square of them would take minutes."""
     source = make_source(tmp_path / "m")
     assert source.headers is not None and len(source.headers) == count
     begin = time.process_time()
-    (job,) = planned(source, options).jobs
+    (job,) = planned(source, asked).jobs
     seconds = time.process_time() - begin
     assert sum(math.prod(p.target.shape) for p, _ in job.pieces) == parameters
     assert seconds < 15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -319,6 +320,12 @@ def test_inspect_returns_what_is_printed(make_model: MakeModel, tmp_path: Path, 
     found = inspect_model(model, recipe=Recipe(original_context=32))
     assert json.dumps(found.to_dict(), indent=2) + "\n" == text
     assert found.original_context == told["original_context"] == 32
+    assert list(told) == [
+        "name", "format", "architecture", "family", "repo", "commit", "packed", "parameters", "types", "layers", "heads", "kv_heads",
+        "head_dim", "rope", "other_layers", "attention_factor", "original_context", "original_context_note", "context", "scale", "inv_freq",
+        "wavelengths", "pairs", "kv_cache_bytes", "inconsistencies",
+    ]  # fmt: skip
+    assert set(told["types"].popitem()[1]) == {"tensors", "bytes"}
 
 
 @pytest.mark.parametrize("out", ["out", "out.gguf"])
@@ -373,6 +380,22 @@ def test_a_measure_returns_what_is_printed(make_model: MakeModel, capsys: pytest
     result = call(model)
     assert same(result.to_dict(), told)
     assert result.measure == measure and result.models[0].model == model
+
+
+def test_all_that_a_way_to_compute_says_has_a_member() -> None:
+    """What a type does not name would be lost on the way from a measure to its reader."""
+    from yarn_convert.evaluation.measures import Measured
+
+    said = {"kind"}
+    for worker in (ROOT / "yarn_convert" / "runtimes").glob("*_worker.py"):
+        for node in ast.walk(ast.parse(worker.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "finish":
+                said |= {k.arg for k in node.keywords if k.arg}
+    source = (ROOT / "yarn_convert" / "compute" / "reference.py").read_text()
+    (described,) = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef) and n.name == "describe")
+    said |= {k.value for n in ast.walk(described) if isinstance(n, ast.Dict) for k in n.keys if isinstance(k, ast.Constant)}
+    assert said >= {"version", "device", "max_model_len", "peak_device_bytes", "torch", "offloaded"}
+    assert said <= set(Measured.__struct_fields__)
 
 
 def test_errors_are_one_class(make_model: MakeModel) -> None:

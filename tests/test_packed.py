@@ -174,7 +174,7 @@ def test_a_key_that_no_tensor_bears_out_is_left_out(said: dict[str, Any], buffer
     assert torch.equal(
         net.model.layers[1].mlp.up_proj.weight, load_torch(folder / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     )
-    assert any("delete it" in line for line in describe(open_checkpoint(resolve(str(folder))))["inconsistencies"])
+    assert any("delete it" in line for line in describe(open_checkpoint(resolve(str(folder)))).inconsistencies)
     assert any(
         "left over" in n for n in prepare(str(folder), ConvertOptions(Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf")).plan.notes
     )
@@ -265,7 +265,7 @@ def test_an_extension_counts_from_the_length_that_dual_chunks_were_trained_on(ma
     config = json.loads((out / "config.json").read_text())
     assert "dual_chunk_attention_config" not in config and any("dual_chunk_attention_config is left out" in n for n in found.plan.notes)
     assert (config["rope_scaling"]["original_max_position_embeddings"], config["max_position_embeddings"]) == (4 * CONTEXT, 16 * CONTEXT)
-    assert any("need dual chunk attention" in line for line in describe(open_checkpoint(resolve(str(folder))))["inconsistencies"])
+    assert any("need dual chunk attention" in line for line in describe(open_checkpoint(resolve(str(folder)))).inconsistencies)
     gguf = prepare(str(folder), ConvertOptions(Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf"))
     assert gguf.plan.rope.original_context == 4 * CONTEXT and not any("dual chunk" in n for n in gguf.plan.notes)
 

@@ -317,7 +317,7 @@ def test_any_two_things_that_disagree_are_shown_and_one_is_kept(
     from yarn_convert.source import resolve
 
     model = make_model(config={"rope_scaling": {**scaling, "original_max_position_embeddings": CONTEXT}, **top})
-    assert "disagree" in describe(open_checkpoint(resolve(str(model)), doubtful=True))["inconsistencies"][0]
+    assert "disagree" in describe(open_checkpoint(resolve(str(model)), doubtful=True)).inconsistencies[0]
     plan_repair(str(model), RepairOptions(keep=[keep])).run()
     c = opened(model)
     assert (c.rope.method, c.rope.theta) == expected

@@ -189,7 +189,7 @@ def test_sizes_are_those_of_gguf_split(monkeypatch: pytest.MonkeyPatch, make_mod
         assert types == {"split.no": "UINT16", "split.count": "UINT16", "split.tensors.count": "INT32"}
         assert fields_of(p)["split.no"] == no
     assert [f["file"] for f in manifest["weights"]["files"]] == [p.name for p in parts]
-    assert json.loads((tmp_path / "cut.yarn_convert.json").read_text()) == manifest
+    assert {"output": str(parts[0]), **json.loads((tmp_path / "cut.yarn_convert.json").read_text())} == manifest
     assert manifest_path(parts[0]) == manifest_path(parts[2]) == tmp_path / "cut.yarn_convert.json"
     np.testing.assert_array_equal(logits(parts[0]), logits(tmp_path / "one.gguf"))
 

@@ -629,7 +629,7 @@ def test_manifest_hashes(make_model: MakeModel, tmp_path: Path) -> None:
 
     manifest = run(make_model(), tmp_path / "out.gguf", scale=4, hash=True)
     assert manifest["weights"]["files"][0]["sha256"] == hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest()
-    assert json.loads((tmp_path / "out.yarn_convert.json").read_text()) == manifest
+    assert {"output": str(tmp_path / "out.gguf"), **json.loads((tmp_path / "out.yarn_convert.json").read_text())} == manifest
     assert rope_of(json.loads(json.dumps(manifest["recipe"]))) == rope_of(manifest["recipe"])
     assert recipe_of(rope_of(manifest["recipe"])) == manifest["recipe"]
 
@@ -717,9 +717,9 @@ def test_what_is_hashed_is_what_was_written_and_counts_as_progress(make_model: M
         convert(str(model), Recipe(method="none"), out="gguf", output=path)
         model, options = path, ConvertOptions(Recipe(scale=4.0), in_place=True, hash=True, carry="metadata")
     conversion, seen = prepare(str(model), options), list[int]()
-    (entry,) = conversion.run(seen.append)["weights"]["files"]
-    written = path / entry["file"] if out == "o" else path
-    assert entry["sha256"] == hashlib.sha256(written.read_bytes()).hexdigest()
+    (entry,) = conversion.run(seen.append).manifest.weights.files
+    written = path / entry.file if out == "o" else path
+    assert entry.sha256 == hashlib.sha256(written.read_bytes()).hexdigest()
     if out == "in place":
         assert sum(seen) >= written.stat().st_size // 2, "what the edit writes itself is not read again"
     else:

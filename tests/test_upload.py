@@ -648,6 +648,7 @@ def test_upload_returns_what_is_printed(out: Path, hub: Hub, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         cli.main(["upload", str(out), "me/long", "--private", "--json"])
     told = json.loads(capsys.readouterr().out)
+    assert list(told) == ["repo", "files", "left", "warnings", "url"]
     done = upload(str(out), "me/copy", private=True)
     assert hub.repos["me/copy"].private
     assert {f["way"] for f in told["files"]} >= {"upload", "copy"}

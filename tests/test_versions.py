@@ -63,7 +63,7 @@ def test_gemma_3_says_from_which_version_on(tmp_path):
     lines = "\n".join(plan_lines(conversion))
     assert "transformers-5 (5.9.0 to 5.23.0)" in lines
     assert "transformers-5 takes this from 5.9.0 on" in lines
-    manifest = conversion.run()
+    manifest = conversion.run().to_dict()
     assert manifest["reader_versions"]["transformers-5"] == "5.9.0 to 5.23.0"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     found = {v.runtime: v.note for v in survey_config(config, table(conversion.extension.rope), 4 * CONTEXT)}
