@@ -102,8 +102,8 @@ class Shape(NamedTuple):
 
 def make_checkpoint(folder: Path, model: Shape, holes: bool = False) -> None:
     """A seeded bf16 checkpoint of spread 0.02, or one of zeros that takes no disk, with a SentencePiece vocabulary of plausible merges."""
+    from yarn_convert.formats.tensors import Tensor, safetensors_header
     from yarn_convert.targets.moving import write_all
-    from yarn_convert.tensors import Tensor, safetensors_header
 
     folder.mkdir()
     tensors = [Tensor(n, "BF16", s, math.prod(s) * 2) for n, s in model.tensors().items()]
@@ -309,7 +309,7 @@ def header(work: Path) -> None:
     """Opening a GGUF with 150,000 tokens and 280,000 merges, against gguf.GGUFReader."""
     import gguf as peer
 
-    from yarn_convert.gguf_file import read_gguf
+    from yarn_convert.formats.gguf_file import read_gguf
 
     path = work / "vocabulary.gguf"
     writer = peer.GGUFWriter(path, "llama")

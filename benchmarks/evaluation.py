@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.compute.reference import pick_device
 from yarn_convert.compute.scorer import Torch
 from yarn_convert.compute.tokens import text_ids
 from yarn_convert.conversion import convert
 from yarn_convert.evaluation.windows import sliding
 from yarn_convert.options import Recipe
-from yarn_convert.source import resolve
 
 RUNS, WIDTH, STRIDE = 3, 2048, 256
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from yarn_convert import runtimes
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.compute.reference import Reference, pick_device
 from yarn_convert.compute.tokens import text_ids
 from yarn_convert.conversion import convert
 from yarn_convert.options import Recipe
 from yarn_convert.rope import table
-from yarn_convert.source import resolve
 from yarn_convert.validation import twin
 
 RUNS = 3

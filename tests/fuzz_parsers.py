@@ -23,19 +23,20 @@ import numpy as np
 from conftest import tokenizer_files
 from hostile_models import CONFIG, hf_folder, hf_shards
 
-from yarn_convert import general, tokenizers
+from yarn_convert import tokenizers
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.describe import describe
+from yarn_convert.checkpoint.manifest import MANIFEST, read_manifest, rope_of
+from yarn_convert.checkpoint.source import Source
+from yarn_convert.conversion.describe import describe
 from yarn_convert.errors import YarnConvertError
 from yarn_convert.evaluation.journal import Journal
-from yarn_convert.gguf_file import read_gguf
-from yarn_convert.manifest import MANIFEST, read_manifest, rope_of
-from yarn_convert.pickles import check_pickle
-from yarn_convert.quantizer import read_imatrix
+from yarn_convert.formats import general
+from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.pickles import check_pickle
+from yarn_convert.formats.quantizer import read_imatrix
+from yarn_convert.formats.tensors import load_json, read_folder, read_safetensors
 from yarn_convert.rope import Rope, recipe_of
-from yarn_convert.source import Source
 from yarn_convert.targets import in_place, resume
-from yarn_convert.tensors import load_json, read_folder, read_safetensors
 from yarn_convert.tokenizers.sentencepiece_model import read_model
 
 VALUES: tuple[Any, ...] = (

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from yarn_convert.errors import YarnConvertError
-from yarn_convert.gguf_file import Gguf, encode_header, read_gguf
-from yarn_convert.tensors import read_safetensors
+from yarn_convert.formats.gguf_file import Gguf, encode_header, read_gguf
+from yarn_convert.formats.tensors import read_safetensors
 
 LIES = (0, 1, 7, 2**16, 2**31, 2**32, 2**32 + 1, 2**60, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import CONTEXT, MakeModel, write_tensors_of
 
-from yarn_convert import show
+from yarn_convert.cli import show
 from yarn_convert.conversion import convert
-from yarn_convert.extension import EXTENDING
+from yarn_convert.conversion.extension import EXTENDING
 from yarn_convert.families import ALIASES
-from yarn_convert.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import read_gguf
 from yarn_convert.options import Recipe
 
 Run = subprocess.CompletedProcess[str]
@@ -40,7 +40,7 @@ def fails(*arguments: object, says: str, cwd: Path | None = None) -> None:
 
 
 def test_help_starts_without_the_heavy_packages() -> None:
-    code = "import sys; from yarn_convert.cli import main\ntry: main(['convert', '--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from yarn_convert.cli.app import main\ntry: main(['convert', '--help'])\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'transformers', 'llama_cpp', 'gguf', 'huggingface_hub', 'numpy'} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
@@ -221,7 +221,7 @@ def test_force_replaces_only_the_same_kind(make_model: MakeModel, tmp_path: Path
 def test_an_interrupted_edit_in_place_is_finished_not_repeated(make_model: MakeModel, tmp_path: Path) -> None:
     """Killed after its journal is written, the edit must not be applied twice: 64 -> 256, never -> 1024."""
     run(make_model(), "--method", "none", "--out", "gguf", "-o", tmp_path / "m.gguf")
-    script = "from yarn_convert.targets import in_place; import os; in_place._finish = lambda *a: os._exit(9)\nfrom yarn_convert.cli import main; main()"
+    script = "from yarn_convert.targets import in_place; import os; in_place._finish = lambda *a: os._exit(9)\nfrom yarn_convert.cli.app import main; main()"
     words = [str(tmp_path / "m.gguf"), "--scale", "4", "--carry", "tensors", "--in-place"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
     if "cannot insert" in done.stderr:
@@ -237,7 +237,7 @@ def test_ctrl_c_leaves_nothing_and_says_so(make_model: MakeModel, tmp_path: Path
     script = (
         "from yarn_convert.targets import moving; import time\n"
         "def drip(*a): print('moving', flush=True); time.sleep(0.3); return 1\n"
-        "moving.copy_range = drip\nfrom yarn_convert.cli import main; main()"
+        "moving.copy_range = drip\nfrom yarn_convert.cli.app import main; main()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script, "tiny", "--scale", "4", "-q"],

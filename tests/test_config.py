@@ -10,10 +10,10 @@ import pytest
 from hostile_models import hf_folder
 
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.config import TYPES, RopeObject, checked
+from yarn_convert.checkpoint.config import TYPES, RopeObject, checked
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.errors import FormatError, YarnConvertError
 from yarn_convert.families import FAMILIES, MODEL_TYPES
-from yarn_convert.source import resolve
 
 KINDS = {"u32": int, "f32": float, "bool": bool, "str": str}
 WRONG: dict[Any, Any] = {int: "7", float: [1.0], bool: 1, str: 7, dict: "x", list[str]: {}, list[int]: {}, RopeObject: "yarn"}

@@ -10,12 +10,12 @@ import pytest
 from conftest import MakeModel
 
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.contents import belonging, code_of, is_known, left_over, looks_secret
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.conversion import convert, prepare
+from yarn_convert.formats.contents import belonging, code_of, is_known, left_over, looks_secret
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.publishing.hub import _files, _left
 from yarn_convert.publishing.model_card import BEGIN, card, local_card
-from yarn_convert.source import resolve
 
 CODE = {
     "configuration_odd.py": "from transformers import PretrainedConfig\n",
@@ -144,7 +144,7 @@ def test_names_of_neither(name: str) -> None:
 
 
 def test_many_names_that_are_left_are_not_all_listed(make_model: MakeModel) -> None:
-    from yarn_convert.show import listed
+    from yarn_convert.cli.show import listed
 
     model = make_model("m")
     for i in range(30):

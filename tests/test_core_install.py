@@ -16,7 +16,7 @@ import pytest
 from conftest import MakeModel
 from test_layers import MODULES, WORKERS
 
-from yarn_convert.extras import EXTRAS
+from yarn_convert.errors import EXTRAS
 
 tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.compute import reference as rooms
 from yarn_convert.compute.reference import Reference, Weights, device_map
 from yarn_convert.errors import UsageError
 from yarn_convert.rope import Effect, table
-from yarn_convert.source import resolve
 
 torch = pytest.importorskip("torch")
 MakeModel = Callable[..., Path]

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yarn_convert import dialects, readers
-from yarn_convert.config import checked
+from yarn_convert.checkpoint.config import checked
 from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported
 from yarn_convert.families import LLAMA
-from yarn_convert.gguf_file import Value
+from yarn_convert.formats.gguf_file import Value
 from yarn_convert.rope import Rope, same, table
 from yarn_convert.targets.plan import edited
 

@@ -19,32 +19,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import Page
 
-from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import resolve
+from yarn_convert.cli import app as cli
+from yarn_convert.cli import runtimes
 from yarn_convert.compute.growing import Steps, greedy
 from yarn_convert.compute.scorer import Runtime, Torch
 from yarn_convert.compute.tokens import TEXT, tokenizer_of
 from yarn_convert.conversion import convert
 from yarn_convert.errors import InputError, UsageError
-from yarn_convert.evaluation import (
-    Journal,
-    measure_advice,
-    measure_passkey,
-    measure_perplexity,
-    measure_temperature,
-    passkeys,
-)  # fmt: skip
+from yarn_convert.evaluation import Journal, measure_advice, measure_passkey, measure_perplexity, measure_temperature, passkeys  # fmt: skip
 from yarn_convert.evaluation.journal import identity
 from yarn_convert.evaluation.measures import typed
 from yarn_convert.evaluation.passkeys import FILLING, prompt
 from yarn_convert.evaluation.text import labels_of
 from yarn_convert.evaluation.text import lines as evaluation_lines
 from yarn_convert.evaluation.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
-from yarn_convert.options import AdviseOptions, EvaluateOptions, PasskeyOptions, PerplexityOptions, Recipe, TemperatureOptions, Texts
+from yarn_convert.options import (
+    AdviseOptions,
+    EvaluateOptions,
+    PasskeyOptions,
+    PerplexityOptions,
+    Recipe,
+    TemperatureOptions,
+    Texts,
+)
 from yarn_convert.publishing.model_card import card
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
-from yarn_convert.source import resolve
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")

@@ -10,13 +10,14 @@ import pytest
 from conftest import CONTEXT, MakeModel, split_options
 from family_models import make
 
-from yarn_convert import dtypes, quantizer, runtimes
+from yarn_convert import runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.compute.reference import Reference
 from yarn_convert.conversion import convert
+from yarn_convert.formats import dtypes, quantizer
 from yarn_convert.options import ValidateOptions
 from yarn_convert.rope import table
-from yarn_convert.source import resolve
 from yarn_convert.validation import check, excerpt, lines, study
 from yarn_convert.validation.excerpt import layers_of, write_excerpt
 from yarn_convert.validation.judging import NOISE
@@ -82,7 +83,7 @@ def test_a_wrong_recipe_in_a_coarse_file_is_told_by_its_excerpt(
 ) -> None:
     from test_validate import rewritten
 
-    from yarn_convert.gguf_file import Value
+    from yarn_convert.formats.gguf_file import Value
 
     out = written(make_model(**WIDE), tmp_path / "out.gguf", "q2_k")
     rewritten(out, {f"llama.rope.scaling.{key}": Value("str" if isinstance(value, str) else "f32", value)})

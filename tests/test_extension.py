@@ -13,12 +13,12 @@ from conftest import CONTEXT, MakeModel
 from family_models import make
 from test_validate import edited_manifest, extended, opened, rewritten, run
 
+from yarn_convert.checkpoint.manifest import read_manifest
+from yarn_convert.conversion.intention import check_recipe, intention_of
 from yarn_convert.errors import UsageError
-from yarn_convert.gguf_file import Value
-from yarn_convert.manifest import read_manifest
+from yarn_convert.formats.gguf_file import Value
 from yarn_convert.options import ValidateOptions
 from yarn_convert.validation.extension import Lineage, check_base
-from yarn_convert.validation.intention import check_recipe, intention_of
 from yarn_convert.validation.run import _lineage
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}

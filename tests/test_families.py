@@ -17,14 +17,14 @@ from safetensors.numpy import load_file, save_file
 
 from yarn_convert import families, runtimes
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.manifest import read_manifest
+from yarn_convert.checkpoint.source import Source
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.values import changed_since
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import Inexpressible, Unsupported, YarnConvertError
-from yarn_convert.manifest import read_manifest
 from yarn_convert.options import ConvertOptions, Recipe, ValidateOptions
 from yarn_convert.rope import effect, table
-from yarn_convert.source import Source
 from yarn_convert.validation.run import check
 
 torch = pytest.importorskip("torch")

@@ -14,12 +14,12 @@ from conftest import CONTEXT
 
 from yarn_convert import families
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.checkpoint.source import Source
 from yarn_convert.conversion import convert, prepare
-from yarn_convert.describe import other_layers
+from yarn_convert.conversion.describe import other_layers
 from yarn_convert.errors import FormatError, Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.rope import Table, effect
-from yarn_convert.source import Source
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

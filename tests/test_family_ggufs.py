@@ -14,9 +14,9 @@ from conftest import CONTEXT, split_options, write_tensors_of
 
 from yarn_convert import runtimes
 from yarn_convert.conversion import convert, prepare
+from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import InputError, Unsupported, UsageError, YarnConvertError
 from yarn_convert.options import ConvertOptions, Recipe, RepairOptions, ValidateOptions
-from yarn_convert.repair import plan_repair
 from yarn_convert.validation import check
 
 torch = pytest.importorskip("torch")

@@ -15,12 +15,13 @@ import pytest
 from conftest import MakeModel
 from safetensors.numpy import load_file
 
-from yarn_convert import cli, files
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import resolve
+from yarn_convert.cli import app as cli
 from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError
+from yarn_convert.formats import files
 from yarn_convert.options import Recipe
-from yarn_convert.source import resolve
 
 SECRET = "SECRET-4711"
 TEXTS = {  # what a link may stand for -> a content that its reader would take

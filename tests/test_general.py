@@ -13,9 +13,9 @@ from gguf import GGUFReader
 from test_targets import oracle
 from test_validate import rewritten
 
-from yarn_convert import general
 from yarn_convert.conversion import prepare
-from yarn_convert.gguf_file import Value, read_gguf
+from yarn_convert.formats import general
+from yarn_convert.formats.gguf_file import Value, read_gguf
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.tokenizers import vocabulary
 

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 from test_targets import oracle
 
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.conversion import convert, extend
 from yarn_convert.errors import FormatError, Inexpressible, Unsupported
 from yarn_convert.options import Recipe, ValidateOptions
-from yarn_convert.source import resolve
 from yarn_convert.targets import rows
 from yarn_convert.validation import check
 

@@ -45,14 +45,14 @@ from hostile_models import (
     string,
 )  # fmt: skip
 
-from yarn_convert import cli
+from yarn_convert.checkpoint.manifest import manifest_path
+from yarn_convert.cli import app as cli
 from yarn_convert.conversion import prepare
 from yarn_convert.errors import OutputError, YarnConvertError
-from yarn_convert.gguf_file import encode_header, read_gguf
-from yarn_convert.manifest import manifest_path
+from yarn_convert.formats.gguf_file import encode_header, read_gguf
+from yarn_convert.formats.tensors import read_safetensors
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.targets import in_place
-from yarn_convert.tensors import read_safetensors
 
 FOUND = Path(__file__).parent / "data" / "hostile"
 NAN, INF = float("nan"), float("inf")
@@ -635,7 +635,7 @@ def test_a_token_in_the_environment_is_never_shown(monkeypatch: pytest.MonkeyPat
 
 SLOW = """
 import os, sys, time
-from yarn_convert import cli
+from yarn_convert.cli import app as cli
 from yarn_convert.targets import moving
 copy, pause = moving.copy_range, float(sys.argv.pop(1))
 def slowly(*args):

@@ -14,11 +14,11 @@ from conftest import MakeModel, split_options
 from dying import dies
 
 from yarn_convert.conversion import convert, prepare
+from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import OutputError, YarnConvertError
-from yarn_convert.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.split import read_model
 from yarn_convert.options import ConvertOptions, Recipe, RepairOptions
-from yarn_convert.repair import plan_repair
-from yarn_convert.split import read_model
 from yarn_convert.targets import in_place, parts
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -12,13 +12,13 @@ from conftest import CONTEXT, MakeModel, split_options
 from family_models import make
 
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.conversion import convert, extend, prepare
 from yarn_convert.errors import FormatError, Unsupported, UsageError
 from yarn_convert.families import ARCHS, FAMILIES, MODEL_TYPES
 from yarn_convert.families.layers import Layer, farthest
-from yarn_convert.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.formats.gguf_file import Value, encode_header, read_gguf
 from yarn_convert.options import ConvertOptions, Recipe
-from yarn_convert.source import resolve
 
 WINDOW, TOKENS = 4, 12
 SMALL = {

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from yarn_convert.layout import TRANSFORMS, Order
+from yarn_convert.formats.layout import TRANSFORMS, Order
+from yarn_convert.formats.tensors import Tensor, in_memory
 from yarn_convert.targets import rows
 from yarn_convert.targets.moving import Piece, converted
 from yarn_convert.targets.rows import ordered
-from yarn_convert.tensors import Tensor, in_memory
 
 Array = NDArray[np.float32]
 HEADS, KV, HEAD, HIDDEN, EXPERTS, FF, NOPE, VALUE, LATENT = 6, 2, 6, 10, 3, 5, 6, 9, 7  # a head of 4 would be its own inverse

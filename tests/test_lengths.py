@@ -11,14 +11,14 @@ import pytest
 from conftest import CONTEXT, MakeModel
 from test_validate import opened, rewritten
 
-from yarn_convert import cli
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.checkpoint.source import Source, resolve
+from yarn_convert.cli import app as cli
 from yarn_convert.conversion import convert, extend
-from yarn_convert.describe import findings
+from yarn_convert.conversion.describe import findings
 from yarn_convert.errors import InputError, UsageError
 from yarn_convert.options import Recipe
 from yarn_convert.rope import table
-from yarn_convert.source import Source, resolve
 
 QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16}
 
@@ -235,7 +235,7 @@ def test_inspect_shows_both_readings(make_model: MakeModel, capsys: pytest.Captu
 
 
 def test_validate_takes_the_length_or_asks_for_it(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
-    from yarn_convert.validation.intention import intention_of
+    from yarn_convert.conversion.intention import intention_of
 
     c = open_checkpoint(resolve(str(make_model(config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}))))
     with pytest.raises(InputError, match="does not say"):

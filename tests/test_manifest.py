@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from conftest import MakeModel
 
-from yarn_convert import cli
+from yarn_convert.checkpoint.manifest import Manifest, as_json, changed, manifest_path, read_manifest, recorded, rope_of
+from yarn_convert.cli import app as cli
 from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError
-from yarn_convert.json_text import REMOVE, pretty
-from yarn_convert.manifest import Manifest, as_json, changed, manifest_path, read_manifest, recorded, rope_of
+from yarn_convert.formats.json_text import REMOVE, pretty
 from yarn_convert.options import Recipe
 from yarn_convert.rope import Rope, recipe_of
 

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from conftest import CONTEXT, VOCAB, tokenizer_files
 
-from yarn_convert import quantizer
 from yarn_convert.conversion import prepare
-from yarn_convert.gguf_file import nbytes_of
-from yarn_convert.layout import AS_IT_IS, Order
+from yarn_convert.formats import quantizer
+from yarn_convert.formats.gguf_file import nbytes_of
+from yarn_convert.formats.layout import AS_IT_IS, Order
+from yarn_convert.formats.tensors import Tensor, in_memory, safetensors_header
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.targets import moving, rows
 from yarn_convert.targets.moving import Piece, WriteTensors, converted, units
-from yarn_convert.tensors import Tensor, in_memory, safetensors_header
 
 LIMIT = 400_000_000  # bytes; each stacked tensor here is larger
 THREADS = 4  # what a conversion holds grows with its threads
@@ -36,7 +36,7 @@ try:
 finally:
     print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024, file=sys.stderr)
 """
-CLI = "sys.argv = ['yarn-convert', *sys.argv[1:]]; from yarn_convert.cli import main; main()"
+CLI = "sys.argv = ['yarn-convert', *sys.argv[1:]]; from yarn_convert.cli.app import main; main()"
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process held")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from yarn_convert.conversion.extension import EXTENDING
 from yarn_convert.dialects import GGUF_WRITERS, HF_METHODS, HF_WRITERS
-from yarn_convert.extension import EXTENDING
 from yarn_convert.options import Recipe
 from yarn_convert.readers import rows
 from yarn_convert.rope import METHODS, methods

@@ -21,14 +21,14 @@ from safetensors.numpy import load_file, save_file
 from test_targets import oracle
 
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.checkpoint.source import Source, resolve
 from yarn_convert.conversion import convert, extend
 from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
+from yarn_convert.formats.tensors import Tensor
 from yarn_convert.options import Recipe, ValidateOptions
 from yarn_convert.rope import effect, recipe_of, same_effect
-from yarn_convert.source import Source, resolve
 from yarn_convert.targets.gguf import plan_gguf
 from yarn_convert.targets.plan import Plan, Request
-from yarn_convert.tensors import Tensor
 from yarn_convert.validation import check
 from yarn_convert.validation.twin import write_twin
 

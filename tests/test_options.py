@@ -20,12 +20,12 @@ from conftest import CONTEXT, MakeModel
 from yarn_convert import Recipe, YarnConvertError, cli, convert, evaluate, options, validate
 from yarn_convert import inspect as inspect_model
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.commands import Option, options_of, value_of
+from yarn_convert.checkpoint.source import resolve
+from yarn_convert.cli.commands import Option, options_of, value_of
+from yarn_convert.conversion.extension import extend
+from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import UsageError
-from yarn_convert.extension import extend
 from yarn_convert.options import ConvertOptions, Help, RepairOptions, check_choices, hints, split
-from yarn_convert.repair import plan_repair
-from yarn_convert.source import resolve
 
 ROOT = Path(__file__).parents[1]
 TINY = [sys.executable, "-m", "yarn_convert"]
@@ -76,7 +76,8 @@ def dataclasses_of(module: Any) -> list[type]:
 
 
 def all_fields() -> Iterator[tuple[type, str, Help]]:
-    from yarn_convert import cli_evaluate, commands
+    from yarn_convert.cli import commands
+    from yarn_convert.cli import evaluate as cli_evaluate
 
     for module in (options, commands, cli, cli_evaluate):
         for kind in dataclasses_of(module):

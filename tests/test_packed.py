@@ -14,14 +14,14 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 
-from yarn_convert import cli
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import resolve
+from yarn_convert.cli import app as cli
 from yarn_convert.compute.weights import check_weights
 from yarn_convert.conversion import convert, prepare
-from yarn_convert.describe import describe
+from yarn_convert.conversion.describe import describe
 from yarn_convert.errors import FormatError, Unsupported
 from yarn_convert.options import ConvertOptions, Recipe, ValidateOptions
-from yarn_convert.source import resolve
 from yarn_convert.validation.run import check
 
 transformers = pytest.importorskip("transformers")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from yarn_convert.errors import FormatError, InputError
-from yarn_convert.pickles import MAX_PICKLE, check_pickle
-from yarn_convert.tensors import read_torch
+from yarn_convert.formats.pickles import MAX_PICKLE, check_pickle
+from yarn_convert.formats.tensors import read_torch
 
 torch = pytest.importorskip("torch")
 

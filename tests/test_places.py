@@ -17,11 +17,11 @@ from dying import dies
 from yarn_convert.checkpoint import MANIFEST
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
-from yarn_convert.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.split import read_model
+from yarn_convert.formats.tensors import read_safetensors
 from yarn_convert.options import ConvertOptions, Recipe
-from yarn_convert.split import read_model
 from yarn_convert.targets import moving, parts, places, resume
-from yarn_convert.tensors import read_safetensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

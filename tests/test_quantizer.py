@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from conftest import MakeModel
 
-from yarn_convert import dtypes, quantizer
 from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError, OutputError, Unsupported, UsageError
-from yarn_convert.gguf_file import Value, encode_header, nbytes_of, read_gguf, type_numbers
+from yarn_convert.formats import dtypes, quantizer
+from yarn_convert.formats.gguf_file import Value, encode_header, nbytes_of, read_gguf, type_numbers
+from yarn_convert.formats.quantizer import MIXES, Imatrix, read_imatrix
+from yarn_convert.formats.tensors import Tensor, in_memory
 from yarn_convert.options import Recipe
-from yarn_convert.quantizer import MIXES, Imatrix, read_imatrix
-from yarn_convert.tensors import Tensor, in_memory
 
 llama_cpp = pytest.importorskip("llama_cpp")
 QUIET = llama_cpp.llama_log_callback(lambda level, text, data: None)

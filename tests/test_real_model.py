@@ -50,7 +50,7 @@ def base(work: Path, smollm2: Path) -> Path:
 def ids(base: Path) -> np.ndarray:
     from tokenizers import Tokenizer
 
-    text = (Path(runtimes.__file__).parents[1] / "data" / "hamlet.txt").read_text("utf-8")
+    text = (Path(runtimes.__file__).parents[1] / "compute" / "hamlet.txt").read_text("utf-8")
     return np.array(Tokenizer.from_file(str(base / "tokenizer.json")).encode(text).ids[:TOKENS])
 
 

@@ -11,13 +11,13 @@ import pytest
 from conftest import CONTEXT, MakeModel
 from test_validate import extended, opened, rewritten
 
-from yarn_convert import cli
+from yarn_convert.cli import app as cli
 from yarn_convert.conversion import convert
+from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import Inexpressible, InputError, OutputError, YarnConvertError
-from yarn_convert.gguf_file import Value
+from yarn_convert.formats.gguf_file import Value
 from yarn_convert.options import Recipe, RepairOptions
 from yarn_convert.readers.judge import judge_configs
-from yarn_convert.repair import plan_repair
 from yarn_convert.rope import table
 
 MODEL_CARD = {"type": "yarn", "factor": 4, "original_max_position_embeddings": CONTEXT}  # as model cards say it: no rope_type, an integer
@@ -313,8 +313,8 @@ def test_any_two_things_that_disagree_are_shown_and_one_is_kept(
     make_model: MakeModel, scaling: dict[str, Any], top: dict[str, Any], keep: str, expected: tuple[str, float]
 ) -> None:
     from yarn_convert.checkpoint import open_checkpoint
-    from yarn_convert.describe import describe
-    from yarn_convert.source import resolve
+    from yarn_convert.checkpoint.source import resolve
+    from yarn_convert.conversion.describe import describe
 
     model = make_model(config={"rope_scaling": {**scaling, "original_max_position_embeddings": CONTEXT}, **top})
     assert "disagree" in describe(open_checkpoint(resolve(str(model)), doubtful=True)).inconsistencies[0]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from yarn_convert.compute.pages import number
 from yarn_convert.errors import UsageError
-from yarn_convert.pages import number
 from yarn_convert.validation.judging import within
 from yarn_convert.validation.report import CEILING, FLOOR, drawable, html_report
 

@@ -19,11 +19,11 @@ from test_places import one_bit_off, replaced, rewritten
 
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
-from yarn_convert.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.split import read_model
+from yarn_convert.formats.tensors import read_safetensors
 from yarn_convert.options import ConvertOptions, Recipe
-from yarn_convert.split import read_model
 from yarn_convert.targets import moving, output, resume
-from yarn_convert.tensors import read_safetensors
 
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {  # (input, output, options)
     "folder, copied": ("tiny", "out", {}),
@@ -168,7 +168,7 @@ def test_an_interruption_at_any_unit_can_be_gone_on_with(place: Path, kind: str,
 
 CHILD = """
 import os, sys, time
-from yarn_convert import cli
+from yarn_convert.cli import app as cli
 from yarn_convert.targets import moving, output, resume
 resume.RESUMABLE, resume.BATCH, moving.KERNEL_PIECE = 0, 1, 20_000
 pause, wait = float(sys.argv.pop(1)), int(sys.argv.pop(1))
@@ -227,7 +227,7 @@ def test_after_ctrl_c_the_folder_is_named_and_the_same_command_goes_on(place: Pa
     assert process.returncode == 130, err
     assert "delete .out.partial" in err and "Traceback" not in err
     command = [sys.executable, "-m", "yarn_convert", "tiny", "--scale", "4", "-o", "out"]
-    again = "from yarn_convert.targets import moving, resume; resume.RESUMABLE, moving.KERNEL_PIECE = 0, 20_000; from yarn_convert import cli; cli.main()"
+    again = "from yarn_convert.targets import moving, resume; resume.RESUMABLE, moving.KERNEL_PIECE = 0, 20_000; from yarn_convert.cli import app as cli; cli.main()"
     done = subprocess.run([command[0], "-c", again, *command[3:]], capture_output=True, text=True, check=True)
     assert "going on with .out.partial" in done.stderr
     start("folder, copied", "expected")

@@ -14,14 +14,14 @@ from conftest import MakeModel
 
 from yarn_convert import dialects, families, readers
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.conversion import convert, prepare
+from yarn_convert.conversion.intention import check_recipe, intention_of
+from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import Inexpressible
 from yarn_convert.options import ConvertOptions, Recipe, RepairOptions
 from yarn_convert.readers.judge import judge
-from yarn_convert.repair import plan_repair
 from yarn_convert.rope import RTOL, UNIT, Rope, geometric, rounding, same, same_at_all_lengths, table, temperature
-from yarn_convert.source import resolve
-from yarn_convert.validation.intention import check_recipe, intention_of
 
 THETAS, LENGTHS, DIMS, SCALES = (
     (1e4, 5e5, 1e6, 12345.678),

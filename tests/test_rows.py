@@ -10,10 +10,11 @@ import pytest
 from family_models import TINY
 from make_family_docs import PAGE
 
-from yarn_convert import families, layout
-from yarn_convert.config import TYPES
+from yarn_convert import families
+from yarn_convert.checkpoint.config import TYPES
 from yarn_convert.families import ARCHS, FAMILIES, MODEL_TYPES, Family
 from yarn_convert.families.schema import SHAPES
+from yarn_convert.formats import layout
 
 MADE_IN_CONFTEST = {"llama", "mistral"}  # `make_model`, of which most tests are
 ROWS = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f"{f.model_type} as {f.gguf_arch}")

@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from conftest import CONTEXT, MakeModel, write_tensors_of
 
-from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.manifest import manifest_path, read_manifest
+from yarn_convert.checkpoint.source import resolve
+from yarn_convert.cli import app as cli
+from yarn_convert.cli import runtimes
 from yarn_convert.conversion import convert, prepare
+from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import InputError, OutputError, Unsupported, UsageError
-from yarn_convert.gguf_file import Field, Value, encode_header, read_gguf
-from yarn_convert.manifest import manifest_path, read_manifest
+from yarn_convert.formats.gguf_file import Field, Value, encode_header, read_gguf
+from yarn_convert.formats.split import part_name, read_model, stem_of
 from yarn_convert.options import ConvertOptions, Recipe, RepairOptions
 from yarn_convert.publishing.hub import _files
-from yarn_convert.repair import plan_repair
-from yarn_convert.source import resolve
-from yarn_convert.split import part_name, read_model, stem_of
 from yarn_convert.targets import moving, places
 
 HERE = "split.no", "split.count", "split.tensors.count"

@@ -12,10 +12,10 @@ from conftest import MakeModel
 from hostile_models import STR, field, gguf_model, hf_folder
 from safetensors.numpy import load_file, save_file
 
-from yarn_convert import cli
+from yarn_convert.checkpoint.manifest import manifest_path
+from yarn_convert.cli import app as cli
 from yarn_convert.conversion import convert
 from yarn_convert.errors import YarnConvertError, printable
-from yarn_convert.manifest import manifest_path
 from yarn_convert.options import Recipe
 from yarn_convert.publishing.model_card import markdown
 

@@ -22,18 +22,18 @@ from conftest import CONTEXT, MakeModel, split_options, tiny_weights
 from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
-from yarn_convert import dtypes, quantizer
+from yarn_convert.checkpoint.manifest import manifest_path, rope_of
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
-from yarn_convert.gguf_file import Value, encode_header, read_gguf
-from yarn_convert.json_text import REMOVE, edit
-from yarn_convert.manifest import manifest_path, rope_of
+from yarn_convert.formats import dtypes, quantizer
+from yarn_convert.formats.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.formats.json_text import REMOVE, edit
+from yarn_convert.formats.tensors import Tensor, in_memory, read_safetensors, safetensors_header
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.rope import recipe_of, same, table
 from yarn_convert.targets import places
 from yarn_convert.targets.moving import bytes_of, unchanged
 from yarn_convert.targets.safetensors import safetensors_job
-from yarn_convert.tensors import Tensor, in_memory, read_safetensors, safetensors_header
 
 
 def run(model: Path, out: Path, **options: Any) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from family_models import make
 from test_validate import extended, opened, rewritten, run
 
 from yarn_convert import runtimes
+from yarn_convert.checkpoint.manifest import manifest_path, read_manifest
 from yarn_convert.compute.tokens import reading, tokenizer_of
 from yarn_convert.compute.values import changed_since, other_model
 from yarn_convert.conversion import window_off
 from yarn_convert.errors import Inexpressible
-from yarn_convert.gguf_file import Value, read_gguf
-from yarn_convert.manifest import manifest_path, read_manifest
+from yarn_convert.formats.gguf_file import Value, read_gguf
 from yarn_convert.validation.generation import warnings
 from yarn_convert.validation.tokenizer import check_tokenizer
 

@@ -397,7 +397,7 @@ def back(base: Path, folder: Path) -> Path:
 
 def unlike_base(out: Path, base: Path) -> list[str]:
     from yarn_convert.checkpoint import open_checkpoint
-    from yarn_convert.source import resolve
+    from yarn_convert.checkpoint.source import resolve
     from yarn_convert.validation.tokenizer import check_tokenizer
 
     found = check_tokenizer(*(open_checkpoint(resolve(str(path), weights=False)) for path in (out, base)))

@@ -19,18 +19,19 @@ from hub_server import SHA, Fault, Hub, serving
 from huggingface_hub import CommitOperationCopy, HfApi, ModelCard, ModelCardData, constants
 from safetensors.numpy import load_file, save_file
 
-from yarn_convert import cli, upload
-from yarn_convert import digests as digests_module
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.manifest import manifest_path
+from yarn_convert.checkpoint.source import resolve
+from yarn_convert.cli import app as cli
+from yarn_convert.cli import upload
 from yarn_convert.conversion import convert
-from yarn_convert.digests import digests
 from yarn_convert.errors import FormatError, InputError, OutputError, UsageError
-from yarn_convert.manifest import manifest_path
+from yarn_convert.formats import digests as digests_module
+from yarn_convert.formats.digests import digests
+from yarn_convert.formats.tensors import read_folder
 from yarn_convert.options import ConvertOptions, Recipe, UploadOptions
 from yarn_convert.publishing import card, plan_upload, push, run_upload
 from yarn_convert.publishing.model_card import BEGIN, END
-from yarn_convert.source import resolve
-from yarn_convert.tensors import read_folder
 
 TOKEN = "hf_averysecrettokenthatmustnotappear"
 BASE_CARD = "---\nlicense: apache-2.0\nlanguage:\n- en\ntags:\n- tiny\n---\n# Tiny\n\nThe base's own words.\n"
@@ -589,9 +590,9 @@ def test_a_push_of_pickled_weights_is_converted_here(
 
 def validate_weights(folder: Path) -> str:
     from yarn_convert.checkpoint import open_checkpoint
+    from yarn_convert.checkpoint.manifest import read_manifest
+    from yarn_convert.checkpoint.source import resolve
     from yarn_convert.compute.weights import check_weights
-    from yarn_convert.manifest import read_manifest
-    from yarn_convert.source import resolve
 
     return str(check_weights(open_checkpoint(resolve(str(folder))), None, read_manifest(folder), lambda n: None)["verdict"])
 

@@ -15,22 +15,23 @@ from conftest import CONTEXT, MakeModel, split_options
 from family_models import make
 from safetensors.numpy import load_file, save_file
 
-from yarn_convert import cli, runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.checkpoint.source import resolve
+from yarn_convert.cli import app as cli
+from yarn_convert.cli import runtimes
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
 from yarn_convert.conversion import convert
+from yarn_convert.conversion.intention import claimed, intention_of, survey
+from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvertError
-from yarn_convert.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.formats.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.formats.tensors import Tensor
 from yarn_convert.options import Recipe, RepairOptions, ValidateOptions, seconds
 from yarn_convert.readers import read_config
 from yarn_convert.readers import read_gguf as read_keys
-from yarn_convert.repair import plan_repair
 from yarn_convert.rope import Rope, table
-from yarn_convert.source import resolve
-from yarn_convert.tensors import Tensor
 from yarn_convert.validation import check, judging, lines, study, twin
-from yarn_convert.validation.intention import claimed, intention_of, survey
 from yarn_convert.validation.judging import Tolerance, compare
 from yarn_convert.validation.report import html_report
 from yarn_convert.validation.study import disjoint

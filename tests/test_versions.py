@@ -8,12 +8,12 @@ import pytest
 from conftest import CONTEXT
 from packaging.version import Version
 
+from yarn_convert.cli.show import plan_lines
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.readers import HF_READERS, oldest
 from yarn_convert.readers.survey import survey_config
 from yarn_convert.rope import table
-from yarn_convert.show import plan_lines
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers", minversion="5.23")

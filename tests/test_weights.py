@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from conftest import MakeModel
 
-from yarn_convert import dtypes, quantizer
 from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.compute.weights import PERMUTED, REORDERED, ROUNDED_BY_GGUF, SOUND, TRANSPOSED, check_weights, same_weights
 from yarn_convert.conversion import convert
-from yarn_convert.layout import Part
+from yarn_convert.formats import dtypes, quantizer
+from yarn_convert.formats.layout import Part
+from yarn_convert.formats.tensors import Tensor, in_memory
 from yarn_convert.options import Recipe
-from yarn_convert.source import resolve
-from yarn_convert.tensors import Tensor, in_memory
 
 pytest.importorskip("llama_cpp")
 F32 = np.ndarray

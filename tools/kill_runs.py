@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # which make the m
 from conftest import VOCAB, save_weights, tiny_weights, tokenizer_files
 from dying import dies
 
-from yarn_convert import cli
+from yarn_convert.cli import app as cli
 from yarn_convert.errors import YarnConvertError
-from yarn_convert.gguf_file import read_gguf
-from yarn_convert.split import read_model
+from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.split import read_model
+from yarn_convert.formats.tensors import read_folder
 from yarn_convert.targets import moving, parts, resume
-from yarn_convert.tensors import read_folder
 
 LINES = {  # kind -> (command line, whether it is of a size that is gone on with)
     "folder": ("m --scale 4 -o out", False),

@@ -24,12 +24,12 @@ def written():
     from family_models import TINY, described
 
     from yarn_convert.checkpoint import open_checkpoint
+    from yarn_convert.checkpoint.source import Source
     from yarn_convert.conversion import extend
     from yarn_convert.errors import YarnConvertError
     from yarn_convert.options import Recipe
     from yarn_convert.readers import MODEL_TYPES
     from yarn_convert.rope import table
-    from yarn_convert.source import Source
     from yarn_convert.targets.plan import carry_hf, edited
 
     found = {}

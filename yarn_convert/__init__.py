@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import evaluation as evaluate
     from .conversion import convert
-    from .describe import inspect
+    from .conversion.describe import inspect
     from .errors import YarnConvertError
     from .options import Recipe
     from .publishing.hub import upload
@@ -32,7 +32,7 @@ _WHERE = {  # the modules that are imported when a name is first asked for
     "Recipe": "options",
     "YarnConvertError": "errors",
     "convert": "conversion",
-    "inspect": "describe",
+    "inspect": "conversion.describe",
     "upload": "publishing.hub",
     "validate": "validation",
 }

@@ -15,8 +15,9 @@ The command line prints `error: message` and `hint: hint`, and exits with code 1
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 LONGEST = 600  # characters of a message: what a hostile file says is quoted, but not at any length
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")  # escape sequences, lines, directions of writing
@@ -78,3 +79,45 @@ class Inexpressible(YarnConvertError):
 
 class OutputError(YarnConvertError):
     """An output that exists, does not fit on the disk or could not be written."""
+
+
+# -- packages that only some commands need: which extra brings one, said before any work is done ------------------------
+
+EXTRAS: Mapping[str, tuple[str, ...]] = {  # extra of pyproject.toml -> the modules of it that are imported here
+    "validate": ("torch", "transformers", "accelerate", "tokenizers", "psutil", "matplotlib"),
+    "torch": ("torch",),
+    "llama-cpp": ("llama_cpp",),
+    "datasets": ("datasets",),
+}
+REPORT = ("matplotlib",)  # what only plots and pages need
+
+
+def install(extra: str, newer: bool = False) -> str:
+    """The command that brings an extra; `newer`: also where an older one is there."""
+    return f"pip install {'-U ' if newer else ''}'yarn-convert[{extra}]'"
+
+
+def need(extra: str, what: str, *modules: str) -> None:
+    """Raise UsageError, with what to install, unless `modules`, by default all of the extra but those of reports, are here.
+
+    `what` begins the sentence: "a validation". None of them is imported.
+    """
+    wanted = modules or tuple(m for m in EXTRAS[extra] if m not in REPORT)
+    missing = [m for m in wanted if not there(m)]
+    if missing:
+        raise UsageError(f"{what} needs {' and '.join(m.replace('_', '-') for m in missing)}", install(extra))
+
+
+def there(module: str) -> bool:
+    """Whether a module can be imported; it is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # of a dotted name's parent, which find_spec imports
+        return False
+
+
+def missing(e: ModuleNotFoundError) -> UsageError | None:
+    """The same for an import that failed all the same; None for a module of no extra, which is a fault of ours."""
+    name = (e.name or "").partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
+    return UsageError(f"this needs {name}", install(extra)) if extra else None

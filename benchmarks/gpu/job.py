@@ -57,7 +57,7 @@ class Job:
     def lengths(self) -> tuple[int, int]:
         """(L, L') in tokens."""
         from yarn_convert.checkpoint import open_checkpoint
-        from yarn_convert.source import resolve
+        from yarn_convert.checkpoint.source import resolve
 
         original = int(open_checkpoint(resolve(str(self.model))).context)
         return original, SCALE * original

@@ -8,10 +8,10 @@ import numpy as np
 from job import Job
 
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.checkpoint.source import resolve
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
 from yarn_convert.rope import effect
-from yarn_convert.source import resolve
 from yarn_convert.validation.judging import tolerance_for
 from yarn_convert.validation.study import real_subject
 

@@ -76,7 +76,7 @@ def llama_cpp(folder: Path) -> Path:
 
 def model(folder: Path) -> tuple[str, list[Path]]:
     """(the name of the model's file, its halves)."""
-    from yarn_convert.source import resolve
+    from yarn_convert.checkpoint.source import resolve
 
     whole = resolve("smollm2-135m").path
     data, pieces = whole.read_bytes(), list[Path]()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from ..manifest import changed, manifest_path
+from ..checkpoint.manifest import changed, manifest_path
 from ..options import Dtype
 from ..targets.output import replace_file
 

@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layout
 from ..checkpoint import Checkpoint
-from ..errors import InputError, Unsupported, UsageError, YarnConvertError, did_you_mean
-from ..extras import need
+from ..errors import InputError, Unsupported, UsageError, YarnConvertError, did_you_mean, need
 from ..families import for_config
-from ..layout import Part
+from ..formats import layout
+from ..formats.layout import Part
+from ..formats.tensors import Tensor
 from ..rope import Effect, Table
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import new_config
-from ..tensors import Tensor
 
 Spans = Sequence[tuple[int, int]]
 Progress = Callable[[float], None]

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import files, runtimes, tokenizers
+from .. import runtimes, tokenizers
 from ..checkpoint import Checkpoint
 from ..errors import InputError, YarnConvertError
+from ..formats import files
 from ..runtimes.environments import python_of
 
-TEXT = Path(__file__).parents[1] / "data" / "hamlet.txt"
+TEXT = Path(__file__).with_name("hamlet.txt")
 NO_TEXT = "--twin validates the scaling without a text"
 
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.manifest import Manifest
 from ..families import normalized
 from ..families.derived import ODD
-from ..manifest import Manifest
 from ..readers.rows import OTHER_LENGTHS
 from ..targets.safetensors import unplaced_keys
 from .reference import LEFT_OUT, config_of, with_torch

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
-from ..digests import Progress, sha256
+from ..checkpoint.manifest import Manifest
 from ..errors import Unsupported
-from ..layout import Part, rounded_by_gguf
-from ..manifest import Manifest
+from ..formats.digests import Progress, sha256
+from ..formats.layout import Part, rounded_by_gguf
+from ..formats.tensors import SAFETENSORS_BITS, Tensor, in_memory
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
-from ..tensors import SAFETENSORS_BITS, Tensor, in_memory
 
 SHOWN = 5  # names of differing tensors in a report
 

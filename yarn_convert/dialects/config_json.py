@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import Disagreement, FormatError, Inexpressible, Unsupported
 from ..families.schema import ROPE_OBJECTS
-from ..json_text import REMOVE
+from ..formats.json_text import REMOVE
 from ..rope import METHODS, MSCALES, Rope, effect, geometric, same_effect, table, temperature
 from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled, static_table, usable
 

@@ -13,7 +13,7 @@ from .. import readers
 from ..errors import FormatError, Inexpressible, Unsupported
 from ..families import Family, architectures
 from ..families.aliases import scaled_by_its_makers
-from ..gguf_file import Value, f32
+from ..formats.gguf_file import Value, f32
 from ..rope import METHODS, MSCALES, RTOL, Array, Rope, effect, geometric, table, temperature
 from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled, static_table, usable
 

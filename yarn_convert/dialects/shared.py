@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from ..errors import FormatError, Inexpressible, UsageError
-from ..gguf_file import f32
+from ..formats.gguf_file import f32
 from ..rope import Rope, Table, ntk_theta, table
 
 DEFAULT_THETA = 10000.0

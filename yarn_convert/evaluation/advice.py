@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..compute.record import SHORTEST, Say
+from ..conversion.extension import EXTENDING
 from ..errors import UsageError
-from ..extension import EXTENDING
 from ..options import AdviseOptions
 from ..rope import METHODS
 from .documents import Document, names

@@ -11,8 +11,7 @@ import numpy as np
 from ..checkpoint import Checkpoint
 from ..compute.scorer import Ids
 from ..compute.tokens import TEXT, read_text, tokenizer_of
-from ..errors import InputError, UsageError
-from ..extras import need
+from ..errors import InputError, UsageError, need
 from ..options import Texts
 
 

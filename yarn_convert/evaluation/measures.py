@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from ..checkpoint.manifest import RopeRecord
 from ..compute.record import Hardware
-from ..decoding import encoded
-from ..manifest import RopeRecord
+from ..formats.decoding import encoded
 from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions, taking
 from .advice import measure_advice
 from .journal import Journal

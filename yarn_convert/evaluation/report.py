@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compute.pages import BLUE, INK, STYLE, check_report, packages, page, svg, write_report
 from ..errors import UsageError
-from ..pages import BLUE, INK, STYLE, check_report, packages, page, svg, write_report
 from .measures import Advice, Found, Passkey, Perplexity, Temperature
 from .text import figure, labels_of, percent
 

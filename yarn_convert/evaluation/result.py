@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.manifest import Manifest, read_manifest
+from ..checkpoint.source import resolve
 from ..compute.record import made, record
 from ..compute.values import other_model
 from ..compute.weights import check_weights
 from ..errors import InputError, UsageError
-from ..manifest import Manifest, read_manifest
-from ..source import resolve
 
 
 def finished(result: Mapping[str, Any]) -> dict[str, Any]:

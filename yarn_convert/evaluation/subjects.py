@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.source import resolve
 from ..compute.record import DTYPES, Say
 from ..compute.scorer import Runtime, Scorer, Torch
-from ..errors import UsageError, unknown
-from ..extension import EXTENDING, counted_from, extend
-from ..extras import need
+from ..conversion.extension import EXTENDING, counted_from, extend
+from ..errors import UsageError, need, unknown
 from ..options import EvaluateOptions, Recipe, check_choices
 from ..rope import METHODS, Rope, recipe_of
-from ..source import resolve
 from .documents import Document, bos, documents
 from .journal import Journal, identity, key_of
 from .windows import Losses, Pass, Span

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..contents import belonging, left_over, looks_secret
-from ..digests import differing, sha256
+from ..checkpoint.manifest import Base, Manifest, manifest_path, read_manifest
+from ..checkpoint.source import BUSY, Say, answer_of, is_repo, patient, resolve
+from ..conversion.intention import check_recipe, intention_of
 from ..errors import InputError, OutputError, UsageError
-from ..files import exists, regular
-from ..general import README
-from ..inputs import NOTHING, Inputs, noticing
-from ..manifest import Base, Manifest, manifest_path, read_manifest
+from ..formats.contents import belonging, left_over, looks_secret
+from ..formats.digests import differing, sha256
+from ..formats.files import exists, regular
+from ..formats.general import README
+from ..formats.inputs import NOTHING, Inputs, noticing
 from ..options import UploadOptions, taking
-from ..source import BUSY, Say, answer_of, is_repo, patient, resolve
 from ..targets.safetensors import WRITTEN
-from ..validation.intention import check_recipe, intention_of
 from .model_card import local_card, render
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"

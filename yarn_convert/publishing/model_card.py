@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.manifest import Manifest, read_manifest, recorded
+from ..checkpoint.source import HUB_ID, resolve
+from ..conversion.intention import intention_of
 from ..errors import printable
 from ..evaluation.text import figure, percent
-from ..general import card_text, front_matter, read_card, to_card
-from ..gguf_file import is_gguf
-from ..manifest import Manifest, read_manifest, recorded
+from ..formats.files import TEMPLATES
+from ..formats.general import card_text, front_matter, read_card, to_card
+from ..formats.gguf_file import is_gguf
+from ..formats.split import stem_of
 from ..rope import Rope, table
-from ..source import HUB_ID, resolve
-from ..split import stem_of
-from ..validation.intention import intention_of
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 BEGIN, END = "<!-- yarn-convert: begin -->", "<!-- yarn-convert: end -->"
 SECTION = re.compile(r"<!-- yarn-convert: begin([^>]*) -->.*?<!-- yarn-convert: end\1 -->", re.DOTALL)
 INHERITED = ("license", "license_name", "license_link", "language")

@@ -9,20 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
+from ..checkpoint.source import Say, patient, weight_files
 from ..conversion import Conversion, manifest_of, prepare
-from ..decoding import decoded
-from ..digests import sha256
 from ..errors import InputError, UsageError, YarnConvertError
-from ..general import README
-from ..json_text import pretty
-from ..layout import Part
-from ..manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
+from ..formats.decoding import decoded
+from ..formats.digests import sha256
+from ..formats.general import README
+from ..formats.json_text import pretty
+from ..formats.layout import Part
+from ..formats.tensors import INDEXES, read_safetensors
 from ..options import ConvertOptions, UploadOptions
-from ..source import Say, patient, weight_files
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of
 from ..targets.output import execute
 from ..targets.safetensors import hf_piece, safetensors_job
-from ..tensors import INDEXES, read_safetensors
 from .hub import COPY, UPLOAD, CopyRefused, Item, Upload, ask_base, check_repo, hub_error, plan_upload, run_upload
 from .model_card import local_card, render
 

@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
-from ..extras import there
+from ..errors import OutputError, there
 from .table import RUNTIMES, Runtime, row_of
 
 LOCKS = Path(__file__).parent / "locks"

@@ -6,21 +6,22 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .. import general, tokenizers
+from .. import tokenizers
 from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
-from ..contents import GENERATION
-from ..dtypes import F32, OUTTYPES, PLAIN
+from ..checkpoint.lengths import DUAL_CHUNKS
 from ..errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
 from ..families.derived import MULTIPLIERS, ODD
-from ..files import exists
-from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
-from ..layout import Part
-from ..lengths import DUAL_CHUNKS
-from ..quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
+from ..formats import general
+from ..formats.contents import GENERATION
+from ..formats.dtypes import F32, OUTTYPES, PLAIN
+from ..formats.files import exists
+from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
+from ..formats.layout import Part
+from ..formats.quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
+from ..formats.tensors import Tensor, in_memory, load_json, same_bytes
 from ..readers.gguf import LLAMA_CPP
 from ..readers.judge import Verdict
 from ..rope import Array
-from ..tensors import Tensor, in_memory, load_json, same_bytes
 from ..tokenizers import Files
 from .moving import Piece, unchanged
 from .parts import gguf_jobs

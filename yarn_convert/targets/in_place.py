@@ -26,10 +26,10 @@ import msgspec
 import numpy as np
 
 from ..checkpoint import RECIPE
+from ..checkpoint.manifest import manifest_path
 from ..dialects import FACTORS
 from ..errors import OutputError, Unsupported
-from ..gguf_file import Field, Gguf, Value, encode_header, journal_path
-from ..manifest import manifest_path
+from ..formats.gguf_file import Field, Gguf, Value, encode_header, journal_path
 from .moving import MAGIC, Piece, write_all
 from .output import replace_file
 from .places import sync

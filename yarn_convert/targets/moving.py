@@ -17,12 +17,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..dtypes import F32, PLAIN, from_f32, refuse_lost, to_f32
-from ..files import open_regular
-from ..gguf_file import Field, Value
-from ..layout import AS_IT_IS, Order
-from ..quantizer import rows
-from ..tensors import Bytes, Tensor, read_into
+from ..formats.dtypes import F32, PLAIN, from_f32, refuse_lost, to_f32
+from ..formats.files import open_regular
+from ..formats.gguf_file import Field, Value
+from ..formats.layout import AS_IT_IS, Order
+from ..formats.quantizer import rows
+from ..formats.tensors import Bytes, Tensor, read_into
 from .resume import Journal
 from .rows import count, ordered, plain_dtype, row_of
 

@@ -11,10 +11,10 @@ import os
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
+from ..checkpoint.manifest import MANIFEST, read_manifest
 from ..errors import InputError, OutputError
-from ..inputs import NOTHING, Inputs
-from ..manifest import MANIFEST, read_manifest
-from ..tensors import INDEXES
+from ..formats.inputs import NOTHING, Inputs
+from ..formats.tensors import INDEXES
 from .moving import CopyFile, Job, Mover, Progress
 from .places import State, Taken, publish, state, sync
 from .resume import Say, lock_file, open_partial, partial_of, settle

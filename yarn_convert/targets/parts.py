@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..dialects import FACTORS
 from ..errors import Unsupported, UsageError
-from ..gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header
-from ..split import MAX_PARTS, part_name, split_fields, stem_of, with_split
+from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header
+from ..formats.split import MAX_PARTS, part_name, split_fields, stem_of, with_split
 from .moving import CopyFile, Job, Piece, WriteTensors
 
 UNITS = {"M": 1_000_000, "G": 1_000_000_000}  # gguf-split.cpp, `split_str_to_n_bytes`

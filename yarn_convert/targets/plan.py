@@ -10,12 +10,12 @@ from typing import Any
 
 from .. import dialects, readers
 from ..checkpoint import Checkpoint
-from ..dtypes import OUTTYPES, PLAIN
 from ..errors import Inexpressible, unknown
 from ..families.schema import ROPE_OBJECTS
-from ..json_text import REMOVE
-from ..layout import Part
-from ..quantizer import MIXES, Imatrix
+from ..formats.dtypes import OUTTYPES, PLAIN
+from ..formats.json_text import REMOVE
+from ..formats.layout import Part
+from ..formats.quantizer import MIXES, Imatrix
 from ..readers.judge import Verdict, judge, judge_configs
 from ..rope import Array, Rope, table, temperature
 from .moving import Job

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dtypes import PLAIN, to_f32
-from ..gguf_file import block_sizes, type_numbers
-from ..layout import Order
-from ..tensors import SAFETENSORS_BITS, Bytes, Tensor
+from ..formats.dtypes import PLAIN, to_f32
+from ..formats.gguf_file import block_sizes, type_numbers
+from ..formats.layout import Order
+from ..formats.tensors import SAFETENSORS_BITS, Bytes, Tensor
 
 READ_PIECE = 4 << 20  # bytes read at a time
 STRIP = 32 << 20  # bytes of a transposed matrix held at a time; one expert of Llama 4 has 168 MB, and is read once for each strip

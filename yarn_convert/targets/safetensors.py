@@ -10,22 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from .. import dialects, general, tokenizers
+from .. import dialects, tokenizers
 from ..checkpoint import WINDOW, Checkpoint
-from ..contents import CONFIG, GENERATION, belonging, left_over
+from ..checkpoint.lengths import DUAL_CHUNKS
+from ..checkpoint.manifest import MANIFEST
 from ..errors import Inexpressible, Unsupported, UsageError
 from ..families import Family
 from ..families.layers import FULL, SLIDES, slides
 from ..families.schema import ACTIVATIONS
-from ..files import exists, read_text, regular
-from ..gguf_file import shortest
-from ..json_text import REMOVE, edit
-from ..layout import Part
-from ..lengths import DUAL_CHUNKS
-from ..manifest import MANIFEST
+from ..formats import general
+from ..formats.contents import CONFIG, GENERATION, belonging, left_over
+from ..formats.files import exists, read_text, regular
+from ..formats.gguf_file import shortest
+from ..formats.json_text import REMOVE, edit
+from ..formats.layout import Part
+from ..formats.tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, load_json, safetensors_header
 from ..readers.rows import OTHER_LENGTHS
 from ..rope import table
-from ..tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, load_json, safetensors_header
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
 from .plan import Plan, Request, carry_hf, check_outtype, edited, exact_in_llama_cpps_converter, versions_of
 

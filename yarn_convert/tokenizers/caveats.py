@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..files import exists
+from ..formats.files import exists
 from .pretokenizers import steps_of
 from .specials import JINJA, left_templates
 from .vocabulary import Files, Json

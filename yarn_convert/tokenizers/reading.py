@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import Unsupported, UsageError
-from ..files import exists, read
+from ..formats.files import exists, read
 from .habits import Habit, habit_of
 from .pretokenizers import recognize, row_of, steps_of
 from .sentencepiece_model import read_model

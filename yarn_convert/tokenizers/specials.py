@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..contents import TEMPLATES
 from ..errors import Unsupported
-from ..files import exists, inside, read_text
+from ..formats.contents import TEMPLATES
+from ..formats.files import exists, inside, read_text
 from .vocabulary import ADD_KEYS, SPECIAL_KEYS, TEMPLATE, Files, GgufValue, Json, as_id, as_list, as_object, bad, load
 
 JINJA = "chat_template.jinja"

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..decoding import decoded as decoded_as
-from ..decoding import parse
 from ..errors import InputError
-from ..files import exists, read
+from ..formats.decoding import decoded as decoded_as
+from ..formats.decoding import parse
+from ..formats.files import exists, read
 from .schema import FILES
 
 AGAIN = "fetch the tokenizer files again"

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layout
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..dtypes import to_f32
+from ..checkpoint.source import Source
 from ..families.schema import numbered
-from ..gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value
-from ..source import Source
+from ..formats import layout
+from ..formats.dtypes import to_f32
+from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value
+from ..formats.tensors import Tensor, in_memory
 from ..targets.moving import Piece, unchanged
 from ..targets.output import execute
 from ..targets.parts import gguf_job
-from ..tensors import Tensor, in_memory
 
 LAYERS = 8  # at most
 BYTES, MOST = 1 << 30, 4 << 30  # of layers in float32: fewer go into an excerpt, and none is made where one layer has more than MOST

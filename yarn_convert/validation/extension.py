@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.manifest import MEANT, Manifest
+from ..conversion.extension import composes, counted_from, extend
+from ..conversion.intention import Intention
 from ..errors import UsageError, YarnConvertError
-from ..extension import composes, counted_from, extend
-from ..manifest import MEANT, Manifest
+from ..formats.tensors import same_bytes
 from ..options import Ramp, Recipe
 from ..rope import METHODS, MSCALES, Rope, ntk_theta, same_at_all_lengths
-from ..tensors import same_bytes
-from .intention import Intention
 
 ALIKE = 1e-6  # of two numbers one of which may have been a float32
 NOT_ITS_BASE = "--base takes the model that it was extended from; --like compares with another output"

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
-from .. import files
 from ..checkpoint import Checkpoint
 from ..compute.tokens import as_keys, tokenizer_of
-from ..contents import CONFIG, GENERATION
 from ..errors import YarnConvertError
-from ..general import ENDS, IDS, ends_of
-from ..tensors import load_json
+from ..formats import files
+from ..formats.contents import CONFIG, GENERATION
+from ..formats.general import ENDS, IDS, ends_of
+from ..formats.tensors import load_json
 
 TOKENIZER = "tokenizer_config.json"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pages import BLUE, INK, RED, STYLE, number, packages, page, svg
+from ..compute.pages import BLUE, INK, RED, STYLE, number, packages, page, svg
 from ..rope import METHODS, RTOL, geometric
 from .judging import within
 from .text import unchecked

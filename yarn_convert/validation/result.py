@@ -13,9 +13,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from ..checkpoint.manifest import RopeRecord
 from ..compute.record import Hardware
-from ..decoding import encoded
-from ..manifest import RopeRecord
+from ..formats.decoding import encoded
 
 Verdict = Literal["passed", "failed", "inconclusive"]
 Part = Literal["passed", "failed", "unchecked"]

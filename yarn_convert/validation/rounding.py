@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..gguf_file import block_sizes
+from ..formats.gguf_file import block_sizes
 
 ROUNDS = ("F32", "F16", "BF16", "Q8_0", "Q8_K")  # the finest first
 SUPERBLOCK = 256

@@ -15,28 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.manifest import Manifest, read_manifest
+from ..checkpoint.source import resolve
 from ..compute.record import DTYPES, SHORTEST, Say, made, record
 from ..compute.reference import Reference, pick_device
 from ..compute.tokens import text_ids
 from ..compute.values import changed_since, other_model
 from ..compute.weights import check_weights
 from ..conversion import window_off
-from ..digests import Progress, digests
-from ..errors import UsageError
-from ..extension import counted_from
-from ..extras import need
-from ..inputs import noticing
-from ..manifest import Manifest, read_manifest
+from ..conversion.extension import counted_from
+from ..conversion.intention import Intention, check_recipe, intention_of, verdicts_of
+from ..errors import UsageError, need
+from ..formats.digests import Progress, digests
+from ..formats.inputs import noticing
 from ..options import Recipe, ValidateOptions, check_choices, taking
 from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES, row_of
-from ..source import resolve
 from . import twin
 from .excerpt import layers_of, write_excerpt
 from .extension import Lineage, check_base, lineage
 from .generation import warnings
-from .intention import Intention, check_recipe, intention_of, verdicts_of
 from .judging import Tolerance, tolerance_for
 from .result import Validated, validated
 from .rounding import rounds

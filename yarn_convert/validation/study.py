@@ -20,12 +20,12 @@ from .. import runtimes
 from ..checkpoint import Checkpoint
 from ..compute.record import Say
 from ..compute.reference import Progress, Reference, Spans
+from ..conversion.intention import Intention
 from ..errors import YarnConvertError
 from ..readers.judge import Verdict
 from ..rope import Effect, effect
 from ..runtimes.table import mode_of, row_of
 from . import twin
-from .intention import Intention
 from .judging import FLOAT32, Tolerance, Window, compare, differ, noisy, suspects, tolerance_for, within, wrong_tables
 from .rounding import rounding
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import convert
 
-from ..manifest import Validation
+from ..checkpoint.manifest import Validation
 
 Result = Mapping[str, Any]
 SHOWN = 8  # windows of a study in the table; all are in the JSON and in the HTML report

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from .. import files, tokenizers
+from .. import tokenizers
 from ..checkpoint import Checkpoint
 from ..compute.tokens import TEXT, as_keys, gguf_keys, reading, tokenizer_of
-from ..decoding import parse
 from ..errors import InputError, Unsupported, YarnConvertError
+from ..formats import files
+from ..formats.decoding import parse
 from .generation import named_otherwise
 
 SAMPLE = 20_000  # characters of TEXT

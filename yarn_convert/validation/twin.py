@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layout
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.source import Source, resolve
 from ..families.schema import numbered
-from ..files import read_text
-from ..gguf_file import DEFAULT_ALIGNMENT, Field, Value
-from ..json_text import REMOVE, edit
-from ..source import Source, resolve
+from ..formats import layout
+from ..formats.files import read_text
+from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Value
+from ..formats.json_text import REMOVE, edit
+from ..formats.tensors import SINGLES, in_memory
 from ..targets.moving import Job, WriteBytes, unchanged
 from ..targets.output import execute
 from ..targets.parts import gguf_job
 from ..targets.safetensors import hf_piece, safetensors_job
-from ..tensors import SINGLES, in_memory
 
 VOCAB, HIDDEN_MIN, FEED_FORWARD = 64, 64, 32
 QK_SCALE = 1.2  # of q and k rows, over √hidden: scores spread by about 1, so that attention looks at many places at once

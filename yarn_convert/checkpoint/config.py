@@ -1,0 +1,102 @@
+"""config.json, decoded once: every member that is read anywhere has the type that stands here, or the file is refused by its name.
+
+What a value may be besides its type is for those who read it. Null is allowed everywhere: for some members it is not the same as absent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..formats.decoding import decoded
+from ..formats.tensors import load_json
+
+FIX = "fix the model's config.json"
+WHOLE = """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings
+    original_max_position_embeddings sliding_window n_head n_layer n_head_kv num_kv_heads ffn_hidden_size num_ln_in_parallel_attn
+    q_lora_rank kv_lora_rank qk_head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim num_local_experts num_experts_per_tok
+    n_routed_experts shared_expert_intermediate_size first_k_dense_replace decoder_sparse_step n_group topk_group
+    num_nextn_predict_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers
+"""
+NUMBERS = """
+    rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
+    layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
+    residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit
+"""
+FLAGS = """
+    tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
+    use_qkv_bias qk_layernorm use_qk_norm use_parallel_residual parallel_attn multi_query new_decoder_architecture norm_topk_prob
+    rope_interleave
+"""
+TEXTS = "model_type hidden_act hidden_activation activation topk_method scoring_func"
+OBJECTS = "quantization_config quantization compression_config text_config auto_map"
+
+
+class RopeObject(msgspec.Struct):
+    """rope_scaling and rope_parameters, or what stands in them for one type of layers. Other members are judged by `dialects`."""
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: float | None = None
+    partial_rotary_factor: float | None = None
+    factor: float | None = None
+    original_max_position_embeddings: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+    finetuned: bool | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    short_factor: list[float] | None = None
+    long_factor: list[float] | None = None
+    short_mscale: float | None = None
+    long_mscale: float | None = None
+    full_attention: RopeObject | None = None
+    sliding_attention: RopeObject | None = None
+
+
+class DualChunks(msgspec.Struct):
+    original_max_position_embeddings: int | None = None
+
+
+OTHERS: dict[str, Any] = {
+    "dual_chunk_attention_config": DualChunks,
+    "architectures": list[str],
+    "layer_types": list[str],
+    "no_rope_layers": list[int],
+    "mlp_only_layers": list[int],
+    "rope_scaling": RopeObject,
+    "rope_parameters": RopeObject,
+    # Lists in models that have more of them; a number where ours read one.
+    **dict.fromkeys(("num_experts", "n_shared_experts", "moe_intermediate_size", "moe_layer_freq"), int | list[int]),
+    "sliding_window_pattern": int | str,  # exaone4's is "LLLG"
+    **dict.fromkeys((f"{name}_token_id" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")), int | list[int]),
+}
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(WHOLE.split(), int),
+    **dict.fromkeys(NUMBERS.split(), float),
+    **dict.fromkeys(FLAGS.split(), bool),
+    **dict.fromkeys(TEXTS.split(), str),
+    **dict.fromkeys(OBJECTS.split(), dict),
+    **OTHERS,
+}
+Config = msgspec.defstruct("Config", [(name, type_ | None, None) for name, type_ in TYPES.items()])
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The members of a folder's config.json as they stand there. FormatError for one that has another type than its readers take."""
+    return checked(load_json(folder / "config.json"))
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` itself, after its types were looked at. What all readers take though it is spelled otherwise is to be changed here."""
+    decoded(config, Config, "config.json", FIX)
+    if nested := config.get("text_config"):
+        decoded(nested, Config, "text_config of config.json", FIX)
+    return config

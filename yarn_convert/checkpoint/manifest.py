@@ -1,0 +1,257 @@
+"""The manifest, `yarn_convert.json`: what an output says of its making. Its layout stands here, and JSON becomes these types once.
+
+Members that are not named here, as those of another version, are passed over by a reader and kept by `changed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from ..errors import FormatError, YarnConvertError
+from ..formats.decoding import decoded, parse
+from ..formats.digests import Digest
+from ..formats.files import exists, read_text
+from ..formats.gguf_file import is_gguf
+from ..formats.json_text import edit
+from ..formats.split import stem_of
+from ..formats.tensors import load_json
+from ..rope import MAX_CONTEXT, MAX_ROTARY_DIM, Param, Rope, recipe_of, table
+
+MANIFEST = "yarn_convert.json"  # what yarn-convert leaves beside the weights
+AGAIN = "convert the model again, or delete the manifest: then the model is what its files say"
+MEANT = "--like MODEL or --scale S says what is meant"
+Tokens = Annotated[int, Meta(ge=1, lt=MAX_CONTEXT)]
+
+
+class RopeRecord(Struct, frozen=True):
+    """A `rope.Rope` as `rope.recipe_of` spells it. `sliding_window`: of a GGUF whose base has one, "off" where it was turned off, else its
+    tokens, which are no fewer than the context's. `kept`: a scaling that the base came with, of which the format alone was changed."""
+
+    method: str
+    rope_theta: float
+    rotary_dim: Annotated[int, Meta(ge=1, lt=MAX_ROTARY_DIM)]
+    original_context: Tokens
+    params: dict[str, float | bool | str | tuple[float, ...]]
+    inner: RopeRecord | UnsetType | None = UNSET
+    sliding_window: str | Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    kept: bool | UnsetType = UNSET
+
+    def rope(self) -> Rope:
+        """FormatError for parameters that give no table."""
+        params: dict[str, Param] = dict(self.params)
+        inner = self.inner.rope() if isinstance(self.inner, RopeRecord) else None
+        rope = Rope(self.method, self.rope_theta, self.rotary_dim, self.original_context, params, inner)
+        try:
+            table(rope)
+        except YarnConvertError as e:
+            raise FormatError(f"what is recorded is no recipe: {e.message}", MEANT) from None
+        return rope
+
+
+class Base(Struct, frozen=True):
+    """Where a model came from; `repo` and `commit` on the Hub."""
+
+    name: str | None = None
+    repo: str | None = None
+    commit: str | None = None
+    format: str | None = None
+
+
+class Asked(Struct, frozen=True):
+    """Options of the conversion of which nothing else tells: the method, an original context that the base's files do not say,
+    and "off" for a sliding window."""
+
+    method: str | None = None
+    original_context: Tokens | None = None
+    sliding_window: str | None = None
+
+
+class WeightFile(Struct, frozen=True):
+    """`how` it came to be: "copy", "written", …; `sha256` of the bytes that were written; `sha256_of_hub` is what the Hub says of the
+    file that was copied, which nobody here has compared with its bytes."""
+
+    file: str
+    bytes: int = 0
+    how: str = ""
+    sha256: str | UnsetType = UNSET
+    sha256_of_hub: str | UnsetType = UNSET
+
+
+class Weights(Struct, frozen=True):
+    identical_to_base: bool | None = None
+    files: list[WeightFile] = []
+
+
+class Window(Struct, frozen=True):
+    """Of a comparison of logits; null for what is not finite."""
+
+    nmse: float | None = None
+    top1: float | None = None
+
+
+class Ran(Struct, frozen=True):
+    """One runtime in a study."""
+
+    runtime: str
+    verdict: str
+    why: str = ""
+    version: str | None = None
+    windows: list[Window] = []
+
+    @property
+    def nmse(self) -> float | None:
+        """The largest of its windows."""
+        return max((w.nmse for w in self.windows if w.nmse is not None), default=None)
+
+    @property
+    def top1(self) -> float | None:
+        """The smallest of its windows."""
+        return min((w.top1 for w in self.windows if w.top1 is not None), default=None)
+
+
+class Study(Struct, frozen=True):
+    kind: str
+    tokens: int
+    runtimes: list[Ran] = []
+
+
+class Answer(Struct, frozen=True):
+    """To a question that needs a base; "unchecked" without one."""
+
+    verdict: str = ""
+
+
+class Intended(Struct, frozen=True):
+    recipe: RopeRecord
+    context: Tokens
+
+
+class Validation(Struct, frozen=True):
+    """What is read of a validation's record; `validation.run` writes it. `files`: what it is about."""
+
+    verdict: str
+    created: str = ""
+    intention: Intended | None = None
+    files: dict[str, Digest] = {}
+    weights: Answer = Answer()
+    tokenizer: Answer = Answer()
+    studies: list[Study] = []
+
+    @property
+    def unchecked(self) -> str:
+        """What "passed" leaves open, in words; "" for nothing, and for other verdicts."""
+        parts = [name for name in ("weights", "tokenizer") if getattr(self, name).verdict == "unchecked"]
+        return f"{' and '.join(parts)} unchecked" if parts and self.verdict == "passed" else ""
+
+
+class Point(Struct, frozen=True):
+    """A perplexity at one window; null for what is not finite."""
+
+    window: int
+    perplexity: float | None = None
+    standard_error: float | None = None
+    change: float | None = None
+
+
+class Measured(Struct, frozen=True):
+    """The base's perplexities."""
+
+    model: str
+    points: list[Point] = []
+
+
+class Document(Struct, frozen=True):
+    name: str
+
+
+class Evaluation(Struct, frozen=True):
+    """What is read of a perplexity on record; `evaluation.result` writes it."""
+
+    runtime: str
+    base: Measured
+    points: list[Point]
+    documents: list[Document]
+    created: str = ""
+    tokens: int | None = None
+    stride: int | None = None
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """The whole, in the order in which it is written. `context` is L', `scale` s, `attention_factor` the multiplier of cos and sin;
+    `hparams` has config.json's names, `config` is what a folder's says beside its RoPE; `readers`: reader -> "exact", or why not, and
+    `reader_versions` those that were looked at. Defaults say that nothing is known."""
+
+    yarn_convert: str = ""
+    created: str = ""
+    base: Base = Base()
+    format: str = ""
+    asked: Asked = Asked()
+    recipe: RopeRecord
+    context: Tokens
+    scale: float | None = None
+    attention_factor: float | None = None
+    carrier: str = ""
+    outtype: str = ""
+    finetuned: bool | None = None
+    hparams: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+    weights: Weights = Weights()
+    readers: dict[str, str] = {}
+    reader_versions: dict[str, str] = {}
+    notes: list[str] = []
+    validation: Validation | None = None
+    versions: dict[str, str] = {}
+    evaluation: Evaluation | UnsetType | None = UNSET
+
+
+def manifest_path(out: Path) -> Path:
+    """Where the manifest of an output lies: in the folder, or beside the .gguf file; the parts of a split one share theirs."""
+    return out.with_name(f"{stem_of(out)}.{MANIFEST}") if is_gguf(out) else out / MANIFEST
+
+
+def read_manifest(model: Path) -> Manifest | None:
+    """The manifest of an output of yarn-convert; None where there is none. FormatError for one of another form, which names the
+    member."""
+    path = manifest_path(model)
+    return decoded(load_json(path), Manifest, path.name, AGAIN) if exists(path.parent, path.name) else None
+
+
+def rope_of(recipe: Any) -> Rope:
+    """The inverse of `rope.recipe_of`: from parsed JSON, or its text as a GGUF has it. FormatError for what is no recipe."""
+    return recipe_in(recipe).rope()
+
+
+def recipe_in(recipe: Any) -> RopeRecord:
+    """As `rope_of`, and what is recorded beside the rope."""
+    try:
+        value = parse(recipe.encode()) if isinstance(recipe, str) else recipe
+    except ValueError as e:
+        raise FormatError(f"what is recorded is no recipe: {e}", MEANT) from None
+    return decoded(value, RopeRecord, "what is recorded is no recipe", MEANT)
+
+
+def recorded(rope: Rope, **beside: Any) -> RopeRecord:
+    return msgspec.convert(recipe_of(rope) | beside, RopeRecord)
+
+
+def as_json(manifest: Manifest) -> dict[str, Any]:
+    """A manifest of our own making as JSON. One that was read has lost what this version does not know: see `changed`."""
+    made: dict[str, Any] = msgspec.to_builtins(manifest)
+    return made
+
+
+def changed(model: Path, members: Mapping[str, Any]) -> bytes:
+    """The text of the manifest beside `model` with members set to JSON, or removed where they are `json_text.REMOVE`; all others
+    stay as they are. FormatError for a file that is no JSON object."""
+    path = manifest_path(model)
+    load_json(path)
+    return edit(read_text(path.parent, path.name), members).encode()
+
+
+def with_files(manifest: Manifest, files: list[WeightFile]) -> Manifest:
+    return msgspec.structs.replace(manifest, weights=Weights(manifest.weights.identical_to_base, files))

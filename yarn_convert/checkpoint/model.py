@@ -1,0 +1,250 @@
+"""What any input is, canonically: family, RoPE recipe, context, shape, tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .. import families
+from ..errors import FormatError, InputError, Unsupported
+from ..families import Family
+from ..formats import layout
+from ..formats.contents import PAPERS, belonging
+from ..formats.files import exists
+from ..formats.gguf_file import Gguf
+from ..formats.layout import Part
+from ..formats.tensors import INDEXES, Tensor
+from ..readers import Beside
+from ..rope import Array, Rope, Table, effect, geometric
+from .lengths import DUAL_CHUNKS, checked, reach, stale
+from .manifest import recipe_in
+from .packing import Packing, packing_of
+from .source import Source
+
+SIZES = {  # name in families.schema.SHAPES -> standard config key
+    "vocab": "vocab_size",
+    "hidden": "hidden_size",
+    "ff": "intermediate_size",
+    "experts": "num_experts",
+    "expert_ff": "moe_intermediate_size",
+    "shared_ff": "shared_expert_intermediate_size",
+    "q_lora": "q_lora_rank",
+    "kv_lora": "kv_lora_rank",
+    "value": "v_head_dim",
+}
+SAME_FORMAT = "extend it in the format that it has, with --outtype auto"
+PACKED_HINT = "start from the base, or a copy of it, in BF16; --out safetensors keeps packed weights as they are"
+MORE_LAYERS, NEXT_TOKENS = "num_nextn_predict_layers", "layers that predict tokens further on"
+WINDOW = "attention.sliding_window"  # below a GGUF's architecture
+RECIPE = "yarn_convert.recipe"  # and in a GGUF: the canonical recipe as JSON, so that the file says what was meant
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A base model. `tensors` has the format's own names; `hparams` config.json's names, whatever the format.
+
+    `config` is the parsed config.json with the family's defaults, or the GGUF's fields as plain values but for the
+    vocabulary. `context` is the length in tokens that the model says it serves. `ignored` lists RoPE keys that the
+    format's main reader does not read. `ours`: the recipe is an extension of yarn-convert's, which left it
+    beside or in the file.
+    `factors`: a GGUF's tensors by which llama.cpp divides the angles. `written`: config.json as it stands, which is what
+    other readers than transformers know; empty for a GGUF. `note`: where L comes from, if the file does not say it; `doubt`: raised
+    by all that count from L where nobody says it, and then `rope` and `context` are what readers take.
+    """
+
+    source: Source
+    family: Family
+    rope: Rope
+    context: int
+    hparams: Mapping[str, Any]
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    weight_files: tuple[Path, ...]
+    gguf: Gguf | None
+    ignored: tuple[str, ...] = ()
+    ours: bool = False
+    factors: Mapping[str, Array] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    doubt: InputError | None = None
+
+    def counting_from(self, original: int | None) -> Checkpoint:
+        """The same checkpoint with the L that a user says; None changes nothing, nor does any where L is said and makes the table.
+        UsageError for what is no length."""
+        makers_own = self.rope.method != "none" and not self.rope.row.extends
+        if original is None or (checked(original) and makers_own and not self.doubt):
+            return self
+        context = reach(self.rope, original) if self.doubt else self.context
+        return replace(self, rope=replace(self.rope, original_context=original), context=context, note="", doubt=None)
+
+    def certain(self) -> Checkpoint:
+        """The same checkpoint; InputError where nobody says what it counts from."""
+        if self.doubt:
+            raise InputError(self.doubt.message, self.doubt.hint)
+        return self
+
+    @property
+    def stale(self) -> str:
+        """Why the context that the file names is not what its recipe makes of the L that it names; "" if it is."""
+        key = "context_length" if self.gguf else "max_position_embeddings"
+        return "" if self.note or self.doubt or self.written.get(DUAL_CHUNKS) else stale(self.rope, self.context, key)
+
+    @property
+    def layers(self) -> int:
+        return int(self.hparams["num_hidden_layers"] or 0)
+
+    @property
+    def head_dim(self) -> int:
+        return int(self.hparams["head_dim"])
+
+    def heads(self, of: str) -> int:
+        """Number of heads of "q" or "k"."""
+        return int(self.hparams["num_attention_heads" if of == "q" else "num_key_value_heads"])
+
+    @property
+    def sliding_window(self) -> int | None:
+        """The attention window in tokens where one is active in every layer, as in Mistral v0.1."""
+        return self.family.hf.window(self.config) if self.gguf is None else None
+
+    @cached_property
+    def own_window(self) -> int | None:
+        """The window in tokens that the model itself has in every layer: `sliding_window`, or of a GGUF whose architecture has none what
+        its recipe or its key says, where no text of its context reaches that far: a shorter one its runtime does not apply."""
+        if self.gguf is None:
+            return self.sliding_window
+        said: Any = None
+        with contextlib.suppress(FormatError):
+            said = recipe_in(self.gguf.get(RECIPE)).sliding_window if RECIPE in self.gguf.fields else None
+        if not said and self.family.hf.windowed:
+            said = self.config.get(f"{self.family.gguf_arch}.{WINDOW}")
+        return said if type(said) is int and said >= self.context else None
+
+    @property
+    def window(self) -> int | None:
+        """The attention window in tokens, of some layers or of all."""
+        found = self.sliding_window or (self.hparams.get("sliding_window") if self.family.slides else None)
+        return int(found) if found else None
+
+    @cached_property
+    def farthest(self) -> int | None:
+        """How many tokens apart two may be that a layer turns: the window where only layers that see one have RoPE, else None."""
+        return self.family.gguf.farthest(self.config) if self.gguf else self.family.hf.farthest(self.config)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that `Family.shapes` and `layout.TRANSFORMS` speak of, as far as the model has them."""
+        h = self.hparams
+        sizes = {size: h[key] for size, key in SIZES.items() if isinstance(h.get(key), int)}
+        sizes["heads"], sizes["kv_heads"], sizes["head"] = self.heads("q"), self.heads("k"), self.head_dim
+        sizes["q"], sizes["kv"] = (sizes[n] * self.head_dim for n in ("heads", "kv_heads"))
+        sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
+        sizes |= {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
+        return sizes | (self._latent_sizes(sizes) if self.family.latent else {})
+
+    def _latent_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Those of multi-head latent attention, where a part of each head turns."""
+        h, heads = self.hparams, sizes["heads"]
+        return {
+            "nope": h["qk_head_dim"] - self.head_dim,
+            "q_mla": heads * h["qk_head_dim"],
+            "o_mla": heads * h["v_head_dim"],
+            "kv_a": h["kv_lora_rank"] + self.head_dim,
+            "shared_ff": h["n_shared_experts"] * h["moe_intermediate_size"],
+        }
+
+    @cached_property
+    def unused(self) -> dict[str, str]:
+        """Tensors that no runtime here runs and that a GGUF leaves out -> what they are: layers behind the last, which predict
+        tokens further on."""
+        if self.gguf is not None:
+            return {}
+        more = self.config.get(MORE_LAYERS) or 0
+        behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if more < 100 else ()
+        return {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
+
+    @cached_property
+    def packing(self) -> Packing:
+        return Packing() if self.gguf else packing_of(self.source.path, self.written, self.tensors, self.family)
+
+    @property
+    def packed(self) -> str:
+        """Who packed a folder's weights, as "gptq", "awq", "FP8", "mlx": such tensors can be copied and not named. Empty for weights
+        whose names are known: numbers, gpt-oss's MXFP4."""
+        return self.packing.by
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Every file by which the model is computed and read, by its name: weights, their index, config, tokenizer and code; not its
+        papers, nor what yarn-convert leaves beside it."""
+        found = {path.name: path for path in self.weight_files}
+        if self.gguf is None:
+            folder = self.source.path
+            names = [n for n in belonging(folder) if not PAPERS.fullmatch(n)] + [n for n in INDEXES if exists(folder, n)]
+            found |= {n: folder / n for n in names}
+        return found
+
+    @property
+    def other_layers(self) -> Table | None:
+        """The RoPE of the layers that a recipe does not extend; None where all have one."""
+        if not self.family.layer_type:
+            return None
+        return Table(geometric(float(self.hparams["rope_local_base_freq"]), self.rope.rotary_dim), 1.0)
+
+    def kv_bytes(self, context: int, element: int = 2) -> int:
+        """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16). With multi-head latent
+        attention it holds one latent vector a token and layer."""
+        if self.family.latent:
+            return self.layers * int(self.hparams["latent_key"]) * context * element
+        by_layer = self.config.get(f"{self.family.gguf_arch}.attention.head_count_kv") if self.gguf else None
+        heads = sum(by_layer) if isinstance(by_layer, list) else self.layers * self.heads("k")
+        return 2 * heads * self.head_dim * context * element
+
+    def beside(self, rope: Rope) -> Beside:
+        """What is computed besides the table of `rope` where it is this model's."""
+        return Beside(effect(rope).logits, self.other_layers)
+
+    def written_as(self, arch: str) -> Checkpoint:
+        """The same checkpoint, to be written as another GGUF architecture. Unsupported for one that cannot, or for a GGUF."""
+        if arch == self.family.gguf_arch:
+            return self
+        if self.gguf is not None:
+            raise Unsupported("--gguf-arch is for a model in HF layout", "start from the folder that the GGUF was made of")
+        return replace(self, family=families.as_architecture(self.family, arch))
+
+    def parts(self, gguf: bool) -> dict[str, Part]:
+        """The tensors as those of a GGUF or of an HF folder, by their names there, in file order; buffers that no runtime
+        reads are left out, and so is a GGUF's copy of a tied head. Raises Unsupported where the names of the other are not known."""
+        if self.packed and gguf:
+            raise Unsupported(f"the weights are packed by {self.packed}, which GGUF has no types for", PACKED_HINT)
+        if not self.family.listed or self.packed:
+            if bool(self.gguf) != gguf:
+                raise Unsupported(f"the tensors of {self.family.name!r} have no names here, so they can only be copied", SAME_FORMAT)
+            return {name: Part(t.shape, (t,)) for name, t in self.tensors.items()}
+        return dict(self._gguf_parts if gguf else self._hf_parts)
+
+    @cached_property
+    def _used(self) -> Mapping[str, Tensor]:
+        return {name: t for name, t in self.tensors.items() if name not in self.unused} if self.unused else self.tensors
+
+    @cached_property
+    def _gguf_parts(self) -> dict[str, Part]:
+        if self.gguf:
+            parts = layout.as_they_are(self.family, self.tensors, self.sizes, True)
+        else:
+            parts = layout.to_gguf(self.family, self._used, self.sizes)
+        if self.hparams["tie_word_embeddings"]:
+            parts.pop("output.weight", None)  # `targets.gguf` has made sure that a stray lm_head.weight is the embedding
+            if self.family.gguf.head == "required" and "token_embd.weight" in parts:
+                parts["output.weight"] = parts["token_embd.weight"]
+        return parts
+
+    @cached_property
+    def _hf_parts(self) -> dict[str, Part]:
+        if self.gguf:
+            return layout.to_hf(self.family, self.tensors, self.sizes)
+        parts = layout.as_they_are(self.family, self._used, self.sizes, False)
+        return parts | {name: Part(self.tensors[name].shape, (self.tensors[name],)) for name in self.unused}

@@ -1,0 +1,249 @@
+"""Opens any input as a `Checkpoint`, and refuses what contradicts itself."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import dialects, families, readers
+from ..dialects import rivals
+from ..errors import FormatError, InputError, Unsupported, UsageError, YarnConvertError
+from ..families import Family, normalized
+from ..families.derived import absent, of_one_layer
+from ..families.schema import numbered
+from ..formats import layout
+from ..formats.gguf_file import Gguf
+from ..formats.inputs import notice
+from ..formats.layout import Part
+from ..formats.split import read_model
+from ..formats.tensors import load_json, read_folder
+from ..rope import Array, Rope, same_at_all_lengths
+from .config import read_config
+from .lengths import Lengths, of_config, of_gguf, unsaid
+from .manifest import MANIFEST, recipe_in
+from .model import RECIPE, Checkpoint
+from .source import Source
+
+MISMATCH = "config and weights do not belong together"
+
+
+def open_checkpoint(source: Source, keep: Sequence[str] = (), doubtful: bool = False) -> Checkpoint:
+    """Read a model's description, never its weights' data. `keep`: of two things that disagree, see `rivals.KEEP`. `doubtful`: let
+    them disagree, for `inspect` to show; the checkpoint's `doubt` is then to be raised by who does anything else with it.
+
+    Raises Disagreement for a config.json that says two things; Unsupported for a model without RoPE, of an unknown family, or with
+    tensors or RoPE keys that no table knows; InputError or FormatError for files that are missing, cut short or contradict each other.
+    """
+    if source.is_gguf and keep:
+        raise UsageError("--keep is for a config.json, which can say one thing twice", "leave it out")
+    notice(source.path)
+    return _open_gguf(source) if source.is_gguf else _open_folder(source, keep, doubtful)
+
+
+def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpoint:
+    written = read_config(source.path)
+    family = families.for_config(written)
+    _check_known(family, "model_type", str(written["model_type"]), families.MODEL_TYPES)
+    config = normalized(family, written)
+    own, rope, rival = rivals.read(of_one_layer(family, config), family.latent, keep)
+    context = dialects.hf_context(config)
+    if rival and not doubtful:
+        raise rival
+    rope, left, ours = _left_recipe(_manifest_recipe(source.path), rope, context)
+    found = Lengths(rope.original_context, context) if left else of_config(own, source, rope)
+    rope = replace(rope, original_context=found.original)
+    if source.headers is not None:
+        tensors, files = dict(source.headers), list[Path]()
+    else:
+        tensors, files = read_folder(source.path)
+    hparams = {k: config.get(k) for k in family.hparams} | {
+        "head_dim": dialects.hf_head_dim(config),
+        "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+    }
+    checkpoint = Checkpoint(
+        source, family, rope, found.context, hparams, config, tensors, tuple(files), None, (), ours, written=written,
+        note=found.note, doubt=rival or found.doubt,
+    )  # fmt: skip
+    _check(checkpoint)
+    return checkpoint
+
+
+def _open_gguf(source: Source) -> Checkpoint:
+    gguf = read_model(source.path)
+    keys = readers.of_layers(gguf.arch, {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")})
+    family = families.for_gguf(gguf.arch, keys, gguf.tensors)
+    _check_known(family, "GGUF architecture", gguf.arch, families.ARCHS)
+    readers.check_keys(gguf.arch, keys)  # what a plan writes is read again without the file's other keys
+    arch = family.gguf_arch
+    hparams = _gguf_hparams(gguf, family, keys)
+    rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
+    if rotary_dim > hparams["head_dim"]:
+        raise FormatError(f"rope.dimension_count {rotary_dim:,} is more than the {hparams['head_dim']:,} of a head", "write the GGUF again")
+    factors = _factors(gguf, rotary_dim)
+    other_layers = {family.gguf_key(hf)[0] for hf, key in family.hparams.items() if key.startswith("rope.")}
+    rope_keys = {k: v for k, v in keys.items() if k not in other_layers}
+    rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, factors, family.latent)
+    context = dialects.positive_int(hparams["max_position_embeddings"], "context_length")
+    rope, left, ours = _left_recipe(keys.get(RECIPE), rope, context)
+    found = Lengths(rope.original_context, context) if left else of_gguf(gguf, family.model_type, source, rope, context)
+    rope = replace(rope, original_context=found.original)
+    tensors = {name: t for name, t in gguf.tensors.items() if name not in dialects.FACTORS}
+    files = tuple(part.path for part in gguf.parts) or (source.path,)
+    checkpoint = Checkpoint(
+        source, family, rope, found.context, hparams, keys, tensors, files, gguf, tuple(ignored), ours, factors,
+        note=found.note, doubt=found.doubt,
+    )  # fmt: skip
+    _check(checkpoint)
+    return checkpoint
+
+
+def _check_known(family: Family, what: str, name: str, known: Container[str]) -> None:
+    """Raise Unsupported for a family without a row whose RoPE is not known either."""
+    if not family.listed and name not in known:
+        raise Unsupported(f"unknown {what} {name!r}", families.known())
+
+
+def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The hparams of a GGUF under their standard names, with what llama.cpp takes for absent ones."""
+    hparams: dict[str, Any] = {hf: _first(name := family.gguf_key(hf)[0], keys.get(name)) for hf in family.hparams}
+    hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
+    for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
+        hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
+    _check_by_layer(gguf, keys, hparams["head_dim"])
+    hparams |= absent(family, hparams)
+    hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
+    if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
+        hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
+    return hparams
+
+
+def _first(name: str, value: Any) -> Any:
+    """The first layer's number of an array with others: of a stand-in, whose tensors are only copied, llama.cpp takes the head's size
+    from it (llama_hparams::n_head). FormatError for a list in a key that has one number for all layers."""
+    if isinstance(value, list) and name.partition(".")[2] not in readers.BY_LAYER:
+        raise FormatError(f"{name} is a list, not a number", "write the GGUF again")
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _check_by_layer(gguf: Gguf, keys: Mapping[str, Any], head_dim: int) -> None:
+    """Raise FormatError for an array of numbers that the tensors of its layers do not have."""
+    for key, tensor, rows in (
+        ("attention.head_count", "attn_q", head_dim),
+        ("attention.head_count_kv", "attn_k", head_dim),
+        ("feed_forward_length", "ffn_up", 1),
+    ):
+        value = keys.get(f"{gguf.arch}.{key}")
+        for i, n in enumerate(value if isinstance(value, list) else ()):
+            found = gguf.tensors.get(f"blk.{i}.{tensor}.weight")
+            if type(n) is not int or (found is not None and found.shape[0] != n * rows):
+                raise FormatError(f"{gguf.arch}.{key} is {n!r} in layer {i}, which its tensors are not of", "write the GGUF again")
+
+
+def _factors(gguf: Gguf, rotary_dim: int) -> dict[str, Array]:
+    """Those of the tensors `dialects.FACTORS` that a GGUF has, float64[D/2]."""
+    found = {name: gguf.tensors[name] for name in dialects.FACTORS if name in gguf.tensors}
+    for name, t in found.items():
+        if t.dtype != "F32" or t.shape != (rotary_dim // 2,):
+            raise FormatError(f"{name} is {t.dtype}{list(t.shape)}, not F32[{rotary_dim // 2}]", "write the GGUF again")
+    return {name: t.read().view(np.float32).astype(np.float64) for name, t in found.items()}
+
+
+def _check(c: Checkpoint) -> None:
+    """Raise unless the numbers are there, every tensor is known, none is missing and all have their shape."""
+    for key in c.family.hparams:
+        _check_number(c, key)
+    _check_window(c.config)
+    if not c.family.listed or c.packed or (c.source.headers is not None and not c.tensors):
+        return
+    named = c.parts(gguf=True)
+    if c.gguf is not None:
+        for name in c.tensors:
+            c.family.to_hf(name)
+    if c.layers > len(named):
+        raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
+    required = [*c.family.required(c.hparams), *_turned_on(c), *([] if c.hparams["tie_word_embeddings"] else ["output.weight"])]
+    missing = [name for name in dict.fromkeys(required) if name not in named]
+    if missing:
+        raise _incomplete(c, missing)
+    for name, part in named.items():
+        _check_part(c, name, part)
+
+
+def _incomplete(c: Checkpoint, missing: list[str]) -> InputError:
+    """What to say of tensors that are not there, given by their GGUF names."""
+    first = missing[0] if c.gguf is not None else c.family.to_hf(missing[0])[0].replace("{e}", "0")
+    if missing == ["output.weight"]:
+        why = f"the head {first!r} is missing, and config.json does not say tie_word_embeddings: true"
+        return InputError(why, "set it where the head is the embedding, as the base's config.json says; else get the checkpoint again")
+    return InputError(f"{len(missing)} tensors are missing, first {first!r}", "the checkpoint is incomplete: get it again")
+
+
+def _check_number(c: Checkpoint, key: str) -> None:
+    """Raise FormatError for a value that its GGUF key could not hold."""
+    value, kind = c.hparams[key], c.family.gguf_key(key)[1]
+    if value is None and (key in c.family.may_lack or kind != "u32"):
+        return
+    if kind == "u32" and not (value == 0 and key in c.family.may_lack):
+        dialects.positive_int(value, key)
+    elif key.endswith("eps"):
+        if not 0 <= dialects.number(value, key) < 1:
+            raise FormatError(f"{key} is {value!r}, not a small positive number", "fix the model's config.json or GGUF key")
+    elif kind == "f32" and dialects.number(value, key) <= 1 and key == "rope_local_base_freq":
+        raise FormatError(f"{key} is {value!r}, not above 1", "fix the model's config.json or GGUF key")
+
+
+def _check_part(c: Checkpoint, name: str, part: Part) -> None:
+    """Raise FormatError for a tensor that the config does not describe: a layer too many, another shape, a bias switched off."""
+    n, what = numbered(name), part.sources[0].name
+    if name.startswith("blk.") and n.layer >= c.layers:
+        raise FormatError(f"{what} is in a layer beyond the {c.layers} of the config", MISMATCH)
+    if not c.family.has(n.template, c.hparams, n.layer):
+        raise FormatError(f"{what} is in a layer that has none by the config", MISMATCH)
+    part_name = layout.part_of(name)
+    expected = tuple(c.sizes[size] for size in c.family.shape(part_name))
+    if part.shape != expected:
+        raise FormatError(f"{what} has the shape {list(part.shape)}, the config describes {list(expected)}", MISMATCH)
+    switched = any(part_name in parts for parts in c.family.hf.switches.values())
+    if c.gguf is None and switched and part_name not in c.family.hf.turned_on(c.config):
+        raise FormatError(f"config.json does not turn on {what}: transformers drops it, other readers may not", MISMATCH)
+
+
+def _turned_on(c: Checkpoint) -> list[str]:
+    """The weights, by their GGUF names, that config.json turns on in every layer; a bias that is not there is none to any reader."""
+    on = [part for part in c.family.hf.turned_on(c.config) if part.endswith(".weight")]
+    return [f"blk.{i}.{part}" for i in range(c.layers) for part in on] if c.gguf is None else []
+
+
+def _left_recipe(recipe: Any, rope: Rope, context: int) -> tuple[Rope, bool, bool]:
+    """(the recipe that yarn-convert left, True, whether it is an extension of ours) where it gives the very tables that the file
+    carries and says L, else (`rope`, False, False).
+
+    A file cannot spell everything: the new base of ntk-aware hides the old one, explicit frequencies their method.
+    """
+    try:
+        found = recipe_in(recipe)
+        left = found.rope()
+        other_length = left.method == rope.method == "yarn" and left.original_context != rope.original_context  # which a file spells
+        if same_at_all_lengths(left, rope) and not unsaid(left, context) and not other_length:
+            return left, True, found.kept is not True
+    except YarnConvertError:
+        pass  # absent, or not ours
+    return rope, False, False
+
+
+def _manifest_recipe(folder: Path) -> Any:
+    try:
+        return load_json(folder / MANIFEST).get("recipe")
+    except (InputError, OSError):
+        return None
+
+
+def _check_window(config: Mapping[str, Any]) -> None:
+    """Raise FormatError for a sliding window of no tokens."""
+    if config.get("sliding_window") is not None and config.get("use_sliding_window") is not False:  # transformers 5 saves a 0 then
+        dialects.positive_int(config["sliding_window"], "sliding_window")

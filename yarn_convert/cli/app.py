@@ -1,0 +1,371 @@
+"""The command line: parse, call, print. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from contextvars import copy_context
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError, YarnConvertError, missing
+from ..options import After, ConvertOptions, Help, InspectOptions, RepairOptions, UploadOptions, ValidateOptions
+from .commands import JsonAlone, Printing, Quiet, Reading, Replace, Report, command, spread
+from .evaluate import evaluate_app
+from .show import (
+    HubTalk,
+    Talk,
+    answer,
+    inspect_lines,
+    next_steps,
+    plan_json,
+    plan_lines,
+    print_anywhere,
+    progress,
+    repair_lines,
+    stages,
+    upload_lines,
+    write,
+)
+
+if TYPE_CHECKING:
+    from ..conversion import Conversion
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Extend a RoPE language model to a longer context (YaRN and its relatives), so that runtimes compute what was meant. "
+    "'yarn-convert MODEL …' is short for 'yarn-convert convert MODEL …'.",
+)
+runtimes_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.add_typer(runtimes_app, name="runtimes", help="List the runtimes that validate can run, or add one.")
+app.add_typer(evaluate_app, name="evaluate", help="Measure what a conversion is worth: perplexity, passkey, temperature, advice.")
+NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file (of a split one the first part).",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convert:
+    options: ConvertOptions = field(default_factory=ConvertOptions)
+    push: Annotated[
+        str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("hash")
+    ] = None
+    private: Annotated[bool, Help("With --push: make a new repository private."), After("push")] = False
+    allow_unvalidated: Annotated[bool, Help("With --push: it cannot be validated before."), After("private")] = False
+    dry_run: Annotated[bool, Help("Print the plan and stop."), After("revision")] = False
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+
+@command(app)
+def convert(model: Model, asked: Convert) -> None:
+    """Extend MODEL and write it as safetensors or GGUF."""
+    from ..conversion import prepare
+
+    asked.reading.obey()
+    if not asked.push and (asked.private or asked.allow_unvalidated):
+        which = "--private" if asked.private else "--allow-unvalidated"
+        raise UsageError(f"{which} belongs to --push", "--push user/name, or leave it out")
+    if asked.push:
+        from ..publishing import check_repo
+
+        check_repo(asked.push)
+        if not asked.dry_run:
+            return _push(model, asked, asked.push)
+    conversion = prepare(model, asked.options, weights=not asked.dry_run)
+    if not asked.dry_run:
+        conversion.check()
+    quiet, as_json = asked.printing.silent, asked.printing.as_json
+    talk = Talk(quiet)
+    talk.lines(plan_lines(conversion))
+    if asked.dry_run:
+        publication = _publication(conversion, asked.push, asked.private, talk) if asked.push else {}
+        if as_json:
+            print(json.dumps(plan_json(conversion) | publication, indent=2))
+        return
+    with progress(conversion.bytes, quiet) as advance:
+        done = conversion.run(advance, lambda line: talk.lines([line]))
+    answer(done.to_dict(), as_json, done.output)
+    talk.lines(next_steps(done.output, done.manifest.context))
+
+
+def _push(model: str, asked: Convert, repo: str) -> None:
+    from ..publishing import push
+
+    say = HubTalk(asked.printing.silent).line
+    url = push(model, asked.options, repo, private=asked.private, unvalidated=asked.allow_unvalidated, say=say)
+    answer({"repo": repo, "url": url}, asked.printing.as_json, url)
+
+
+def _publication(conversion: Conversion, repo: str, private: bool, talk: Talk) -> dict[str, Any]:
+    """Say what --push would do; the same as JSON, empty where the model has to be converted here first."""
+    from ..publishing import on_the_hub, plan_push
+
+    if not on_the_hub(conversion):
+        talk.lines([f"push      {repo}, once it is made here"])
+        return {}
+    plan = plan_push(conversion, repo, private)
+    talk.lines(upload_lines(plan))
+    return {"upload": plan.as_json()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validate:
+    options: ValidateOptions = field(default_factory=ValidateOptions)
+    real: Annotated[bool, Help("Only the file's own weights, not the twin."), After("runtimes")] = False
+    twin: Annotated[bool, Help("Only the twin: a tiny random model with the file's RoPE keys."), After("real")] = False
+    report: Annotated[Report, After("dtype")] = None
+    force: Annotated[Replace, After("report")] = False
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+
+@command(app)
+def validate(
+    model: Annotated[
+        str, typer.Argument(help="A folder, a .gguf file, a Hub id; with --twin alone a config.json will do.", show_default=False)
+    ],
+    asked: Validate,
+) -> None:
+    """Prove a checkpoint: recipe, weights, and the logits of real runtimes. Exit code 0 if it passed, 3 if not.
+
+    What is intended is said by --like, by the options of a conversion, by the manifest, or by the file itself.
+    """
+    from ..compute.pages import check_report, write_report
+    from ..validation import check, lines
+    from ..validation.report import html_report
+
+    asked.reading.obey()
+    if asked.report:
+        check_report(asked.report, asked.force)
+    options = replace(asked.options, real=asked.real or not asked.twin, twin=asked.twin or not asked.real)
+    with stages(asked.printing.silent) as say:
+        result = check(model, options, say)
+    answer(result, asked.printing.as_json, *lines(result, asked.printing.quiet))
+    if asked.report:
+        write_report(asked.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
+    if result["verdict"] != "passed":
+        raise typer.Exit(NOT_PASSED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    options: UploadOptions
+    dry_run: Annotated[bool, Help("Show every file, its way and the card, and send nothing.")] = False
+    printing: Printing = field(default_factory=Printing)
+
+
+@command(app)
+def upload(
+    model: Annotated[str, typer.Argument(help="An output of yarn-convert: a folder or a .gguf file.", show_default=False)],
+    asked: Upload,
+) -> None:
+    """Publish an output on the Hub, with a model card. Weights that the base has are copied there, on the server."""
+    from ..publishing import plan_upload, run_upload
+
+    talk = HubTalk(asked.printing.silent)
+    plan = plan_upload(model, asked.options, talk.line)
+    talk.lines(upload_lines(plan))
+    if asked.dry_run:
+        answer({**plan.as_json(), "card": plan.card}, asked.printing.as_json, *plan.card.splitlines())
+        return
+    done = plan.done(run_upload(plan, talk.line))
+    answer(done.to_dict(), asked.printing.as_json, done.url)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    repo: Annotated[str, Help("The repository that its commands shall name.")] = "USER/NAME"
+
+
+@command(app)
+def card(model: Annotated[str, typer.Argument(help="A folder or a .gguf file.", show_default=False)], asked: Card) -> None:
+    """Print the model card that 'upload' would publish."""
+    from ..publishing import card as text
+
+    write(*text(model, asked.repo).splitlines())
+
+
+def runtimes(ctx: typer.Context, asked: JsonAlone) -> None:
+    """List the runtimes that validate can run, and where they are."""
+    if ctx.invoked_subcommand:
+        return
+    from ..runtimes.environments import listing
+
+    rows = listing()
+    if asked.as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        there = f"{row['version'] or '?'} in {row['where']}" if row["where"] else f"not here; to add it: {row['add']}"
+        write(f"{row['name']:<13} reads {row['reads']:<12} {there}", *([f"{'':<14}{row['note']}"] if row["note"] else []))
+        for mode, says in row["modes"].items():
+            write(f"{'':<14}{row['name']}:{mode}: {says}")
+
+
+runtimes_app.callback(invoke_without_command=True)(spread(runtimes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add:
+    force: Annotated[bool, Help("Build it anew.")] = False
+    quiet: Quiet = False
+
+
+@command(runtimes_app)
+def add(
+    names: Annotated[list[str], typer.Argument(help="Names as 'yarn-convert runtimes' lists them.", show_default=False)], asked: Add
+) -> None:
+    """Install runtimes at tested versions, each into a private environment of its own."""
+    from ..runtimes.environments import add as install
+
+    talk = Talk(asked.quiet)
+    for name in names:
+        write(install(name, lambda line: talk.lines([line]), asked.force))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspect:
+    runtimes: Annotated[bool, Help("What each of 16 runtimes will compute from this file, as far as their source says.")] = False
+    options: InspectOptions = field(default_factory=InspectOptions)
+    reading: Reading = field(default_factory=Reading)
+    json: JsonAlone = field(default_factory=JsonAlone)
+
+
+@command(app)
+def inspect(model: Model, asked: Inspect) -> None:
+    """Show a model's architecture, RoPE, contexts, memory, and what in it is inconsistent."""
+    from ..conversion.describe import describe, findings, opened
+
+    asked.reading.obey()
+    checkpoint, as_json = opened(model, asked.options), asked.json.as_json
+    if asked.runtimes:
+        from ..conversion.intention import intention_of, survey
+        from ..readers.survey import table_lines, verdict_json
+
+        verdicts = survey(checkpoint, intention_of(checkpoint, None, None, None, doubtful=True))
+        lines = [f"inconsistent: {line}" for line in findings(checkpoint)[: 1 if checkpoint.doubt else 0]] + table_lines(verdicts)
+        answer([verdict_json(v) for v in verdicts], as_json, *lines)
+        return
+    facts = describe(checkpoint)
+    answer(facts.to_dict(), as_json, *inspect_lines(checkpoint, facts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    options: RepairOptions = field(default_factory=RepairOptions)
+    dry_run: Annotated[bool, Help("Print what would change and stop."), After("truncate")] = False
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+
+@command(app)
+def repair(model: Annotated[str, typer.Argument(help="A folder in HF layout or a .gguf file.", show_default=False)], asked: Repair) -> None:
+    """Rewrite the RoPE keys of someone else's checkpoint, so that all readers that can agree do. Weights stay.
+
+    What is intended is said by --like, by the options of a conversion, or by the file itself.
+    """
+    from ..conversion.repair import plan_repair
+
+    asked.reading.obey()
+    plan = plan_repair(model, asked.options)
+    talk = Talk(asked.printing.silent)
+    talk.lines(repair_lines(plan))
+    if not asked.dry_run and (plan.changes or asked.options.output):
+        plan.run()
+    answer(plan.as_json(), asked.printing.as_json, plan.conversion.plan.out)
+
+
+@command(app)
+def methods(asked: JsonAlone) -> None:
+    """List the methods and the aliases."""
+    from ..conversion.extension import EXTENDING
+    from ..families import ALIASES
+    from ..rope import METHODS
+
+    summaries = {name: METHODS[name].summary for name in EXTENDING}
+    if asked.as_json:
+        print(json.dumps({"methods": summaries, "aliases": {k: v.repo for k, v in ALIASES.items()}}, indent=2))
+        return
+    width = max(map(len, [*summaries, *ALIASES]))
+    print("methods")
+    for name, text in summaries.items():
+        print(f"  {name:<{width}}  {' '.join(text.split())}")
+    print("aliases")
+    for name, alias in ALIASES.items():
+        print(f"  {name:<{width}}  {alias.repo}{f'  ({alias.note})' if alias.note else ''}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    version: Annotated[bool, Help("Print the version and exit.")] = False
+
+
+def _root(asked: Root) -> None:
+    if asked.version:
+        from importlib.metadata import version as installed
+
+        print(installed("yarn-convert"))
+        raise typer.Exit
+
+
+app.callback(invoke_without_command=True)(spread(_root))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line. Every known error is one line and a hint, exit code 1."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args:
+        args = ["--help"]
+    elif args == ["evaluate"]:
+        args.append("--help")
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    if args[0] not in (*group.commands, "--help", "--version"):
+        args.insert(0, "convert")
+    print_anywhere()
+    try:
+        code = copy_context().run(group.main, args, prog_name="yarn-convert", standalone_mode=False)
+        if sys.stdout:  # None where the shell closed it
+            sys.stdout.flush()
+    except YarnConvertError as e:
+        _fail(e.message, e.hint)
+    except typer.TyperException as e:
+        given = getattr(e, "ctx", None)
+        _fail(e.format_message(), f"{given.command_path if given else 'yarn-convert'} --help")
+    except ModuleNotFoundError as e:
+        if (known := missing(e)) is None:
+            raise
+        _fail(known.message, known.hint)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except PermissionError as e:
+        _fail(f"no permission to read {e.filename}", "check the file's owner and mode")
+    except OSError as e:  # what a command does with files is caught where it is known: this is most likely stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more at its end
+        _fail(f"could not write {e.filename or 'to stdout'}: {e.strerror or e}", "free some space, or give another place")
+    if code == INTERRUPTED:
+        begun = "; it finishes first what was begun" if "--in-place" in args or args[0] == "repair" else ""
+        _fail("interrupted", "run the same command again" + begun, code)
+    sys.exit(code or 0)
+
+
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
+
+def _fail(message: str, hint: str, code: int = 1) -> None:
+    write(f"error: {message}", *([f"hint: {hint}"] if hint else []), file=sys.stderr)
+    sys.exit(code)

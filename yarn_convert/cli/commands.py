@@ -1,0 +1,179 @@
+"""A command's options out of its dataclass's fields: what Typer is told of each, and the dataclass of what was given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin, get_type_hints
+
+import typer
+
+from ..formats.files import FOLLOW
+from ..options import After, Help, Only, hints, spelled, split
+
+D = TypeVar("D")
+Report = Annotated[Path | None, Help("Write an HTML page with plots to this file.")]
+Replace = Annotated[bool, Help("Replace an existing report.")]
+Quiet = Annotated[bool, Help("Only the result: no plan, no progress, no hints.", names=("-q", "--quiet"))]
+Json = Annotated[bool, Help("Print the result as JSON on stdout.", names=("--json",))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a model's files are read."""
+
+    follow_links: Annotated[bool, Help("Read links that lead out of a model's folder: they are yours, and so is what they name.")] = False
+
+    def obey(self) -> None:
+        """Lets all that this command opens be a link to elsewhere; `cli.main` runs it in a context of its own."""
+        if self.follow_links:
+            FOLLOW.set(True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonAlone:
+    """How a command prints that says nothing else."""
+
+    as_json: Json = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Printing:
+    """What a command prints."""
+
+    as_json: Json = False
+    quiet: Quiet = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is said beside the result."""
+        return self.quiet or self.as_json
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One field that a user can set: where it stands in its command's dataclass, its type without marks, and its default, `MISSING` if it
+    is required; `after`, see `After`."""
+
+    path: tuple[str, ...]
+    type: Any
+    help: Help
+    default: Any
+    after: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path[-1]
+
+    @property
+    def spelled(self) -> tuple[str, ...]:
+        """As it is written at the command line."""
+        return spelled(self.name, self.help)
+
+
+def options_of(kind: type) -> list[Option]:
+    """All options of a command's dataclass, those of its parts included, in the order in which --help shows them."""
+    found: list[Option] = []
+    for option in _options(kind, ()):
+        names = [o.name for o in found]
+        found.insert(names.index(option.after) + 1 if option.after else len(found), option)
+    return found
+
+
+def _options(kind: type, path: tuple[str, ...]) -> Iterator[Option]:
+    for f in fields(kind):
+        inner, marks = split(hints(kind)[f.name])
+        told = next((m for m in marks if isinstance(m, Help)), None)
+        if is_dataclass(inner):
+            only = next((m.names for m in marks if isinstance(m, Only)), None)
+            yield from (o for o in _options(inner, (*path, f.name)) if only is None or o.name in only)  # type: ignore[arg-type]
+        elif told is not None:
+            after = next((m.name for m in marks if isinstance(m, After)), "")
+            yield Option((*path, f.name), inner, told, _default(f), after)
+
+
+def _default(f: Field[Any]) -> Any:
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def built(kind: type[D], values: dict[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> D:
+    """The dataclass with these values by path; an optional part of which nothing was given is None."""
+    given: dict[str, Any] = {}
+    for f in fields(kind):  # type: ignore[arg-type]
+        inner, _ = split(hints(kind)[f.name])  # type: ignore[arg-type]
+        here = (*path, f.name)
+        if is_dataclass(inner):
+            part = built(inner, values, here)  # type: ignore[arg-type]
+            given[f.name] = None if f.default is None and part == inner() else part  # type: ignore[operator]
+        elif here in values:
+            given[f.name] = values[here]
+    return kind(**given)
+
+
+def command(app: typer.Typer, **more: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a function, whose dataclass parameters become options, one for each field that has a `Help`; they are built of what was
+    given, and the function gets them. All other parameters are Typer's own."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        app.command(**more)(spread(function))
+        return function
+
+    return register
+
+
+def spread(function: Callable[..., None]) -> Callable[..., None]:
+    """The function with the fields of its dataclass parameters in their place."""
+    types = get_type_hints(function, include_extras=True)
+    own = inspect.signature(function).parameters
+    parts = {name: types[name] for name in own if is_dataclass(types[name])}
+    options = {name: options_of(kind) for name, kind in parts.items()}
+    parameters = [own[name].replace(annotation=types[name]) for name in own if name not in parts]
+    parameters += [parameter(option) for name in parts for option in options[name]]
+    # Python wants those without a default first; Typer keeps the order among options, and that among arguments.
+    parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
+
+    @wraps(function)
+    def run(**given: Any) -> None:
+        for name, kind in parts.items():
+            found = {o.path: value for o in options[name] if (value := value_of(o, given.pop(o.name))) is not MISSING}
+            given[name] = built(kind, found)
+        function(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def parameter(o: Option) -> inspect.Parameter:
+    """What Typer is told of an option: its type as text is read, its default as text, and its help."""
+    kind, default = o.type, o.default
+    empty = default is MISSING or default is None or default == ()
+    if o.help.read is not None or get_origin(kind) is Literal:
+        kind, default = str, ",".join(map(str, default)) if isinstance(default, tuple) else default
+    elif get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+    if empty and o.default is not MISSING:
+        kind, default = Optional[kind], None
+    h = o.help
+    if h.argument:
+        told: Any = typer.Argument(help=h.text, show_default=False)
+    else:
+        told = typer.Option(*o.spelled, help=h.text, parser=h.read, metavar=h.metavar, min=h.least, show_default=not empty)
+    return inspect.Parameter(
+        o.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if o.default is MISSING else default,
+        annotation=Annotated[kind, told],
+    )
+
+
+def value_of(o: Option, given: Any) -> Any:
+    """A field's value of what Typer gives; MISSING for the default."""
+    if given is None or (given in ([], ()) and o.default == ()):
+        return MISSING
+    if o.help.made is not None:
+        return o.help.made(given)
+    return tuple(given) if isinstance(given, list) else given

@@ -1,0 +1,112 @@
+"""The commands of `evaluate`: parse, call, print."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..options import AdviseOptions, After, Help, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from .commands import Printing, Reading, Replace, Report, command
+from .show import answer, steps
+
+if TYPE_CHECKING:
+    from ..compute.record import Say
+    from ..evaluation import Journal
+
+evaluate_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+
+Models = Annotated[list[str], typer.Argument(help="Aliases, Hub ids, folders or .gguf files.", show_default=False)]
+OneModel = Annotated[str, typer.Argument(help="An alias, a Hub id, a folder or a .gguf file.", show_default=False)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Where a result goes."""
+
+    report: Report = None
+    plot: Annotated[Path | None, Help("Save the plot to this file: .svg, .png or .pdf.")] = None
+    journal: Annotated[Path | None, Help("Where finished items are kept for the same command to go on. [default: beside the report]")] = (
+        None
+    )
+    force: Replace = False
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexity:
+    options: PerplexityOptions = field(default_factory=PerplexityOptions)
+    record: Annotated[
+        bool,
+        Help("Put what each output costs and gains against the model named first into its manifest, for its card."),
+        After("runtime"),
+    ] = False
+    to: Outputs = field(default_factory=Outputs)
+
+
+@command(evaluate_app)
+def perplexity(models: Models, asked: Perplexity) -> None:
+    """Perplexity by context window, one line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
+    from ..evaluation import measure_perplexity, outputs_of, put_on_record
+
+    asked.to.reading.obey()
+    outputs = outputs_of(models, asked.options.settings.methods) if asked.record else []
+    then = (lambda result: put_on_record(result, outputs)) if asked.record else None
+    _measure(lambda kept, say: measure_perplexity(models, asked.options, kept, say), asked.to, then)
+
+
+@command(evaluate_app)
+def passkey(models: Models, options: PasskeyOptions, to: Outputs) -> None:
+    """Find a five-digit number in text without meaning, by length and depth (the paper's Table 5)."""
+    from ..evaluation import measure_passkey
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_passkey(models, options, kept, say), to)
+
+
+@command(evaluate_app)
+def temperature(models: Models, options: TemperatureOptions, to: Outputs) -> None:
+    """Perplexity of YaRN against its attention temperature (the paper's Figures 2 to 4)."""
+    from ..evaluation import measure_temperature
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_temperature(models, options, kept, say), to)
+
+
+@command(evaluate_app)
+def advise(model: OneModel, options: AdviseOptions, to: Outputs) -> None:
+    """The smallest factor that keeps perplexity flat to N tokens, and what it costs on short texts."""
+    from ..evaluation import measure_advice
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_advice(model, options, kept, say), to)
+
+
+Found = dict[str, Any]
+
+
+def _measure(run: Callable[[Journal, Say], Found], to: Outputs, then: Callable[[Found], None] | None = None) -> None:
+    """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included."""
+    from ..compute.pages import write_report
+    from ..evaluation import journal_of
+    from ..evaluation.measures import typed
+    from ..evaluation.report import check_places, html_report, save_plots
+    from ..evaluation.text import lines
+
+    check_places(to.report, to.plot, to.journal, to.force)
+    with journal_of(to.report or to.plot, to.journal) as kept, steps(to.printing.silent) as say:
+        result = typed(run(kept, say))
+    answer(result.to_dict(), to.printing.as_json, *lines(result))
+    if to.report:
+        write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
+    if to.plot:
+        save_plots(result, to.plot, to.force)
+    if then:
+        then(result.to_dict())
+    kept.remove()

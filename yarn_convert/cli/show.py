@@ -1,0 +1,284 @@
+"""What the command line prints: results and plans as lines for people, and progress. Results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ..errors import printable
+from ..formats.files import TEMPLATES
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from ..checkpoint import Checkpoint
+    from ..compute.record import Say
+    from ..conversion import Conversion
+    from ..conversion.describe import Description
+    from ..conversion.repair import Repair
+    from ..formats.digests import Progress
+    from ..publishing.hub import Upload
+
+NEAREST = str.maketrans(
+    dict(zip("×–−·…→±√²θ", ("x", "-", "-", ".", "...", "->", "+-", "sqrt", "2", "theta"), strict=True))
+    | dict(zip("▁▂▃▄▅▆▇█─│┤├└●◐○", "_.:-=+*#-||||#+o", strict=True))
+)
+
+
+def print_anywhere() -> None:
+    """Let stdout take every text, whatever its encoding (a Windows pipe's is cp1252, LC_ALL=C's is ASCII): a sign that it lacks
+    becomes the nearest that it has, and a path's undecodable bytes stay what they are."""
+
+    def nearest(e: UnicodeError) -> tuple[str | bytes, int]:
+        try:
+            return codecs.lookup_error("surrogateescape")(e)
+        except UnicodeEncodeError:
+            assert isinstance(e, UnicodeEncodeError)
+            return e.object[e.start : e.end].translate(NEAREST).encode("ascii", "replace"), e.end
+
+    codecs.register_error("yarn_convert.nearest", nearest)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="yarn_convert.nearest")
+
+
+def write(*lines: object, file: TextIO | None = None) -> None:
+    """Print lines for people; the only way from a model's texts to a terminal. JSON needs none, for it escapes by itself."""
+    print("\n".join(printable(str(line)) for line in lines), file=file, flush=file is not None)
+
+
+def answer(value: object, as_json: bool, *lines: object) -> None:
+    """The result of a command on stdout: as JSON, or as lines for people."""
+    if as_json:
+        print(json.dumps(value, indent=2))
+    else:
+        write(*lines)
+
+
+def plan_json(conversion: Conversion) -> dict[str, Any]:
+    from ..rope import recipe_of, table
+
+    plan = conversion.plan
+    return {
+        "output": str(plan.out),
+        "format": plan.format,
+        "bytes": plan.bytes,
+        "recipe": recipe_of(plan.rope),
+        "attention_factor": table(plan.rope).multiplier,
+        "context": plan.context,
+        "scale": conversion.extension.scale,
+        "carrier": plan.carrier,
+        "identical_to_base": plan.identical,
+        "readers": {name: v.why or "exact" for name, v in plan.verdicts.items()},
+        "reader_versions": dict(plan.versions),
+        "notes": list(plan.notes),
+        "left": list(plan.left),
+        "files": [{"file": job.name, "bytes": job.size} for job in plan.jobs],
+    }
+
+
+def plan_lines(conversion: Conversion) -> list[str]:
+    """The plan, for people."""
+    from ..conversion.describe import other_layers, pairs
+    from ..readers.judge import unknown
+    from ..rope import table
+
+    c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
+    kinds = [p.kind for p in pairs(plan.rope)]
+    over = f" over {plan.rope.inner.method}" if plan.rope.inner else ""
+    parts = f" in {len(plan.jobs)} parts" if len(plan.jobs) > 1 and not plan.is_folder else ""
+    lines = [
+        f"base      {c.source.name} ({c.family.model_type}, {'GGUF' if c.gguf else 'HF'}, {len(c.tensors)} tensors)",
+        f"method    {plan.rope.method}{over}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
+        f"rope      theta {plan.rope.theta:g}, D {plan.rope.rotary_dim}; pairs: "
+        + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        + f"; cos and sin × {table(plan.rope).multiplier:.6g}",
+        *([f"layers    {others}"] if (others := other_layers(c)) else []),
+        f"carrier   {plan.carrier} in {plan.format}; weights {'byte-identical' if plan.identical else 'converted'}",
+        "KV cache  "
+        + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in sorted({plan.rope.original_context, plan.context}))
+        + " tokens (f16)",
+        f"output    {plan.out} ({human(plan.bytes)}{parts})",
+    ]
+    exact = [name + (f" ({plan.versions[name]})" if name in plan.versions else "") for name, v in plan.verdicts.items() if v.exact]
+    lines.append(f"exact in  {', '.join(exact)}")
+    silent = unknown(plan.verdicts)
+    lines += [f"not in    {name}: {v.why}" for name, v in plan.verdicts.items() if not v.exact and name not in silent]
+    lines += [f"unknown   {', '.join(silent)}: how they read {c.family.model_type} was not studied"] if silent else []
+    lines += [f"note      {note}" for note in plan.notes]
+    return lines + ([f"left      {listed(plan.left)}: not what the model needs to load"] if plan.left else [])
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names, with commas between; of many the first dozen."""
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def next_steps(out: Path, context: int) -> list[str]:
+    """Commands that run, check and publish an output, from templates/."""
+    name = "run_gguf.txt" if out.suffix == ".gguf" else "run_safetensors.txt"
+    text = (TEMPLATES / name).read_text("utf-8")
+    return text.format(path=shlex.quote(str(out)), context=context).splitlines()
+
+
+def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:
+    from ..conversion.describe import plot
+
+    types = ", ".join(f"{t} × {n.tensors} ({human(n.bytes)})" for t, n in facts.types.items())
+    params = {k: v for k, v in c.rope.params.items() if not isinstance(v, tuple)}
+    recipe = ", ".join([c.rope.method, *(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())])
+    many = f"weights packed by {facts.packed}" if facts.packed else f"{(facts.parameters or 0) / 1e6:,.0f} M parameters"
+    lines = [
+        f"name        {facts.name}" + (f" ({facts.repo} at {facts.commit})" if facts.repo else ""),
+        f"model       {facts.architecture}, {many}, {facts.layers} layers, "
+        f"{facts.heads} heads of {facts.head_dim}, {facts.kv_heads} KV heads",
+        f"tensors     {types}",
+        f"RoPE        {recipe}; theta {c.rope.theta:g}, D {c.rope.rotary_dim}; cos and sin × {facts.attention_factor:.6g}",
+        *([f"layers      {facts.other_layers}"] if facts.other_layers else []),
+        f"context     {facts.context:,} tokens, originally {facts.original_context:,} (s = {facts.scale:g})",
+        *([f"            {c.note}"] if c.note else []),
+        "KV cache    " + ", ".join(f"{human(b)} at {n:,}" for n, b in facts.kv_cache_bytes.items()) + " tokens (f16)",
+        *plot(c.rope, c.context),
+    ]
+    return lines + [f"inconsistent: {line}" for line in facts.inconsistencies]
+
+
+def upload_lines(plan: Upload) -> list[str]:
+    """Every file and its way, and what a publisher should know."""
+    lines = [f"{i.way:<10} {human(i.size):>10}  {i.name}" + (f"  ({i.why})" if i.why else "") for i in plan.items]
+    ways = ("upload", "copy", "unchanged")
+    total = ", ".join(f"{human(plan.bytes(way))} {way}" for way in ways if any(i.way == way for i in plan.items))
+    left = [f"left       {listed(plan.left)}: not of the model, and not published"] if plan.left else []
+    return [f"to         {plan.repo}", *lines, f"in all     {total}", *left, *(f"warning    {w}" for w in plan.warnings)]
+
+
+def repair_lines(plan: Repair) -> list[str]:
+    """What a repair changes, and who follows before and after."""
+    meant = plan.meant
+    lines = [f"intended  {meant.rope.method}: {meant.rope.original_context:,} -> {meant.context:,} tokens, {meant.origin}"]
+    lines += [f"change    {line}" for line in plan.changes] or ["change    none: the file already says it in the way that most follow"]
+    for name, r in plan.readers.items():
+        lines.append(f"{name:<15} {r.before or 'exact'}" + (f"  ->  {r.after or 'exact'}" if r.before != r.after else ""))
+    return lines + [f"gain      {name} {r.gain}" for name, r in plan.readers.items() if r.gain]
+
+
+def human(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"
+
+
+class Talk:
+    """Lines for people, on stderr, unless quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def lines(self, lines: list[str]) -> None:
+        if not self.quiet:
+            write(*lines, file=sys.stderr)
+
+
+class HubTalk(Talk):
+    """The same while huggingface_hub works: its own progress bars are as quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(quiet)
+        if quiet:
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+
+            disable_progress_bars()
+
+    def line(self, line: str) -> None:
+        self.lines([line])
+
+
+@contextlib.contextmanager
+def progress(total: int, quiet: bool) -> Iterator[Progress]:
+    """A progress bar with bytes and rate on stderr; nothing when quiet or not a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+@contextlib.contextmanager
+def stages(quiet: bool) -> Iterator[Say]:
+    """What is running and how far it is, on stderr: a bar on a terminal, else a line when something new begins."""
+    if quiet:
+        yield lambda what, fraction: None
+        return
+    if not sys.stderr.isatty():
+        begun: list[str] = []
+
+        def line(what: str, fraction: float) -> None:
+            if what not in begun:
+                begun.append(what)
+                write(what, file=sys.stderr)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, fraction: float) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    bar.update(task, completed=1.0, visible=False)
+                tasks[what] = bar.add_task(escape(printable(what)), total=1.0)
+            bar.update(tasks[what], completed=fraction)
+
+        yield show
+
+
+LINE_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
+
+
+@contextlib.contextmanager
+def steps(quiet: bool) -> Iterator[Say]:
+    """How far a long measure is and how long it takes still, on stderr: a bar on a terminal, else a line now and then."""
+    if quiet or sys.stderr.isatty():
+        with stages(quiet) as show:
+            yield show
+        return
+    began: dict[str, float] = {}
+    last = 0.0
+
+    def line(what: str, fraction: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        begun = began.setdefault(what, now)
+        if now - max(last, begun) >= LINE_EVERY and fraction > 0:
+            last = now
+            left = (now - begun) * (1 - fraction) / fraction
+            write(f"{what}: {fraction:.0%}, about {duration(left)} left", file=sys.stderr)
+
+    yield line
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

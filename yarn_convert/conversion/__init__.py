@@ -1,0 +1,7 @@
+"""From a checkpoint to another: what is asked and meant (`extension`, `intention`), the plan of it and its run, `repair` of someone
+else's, `describe` for who only looks."""
+
+from .extension import Extension, extend
+from .run import Conversion, Converted, convert, manifest_of, prepare, window_off
+
+__all__ = ["Conversion", "Converted", "Extension", "convert", "extend", "manifest_of", "prepare", "window_off"]

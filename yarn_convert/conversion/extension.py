@@ -1,0 +1,181 @@
+"""`extend`: the recipe of a base at a longer context. Pure: it decides what is asked for, and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..checkpoint.lengths import LINEAR
+from ..errors import Unsupported, UsageError, unknown
+from ..options import Recipe, check_choices
+from ..rope import MAX_CONTEXT, METHODS, MSCALES, Rope, bake, table
+
+EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends))  # with none, the base's own stays
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """A recipe and the length it serves, with what a user should know about how they came to be."""
+
+    rope: Rope
+    context: int
+    scale: float
+    notes: tuple[str, ...] = ()
+
+
+def extend(c: Checkpoint, asked: Recipe) -> Extension:
+    """The extended recipe of a base. Pure. Raises UsageError for parameters out of range or that the method does not take.
+
+    s = L'/L counts from the original pretraining context. A base that carries YaRN is re-scaled from its own; over any
+    other scaling the method is composed: it is applied to the base's effective frequencies over the length they serve.
+    Raises InputError for a base whose L nobody says.
+    """
+    _check(asked)
+    if asked.method == "none":
+        if asked.original_context is not None and not c.doubt:
+            raise UsageError("--method none keeps the base's RoPE as it is", "leave out --original-context")
+        if c.ignored:
+            raise UsageError(
+                f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}",
+                "say what is meant with --method yarn and its options",
+            )
+        c = c.counting_from(asked.original_context)
+        c = c if c.rope.method == "linear" else c.certain()  # as it is, linear is the same whatever it counts from
+        open_still = (f"{c.doubt.message} It stays as open in the output ({c.doubt.hint})",) if c.doubt else ()
+        return Extension(c.rope, c.context, c.context / c.rope.original_context, open_still + _as_stale(c))
+    c = c.counting_from(asked.original_context).certain()
+    composed, original = composes(c), counted_from(c, asked.original_context)
+    context, s, notes = _lengths(original, asked)
+    _check_family(c, asked, context)
+    notes += [c.note] if c.note else []
+    if composed and context <= c.context:
+        raise UsageError(
+            f"{context:,} tokens is no extension: the base already serves {c.context:,} by its own {c.rope.method} scaling", "choose more"
+        )
+    if composed and (rope := _both_linear(c.rope, asked.method, context, s)):
+        return Extension(
+            rope, context, s, (*notes, f"linear over the base's own linear scaling: linear with s = {rope.number('factor'):g}")
+        )
+    row = METHODS[asked.method]
+    params: dict[str, Any] = {"factor": s} if row.spans else {}
+    for name in ("beta_fast", "beta_slow", "attention_factor"):
+        if getattr(asked, name) is not None:
+            params[name] = float(getattr(asked, name))
+    if c.family.latent and "attention_factor" in row.takes:
+        params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
+    params |= {"ramp": asked.ramp} if asked.ramp != "index" else {}
+    params |= {} if asked.truncate else {"truncate": False}
+    rope = Rope(asked.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else c.rope.inner)
+    if row.baked_as:
+        rope = bake(rope, context)
+        notes.append(
+            f"{asked.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too"
+        )
+    if composed and c.rope.row.switches:
+        notes.append(f"the base's {c.rope.method} switches lists with the length of the text: its long list is used for every length now")
+    if composed:
+        notes.append(
+            f"the base's own {c.rope.method} scaling stays: {rope.method} is applied to its effective frequencies over {original:,} tokens"
+        )
+    elif c.rope.method != "none":
+        notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
+    table(rope)  # raises for parameters out of range
+    return Extension(rope, context, s, tuple(notes))
+
+
+def _as_stale(c: Checkpoint) -> tuple[str, ...]:
+    """A note on a context that a conversion of the format keeps, as it keeps all of the RoPE, though it is not what the recipe leads to."""
+    repaired = "; repair sets it" if c.rope.method != "none" else ""
+    return (f"{c.stale}: the output says the same{repaired}",) if c.stale else ()
+
+
+def composes(c: Checkpoint) -> bool:
+    """Whether a method is applied over the base's own scaling and does not replace it. An extension is replaced that says from which
+    length it counts, or that is yarn-convert's; 0.1.0 did not record of which recipes it changed the format alone, but llama3 and
+    longrope are no extension of its."""
+    return c.rope.method != "none" and not (c.rope.row.extends and (c.rope.row.says_length or c.ours))
+
+
+def beside(c: Checkpoint, o: Recipe) -> dict[str, Any]:
+    """What is recorded beside a recipe: see `manifest.RopeRecord`."""
+    return {"kept": True} if o.method == "none" and composes(c) else {}
+
+
+def counted_from(c: Checkpoint, given: int | None = None) -> int:
+    """L, from which s counts: what a base serves by a scaling that is kept, else its original context. `given`: what a user says."""
+    if not composes(c):
+        return given or c.rope.original_context
+    return c.context if given is None or c.rope.method == LINEAR else given
+
+
+def _both_linear(base: Rope, method: str, context: int, s: float) -> Rope | None:
+    """Position Interpolation of Position Interpolation is one with the product of both factors, which every reader has a word
+    for; None where that is not what is wished, or gives no whole number of tokens to count from."""
+    if method != "linear" or base.method != "linear" or base.inner is not None:
+        return None
+    factor = base.number("factor") * s
+    original = context / factor
+    return replace(base, original_context=int(original), params={"factor": factor}) if original == int(original) else None
+
+
+def _check_family(c: Checkpoint, o: Recipe, context: int) -> None:
+    """Raise Unsupported for a model in which nothing is to be extended, UsageError for what means nothing to its attention."""
+    if c.farthest is not None and c.farthest < context:
+        length = "context_length" if c.gguf else "max_position_embeddings"
+        ways = [f"--context {c.farthest} is the most"] if c.farthest > c.rope.original_context else []
+        ways += ["--method none converts the format"] if c.family.listed else []
+        where = f"only in layers that see a window of {c.farthest:,} tokens" if c.farthest else "in no layer"
+        raise Unsupported(
+            f"{c.family.name} has RoPE {where}, and no positions in the others: there is nothing to extend",
+            "; ".join([*ways, f"for longer texts {length} alone is to be raised, by hand"]),
+        )
+    if c.family.latent and o.attention_factor is not None:
+        raise UsageError(
+            f"{c.family.model_type} turns a part of each head only: its temperature is mscale_all_dim's, on the logits",
+            "leave out --attention-factor",
+        )
+
+
+def _takers(option: str) -> str:
+    return ", ".join(name for name, row in METHODS.items() if option in row.takes)
+
+
+def _check(o: Recipe) -> None:
+    check_choices(o)
+    if o.method not in EXTENDING:
+        raise unknown("--method", o.method, EXTENDING)
+    row = METHODS[o.method]
+    for name in ("beta_fast", "beta_slow", "attention_factor"):
+        if getattr(o, name) is not None and name not in row.takes:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to the method {o.method}", f"it belongs to {_takers(name)}")
+    if (o.ramp != "index" or not o.truncate) and not row.ramped:
+        raise UsageError(f"the method {o.method} has no ramp", f"--ramp and --no-truncate belong to {_takers('ramp')}")
+    if o.ramp == "paper" and not o.truncate:
+        raise UsageError("--no-truncate belongs to the ramp by pair index", "the paper's ramp has nothing to truncate")
+    if o.method == "none" and (o.scale is not None or o.context is not None):
+        raise UsageError("--method none does not extend", "leave out --scale and --context, or choose a method")
+
+
+def _lengths(original: int, o: Recipe) -> tuple[int, float, list[str]]:
+    """(L', s, notes): L' is a whole number of tokens and s exactly L'/L, as exllamav3 and older transformers compute it."""
+    if o.scale is None and o.context is None:
+        raise UsageError("nothing says how far to extend", "--scale 4, or --context 32768 (--method none converts the format only)")
+    if o.scale is not None and not 0 < o.scale < 1e6:
+        says = f"--scale must be a number above 1 and below 1,000,000, not {o.scale:g}"
+        raise UsageError(says, "--scale 4 makes the context four times as long")
+    context = o.context if o.context is not None else round(original * (o.scale or 1))
+    if context >= MAX_CONTEXT:
+        raise UsageError(f"{context:,} tokens is more than any reader counts to", f"at most {MAX_CONTEXT - 1:,}")
+    s = context / original
+    if o.scale is not None and o.context is not None and abs(s / o.scale - 1) > 1e-9:
+        raise UsageError(
+            f"--scale {o.scale:g} and --context {o.context:,} disagree for an original context of {original:,}", "give one of them"
+        )
+    if s <= 1:
+        raise UsageError(
+            f"{context:,} tokens is no extension of {original:,}",
+            "choose a larger --scale or --context; --original-context sets the base's length",
+        )
+    rounded = o.scale is not None and s != o.scale
+    return context, s, [f"the scale is {s!r}, so that the context is a whole number of tokens"] if rounded else []

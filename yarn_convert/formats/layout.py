@@ -1,0 +1,351 @@
+"""How a tensor of one layout is made of tensors of the other, HF's and GGUF's: rows move, and hardly anything else.
+
+Every transform is written here once, from HF to GGUF, as an `Order` of each GGUF tensor; its inverse is computed. `targets.moving` runs
+an order on bytes, a piece at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FormatError, Unsupported
+from ..families import Family
+from ..families.schema import NO_EXPERT, numbered
+from .tensors import Tensor
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The rows of a target, taken from its sources laid end to end.
+
+    They come in blocks of `unit` rows (0: all are one block), in the order of `index` (None: as they lie). Inside a block
+    rows (2, unit/2) become (unit/2, 2) where `turn` is 1, and back where it is −1. `sources_turned` and `target_turned` are
+    rows of the matrices that are transposed before and after that, 0 for none. `added` is added to every number. `shape` is
+    the target's, where it does not follow from the sources' and `index`. `mxfp4`: the sources are two, nibbles in the order
+    of the numbers and the scales of 32 of them, and their rows are MXFP4's.
+    """
+
+    unit: int = 0
+    index: Sequence[int] | NDArray[np.int64] | None = None
+    turn: int = 0
+    sources_turned: tuple[int, ...] = ()
+    target_turned: int = 0
+    added: float = 0.0
+    shape: tuple[int, ...] = ()
+    mxfp4: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bytes stay as they are."""
+        moved = self.turn or any(self.sources_turned) or self.target_turned or self.mxfp4
+        return self.index is None and not (moved or self.added)
+
+    def dtype(self, sources: Sequence[Tensor]) -> str:
+        """The type of what the sources hold; F32 where they differ."""
+        if self.mxfp4:
+            return "MXFP4"
+        first = sources[0].dtype
+        return first if len(sources) == 1 or all(t.dtype == first for t in sources) else "F32"
+
+
+AS_IT_IS = Order()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor of one layout, of this shape, and the tensors of a checkpoint that it is made of."""
+
+    shape: tuple[int, ...]
+    sources: tuple[Tensor, ...]
+    order: Order = AS_IT_IS
+
+    @property
+    def dtype(self) -> str:
+        return self.order.dtype(self.sources)
+
+    def turned(self, by: int) -> Part | None:
+        """The same with its rows interleaved once more (1) or once less (−1); None where rows never are."""
+        wanted = self.order.turn + by
+        return replace(self, order=replace(self.order, turn=wanted)) if self.order.unit and abs(wanted) <= 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An HF tensor taken apart: `parts` are the orders of the GGUF tensors that it gives, one for all of them where no rows are chosen.
+
+    `shape` is the HF tensor's, () where any will do.
+    """
+
+    parts: tuple[Order, ...]
+    shape: tuple[int, ...] = ()
+
+    def back(self) -> Order:
+        """The inverse: the HF tensor from the GGUF tensors laid end to end. What was transposed first is so last, and vice versa."""
+        first, turned = self.parts[0], any(p.target_turned for p in self.parts)
+        alike = all((p.unit, p.turn) == (first.unit, first.turn) for p in self.parts)
+        chosen = None if first.index is None else [p.index if alike else _rows(p) for p in self.parts]
+        return Order(
+            first.unit if alike else 0,
+            None if chosen is None else np.argsort(np.concatenate(chosen)),  # type: ignore[arg-type]
+            -first.turn if alike else 0,
+            sources_turned=tuple(p.shape[-2] if p.target_turned else 0 for p in self.parts) if turned else (),
+            target_turned=self.shape[-1] if first.sources_turned else 0,
+            added=0.0 - first.added,
+            shape=self.shape,
+        )
+
+
+def _rows(order: Order) -> NDArray[np.int64]:
+    """The rows of the source that an order takes, one by one."""
+    rows = np.asarray(order.index)[:, None] * order.unit + np.arange(order.unit)
+    halves = (2, order.unit // 2) if order.turn > 0 else (order.unit // 2, 2)
+    return (rows.reshape(-1, *halves).swapaxes(1, 2) if order.turn else rows).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """How HF tensors of one kind become GGUF's, in a model of these sizes, and back."""
+
+    take: Callable[[Sizes], Taken]
+
+    def to_gguf(self, sizes: Sizes, part: int) -> Order:
+        """The order of the GGUF tensor number `part` of those that an HF tensor gives."""
+        parts = _taken(self.take, frozenset(sizes.items()))[0].parts
+        return parts[part] if len(parts) > 1 else parts[0]
+
+    def to_hf(self, sizes: Sizes) -> Order:
+        """The order of the HF tensor from all of them."""
+        return _taken(self.take, frozenset(sizes.items()))[1]
+
+    def mxfp4(self, sizes: Sizes, part: int) -> Order:
+        """As `to_gguf`, from an HF tensor of 4-bit blocks, which lie as GGUF's rows do, and its scales."""
+        order = self.to_gguf(sizes, part)
+        return Order(index=order.index, shape=order.shape, mxfp4=True)
+
+
+@lru_cache(maxsize=16)
+def _taken(take: Callable[[Sizes], Taken], sizes: frozenset[tuple[str, int]]) -> tuple[Taken, Order]:
+    """(what `take` makes, its inverse): gpt-oss has 700,000 rows in each of 72 tensors."""
+    taken = take(dict(sizes))
+    return taken, taken.back()
+
+
+def _heads(s: Sizes) -> tuple[NDArray[np.int64], ...]:
+    """The blocks of Q, K and V where each group of heads holds its queries, one key and one value."""
+    blocks = np.arange(s["heads"] + 2 * s["kv_heads"]).reshape(s["kv_heads"], -1)
+    return blocks[:, :-2].reshape(-1), blocks[:, -2], blocks[:, -1]
+
+
+def _groups_of_heads(s: Sizes) -> Taken:
+    return Taken((Order(s["head"], np.concatenate(_heads(s))),))
+
+
+def _heads_of_three(s: Sizes) -> Taken:
+    """Each head holds its own query, key and value."""
+    return Taken((Order(s["head"], np.arange(3 * s["heads"]).reshape(-1, 3).T.reshape(-1)),))
+
+
+def _split_groups(s: Sizes) -> Taken:
+    """Queries and keys are interleaved, values are not."""
+    parts = tuple(Order(s["head"], blocks, turn=turn) for blocks, turn in zip(_heads(s), (1, 1, 0), strict=True))
+    return Taken(parts, ((s["heads"] + 2 * s["kv_heads"]) * s["head"], s["hidden"]))
+
+
+# gpt-oss keeps gate and up of an expert in turn, as columns of a matrix that GGUF has the other way round
+
+
+def _columns(s: Sizes) -> Taken:
+    """Even and odd columns of each expert's matrix, (hidden, 2·ff), as rows."""
+    e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
+    rows = [np.arange(part, 2 * e * ff, 2) for part in (0, 1)]
+    return Taken(tuple(Order(index=i, sources_turned=(hidden,), shape=(e, ff, hidden)) for i in rows), (e, hidden, 2 * ff))
+
+
+def _biases(s: Sizes) -> Taken:
+    """Even and odd columns of one matrix, (experts, 2·ff)."""
+    e, ff = s["experts"], s["expert_ff"]
+    rows = [np.arange(part, 2 * ff, 2) for part in (0, 1)]
+    return Taken(tuple(Order(index=i, sources_turned=(e,), target_turned=ff, shape=(e, ff)) for i in rows), (e, 2 * ff))
+
+
+def _latent(s: Sizes) -> Taken:
+    """DeepSeek's kv_b_proj: each head's keys, transposed, and its values."""
+    heads, nope, value, latent = s["heads"], s["nope"], s["value"], s["kv_lora"]
+    unit = gcd(nope, value)
+    blocks = np.arange(heads * (nope + value) // unit).reshape(heads, -1)
+    keys = Order(unit, blocks[:, : nope // unit].reshape(-1), target_turned=nope, shape=(heads, latent, nope))
+    values = Order(unit, blocks[:, nope // unit :].reshape(-1), shape=(heads, value, latent))
+    return Taken((keys, values), (heads * (nope + value), latent))
+
+
+def _transposed(s: Sizes) -> Taken:
+    e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
+    return Taken((Order(sources_turned=(ff,), shape=(e, hidden, ff)),), (e, ff, hidden))
+
+
+def _halves(s: Sizes) -> Taken:
+    """Granite's experts: gate above up in one matrix; a block is half of it."""
+    e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
+    return Taken(tuple(Order(ff, np.arange(part, 2 * e, 2), shape=(e, ff, hidden)) for part in (0, 1)), (e, 2 * ff, hidden))
+
+
+TRANSFORMS: Mapping[str, Transform] = {
+    "": Transform(lambda s: Taken((AS_IT_IS,))),
+    "interleave": Transform(lambda s: Taken((Order(s["head"], turn=1),))),
+    "add_one": Transform(lambda s: Taken((Order(added=1.0),))),
+    "heads_of_three": Transform(_heads_of_three),
+    "groups_of_heads": Transform(_groups_of_heads),
+    "split_groups": Transform(_split_groups),
+    "columns_in_turn": Transform(_columns),
+    "in_turn": Transform(_biases),
+    "transposed": Transform(_transposed),
+    "latent": Transform(_latent),
+    "halves": Transform(_halves),
+}
+
+
+def to_gguf(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Part]:
+    """The parts of a GGUF, by their names, from the tensors of an HF folder; buffers that no runtime reads are left out.
+
+    Raises Unsupported for a tensor without a name, FormatError for experts that are missing or differ.
+    """
+    scales = scales_of(family, tensors)
+    second = {t.name for t in scales.values()}
+    found: dict[str, tuple[str, int, dict[int, Tensor]]] = {}
+    for name, t in tensors.items():
+        if name not in second:
+            for gguf_name, part, expert in family.to_gguf(name):
+                found.setdefault(gguf_name, (name, part, {}))[2][expert] = t
+    return {gguf: _to_gguf(family, gguf, part, experts, sizes, scales.get(hf)) for gguf, (hf, part, experts) in found.items()}
+
+
+def scales_of(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scales of each tensor of 4-bit blocks. FormatError for one of the two without the other, or of other shapes."""
+    found: dict[str, Tensor] = {}
+    for blocks, scales in family.scales.items():
+        mine, theirs = blocks.rpartition("_")[2], scales.rpartition("_")[2]
+        ends = {mine: theirs, theirs: mine}
+        for name, t in tensors.items():
+            stem, _, end = name.rpartition("_")
+            if end not in ends or numbered(name).template not in (blocks, scales):
+                continue
+            other = tensors.get(f"{stem}_{ends[end]}")
+            if other is None or (end == mine and (t.dtype, other.dtype, t.shape) != ("U8", "U8", (*other.shape, 16))):
+                raise FormatError(f"{name} and its {ends[end]} do not belong together", "the checkpoint is incomplete: get it again")
+            if end == mine:
+                found[name] = other
+    return found
+
+
+def _to_gguf(family: Family, name: str, part: int, experts: dict[int, Tensor], sizes: Sizes, scales: Tensor | None) -> Part:
+    sources = tuple(experts[e] for e in sorted(experts))
+    transform = TRANSFORMS[family.transform(name)]
+    if scales is not None:
+        order = transform.mxfp4(sizes, part)
+        _check_shape(sources[0], transform.to_hf(sizes).shape, True)
+        return Part(order.shape, (*sources, scales), order)
+    alike(name, sources)
+    stacked = NO_EXPERT not in experts
+    if stacked and sorted(experts) != list(range(len(experts))):
+        raise FormatError(
+            f"{name}: {len(experts)} experts are there, up to number {max(experts)}", "the checkpoint is incomplete: get it again"
+        )
+    order = transform.to_gguf(sizes, part)
+    if order.shape:
+        _check_shape(sources[0], transform.to_hf(sizes).shape, False)
+    return Part(_shape(sources, order, stacked), sources, order)
+
+
+def _check_shape(t: Tensor, whole: tuple[int, ...], mxfp4: bool) -> None:
+    """Raise FormatError unless an HF tensor has the shape that its order takes it apart by."""
+    expected = (whole[0], whole[2], whole[1] // 32, 16) if mxfp4 else whole
+    if t.shape != expected:
+        raise FormatError(
+            f"{t.name} has the shape {list(t.shape)}, the config describes {list(expected)}", "config and weights do not belong together"
+        )
+
+
+def _shape(sources: tuple[Tensor, ...], order: Order, stacked: bool) -> tuple[int, ...]:
+    """The shape of what an order makes of sources that are all alike."""
+    first = sources[0].shape
+    if order.shape or order.index is None:
+        return order.shape or ((len(sources), *first) if stacked else first)
+    return (len(order.index) * order.unit, *first[1:])
+
+
+def to_hf(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Part]:
+    """The parts of an HF folder, by their names, from the tensors of a GGUF. Raises Unsupported for one without a name."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, t in tensors.items():
+        template, part = family.to_hf(name, tensors)
+        found.setdefault(template, {})[part] = t
+    result: dict[str, Part] = {}
+    for template, pieces in found.items():
+        sources = tuple(pieces[k] for k in sorted(pieces))
+        order = TRANSFORMS[family.transform(sources[0].name)].to_hf(sizes)
+        if "{e}" in template:
+            result |= {template.replace("{e}", str(e)): expert(sources[0], e) for e in range(sources[0].shape[0])}
+            continue
+        if not order.shape:
+            alike(template, sources)
+        shape = order.shape or (sum(t.shape[0] for t in sources), *sources[0].shape[1:])
+        result[template] = Part(shape, sources, order)
+    return result
+
+
+def expert(t: Tensor, e: int) -> Part:
+    """One expert of a stacked tensor: a slice of its file."""
+    nbytes = t.nbytes // t.shape[0]
+    data = None if t.data is None else t.data[e * nbytes : (e + 1) * nbytes]
+    return Part(t.shape[1:], (Tensor(f"{t.name}[{e}]", t.dtype, t.shape[1:], nbytes, t.path, t.offset + e * nbytes, data),))
+
+
+def as_they_are(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes, gguf: bool) -> dict[str, Part]:
+    """The parts of a layout from a checkpoint that has it already. Where the other one interleaves rows, the order says whose."""
+
+    def order(name: str) -> Order:
+        names = [name] if gguf else [n for n, _, _ in family.to_gguf(name)]
+        return Order(sizes["head"]) if any(family.transform(n) == "interleave" for n in names) else AS_IT_IS
+
+    return {name: Part(t.shape, (t,), order(name)) for name, t in tensors.items() if gguf or family.to_gguf(name)}
+
+
+def rounded_by_gguf(family: Family, name: str, sizes: Sizes) -> float:
+    """What is added to a tensor of an HF folder on its way to a GGUF and taken off again on the way back, which float32 rounds; 0 for
+    one whose rows alone move."""
+    return next((TRANSFORMS[family.transform(n)].to_gguf(sizes, part).added for n, part, _ in family.to_gguf(name)), 0.0)
+
+
+def unpacked(family: Family, parts: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> dict[str, Part]:
+    """The parts of an HF folder with the matrices of numbers that transformers makes of 4-bit blocks and their scales."""
+    scales = scales_of(family, tensors)
+    seconds = {t.name for t in scales.values()}
+    plain = {name: part for name, part in parts.items() if name not in scales and name not in seconds}
+    return plain | {name.removesuffix("_blocks"): _numbers(parts[name], t) for name, t in scales.items()}
+
+
+def _numbers(blocks: Part, scales: Tensor) -> Part:
+    """The matrices (experts, columns, rows) that MXFP4 blocks (experts, rows, columns/32, 16) stand for."""
+    experts, rows, columns = blocks.shape[0], blocks.shape[1], blocks.shape[2] * 32
+    return Part((experts, columns, rows), (*blocks.sources, scales), Order(target_turned=rows, mxfp4=True))
+
+
+def alike(name: str, sources: Sequence[Tensor]) -> None:
+    if len({(t.dtype, t.shape[1:]) for t in sources}) > 1:
+        raise Unsupported(
+            f"the tensors that make {name} differ in their type or width: {', '.join(t.name for t in sources[:3])}", "make them alike"
+        )
+
+
+def part_of(gguf_name: str) -> str:
+    """A GGUF name without its layer: "attn_q.weight"."""
+    parts = gguf_name.split(".")
+    return ".".join(parts[2:] if parts[0] == "blk" else parts)
