@@ -309,7 +309,7 @@ def header(work: Path) -> None:
     """Opening a GGUF with 150,000 tokens and 280,000 merges, against gguf.GGUFReader."""
     import gguf as peer
 
-    from yarn_convert.formats.gguf_file import read_gguf
+    from yarn_convert.formats.gguf_file import open_gguf
 
     path = work / "vocabulary.gguf"
     writer = peer.GGUFWriter(path, "llama")
@@ -320,7 +320,7 @@ def header(work: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    mine, theirs = timed(lambda: read_gguf(path)), timed(lambda: peer.GGUFReader(path))
+    mine, theirs = timed(lambda: open_gguf(path)), timed(lambda: peer.GGUFReader(path))
     print(f"| open a GGUF with 150k tokens | {mine:.3f} s | GGUFReader: {theirs:.2f} s | {theirs / mine:.0f} times faster |", flush=True)
 
 

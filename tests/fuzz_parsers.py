@@ -29,15 +29,15 @@ from yarn_convert.checkpoint.manifest import MANIFEST, read_manifest, rope_of
 from yarn_convert.checkpoint.source import Source
 from yarn_convert.conversion.describe import describe
 from yarn_convert.errors import YarnConvertError
-from yarn_convert.evaluation.journal import Journal
+from yarn_convert.evaluation.journal import ResultJournal
 from yarn_convert.formats import general
-from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import open_gguf
 from yarn_convert.formats.pickles import check_pickle
 from yarn_convert.formats.quantizer import read_imatrix
 from yarn_convert.formats.tensors import load_json, read_folder, read_safetensors
 from yarn_convert.rope import Rope, recipe_of
 from yarn_convert.targets import in_place, resume
-from yarn_convert.tokenizers.sentencepiece_model import read_model
+from yarn_convert.tokenizers.sentencepiece_model import read_sentencepiece
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 10**400, 0.0, -1.5, 1e308, float("nan"), float("inf"), "", "x", "7", "\x1b[31m", "\ud800", [],
@@ -183,7 +183,7 @@ def kinds(root: Path) -> dict[str, Kind]:
     generation = root / "generation_config.json"
     sampling = {"temperature": 0.6, "top_p": 0.9, "top_k": 40, "do_sample": True, "eos_token_id": [1, 2], "repetition_penalty": 1.1}
     made["generation_config.json"] = Kind(
-        generation, json.dumps(sampling).encode(), lambda: general.to_gguf({"license": "mit"}, {}, load_json(generation), "m", {})
+        generation, json.dumps(sampling).encode(), lambda: general.general_keys({"license": "mit"}, {}, load_json(generation), "m", {})
     )
     card = root / "card"
     made["metadata of README.md"] = Kind(
@@ -197,10 +197,10 @@ def kinds(root: Path) -> dict[str, Kind]:
     made["index"] = Kind(index, index.read_bytes(), lambda: read_folder(shards))
     files: dict[str, tuple[bytes, Callable[[Path], Any]]] = {
         "safetensors header": (hostile_fuzz.safetensors_file(), read_safetensors),
-        "GGUF header": (hostile_fuzz.gguf_file(), lambda p: [f.value for f in read_gguf(p).fields.values()]),
+        "GGUF header": (hostile_fuzz.gguf_file(), lambda p: [f.value for f in open_gguf(p).fields.values()]),
         "pickle": (pickled(), check_pickle),
         "imatrix": (dat(), read_imatrix),
-        "SentencePiece model": (sentencepiece(), lambda p: read_model(p.read_bytes())),
+        "SentencePiece model": (sentencepiece(), lambda p: read_sentencepiece(p.read_bytes())),
     }
     for name, (sound, read) in files.items():
         path = root / name.replace(" ", "-")
@@ -217,7 +217,7 @@ def journals(root: Path) -> dict[str, Kind]:
     edited = root / "m.gguf"
 
     def evaluation() -> None:
-        Journal(kept).remove()
+        ResultJournal(kept).remove()
 
     def conversion() -> None:
         (partial / "files").mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from yarn_convert.errors import YarnConvertError
-from yarn_convert.formats.gguf_file import Gguf, encode_header, read_gguf
+from yarn_convert.formats.gguf_file import Gguf, encode_header, open_gguf
 from yarn_convert.formats.tensors import read_safetensors
 
 LIES = (0, 1, 7, 2**16, 2**31, 2**32, 2**32 + 1, 2**60, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1)
@@ -143,7 +143,7 @@ def check_safetensors(data: bytes, path: Path) -> None:
 def check_gguf(data: bytes, path: Path) -> None:
     """A file is refused with our own error, or its values decode, its tensors lie inside it, and it is written back as it was."""
     path.write_bytes(data)
-    read = attempt(read_gguf, path)
+    read = attempt(open_gguf, path)
     if not isinstance(read, YarnConvertError):
         check_parsed(read, len(data))
 
@@ -162,7 +162,7 @@ def check_parsed(read: Gguf, size: int) -> None:
     again.write_bytes(header)
     with again.open("r+b") as f:
         f.truncate(len(header) + sum(t.nbytes + -t.nbytes % read.alignment for t in read.tensors.values()) + end)
-    back = read_gguf(again)
+    back = open_gguf(again)
     assert dict(back.fields) == dict(read.fields)
     assert {n: (t.dtype, t.shape) for n, t in back.tensors.items()} == {n: (t.dtype, t.shape) for n, t in read.tensors.items()}
 

@@ -17,7 +17,7 @@ from yarn_convert.cli import show
 from yarn_convert.conversion import convert
 from yarn_convert.conversion.extension import EXTENDING
 from yarn_convert.families import ALIASES
-from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import open_gguf
 from yarn_convert.options import Recipe
 
 Run = subprocess.CompletedProcess[str]
@@ -106,7 +106,7 @@ def test_a_conversion_prints_where_it_went_and_what_to_do_next(make_model: MakeM
         "yarn-convert validate",
     ):
         assert part in done.stderr
-    assert read_gguf(tmp_path / "tiny-yarn-256.gguf").get("llama.context_length") == 256
+    assert open_gguf(tmp_path / "tiny-yarn-256.gguf").get("llama.context_length") == 256
     quiet = run("tiny", "--context", 256, "--out", "gguf", "-q", "--force", cwd=tmp_path)
     assert (quiet.stdout, quiet.stderr) == ("tiny-yarn-256.gguf\n", "")
     as_json = json.loads(run("tiny-yarn-256.gguf", "--scale", 8, "--json", cwd=tmp_path).stdout)
@@ -229,7 +229,7 @@ def test_an_interrupted_edit_in_place_is_finished_not_repeated(make_model: MakeM
     assert done.returncode == 9
     fails("inspect", tmp_path / "m.gguf", says="interrupted")
     fails(*words, says="finished now")
-    assert read_gguf(tmp_path / "m.gguf").get("llama.context_length") == 4 * CONTEXT
+    assert open_gguf(tmp_path / "m.gguf").get("llama.context_length") == 4 * CONTEXT
 
 
 def test_ctrl_c_leaves_nothing_and_says_so(make_model: MakeModel, tmp_path: Path) -> None:

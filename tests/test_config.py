@@ -10,7 +10,7 @@ import pytest
 from hostile_models import hf_folder
 
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.checkpoint.config import TYPES, RopeObject, checked
+from yarn_convert.checkpoint.config import TYPES, RopeObject, checked_config
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.errors import FormatError, YarnConvertError
 from yarn_convert.families import FAMILIES, MODEL_TYPES
@@ -37,7 +37,7 @@ def test_every_member_that_the_families_and_readers_name_has_its_type() -> None:
 @pytest.mark.parametrize("model_type", ["llama", "falcon", "deepseek_v3", "gemma3_text"])
 def test_another_type_is_one_error_that_names_the_member(key: str, model_type: str) -> None:
     with pytest.raises(FormatError, match=rf"^config.json: {key} is ") as error:
-        checked({"model_type": model_type, key: WRONG.get(TYPES[key], 1.5)})
+        checked_config({"model_type": model_type, key: WRONG.get(TYPES[key], 1.5)})
     assert error.value.hint == "fix the model's config.json"
 
 
@@ -58,10 +58,10 @@ def test_no_value_of_a_size_is_a_traceback(model_type: str, tmp_path: Path) -> N
 
 def test_null_and_what_is_not_read_are_as_they_were() -> None:
     config = {"model_type": "llama", **dict.fromkeys(TYPES.keys() - {"model_type"}), "of_another_world": [{}]}
-    assert checked(config) is config
+    assert checked_config(config) is config
     nested = {"text_config": {"rope_parameters": {"full_attention": {"factor": []}}}}
     with pytest.raises(FormatError, match=r"text_config of config.json: rope_parameters\.full_attention\.factor is a list, not a number"):
-        checked(nested)
+        checked_config(nested)
 
 
 @pytest.mark.parametrize(

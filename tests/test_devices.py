@@ -12,7 +12,7 @@ import pytest
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.compute import reference as rooms
-from yarn_convert.compute.reference import Reference, Weights, device_map
+from yarn_convert.compute.reference import Reference, TorchWeights, device_map
 from yarn_convert.errors import UsageError
 from yarn_convert.rope import Effect, table
 
@@ -28,7 +28,7 @@ def model(make_model: MakeModel) -> Checkpoint:
 
 def halves(c: Checkpoint) -> dict[str, int]:
     """Two devices, neither of which holds the whole model."""
-    size = Weights(c, torch.float32, swap_qk=False).nbytes
+    size = TorchWeights(c, torch.float32, swap_qk=False).nbytes
     return dict.fromkeys(GPUS, int(0.8 * size))
 
 

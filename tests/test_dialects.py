@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yarn_convert import dialects, readers
-from yarn_convert.checkpoint.config import checked
+from yarn_convert.checkpoint.config import checked_config
 from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported
 from yarn_convert.families import LLAMA
 from yarn_convert.formats.gguf_file import Value
@@ -222,7 +222,7 @@ def test_mscale_gives_the_multiplier_when_attention_factor_does_not() -> None:
 )
 def test_a_spelling_that_is_not_understood_is_refused(config: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        dialects.hf_read(checked(config))
+        dialects.hf_read(checked_config(config))
 
 
 def gguf(**members: Any) -> dict[str, Any]:

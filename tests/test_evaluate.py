@@ -24,11 +24,18 @@ from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import app as cli
 from yarn_convert.cli import runtimes
 from yarn_convert.compute.growing import Steps, greedy
-from yarn_convert.compute.scorer import Runtime, Torch
+from yarn_convert.compute.scorer import RuntimeScorer, Torch
 from yarn_convert.compute.tokens import TEXT, tokenizer_of
 from yarn_convert.conversion import convert
 from yarn_convert.errors import InputError, UsageError
-from yarn_convert.evaluation import Journal, measure_advice, measure_passkey, measure_perplexity, measure_temperature, passkeys  # fmt: skip
+from yarn_convert.evaluation import (  # fmt: skip
+    ResultJournal,
+    measure_advice,
+    measure_passkey,
+    measure_perplexity,
+    measure_temperature,
+    passkeys,
+)
 from yarn_convert.evaluation.journal import identity
 from yarn_convert.evaluation.measures import typed
 from yarn_convert.evaluation.passkeys import FILLING, prompt
@@ -72,8 +79,8 @@ def settings(**flat: Any) -> EvaluateOptions:
     return EvaluateOptions(recipe=recipe, **flat)
 
 
-def measured(models: list[Path], wish: PerplexityOptions, journal: Journal | None = None, **flat: Any) -> dict[str, Any]:
-    return measure_perplexity([str(m) for m in models], replace(wish, settings=settings(**flat)), journal or Journal())
+def measured(models: list[Path], wish: PerplexityOptions, journal: ResultJournal | None = None, **flat: Any) -> dict[str, Any]:
+    return measure_perplexity([str(m) for m in models], replace(wish, settings=settings(**flat)), journal or ResultJournal())
 
 
 def values(result: dict[str, Any], name: str = "perplexity") -> list[list[float]]:
@@ -288,7 +295,7 @@ def test_llama_cpps_own_count_over_its_own_logits_gives_our_losses(make_model: M
         for part in np.split(ids, chunks)
     ]  # fmt: skip
     c = open_checkpoint(resolve(str(out)))
-    scorers = (Torch(c, "cpu"), Runtime(c, "llama.cpp"))
+    scorers = (Torch(c, "cpu"), RuntimeScorer(c, "llama.cpp"))
     for scorer in scorers:
         ours = [float(scorer.losses(c.rope, part, width // 2 + 1).sum()) for part in np.split(ids, chunks)]
         assert ours == pytest.approx([total for total, _ in theirs], rel=2e-5)
@@ -322,7 +329,9 @@ def test_a_tokenizer_that_cuts_and_pads_changes_no_text_and_hides_no_bos(make_mo
     for base in (plain, other):
         (model,) = measured([base], PerplexityOptions(windows=(CONTEXT,)))["models"]
         assert model["bos"] == [1] and model["documents"][0]["tokens"] > 1000
-    found = [measure_passkey([str(b)], PasskeyOptions(lengths=(600,), trials=2), Journal())["rows"][0]["trials"] for b in (plain, other)]
+    found = [
+        measure_passkey([str(b)], PasskeyOptions(lengths=(600,), trials=2), ResultJournal())["rows"][0]["trials"] for b in (plain, other)
+    ]
     assert found[0] == found[1] and all(t["tokens"] > 500 for t in found[0])
 
 
@@ -482,7 +491,7 @@ def test_the_first_number_is_the_answer(make_model: MakeModel, monkeypatch: pyte
     keys = {tuple(p.ids): p.key for p in (prompt(tokenizer, [], 600, i, 3) for i in range(4))}
     answer = lambda steps, ids, most, stop: tokenizer.encode(said.format(key=keys[tuple(ids)]), add_special_tokens=False).ids  # noqa: E731
     monkeypatch.setattr(passkeys, "greedy", answer)
-    (row,) = measure_passkey([str(base)], PasskeyOptions(lengths=(600,), trials=4, depths=2, seed=3), Journal())["rows"]
+    (row,) = measure_passkey([str(base)], PasskeyOptions(lengths=(600,), trials=4, depths=2, seed=3), ResultJournal())["rows"]
     (point,) = row["points"]
     assert (point["correct"], point["accuracy"]) == (right, right / 4)
     assert sum(n for n, _ in point["by_depth"]) == 4 and sum(k for _, k in point["by_depth"]) == right
@@ -518,10 +527,12 @@ def test_every_architectures_head_and_rotation_are_its_own(tmp_path: Path, name:
 def test_the_recommended_temperature_is_yarns_own_and_segments_add_up(make_model: MakeModel) -> None:
     base, s = make_model(), settings(scale=4.0, texts=Texts(cut=4 * CONTEXT, most=2))
     wish = TemperatureOptions(multipliers=(0.9, 1.3), segments=3)
-    (row,) = measure_temperature([str(base)], replace(wish, settings=s), Journal())["rows"]
+    (row,) = measure_temperature([str(base)], replace(wish, settings=s), ResultJournal())["rows"]
     assert row["recommended"] == 0.1 * math.log(4) + 1
     assert [p["multiplier"] for p in row["points"]] == [0.9, row["recommended"], 1.3]
-    (yarn,) = measure_perplexity([str(base)], PerplexityOptions(replace(s, methods=("yarn",)), windows=(4 * CONTEXT,)), Journal())["rows"]
+    (yarn,) = measure_perplexity([str(base)], PerplexityOptions(replace(s, methods=("yarn",)), windows=(4 * CONTEXT,)), ResultJournal())[
+        "rows"
+    ]
     assert row["points"][1]["perplexity"] == pytest.approx(yarn["points"][0]["perplexity"], rel=1e-9)
     weights = [b - a for a, b in row["segments"]]
     assert sum(weights) == 4 * CONTEXT - 1
@@ -544,7 +555,7 @@ def test_advice_is_the_smallest_factor_that_stays_flat(
 ) -> None:
     monkeypatch.setattr(Torch, "losses", breaks_past_its_window)
     result = measure_advice(
-        str(make_model()), AdviseOptions(settings(texts=Texts(cut=300, most=3)), context=n, tolerance=tolerance), Journal()
+        str(make_model()), AdviseOptions(settings(texts=Texts(cut=300, most=3)), context=n, tolerance=tolerance), ResultJournal()
     )
     assert result["factor"] == factor
     last = result["tried"][-1]
@@ -564,7 +575,7 @@ def test_what_a_factor_costs_is_counted_from_what_the_base_computes_for_that_len
 
     dynamic = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": CONTEXT}}
     base = make_model(config=dynamic) if kind == "dynamic" else make("phi3/longrope", tmp_path / "base")
-    result = measure_advice(str(base), AdviseOptions(context=8 * CONTEXT, factors=(16.0,), tolerance=0.0), Journal())
+    result = measure_advice(str(base), AdviseOptions(context=8 * CONTEXT, factors=(16.0,), tolerance=0.0), ResultJournal())
     costs = result["tried"][0]["short"]
     alone = values(measured([base], PerplexityOptions(windows=tuple(c["tokens"] for c in costs))))[0]
     assert [c["perplexity"] for c in costs] == pytest.approx(alone, rel=1e-6)
@@ -582,7 +593,7 @@ LLAMA3 = {
 def test_advice_on_a_base_that_keeps_its_scaling_counts_from_what_it_serves(make_model: MakeModel) -> None:
     """Llama 3.1 serves 131,072 tokens by its own llama3, not 8,192: its window, its short texts and its factors are of that."""
     base = make_model(config={"rope_scaling": LLAMA3, "max_position_embeddings": 4 * CONTEXT})
-    result = measure_advice(str(base), AdviseOptions(context=8 * CONTEXT, tolerance=0.0), Journal())
+    result = measure_advice(str(base), AdviseOptions(context=8 * CONTEXT, tolerance=0.0), ResultJournal())
     assert result["original_context"] == 4 * CONTEXT
     assert [c["tokens"] for c in result["tried"][0]["short"]] == [CONTEXT, 2 * CONTEXT, 4 * CONTEXT]
     assert [(t["factor"], t["context"]) for t in result["tried"][1:3]] == [(1.5, 6 * CONTEXT), (2.0, 8 * CONTEXT)]
@@ -606,7 +617,7 @@ def test_a_perplexity_that_is_no_number_is_not_flat(make_model: MakeModel, monke
         return np.where(np.arange(first, len(ids)) >= 3 * CONTEXT, np.nan, whole(self, rope, ids, first, *rest))
 
     monkeypatch.setattr(Torch, "losses", overflows)
-    result = measure_advice(str(make_model()), AdviseOptions(context=4 * CONTEXT, tolerance=1e9, factors=(4.0,)), Journal())
+    result = measure_advice(str(make_model()), AdviseOptions(context=4 * CONTEXT, tolerance=1e9, factors=(4.0,)), ResultJournal())
     assert result["factor"] is None and len(result["tried"]) == 2
 
 
@@ -617,7 +628,9 @@ def test_a_perplexity_that_is_no_number_is_not_the_best(make_model: MakeModel, m
         return whole(self, rope, ids, first, *rest) * (np.nan if rope.params["attention_factor"] < 0.5 else 1)
 
     monkeypatch.setattr(Torch, "losses", overflows)
-    (row,) = measure_temperature([str(make_model())], TemperatureOptions(settings(scale=4.0), multipliers=(0.1, 1.2)), Journal())["rows"]
+    (row,) = measure_temperature([str(make_model())], TemperatureOptions(settings(scale=4.0), multipliers=(0.1, 1.2)), ResultJournal())[
+        "rows"
+    ]
     assert row["best"] > 1 and row["best_by_document"][0] > 1
 
 
@@ -640,25 +653,25 @@ def test_the_same_command_goes_on_and_another_input_does_not(
 
     monkeypatch.setattr(Torch, "losses", failing)
     with pytest.raises(KeyboardInterrupt):
-        measured([base], wish, Journal(path), methods=("none", "yarn"), scale=2.0)
+        measured([base], wish, ResultJournal(path), methods=("none", "yarn"), scale=2.0)
     path.write_text(path.read_text()[:-20])  # as a power failure cuts a line
     left = 1000
-    assert values(measured([base], wish, Journal(path), methods=("none", "yarn"), scale=2.0)) == whole
+    assert values(measured([base], wish, ResultJournal(path), methods=("none", "yarn"), scale=2.0)) == whole
     assert 1000 - left == 12 - 3, "12 passes, of which the journal had three whole ones"
     left = 0
-    assert values(measured([base], wish, Journal(path), methods=("none", "yarn"), scale=2.0)) == whole
+    assert values(measured([base], wish, ResultJournal(path), methods=("none", "yarn"), scale=2.0)) == whole
     for other in ({"methods": ("yarn",), "scale": 3.0}, {"methods": ("yarn",), "scale": 2.0, "dtype": "bf16"}):
         with pytest.raises(KeyboardInterrupt):
-            measured([base], wish, Journal(path), **other)
+            measured([base], wish, ResultJournal(path), **other)
 
 
 def test_another_config_is_another_model_to_the_journal(make_model: MakeModel, tmp_path: Path) -> None:
     """The weight files are the same; what is computed of them is not."""
     base, wish, path = make_model(), PerplexityOptions(windows=(CONTEXT,)), tmp_path / "journal"
-    first = values(measured([base], wish, Journal(path)))
+    first = values(measured([base], wish, ResultJournal(path)))
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
-    again = values(measured([base], wish, Journal(path)))
+    again = values(measured([base], wish, ResultJournal(path)))
     assert again == values(measured([base], wish)) != first
 
 
@@ -825,7 +838,7 @@ def test_a_data_set_of_a_hub_that_is_out_of_reach_is_one_line_at_once() -> None:
 
 
 def test_a_length_that_is_named_twice_is_measured_once(make_model: MakeModel) -> None:
-    result = measure_passkey([str(make_model())], PasskeyOptions(lengths=(600, 500, 600), trials=2), Journal())
+    result = measure_passkey([str(make_model())], PasskeyOptions(lengths=(600, 500, 600), trials=2), ResultJournal())
     assert result["lengths"] == (600, 500)
     assert [(p["length"], p["trials"]) for p in result["rows"][0]["points"]] == [(600, 2), (500, 2)]
 
@@ -998,9 +1011,11 @@ def test_a_model_without_a_tokenizer_stops_a_run_before_it_begins(make_model: Ma
 def test_outputs_as_they_are_go_by_one_name(make_model: MakeModel, tmp_path: Path) -> None:
     base, out = make_model(), tmp_path / "long.gguf"
     convert(str(base), Recipe(scale=4), out="gguf", output=out)
-    found = measure_perplexity([str(base), str(out)], PerplexityOptions(settings(texts=Texts(cut=64, most=1)), windows=(64,)), Journal())
+    found = measure_perplexity(
+        [str(base), str(out)], PerplexityOptions(settings(texts=Texts(cut=64, most=1)), windows=(64,)), ResultJournal()
+    )
     assert labels_of(typed(found)) == [str(base), str(out)]
     both = measure_perplexity(
-        [str(base), str(out)], PerplexityOptions(settings(methods=("none",), texts=Texts(cut=64, most=1)), windows=(64,)), Journal()
+        [str(base), str(out)], PerplexityOptions(settings(methods=("none",), texts=Texts(cut=64, most=1)), windows=(64,)), ResultJournal()
     )
     assert labels_of(typed(both)) == [f"{base} none", f"{out} none"]

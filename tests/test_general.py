@@ -15,7 +15,7 @@ from test_validate import rewritten
 
 from yarn_convert.conversion import prepare
 from yarn_convert.formats import general
-from yarn_convert.formats.gguf_file import Value, read_gguf
+from yarn_convert.formats.gguf_file import Value, open_gguf
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.tokenizers import vocabulary
 
@@ -90,7 +90,7 @@ def test_repetition_is_transformers_own_over_the_whole_text(make_model: MakeMode
 
 def test_a_folder_ends_texts_where_its_gguf_did(make_model: MakeModel, tmp_path: Path) -> None:
     path, _ = converted(make_model(), tmp_path / "m.gguf", "gguf")
-    eos = read_gguf(path).get("tokenizer.ggml.eos_token_id")
+    eos = open_gguf(path).get("tokenizer.ggml.eos_token_id")
     for more, ends in (({}, eos), ({"eot": 7, "eom": eos}, [eos, 7])):
         rewritten(path, {f"tokenizer.ggml.{name}_token_id": Value("u32", i) for name, i in more.items()})
         back, _ = converted(path, tmp_path / f"back{len(more)}", "safetensors")

@@ -49,7 +49,7 @@ from yarn_convert.checkpoint.manifest import manifest_path
 from yarn_convert.cli import app as cli
 from yarn_convert.conversion import prepare
 from yarn_convert.errors import OutputError, YarnConvertError
-from yarn_convert.formats.gguf_file import encode_header, read_gguf
+from yarn_convert.formats.gguf_file import encode_header, open_gguf
 from yarn_convert.formats.tensors import read_safetensors
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.targets import in_place
@@ -219,7 +219,7 @@ BAD_GGUF = [
 def test_a_lying_gguf_header_is_refused(data: bytes, part: str, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(data)
     with pytest.raises(YarnConvertError, match=part) as e:
-        read_gguf(tmp_path / "m.gguf")
+        open_gguf(tmp_path / "m.gguf")
     assert e.value.hint
 
 
@@ -229,7 +229,7 @@ def test_a_header_that_claims_everything_costs_neither_time_nor_memory(tmp_path:
     peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for data in lies:
         (tmp_path / "m").write_bytes(data)
-        for read in (read_gguf, read_safetensors):
+        for read in (open_gguf, read_safetensors):
             with pytest.raises(YarnConvertError):
                 read(tmp_path / "m")
     assert time.process_time() - start < 10  # what believed one of them would take minutes
@@ -240,7 +240,7 @@ def test_text_that_is_not_utf8_survives_a_gguf_round_trip(tmp_path: Path) -> Non
     raw = b"\xff\xfe\x80 caf\xc3"
     fields = [string(raw) + field(STR, raw), string("list") + array(STR, raw, b"", "é")]
     (tmp_path / "m.gguf").write_bytes(gguf_bytes(fields, [info(raw, (4,), 0, 0)], b"\0" * 32))
-    read = read_gguf(tmp_path / "m.gguf")
+    read = open_gguf(tmp_path / "m.gguf")
     data, _ = encode_header(read.fields, read.tensors.values(), 32)
     assert data + b"\0" * 32 == (tmp_path / "m.gguf").read_bytes()
     decoded = read.fields["list"].value
@@ -676,7 +676,7 @@ def test_after_kill_nothing_has_the_final_name_and_a_second_run_works(make: Call
     for left in Path().rglob("*.gguf"):
         if left.name != model:
             with pytest.raises(YarnConvertError):
-                read_gguf(left)
+                open_gguf(left)
     assert prepare(model, ConvertOptions(Recipe(scale=4), output=Path(out))).run().to_dict()
     assert Path(out).exists()
 
@@ -795,9 +795,9 @@ def _insertable(path: Path) -> None:
 def test_an_edit_keeps_the_tensor_data(edit: tuple[Path, in_place.Edit, bytes, bytes]) -> None:
     path, _, before, after = edit
     path.write_bytes(before)
-    old = {n: t.read().tobytes() for n, t in read_gguf(path).tensors.items()}
+    old = {n: t.read().tobytes() for n, t in open_gguf(path).tensors.items()}
     path.write_bytes(after)
-    assert {n: t.read().tobytes() for n, t in read_gguf(path).tensors.items()} == old
+    assert {n: t.read().tobytes() for n, t in open_gguf(path).tensors.items()} == old
 
 
 def test_a_crash_at_any_step_of_an_edit_leaves_the_old_file_or_the_new(edit: tuple[Path, in_place.Edit, bytes, bytes]) -> None:
@@ -818,7 +818,7 @@ def test_a_crash_at_any_step_of_an_edit_leaves_the_old_file_or_the_new(edit: tup
         torn, torn_side = path.read_bytes(), side.read_bytes() if side.exists() else None
         if torn not in (before, after):
             with pytest.raises(YarnConvertError):  # no reader takes it for a model
-                read_gguf(path)
+                open_gguf(path)
         again = crashing(None, lambda: in_place.recover(path))
         results.add(path.read_bytes())
         assert path.read_bytes() in (before, after), f"step {at}"

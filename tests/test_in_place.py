@@ -16,7 +16,7 @@ from dying import dies
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import OutputError, YarnConvertError
-from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import open_gguf
 from yarn_convert.formats.split import read_model
 from yarn_convert.options import ConvertOptions, Recipe, RepairOptions
 from yarn_convert.targets import in_place, parts
@@ -111,7 +111,7 @@ class Edited:
         data, said = self.path.read_bytes(), manifest()
         if data not in (self.before, self.after):
             with pytest.raises(YarnConvertError):
-                read_gguf(self.path)
+                open_gguf(self.path)
         elif said is not None:
             assert (said == self.manifest) == (data == self.after), what
 

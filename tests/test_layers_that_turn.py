@@ -17,7 +17,7 @@ from yarn_convert.conversion import convert, extend, prepare
 from yarn_convert.errors import FormatError, Unsupported, UsageError
 from yarn_convert.families import ARCHS, FAMILIES, MODEL_TYPES
 from yarn_convert.families.layers import Layer, farthest
-from yarn_convert.formats.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.formats.gguf_file import Value, encode_header, open_gguf
 from yarn_convert.options import ConvertOptions, Recipe
 
 WINDOW, TOKENS = 4, 12
@@ -149,7 +149,7 @@ def test_a_number_of_layers_that_nothing_has_takes_no_time(layers: int) -> None:
 
 def as_architecture(arch: str, out: Path, **keys: Any) -> Path:
     """`out`, a GGUF of llama, as one of another architecture: the same tensors, the same keys and these."""
-    old = read_gguf(out)
+    old = open_gguf(out)
     fields: dict[str, Any] = {k.replace("llama.", f"{arch}.", 1) if k.startswith("llama.") else k: v for k, v in old.fields.items()}
     for key, value in keys.items():
         fields[f"{arch}.{key}"] = Value("bool[]", value) if isinstance(value, list) else Value("u32", value)

@@ -163,9 +163,9 @@ def test_layers_of_further_tokens_stay_in_a_folder_and_are_named_when_a_gguf_lea
     pytest.importorskip("torch")
     import torch
 
-    from yarn_convert.compute.reference import Weights
+    from yarn_convert.compute.reference import TorchWeights
 
-    assert set(Weights(opened(source), torch.float32, False)) == set(weights), "the reference runs what transformers runs"
+    assert set(TorchWeights(opened(source), torch.float32, False)) == set(weights), "the reference runs what transformers runs"
     with pytest.raises(Unsupported, match="not part of the family"):
         opened(edited(source, tmp_path / "n", {"num_nextn_predict_layers": 0}))
 

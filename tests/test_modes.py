@@ -13,11 +13,11 @@ from test_validate import extended, run
 from yarn_convert import runtimes
 from yarn_convert.errors import UsageError
 from yarn_convert.runtimes import protocol
-from yarn_convert.runtimes.table import RUNTIMES, Runtime, mode_of, row_of
+from yarn_convert.runtimes.table import RUNTIMES, Runtime, mode_of, runtime_of
 from yarn_convert.validation import study
 from yarn_convert.validation.judging import FLOAT32
 from yarn_convert.validation.text import lines
-from yarn_convert.validation.verdict import judge
+from yarn_convert.validation.verdict import verdict_of
 
 pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -26,7 +26,7 @@ MODES = [f"{name}:{mode}" for name, row in RUNTIMES.items() for mode in row.mode
 
 @pytest.mark.parametrize("wish", MODES)
 def test_a_sound_file_passes_in_every_mode(make_model: MakeModel, tmp_path: Path, wish: str) -> None:
-    row = row_of(wish)
+    row = runtime_of(wish)
     pytest.importorskip(row.module)
     model = make_model()
     out = extended(model, tmp_path / ("out.gguf" if row.reads == "gguf" else "out"))
@@ -44,7 +44,7 @@ def test_a_sound_file_passes_in_every_mode(make_model: MakeModel, tmp_path: Path
 
 @pytest.mark.parametrize("wish", ["transformers:bf16", "llama.cpp:fa"])
 def test_a_file_that_means_something_else_fails_in_a_coarse_mode_too(make_model: MakeModel, tmp_path: Path, wish: str) -> None:
-    row = row_of(wish)
+    row = runtime_of(wish)
     pytest.importorskip(row.module)
     out = extended(make_model(), tmp_path / ("out.gguf" if row.reads == "gguf" else "out"))
     other = extended(make_model("other"), tmp_path / f"linear{out.suffix}", method="linear")
@@ -64,7 +64,7 @@ def test_what_a_coarse_mode_cannot_see_has_to_be_seen_elsewhere() -> None:
                    for kind, r in zip(("real", "twin"), runs, strict=False)]  # fmt: skip
         parts = {name: {"verdict": "passed"} for name in ("recipe", "weights", "tokenizer")}
         recipe = {"original_context": 4}
-        return str(judge({"studies": studies, "intention": {"context": 9, "recipe": recipe}, "missing": [], **parts}, ())["verdict"])
+        return str(verdict_of({"studies": studies, "intention": {"context": 9, "recipe": recipe}, "missing": [], **parts}, ())["verdict"])
 
     assert told([], []) == told(["factor × 2"], []) == "passed"
     assert told(["factor × 2"], ["factor × 2"]) == told(["factor × 2"]) == "inconclusive"
@@ -117,4 +117,4 @@ def test_where_a_runtime_ran_is_said() -> None:
 
 def test_every_mode_is_of_a_runtime_that_there_is() -> None:
     assert mode_of("transformers") is None and all(mode_of(wish) for wish in MODES)
-    assert isinstance(row_of("llama.cpp:fa"), Runtime)
+    assert isinstance(runtime_of("llama.cpp:fa"), Runtime)

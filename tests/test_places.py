@@ -17,7 +17,7 @@ from dying import dies
 from yarn_convert.checkpoint import MANIFEST
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
-from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import open_gguf
 from yarn_convert.formats.split import read_model
 from yarn_convert.formats.tensors import read_safetensors
 from yarn_convert.options import ConvertOptions, Recipe
@@ -508,7 +508,7 @@ def test_a_finished_output_that_was_taken_away_is_not_missed() -> None:
         for name in ("out.gguf", "out.yarn_convert.json"):
             Path(name).unlink()
         start("gguf")
-        assert hidden() == [] and read_gguf(Path("out.gguf"))
+        assert hidden() == [] and open_gguf(Path("out.gguf"))
         for name in ("out.gguf", "out.yarn_convert.json"):
             Path(name).unlink()
 

@@ -21,7 +21,7 @@ from conftest import MakeModel
 from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.formats import dtypes, quantizer
-from yarn_convert.formats.gguf_file import Value, encode_header, nbytes_of, read_gguf, type_numbers
+from yarn_convert.formats.gguf_file import Value, encode_header, nbytes_of, open_gguf, type_numbers
 from yarn_convert.formats.quantizer import MIXES, Imatrix, read_imatrix
 from yarn_convert.formats.tensors import Tensor, in_memory
 from yarn_convert.options import Recipe
@@ -173,7 +173,7 @@ def file_order(names: Iterable[str]) -> list[str]:
 
 def quantized(source: Path, mix: str, imatrix: Imatrix | None = None, step: int = 40) -> bytes:
     """The file as this package makes it: `types_of`, then some rows at a time on two threads."""
-    g = read_gguf(source)
+    g = open_gguf(source)
     types = quantizer.types_of(g.fields, g.tensors.values(), mix, imatrix)
     targets = [Tensor(n, types[n], g.tensors[n].shape, nbytes_of(types[n], g.tensors[n].shape)) for n in file_order(g.tensors)]
     header, offsets = encode_header(quantizer.quantized_fields(g.fields, mix, imatrix), targets, 32)
@@ -197,7 +197,7 @@ def quantized(source: Path, mix: str, imatrix: Imatrix | None = None, step: int 
 def made_imatrix(source: Path) -> Imatrix:
     """Weights for every matrix; those of the embedding are of a wrong size, which llama.cpp passes over for it alone."""
     weights = {"token_embd.weight": np.ones((1, 7), np.float32)}
-    for t in read_gguf(source).tensors.values():
+    for t in open_gguf(source).tensors.values():
         if len(t.shape) > 1 and t.name != "token_embd.weight":
             shape = (t.shape[0] if len(t.shape) == 3 else 1, t.shape[-1])
             weights[t.name] = np.exp(2 * rng.standard_normal(shape)).astype(np.float32)
@@ -212,7 +212,7 @@ def as_gguf(model: Path, dtype: str) -> Path:
 
 def with_experts(source: Path, out: Path, experts: int = 4) -> Path:
     """The same model with its feed-forward matrices as experts."""
-    g = read_gguf(source)
+    g = open_gguf(source)
     tensors = []
     for t in g.tensors.values():
         if ".ffn_" in t.name and "norm" not in t.name:
@@ -305,7 +305,7 @@ def test_experts_have_weights_of_their_own(make_model: MakeModel, tmp_path: Path
 @pytest.mark.parametrize("mix", ["q4_k_m", "q3_k_l", "q2_k", "iq4_xs", "q4_0", "iq2_xs"])
 def test_real_weights(smollm2: Path, tmp_path: Path, mix: str) -> None:
     """The first rows of SmolLM2's matrices, 576 and 1,536 long: those of 576 fall back to other types."""
-    g = read_gguf(smollm2)
+    g = open_gguf(smollm2)
     tensors = []
     for t in g.tensors.values():
         if t.name.startswith(("blk.0.", "blk.1.", "output_norm.", "token_embd.")):
@@ -325,7 +325,7 @@ def test_llama_cpps_file_does_not_depend_on_its_threads(make_model: MakeModel, t
 
 
 def test_a_split_or_aligned_source_is_planned_as_one_file(make_model: MakeModel) -> None:
-    g = read_gguf(as_gguf(make_model(dtype="F16", **SHAPES["eight layers"]), "f16"))
+    g = open_gguf(as_gguf(make_model(dtype="F16", **SHAPES["eight layers"]), "f16"))
     split = dict(g.fields) | {"split.count": Value("u16", 3), "split.no": Value("u16", 0), "general.alignment": Value("u32", 64)}
     plan = [quantizer.types_of(fields, g.tensors.values(), "q4_k_m") for fields in (g.fields, split)]
     assert plan[0] == plan[1]
@@ -354,7 +354,7 @@ def test_70b_gets_its_own_types_without_its_weights(tmp_path: Path) -> None:
 
 
 def test_what_llama_cpp_refuses_is_one_error(make_model: MakeModel) -> None:
-    g = read_gguf(as_gguf(make_model(dtype="F16", **SHAPES["eight layers"]), "f16"))
+    g = open_gguf(as_gguf(make_model(dtype="F16", **SHAPES["eight layers"]), "f16"))
     tensors = g.tensors.values()
     with pytest.raises(UsageError, match="unknown quantization"):
         quantizer.types_of(g.fields, tensors, "q4_k_xl")
@@ -373,7 +373,7 @@ def test_without_llama_cpp_python_the_hint_says_what_to_install(monkeypatch: pyt
 
 def test_an_imatrix_must_have_what_the_mix_needs(make_model: MakeModel) -> None:
     source = as_gguf(make_model(dtype="F16", **SHAPES["eight layers"]), "f16")
-    g, whole = read_gguf(source), made_imatrix(source)
+    g, whole = open_gguf(source), made_imatrix(source)
     name = "blk.3.ffn_up.weight"
     less = replace(whole, weights={k: v for k, v in whole.weights.items() if k != name})
     with pytest.raises(UsageError, match=f"nothing for {name}"):
@@ -421,7 +421,7 @@ def test_weights_that_a_type_cannot_hold_are_refused_where_llama_quantize_refuse
     """Never written as a NaN, an infinity or, as a negative NaN would be in Q4_0, as an innocent number."""
     monkeypatch.setitem(quantizer.MIXES, "f16", quantizer.Mix(1, "F16"))
     monkeypatch.setitem(quantizer.MIXES, "bf16", quantizer.Mix(32, "BF16"))
-    g = read_gguf(as_gguf(make_model(ff=96, layers=1), "f32"))
+    g = open_gguf(as_gguf(make_model(ff=96, layers=1), "f32"))
     name = "blk.0.ffn_up.weight"
     x = g.tensors[name].read().view(np.float32).copy()
     x[500] = value
@@ -550,9 +550,9 @@ def test_a_pure_type_with_an_imatrix_has_the_bytes_of_llama_quantize_pure(make_m
     out = tmp_path / "ours.gguf"
     convert(str(source), Recipe(method="none"), outtype=outtype, imatrix=file, output=out)
     assert llama_quantize(source, tmp_path / "theirs.gguf", outtype, read_imatrix(file), pure=True)
-    ours, theirs = ({n: (t.dtype, t.read().tobytes()) for n, t in read_gguf(p).tensors.items()} for p in (out, tmp_path / "theirs.gguf"))
+    ours, theirs = ({n: (t.dtype, t.read().tobytes()) for n, t in open_gguf(p).tensors.items()} for p in (out, tmp_path / "theirs.gguf"))
     assert ours == theirs
-    assert read_gguf(out).get("quantize.imatrix.file") == "some.dat"
+    assert open_gguf(out).get("quantize.imatrix.file") == "some.dat"
 
 
 def test_an_imatrix_that_would_not_be_used_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
@@ -579,7 +579,7 @@ def test_without_a_temporary_folder_there_is_one_clear_error(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    g = read_gguf(as_gguf(make_model(dtype="F16", layers=1), "f16"))
+    g = open_gguf(as_gguf(make_model(dtype="F16", layers=1), "f16"))
     with pytest.raises(OutputError, match="temporary") as e:
         quantizer.types_of(g.fields, g.tensors.values(), "q4_k_m")
     assert e.value.hint

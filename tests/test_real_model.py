@@ -133,7 +133,7 @@ def logits(runtime: str, model: Path, ids: np.ndarray) -> np.ndarray:
     """As `runtimes.run`, but in this process: a tiny model takes less time than starting a runtime."""
     folder = str(Path(runtimes.__file__).parent)
     sys.path[:] = [folder, *(p for p in sys.path if p != folder)]  # where a worker finds its protocol
-    worker = importlib.import_module(runtimes.row_of(runtime).worker.removesuffix(".py"))
+    worker = importlib.import_module(runtimes.runtime_of(runtime).worker.removesuffix(".py"))
     with tempfile.TemporaryDirectory() as work:
         np.save(Path(work, "ids.npy"), ids)
         Path(work, "job.json").write_text(json.dumps({"model": str(model), "spans": [[0, len(ids)]], "options": {}}))

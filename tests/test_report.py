@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from yarn_convert.compute.pages import number
+from yarn_convert.compute.pages import short_number
 from yarn_convert.errors import UsageError
 from yarn_convert.validation.judging import within
 from yarn_convert.validation.report import CEILING, FLOOR, drawable, html_report
@@ -234,7 +234,7 @@ def test_a_value_that_no_logarithm_has_is_drawn_and_said(value: float | None) ->
     r["studies"][0]["wrong_recipes"][0] |= {"told_apart": False, "from": None}
     r["recipe"]["decoded"] |= {"inv_freq": [value, 0.0, NAN, INF], "multiplier": NAN}
     p = page(r)
-    assert f" {number(value, '.2e')} " in p.text
+    assert f" {short_number(value, '.2e')} " in p.text
     for tag, attrs in p.tags:
         assert not re.search(r"\b(nan|inf)\b", attrs.get("d") or "", re.IGNORECASE), tag
 
@@ -267,7 +267,7 @@ def test_a_lone_surrogate_in_a_name_can_be_written() -> None:
     [(None, "–"), ("", "–"), ("cpu", "cpu"), (True, "yes"), (False, "no"), (16384, "16,384"), (NAN, "NaN"), (INF, "∞"), (-INF, "−∞"), (0.0, "0"), (2e-6, "2e-06")],
 )  # fmt: skip
 def test_numbers_are_for_people(value: Any, text: str) -> None:
-    assert number(value) == text
+    assert short_number(value) == text
 
 
 @pytest.mark.parametrize(

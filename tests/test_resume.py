@@ -19,7 +19,7 @@ from test_places import one_bit_off, replaced, rewritten
 
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
-from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import open_gguf
 from yarn_convert.formats.split import read_model
 from yarn_convert.formats.tensors import read_safetensors
 from yarn_convert.options import ConvertOptions, Recipe
@@ -212,7 +212,7 @@ def test_after_kill_the_same_command_goes_on(place: Path, kind: str, monkeypatch
             read_safetensors(path)
     for path in partial.rglob("*-00001-of-*.gguf"):
         with pytest.raises(YarnConvertError):
-            read_gguf(path)
+            open_gguf(path)
     spy = Spy(monkeypatch)
     start(kind, out)
     assert set(spy.done).isdisjoint(done)
@@ -279,7 +279,7 @@ def test_nothing_is_written_down_before_it_is_on_the_disk(place: Path, kind: str
     start(kind, "expected" + Path(out).suffix)
     final = result("expected" + Path(out).suffix)
     durable: dict[str, bytes] = {}
-    fsync, append = os.fsync, resume.Journal._append
+    fsync, append = os.fsync, resume.OutputJournal._append
 
     def kept(fd: int) -> None:
         path = Path(f"/proc/self/fd/{fd}").readlink()
@@ -300,7 +300,7 @@ def test_nothing_is_written_down_before_it_is_on_the_disk(place: Path, kind: str
     if not Path("/proc/self/fd").exists():
         pytest.skip("no /proc")
     monkeypatch.setattr(os, "fsync", kept)
-    monkeypatch.setattr(resume.Journal, "_append", check)
+    monkeypatch.setattr(resume.OutputJournal, "_append", check)
     monkeypatch.setattr(resume, "BATCH", 50_000)
     start(kind, out)
     assert checked
@@ -309,8 +309,8 @@ def test_nothing_is_written_down_before_it_is_on_the_disk(place: Path, kind: str
 def test_fsyncs_are_few(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "BATCH", 1 << 30)
     appended = []
-    append = resume.Journal._append
-    monkeypatch.setattr(resume.Journal, "_append", lambda j, lines: appended.append(len(lines)) or append(j, lines))
+    append = resume.OutputJournal._append
+    monkeypatch.setattr(resume.OutputJournal, "_append", lambda j, lines: appended.append(len(lines)) or append(j, lines))
     start("to GGUF", "out.gguf")
     assert appended == [1]
 

@@ -21,7 +21,7 @@ from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import Inexpressible
 from yarn_convert.options import ConvertOptions, Recipe, RepairOptions
 from yarn_convert.readers.judge import judge
-from yarn_convert.rope import RTOL, UNIT, Rope, geometric, rounding, same, same_at_all_lengths, table, temperature
+from yarn_convert.rope import RTOL, UNIT, Rope, geometric, rounding_of, same, same_at_all_lengths, table, temperature
 
 THETAS, LENGTHS, DIMS, SCALES = (
     (1e4, 5e5, 1e6, 12345.678),
@@ -90,7 +90,7 @@ def test_another_beta_is_not_exact_where_it_moves_the_ramp(s: float, params: dic
     stored = tuple(map(float, factors.astype(np.float32)))
     carried = Rope("explicit", 5e5, 128, 8192, {"factors": stored, "attention_factor": temperature(s)})
     assert same(table(exact), table(carried))
-    assert not same(table(exact.with_params(**params)), table(carried), rounding(exact))
+    assert not same(table(exact.with_params(**params)), table(carried), rounding_of(exact))
 
 
 def ggml(theta: float, original: int, dim: int, s: float) -> np.ndarray:
@@ -141,13 +141,13 @@ def test_llama3s_factors_of_llama_cpps_converter_are_exact_and_no_others(factor:
         rope = Rope("llama3", theta, dim, 8192, params)
         made = llama_cpp_factors(factor, low, high, 8192, theta, dim)
         carried = Rope("explicit", theta, dim, 8192, {"factors": tuple(made)})
-        assert same_at_all_lengths(carried, rope, rounding(rope)), (theta, dim)
+        assert same_at_all_lengths(carried, rope, rounding_of(rope)), (theta, dim)
         for wrong in (
             rope.with_params(low_freq_factor=low * 1.001),
             replace(rope, original_context=8191),
             rope.with_params(factor=after(factor, 40)),
         ):
-            assert not same(table(carried), table(wrong), rounding(wrong)), (theta, dim, wrong)
+            assert not same(table(carried), table(wrong), rounding_of(wrong)), (theta, dim, wrong)
 
 
 @pytest.mark.parametrize("s", [16.0, 32.0, 64.0])

@@ -22,7 +22,7 @@ from yarn_convert.cli import runtimes
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import InputError, OutputError, Unsupported, UsageError
-from yarn_convert.formats.gguf_file import Field, Value, encode_header, read_gguf
+from yarn_convert.formats.gguf_file import Field, Value, encode_header, open_gguf
 from yarn_convert.formats.split import part_name, read_model, stem_of
 from yarn_convert.options import ConvertOptions, Recipe, RepairOptions
 from yarn_convert.publishing.hub import _files
@@ -46,7 +46,7 @@ def resplit(whole: Path, out: Path, max_tensors: int = 6, small_first: bool = Fa
 
 def changed(part: Path, change: Callable[[dict[str, Any]], Any], drop: str = "") -> None:
     """A part with other fields, and without the tensor `drop`; packed anew."""
-    g = read_gguf(part)
+    g = open_gguf(part)
     fields: dict[str, Field | Value] = dict(g.fields)
     change(fields)
     tensors = [t for t in g.tensors.values() if t.name != drop]
@@ -275,7 +275,7 @@ def test_a_split_model_becomes_a_folder(whole: Path, parts: list[Path], tmp_path
 def test_alignment_is_kept_in_every_part(whole: Path, tmp_path: Path) -> None:
     parts = resplit(whole, tmp_path / "m.gguf")
     for p in parts:
-        g = read_gguf(p)
+        g = open_gguf(p)
         header, offsets = encode_header({**g.fields, "general.alignment": Value("u32", 128)}, g.tensors.values(), 128)
         data = bytearray(header)
         for t in g.tensors.values():
@@ -283,7 +283,7 @@ def test_alignment_is_kept_in_every_part(whole: Path, tmp_path: Path) -> None:
         p.write_bytes(bytes(data) + b"\0" * (-len(data) % 128))
     convert(str(parts[0]), Recipe(scale=4), output=tmp_path / "out.gguf", outtype="f16")
     out = parts_of(tmp_path / "out.gguf")
-    assert [read_gguf(p).alignment for p in out] == [128] * 4
+    assert [open_gguf(p).alignment for p in out] == [128] * 4
     assert np.isfinite(logits(out[0])).all()
 
 

@@ -26,7 +26,7 @@ from yarn_convert.checkpoint.manifest import manifest_path, rope_of
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.formats import dtypes, quantizer
-from yarn_convert.formats.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.formats.gguf_file import Value, encode_header, open_gguf
 from yarn_convert.formats.json_text import REMOVE, edit
 from yarn_convert.formats.tensors import Tensor, in_memory, read_safetensors, safetensors_header
 from yarn_convert.options import ConvertOptions, Recipe
@@ -283,7 +283,7 @@ def test_the_real_model_goes_to_hf_and_back(smollm2: Path, tmp_path: Path) -> No
 
 
 def test_a_header_read_and_written_again_is_the_same(smollm2: Path) -> None:
-    g = read_gguf(smollm2)
+    g = open_gguf(smollm2)
     header, _ = encode_header(g.fields, g.tensors.values(), g.alignment)
     assert header == smollm2.read_bytes()[: g.data_start]
     decoded = {k: f.value for k, f in g.fields.items()}
@@ -347,7 +347,7 @@ def test_pytorch_pickles_become_safetensors(make_model: MakeModel, tmp_path: Pat
         np.testing.assert_array_equal(w, tiny_weights()[name])
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
     run(model, tmp_path / "out.gguf", scale=4)
-    assert read_gguf(tmp_path / "out.gguf").tensors.keys() >= {"token_embd.weight", "output.weight"}
+    assert open_gguf(tmp_path / "out.gguf").tensors.keys() >= {"token_embd.weight", "output.weight"}
 
 
 def test_stray_buffers_of_old_checkpoints_are_dropped_from_gguf(make_model: MakeModel, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_stray_buffers_of_old_checkpoints_are_dropped_from_gguf(make_model: Make
     buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32) for i in range(2)}
     save_file({**tiny_weights(), **buffers}, model / "model.safetensors")
     run(model, tmp_path / "out.gguf", scale=4)
-    assert not any("inv_freq" in name for name in read_gguf(tmp_path / "out.gguf").tensors)
+    assert not any("inv_freq" in name for name in open_gguf(tmp_path / "out.gguf").tensors)
 
 
 def test_large_weights_are_written_in_shards(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +407,7 @@ def test_the_papers_ramp_is_carried_as_tensors(make_model: MakeModel, tmp_path: 
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["rope_scaling"]["rope_type"] == "longrope"
     run(model, tmp_path / "out.gguf", scale=4, ramp="paper")
-    g = read_gguf(tmp_path / "out.gguf")
+    g = open_gguf(tmp_path / "out.gguf")
     assert g.get("llama.rope.scaling.type") == "none"
     assert g.get("llama.rope.scaling.attn_factor") == pytest.approx(m)
     np.testing.assert_allclose(
@@ -519,7 +519,7 @@ def test_in_place_equals_a_new_file(make_model: MakeModel, tmp_path: Path, optio
     assert manifest_path(tmp_path / "a.gguf").exists()
     # and once more, over the result: the frequencies are replaced where they lie
     convert(str(tmp_path / "a.gguf"), Recipe(context=512, original_context=CONTEXT), in_place=True)
-    assert read_gguf(tmp_path / "a.gguf").get("llama.context_length") == 512
+    assert open_gguf(tmp_path / "a.gguf").get("llama.context_length") == 512
 
 
 # -- atomic -----------------------------------------------------------------------------------------------------------
@@ -675,7 +675,7 @@ def test_an_unknown_pre_tokenizer_is_refused_until_it_is_named(make_model: MakeM
         run(model, tmp_path / "out.gguf", scale=4)
     assert "--pretokenizer" in e.value.hint
     run(model, tmp_path / "out.gguf", scale=4, pretokenizer="smollm")
-    assert read_gguf(tmp_path / "out.gguf").get("tokenizer.ggml.pre") == "smollm"
+    assert open_gguf(tmp_path / "out.gguf").get("tokenizer.ggml.pre") == "smollm"
     with pytest.raises(UsageError, match="--pretokenizer"):
         run(model, tmp_path / "hf", scale=4, pretokenizer="smollm")
 

@@ -18,7 +18,7 @@ from yarn_convert.compute.tokens import reading, tokenizer_of
 from yarn_convert.compute.values import changed_since, other_model
 from yarn_convert.conversion import window_off
 from yarn_convert.errors import Inexpressible
-from yarn_convert.formats.gguf_file import Value, read_gguf
+from yarn_convert.formats.gguf_file import Value, open_gguf
 from yarn_convert.validation.generation import warnings
 from yarn_convert.validation.tokenizer import check_tokenizer
 
@@ -68,7 +68,7 @@ def test_what_changed_in_a_folder_fails(make_model: MakeModel, tmp_path: Path, k
 
 
 def tokens_with(out: Path, index: int, text: str) -> Value:
-    tokens = list(read_gguf(out).get("tokenizer.ggml.tokens"))
+    tokens = list(open_gguf(out).get("tokenizer.ggml.tokens"))
     tokens[index] = text
     return Value("str[]", tokens)
 
@@ -84,7 +84,7 @@ GGUF: dict[str, tuple[Callable[[Path], dict[str, Value | None]], str]] = {
     "infill that ends": (lambda out: {"tokenizer.ggml.fim_pad_token_id": Value("u32", 40)}, "its fim_pad token is 40 ("),
     "add_eos": (lambda out: {"tokenizer.ggml.add_eos_token": Value("bool", True)}, "it puts a eos token beside a text, the base none"),
     "a template": (lambda out: {"tokenizer.chat_template": Value("str", "x")}, "it has a chat template, the base none"),
-    "none": (lambda out: {k: None for k in read_gguf(out).fields if k.startswith("tokenizer.")}, "it has no tokenizer, and the base has one"),
+    "none": (lambda out: {k: None for k in open_gguf(out).fields if k.startswith("tokenizer.")}, "it has no tokenizer, and the base has one"),
 }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_every_end_of_a_folder_comes_back_from_a_gguf(make_model: MakeModel, tmp
 @pytest.mark.parametrize("eos", [[2, -1], [2, 263], [2, 1 << 40], 2, None], ids=str)
 def test_an_end_that_is_no_token_goes_nowhere(make_model: MakeModel, tmp_path: Path, eos: object) -> None:
     base = make_model(config={"eos_token_id": eos})
-    assert "yarn_convert.eos_token_ids" not in read_gguf(extended(base, tmp_path / "out.gguf")).fields
+    assert "yarn_convert.eos_token_ids" not in open_gguf(extended(base, tmp_path / "out.gguf")).fields
 
 
 def test_what_a_folder_leaves_unsaid_is_what_its_gguf_says(make_model: MakeModel, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_padding_and_a_file_saved_anew_are_no_change(make_model: MakeModel, tmp_
         edit(out / "tokenizer.json", lambda d: d["model"].update(merges=["Ġ t", "h e", "Ġt he", "i n"]))
         edit(out / "tokenizer_config.json", lambda d: d.update(model_max_length=4 * CONTEXT))
     else:
-        old = read_gguf(out)
+        old = open_gguf(out)
         padded = {
             "tokens": Value("str[]", [*old.get("tokenizer.ggml.tokens"), "[PAD263]"]),
             "token_type": Value("i32[]", [*old.get("tokenizer.ggml.token_type"), 5]),

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from yarn_convert.errors import InputError, Unsupported, UsageError, YarnConvertError
 from yarn_convert.tokenizers import PRETOKENIZERS, GgufValue, to_gguf, to_hf
 from yarn_convert.tokenizers.pretokenizers import PreTokenizer, recognize
-from yarn_convert.tokenizers.sentencepiece_model import field, read_model
+from yarn_convert.tokenizers.sentencepiece_model import field, read_sentencepiece
 from yarn_convert.tokenizers.vocabulary import BYTE_ALPHABET
 
 gguf = pytest.importorskip("gguf")
@@ -840,7 +840,7 @@ def test_any_bytes_as_a_sentencepiece_model(data: bytes, cut: int) -> None:
     good = field(1, field(1, b"a") + field(2, -1.0)) * 4 + field(2, field(3, 2))
     for content in (data, good[:cut] + data, data + good):
         try:
-            read_model(content)
+            read_sentencepiece(content)
         except YarnConvertError as error:
             check(error)
 

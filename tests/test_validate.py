@@ -25,11 +25,11 @@ from yarn_convert.conversion import convert
 from yarn_convert.conversion.intention import claimed, intention_of, survey
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvertError
-from yarn_convert.formats.gguf_file import Value, encode_header, read_gguf
+from yarn_convert.formats.gguf_file import Value, encode_header, open_gguf
 from yarn_convert.formats.tensors import Tensor
 from yarn_convert.options import Recipe, RepairOptions, ValidateOptions, seconds
+from yarn_convert.readers import open_gguf as read_keys
 from yarn_convert.readers import read_config
-from yarn_convert.readers import read_gguf as read_keys
 from yarn_convert.rope import Rope, table
 from yarn_convert.validation import check, judging, lines, study, twin
 from yarn_convert.validation.judging import Tolerance, compare
@@ -63,7 +63,7 @@ def layers_of(result: dict[str, Any]) -> set[str]:
 
 def rewritten(path: Path, changes: dict[str, Value | None], data: dict[str, bytes] | None = None) -> Path:
     """The GGUF file with keys set or removed and some tensors' bytes replaced, as another tool might have written it."""
-    old = read_gguf(path)
+    old = open_gguf(path)
     fields = {k: v for k, v in {**old.fields, **changes}.items() if v is not None}
     tensors = list(old.tensors.values())
     bodies = {t.name: (data or {}).get(t.name, t.read().tobytes()) for t in tensors}
@@ -826,7 +826,7 @@ def test_the_bases_weights_in_another_model_fail(tmp_path: Path, name: str, chan
 def test_without_a_base_the_manifest_knows_the_model(tmp_path: Path, name: str, key: str, value: float) -> None:
     out = extended(make(name, tmp_path / "base"), tmp_path / "out.gguf")
     assert run(out, real=False, runtimes=())["weights"]["verdict"] == "unchecked"
-    changed = rewritten(out, {f"{read_gguf(out).arch}.{key}": Value("u32" if isinstance(value, int) else "f32", value)})
+    changed = rewritten(out, {f"{open_gguf(out).arch}.{key}": Value("u32" if isinstance(value, int) else "f32", value)})
     result = run(changed, real=False)
     assert (result["verdict"], result["weights"]["verdict"]) == ("failed", "failed")
     assert "when they were written" in result["reasons"][0]

@@ -31,7 +31,7 @@ from dying import dies
 
 from yarn_convert.cli import app as cli
 from yarn_convert.errors import YarnConvertError
-from yarn_convert.formats.gguf_file import read_gguf
+from yarn_convert.formats.gguf_file import open_gguf
 from yarn_convert.formats.split import read_model
 from yarn_convert.formats.tensors import read_folder
 from yarn_convert.targets import moving, parts, resume
@@ -157,7 +157,7 @@ class Kind:
                 continue
             assert name.endswith(".gguf"), f"{name} is neither the old nor the new"
             try:
-                read_gguf(Path(name))
+                open_gguf(Path(name))
             except YarnConvertError:
                 return "no reader takes it"
             raise AssertionError(f"{name} is neither the old nor the new, and a reader takes it")

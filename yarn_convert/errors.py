@@ -46,7 +46,7 @@ class UsageError(YarnConvertError):
     """Options that contradict each other or are out of range."""
 
 
-def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:
+def no_such(what: str, value: object, known: Iterable[str]) -> UsageError:
     """For a value that is none of those that are known: the hint names the nearest, and all."""
     names = list(dict.fromkeys(known))
     return UsageError(f"unknown {what} {value!r}", f"{did_you_mean(value, names)}one of {', '.join(names)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import UsageError, unknown
+from .errors import UsageError, no_such
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -363,7 +363,7 @@ class AdviseOptions:
 # -- what a field says -------------------------------------------------------------------------------------------
 
 
-def spelled(name: str, told: Help) -> tuple[str, ...]:
+def option_names(name: str, told: Help) -> tuple[str, ...]:
     """A field as it is written at the command line."""
     return told.names or (f"--{name.replace('_', '-')}",)
 
@@ -394,7 +394,7 @@ def check_choices(asked: object) -> None:
             check_choices(value)
         elif get_origin(inner) is Literal and value is not None and value not in get_args(inner):
             told = next(m for m in marks if isinstance(m, Help))
-            raise unknown(spelled(f.name, told)[-1], value, get_args(inner))
+            raise no_such(option_names(f.name, told)[-1], value, get_args(inner))
 
 
 def taking(options: Callable[P, D]) -> Callable[[Callable[[A, D], R]], Callable[Concatenate[A, P], R]]:

@@ -86,17 +86,17 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(OBJECTS.split(), dict),
     **OTHERS,
 }
-Config = msgspec.defstruct("Config", [(name, type_ | None, None) for name, type_ in TYPES.items()])
+ConfigSchema = msgspec.defstruct("ConfigSchema", [(name, type_ | None, None) for name, type_ in TYPES.items()])
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def config_of_folder(folder: Path) -> dict[str, Any]:
     """The members of a folder's config.json as they stand there. FormatError for one that has another type than its readers take."""
-    return checked(load_json(folder / "config.json"))
+    return checked_config(load_json(folder / "config.json"))
 
 
-def checked(config: dict[str, Any]) -> dict[str, Any]:
+def checked_config(config: dict[str, Any]) -> dict[str, Any]:
     """`config` itself, after its types were looked at. What all readers take though it is spelled otherwise is to be changed here."""
-    decoded(config, Config, "config.json", FIX)
+    decoded(config, ConfigSchema, "config.json", FIX)
     if nested := config.get("text_config"):
-        decoded(nested, Config, "text_config of config.json", FIX)
+        decoded(nested, ConfigSchema, "text_config of config.json", FIX)
     return config

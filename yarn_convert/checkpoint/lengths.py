@@ -78,7 +78,7 @@ def stale(rope: Rope, context: int, key: str) -> str:
     return "" if same else f"{key} is {context:,}, not factor × original = {factor(rope):g} × {rope.original_context:,} = {led:,.0f}"
 
 
-def checked(original: int) -> int:
+def checked_length(original: int) -> int:
     """`original` itself; UsageError when it is no length."""
     if not 0 < original < MAX_CONTEXT:
         raise UsageError(f"--original-context must be a number of tokens, not {original}", "the length that the base was trained on")

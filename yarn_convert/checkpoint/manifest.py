@@ -62,7 +62,7 @@ class Base(Struct, frozen=True):
     format: str | None = None
 
 
-class Asked(Struct, frozen=True):
+class AskedRecord(Struct, frozen=True):
     """Options of the conversion of which nothing else tells: the method, an original context that the base's files do not say,
     and "off" for a sliding window."""
 
@@ -82,12 +82,12 @@ class WeightFile(Struct, frozen=True):
     sha256_of_hub: str | UnsetType = UNSET
 
 
-class Weights(Struct, frozen=True):
+class WeightsRecord(Struct, frozen=True):
     identical_to_base: bool | None = None
     files: list[WeightFile] = []
 
 
-class Window(Struct, frozen=True):
+class DeviationRecord(Struct, frozen=True):
     """Of a comparison of logits; null for what is not finite."""
 
     nmse: float | None = None
@@ -101,7 +101,7 @@ class Ran(Struct, frozen=True):
     verdict: str
     why: str = ""
     version: str | None = None
-    windows: list[Window] = []
+    windows: list[DeviationRecord] = []
 
     @property
     def nmse(self) -> float | None:
@@ -114,7 +114,7 @@ class Ran(Struct, frozen=True):
         return min((w.top1 for w in self.windows if w.top1 is not None), default=None)
 
 
-class Study(Struct, frozen=True):
+class StudyRecord(Struct, frozen=True):
     kind: str
     tokens: int
     runtimes: list[Ran] = []
@@ -140,7 +140,7 @@ class Validation(Struct, frozen=True):
     files: dict[str, Digest] = {}
     weights: Answer = Answer()
     tokenizer: Answer = Answer()
-    studies: list[Study] = []
+    studies: list[StudyRecord] = []
 
     @property
     def unchecked(self) -> str:
@@ -158,14 +158,14 @@ class Point(Struct, frozen=True):
     change: float | None = None
 
 
-class Measured(Struct, frozen=True):
+class MeasuredRecord(Struct, frozen=True):
     """The base's perplexities."""
 
     model: str
     points: list[Point] = []
 
 
-class Document(Struct, frozen=True):
+class DocumentRecord(Struct, frozen=True):
     name: str
 
 
@@ -173,9 +173,9 @@ class Evaluation(Struct, frozen=True):
     """What is read of a perplexity on record; `evaluation.result` writes it."""
 
     runtime: str
-    base: Measured
+    base: MeasuredRecord
     points: list[Point]
-    documents: list[Document]
+    documents: list[DocumentRecord]
     created: str = ""
     tokens: int | None = None
     stride: int | None = None
@@ -190,7 +190,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     created: str = ""
     base: Base = Base()
     format: str = ""
-    asked: Asked = Asked()
+    asked: AskedRecord = AskedRecord()
     recipe: RopeRecord
     context: Tokens
     scale: float | None = None
@@ -200,7 +200,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     finetuned: bool | None = None
     hparams: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
-    weights: Weights = Weights()
+    weights: WeightsRecord = WeightsRecord()
     readers: dict[str, str] = {}
     reader_versions: dict[str, str] = {}
     notes: list[str] = []
@@ -254,4 +254,4 @@ def changed(model: Path, members: Mapping[str, Any]) -> bytes:
 
 
 def with_files(manifest: Manifest, files: list[WeightFile]) -> Manifest:
-    return msgspec.structs.replace(manifest, weights=Weights(manifest.weights.identical_to_base, files))
+    return msgspec.structs.replace(manifest, weights=WeightsRecord(manifest.weights.identical_to_base, files))

@@ -20,7 +20,7 @@ from ..formats.layout import Part
 from ..formats.tensors import INDEXES, Tensor
 from ..readers import Beside
 from ..rope import Array, Rope, Table, effect, geometric
-from .lengths import DUAL_CHUNKS, checked, reach, stale
+from .lengths import DUAL_CHUNKS, checked_length, reach, stale
 from .manifest import recipe_in
 from .packing import Packing, packing_of
 from .source import Source
@@ -76,7 +76,7 @@ class Checkpoint:
         """The same checkpoint with the L that a user says; None changes nothing, nor does any where L is said and makes the table.
         UsageError for what is no length."""
         makers_own = self.rope.method != "none" and not self.rope.row.extends
-        if original is None or (checked(original) and makers_own and not self.doubt):
+        if original is None or (checked_length(original) and makers_own and not self.doubt):
             return self
         context = reach(self.rope, original) if self.doubt else self.context
         return replace(self, rope=replace(self.rope, original_context=original), context=context, note="", doubt=None)
@@ -235,7 +235,7 @@ class Checkpoint:
         if self.gguf:
             parts = layout.as_they_are(self.family, self.tensors, self.sizes, True)
         else:
-            parts = layout.to_gguf(self.family, self._used, self.sizes)
+            parts = layout.gguf_parts(self.family, self._used, self.sizes)
         if self.hparams["tie_word_embeddings"]:
             parts.pop("output.weight", None)  # `targets.gguf` has made sure that a stray lm_head.weight is the embedding
             if self.family.gguf.head == "required" and "token_embd.weight" in parts:
@@ -245,6 +245,6 @@ class Checkpoint:
     @cached_property
     def _hf_parts(self) -> dict[str, Part]:
         if self.gguf:
-            return layout.to_hf(self.family, self.tensors, self.sizes)
+            return layout.hf_parts(self.family, self.tensors, self.sizes)
         parts = layout.as_they_are(self.family, self._used, self.sizes, False)
         return parts | {name: Part(self.tensors[name].shape, (self.tensors[name],)) for name in self.unused}

@@ -22,7 +22,7 @@ from ..formats.layout import Part
 from ..formats.split import read_model
 from ..formats.tensors import load_json, read_folder
 from ..rope import Array, Rope, same_at_all_lengths
-from .config import read_config
+from .config import config_of_folder
 from .lengths import Lengths, of_config, of_gguf, unsaid
 from .manifest import MANIFEST, recipe_in
 from .model import RECIPE, Checkpoint
@@ -45,11 +45,11 @@ def open_checkpoint(source: Source, keep: Sequence[str] = (), doubtful: bool = F
 
 
 def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpoint:
-    written = read_config(source.path)
+    written = config_of_folder(source.path)
     family = families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), families.MODEL_TYPES)
     config = normalized(family, written)
-    own, rope, rival = rivals.read(of_one_layer(family, config), family.latent, keep)
+    own, rope, rival = rivals.read_rivals(of_one_layer(family, config), family.latent, keep)
     context = dialects.hf_context(config)
     if rival and not doubtful:
         raise rival

@@ -14,7 +14,7 @@ import typer
 
 from ..errors import UsageError, YarnConvertError, missing
 from ..options import After, ConvertOptions, Help, InspectOptions, RepairOptions, UploadOptions, ValidateOptions
-from .commands import JsonAlone, Printing, Quiet, Reading, Replace, Report, command, spread
+from .commands import JsonAlone, PrintOptions, Quiet, ReadOptions, Replace, Report, command, spread
 from .evaluate import evaluate_app
 from .show import (
     HubTalk,
@@ -57,7 +57,7 @@ Model = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Convert:
+class ConvertCommand:
     options: ConvertOptions = field(default_factory=ConvertOptions)
     push: Annotated[
         str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("hash")
@@ -65,12 +65,12 @@ class Convert:
     private: Annotated[bool, Help("With --push: make a new repository private."), After("push")] = False
     allow_unvalidated: Annotated[bool, Help("With --push: it cannot be validated before."), After("private")] = False
     dry_run: Annotated[bool, Help("Print the plan and stop."), After("revision")] = False
-    reading: Reading = field(default_factory=Reading)
-    printing: Printing = field(default_factory=Printing)
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    printing: PrintOptions = field(default_factory=PrintOptions)
 
 
 @command(app)
-def convert(model: Model, asked: Convert) -> None:
+def convert(model: Model, asked: ConvertCommand) -> None:
     """Extend MODEL and write it as safetensors or GGUF."""
     from ..conversion import prepare
 
@@ -101,7 +101,7 @@ def convert(model: Model, asked: Convert) -> None:
     talk.lines(next_steps(done.output, done.manifest.context))
 
 
-def _push(model: str, asked: Convert, repo: str) -> None:
+def _push(model: str, asked: ConvertCommand, repo: str) -> None:
     from ..publishing import push
 
     say = HubTalk(asked.printing.silent).line
@@ -122,14 +122,14 @@ def _publication(conversion: Conversion, repo: str, private: bool, talk: Talk) -
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Validate:
+class ValidateCommand:
     options: ValidateOptions = field(default_factory=ValidateOptions)
     real: Annotated[bool, Help("Only the file's own weights, not the twin."), After("runtimes")] = False
     twin: Annotated[bool, Help("Only the twin: a tiny random model with the file's RoPE keys."), After("real")] = False
     report: Annotated[Report, After("dtype")] = None
     force: Annotated[Replace, After("report")] = False
-    reading: Reading = field(default_factory=Reading)
-    printing: Printing = field(default_factory=Printing)
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    printing: PrintOptions = field(default_factory=PrintOptions)
 
 
 @command(app)
@@ -137,7 +137,7 @@ def validate(
     model: Annotated[
         str, typer.Argument(help="A folder, a .gguf file, a Hub id; with --twin alone a config.json will do.", show_default=False)
     ],
-    asked: Validate,
+    asked: ValidateCommand,
 ) -> None:
     """Prove a checkpoint: recipe, weights, and the logits of real runtimes. Exit code 0 if it passed, 3 if not.
 
@@ -161,16 +161,16 @@ def validate(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
+class UploadCommand:
     options: UploadOptions
     dry_run: Annotated[bool, Help("Show every file, its way and the card, and send nothing.")] = False
-    printing: Printing = field(default_factory=Printing)
+    printing: PrintOptions = field(default_factory=PrintOptions)
 
 
 @command(app)
 def upload(
     model: Annotated[str, typer.Argument(help="An output of yarn-convert: a folder or a .gguf file.", show_default=False)],
-    asked: Upload,
+    asked: UploadCommand,
 ) -> None:
     """Publish an output on the Hub, with a model card. Weights that the base has are copied there, on the server."""
     from ..publishing import plan_upload, run_upload
@@ -186,12 +186,12 @@ def upload(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class CardCommand:
     repo: Annotated[str, Help("The repository that its commands shall name.")] = "USER/NAME"
 
 
 @command(app)
-def card(model: Annotated[str, typer.Argument(help="A folder or a .gguf file.", show_default=False)], asked: Card) -> None:
+def card(model: Annotated[str, typer.Argument(help="A folder or a .gguf file.", show_default=False)], asked: CardCommand) -> None:
     """Print the model card that 'upload' would publish."""
     from ..publishing import card as text
 
@@ -219,14 +219,14 @@ runtimes_app.callback(invoke_without_command=True)(spread(runtimes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Add:
+class AddCommand:
     force: Annotated[bool, Help("Build it anew.")] = False
     quiet: Quiet = False
 
 
 @command(runtimes_app)
 def add(
-    names: Annotated[list[str], typer.Argument(help="Names as 'yarn-convert runtimes' lists them.", show_default=False)], asked: Add
+    names: Annotated[list[str], typer.Argument(help="Names as 'yarn-convert runtimes' lists them.", show_default=False)], asked: AddCommand
 ) -> None:
     """Install runtimes at tested versions, each into a private environment of its own."""
     from ..runtimes.environments import add as install
@@ -237,15 +237,15 @@ def add(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inspect:
+class InspectCommand:
     runtimes: Annotated[bool, Help("What each of 16 runtimes will compute from this file, as far as their source says.")] = False
     options: InspectOptions = field(default_factory=InspectOptions)
-    reading: Reading = field(default_factory=Reading)
+    reading: ReadOptions = field(default_factory=ReadOptions)
     json: JsonAlone = field(default_factory=JsonAlone)
 
 
 @command(app)
-def inspect(model: Model, asked: Inspect) -> None:
+def inspect(model: Model, asked: InspectCommand) -> None:
     """Show a model's architecture, RoPE, contexts, memory, and what in it is inconsistent."""
     from ..conversion.describe import describe, findings, opened
 
@@ -264,15 +264,17 @@ def inspect(model: Model, asked: Inspect) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repair:
+class RepairCommand:
     options: RepairOptions = field(default_factory=RepairOptions)
     dry_run: Annotated[bool, Help("Print what would change and stop."), After("truncate")] = False
-    reading: Reading = field(default_factory=Reading)
-    printing: Printing = field(default_factory=Printing)
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    printing: PrintOptions = field(default_factory=PrintOptions)
 
 
 @command(app)
-def repair(model: Annotated[str, typer.Argument(help="A folder in HF layout or a .gguf file.", show_default=False)], asked: Repair) -> None:
+def repair(
+    model: Annotated[str, typer.Argument(help="A folder in HF layout or a .gguf file.", show_default=False)], asked: RepairCommand
+) -> None:
     """Rewrite the RoPE keys of someone else's checkpoint, so that all readers that can agree do. Weights stay.
 
     What is intended is said by --like, by the options of a conversion, or by the file itself.

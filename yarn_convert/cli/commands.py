@@ -12,17 +12,17 @@ from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_ori
 import typer
 
 from ..formats.files import FOLLOW
-from ..options import After, Help, Only, hints, spelled, split
+from ..options import After, Help, Only, hints, option_names, split
 
 D = TypeVar("D")
 Report = Annotated[Path | None, Help("Write an HTML page with plots to this file.")]
 Replace = Annotated[bool, Help("Replace an existing report.")]
 Quiet = Annotated[bool, Help("Only the result: no plan, no progress, no hints.", names=("-q", "--quiet"))]
-Json = Annotated[bool, Help("Print the result as JSON on stdout.", names=("--json",))]
+JsonFlag = Annotated[bool, Help("Print the result as JSON on stdout.", names=("--json",))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ReadOptions:
     """How a model's files are read."""
 
     follow_links: Annotated[bool, Help("Read links that lead out of a model's folder: they are yours, and so is what they name.")] = False
@@ -37,14 +37,14 @@ class Reading:
 class JsonAlone:
     """How a command prints that says nothing else."""
 
-    as_json: Json = False
+    as_json: JsonFlag = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Printing:
+class PrintOptions:
     """What a command prints."""
 
-    as_json: Json = False
+    as_json: JsonFlag = False
     quiet: Quiet = False
 
     @property
@@ -71,7 +71,7 @@ class Option:
     @property
     def spelled(self) -> tuple[str, ...]:
         """As it is written at the command line."""
-        return spelled(self.name, self.help)
+        return option_names(self.name, self.help)
 
 
 def options_of(kind: type) -> list[Option]:

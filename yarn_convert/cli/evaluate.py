@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..options import AdviseOptions, After, Help, PasskeyOptions, PerplexityOptions, TemperatureOptions
-from .commands import Printing, Reading, Replace, Report, command
+from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .show import answer, steps
 
 if TYPE_CHECKING:
-    from ..compute.record import Say
-    from ..evaluation import Journal
+    from ..compute.record import SayStage
+    from ..evaluation import ResultJournal
 
 evaluate_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -35,12 +35,12 @@ class Outputs:
         None
     )
     force: Replace = False
-    reading: Reading = field(default_factory=Reading)
-    printing: Printing = field(default_factory=Printing)
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    printing: PrintOptions = field(default_factory=PrintOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Perplexity:
+class PerplexityCommand:
     options: PerplexityOptions = field(default_factory=PerplexityOptions)
     record: Annotated[
         bool,
@@ -51,8 +51,8 @@ class Perplexity:
 
 
 @command(evaluate_app)
-def perplexity(models: Models, asked: Perplexity) -> None:
-    """Perplexity by context window, one line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
+def perplexity(models: Models, asked: PerplexityCommand) -> None:
+    """PerplexityCommand by context window, one line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
     from ..evaluation import measure_perplexity, outputs_of, put_on_record
 
     asked.to.reading.obey()
@@ -72,7 +72,7 @@ def passkey(models: Models, options: PasskeyOptions, to: Outputs) -> None:
 
 @command(evaluate_app)
 def temperature(models: Models, options: TemperatureOptions, to: Outputs) -> None:
-    """Perplexity of YaRN against its attention temperature (the paper's Figures 2 to 4)."""
+    """PerplexityCommand of YaRN against its attention temperature (the paper's Figures 2 to 4)."""
     from ..evaluation import measure_temperature
 
     to.reading.obey()
@@ -91,7 +91,7 @@ def advise(model: OneModel, options: AdviseOptions, to: Outputs) -> None:
 Found = dict[str, Any]
 
 
-def _measure(run: Callable[[Journal, Say], Found], to: Outputs, then: Callable[[Found], None] | None = None) -> None:
+def _measure(run: Callable[[ResultJournal, SayStage], Found], to: Outputs, then: Callable[[Found], None] | None = None) -> None:
     """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included."""
     from ..compute.pages import write_report
     from ..evaluation import journal_of

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from ..checkpoint import Checkpoint
-    from ..compute.record import Say
+    from ..compute.record import SayStage
     from ..conversion import Conversion
     from ..conversion.describe import Description
     from ..conversion.repair import Repair
@@ -219,7 +219,7 @@ def progress(total: int, quiet: bool) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def stages(quiet: bool) -> Iterator[Say]:
+def stages(quiet: bool) -> Iterator[SayStage]:
     """What is running and how far it is, on stderr: a bar on a terminal, else a line when something new begins."""
     if quiet:
         yield lambda what, fraction: None
@@ -257,7 +257,7 @@ LINE_EVERY = 30.0  # seconds between two lines of progress where there is no ter
 
 
 @contextlib.contextmanager
-def steps(quiet: bool) -> Iterator[Say]:
+def steps(quiet: bool) -> Iterator[SayStage]:
     """How far a long measure is and how long it takes still, on stderr: a bar on a terminal, else a line now and then."""
     if quiet or sys.stderr.isatty():
         with stages(quiet) as show:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError, unknown
+from ..errors import UsageError, no_such
 from ..rope import Effect, Rope, effect
 from .reference import Reference, enough_memory
 from .scorer import Ids
@@ -33,7 +33,7 @@ class Steps:
 
     def __init__(self, reference: Reference, rope: Rope, cache: str = "auto") -> None:
         if cache not in (*CACHES, "auto"):
-            raise unknown("cache", cache, CACHES)
+            raise no_such("cache", cache, CACHES)
         self.reference, self.rope = reference, rope
         self.rotation = rotation_of(reference, rope.rotary_dim // 2) if cache in ("before", "auto") else ""
         if cache == "before" and not self.rotation:

@@ -56,12 +56,12 @@ def page(template: str, filters: Mapping[str, Any] | None = None, **values: Any)
     """A template, filled; `filters` are its own. UsageError without the packages."""
     jinja2, _ = packages()
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, **(filters or {})}
+    environment.filters |= {"number": short_number, **(filters or {})}
     text = str(environment.get_template(template).render(**values))
     return text.encode("utf-8", "replace").decode()  # a lone surrogate in a name could not be written
 
 
-def number(value: Any, form: str = ",.3g") -> str:
+def short_number(value: Any, form: str = ",.3g") -> str:
     """A value for people, a float in `form`; a dash for what is not there."""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -16,7 +16,13 @@ from ..checkpoint.manifest import changed, manifest_path
 from ..options import Dtype
 from ..targets.output import replace_file
 
-Say = Callable[[str, float], None]  # (what is running, fraction done)
+SayStage = Callable[[str, float], None]  # (what is running, fraction done)
+
+
+def silent(what: str, fraction: float) -> None:
+    """A `SayStage` that says nothing."""
+
+
 SHORTEST = 16  # tokens of a text that is worth a computation
 DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {"f32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
 

@@ -30,7 +30,7 @@ from ..targets.moving import Piece, converted
 from ..targets.safetensors import new_config
 
 Spans = Sequence[tuple[int, int]]
-Progress = Callable[[float], None]
+FractionDone = Callable[[float], None]
 SHARE = 0.8  # of the free memory that the weights may take; beyond it they go to several GPUs, or are loaded as they are needed
 BLOCK = 256  # rows of attention that are computed at a time
 
@@ -45,7 +45,7 @@ class Reference:
         self.device, self.dtype, self.dtype_name = pick_device(device), getattr(torch, dtype), dtype
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.by_rows = bool(c.window) or c.family.slides
-        weights, config = Weights(c, self.dtype, swap_qk), config_of(c)
+        weights, config = TorchWeights(c, self.dtype, swap_qk), config_of(c)
         there = {device: int(SHARE * free_memory(device)) for device in devices(self.device)}
         fits = weights.nbytes <= next(iter(there.values()))
         self.placed = {} if fits or len(there) == 1 else device_map(self._skeleton(config), there)
@@ -57,7 +57,7 @@ class Reference:
         self.seconds = 0.0
         self.cache: Any = None  # the type that keys and values are rounded to
 
-    def _loaded(self, config: Any, weights: Weights) -> Any:
+    def _loaded(self, config: Any, weights: TorchWeights) -> Any:
         """The model in memory, by transformers' own loading: it knows which tensors of a file make one of its own."""
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -86,7 +86,7 @@ class Reference:
         net.tie_weights()
         return net
 
-    def _offloaded(self, config: Any, weights: Weights) -> Any:
+    def _offloaded(self, config: Any, weights: TorchWeights) -> Any:
         """The model with its layers loaded when their turn comes."""
         from accelerate import cpu_offload
 
@@ -100,7 +100,7 @@ class Reference:
         return net
 
     def logits(
-        self, table: Effect | Table, ids: NDArray[np.int64], spans: Spans, rows_only: bool = False, progress: Progress = lambda f: None
+        self, table: Effect | Table, ids: NDArray[np.int64], spans: Spans, rows_only: bool = False, progress: FractionDone = lambda f: None
     ) -> NDArray[np.float32]:
         """float32[rows, vocabulary]: one row for each position of `spans`, after one pass over `ids`, int64[n].
 
@@ -268,7 +268,7 @@ def config_of(c: Checkpoint) -> Any:
         return AutoConfig.for_model(c.family.model_type, **values)
 
 
-class Weights(Mapping[str, Any]):
+class TorchWeights(Mapping[str, Any]):
     """The weights by their HF names, as torch tensors made when asked for: dequantized, rows in HF order."""
 
     def __init__(self, c: Checkpoint, dtype: Any, swap_qk: bool) -> None:

@@ -8,7 +8,7 @@ never in memory at once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from .. import runtimes
 from ..checkpoint import Checkpoint
-from ..errors import UsageError, unknown
+from ..errors import UsageError, no_such
 from ..rope import Rope, effect
 from ..runtimes.table import RUNTIMES
-from .reference import Reference, enough_memory
+from .reference import FractionDone, Reference, enough_memory
 
 Ids = NDArray[np.int64]
-Progress = Callable[[float], None]
 LOGITS = 1 << 24  # that are in memory at once: 64 MiB in float32
 
 
@@ -32,7 +31,7 @@ class Scorer(Protocol):
     name: str
     dtype: str
 
-    def losses(self, rope: Rope, ids: Ids, first: int, progress: Progress = ...) -> NDArray[np.float64]:
+    def losses(self, rope: Rope, ids: Ids, first: int, progress: FractionDone = ...) -> NDArray[np.float64]:
         """−ln p of ids[first:], each given all before it, in nats; float64[len(ids) − first], first ≥ 1."""
 
     def describe(self) -> dict[str, Any]: ...
@@ -49,7 +48,7 @@ class Torch:
         if not hasattr(self.reference.net, self.prefix):
             raise UsageError(f"{type(self.reference.net).__name__} does not say which part of it is the decoder", "--runtime llama.cpp")
 
-    def losses(self, rope: Rope, ids: Ids, first: int, progress: Progress = lambda f: None) -> NDArray[np.float64]:
+    def losses(self, rope: Rope, ids: Ids, first: int, progress: FractionDone = lambda f: None) -> NDArray[np.float64]:
         import torch
 
         reference, layers = self.reference, self.reference.layers
@@ -102,7 +101,7 @@ def _decoder_replaced(net: Any, prefix: str, out: Any) -> Iterator[None]:
         setattr(net, prefix, decoder)
 
 
-class Runtime:
+class RuntimeScorer:
     """A real runtime on the file as it is: its own reading of its own keys, so it takes no other recipe."""
 
     dtype = "its own"
@@ -110,12 +109,12 @@ class Runtime:
     def __init__(self, c: Checkpoint, name: str) -> None:
         row = RUNTIMES.get(name)
         if row is None:
-            raise unknown("runtime", name, RUNTIMES)
+            raise no_such("runtime", name, RUNTIMES)
         if row.reads != ("gguf" if c.gguf else "safetensors"):
             raise UsageError(f"{name} reads {row.reads}, and {c.source.name} is another format", "yarn-convert MODEL --method none --out …")
         self.c, self.name, self.info = c, name, dict[str, Any]()
 
-    def losses(self, rope: Rope, ids: Ids, first: int, progress: Progress = lambda f: None) -> NDArray[np.float64]:
+    def losses(self, rope: Rope, ids: Ids, first: int, progress: FractionDone = lambda f: None) -> NDArray[np.float64]:
         run = runtimes.run(self.name, self.c.source.path, ids, [(first - 1, len(ids) - 1)], {"losses": True}, progress)
         self.info = {k: v for k, v in run.info.items() if k != "seconds"}
         return run.logits[:, 0].astype(np.float64)

@@ -22,7 +22,7 @@ NO_TEXT = "--twin validates the scaling without a text"
 
 def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:
     """`n` tokens of a text, int64[n]; it is repeated when it is too short. InputError for a text that gives none."""
-    ids = reading(c, read_text(text or TEXT)).ids
+    ids = reading(c, text_of(text or TEXT)).ids
     if ids and max(ids) >= c.hparams["vocab_size"]:
         raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", NO_TEXT)
     if not ids:
@@ -30,14 +30,14 @@ def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:
     return np.resize(np.asarray(ids, dtype=np.int64), n)
 
 
-class Reading(NamedTuple):
+class Tokenized(NamedTuple):
     """The tokens of a text, and where in it each begins and ends; nowhere for llama.cpp's own."""
 
     ids: Sequence[int]
     offsets: Sequence[tuple[int, int]] = ()
 
 
-def reading(c: Checkpoint, content: str) -> Reading:
+def reading(c: Checkpoint, content: str) -> Tokenized:
     """A text as a model's tokenizer reads it, nothing put beside it; as llama.cpp does where a GGUF's cannot be rebuilt, as of one from
     before `tokenizer.ggml.pre`. InputError where there is none, or it cannot be read."""
     try:
@@ -46,13 +46,13 @@ def reading(c: Checkpoint, content: str) -> Reading:
         if not (c.gguf and "tokenizer.ggml.tokens" in c.gguf.fields) or python_of("llama.cpp") is None:
             raise
         with contextlib.suppress(runtimes.Failed):
-            return Reading(runtimes.tokenize(c.source.path, content).tolist())
+            return Tokenized(runtimes.tokenize(c.source.path, content).tolist())
         raise e from None
     found = tokenizer.encode(content, add_special_tokens=False)
-    return Reading(found.ids, found.offsets)
+    return Tokenized(found.ids, found.offsets)
 
 
-def read_text(path: Path, encoding: str = "utf-8") -> str:
+def text_of(path: Path, encoding: str = "utf-8") -> str:
     """The text of a file. InputError where it cannot be read."""
     try:
         return path.read_text(encoding)

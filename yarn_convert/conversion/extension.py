@@ -7,7 +7,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.lengths import LINEAR
-from ..errors import Unsupported, UsageError, unknown
+from ..errors import Unsupported, UsageError, no_such
 from ..options import Recipe, check_choices
 from ..rope import MAX_CONTEXT, METHODS, MSCALES, Rope, bake, table
 
@@ -144,7 +144,7 @@ def _takers(option: str) -> str:
 def _check(o: Recipe) -> None:
     check_choices(o)
     if o.method not in EXTENDING:
-        raise unknown("--method", o.method, EXTENDING)
+        raise no_such("--method", o.method, EXTENDING)
     row = METHODS[o.method]
     for name in ("beta_fast", "beta_slow", "attention_factor"):
         if getattr(o, name) is not None and name not in row.takes:

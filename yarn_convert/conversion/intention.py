@@ -20,7 +20,7 @@ from ..formats.tensors import read_safetensors
 from ..options import Recipe
 from ..readers.judge import Verdict, elsewhere, grown, judge, judge_configs, unknown
 from ..readers.survey import Surveyed, survey_config, survey_gguf
-from ..rope import RTOL, Array, Rope, rounding, same_at_all_lengths, table
+from ..rope import RTOL, Array, Rope, rounding_of, same_at_all_lengths, table
 from ..targets.plan import DECISIVE
 from ..targets.safetensors import ROPE_FILE
 from .extension import extend
@@ -133,7 +133,7 @@ def _at_all_lengths(c: Checkpoint, meant: Intention) -> bool:
 
 def written(c: Checkpoint, meant: Intention) -> float | Array:
     """How far the frequencies of a file may be from what is meant: other tools compute a GGUF's factors in float32."""
-    return rounding(meant.rope) if c.factors else RTOL
+    return rounding_of(meant.rope) if c.factors else RTOL
 
 
 def survey(c: Checkpoint, meant: Intention) -> list[Surveyed]:

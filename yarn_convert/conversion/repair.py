@@ -39,7 +39,7 @@ REPAIRED = ("recipe", "context", "scale", "attention_factor", "carrier", "reader
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class ReaderGain:
     """One known reader. `before`, `after`: why it does not compute what is meant, "" if it does. `served`: its context in tokens
     before and after, None without a limit. `gain`, `loss`: what it has of the repair, "" for nothing."""
 
@@ -79,7 +79,7 @@ class Repair:
 
     conversion: Conversion
     meant: Intention
-    readers: Mapping[str, Reader]
+    readers: Mapping[str, ReaderGain]
     files: tuple[WriteBytes, ...]
     changes: tuple[str, ...]
 
@@ -192,13 +192,13 @@ def _contexts(config: Mapping[str, Any]) -> dict[str, int | None]:
     return found
 
 
-def _readers(c: Checkpoint, meant: Intention, before: Mapping[str, int | None], plan: Plan) -> dict[str, Reader]:
+def _readers(c: Checkpoint, meant: Intention, before: Mapping[str, int | None], plan: Plan) -> dict[str, ReaderGain]:
     verdicts = verdicts_of(c, meant)
     configs = [json.loads(job.data) for job in plan.jobs if isinstance(job, WriteBytes) and job.name == "config.json"]
     after = _contexts(configs[0]) if configs else {LLAMA_CPP: meant.context}
     silent = unknown(verdicts)
     return {
-        name: Reader(v.why, plan.verdicts[name].why if name in plan.verdicts else "", (before[name], after[name]))
+        name: ReaderGain(v.why, plan.verdicts[name].why if name in plan.verdicts else "", (before[name], after[name]))
         for name, v in verdicts.items()
         if name not in silent
     }

@@ -17,11 +17,11 @@ from msgspec import UNSET, structs
 
 from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
 from ..checkpoint.manifest import (
-    Asked,
+    AskedRecord,
     Base,
     Manifest,
     WeightFile,
-    Weights,
+    WeightsRecord,
     as_json,
     manifest_path,
     read_manifest,
@@ -29,10 +29,10 @@ from ..checkpoint.manifest import (
     recorded,
     with_files,
 )
-from ..checkpoint.source import resolve
+from ..checkpoint.source import Say, resolve
 from ..errors import FormatError, InputError, OutputError, UsageError
 from ..families.schema import ROPE_OBJECTS
-from ..formats.digests import sha256
+from ..formats.digests import Progress, sha256
 from ..formats.files import FOLLOW, hub_hash, leads_out
 from ..formats.inputs import NOTHING, Inputs, noticing
 from ..formats.json_text import pretty
@@ -42,12 +42,11 @@ from ..options import ConvertOptions, check_choices, taking
 from ..rope import recipe_of, table
 from ..targets.gguf import plan_gguf
 from ..targets.in_place import edited_sha256, plan_in_place, recover, refuse_shared, run_in_place
-from ..targets.moving import WEIGHTS, CopyFile, Job, Progress, WriteBytes, WriteTensors
+from ..targets.moving import WEIGHTS, CopyFile, Job, WriteBytes, WriteTensors
 from ..targets.output import check_output, execute, settle_output
 from ..targets.parts import only_first, part_size
 from ..targets.places import State
 from ..targets.plan import Plan, Request
-from ..targets.resume import Say
 from ..targets.safetensors import plan_safetensors
 from .extension import Extension, beside, extend
 
@@ -287,7 +286,7 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, 
         created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         base=Base(c.source.name, c.source.repo, c.source.commit, "gguf" if c.gguf else "safetensors"),
         format=plan.format,
-        asked=Asked(options.recipe.method, options.recipe.original_context, "off" if _turned_off(c, options) else "keep"),
+        asked=AskedRecord(options.recipe.method, options.recipe.original_context, "off" if _turned_off(c, options) else "keep"),
         recipe=recorded(plan.rope, **beside(c, options.recipe)),
         context=plan.context,
         scale=e.scale,
@@ -297,7 +296,7 @@ def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, 
         finetuned=False,
         hparams={key: c.hparams.get(key) for key in c.family.hparams},
         config=_written_config(plan),
-        weights=Weights(
+        weights=WeightsRecord(
             plan.identical,
             [_recorded_file(j, moved.get(j.name, "written"), folder, options.hash, progress) for j in weight_jobs(plan)],
         ),

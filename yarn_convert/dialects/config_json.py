@@ -11,7 +11,7 @@ from ..errors import Disagreement, FormatError, Inexpressible, Unsupported
 from ..families.schema import ROPE_OBJECTS
 from ..formats.json_text import REMOVE
 from ..rope import METHODS, MSCALES, Rope, effect, geometric, same_effect, table, temperature
-from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled, static_table, usable
+from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled_as, static_table, usable
 
 HF_METHODS = {word: name for name, row in METHODS.items() for word in row.hf}
 LISTS = {name for row in METHODS.values() for name in row.lists}
@@ -143,7 +143,7 @@ def _hf_longrope(rope: Rope, given: Mapping[str, Any], context: int) -> Rope:
 
 def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
     """Changes to config.json that spell `rope` with its own type; Inexpressible when config.json has no word for it."""
-    name = spelled(rope)
+    name = spelled_as(rope)
     if (
         name not in HF_WRITERS
         or rope.inner is not None

@@ -15,7 +15,7 @@ from ..families import Family, architectures
 from ..families.aliases import scaled_by_its_makers
 from ..formats.gguf_file import Value, f32
 from ..rope import METHODS, MSCALES, RTOL, Array, Rope, effect, geometric, table, temperature
-from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled, static_table, usable
+from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled_as, static_table, usable
 
 ROPE_FREQS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 FACTORS = (ROPE_FREQS, SHORT, LONG)  # tensors of a GGUF by which llama.cpp divides the angles, F32[D/2]
@@ -122,7 +122,7 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
     if not rope.row.static and not (rope.method == "longrope" and family.gguf.pair == "always"):
         static_table(rope, "a GGUF of this architecture")  # says why
-    name = spelled(rope)
+    name = spelled_as(rope)
     if rope.inner is not None or name not in GGUF_WRITERS:
         raise no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family, False))
     scaling = GGUF_WRITERS[name](rope, context, family)

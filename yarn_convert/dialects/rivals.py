@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from .. import dialects
-from ..errors import Disagreement, UsageError, unknown
+from ..errors import Disagreement, UsageError, no_such
 from ..families.schema import ROPE_OBJECTS
 from ..rope import Rope
 
@@ -24,7 +24,7 @@ KEEP = {  # what a user can keep -> which of two it is
 }
 
 
-def read(config: Config, latent: bool, keep: Sequence[str] = ()) -> tuple[Config, Rope, Disagreement | None]:
+def read_rivals(config: Config, latent: bool, keep: Sequence[str] = ()) -> tuple[Config, Rope, Disagreement | None]:
     """(`config` with only what is in `keep` of two things, its recipe, None). Where two disagree still: (one without contradictions,
     its recipe, the disagreement). Raises as `dialects.hf_read` does, and UsageError for what cannot be kept."""
     for name in keep:
@@ -46,7 +46,7 @@ def read(config: Config, latent: bool, keep: Sequence[str] = ()) -> tuple[Config
 def kept(config: Config, name: str, must: bool = True) -> Config:
     """`config` without the other of the two. UsageError where there is no such thing, unless `must` is false."""
     if name not in KEEP:
-        raise unknown("--keep", name, KEEP)
+        raise no_such("--keep", name, KEEP)
     found = {k: config[k] for k in ROPE_OBJECTS if isinstance(config.get(k), dict) and config[k]}
     if name in ROPE_OBJECTS:
         if name not in found and must:

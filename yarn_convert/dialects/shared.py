@@ -37,7 +37,7 @@ def usable(rope: Rope, where: str) -> Rope:
     return rope
 
 
-def spelled(rope: Rope) -> str:
+def spelled_as(rope: Rope) -> str:
     """The method in whose words a file has this one."""
     return rope.row.spelled_as or rope.method
 

@@ -6,7 +6,7 @@ EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
 
 from ..options import EvaluateOptions, Recipe, Texts
 from .advice import measure_advice
-from .journal import Journal, journal_of
+from .journal import ResultJournal, journal_of
 from .measures import Advice, Passkey, Perplexity, Temperature, advise, passkey, perplexity, temperature
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
@@ -14,7 +14,24 @@ from .result import finished, outputs_of, put_on_record
 from .temperatures import measure_temperature
 
 __all__ = [
-    "Advice", "EvaluateOptions", "Journal", "Passkey", "Perplexity", "Recipe", "Temperature", "Texts",
-    "advise", "finished", "journal_of", "measure_advice", "measure_passkey", "measure_perplexity", "measure_temperature",
-    "outputs_of", "passkey", "perplexity", "put_on_record", "temperature",
+    "Advice",
+    "EvaluateOptions",
+    "Passkey",
+    "Perplexity",
+    "Recipe",
+    "ResultJournal",
+    "Temperature",
+    "Texts",
+    "advise",
+    "finished",
+    "journal_of",
+    "measure_advice",
+    "measure_passkey",
+    "measure_perplexity",
+    "measure_temperature",
+    "outputs_of",
+    "passkey",
+    "perplexity",
+    "put_on_record",
+    "temperature",
 ]  # fmt: skip

@@ -15,13 +15,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..compute.record import SHORTEST, Say
+from ..compute.record import SHORTEST, SayStage, silent
 from ..conversion.extension import EXTENDING
 from ..errors import UsageError
 from ..options import AdviseOptions
 from ..rope import METHODS
-from .documents import Document, names
-from .journal import Journal
+from .documents import TokenizedText, names
+from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, line_of
 from .windows import NOTHING, Losses, Pass, Span, segments, sliding
 
@@ -29,7 +29,7 @@ LADDER = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 SHORT = (4, 2, 1)  # lengths L/4, L/2 and L
 
 
-def measure_advice(model: str, wish: AdviseOptions, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
+def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Try the factors on one base; the result is JSON. `factor` is None where none is flat."""
     s = wish.settings
     if s.runtime != "transformers" or s.methods:
@@ -92,7 +92,7 @@ def _cut(begin: int, end: int, first: int, spans: Sequence[Span]) -> Pass:
 
 
 def _control(
-    subject: Subject, base: Line, documents: Sequence[Document], control: Sequence[Pass], spans: Sequence[Span], meter: Meter
+    subject: Subject, base: Line, documents: Sequence[TokenizedText], control: Sequence[Pass], spans: Sequence[Span], meter: Meter
 ) -> list[Losses]:
     """The base's losses in each segment through its own window."""
     total = dict.fromkeys(spans, NOTHING)

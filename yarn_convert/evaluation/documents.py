@@ -10,12 +10,12 @@ import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..compute.scorer import Ids
-from ..compute.tokens import TEXT, read_text, tokenizer_of
+from ..compute.tokens import TEXT, text_of, tokenizer_of
 from ..errors import InputError, UsageError, need
 from ..options import Texts
 
 
-class Document(NamedTuple):
+class TokenizedText(NamedTuple):
     """A name and int64[n], without special tokens."""
 
     name: str
@@ -30,7 +30,7 @@ def contents(texts: Texts) -> list[tuple[str, str]]:
     return found + ([] if texts.dataset is None else _dataset(texts.dataset, texts.most))
 
 
-def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[Document], int, int]:
+def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[TokenizedText], int, int]:
     """(documents of at least so many tokens, how many were shorter, tokens of BOS that the tokenizer puts before a text).
 
     All measures compare lengths on the same documents, so a short one is left out of all. InputError when none is left.
@@ -38,10 +38,10 @@ def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[Document
     if texts.cut is not None and texts.cut < 2:
         raise UsageError(f"--cut must be at least 2 tokens, not {texts.cut}", "--cut 8k")
     tokenizer = tokenizer_of(c)
-    whole = [Document(name, _encode(tokenizer, text)) for name, text in contents(texts)]
+    whole = [TokenizedText(name, _encode(tokenizer, text)) for name, text in contents(texts)]
     if texts.cut:
         n = texts.cut
-        whole = [Document(f"{d.name}[{i}]", d.ids[i * n : (i + 1) * n]) for d in whole for i in range(len(d.ids) // n)]
+        whole = [TokenizedText(f"{d.name}[{i}]", d.ids[i * n : (i + 1) * n]) for d in whole for i in range(len(d.ids) // n)]
     kept = [d for d in whole if len(d.ids) >= at_least]
     if not kept:
         longest = max((len(d.ids) for d in whole), default=0)
@@ -79,7 +79,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> str:
-    return read_text(path, "utf-8-sig")  # a mark of the byte order would be a document's first token
+    return text_of(path, "utf-8-sig")  # a mark of the byte order would be a document's first token
 
 
 COLUMNS = ("text", "input", "content", "report", "document")  # where data sets keep their texts; the first that is there
@@ -130,6 +130,6 @@ def _reach(name: str) -> None:
             raise InputError(says, "check the network and try again, or --text FILE") from None
 
 
-def names(documents: Sequence[Document]) -> list[dict[str, Any]]:
+def names(documents: Sequence[TokenizedText]) -> list[dict[str, Any]]:
     """As JSON."""
     return [{"name": d.name, "tokens": len(d.ids)} for d in documents]

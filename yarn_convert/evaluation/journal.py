@@ -25,7 +25,7 @@ from ..errors import OutputError
 BEGINNING = re.compile(rb'\n*(\[("[0-9a-f]{0,64}(".*)?)?)?', re.DOTALL)  # of a journal, however short it was cut
 
 
-class Journal:
+class ResultJournal:
     """The journal at `path`; with None it remembers for this run alone. Raises OutputError for a place that cannot be written, or
     for a file that is something else: a journal goes in the end."""
 
@@ -86,9 +86,9 @@ class Journal:
 
 
 @contextlib.contextmanager
-def journal_of(out: Path | None, wish: Path | None) -> Iterator[Journal]:
+def journal_of(out: Path | None, wish: Path | None) -> Iterator[ResultJournal]:
     """The journal of a command: at `wish`, else beside what it writes as .NAME.partial, else none."""
-    journal = Journal(wish or (out.with_name(f".{out.name}.partial") if out else None))
+    journal = ResultJournal(wish or (out.with_name(f".{out.name}.partial") if out else None))
     try:
         yield journal
     except BaseException:

@@ -18,7 +18,7 @@ from ..compute.record import Hardware
 from ..formats.decoding import encoded
 from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions, taking
 from .advice import measure_advice
-from .journal import Journal
+from .journal import ResultJournal
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished
@@ -263,22 +263,22 @@ def _typed(found: Mapping[str, Any], kind: type[T]) -> T:
 def perplexity(models: Sequence[str], options: PerplexityOptions) -> Perplexity:
     """Measure all recipes of all models at each window: `perplexity(["smollm2-135m"], EvaluateOptions(methods=("none", "yarn:4")),
     windows=(2048, 4096))`, with the fields of `PerplexityOptions`. Raises UsageError and InputError before anything long begins."""
-    return _typed(measure_perplexity(models, options, Journal()), Perplexity)
+    return _typed(measure_perplexity(models, options, ResultJournal()), Perplexity)
 
 
 @taking(PasskeyOptions)
 def passkey(models: Sequence[str], options: PasskeyOptions) -> Passkey:
     """Let all recipes of all models find a number in text without meaning, with the fields of `PasskeyOptions`."""
-    return _typed(measure_passkey(models, options, Journal()), Passkey)
+    return _typed(measure_passkey(models, options, ResultJournal()), Passkey)
 
 
 @taking(TemperatureOptions)
 def temperature(models: Sequence[str], options: TemperatureOptions) -> Temperature:
     """Measure every multiplier on all models, with the fields of `TemperatureOptions`."""
-    return _typed(measure_temperature(models, options, Journal()), Temperature)
+    return _typed(measure_temperature(models, options, ResultJournal()), Temperature)
 
 
 @taking(AdviseOptions)
 def advise(model: str, options: AdviseOptions) -> Advice:
     """Try factors on one base: `advise("smollm2-135m", context=32768)`, with the fields of `AdviseOptions`."""
-    return _typed(measure_advice(model, options, Journal()), Advice)
+    return _typed(measure_advice(model, options, ResultJournal()), Advice)

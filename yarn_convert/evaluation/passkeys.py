@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..compute.growing import Steps, greedy
-from ..compute.record import Say
+from ..compute.record import SayStage, silent
 from ..compute.scorer import Ids
 from ..compute.tokens import tokenizer_of
 from ..errors import UsageError
 from ..options import PasskeyOptions
 from .documents import bos
-from .journal import Journal
+from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, lines_of
 
 TASK = (
@@ -68,7 +68,7 @@ def prompt(tokenizer: Any, lead: Sequence[int], length: int, trial: int, seed: i
     return Prompt(np.asarray(ids(low), np.int64), key, depth)
 
 
-def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
+def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON."""
     s = wish.settings
     if s.runtime != "transformers":

@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from ..compute.record import Say
+from ..compute.record import SayStage, silent
 from ..errors import UsageError
 from ..options import PerplexityOptions
-from .documents import Document, names
-from .journal import Journal
+from .documents import TokenizedText, names
+from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, lines_of
 from .windows import NOTHING, Losses, Window, document_error, mean_of_window_means, passes, sliding
 
 STRIDE = 256
 
 
-def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: Journal, say: Say = lambda what, f: None) -> dict[str, Any]:
+def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON. Raises UsageError and InputError before anything long begins."""
     s = wish.settings
     if wish.stride is not None and wish.tokens is None:
@@ -67,14 +67,14 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
     return {"measure": "perplexity", "windows": widths, "tokens": wish.tokens, "stride": stride, "models": described, "rows": rows}
 
 
-def _same_tokens(a: tuple[Subject, Any, list[Document]], b: tuple[Subject, Any, list[Document]]) -> bool:
+def _same_tokens(a: tuple[Subject, Any, list[TokenizedText]], b: tuple[Subject, Any, list[TokenizedText]]) -> bool:
     """Whether two models read the same tokens: perplexities over others do not compare."""
     same = (np.array_equal(x.ids, y.ids) for x, y in zip(a[2], b[2], strict=False))
     return a[0].lead == b[0].lead and len(a[2]) == len(b[2]) and all(same)
 
 
 def _plans(
-    documents: Sequence[Document], widths: Sequence[int], length: int | None, stride: int, lead: int
+    documents: Sequence[TokenizedText], widths: Sequence[int], length: int | None, stride: int, lead: int
 ) -> list[dict[int, list[Window]]]:
     """For each document: its windows by width."""
     plans = []

@@ -12,14 +12,14 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import resolve
-from ..compute.record import DTYPES, Say
-from ..compute.scorer import Runtime, Scorer, Torch
+from ..compute.record import DTYPES, SayStage
+from ..compute.scorer import RuntimeScorer, Scorer, Torch
 from ..conversion.extension import EXTENDING, counted_from, extend
-from ..errors import UsageError, need, unknown
+from ..errors import UsageError, need, no_such
 from ..options import EvaluateOptions, Recipe, check_choices
 from ..rope import METHODS, Rope, recipe_of
-from .documents import Document, bos, documents
-from .journal import Journal, identity, key_of
+from .documents import TokenizedText, bos, documents
+from .journal import ResultJournal, identity, key_of
 from .windows import Losses, Pass, Span
 
 
@@ -69,7 +69,7 @@ def _wish(text: str) -> tuple[str, float | None]:
 def line_of(c: Checkpoint, s: EvaluateOptions, method: str, factor: float | None = None, attention_factor: float | None = None) -> Line:
     """The recipe of a conversion with `method`; a dynamic one is not baked: s follows the length of each pass."""
     if method not in EXTENDING:
-        raise unknown("method", method, EXTENDING)
+        raise no_such("method", method, EXTENDING)
     row = METHODS[method]
     if factor is not None and not row.spans:
         raise UsageError(f"the method {method} takes no factor, and was given {factor:g}", f"--method {method}")
@@ -89,7 +89,7 @@ def line_of(c: Checkpoint, s: EvaluateOptions, method: str, factor: float | None
 class Subject:
     """A model, opened; its weights are loaded when something has to be computed that the journal does not have."""
 
-    def __init__(self, model: str, s: EvaluateOptions, journal: Journal) -> None:
+    def __init__(self, model: str, s: EvaluateOptions, journal: ResultJournal) -> None:
         need("validate", "an evaluation", *(() if s.runtime == "transformers" else ("tokenizers", "psutil")))
         check_choices(s)
         self.name, self.settings, self.journal = model, s, journal
@@ -113,7 +113,7 @@ class Subject:
     def scorer(self) -> Scorer:
         if self._scorer is None:
             s = self.settings
-            self._scorer = Torch(self.c, s.device, DTYPES[s.dtype]) if s.runtime == "transformers" else Runtime(self.c, s.runtime)
+            self._scorer = Torch(self.c, s.device, DTYPES[s.dtype]) if s.runtime == "transformers" else RuntimeScorer(self.c, s.runtime)
         return self._scorer
 
     @property
@@ -124,7 +124,7 @@ class Subject:
             raise UsageError(f"{self.settings.runtime} is run for perplexity only", "leave out --runtime")
         return scorer
 
-    def documents(self, at_least: int) -> list[Document]:
+    def documents(self, at_least: int) -> list[TokenizedText]:
         """The documents of at least so many tokens; `lead` becomes the BOS that stands before each of their windows."""
         found, self.left_out, lead = documents(self.settings.texts, self.c, at_least)
         self.lead = bos(self.c)[:lead]
@@ -134,7 +134,7 @@ class Subject:
         where = [self.settings.runtime, self.settings.dtype]
         return key_of(self.identity, where, recipe_of(line.rope), *parts)
 
-    def run(self, line: Line, document: Document, p: Pass, progress: Callable[[float], None]) -> dict[Span, Losses]:
+    def run(self, line: Line, document: TokenizedText, p: Pass, progress: Callable[[float], None]) -> dict[Span, Losses]:
         """The losses of a pass, by span. Those that the journal knows are not computed again."""
         ids = np.concatenate([np.asarray(self.lead, np.int64), document.ids[p.begin : p.end]])
         offset = len(self.lead) - p.begin
@@ -179,7 +179,7 @@ class Subject:
 class Meter:
     """Progress over passes of different lengths: the fraction of the work that is done, attention's square included."""
 
-    def __init__(self, what: str, lengths: Sequence[int], say: Say) -> None:
+    def __init__(self, what: str, lengths: Sequence[int], say: SayStage) -> None:
         self.what, self.say = what, say
         self.total, self.done, self.now = sum(map(_cost, lengths)) or 1.0, 0.0, 0.0
 

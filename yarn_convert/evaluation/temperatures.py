@@ -11,19 +11,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..compute.record import SHORTEST, Say
+from ..compute.record import SHORTEST, SayStage, silent
 from ..errors import UsageError
 from ..options import TemperatureOptions
 from ..rope import temperature as recommended_at
 from .documents import names
-from .journal import Journal
+from .journal import ResultJournal
 from .subjects import Meter, Subject, line_of
 from .windows import NOTHING, Losses, Pass, document_error, segments
 
 STEP = 0.05
 
 
-def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal: Journal, say: Say = lambda w, f: None) -> dict[str, Any]:
+def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Measure every multiplier on all models; the result is JSON."""
     s = wish.settings
     if s.runtime != "transformers":

@@ -23,7 +23,7 @@ def figure(x: float | None, form: str = ".4g") -> str:
     return format(x, form) if abs(x) < 1e6 else f"{x:.2g}"
 
 
-def number(n: int) -> str:
+def grouped(n: int) -> str:
     return f"{n:,}"
 
 
@@ -46,7 +46,7 @@ def _perplexity(result: Perplexity) -> list[str]:
     out = [*model_lines(result), f"perplexity ± standard error, by context window; {sliding}"]
     labels = labels_of(result)
     width = max(len("method"), *map(len, labels))
-    out.append(f"{'method':<{width}}  " + "  ".join(f"{number(w):>15}" for w in result.windows))
+    out.append(f"{'method':<{width}}  " + "  ".join(f"{grouped(w):>15}" for w in result.windows))
     for label, row in zip(labels, result.rows, strict=True):
         cells = [f"{figure(p.perplexity):>8} ± {figure(p.standard_error, '.2g'):<4}" for p in row.points]
         out.append(f"{label:<{width}}  " + "  ".join(f"{c:>15}" for c in cells))
@@ -65,7 +65,7 @@ def _passkey(result: Passkey) -> list[str]:
     labels = labels_of(result)
     width = max(len("method"), *map(len, labels))
     out = [*model_lines(result), f"passkey: right of {result.trials} trials, by length of the prompt in tokens"]
-    out.append(f"{'method':<{width}}  " + "  ".join(f"{number(n):>9}" for n in result.lengths))
+    out.append(f"{'method':<{width}}  " + "  ".join(f"{grouped(n):>9}" for n in result.lengths))
     for label, row in zip(labels, result.rows, strict=True):
         out.append(f"{label:<{width}}  " + "  ".join(f"{p.correct:>9}" for p in row.points))
     return out

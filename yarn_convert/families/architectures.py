@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .layers import Layer, Values, count, farthest, gguf_exaone4, gguf_granite_swa, gguf_llama4, gguf_within
+from .layers import Layer, Values, farthest, gguf_exaone4, gguf_granite_swa, gguf_llama4, gguf_within, whole_number
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Arch:
         if self.turning is None:
             return None
         meta = {k.removeprefix(f"{self.name}."): v for k, v in keys.items()}
-        run = count(meta.get("block_count"), "block_count") - count(meta.get("nextn_predict_layers") or 0, "nextn_predict_layers")
-        return farthest(self.turning(meta, max(run, 0)))
+        blocks, more = (whole_number(meta.get(key, usual), key) for key, usual in (("block_count", None), ("nextn_predict_layers", 0)))
+        return farthest(self.turning(meta, max(blocks - more, 0)))
 
 
 LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)

@@ -26,10 +26,10 @@ class Layer(NamedTuple):
 def farthest(layers: Iterable[Layer]) -> int | None:
     """How many tokens apart two may be that some layer turns: None where nothing bounds it, 0 where no layer turns."""
     windows = [layer.window for layer in layers if layer.turns]
-    return None if None in windows else max((count(w, "the window of tokens") for w in windows), default=0)
+    return None if None in windows else max((whole_number(w, "the window of tokens") for w in windows), default=0)
 
 
-def count(value: Any, name: str) -> int:
+def whole_number(value: Any, name: str) -> int:
     if type(value) is not int or value < 0:
         raise FormatError(f"{name} is {value!r}, not a number", "fix the model's config.json or GGUF key")
     return value
@@ -112,7 +112,7 @@ def slides(given: Any, n: int) -> list[bool]:
     """load_swa_pattern: attention.sliding_window_pattern says it by layer, or of how many the last sees all."""
     if isinstance(given, list):
         return [bool(given[i]) if i < len(given) else False for i in range(min(n, MOST))]
-    every = count(given, "attention.sliding_window_pattern")
+    every = whole_number(given, "attention.sliding_window_pattern")
     return [every == 0 or i % every < every - 1 for i in range(min(n, MOST))]
 
 
@@ -122,7 +122,7 @@ def _slides(m: Values, n: int) -> list[bool]:
 
 def gguf_within(m: Values, n: int, usual: int = 0) -> list[Layer]:
     """cohere2.cpp, exaone-moe.cpp: `if (is_swa)`."""
-    window = count(m.get("attention.sliding_window", usual), "attention.sliding_window")
+    window = whole_number(m.get("attention.sliding_window", usual), "attention.sliding_window")
     return [Layer(slides, window) for slides in _slides(m, n)]
 
 
@@ -140,6 +140,6 @@ def gguf_llama4(m: Values, n: int) -> list[Layer]:
 
 def gguf_granite_swa(m: Values, n: int) -> list[Layer]:
     """granite-swa.cpp: has_rope(il), which attention.rope_pattern says; without it every layer turns."""
-    turns, window = m.get("attention.rope_pattern"), count(m.get("attention.sliding_window"), "attention.sliding_window")
+    turns, window = m.get("attention.rope_pattern"), whole_number(m.get("attention.sliding_window"), "attention.sliding_window")
     there = turns if isinstance(turns, list) else []
     return [Layer(bool(there[i]) if i < len(there) else True, window if slides else None) for i, slides in enumerate(_slides(m, n))]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .layers import SLIDES, Layer, Values, count, farthest, hf_afmoe, hf_exaone4, hf_flint, hf_kolibri1, hf_llama4
+from .layers import SLIDES, Layer, Values, farthest, hf_afmoe, hf_exaone4, hf_flint, hf_kolibri1, hf_llama4, whole_number
 
 
 def _nothing(*of: Any) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class ModelType:
 
     def farthest(self, config: Values) -> int | None:
         """How many tokens apart two may be that a layer turns (`layers.farthest`); None also where all layers turn."""
-        return farthest(self.turning(config, count(config.get("num_hidden_layers"), "num_hidden_layers"))) if self.turning else None
+        return farthest(self.turning(config, whole_number(config.get("num_hidden_layers"), "num_hidden_layers"))) if self.turning else None
 
     def window(self, config: Values) -> int | None:
         """The window that every layer sees and that can be turned off, as in Mistral v0.1: where it is not always so, layer_types says

@@ -84,7 +84,7 @@ def front_matter(text: str) -> tuple[Json, str]:
 # -- to a GGUF --------------------------------------------------------------------------------------------------------
 
 
-def to_gguf(
+def general_keys(
     card: Mapping[str, Any], config: Mapping[str, Any], generation: Mapping[str, Any], name: str, shapes: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, Value], list[str]]:
     """(`general.*` of a model as llama.cpp's converter has them, notes on what could not be carried).

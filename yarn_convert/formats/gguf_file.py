@@ -207,7 +207,7 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def read_gguf(path: Path) -> Gguf:
+def open_gguf(path: Path) -> Gguf:
     """Parse a GGUF header (version 2 or 3, little-endian). Raises FormatError for anything that does not add up."""
     with open_regular(path) as f:
         size = os.fstat(f.fileno()).st_size

@@ -18,7 +18,7 @@ from ..errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class FileStat:
     """What stat said of a file or a folder: which it is, and how it may be used."""
 
     link: tuple[int, int]  # inode and time of change of what lies under the name: a link itself, or the file
@@ -28,7 +28,7 @@ class Seen:
     changed: int
     use: tuple[int, int, int, int]  # mode, links, owner and group: a change of these is one of the inode, too
 
-    def is_still(self, now: Seen, linked: bool = False) -> bool:
+    def is_still(self, now: FileStat, linked: bool = False) -> bool:
         is_link = self.link[0] != self.which[1]
         if self.which != now.which or (is_link and self.link != now.link):
             return False
@@ -43,7 +43,7 @@ class Inputs:
     """Every file that was opened for a model, and its folder, as they were. `linked`: hard links to the files are made and removed,
     which is a change of the inode."""
 
-    seen: Mapping[Path, Seen] = field(default_factory=dict)
+    seen: Mapping[Path, FileStat] = field(default_factory=dict)
     linked: bool = False
 
     @property
@@ -81,13 +81,13 @@ class Inputs:
 
 
 NOTHING = Inputs()
-_SEEN: ContextVar[dict[Path, Seen] | None] = ContextVar("SEEN", default=None)
+_SEEN: ContextVar[dict[Path, FileStat] | None] = ContextVar("SEEN", default=None)
 
 
 @contextlib.contextmanager
 def noticing() -> Iterator[Inputs]:
     """Every file that is opened in here for the first time is noticed."""
-    seen: dict[Path, Seen] = {}
+    seen: dict[Path, FileStat] = {}
     token = _SEEN.set(seen)
     try:
         yield Inputs(seen)
@@ -102,7 +102,7 @@ def notice(path: Path, found: os.stat_result | None = None) -> None:
         seen[path] = _look(path, found or path.stat())
 
 
-def _look(path: Path, s: os.stat_result) -> Seen:
+def _look(path: Path, s: os.stat_result) -> FileStat:
     itself = path.lstat()
     use = (s.st_mode, s.st_nlink, s.st_uid, s.st_gid)
-    return Seen((itself.st_ino, itself.st_ctime_ns), (s.st_dev, s.st_ino), s.st_size, s.st_mtime_ns, s.st_ctime_ns, use)
+    return FileStat((itself.st_ino, itself.st_ctime_ns), (s.st_dev, s.st_ino), s.st_size, s.st_mtime_ns, s.st_ctime_ns, use)

@@ -78,7 +78,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Apart:
     """An HF tensor taken apart: `parts` are the orders of the GGUF tensors that it gives, one for all of them where no rows are chosen.
 
     `shape` is the HF tensor's, () where any will do.
@@ -114,7 +114,7 @@ def _rows(order: Order) -> NDArray[np.int64]:
 class Transform:
     """How HF tensors of one kind become GGUF's, in a model of these sizes, and back."""
 
-    take: Callable[[Sizes], Taken]
+    take: Callable[[Sizes], Apart]
 
     def to_gguf(self, sizes: Sizes, part: int) -> Order:
         """The order of the GGUF tensor number `part` of those that an HF tensor gives."""
@@ -126,13 +126,13 @@ class Transform:
         return _taken(self.take, frozenset(sizes.items()))[1]
 
     def mxfp4(self, sizes: Sizes, part: int) -> Order:
-        """As `to_gguf`, from an HF tensor of 4-bit blocks, which lie as GGUF's rows do, and its scales."""
+        """As `gguf_parts`, from an HF tensor of 4-bit blocks, which lie as GGUF's rows do, and its scales."""
         order = self.to_gguf(sizes, part)
         return Order(index=order.index, shape=order.shape, mxfp4=True)
 
 
 @lru_cache(maxsize=16)
-def _taken(take: Callable[[Sizes], Taken], sizes: frozenset[tuple[str, int]]) -> tuple[Taken, Order]:
+def _taken(take: Callable[[Sizes], Apart], sizes: frozenset[tuple[str, int]]) -> tuple[Apart, Order]:
     """(what `take` makes, its inverse): gpt-oss has 700,000 rows in each of 72 tensors."""
     taken = take(dict(sizes))
     return taken, taken.back()
@@ -144,63 +144,63 @@ def _heads(s: Sizes) -> tuple[NDArray[np.int64], ...]:
     return blocks[:, :-2].reshape(-1), blocks[:, -2], blocks[:, -1]
 
 
-def _groups_of_heads(s: Sizes) -> Taken:
-    return Taken((Order(s["head"], np.concatenate(_heads(s))),))
+def _groups_of_heads(s: Sizes) -> Apart:
+    return Apart((Order(s["head"], np.concatenate(_heads(s))),))
 
 
-def _heads_of_three(s: Sizes) -> Taken:
+def _heads_of_three(s: Sizes) -> Apart:
     """Each head holds its own query, key and value."""
-    return Taken((Order(s["head"], np.arange(3 * s["heads"]).reshape(-1, 3).T.reshape(-1)),))
+    return Apart((Order(s["head"], np.arange(3 * s["heads"]).reshape(-1, 3).T.reshape(-1)),))
 
 
-def _split_groups(s: Sizes) -> Taken:
+def _split_groups(s: Sizes) -> Apart:
     """Queries and keys are interleaved, values are not."""
     parts = tuple(Order(s["head"], blocks, turn=turn) for blocks, turn in zip(_heads(s), (1, 1, 0), strict=True))
-    return Taken(parts, ((s["heads"] + 2 * s["kv_heads"]) * s["head"], s["hidden"]))
+    return Apart(parts, ((s["heads"] + 2 * s["kv_heads"]) * s["head"], s["hidden"]))
 
 
 # gpt-oss keeps gate and up of an expert in turn, as columns of a matrix that GGUF has the other way round
 
 
-def _columns(s: Sizes) -> Taken:
+def _columns(s: Sizes) -> Apart:
     """Even and odd columns of each expert's matrix, (hidden, 2·ff), as rows."""
     e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
     rows = [np.arange(part, 2 * e * ff, 2) for part in (0, 1)]
-    return Taken(tuple(Order(index=i, sources_turned=(hidden,), shape=(e, ff, hidden)) for i in rows), (e, hidden, 2 * ff))
+    return Apart(tuple(Order(index=i, sources_turned=(hidden,), shape=(e, ff, hidden)) for i in rows), (e, hidden, 2 * ff))
 
 
-def _biases(s: Sizes) -> Taken:
+def _biases(s: Sizes) -> Apart:
     """Even and odd columns of one matrix, (experts, 2·ff)."""
     e, ff = s["experts"], s["expert_ff"]
     rows = [np.arange(part, 2 * ff, 2) for part in (0, 1)]
-    return Taken(tuple(Order(index=i, sources_turned=(e,), target_turned=ff, shape=(e, ff)) for i in rows), (e, 2 * ff))
+    return Apart(tuple(Order(index=i, sources_turned=(e,), target_turned=ff, shape=(e, ff)) for i in rows), (e, 2 * ff))
 
 
-def _latent(s: Sizes) -> Taken:
+def _latent(s: Sizes) -> Apart:
     """DeepSeek's kv_b_proj: each head's keys, transposed, and its values."""
     heads, nope, value, latent = s["heads"], s["nope"], s["value"], s["kv_lora"]
     unit = gcd(nope, value)
     blocks = np.arange(heads * (nope + value) // unit).reshape(heads, -1)
     keys = Order(unit, blocks[:, : nope // unit].reshape(-1), target_turned=nope, shape=(heads, latent, nope))
     values = Order(unit, blocks[:, nope // unit :].reshape(-1), shape=(heads, value, latent))
-    return Taken((keys, values), (heads * (nope + value), latent))
+    return Apart((keys, values), (heads * (nope + value), latent))
 
 
-def _transposed(s: Sizes) -> Taken:
+def _transposed(s: Sizes) -> Apart:
     e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
-    return Taken((Order(sources_turned=(ff,), shape=(e, hidden, ff)),), (e, ff, hidden))
+    return Apart((Order(sources_turned=(ff,), shape=(e, hidden, ff)),), (e, ff, hidden))
 
 
-def _halves(s: Sizes) -> Taken:
+def _halves(s: Sizes) -> Apart:
     """Granite's experts: gate above up in one matrix; a block is half of it."""
     e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
-    return Taken(tuple(Order(ff, np.arange(part, 2 * e, 2), shape=(e, ff, hidden)) for part in (0, 1)), (e, 2 * ff, hidden))
+    return Apart(tuple(Order(ff, np.arange(part, 2 * e, 2), shape=(e, ff, hidden)) for part in (0, 1)), (e, 2 * ff, hidden))
 
 
 TRANSFORMS: Mapping[str, Transform] = {
-    "": Transform(lambda s: Taken((AS_IT_IS,))),
-    "interleave": Transform(lambda s: Taken((Order(s["head"], turn=1),))),
-    "add_one": Transform(lambda s: Taken((Order(added=1.0),))),
+    "": Transform(lambda s: Apart((AS_IT_IS,))),
+    "interleave": Transform(lambda s: Apart((Order(s["head"], turn=1),))),
+    "add_one": Transform(lambda s: Apart((Order(added=1.0),))),
     "heads_of_three": Transform(_heads_of_three),
     "groups_of_heads": Transform(_groups_of_heads),
     "split_groups": Transform(_split_groups),
@@ -212,7 +212,7 @@ TRANSFORMS: Mapping[str, Transform] = {
 }
 
 
-def to_gguf(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Part]:
+def gguf_parts(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Part]:
     """The parts of a GGUF, by their names, from the tensors of an HF folder; buffers that no runtime reads are left out.
 
     Raises Unsupported for a tensor without a name, FormatError for experts that are missing or differ.
@@ -281,7 +281,7 @@ def _shape(sources: tuple[Tensor, ...], order: Order, stacked: bool) -> tuple[in
     return (len(order.index) * order.unit, *first[1:])
 
 
-def to_hf(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Part]:
+def hf_parts(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Part]:
     """The parts of an HF folder, by their names, from the tensors of a GGUF. Raises Unsupported for one without a name."""
     found: dict[str, dict[int, Tensor]] = {}
     for name, t in tensors.items():

@@ -27,7 +27,7 @@ import numpy as np
 from ..errors import FormatError, InputError, OutputError, Unsupported, UsageError, install
 from .dtypes import F32, OUTTYPES, PLAIN, gguf_types
 from .files import open_regular
-from .gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header, nbytes_of, read_gguf, type_numbers
+from .gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header, nbytes_of, open_gguf, type_numbers
 from .tensors import Bytes, Tensor
 
 INSTALL = install("llama-cpp", newer=True)
@@ -222,7 +222,7 @@ def read_imatrix(path: Path) -> Imatrix:
         with open_regular(path) as f:
             magic = f.read(4)
             if magic == b"GGUF":
-                return _imatrix_gguf(read_gguf(path))
+                return _imatrix_gguf(open_gguf(path))
             return _imatrix_dat(path.name, magic + f.read())
     except OSError as e:
         raise InputError(f"cannot read the imatrix {path}: {e.strerror}", "give a file that llama-imatrix wrote") from None

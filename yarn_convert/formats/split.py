@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, InputError
-from .gguf_file import HINT, Gguf, Value, read_gguf
+from .gguf_file import HINT, Gguf, Value, open_gguf
 from .tensors import Tensor
 
 NO, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -46,7 +46,7 @@ def read_model(path: Path) -> Gguf:
     are the headers as they stand. Raises InputError for a part that is missing or not the first, FormatError for parts that
     contradict each other.
     """
-    first = read_gguf(path)
+    first = open_gguf(path)
     count = _number(first, COUNT, 0)
     if count < 2:
         return first
@@ -75,7 +75,7 @@ def _others(path: Path, stem: str, count: int) -> list[Gguf]:
     if missing := [p.name for p in paths if not p.is_file()]:
         more = f", first {missing[0]}" if len(missing) > 1 else f": {missing[0]}"
         raise InputError(f"{len(missing)} of the {count} parts of {stem} {'are' if len(missing) > 1 else 'is'} missing{more}", HINT)
-    parts = [read_gguf(p) for p in paths]
+    parts = [open_gguf(p) for p in paths]
     for no, part in enumerate(parts, 1):
         if (found := _number(part, NO)) != no:
             raise FormatError(f"{part.path.name} says that it is part {found + 1}", BELONG)

@@ -17,7 +17,7 @@ from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
 LLAMA_CPP = "llama.cpp 0c1e570"
 GGUF_TYPES = ("none", "linear", "yarn", "longrope")
-f32 = np.float32
+float32 = np.float32
 
 
 def read_gguf(
@@ -51,9 +51,9 @@ def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: t
     original = int(meta.get("rope.scaling.original_context_length") or context)
     dim = gguf_dim(arch, meta)
     divided = divisors(arch, kind, dim, context > original, rope_freqs, rope_factors)
-    written = f32(meta.get("rope.scaling.factor", meta.get("rope.scale_linear", 0.0)))
+    written = float32(meta.get("rope.scaling.factor", meta.get("rope.scale_linear", 0.0)))
     layers = Layers(arch, meta, kind, original, 1.0 if written == 0 else 1 / float(written))
-    theta, scale = float(f32(meta.get("rope.freq_base", 10000.0))), 1.0 if kind == "none" else layers.trained
+    theta, scale = float(float32(meta.get("rope.freq_base", 10000.0))), 1.0 if kind == "none" else layers.trained
     read = layers.table(dim, theta, scale, divided)
     beside = Beside(layers.logits(scale), layers.second(read, dim, theta, divided))
     return Reading(*read, context, gguf_ignored(arch, meta, kind, read.multiplier), beside)
@@ -98,7 +98,7 @@ def check_keys(arch: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         if key in meta:
             raise Unsupported(f"{key} of {arch} is not modelled", NOT_MODELLED)
     for key, (read, usual) in OLLAMAS.items():
-        if key in meta and f32(meta[key]) != f32(taken := meta.get(read, usual)):
+        if key in meta and float32(meta[key]) != float32(taken := meta.get(read, usual)):
             raise Unsupported(
                 f"{arch}.{key} is {meta[key]!r}, and llama.cpp, which passes over it, takes {taken!r}",
                 f"gguf_set_metadata or gguf_new_metadata writes {arch}.{read}, which llama.cpp reads",
@@ -118,7 +118,7 @@ class Layers:
 
     @property
     def written(self) -> float:
-        return float(f32(self.meta.get("rope.scaling.attn_factor", 1.0)))
+        return float(float32(self.meta.get("rope.scaling.attn_factor", 1.0)))
 
     def attn_factor(self, scale: float) -> float:
         """The context's attn_factor, of which rope_yarn makes the multiplier. Of YaRN DeepSeek's ratio of two equal mscales,
@@ -132,7 +132,7 @@ class Layers:
     def log_multiplier(self) -> float:
         """mscale_all_dim of DeepSeek, which the converter multiplied by 0.1; 0 elsewhere."""
         key = self.meta.get("rope.scaling.yarn_log_multiplier", 0.0) if ARCHS[self.arch].mla else 0.0
-        return float(f32(key)) / 0.1
+        return float(float32(key)) / 0.1
 
     def table(self, dim: int, theta: float, scale: float, divided: Array | float, own: float | None = None) -> Table:
         """The RoPE of layers with this θ; `scale` is the context's, `own` theirs if it is another."""
@@ -153,7 +153,7 @@ class Layers:
         if facts.second == "plain":
             return Table(geometric(theta, dim), 1.0)
         usual = 10000.0 if facts.second == "own" else theta
-        theirs = float(f32(self.meta.get("rope.freq_base_swa", usual)))
+        theirs = float(float32(self.meta.get("rope.freq_base_swa", usual)))
         own = 1.0 if facts.second == "own" else self.trained
         scale = 1.0 if self.kind == "none" else self.trained
         found = self.table(dim, theirs, scale, divided if facts.second == "shared" else 1.0, own)
@@ -213,17 +213,17 @@ def gguf_betas(arch: str, meta: Mapping[str, Any]) -> tuple[float, float]:
 
 def logf(x: np.float32) -> np.float32:
     """C's logf, which rounds correctly where NumPy's float32 log may be one unit off."""
-    return f32(math.log(float(x)))
+    return float32(math.log(float(x)))
 
 
 def gguf_corrections(dim: int, original: int, theta: Any, fast: float, slow: float) -> tuple[np.float32, np.float32]:
     """The ramp's ends, every step in float32: floor and ceil then land where ggml's do."""
 
     def at(turns: float) -> np.float32:
-        whole = logf(f32(original) / (f32(turns) * f32(2) * f32(math.pi)))
-        return f32(dim) * whole / (f32(2) * logf(f32(theta)))
+        whole = logf(float32(original) / (float32(turns) * float32(2) * float32(math.pi)))
+        return float32(dim) * whole / (float32(2) * logf(float32(theta)))
 
-    return max(f32(0), np.floor(at(fast))), min(f32(dim - 1), np.ceil(at(slow)))
+    return max(float32(0), np.floor(at(fast))), min(float32(dim - 1), np.ceil(at(slow)))
 
 
 def gguf_ramp(dim: int, low: np.float32, high: np.float32) -> Array:

@@ -17,7 +17,7 @@ from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS
 
 Kind = Literal["exact", "differs", "refuses", "unknown"]
-Layer = Literal["", "table", "multiplier", "logits", "layers", "context", "lengths"]
+VerdictLayer = Literal["", "table", "multiplier", "logits", "layers", "context", "lengths"]
 NOTHING = Beside()
 BEFORE = {"refuses": "refuses the file: ", "unknown": "not known: "}
 
@@ -31,7 +31,7 @@ class Verdict:
     """
 
     kind: Kind
-    layer: Layer = ""
+    layer: VerdictLayer = ""
     text: str = ""
     reading: Reading | None = None  # None where there is none: "refuses", "unknown"
     error: float | None = None  # the largest relative error of a frequency; None without a reading, or of other dimensions
@@ -65,7 +65,7 @@ def judge(read: Callable[[], Reading], target: Table, context: int, beside: Besi
     return Verdict("differs" if layer else "exact", layer, text, reading, error, off)
 
 
-def _difference(r: Reading, target: Table, context: int, beside: Beside | None, rtol: float | Array) -> tuple[Layer, str]:
+def _difference(r: Reading, target: Table, context: int, beside: Beside | None, rtol: float | Array) -> tuple[VerdictLayer, str]:
     if text := _of_tables(Table(r.inv_freq, target.multiplier), target, "", rtol):
         return "table", text
     if text := _of_tables(Table(target.inv_freq, r.multiplier), target, ""):

@@ -39,10 +39,10 @@ def dynamic(rope: Seen, length: int) -> tuple[Array, float]:
 
 def yarn(rope: Seen, length: int) -> tuple[Array, float]:
     factor, row = yarn_factor(rope), rope.row
-    low, high = (correction(rope.dim, rope.original, turns, rope.theta) for turns in betas(rope))
+    low, high = (correction(rope.dim, rope.original, turns, rope.theta) for turns in reader_betas(rope))
     if not row.rounds_ramp and not 0 < low < high < rope.dim // 2 - 1:
         refuse(row, f"a ramp from {low:.2f} to {high:.2f} that does not lie within the pairs")
-    if rounds(rope):
+    if rounds_ends(rope):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dim - 1)
     high = high + 0.001 if low == high else high
@@ -58,7 +58,7 @@ def yarn_factor(rope: Seen) -> Any:
     return rope.number("factor")
 
 
-def rounds(rope: Seen) -> bool:
+def rounds_ends(rope: Seen) -> bool:
     """Whether the ramp's ends are rounded outward to whole pairs."""
     honoured = rope.row.truncate and not by_layer(rope)
     return rope.row.rounds_ramp and (rope.dict.get("truncate", True) or not honoured)
@@ -69,7 +69,7 @@ def by_layer(rope: Seen) -> bool:
     return bool(rope.facts.layers) and "rope_parameters" in rope.row.dicts
 
 
-def betas(rope: Seen) -> tuple[Any, Any]:
+def reader_betas(rope: Seen) -> tuple[Any, Any]:
     """(beta_fast, beta_slow)."""
     return rope.row.betas or (beta(rope, "beta_fast", 32), beta(rope, "beta_slow", 1))
 

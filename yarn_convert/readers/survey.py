@@ -19,7 +19,7 @@ from ..rope import RTOL, Array, Table
 from .config import oldest, read_config
 from .gguf import gguf_betas
 from .judge import Verdict, judge
-from .methods import betas, rounds, yarn_factor
+from .methods import reader_betas, rounds_ends, yarn_factor
 from .others_gguf import GGUF_READERS, GgufReader
 from .reading import Beside, Reading
 from .rows import HF_READERS
@@ -139,8 +139,8 @@ def since(reader: str, config: Mapping[str, Any]) -> str:
 
 def summary_of(rope: Seen) -> Summary:
     if rope.method == "yarn":
-        fast, slow = betas(rope)
-        rounded = "" if rounds(rope) else " unrounded"
+        fast, slow = reader_betas(rope)
+        rounded = "" if rounds_ends(rope) else " unrounded"
         return Summary("yarn", float(yarn_factor(rope)), f"index {fast:g}/{slow:g}{rounded}")
     if rope.method == "longrope":
         return Summary("longrope", None, "explicit")

@@ -10,7 +10,7 @@ Symbols: θ rotary base, D rotary dimensions per head, L original context, L' ex
 Source, unless a docstring names another: YaRN, arXiv 2309.00071.
 """
 
-from .comparing import rounding, same, same_at_all_lengths, same_effect
+from .comparing import rounding_of, same, same_at_all_lengths, same_effect
 from .methods import (
     MAX_CONTEXT,
     MAX_ROTARY_DIM,
@@ -52,7 +52,7 @@ __all__ = [
     "geometric",
     "ntk_theta",
     "recipe_of",
-    "rounding",
+    "rounding_of",
     "row_of",
     "same",
     "same_at_all_lengths",

@@ -9,7 +9,7 @@ import numpy as np
 from .methods import RTOL, UNIT, Array, Effect, Rope, Table, effect, factor_of, geometric, table, turns
 
 
-def rounding(rope: Rope) -> Array:
+def rounding_of(rope: Rope) -> Array:
     """How far a file's factors may be from `table` and still be its own, relative, float64[D/2]: RTOL, and for llama3 what the steps
     of llama.cpp's converter add, which takes them in float32 (conversion/llama.py, generate_extra_tensors): five from θ to turns,
     whose error the ramp's slope makes larger where a pair is slow, and six after that."""

@@ -81,7 +81,7 @@ def table(rope: Rope, length: int | None = None) -> Table:
     `length` serves the dynamic methods and longrope; the static ones ignore it, None means "as long as the recipe goes".
     Raises UsageError for parameters out of range and Unsupported for an unknown method.
     """
-    check(rope)
+    check_rope(rope)
     whole = rope.inner is not None and rope.inner.row.switches  # what is composed with it takes its long list at every length
     base = table(rope.inner, None if whole else length) if rope.inner else Table(geometric(rope.theta, rope.rotary_dim), 1.0)
     try:
@@ -105,7 +105,7 @@ def effect(rope: Rope, length: int | None = None) -> Effect:
     return Effect(*table(rope, length), inner * temperature(s, logits) ** 2)
 
 
-def check(rope: Rope) -> None:
+def check_rope(rope: Rope) -> None:
     """Raise unless the method is known and θ, D and L are in range."""
     row_of(rope.method)
     if not (math.isfinite(rope.theta) and rope.theta > 1):

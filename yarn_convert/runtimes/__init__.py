@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError, YarnConvertError
 from .environments import environment_of, python_of, without_secrets
 from .protocol import PROGRESS, SHORT, TOO_LONG
-from .table import mode_of, row_of
+from .table import mode_of, runtime_of
 
 KILLED = -9  # exit code of a process that SIGKILL has ended
 NOISE = re.compile(r"^(Exception ignored|.*Warning|  )")  # lines after the telling one
@@ -79,7 +79,7 @@ def tokenize(model: Path, text: str) -> NDArray[np.int64]:
 
 def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
     """Let the runtime's worker do what `job` says in `folder`; its info."""
-    row, mode, python = row_of(runtime), mode_of(runtime), python_of(runtime)
+    row, mode, python = runtime_of(runtime), mode_of(runtime), python_of(runtime)
     if python is None:
         raise UsageError(f"{row.name} is not installed", f"yarn-convert runtimes add {row.name}")
     job["options"] = {**job["options"], **(mode.options if mode else {})}

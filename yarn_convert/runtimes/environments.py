@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, there
-from .table import RUNTIMES, Runtime, row_of
+from .table import RUNTIMES, Runtime, runtime_of
 
 LOCKS = Path(__file__).parent / "locks"
 STAMP = "yarn-convert-runtime.txt"
@@ -36,7 +36,7 @@ def home() -> Path:
 
 def python_of(name: str) -> Path | None:
     """The interpreter that can run it: this one, else that of its complete private environment, else None."""
-    row = row_of(name)
+    row = runtime_of(name)
     if is_here(row):
         return Path(sys.executable)
     python = _python(home() / row.name)
@@ -48,7 +48,7 @@ def environment_of(name: str) -> dict[str, str]:
 
     MLX on Linux brings a reference BLAS of one thread; OpenBLAS loaded in front of it is many times faster.
     """
-    row = row_of(name)
+    row = runtime_of(name)
     env = dict(row.env)
     if row.name == "mlx" and (library := openblas()):
         before = os.environ.get("LD_PRELOAD")
@@ -99,7 +99,7 @@ def add(name: str, report: Callable[[str], None], force: bool = False) -> Path:
     `report` is given one line at a time. Raises OutputError with pip's own last word when something cannot be installed,
     and leaves then what is no complete environment.
     """
-    row = row_of(name)
+    row = runtime_of(name)
     name, folder = row.name, home() / row.name
     if not force and (there := python_of(name)):
         report(f"{name} is already in {'this environment' if is_here(row) else folder}")

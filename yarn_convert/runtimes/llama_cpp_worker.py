@@ -8,14 +8,14 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from protocol import Job
+from protocol import WorkerJob
 
 BATCH = 512
 ALL = -1  # layers
 CACHES = {"float32": 0, "float16": 1}  # as ggml numbers its types
 
 
-def main(job: Job) -> None:
+def main(job: WorkerJob) -> None:
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     import llama_cpp
 
@@ -69,4 +69,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(Job.read())
+    main(WorkerJob.read())

@@ -7,13 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from protocol import Job
+from protocol import WorkerJob
 
 CHUNK = 512  # tokens of a pass: a longer one computes more of the scores that the mask drops, a shorter one copies the cache more often
 SCORES = 256 << 20  # bytes of one layer's attention scores, which the CPU holds whole: heads × chunk × length
 
 
-def main(job: Job) -> None:
+def main(job: WorkerJob) -> None:
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model
@@ -42,4 +42,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(Job.read())
+    main(WorkerJob.read())

@@ -7,14 +7,14 @@ import logging
 from importlib.metadata import version
 from pathlib import Path
 
-from protocol import Job
+from protocol import WorkerJob
 
 CHUNK = 1024  # tokens of a pass, whose attention mask is held whole: chunk × length
 LOGITS = 256 << 20  # bytes of a pass's logits: OpenVINO gives those of all its positions
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 
 
-def main(job: Job) -> None:
+def main(job: WorkerJob) -> None:
     import torch
     from optimum.intel import OVModelForCausalLM
 
@@ -41,4 +41,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(Job.read())
+    main(WorkerJob.read())

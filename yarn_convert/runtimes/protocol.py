@@ -22,7 +22,7 @@ TOO_LONG = 74  # exit code of a worker whose runtime takes no text of such a len
 SHORT = 75  # exit code of a worker whose device has too little memory
 
 
-class Job:
+class WorkerJob:
     """A worker's side: read the job named by the command line, put logits as they come, finish."""
 
     def __init__(self, folder: Path) -> None:
@@ -37,8 +37,8 @@ class Job:
         self.began = time.perf_counter()
 
     @staticmethod
-    def read() -> Job:
-        return Job(Path(sys.argv[1]))
+    def read() -> WorkerJob:
+        return WorkerJob(Path(sys.argv[1]))
 
     def start(self) -> None:
         """The model is loaded: what is timed begins here."""

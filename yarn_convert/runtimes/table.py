@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..errors import UsageError, unknown
+from ..errors import UsageError, no_such
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}  # a worker is given a folder: it has nothing to look up
 
@@ -115,11 +115,11 @@ _ROWS = (
 RUNTIMES: Mapping[str, Runtime] = MappingProxyType({row.name: row for row in _ROWS})
 
 
-def row_of(wish: str) -> Runtime:
+def runtime_of(wish: str) -> Runtime:
     """The runtime of NAME or NAME:MODE. Raises UsageError for a name or a mode that there is not."""
     name, _, mode = wish.partition(":")
     if name not in RUNTIMES:
-        raise unknown("runtime", name, RUNTIMES)
+        raise no_such("runtime", name, RUNTIMES)
     if mode and mode not in RUNTIMES[name].modes:
         raise UsageError(f"{name} has no mode {mode!r}", f"one of {', '.join([name, *(f'{name}:{m}' for m in RUNTIMES[name].modes)])}")
     return RUNTIMES[name]
@@ -127,4 +127,4 @@ def row_of(wish: str) -> Runtime:
 
 def mode_of(wish: str) -> Mode | None:
     """The mode in NAME:MODE; None for a NAME alone."""
-    return row_of(wish).modes.get(wish.partition(":")[2])
+    return runtime_of(wish).modes.get(wish.partition(":")[2])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from protocol import SHORT, Job
+from protocol import SHORT, WorkerJob
 
 WARM_UP = 256  # tokens
 
 
-def main(job: Job) -> None:
+def main(job: WorkerJob) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -37,8 +37,8 @@ def main(job: Job) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Job.read())
+        main(WorkerJob.read())
     except Exception as e:
         if type(e).__name__ != "OutOfMemoryError":
             raise
-        Job.stop(SHORT, f"too little memory: {str(e).splitlines()[0]}")
+        WorkerJob.stop(SHORT, f"too little memory: {str(e).splitlines()[0]}")

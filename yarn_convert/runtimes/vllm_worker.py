@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from protocol import TOO_LONG, Job
+from protocol import TOO_LONG, WorkerJob
 
 PASS = 2048  # tokens that vLLM computes at once
 ROWS = 256  # positions whose logits are made at once
 SPARE = 4096  # tokens of cache beyond the limit, for the rounding to blocks
 
 
-def main(job: Job) -> None:
+def main(job: WorkerJob) -> None:
     import torch
     import vllm
     from vllm.engine.arg_utils import EngineArgs
@@ -62,4 +62,4 @@ def refuse(error: Exception) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(Job.read())
+    main(WorkerJob.read())

@@ -226,7 +226,7 @@ def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request, files: Files)
             {"repo_url": general.HUB + c.source.repo, "base_model": c.source.repo} | card | ({} if same else {"base_model": c.source.repo})
         )
     named = {k: v for k in ("_name_or_path",) if isinstance(v := c.config.get(k), str)}
-    fields, lost = general.to_gguf(card, named, _generation(c), c.source.name, {name: part.shape for name, part in parts.items()})
+    fields, lost = general.general_keys(card, named, _generation(c), c.source.name, {name: part.shape for name, part in parts.items()})
     fields["general.name"] = Value("str", tokenizers.fitting_name(files, fields["general.name"].data))
     return fields, notes + lost
 

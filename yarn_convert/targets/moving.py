@@ -17,16 +17,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..formats.digests import Progress
 from ..formats.dtypes import F32, PLAIN, from_f32, refuse_lost, to_f32
 from ..formats.files import open_regular
 from ..formats.gguf_file import Field, Value
 from ..formats.layout import AS_IT_IS, Order
 from ..formats.quantizer import rows
 from ..formats.tensors import Bytes, Tensor, read_into
-from .resume import Journal
-from .rows import count, ordered, plain_dtype, row_of
+from .resume import OutputJournal
+from .rows import count, ordered, plain_dtype, row_size
 
-Progress = Callable[[int], None]
 KERNEL_PIECE = 16 << 20  # bytes a copy_file_range call: enough to be as fast as one, and the disk starts to write early
 ELEMENTS = 1 << 18  # elements converted at a time: 1 MiB of float32 stays in a core's cache
 UNIT = 1 << 24  # elements of a large tensor that one thread converts, about a second to Q4_K: the others go on with the next
@@ -120,7 +120,7 @@ class Mover:
     What `journal` has as done is not done again.
     """
 
-    def __init__(self, folder: Path, progress: Progress, link: bool, journal: Journal | None = None) -> None:
+    def __init__(self, folder: Path, progress: Progress, link: bool, journal: OutputJournal | None = None) -> None:
         self.folder, self.progress, self.link, self.journal = folder, progress, link, journal
         self.stop = threading.Event()
         self.moved: dict[str, str] = {}
@@ -248,7 +248,7 @@ def units(piece: Piece) -> Iterator[tuple[int, int, Piece]]:
         return
     blocks, together = count(piece.sources, piece.order)
     step = max(1, UNIT * blocks // target.elements // together) * together
-    columns = row_of(target.dtype, target.shape)[0]
+    columns = row_size(target.dtype, target.shape)[0]
     if target.elements % blocks or target.elements // blocks * step % columns:  # a unit would not be whole rows
         step = blocks
     for first in range(0, blocks, step):
@@ -267,7 +267,7 @@ def converted(piece: Piece) -> Iterator[Bytes]:
     if dtype == target.dtype and not added:
         yield from ordered(piece.sources, piece.order, *piece.blocks)
         return
-    columns, row = row_of(dtype, target.shape)
+    columns, row = row_size(dtype, target.shape)
     height = max(1, ELEMENTS // columns)  # rows at a time
     buffer, done = np.empty(height * columns, np.float32), 0
     if first:

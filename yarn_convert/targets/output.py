@@ -12,12 +12,14 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 from ..checkpoint.manifest import MANIFEST, read_manifest
+from ..checkpoint.source import Say
 from ..errors import InputError, OutputError
+from ..formats.digests import Progress
 from ..formats.inputs import NOTHING, Inputs
 from ..formats.tensors import INDEXES
-from .moving import CopyFile, Job, Mover, Progress
+from .moving import CopyFile, Job, Mover
 from .places import State, Taken, publish, state, sync
-from .resume import Say, lock_file, open_partial, partial_of, settle
+from .resume import lock_file, open_partial, partial_of, settle
 
 
 def check_output(out: Path, inputs: list[Path], folder: bool, force: bool, names: Container[str] = ()) -> State | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import dialects, readers
 from ..checkpoint import Checkpoint
-from ..errors import Inexpressible, unknown
+from ..errors import Inexpressible, no_such
 from ..families.schema import ROPE_OBJECTS
 from ..formats.dtypes import OUTTYPES, PLAIN
 from ..formats.json_text import REMOVE
@@ -175,7 +175,7 @@ def _shape_keys(c: Checkpoint) -> dict[str, Any]:
 def exact_in_llama_cpps_converter(rope: Rope) -> bool:
     """Whether convert_hf_to_gguf.py carries a YaRN config: it writes betas and attention_factor to keys that go unread."""
     usual = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
-    if dialects.spelled(rope) != "yarn" or rope.inner:
+    if dialects.spelled_as(rope) != "yarn" or rope.inner:
         return True
     return table(rope).multiplier == temperature(rope.number("factor")) and all(rope.params.get(k, v) == v for k, v in usual.items())
 
@@ -195,6 +195,6 @@ def target_dtype(t: Part, gguf_name: str, outtype: str) -> str:
 
 def check_outtype(outtype: str, fmt: str) -> None:
     if outtype not in ("auto", *OUTTYPES, *MIXES):
-        raise unknown("--outtype", outtype, ("auto", *OUTTYPES, *MIXES))
+        raise no_such("--outtype", outtype, ("auto", *OUTTYPES, *MIXES))
     if fmt == "safetensors" and outtype.upper() not in ("AUTO", *PLAIN):
         raise Inexpressible(f"safetensors for transformers has no {outtype}", f"--out gguf --outtype {outtype}, or --outtype bf16")

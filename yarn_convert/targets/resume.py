@@ -18,7 +18,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint.source import Say
 from ..errors import OutputError
 from .places import ASIDE, FILES, PUBLISH, Taken, delete, finish, sync
 
@@ -36,7 +37,6 @@ JOURNAL = "journal"
 LOST = -1  # in the place of a unit's beginning: what was written down of this file before is no longer there
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what a file system without locks says
 
-Say = Callable[[str], None]
 Unit = tuple[str, int]  # a file's name in the output, and where in it the unit begins
 
 
@@ -90,7 +90,7 @@ def _file(path: Path, stats: dict[Path, Any]) -> Any:
 # -- the journal ------------------------------------------------------------------------------------------------------
 
 
-class Journal:
+class OutputJournal:
     """The journal of one output, locked. `done` are the units of earlier runs, with their sizes in bytes."""
 
     def __init__(self, root: Path, fd: int) -> None:
@@ -220,7 +220,7 @@ def _entry(line: bytes) -> tuple[str, int, int] | None:
     return None
 
 
-def open_journal(root: Path, out: Path) -> Journal | None:
+def open_journal(root: Path, out: Path) -> OutputJournal | None:
     """The journal in `root`, which is made, locked; None where the file system has no locks. OutputError when another process
     holds it, or `root` is something else."""
     while True:
@@ -237,7 +237,7 @@ def open_journal(root: Path, out: Path) -> Journal | None:
         try:
             lock(fd)
             if _is(fd, root / JOURNAL):
-                return Journal(root, fd)
+                return OutputJournal(root, fd)
             os.close(fd)
         except OSError as e:
             os.close(fd)
@@ -309,7 +309,7 @@ class Partial:
 
     root: Path
     files: Path
-    journal: Journal | None
+    journal: OutputJournal | None
 
     def remove(self) -> None:
         if self.journal:

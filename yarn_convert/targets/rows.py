@@ -26,7 +26,7 @@ def block_of(dtype: str) -> tuple[int, int]:
     return elements, stored
 
 
-def row_of(dtype: str, shape: Sequence[int]) -> tuple[int, int]:
+def row_size(dtype: str, shape: Sequence[int]) -> tuple[int, int]:
     """(elements, bytes) of one row; a vector's "row" is one block, an element where the type has none."""
     elements, stored = block_of(dtype)
     columns = shape[-1] if len(shape) > 1 else elements
@@ -130,7 +130,7 @@ class Mxfp4:
         (self.nibbles, self.scales), self.dtype = sources, dtype
         self.blocks = self.scales.shape[-1]
         self.rows = self.scales.elements // self.blocks
-        self.row = row_of(dtype, (1, 32 * self.blocks))[1]
+        self.row = row_size(dtype, (1, 32 * self.blocks))[1]
 
     def read(self, start: int, stop: int) -> Bytes:
         """Rows [start, stop), uint8."""
@@ -153,7 +153,7 @@ class Ends:
         self.starts: list[int] = []
         self.rows, self.row = 0, 0
         for t, n in zip(sources, self.turned, strict=True):
-            columns, self.row = (n, n * PLAIN[dtype]) if n else row_of(t.dtype if dtype == t.dtype else dtype, t.shape)
+            columns, self.row = (n, n * PLAIN[dtype]) if n else row_size(t.dtype if dtype == t.dtype else dtype, t.shape)
             self.starts.append(self.rows)
             self.rows += t.elements // columns
         self.kept: tuple[int, int, int, NDArray[Any]] | None = None  # the strip that was transposed last
@@ -171,7 +171,7 @@ class Ends:
     def _of(self, k: int, start: int, stop: int) -> Bytes:
         t = self.sources[k]
         if not self.turned[k]:
-            row = row_of(t.dtype, t.shape)[1]
+            row = row_size(t.dtype, t.shape)[1]
             data = t.read(start * row, (stop - start) * row)
             return data if t.dtype == self.dtype else to_f32(data, t.dtype).view(np.uint8)
         matrices = t.shape[0] if len(t.shape) > 2 else 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .caveats import BY_TEXT as TEXTS
-from .pretokenizers import row_of
+from .pretokenizers import pretokenizer_of
 from .specials import chat_templates
 from .vocabulary import (
     CONTROL,
@@ -57,7 +57,7 @@ def added(keys: Mapping[str, Any]) -> list[str]:
     return [text for text, of in pairs if of in (CONTROL, USER_DEFINED) and isinstance(text, str)]
 
 
-class Settings(NamedTuple):
+class TokenizerSettings(NamedTuple):
     """What a folder says beside its vocabulary: special tokens by name, what is put beside a text, texts that are tokens of their own,
     the class that reads it, without "Fast", and chat templates, as llama.cpp's converter and as transformers take them."""
 
@@ -68,7 +68,7 @@ class Settings(NamedTuple):
     templates: tuple[dict[str, str], dict[str, str]]
 
 
-def settings(folder: Path) -> Settings:
+def settings(folder: Path) -> TokenizerSettings:
     """Of tokenizer_config.json, and of the older files where that is silent. InputError for files that cannot be read."""
     config, older = (load(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
     files = Files(folder, load(folder / "tokenizer.json"), config)
@@ -78,7 +78,7 @@ def settings(folder: Path) -> Settings:
         {k: v for k, (_, v) in chat_templates(found).items()}
         for found in (files, files._replace(settings={k: v for k, v in config.items() if k != "chat_template"}))
     )
-    return Settings(
+    return TokenizerSettings(
         named,
         {key: config.get(key) for key in ("add_bos_token", "add_eos_token", "add_prefix_space")}
         | {"split_special_tokens": bool(config.get("split_special_tokens"))},
@@ -103,7 +103,7 @@ def canonical(keys: Mapping[str, Any]) -> Canonical:
     pre, row = str(keys.get("tokenizer.ggml.pre", UNNAMED)), None
     if kind == "gpt2":
         with contextlib.suppress(Unsupported):
-            row = row_of(pre)
+            row = pretokenizer_of(pre)
     ids, adds = specials_of(keys, found, row, kind)
     by_text = {name: keys[key] for name in BY_TEXT if (key := f"tokenizer.ggml.{name}_token_id") in keys}
     size = len(found.tokens)

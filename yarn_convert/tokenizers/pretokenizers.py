@@ -236,7 +236,7 @@ def recognize(tokenizer: Json, vocabulary: Iterable[str]) -> str:
     )
 
 
-def row_of(name: object) -> PreTokenizer:
+def pretokenizer_of(name: object) -> PreTokenizer:
     """The row of a `tokenizer.ggml.pre`; Unsupported if there is none."""
     wanted = _ALIASES.get(str(name), name)
     for row in PRETOKENIZERS:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from ..errors import Unsupported, UsageError
 from ..formats.files import exists, read
 from .habits import Habit, habit_of
-from .pretokenizers import recognize, row_of, steps_of
-from .sentencepiece_model import read_model
+from .pretokenizers import pretokenizer_of, recognize, steps_of
+from .sentencepiece_model import read_sentencepiece
 from .specials import chat_templates, special_keys
 from .vocabulary import (
     ADD_KEYS,
@@ -35,8 +35,8 @@ from .vocabulary import (
     as_list,
     as_object,
     bad,
+    byte_decoded,
     check_text,
-    decoded,
     files_of,
     load,
     looks_special,
@@ -89,7 +89,7 @@ def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None, 
         keys.update(special_keys(files, config, SPECIAL_TYPES, len(vocabulary.tokens)))
         keys.update(chat_templates(files))
         keys.update(_exceptions(files, config, habit, vocabulary.tokens))
-        if byte_level and row_of(name).add_bos:  # which llama.cpp would do; the converter leaves the key out
+        if byte_level and pretokenizer_of(name).add_bos:  # which llama.cpp would do; the converter leaves the key out
             keys.setdefault(ADD_KEYS["bos"], ("bool", False))
     except (AttributeError, TypeError, LookupError, ValueError, RecursionError, OSError) as error:
         # A JSON value of another type than the format's, somewhere deep; the checks above name the common ones.
@@ -143,7 +143,7 @@ def _is_byte_level(files: Files) -> bool:
     return not model.get("byte_fallback", False)
 
 
-class Added(NamedTuple):
+class AddedToken(NamedTuple):
     """An added token, as the `tokenizers` library sees it."""
 
     content: str
@@ -151,14 +151,14 @@ class Added(NamedTuple):
     normalized: bool
 
 
-def _added_tokens(files: Files, vocab: Mapping[str, int], size: int | None) -> dict[int, Added]:
-    """Added tokens by id, as transformers ends up with them.
+def _added_tokens(files: Files, vocab: Mapping[str, int], size: int | None) -> dict[int, AddedToken]:
+    """AddedToken tokens by id, as transformers ends up with them.
 
     tokenizer.json first; then `added_tokens_decoder` of tokenizer_config.json, which wins over its flags, or the older
     added_tokens.json; then the named special tokens (transformers 5, TokenizersBackend.__init__).
     """
     known: dict[str, int] = dict(vocab)
-    added: dict[int, Added] = {}
+    added: dict[int, AddedToken] = {}
 
     def add(index: Any, content: Any, special: bool, normalized: bool) -> None:
         if not isinstance(content, str) or not content:
@@ -166,7 +166,7 @@ def _added_tokens(files: Files, vocab: Mapping[str, int], size: int | None) -> d
         index = as_id(index, size or MAX_VOCABULARY, f"added token {content!r}")
         if known.setdefault(content, index) != index:
             raise bad(f"added token {content!r} has the ids {known[content]} and {index}")
-        added[index] = Added(content, special, normalized)
+        added[index] = AddedToken(content, special, normalized)
 
     def add_entry(index: Any, entry: Any) -> None:
         entry = as_object(entry, "an added token")
@@ -229,7 +229,7 @@ def _byte_level_vocabulary(files: Files, size: int | None) -> Vocabulary:
     for index in range(_count(texts, size)):
         text, kind = texts.get(index, f"[PAD{index}]"), NORMAL if index in texts else UNUSED
         if index in added:
-            text = text if added[index].normalized else decoded(text)
+            text = text if added[index].normalized else byte_decoded(text)
             kind = CONTROL if added[index].special or looks_special(text) else USER_DEFINED
             text = text if kind == CONTROL else text.replace("▁", " ")
         tokens.append(text)
@@ -254,7 +254,7 @@ def _byte_level_merges(files: Files, pre: str | None) -> tuple[str, list[str]]:
     if not pairs:
         raise bad("tokenizer.json has no merges", "llama.cpp does not load a BPE vocabulary without merges")
     texts = [token.get("content") for token in files.tokenizer.get("added_tokens") or []]
-    name = recognize(files.tokenizer, [*vocab, *texts]) if pre is None else row_of(pre).name
+    name = recognize(files.tokenizer, [*vocab, *texts]) if pre is None else pretokenizer_of(pre).name
     return name, [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in pairs]
 
 
@@ -264,7 +264,7 @@ def _sentencepiece_vocabulary(files: Files, data: bytes, size: int | None, habit
     conversion/base.py, _create_vocab_sentencepiece, with the class's habits. One piece is not as the converter has it:
     InternLM2's U+0000, which a C string cannot hold, becomes a dragon there, and llama.cpp then reads it into real dragons.
     """
-    model = read_model(data)
+    model = read_sentencepiece(data)
     size = size or len(model.pieces)
     if len(model.pieces) > size:
         raise bad(f"tokenizer.model has {len(model.pieces)} pieces, but the model has {size} tokens")

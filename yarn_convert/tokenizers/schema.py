@@ -27,7 +27,7 @@ class Identified(Struct):
     id: str | UnsetType = UNSET
 
 
-class Piece(Struct):
+class TemplatePiece(Struct):
     """A place in a template."""
 
     SpecialToken: Identified | UnsetType = UNSET
@@ -43,12 +43,12 @@ class Step(Struct):
     processors: list[Step] | UnsetType = UNSET
     decoders: list[Step] | None = None
     pattern: dict[str, str] | None = None
-    single: list[Piece] | None = None
-    pair: list[Piece] | None = None
+    single: list[TemplatePiece] | None = None
+    pair: list[TemplatePiece] | None = None
     prepend_scheme: str | None = None
 
 
-class Model(Struct):
+class TokenizerModel(Struct):
     type: str | UnsetType = UNSET
     vocab: dict[str, int] | list[Any] | None = None
     merges: list[str | list[str]] | None = None
@@ -58,7 +58,7 @@ class Model(Struct):
 class Tokenizer(Struct):
     """tokenizer.json"""
 
-    model: Model | None = None
+    model: TokenizerModel | None = None
     added_tokens: list[Added] | None = None
     normalizer: Step | None = None
     pre_tokenizer: Step | None = None
@@ -71,7 +71,7 @@ class Template(Struct):
     template: str | None = None
 
 
-class Settings(Struct):
+class TokenizerConfig(Struct):
     """tokenizer_config.json"""
 
     added_tokens_decoder: dict[str, Added] | UnsetType = UNSET
@@ -96,8 +96,8 @@ class Templates(Struct):
 
 FILES: Mapping[str, Any] = {
     "tokenizer.json": Tokenizer,
-    "tokenizer_config.json": Settings,
-    "special_tokens_map.json": Settings,
+    "tokenizer_config.json": TokenizerConfig,
+    "special_tokens_map.json": TokenizerConfig,
     "added_tokens.json": dict[str, int],
     "chat_template.json": Templates,
 }

@@ -59,14 +59,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         yield tag >> 3, struct.unpack("<f", value)[0] if wire == 5 else value
 
 
-class Model(NamedTuple):
+class SentencePieceModel(NamedTuple):
     """(text, score, type) of every piece, and whether a space goes before the text (NormalizerSpec.add_dummy_prefix)."""
 
     pieces: list[tuple[str, float, int]]
     prefix: bool
 
 
-def read_model(data: bytes) -> Model:
+def read_sentencepiece(data: bytes) -> SentencePieceModel:
     """A tokenizer.model; InputError if it is not a SentencePiece model, Unsupported if it is not a BPE."""
     pieces: list[tuple[str, float, int]] = []
     algorithm = 1  # TrainerSpec.model_type: 1 unigram (the default), 2 BPE
@@ -91,7 +91,7 @@ def read_model(data: bytes) -> Model:
         raise Unsupported("tokenizer.model is not a BPE model", "llama.cpp reads it as BPE and would split text otherwise")
     if not all(abs(score) < 3e38 for _, score, _ in pieces):
         raise bad("tokenizer.model has a score that is not a finite number")
-    return Model(pieces, prefix)
+    return SentencePieceModel(pieces, prefix)
 
 
 def _varint(value: int) -> bytes:

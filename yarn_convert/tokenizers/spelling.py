@@ -23,7 +23,7 @@ class Spelled(NamedTuple):
 def unlike_files(mine: Json, theirs: Json, again: Json | None = None) -> Iterator[str]:
     """All three as the package tokenizers writes them. `again`: what the base's becomes on its way through a GGUF; of SentencePiece's kind
     that is as good, of byte level only where the merges leave no token to `ignore_merges`."""
-    a, b, c = spelled(mine), spelled(theirs), spelled(again) if again else None
+    a, b, c = spelling_of(mine), spelling_of(theirs), spelling_of(again) if again else None
     byte_level = {"type": "ByteLevel"} in b.parts["decoder"]
     if a.tokens != b.tokens and (c is None or byte_level or a.tokens != c.tokens):
         at = min(i for i in a.tokens.keys() | b.tokens.keys() if a.tokens.get(i) != b.tokens.get(i))
@@ -45,7 +45,7 @@ BESIDE = "post processor"
 PARTS = ("added tokens", "normalizer", "pre tokenizer", BESIDE, "decoder")
 
 
-def spelled(tokenizer: Json) -> Spelled:
+def spelling_of(tokenizer: Json) -> Spelled:
     """A tokenizer.json without what no text shows."""
     model, added = tokenizer["model"], tokenizer.get("added_tokens") or []
     vocab = model["vocab"] if isinstance(model.get("vocab"), dict) else {}

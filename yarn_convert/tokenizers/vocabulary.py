@@ -143,7 +143,7 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_ALPHABET = _byte_alphabet()
 
 
-def decoded(token: str) -> str:
+def byte_decoded(token: str) -> str:
     """What the byte-level decoder makes of a token; text outside its alphabet stays as it is."""
     if any(character not in BYTE_ALPHABET for character in token):
         return token

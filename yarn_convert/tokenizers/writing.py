@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import Unsupported
 from .caveats import UNSTRIPPED, strips
-from .pretokenizers import PreTokenizer, row_of
+from .pretokenizers import PreTokenizer, pretokenizer_of
 from .sentencepiece_model import has_bytes, unknown_id, write_model
 from .vocabulary import (
     ADD_KEYS,
@@ -29,8 +29,8 @@ from .vocabulary import (
     as_id,
     as_list,
     bad,
+    byte_decoded,
     check_text,
-    decoded,
     looks_special,
     merge_pairs,
 )
@@ -54,7 +54,7 @@ def to_hf(keys: Mapping[str, Any]) -> dict[str, bytes]:
     that contradict each other.
     """
     kind, vocabulary = vocabulary_of(keys)
-    row = row_of(keys.get("tokenizer.ggml.pre")) if kind == "gpt2" else None
+    row = pretokenizer_of(keys.get("tokenizer.ggml.pre")) if kind == "gpt2" else None
     ids, adds = specials_of(keys, vocabulary, row, kind)
     settings: Json = {f"add_{name}_token": flag for name, flag in adds.items()}
     if (prefix := keys.get("tokenizer.ggml.add_space_prefix")) is not None:
@@ -131,7 +131,7 @@ def _gguf_added(vocabulary: Vocabulary, ids: Mapping[str, int], kind: str, strip
     for index, (text, of) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if index in ids.values() or (of in (CONTROL, UNKNOWN, USER_DEFINED) and not vocabulary.is_pad(index)):
             # Byte level: the converter decodes an added token that is not `normalized`; keep what this would change.
-            normalized = kind == "gpt2" and decoded(text) != text
+            normalized = kind == "gpt2" and byte_decoded(text) != text
             rstrip = stripping and text not in UNSTRIPPED and of in (CONTROL, UNKNOWN, USER_DEFINED)
             flags = {"single_word": False, "lstrip": False, "rstrip": rstrip, "normalized": normalized}
             added[index] = {"content": text, **flags, "special": of != USER_DEFINED}

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compute.reference import Spans
 from ..errors import YarnConvertError
 from ..rope import MSCALES, Effect, Param, Rope, effect, geometric
 
 F32 = NDArray[np.float32]
-Spans = Sequence[tuple[int, int]]
 ROWS = 1024  # rows compared at a time: float64 copies of a whole vocabulary are large
 
 
@@ -32,7 +32,7 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class Deviation:
     """How far logits are from the reference over the positions start … end−1.
 
     `nmse`: Σ(a − b)² / Σ(b − mean(b))², the mean over each row's vocabulary. `kl`: KL(reference ‖ runtime) in nats, mean and
@@ -57,7 +57,7 @@ class Window:
         return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
 
 
-def compare(reference: F32, logits: F32, spans: Spans, cuts: Sequence[int], tolerance: Tolerance, top_k: bool = False) -> list[Window]:
+def compare(reference: F32, logits: F32, spans: Spans, cuts: Sequence[int], tolerance: Tolerance, top_k: bool = False) -> list[Deviation]:
     """Windows of `logits` against `reference`, both float32[rows, vocabulary], rows being the positions of `spans` in order.
 
     Each span is one window, cut further at `cuts`. `top_k`: `logits` are log-probabilities of some tokens, −∞ or NaN for
@@ -73,7 +73,7 @@ def compare(reference: F32, logits: F32, spans: Spans, cuts: Sequence[int], tole
     return windows
 
 
-def _window(reference: F32, logits: F32, start: int, t: Tolerance, top_k: bool) -> Window:
+def _window(reference: F32, logits: F32, start: int, t: Tolerance, top_k: bool) -> Deviation:
     with np.errstate(invalid="ignore"):  # a NaN is a result like any other, and no window with one is within a tolerance
         parts = [_rows(reference[i : i + ROWS], logits[i : i + ROWS], top_k) for i in range(0, len(reference), ROWS)]
     square, spread, largest, kl, same = (np.concatenate(x) for x in zip(*parts, strict=True))
@@ -81,7 +81,7 @@ def _window(reference: F32, logits: F32, start: int, t: Tolerance, top_k: bool) 
     beyond |= ~np.isfinite(square)
     first = start + int(beyond.argmax()) if beyond.any() else None
     nmse = float(square.sum() / max(float(spread.sum()), 1e-300))
-    return Window(
+    return Deviation(
         start, start + len(reference), float(largest.max()), nmse, float(kl.mean()), float(kl.max()), float(same.mean()), first
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def tolerance_for(reference: str = "float32", gelu: bool = False) -> Tolerance:
     return max(found, key=lambda t: t.nmse)
 
 
-def noisy(tolerance: Tolerance, noise: Sequence[Window], what: str) -> Tolerance:
+def noisy(tolerance: Tolerance, noise: Sequence[Deviation], what: str) -> Tolerance:
     """The tolerance where `what` is done, which makes this `noise` in the reference: the window that is worst counts."""
     nmse, kl = (max((getattr(w, m) for w in noise), default=0.0) for m in ("nmse", "kl"))
     measured = f"{tolerance.measured}; and {NOISE} times the noise of {what}, here NMSE {nmse:.1e}, KL {kl:.1e}"

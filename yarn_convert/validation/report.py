@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compute.pages import BLUE, INK, RED, STYLE, number, packages, page, svg
+from ..compute.pages import BLUE, INK, RED, STYLE, packages, page, short_number, svg
 from ..rope import METHODS, RTOL, geometric
 from .judging import within
 from .text import unchecked
@@ -55,9 +55,9 @@ def words(recipe: Mapping[str, Any]) -> list[str]:
     """A recipe in sentences: what the method does, its numbers, and the same of the recipe below it."""
     method = METHODS.get(recipe["method"])
     does = " ".join(method.summary.replace("`", "").split()) if method else recipe["method"]
-    values = {k: f"{len(v)} numbers" if isinstance(v, list | tuple) else number(v, LONG) for k, v in recipe["params"].items()}
+    values = {k: f"{len(v)} numbers" if isinstance(v, list | tuple) else short_number(v, LONG) for k, v in recipe["params"].items()}
     numbers = [f"{k} = {v}" for k, v in values.items()]
-    theta, dim, original = (number(recipe[k], LONG) for k in ("rope_theta", "rotary_dim", "original_context"))
+    theta, dim, original = (short_number(recipe[k], LONG) for k in ("rope_theta", "rotary_dim", "original_context"))
     plain = f"θ = {theta}, {dim} rotated dimensions, L = {original} tokens"
     below = words(recipe["inner"]) if "inner" in recipe else []
     return [does, ", ".join([plain, *numbers]) + ".", *(["Over this recipe:", *below] if below else [])]

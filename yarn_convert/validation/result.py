@@ -17,8 +17,8 @@ from ..checkpoint.manifest import RopeRecord
 from ..compute.record import Hardware
 from ..formats.decoding import encoded
 
-Verdict = Literal["passed", "failed", "inconclusive"]
-Part = Literal["passed", "failed", "unchecked"]
+Outcome = Literal["passed", "failed", "inconclusive"]
+PartOutcome = Literal["passed", "failed", "unchecked"]
 
 
 class Meant(Struct, frozen=True):
@@ -37,7 +37,7 @@ class CheckedFile(Struct, frozen=True):
     modified: str
 
 
-class Asked(Struct, frozen=True):
+class AskedOptions(Struct, frozen=True):
     """The options, as `ValidateOptions` has them; the recipe is in `Meant`."""
 
     base: str | None
@@ -82,7 +82,7 @@ class CheckedRecipe(Struct, frozen=True):
 class CheckedWeights(Struct, frozen=True):
     """Whether the weights are the base's: `how` that is known, `why` they are not, which tensors are `different`, `sha256` by file."""
 
-    verdict: Part
+    verdict: PartOutcome
     how: str
     why: str
     different: tuple[str, ...]
@@ -93,12 +93,12 @@ class CheckedWeights(Struct, frozen=True):
 class CheckedTokenizer(Struct, frozen=True):
     """Whether the tokenizer is the base's; one of the `differences` for each kind of thing."""
 
-    verdict: Part
+    verdict: PartOutcome
     why: str
     differences: tuple[str, ...]
 
 
-class Tolerance(Struct, frozen=True):
+class ToleranceResult(Struct, frozen=True):
     """See `judging.Tolerance`."""
 
     nmse: float
@@ -106,7 +106,7 @@ class Tolerance(Struct, frozen=True):
     measured: str
 
 
-class Window(Struct, frozen=True):
+class WindowResult(Struct, frozen=True):
     """See `judging.Window`; None for a number that is not finite."""
 
     start: int
@@ -125,7 +125,7 @@ class WrongRecipe(Struct, frozen=True, rename={"since": "from"}):
     name: str
     told_apart: bool
     since: int | None
-    windows: tuple[Window, ...]
+    windows: tuple[WindowResult, ...]
     needs: int | UnsetType | None = UNSET
 
 
@@ -136,11 +136,11 @@ class RanRuntime(Struct, frozen=True, kw_only=True):
     runtime: str
     predicted: str
     as_predicted: bool
-    tolerance: Tolerance
+    tolerance: ToleranceResult
     version: str | UnsetType | None = UNSET
     seconds: float | UnsetType = UNSET
     device: str | UnsetType | None = UNSET
-    windows: tuple[Window, ...] = ()
+    windows: tuple[WindowResult, ...] = ()
     compared: str | UnsetType = UNSET
     verdict: Literal["passed", "failed", "not run"]
     layer: str
@@ -177,7 +177,7 @@ class Study(Struct, frozen=True, kw_only=True):
     kind: Literal["real", "excerpt", "twin"]
     tokens: int
     reference: Computed
-    tolerance: Tolerance
+    tolerance: ToleranceResult
     wrong_recipes: tuple[WrongRecipe, ...]
     runtimes: tuple[RanRuntime, ...]
     text_loss: float | None
@@ -207,14 +207,14 @@ class Validated:
     dtype: str
     intention: Meant
     files: Mapping[str, CheckedFile]
-    settings: Asked
+    settings: AskedOptions
     recipe: CheckedRecipe
     weights: CheckedWeights
     tokenizer: CheckedTokenizer
     warnings: tuple[str, ...]
     studies: tuple[Study, ...]
     missing: tuple[MissingRuntime, ...]
-    verdict: Verdict
+    verdict: Outcome
     reasons: tuple[str, ...]
     created: str
     versions: Mapping[str, str]

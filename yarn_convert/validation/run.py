@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Manifest, read_manifest
 from ..checkpoint.source import resolve
-from ..compute.record import DTYPES, SHORTEST, Say, made, record
+from ..compute.record import DTYPES, SHORTEST, SayStage, made, record, silent
 from ..compute.reference import Reference, pick_device
 from ..compute.tokens import text_ids
 from ..compute.values import changed_since, other_model
@@ -31,7 +31,7 @@ from ..formats.inputs import noticing
 from ..options import Recipe, ValidateOptions, check_choices, taking
 from ..rope import Effect, recipe_of
 from ..runtimes.environments import listing, python_of
-from ..runtimes.table import RUNTIMES, row_of
+from ..runtimes.table import RUNTIMES, runtime_of
 from . import twin
 from .excerpt import layers_of, write_excerpt
 from .extension import Lineage, check_base, lineage
@@ -53,7 +53,7 @@ from .study import (
     within_base,
 )
 from .tokenizer import check_tokenizer
-from .verdict import judge
+from .verdict import verdict_of
 
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
@@ -62,7 +62,7 @@ ON_RECORD = ("base", "like", "runtimes", "device", "dtype", "budget", "tokens", 
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
 
 
-def check(model: str, settings: ValidateOptions, say: Say = lambda what, fraction: None) -> dict[str, Any]:
+def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict[str, Any]:
     """Check `model` and return the result as JSON; `verdict` is "passed", "failed" or "inconclusive".
 
     The result also goes into the manifest where there is one. `say` is told what is running and which fraction of it is
@@ -97,7 +97,7 @@ def check(model: str, settings: ValidateOptions, say: Say = lambda what, fractio
     result["studies"] = _studies(c, base, meant, names, settings, say) if names and same_size else []
     result["missing"] = missing
     inputs.check()
-    result |= judge(result, settings.runtimes, settings.real, settings.twin, c.family.listed)
+    result |= verdict_of(result, settings.runtimes, settings.real, settings.twin, c.family.listed)
     result |= made()
     if manifest is not None and settings.like is None and settings.recipe is None and c.source.commit is None:
         kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
@@ -130,7 +130,7 @@ def _recipe(c: Checkpoint, of_base: Lineage) -> dict[str, Any]:
     return found | {"doubt": of_base.doubt}
 
 
-def _digests(c: Checkpoint, say: Say) -> dict[str, Any]:
+def _digests(c: Checkpoint, say: SayStage) -> dict[str, Any]:
     """What each file of the model is, name -> `digests.Digest` as JSON, and when it was written: a verdict is about these files and
     no others."""
     files = c.files  # which looks into the folder each time
@@ -138,7 +138,7 @@ def _digests(c: Checkpoint, say: Say) -> dict[str, Any]:
     return {name: {**msgspec.to_builtins(d), "modified": _modified(files[name])} for name, d in found.items()}
 
 
-def _counted(what: str, total: int, say: Say) -> Progress:
+def _counted(what: str, total: int, say: SayStage) -> Progress:
     """Makes fractions of the bytes that were read."""
     done = 0
 
@@ -178,7 +178,7 @@ def chosen_runtimes(c: Checkpoint, wished: Sequence[str]) -> tuple[list[str], li
     fmt = "gguf" if c.gguf else "safetensors"
     fitting = [name for name, row in RUNTIMES.items() if row.reads == fmt]
     for wish in wished:
-        row = row_of(wish)
+        row = runtime_of(wish)
         if row.name not in fitting:
             raise UsageError(f"{row.name} reads {row.reads}, and this is {fmt}", f"for this format: {', '.join(fitting)}")
         if python_of(wish) is None:
@@ -188,7 +188,7 @@ def chosen_runtimes(c: Checkpoint, wished: Sequence[str]) -> tuple[list[str], li
     return names, missing
 
 
-def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: Say) -> dict[str, Any]:
+def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: SayStage) -> dict[str, Any]:
     if not c.tensors or c.source.headers is not None:
         why = "without weights there is nothing to compare"
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
@@ -209,14 +209,14 @@ def _studies(
     meant: Intention,
     names: list[str],
     settings: ValidateOptions,
-    say: Say,
+    say: SayStage,
 ) -> list[dict[str, Any]]:
     judged = verdicts_of(c, meant)
-    predicted = {name: v for name in names if (v := judged.get(row_of(name).reader)) and v.kind != "unknown"}
+    predicted = {name: v for name in names if (v := judged.get(runtime_of(name).reader)) and v.kind != "unknown"}
     readings = {
         name: Effect(r.inv_freq, r.multiplier, r.beside.logits)
         for name in names
-        if (v := judged.get(row_of(name).reader)) and (r := v.reading)
+        if (v := judged.get(runtime_of(name).reader)) and (r := v.reading)
     }
     device = pick_device(settings.device)
     question = Question(meant, readings, predicted, device, settings.dtype)
@@ -257,7 +257,7 @@ def _studies(
     return studies
 
 
-def _excerpt(c: Checkpoint, ids: NDArray[np.int64], original: int, question: Question, names: list[str], say: Say) -> dict[str, Any]:
+def _excerpt(c: Checkpoint, ids: NDArray[np.int64], original: int, question: Question, names: list[str], say: SayStage) -> dict[str, Any]:
     """The study of the first layers in float32, which no rounding blurs."""
     with tempfile.TemporaryDirectory(prefix="yarn-convert-excerpt-") as folder:
         small, own = write_excerpt(c, ids, Path(folder, "excerpt.gguf"))
@@ -281,6 +281,6 @@ def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence
     def cost(n: int) -> float:
         return a_token * n * (1 + n / (2 * even))
 
-    passes = 1 + sum(row_of(name).cost for name in names)
+    passes = 1 + sum(runtime_of(name).cost for name in names)
     lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)
     return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from .. import runtimes
 from ..checkpoint import Checkpoint
-from ..compute.record import Say
-from ..compute.reference import Progress, Reference, Spans
+from ..compute.record import SayStage
+from ..compute.reference import FractionDone, Reference, Spans
 from ..conversion.intention import Intention
 from ..errors import YarnConvertError
 from ..readers.judge import Verdict
 from ..rope import Effect, effect
-from ..runtimes.table import mode_of, row_of
+from ..runtimes.table import mode_of, runtime_of
 from . import twin
-from .judging import FLOAT32, Tolerance, Window, compare, differ, noisy, suspects, tolerance_for, within, wrong_tables
+from .judging import FLOAT32, Deviation, Tolerance, compare, differ, noisy, suspects, tolerance_for, within, wrong_tables
 from .rounding import rounding
 
 WIDTH = 64  # positions of a window
@@ -56,7 +56,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Case:
     """What a study runs: `kind` "real", "excerpt" (`excerpt`) or "twin", the opened checkpoint, the tokens, and the windows that
     are judged.
 
@@ -87,21 +87,21 @@ def real_subject(
     tolerance: Tolerance,
     rounds: Mapping[int, str] | None = None,
     controls: bool = True,
-) -> Subject:
+) -> Case:
     """Windows at 0, at L − w, across L, at 2L and at the end of `ids`, as far as they go. The first position has a window of its
     own, as no rotation reaches it, unless noise is judged, of which one position says little."""
     n, w = len(ids), WIDTH
     starts = {0, min(PREFIX, n) - w, original - w, original, 2 * original, n - w}
     spans = disjoint([(max(0, a), a + w) for a in starts if a + w <= n])
-    return Subject("real", c, ids, spans, () if rounds else (1,), spans, tolerance, rounds or {}, controls)
+    return Case("real", c, ids, spans, () if rounds else (1,), spans, tolerance, rounds or {}, controls)
 
 
-def twin_subject(c: Checkpoint, ids: NDArray[np.int64], original: int) -> Subject:
+def twin_subject(c: Checkpoint, ids: NDArray[np.int64], original: int) -> Case:
     """Every position; probes where lengths double, at L and 2L, and at the end."""
     n, w = len(ids), WIDTH
     doubling = [w << k for k in range(1, 40) if (w << k) < n]
     probes = disjoint([(max(0, a), min(n, a + w)) for a in {0, original - w, original, 2 * original, n - w, *doubling} if a < n])
-    return Subject(
+    return Case(
         "twin",
         c,
         ids,
@@ -121,7 +121,7 @@ def disjoint(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def study(s: Subject, q: Question, reference: Reference, names: Sequence[str], say: Say) -> dict[str, Any]:
+def study(s: Case, q: Question, reference: Reference, names: Sequence[str], say: SayStage) -> dict[str, Any]:
     """Run the runtimes `names` on the subject, whose reference is loaded, and judge; the result is JSON."""
     say(f"reference, {s.kind}", 0.0)
     expected = reference.logits(q.right(len(s.ids)), s.ids, s.spans, progress=lambda f: say(f"reference, {s.kind}", f))
@@ -146,14 +146,14 @@ def study(s: Subject, q: Question, reference: Reference, names: Sequence[str], s
     }
 
 
-def _noise(s: Subject, q: Question, reference: Reference, expected: NDArray[np.float32], say: Say) -> Tolerance:
+def _noise(s: Case, q: Question, reference: Reference, expected: NDArray[np.float32], say: SayStage) -> Tolerance:
     """The subject's tolerance with the noise of its types, measured in the reference."""
     kinds = " and ".join(sorted(set(s.rounds.values())))
     with rounding(s.rounds):
         return _with_noise(s, q, reference, expected, f"rounding inputs to {kinds}", lambda f: say(f"noise of its types, {s.kind}", f))
 
 
-def _in_mode(s: Subject, q: Question, wish: str, reference: Reference, expected: NDArray[np.float32], say: Say) -> Tolerance:
+def _in_mode(s: Case, q: Question, wish: str, reference: Reference, expected: NDArray[np.float32], say: SayStage) -> Tolerance:
     """The subject's tolerance for a runtime that is asked for as NAME:MODE: coarser arithmetic adds the noise that it makes in the
     reference."""
     mode = mode_of(wish)
@@ -164,7 +164,7 @@ def _in_mode(s: Subject, q: Question, wish: str, reference: Reference, expected:
         return _with_noise(s, q, coarse, expected, mode.says, lambda f: say(f"noise of {mode.says}, {s.kind}", f))
 
 
-def _with_noise(s: Subject, q: Question, coarse: Reference, expected: NDArray[np.float32], what: str, progress: Progress) -> Tolerance:
+def _with_noise(s: Case, q: Question, coarse: Reference, expected: NDArray[np.float32], what: str, progress: FractionDone) -> Tolerance:
     """The subject's tolerance and the distance of a `coarse` reference from the `expected` logits. It does not grow with the position, so
     the first windows do."""
     n = min(PREFIX, len(s.ids))
@@ -173,7 +173,7 @@ def _with_noise(s: Subject, q: Question, coarse: Reference, expected: NDArray[np
     return noisy(s.tolerance, compare(_rows(s.spans, expected, spans), logits, spans, (), s.tolerance), what)
 
 
-def text_loss(s: Subject, logits: NDArray[np.float32]) -> float:
+def text_loss(s: Case, logits: NDArray[np.float32]) -> float:
     """Mean cross-entropy of the text's own next tokens over the judged positions, in nats a token."""
     positions = np.concatenate([np.arange(a, b) for a, b in s.spans])
     known = positions < len(s.ids) - 1
@@ -218,11 +218,11 @@ def within_base(reference: Reference, c: Checkpoint, base: Checkpoint, q: Questi
 
 
 def _whole_loss(reference: Reference, c: Checkpoint, e: Effect, ids: NDArray[np.int64]) -> float:
-    s = Subject("real", c, ids, ((0, len(ids)),), (), (), FLOAT32)
+    s = Case("real", c, ids, ((0, len(ids)),), (), (), FLOAT32)
     return text_loss(s, reference.logits(e, s.ids, s.spans))
 
 
-def _is_permuted(s: Subject, q: Question, reference: Reference) -> bool:
+def _is_permuted(s: Case, q: Question, reference: Reference) -> bool:
     """Whether Q and K lie in the wrong order in the file itself, where reference and runtime agree on nonsense: then the
     text is predicted much better with their rows moved."""
     n = min(PREFIX, len(s.ids))
@@ -232,7 +232,7 @@ def _is_permuted(s: Subject, q: Question, reference: Reference) -> bool:
     return after < BETTER * before
 
 
-def _wrong(s: Subject, q: Question, reference: Reference, expected: NDArray[np.float32], say: Say) -> list[dict[str, Any]]:
+def _wrong(s: Case, q: Question, reference: Reference, expected: NDArray[np.float32], say: SayStage) -> list[dict[str, Any]]:
     """Whether the check tells each wrong recipe from the right one, and from which position on.
 
     A longer pass is only made for those that a shorter one does not tell apart.
@@ -241,7 +241,7 @@ def _wrong(s: Subject, q: Question, reference: Reference, expected: NDArray[np.f
     candidates = wrong_tables(q.meant.rope, len(s.ids))
     for i, (name, t) in enumerate(candidates.items()):
         say(f"wrong recipes, {s.kind}", i / len(candidates))
-        windows: list[Window] = []
+        windows: list[Deviation] = []
         for n in sorted({min(PREFIX, len(s.ids)), len(s.ids)}) if s.kind != "twin" else [len(s.ids)]:
             probes = [p for p in s.probes if p[1] <= n]
             logits = reference.logits(t, s.ids[:n], probes, rows_only=s.kind == "twin")
@@ -275,11 +275,11 @@ def _rows(there: Spans, values: NDArray[np.float32], spans: Spans) -> NDArray[np
     return np.asarray(values[np.searchsorted(positions, wanted)])
 
 
-def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected: NDArray[np.float32], say: Say) -> dict[str, Any]:
+def _runtime(s: Case, q: Question, name: str, reference: Reference, expected: NDArray[np.float32], say: SayStage) -> dict[str, Any]:
     predicted = q.predicted.get(name, Verdict("exact"))
     s = replace(s, tolerance=_in_mode(s, q, name, reference, expected, say))
     result: dict[str, Any] = {"runtime": name, "predicted": predicted.why, "as_predicted": False, "tolerance": s.tolerance.as_json()}
-    n = min(len(s.ids), q.meant.context - row_of(name).spare)
+    n = min(len(s.ids), q.meant.context - runtime_of(name).spare)
     spans = [(a, min(b, n)) for a, b in s.spans if a < n]
     say(f"{name}, {s.kind}", 0.0)
     try:
@@ -311,7 +311,7 @@ def _runtime(s: Subject, q: Question, name: str, reference: Reference, expected:
 def _out_of_order(name: str) -> str:
     """Why a runtime cannot run even a plain tiny model here, which says nothing of any other; "" if it can."""
     with tempfile.TemporaryDirectory(prefix="yarn-convert-control-") as folder:
-        control = twin.write_control(Path(folder, "plain.gguf" if row_of(name).reads == "gguf" else "plain"))
+        control = twin.write_control(Path(folder, "plain.gguf" if runtime_of(name).reads == "gguf" else "plain"))
         try:
             runtimes.run(name, control, twin.ids(WIDTH), [(0, WIDTH)])
         except runtimes.Failed as e:
@@ -320,7 +320,7 @@ def _out_of_order(name: str) -> str:
 
 
 def _diagnose(
-    s: Subject, q: Question, name: str, windows: Sequence[Window], logits: NDArray[np.float32], reference: Reference, say: Say
+    s: Case, q: Question, name: str, windows: Sequence[Deviation], logits: NDArray[np.float32], reference: Reference, say: SayStage
 ) -> tuple[str, str, bool]:
     """(layer of the fault, what is known of it, whether it is what the runtime's source says).
 

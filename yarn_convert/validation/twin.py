@@ -139,7 +139,7 @@ def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, ND
     changes |= {k: "float32" for k in ("dtype", "torch_dtype") if k in config}
     changes |= dict.fromkeys([k for k in REFUSED_IN_A_TWIN if k in config], REMOVE)
     made = {name: in_memory(name, a, "F32") for name, a in arrays.items()}
-    pieces = [hf_piece(name, part, "auto") for name, part in layout.to_hf(family, made, small.sizes).items()]
+    pieces = [hf_piece(name, part, "auto") for name, part in layout.hf_parts(family, made, small.sizes).items()]
     return [WriteBytes("config.json", edit(text, changes).encode()), safetensors_job(SINGLES[0], pieces)]
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..compute.weights import PERMUTED
-from ..runtimes.table import row_of
+from ..runtimes.table import runtime_of
 from .study import FAILED, NOT_RUN, PASSED, WIDTH, costly, guessed
 
 INCONCLUSIVE = "inconclusive"
 Runs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]  # (a study, what one runtime did in it)
 
 
-def judge(result: Mapping[str, Any], asked: Sequence[str], real: bool = True, twin: bool = True, named: bool = True) -> dict[str, Any]:
+def verdict_of(result: Mapping[str, Any], asked: Sequence[str], real: bool = True, twin: bool = True, named: bool = True) -> dict[str, Any]:
     """The `verdict` of the whole, and `reasons` for it. A runtime that is known not to follow fails the whole only where it was
     `asked` for by name; a check that a wrong recipe passes too proves nothing. `real`, `twin`: whether these were to be run;
     `named`: whether its tensors have names here."""
@@ -89,7 +89,7 @@ def _lengths(result: Mapping[str, Any], runs: Runs, twin: bool) -> tuple[list[st
             ways = {k: way for k, way in ways.items() if any(s["kind"] == k for s in result["studies"])}
             ways |= {} if twin else {"twin": "the twin (without --real)"}
             doubts.append(f"{name} computed nothing beyond the original {original:,} tokens: {', or '.join(ways.values())}")
-        elif reached < context - row_of(name).spare:
+        elif reached < context - runtime_of(name).spare:
             notes.append(f"{name} was run over {reached:,} of {context:,} tokens")
     return doubts, notes
 
