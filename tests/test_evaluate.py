@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import Page
 
+from yarn_convert import runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import app as cli
-from yarn_convert.cli import runtimes
 from yarn_convert.compute.growing import Steps, greedy
 from yarn_convert.compute.scorer import RuntimeScorer, Torch
 from yarn_convert.compute.tokens import TEXT, tokenizer_of

@@ -17,10 +17,11 @@ import pytest
 import typer
 from conftest import CONTEXT, MakeModel
 
-from yarn_convert import Recipe, YarnConvertError, cli, convert, evaluate, options, validate
+from yarn_convert import Recipe, YarnConvertError, convert, evaluate, options, validate
 from yarn_convert import inspect as inspect_model
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
+from yarn_convert.cli import app as cli
 from yarn_convert.cli.commands import Option, options_of, value_of
 from yarn_convert.conversion.extension import extend
 from yarn_convert.conversion.repair import plan_repair

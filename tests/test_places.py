@@ -14,7 +14,7 @@ import pytest
 from conftest import MakeModel, split_options
 from dying import dies
 
-from yarn_convert.checkpoint import MANIFEST
+from yarn_convert.checkpoint.manifest import MANIFEST
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
 from yarn_convert.formats.gguf_file import open_gguf

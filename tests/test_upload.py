@@ -19,11 +19,11 @@ from hub_server import SHA, Fault, Hub, serving
 from huggingface_hub import CommitOperationCopy, HfApi, ModelCard, ModelCardData, constants
 from safetensors.numpy import load_file, save_file
 
+from yarn_convert import upload
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.manifest import manifest_path
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import app as cli
-from yarn_convert.cli import upload
 from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError, OutputError, UsageError
 from yarn_convert.formats import digests as digests_module

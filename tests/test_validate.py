@@ -15,10 +15,10 @@ from conftest import CONTEXT, MakeModel, split_options
 from family_models import make
 from safetensors.numpy import load_file, save_file
 
+from yarn_convert import runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import app as cli
-from yarn_convert.cli import runtimes
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
 from yarn_convert.conversion import convert
@@ -28,7 +28,7 @@ from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvert
 from yarn_convert.formats.gguf_file import Value, encode_header, open_gguf
 from yarn_convert.formats.tensors import Tensor
 from yarn_convert.options import Recipe, RepairOptions, ValidateOptions, seconds
-from yarn_convert.readers import open_gguf as read_keys
+from yarn_convert.readers import read_gguf as read_keys
 from yarn_convert.readers import read_config
 from yarn_convert.rope import Rope, table
 from yarn_convert.validation import check, judging, lines, study, twin
