@@ -45,7 +45,7 @@ quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
 llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
 sys.exit(llama_cpp.llama_model_quantize(os.fsencode(sys.argv[1]), os.fsencode(sys.argv[2]), ctypes.byref(params)))
 """
-Q4_K_M = "15"  # llama.h, enum llama_ftype
+Q4_K_M, Q8_0 = "15", "7"  # llama.h, enum llama_ftype
 SECTIONS = ("copies", "quantize", "mixture", "split", "stacked", "header")
 Shapes = dict[str, tuple[int, ...]]
 
@@ -244,7 +244,8 @@ class Bench:
         self.compare("HF to HF, copies", [model, *scale, "-o", self.work / "out"], cp)
         for outtype in ("bf16", "q8_0"):
             peers = {"convert_hf_to_gguf.py": self.theirs(model, out, outtype)} if self.converter else {}
-            peers |= cp if outtype == "bf16" else {}
+            quantized = [sys.executable, "-c", QUANTIZE, str(gguf), str(out), Q8_0]
+            peers |= cp if outtype == "bf16" else {"llama_model_quantize, from BF16": quantized}
             self.compare(f"HF to GGUF {outtype}", [model, *scale, "--out", "gguf", "--outtype", outtype, "-o", out], peers)
         edit = {"gguf-new-metadata": [str(BIN / "gguf-new-metadata"), "--general-name", "x", str(gguf), str(out)]}
         cp = {name: [part.replace(str(weights), str(gguf)) for part in command] for name, command in cp.items()}

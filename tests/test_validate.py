@@ -28,8 +28,8 @@ from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvert
 from yarn_convert.formats.gguf_file import Value, encode_header, open_gguf
 from yarn_convert.formats.tensors import Tensor
 from yarn_convert.options import Recipe, RepairOptions, ValidateOptions, seconds
-from yarn_convert.readers import read_gguf as read_keys
 from yarn_convert.readers import read_config
+from yarn_convert.readers import read_gguf as read_keys
 from yarn_convert.rope import Rope, table
 from yarn_convert.validation import check, judging, lines, study, twin
 from yarn_convert.validation.judging import Tolerance, compare

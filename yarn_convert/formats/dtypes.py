@@ -6,9 +6,6 @@ reference code does, so that the result equals llama.cpp's byte for byte.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,22 +73,11 @@ def _bf16(x: F32) -> Bytes:
     return rounded.view(np.uint8)
 
 
-@cache
-def gguf_types() -> dict[str, Any]:
-    """The gguf package's types by their names."""
-    from gguf.constants import GGMLQuantizationType
-
-    return {t.name: t for t in GGMLQuantizationType}
-
-
 def _dequantize(data: Bytes, dtype: str) -> F32:
     """Any ggml block type, through the gguf package's own reader."""
-    from gguf import quants
+    from gguf import GGMLQuantizationType, quants
 
-    kind = gguf_types().get(dtype)
     try:
-        if kind is None:
-            raise NotImplementedError
-        return np.ascontiguousarray(quants.dequantize(data.reshape(1, -1), kind).reshape(-1), dtype=np.float32)
-    except NotImplementedError:
+        return np.ascontiguousarray(quants.dequantize(data.reshape(1, -1), GGMLQuantizationType[dtype]).reshape(-1), dtype=np.float32)
+    except (KeyError, NotImplementedError):
         raise Unsupported(f"cannot read weights of type {dtype}", "start from the unquantized model") from None

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import FormatError, InputError, OutputError, Unsupported, UsageError, install
-from .dtypes import F32, OUTTYPES, PLAIN, gguf_types
+from .dtypes import F32, OUTTYPES, PLAIN
 from .files import open_regular
 from .gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header, nbytes_of, open_gguf, type_numbers
 from .tensors import Bytes, Tensor
@@ -149,7 +149,7 @@ def with_package(x: F32, dtype: str) -> tuple[Bytes, bool]:
     By itself the package differs from ggml in the sign of a zero, where that is a block's largest magnitude or its minimum: ggml takes
     +0 for the one and the first of the block's zeros for the other. So all zeros of a block are given that sign, which changes no quant.
     """
-    from gguf import quants
+    from gguf import GGMLQuantizationType, quants
 
     blocks = x.reshape(-1, 32)
     if dtype.endswith("_1"):
@@ -158,7 +158,7 @@ def with_package(x: F32, dtype: str) -> tuple[Bytes, bool]:
     else:
         blocks = blocks + np.float32(0)
     with np.errstate(all="ignore"):
-        out: Bytes = quants.quantize(blocks.reshape(x.shape), gguf_types()[dtype]).reshape(-1)
+        out: Bytes = quants.quantize(blocks.reshape(x.shape), GGMLQuantizationType[dtype]).reshape(-1)
     scales = out.reshape(len(blocks), -1)[:, : 4 if dtype.endswith("_1") else 2]
     return out, bool(np.isfinite(scales.view(np.float16)).all())
 

@@ -237,7 +237,7 @@ def _workers(jobs: list[Job]) -> int:
     """Threads: a disk is busy with four, quantization keeps every core."""
     quantized = any(p.target.dtype not in PLAIN and not p.is_copy for j in jobs if isinstance(j, WriteTensors) for p, _ in j.pieces)
     cores = os.cpu_count() or 1
-    return min(32, cores) if quantized else min(4, cores)  # 32 take 345 MB
+    return min(32, cores) if quantized else min(4, cores)  # 32 take 400 MB
 
 
 def units(piece: Piece) -> Iterator[tuple[int, int, Piece]]:
