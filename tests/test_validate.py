@@ -33,6 +33,7 @@ from yarn_convert.validation import check, judging, lines, study, twin
 from yarn_convert.validation.intention import claimed, intention_of, survey
 from yarn_convert.validation.judging import Tolerance, compare
 from yarn_convert.validation.report import html_report
+from yarn_convert.validation.result import validated
 from yarn_convert.validation.study import disjoint
 from yarn_convert.validation.text import unchecked
 
@@ -53,7 +54,9 @@ def opened(path: Path | str) -> Checkpoint:
 
 
 def run(model: Path, **settings: Any) -> dict[str, Any]:
-    return check(str(model), replace(QUICK, **settings))
+    result = check(str(model), replace(QUICK, **settings))
+    assert validated(result).to_dict() == json.loads(json.dumps(result)), "every member has its place in the types"
+    return result
 
 
 def layers_of(result: dict[str, Any]) -> set[str]:
