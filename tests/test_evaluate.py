@@ -80,7 +80,9 @@ def settings(**flat: Any) -> EvaluateOptions:
 
 
 def measured(models: list[Path], wish: PerplexityOptions, journal: ResultJournal | None = None, **flat: Any) -> dict[str, Any]:
-    return measure_perplexity([str(m) for m in models], replace(wish, settings=settings(**flat)), journal or ResultJournal())
+    found = measure_perplexity([str(m) for m in models], replace(wish, settings=settings(**flat)), journal or ResultJournal())
+    assert typed(found).to_dict().keys() == {*found, "created", "versions", "hardware"}
+    return found
 
 
 def values(result: dict[str, Any], name: str = "perplexity") -> list[list[float]]:

@@ -22,6 +22,7 @@ from yarn_convert.validation import check, excerpt, lines, study
 from yarn_convert.validation.excerpt import layers_of, write_excerpt
 from yarn_convert.validation.judging import NOISE
 from yarn_convert.validation.report import html_report
+from yarn_convert.validation.result import validated
 from yarn_convert.validation.rounding import rounded, rounding, rounds
 
 torch = pytest.importorskip("torch")
@@ -72,7 +73,9 @@ def test_a_sound_file_is_as_far_as_its_noise_and_its_excerpt_is_exact(make_model
     assert noise / 5 < worst < 2.5 * noise
     assert max(w["nmse"] for w in small["runtimes"][0]["windows"]) < 1e-7
     assert (real["wrong_recipes"], all(w["told_apart"] for w in small["wrong_recipes"])) == ([], True)
-    assert any("of its layers in float32" in line for line in lines(result)) and "first layers in float32" in html_report(result, "")
+    assert any("of its layers in float32" in line for line in lines(validated(result))) and "first layers in float32" in html_report(
+        result, ""
+    )
 
 
 @pytest.mark.parametrize(

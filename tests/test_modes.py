@@ -16,6 +16,7 @@ from yarn_convert.runtimes import protocol
 from yarn_convert.runtimes.table import RUNTIMES, Runtime, mode_of, runtime_of
 from yarn_convert.validation import study
 from yarn_convert.validation.judging import FLOAT32
+from yarn_convert.validation.result import validated
 from yarn_convert.validation.text import lines
 from yarn_convert.validation.verdict import verdict_of
 
@@ -39,7 +40,7 @@ def test_a_sound_file_passes_in_every_mode(make_model: MakeModel, tmp_path: Path
         assert plain["tolerance"]["nmse"] == FLOAT32.nmse
         assert (mode["tolerance"]["nmse"] > FLOAT32.nmse) == coarse
         assert (max(w["nmse"] for w in mode["windows"]) > 10 * max(w["nmse"] for w in plain["windows"])) == coarse, "the mode is another"
-    assert any(f"  {wish} " in line and "passed" in line for line in lines(result))
+    assert any(f"  {wish} " in line and "passed" in line for line in lines(validated(result)))
 
 
 @pytest.mark.parametrize("wish", ["transformers:bf16", "llama.cpp:fa"])
@@ -109,10 +110,14 @@ def test_a_device_without_memory_is_no_verdict(make_model: MakeModel, tmp_path: 
 
 
 def test_where_a_runtime_ran_is_said() -> None:
+    from yarn_convert.validation.result import RanRuntime, Tolerance
     from yarn_convert.validation.text import label
 
-    assert label({"runtime": "llama.cpp:fa", "version": "1", "device": "cuda"}) == "llama.cpp:fa 1 on cuda"
-    assert label({"runtime": "llama.cpp", "version": "1", "device": "cpu"}) == "llama.cpp 1"
+    said: dict[str, Any] = {"predicted": "", "as_predicted": False, "tolerance": Tolerance(1e-6, 1e-6, ""), "verdict": "passed"}
+    said |= {"layer": "", "why": "", "blind_to": ()}
+    assert label(RanRuntime(runtime="llama.cpp:fa", version="1", device="cuda", **said)) == "llama.cpp:fa 1 on cuda"
+    assert label(RanRuntime(runtime="llama.cpp", version="1", device="cpu", **said)) == "llama.cpp 1"
+    assert label(RanRuntime(runtime="llama.cpp", **said)) == "llama.cpp"
 
 
 def test_every_mode_is_of_a_runtime_that_there_is() -> None:

@@ -34,6 +34,7 @@ from yarn_convert.rope import Rope, table
 from yarn_convert.validation import check, judging, lines, study, twin
 from yarn_convert.validation.judging import Tolerance, compare
 from yarn_convert.validation.report import html_report
+from yarn_convert.validation.result import validated
 from yarn_convert.validation.study import disjoint
 from yarn_convert.validation.text import unchecked
 
@@ -54,7 +55,9 @@ def opened(path: Path | str) -> Checkpoint:
 
 
 def run(model: Path, **settings: Any) -> dict[str, Any]:
-    return check(str(model), replace(QUICK, **settings))
+    result = check(str(model), replace(QUICK, **settings))
+    assert validated(result).to_dict() == json.loads(json.dumps(result)), "every member has its place in the types"
+    return result
 
 
 def layers_of(result: dict[str, Any]) -> set[str]:
@@ -262,7 +265,7 @@ def test_passed_does_not_stand_above_what_is_unchecked(make_model: MakeModel, tm
     out = extended(model, tmp_path / "out")
     for settings, says in (({}, "PASSED, weights and tokenizer unchecked"), ({"base": str(model)}, "PASSED")):
         result = run(out, real=False, **settings)
-        assert lines(result, quiet=True)[0] == says
+        assert lines(validated(result), quiet=True)[0] == says
         assert re.search(rf"<h1>.*{says.partition(', ')[2]}", html_report(result, "")), "the page's heading too"
     assert unchecked({"verdict": "failed", "weights": {"verdict": "unchecked"}}) == ""
 
@@ -295,7 +298,7 @@ def test_what_a_recipe_costs_within_its_bases_context_is_shown(
         "by_recipe": study.base_text_loss(opened(out), ids, "cpu", "float32"),
         "by_base": study.base_text_loss(opened(model), ids, "cpu", "float32"),
     }
-    assert any("the first 64, within the base's context" in line for line in lines(result))
+    assert any("the first 64, within the base's context" in line for line in lines(validated(result)))
     assert not any("much worse" in reason for reason in result["reasons"]), "a vocabulary of bytes says nothing"
     monkeypatch.setattr(study, "WORDS", 200)
     for bound, said in ((abs(found["by_recipe"] - found["by_base"]) + 0.01, False), (found["by_recipe"] - found["by_base"], True)):
@@ -325,7 +328,7 @@ def test_a_runtime_that_cannot_run_at_all_is_no_verdict_on_the_model(
     assert (result["verdict"], result["studies"][0]["runtimes"][1]["verdict"]) == ("passed", "not run")
     assert result["reasons"] == ["mlx could not be run here, which says nothing of the model: mlx could not run it: no BLAS"]
     assert run(out, real=False, runtimes=("mlx",))["verdict"] == "inconclusive", "it was asked for"
-    assert "mlx" in html_report(result, "") and any("not run" in line for line in lines(result))
+    assert "mlx" in html_report(result, "") and any("not run" in line for line in lines(validated(result)))
     on = lambda name: name != "plain"  # noqa: E731
     assert run(out, real=False)["verdict"] == "failed", "what runs a plain model and not this one has a say"
     killed = True
@@ -748,7 +751,7 @@ def test_a_result_that_cannot_be_recorded_is_still_a_result(make_model: MakeMode
     result = run(out, real=False)
     assert result["verdict"] == "passed"
     assert "No space left" in result["unrecorded"]
-    assert any("not on record" in line for line in lines(result))
+    assert any("not on record" in line for line in lines(validated(result)))
 
 
 # -- what the other length and the other layers are for ---------------------------------------------------------------

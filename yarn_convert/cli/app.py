@@ -146,6 +146,7 @@ def validate(
     from ..compute.pages import check_report, write_report
     from ..validation import check, lines
     from ..validation.report import html_report
+    from ..validation.result import validated
 
     asked.reading.obey()
     if asked.report:
@@ -153,7 +154,7 @@ def validate(
     options = replace(asked.options, real=asked.real or not asked.twin, twin=asked.twin or not asked.real)
     with stages(asked.printing.silent) as say:
         result = check(model, options, say)
-    answer(result, asked.printing.as_json, *lines(result, asked.printing.quiet))
+    answer(result, asked.printing.as_json, *lines(validated(result), asked.printing.quiet))
     if asked.report:
         write_report(asked.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if result["verdict"] != "passed":

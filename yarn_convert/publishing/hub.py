@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Base, Manifest, manifest_path, read_manifest
@@ -25,6 +25,10 @@ from ..formats.inputs import NOTHING, Inputs, noticing
 from ..options import UploadOptions, taking
 from ..targets.safetensors import WRITTEN
 from .model_card import local_card, render
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, HfApi
+    from huggingface_hub.hf_api import RepoFile
 
 UPLOAD, COPY, UNCHANGED = "upload", "copy", "unchanged"
 LONG = 4 << 30  # bytes that take some ten seconds to hash
@@ -202,13 +206,15 @@ def _left(c: Checkpoint, files: Iterable[str]) -> tuple[tuple[str, ...], list[st
     ] if secrets else []
 
 
-def _there(repo: str, names: list[str], revision: str | None) -> dict[str, Any]:
+def _there(repo: str, names: list[str], revision: str | None) -> dict[str, RepoFile]:
     """name -> what the Hub says of it, for those of `names` that are in the repository; empty where it does not exist yet."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.hf_api import RepoFile
 
     try:
-        return {f.path: f for f in patient(lambda: HfApi().get_paths_info(repo, names, revision=revision))}
+        found = patient(lambda: HfApi().get_paths_info(repo, names, revision=revision))
+        return {f.path: f for f in found if isinstance(f, RepoFile)}
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return {}
     except Exception as e:
@@ -224,7 +230,7 @@ def _remote_card(repo: str, revision: str | None) -> str:
         raise hub_error(repo, e) from None
 
 
-def _item(name: str, path: Path, there: Mapping[str, Any], say: Say) -> Item:
+def _item(name: str, path: Path, there: Mapping[str, RepoFile], say: Say) -> Item:
     size, remote = path.stat().st_size, there.get(name)
     if remote is None or remote.size != size:
         return Item(name, size, UPLOAD, path)
@@ -253,12 +259,14 @@ def git_sha(data: bytes) -> str:
 def _copies(items: list[Item], base: Base, say: Say) -> list[Item]:
     """Weight files that the base has at its pinned commit, byte for byte, are copied there."""
     from huggingface_hub import CommitOperationCopy, HfApi
+    from huggingface_hub.hf_api import RepoFile
 
     if "src_repo_id" not in CommitOperationCopy.__dataclass_fields__:
         return [replace(i, why="this huggingface_hub cannot copy between repositories") if _is_weights(i) else i for i in items]
     names = [i.name for i in items if _is_weights(i)]
     try:
-        remote: dict[str, Any] = {f.path: f for f in patient(lambda: HfApi().get_paths_info(str(base.repo), names, revision=base.commit))}
+        found = patient(lambda: HfApi().get_paths_info(str(base.repo), names, revision=base.commit))
+        remote = {f.path: f for f in found if isinstance(f, RepoFile)}
     except Exception as e:
         return [replace(i, why=f"the base cannot be looked at: {type(e).__name__}") if _is_weights(i) else i for i in items]
 
@@ -295,7 +303,7 @@ def ask_base(base: Base) -> tuple[dict[str, Any], list[str]]:
     return data, found
 
 
-def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
+def run_upload(plan: Upload, say: Say = print, sent: Sequence[CommitOperationAdd] = ()) -> str:
     """Carry it out and return the address of the commit, or of the pull request. OutputError when the Hub refuses, InputError when a
     file is not what was planned.
 
@@ -324,12 +332,12 @@ def run_upload(plan: Upload, say: Say = print, sent: Sequence[Any] = ()) -> str:
         raise hub_error(plan.repo, e) from None
 
 
-def _commit(api: Any, plan: Upload, items: list[Item], sent: Sequence[Any]) -> str:
+def _commit(api: HfApi, plan: Upload, items: list[Item], sent: Sequence[CommitOperationAdd]) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy
 
     plan.inputs.check()
     source: dict[str, Any] = {"src_revision": plan.base.commit, "src_repo_id": plan.base.repo, "src_repo_type": "model"}
-    operations: list[Any] = list(sent)
+    operations: list[CommitOperationAdd | CommitOperationCopy] = list(sent)
     operations += [
         CommitOperationCopy(i.name, i.name, **source)
         if i.way == COPY

@@ -7,7 +7,9 @@ import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from msgspec import UNSET
 
 from ..checkpoint.manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
 from ..checkpoint.source import Say, patient, weight_files
@@ -25,6 +27,9 @@ from ..targets.output import execute
 from ..targets.safetensors import hf_piece, safetensors_job
 from .hub import COPY, UPLOAD, CopyRefused, Item, Upload, ask_base, check_repo, hub_error, plan_upload, run_upload
 from .model_card import local_card, render
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 
 def push(
@@ -69,7 +74,8 @@ def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
     weights = _base_weights(str(c.source.repo), c.source.commit) if plan.identical else {}
     manifest = manifest_of(replace(conversion, options=replace(conversion.options, hash=False)), {}, plan.out)
     manifest = with_files(
-        manifest, [WeightFile(name, f.size, "copied on the server", sha256_of_hub=f.lfs.sha256) for name, f in weights.items()]
+        manifest,
+        [_copied(name, f) for name, f in weights.items()],
     )
     base_card, warnings = ask_base(manifest.base)
     text = render(c, manifest, repo, local_card(c.source.path), base_card)
@@ -85,14 +91,19 @@ def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
     return Upload(repo, private, None, False, tuple(items), text, tuple(warnings), manifest.base, plan.context)
 
 
-def _base_weights(repo: str, commit: str | None) -> dict[str, Any]:
+def _copied(name: str, f: RepoFile) -> WeightFile:
+    return WeightFile(name, f.size, "copied on the server", sha256_of_hub=f.lfs.sha256 if f.lfs else UNSET)
+
+
+def _base_weights(repo: str, commit: str | None) -> dict[str, RepoFile]:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
     try:
-        tree: list[Any] = patient(lambda: list(HfApi().list_repo_tree(repo, revision=commit)))
+        tree = patient(lambda: list(HfApi().list_repo_tree(repo, revision=commit)))
     except Exception as e:
         raise hub_error(repo, e) from None
-    files = {f.path: f for f in tree if getattr(f, "lfs", None)}
+    files = {f.path: f for f in tree if isinstance(f, RepoFile) and f.lfs}
     return {name: files[name] for name in weight_files(files, repo)}
 
 
@@ -105,7 +116,7 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
 
     api, c = HfApi(), conversion.checkpoint
     weights = _base_weights(str(c.source.repo), c.source.commit)
-    made, operations, weight_map = list[WeightFile](), list[Any](), dict[str, str]()
+    made, operations, weight_map = list[WeightFile](), list[CommitOperationAdd](), dict[str, str]()
     try:
         patient(lambda: api.create_repo(plan.repo, private=plan.private, exist_ok=True), say=say)
         for name in weights:

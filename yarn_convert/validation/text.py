@@ -3,132 +3,136 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import convert
 
-from ..checkpoint.manifest import Validation
+from ..checkpoint.manifest import RopeRecord, Validation
+from .result import CheckedRecipe, CheckedTokenizer, CheckedWeights, RanRuntime, Study, Validated, WindowResult
 
-Result = Mapping[str, Any]
 SHOWN = 8  # windows of a study in the table; all are in the JSON and in the HTML report
 
 
-def lines(result: Result, quiet: bool = False) -> list[str]:
+def lines(result: Validated, quiet: bool = False) -> list[str]:
     """The report: three answers, one table a study, the verdict with its reasons. `quiet`: the verdict alone."""
     if quiet:
         return verdict(result)
-    meant = result["intention"]
-    recipe = meant["recipe"]
-    over = f" over {recipe['inner']['method']}" if "inner" in recipe else ""
+    meant = result.intention
+    recipe = meant.recipe
+    over = f" over {recipe.inner.method}" if isinstance(recipe.inner, RopeRecord) else ""
     out = [
-        f"model     {result['model']} ({result['format']}, mostly {result['dtype']})",
-        f"intended  {recipe['method']}{over}: {recipe['original_context']:,} -> {meant['context']:,} tokens, {meant['origin']}",
-        *_recipe(result["recipe"]),
-        _weights(result["weights"]),
-        *_tokenizer(result["tokenizer"]),
-        *(f"warning   {line}" for line in result.get("warnings", [])),
+        f"model     {result.model} ({result.format}, mostly {result.dtype})",
+        f"intended  {recipe.method}{over}: {recipe.original_context:,} -> {meant.context:,} tokens, {meant.origin}",
+        *_recipe(result.recipe),
+        _weights(result.weights),
+        *_tokenizer(result.tokenizer),
+        *(f"warning   {line}" for line in result.warnings),
     ]
-    for s in result["studies"]:
+    for s in result.studies:
         out += ["", *_study(s)]
-    out += ["", *(f"note      {row['name']} was not run; to add it: {row['add']}" for row in result["missing"])]
-    out += [f"note      the result is not on record: {result['unrecorded']}"] if result.get("unrecorded") else []
-    failed = any(r["verdict"] == "failed" for s in result["studies"] for r in s["runtimes"])
+    out += ["", *(f"note      {row.name} was not run; to add it: {row.add}" for row in result.missing)]
+    out += [f"note      the result is not on record: {result.unrecorded}"] if result.unrecorded else []
+    failed = any(r.verdict == "failed" for s in result.studies for r in s.runtimes)
     out += ["note      what each runtime is known not to do: docs/validation.md, Their limits"] if failed else []
     return [*out, *verdict(result)]
 
 
-def verdict(result: Result) -> list[str]:
+def verdict(result: Validated) -> list[str]:
     """The verdict in words, and its reasons."""
-    left = unchecked(result)
-    word = result["verdict"].upper() + (f", {left}" if left else "")
-    return [word, *(f"  {reason}" for reason in result["reasons"])]
+    left = unchecked(result.to_dict())
+    word = result.verdict.upper() + (f", {left}" if left else "")
+    return [word, *(f"  {reason}" for reason in result.reasons)]
 
 
-def unchecked(result: Result) -> str:
+def unchecked(result: Mapping[str, Any]) -> str:
     """What the verdict leaves open, in words, as its record says it."""
     return convert(dict(result), Validation).unchecked
 
 
-def _recipe(r: Mapping[str, Any]) -> list[str]:
-    intended = r["intended"]
-    if r["verdict"] == "passed":
-        error = r.get("max_error") or 0.0
-        detail = f"{len(intended['inv_freq'])} pairs within {error:.1e}, cos and sin × {intended['multiplier']:.6g}"
-        out = [f"recipe    {'unproved' if r.get('doubt') else 'passed'}: {r['reader']} decodes what is intended, {detail}"]
-        out += [f"          {r['doubt']}"] if r.get("doubt") else []
+def _recipe(r: CheckedRecipe) -> list[str]:
+    intended = r.intended
+    if r.verdict == "passed":
+        error = r.max_error or 0.0
+        detail = f"{len(intended.inv_freq)} pairs within {error:.1e}, cos and sin × {intended.multiplier:.6g}"
+        out = [f"recipe    {'unproved' if r.doubt else 'passed'}: {r.reader} decodes what is intended, {detail}"]
+        out += [f"          {r.doubt}"] if r.doubt else []
     else:
-        who = "" if r["layer"] == "base" else f"{r['reader']}: "
-        out = [f"recipe    FAILED ({r['layer']}): {who}{r['why']}"]
-    out += [f"          ignored by {r['reader']}: {', '.join(r['ignored'])}"] if r["ignored"] else []
-    silent = r["unknown"]
-    out += [f"          not in {name}: {why}" for name, why in r["readers"].items() if why and name not in (r["reader"], *silent)]
+        who = "" if r.layer == "base" else f"{r.reader}: "
+        out = [f"recipe    FAILED ({r.layer}): {who}{r.why}"]
+    out += [f"          ignored by {r.reader}: {', '.join(r.ignored)}"] if r.ignored else []
+    silent = r.unknown
+    out += [f"          not in {name}: {why}" for name, why in r.readers.items() if why and name not in (r.reader, *silent)]
     return out + ([f"          unknown: {', '.join(silent)}"] if silent else [])
 
 
-def _tokenizer(t: Mapping[str, Any]) -> list[str]:
-    if t["verdict"] == "passed":
+def _tokenizer(t: CheckedTokenizer) -> list[str]:
+    if t.verdict == "passed":
         return ["tokenizer passed: it is the base's, and reads a text as that does"]
-    return [f"tokenizer {t['verdict'] if t['verdict'] != 'failed' else 'FAILED'}: {t['why']}"]
+    return [f"tokenizer {t.verdict if t.verdict != 'failed' else 'FAILED'}: {t.why}"]
 
 
-def _weights(w: Mapping[str, Any]) -> str:
-    return f"weights   {w['verdict'] if w['verdict'] != 'failed' else 'FAILED'}: {w['why'] or w['how']}"
+def _weights(w: CheckedWeights) -> str:
+    return f"weights   {w.verdict if w.verdict != 'failed' else 'FAILED'}: {w.why or w.how}"
 
 
-def _study(s: Mapping[str, Any]) -> list[str]:
-    ref = s["reference"]
-    memory = f", peak {ref['peak_device_bytes'] / 2**30:.2f} GiB" if ref["peak_device_bytes"] else ""
+def _study(s: Study) -> list[str]:
+    ref = s.reference
+    memory = f", peak {ref.peak_device_bytes / 2**30:.2f} GiB" if ref.peak_device_bytes else ""
     out = [
-        f"{what_ran(s)}, {s['tokens']:,} tokens; reference on {ref['device']}, {ref['dtype']}, {ref['seconds']:.1f} s{memory}",
+        f"{what_ran(s)}, {s.tokens:,} tokens; reference on {ref.device}, {ref.dtype}, {ref.seconds:.1f} s{memory}",
         f"  {'positions':>17}  {'runtime':<21}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
     ]
-    for r in s["runtimes"]:
+    for r in s.runtimes:
         name = label(r)
-        out += [_window(w, name) for w in shown(r["windows"])]
-        if r["verdict"] == "not run":
-            out.append(f"  {name}: not run: {r['why']}")
-        elif r["verdict"] == "passed":
-            out.append(f"  {name}: passed in {r['seconds']:.1f} s, every window within NMSE and KL {r['tolerance']['nmse']:.0e}")
+        out += [_window(w, name) for w in shown(r.windows)]
+        if r.verdict == "not run":
+            out.append(f"  {name}: not run: {r.why}")
+        elif r.verdict == "passed":
+            out.append(f"  {name}: passed in {r.seconds:.1f} s, every window within NMSE and KL {r.tolerance.nmse:.0e}")
         else:
-            outcome = f"does not follow, as is known ({r['predicted']})" if r["as_predicted"] else f"FAILED ({r['layer']})"
-            out.append(f"  {name}: {outcome}: {r['why']}")
-        if r["blind_to"]:
-            out.append(f"  {name}: by its coarser measure here not told apart: {', '.join(r['blind_to'])}")
-    if s["text_loss"] is not None:
-        out.append(f"  the text's next tokens: {s['text_loss']:.2f} nats each, guessing {s['guessing_loss']:.2f}")
-    if found := s.get("within_base"):
-        losses = f"{found['by_recipe']:.2f} nats each by this recipe, {found['by_base']:.2f} by the base's own"
-        out.append(f"  the first {found['tokens']:,}, within the base's context: {losses}")
-    told = [f"{w['name']} at {w['from']:,}" if w["told_apart"] else f"{w['name']} NOT" for w in s["wrong_recipes"]]
+            outcome = f"does not follow, as is known ({r.predicted})" if r.as_predicted else f"FAILED ({r.layer})"
+            out.append(f"  {name}: {outcome}: {r.why}")
+        if r.blind_to:
+            out.append(f"  {name}: by its coarser measure here not told apart: {', '.join(r.blind_to)}")
+    if s.text_loss is not None:
+        out.append(f"  the text's next tokens: {s.text_loss:.2f} nats each, guessing {s.guessing_loss:.2f}")
+    if found := s.within_base:
+        losses = f"{found.by_recipe:.2f} nats each by this recipe, {found.by_base:.2f} by the base's own"
+        out.append(f"  the first {found.tokens:,}, within the base's context: {losses}")
+    told = [f"{w.name} at {w.since:,}" if w.told_apart else f"{w.name} NOT" for w in s.wrong_recipes]
     return [*out, f"  wrong recipes told apart from position: {', '.join(told)}"] if told else out
 
 
-def label(r: Mapping[str, Any]) -> str:
+def label(r: RanRuntime) -> str:
     """A runtime, its version, and its device where that is not the CPU."""
-    device = r.get("device") or "cpu"
-    return f"{r['runtime']} {r.get('version') or ''}".strip() + (f" on {device}" if device != "cpu" else "")
+    device = r.device or "cpu"
+    return f"{r.runtime} {r.version or ''}".strip() + (f" on {device}" if device != "cpu" else "")
 
 
-def what_ran(s: Mapping[str, Any]) -> str:
+def what_ran(s: Study) -> str:
     """What a study ran, in words."""
-    if s["kind"] == "excerpt":
-        return f"the first {s['layers']} of its layers in float32"
-    return "the file's own weights" if s["kind"] == "real" else "the twin: its RoPE keys, random weights"
+    if s.kind == "excerpt":
+        return f"the first {s.layers} of its layers in float32"
+    return "the file's own weights" if s.kind == "real" else "the twin: its RoPE keys, random weights"
 
 
-def shown(windows: list[Any]) -> list[Any]:
+def shown(windows: Sequence[WindowResult]) -> Sequence[WindowResult]:
     """The windows that a terminal has room for: the first, the last, the worst, and some between."""
     if len(windows) <= SHOWN:
         return windows
-    worst = max(range(len(windows)), key=lambda i: math.inf if windows[i]["nmse"] is None else windows[i]["nmse"])
+    worst = max(range(len(windows)), key=lambda i: _worst(windows[i]))
     step = (len(windows) - 1) / (SHOWN - 2)
     kept = {round(i * step) for i in range(SHOWN - 1)} | {worst, len(windows) - 1}
     return [windows[i] for i in sorted(kept)]
 
 
-def _window(w: Mapping[str, Any], name: str) -> str:
-    where = f"{w['start']:,}" if w["end"] == w["start"] + 1 else f"{w['start']:,}–{w['end'] - 1:,}"
-    drift = "–" if w["drift"] is None else f"{w['drift']:,}"
-    numbers = (f"{'no number' if w[k] is None else format(w[k], '.1e'):>8}" for k in ("max_abs", "nmse", "kl"))
-    return f"  {where:>17}  {name:<21}  {'  '.join(numbers)}  {w['top1']:>8.2%}  {drift}"
+def _worst(w: WindowResult) -> float:
+    return math.inf if w.nmse is None else w.nmse
+
+
+def _window(w: WindowResult, name: str) -> str:
+    where = f"{w.start:,}" if w.end == w.start + 1 else f"{w.start:,}–{w.end - 1:,}"
+    drift = "–" if w.drift is None else f"{w.drift:,}"
+    numbers = (f"{'no number' if x is None else format(x, '.1e'):>8}" for x in (w.max_abs, w.nmse, w.kl))
+    return f"  {where:>17}  {name:<21}  {'  '.join(numbers)}  {w.top1:>8.2%}  {drift}"
