@@ -124,7 +124,7 @@ def test_a_key_without_a_member_is_named() -> None:
 
 def test_a_folder_without_a_card_does_not_wait_for_the_hubs_client() -> None:
     """Which takes longer to import than the plan of a conversion takes to make."""
-    code = "import sys; from yarn_convert import general; assert general.front_matter('prose') == ({}, 'prose'); print('huggingface_hub' in sys.modules)"
+    code = "import sys; from yarn_convert.formats import general; assert general.front_matter('prose') == ({}, 'prose'); print('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

@@ -109,10 +109,10 @@ def test_a_stacked_tensor_of_a_gguf_becomes_experts_in_little_memory(room: Path)
 
 TURN = """
 from pathlib import Path
-from yarn_convert.gguf_file import nbytes_of
-from yarn_convert.layout import Order
+from yarn_convert.formats.gguf_file import nbytes_of
+from yarn_convert.formats.layout import Order
 from yarn_convert.targets.moving import Mover, Piece, WriteTensors
-from yarn_convert.tensors import Tensor
+from yarn_convert.formats.tensors import Tensor
 folder, which = Path(sys.argv[1]), sys.argv[2]
 source = Tensor("x", "BF16", (4, 5120, 16384), 4 * 5120 * 16384 * 2, folder / "holes")
 shape = (4, 16384, 5120)

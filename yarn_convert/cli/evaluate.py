@@ -52,7 +52,7 @@ class PerplexityCommand:
 
 @command(evaluate_app)
 def perplexity(models: Models, asked: PerplexityCommand) -> None:
-    """PerplexityCommand by context window, one line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
+    """Perplexity by context window, one line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
     from ..evaluation import measure_perplexity, outputs_of, put_on_record
 
     asked.to.reading.obey()
@@ -72,7 +72,7 @@ def passkey(models: Models, options: PasskeyOptions, to: Outputs) -> None:
 
 @command(evaluate_app)
 def temperature(models: Models, options: TemperatureOptions, to: Outputs) -> None:
-    """PerplexityCommand of YaRN against its attention temperature (the paper's Figures 2 to 4)."""
+    """Perplexity of YaRN against its attention temperature (the paper's Figures 2 to 4)."""
     from ..evaluation import measure_temperature
 
     to.reading.obey()
