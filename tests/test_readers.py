@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yarn_convert.errors import Unsupported
+from yarn_convert.errors import FormatError, Unsupported
 from yarn_convert.families import ARCHS, MODEL_TYPES, Arch
 from yarn_convert.families.model_types import OTHER_TYPES
 from yarn_convert.readers import HF_READERS, Beside, Refuses, read_config, read_gguf
@@ -502,7 +502,9 @@ def keyed(arch, **scaling):
 
 @pytest.mark.parametrize("arch", sorted(ARCHS))
 def test_gguf_yarn_by_metadata_is_that_of_llama_in_every_architecture(arch):
-    reading, wanted = read_gguf(keyed(arch, **YARN)), read_gguf(gguf(**YARN))
+    own = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0} if ARCHS[arch].betas else {}
+    own |= {"rope.dimension_count": 256} if ARCHS[arch].halved else {}
+    reading, wanted = read_gguf(keyed(arch, **YARN, **own)), read_gguf(gguf(**YARN))
     np.testing.assert_array_equal(reading.inv_freq, wanted.inv_freq)
     assert (reading.multiplier, reading.context) == (wanted.multiplier, wanted.context)
 
@@ -577,15 +579,27 @@ def test_gguf_deepseek2_without_the_log_multiplier_applies_yarns_temperature_twi
     ("keys", "reason"),
     [
         (keyed("granite", **{"rope.scaling.finetuned": False}), "granite with rope.scaling.finetuned false has no RoPE"),
-        (keyed("glm4", **{"rope.dimension_sections": [8, 12, 12, 0]}), "rope.dimension_sections of glm4 is not modelled"),
-        (keyed("qwen2vl"), "the architecture 'qwen2vl' is not known here"),
-        (keyed("gpt2"), "the architecture 'gpt2' is not known here"),
-        (keyed("cogvlm"), "the architecture 'cogvlm' is not known here"),
+        (keyed("mimo2", **{"rope.dimension_count_swa": 32}), "rope.dimension_count_swa of mimo2 is not modelled"),
+        (keyed("grok", **YARN, yarn_ext_factor=0.5), "rope.scaling.yarn_ext_factor of grok is not modelled"),
+        (keyed("grok", yarn_ext_factor=1.0), "rope.scaling.yarn_ext_factor of grok is not modelled"),
+        (keyed("plamo2", **{"attention.head_count": [0, 2]}), "llama.cpp turns nothing in plamo2 whose first layer has no heads"),
+        (keyed("gpt2"), "gpt2 has learned positions, not RoPE"),
+        (keyed("cogvlm"), "cogvlm is computed by llama.cpp with plain RoPE"),
+        (keyed("nobody"), "the architecture 'nobody' is not known here"),
     ],
 )
 def test_gguf_what_is_not_modelled_is_not_guessed(keys, reason):
     with pytest.raises(Unsupported, match=reason):
         read_gguf(keys)
+
+
+@pytest.mark.parametrize("sections", [[8, 12, 12, 0], [64, 0, 0, 0], 16])
+def test_gguf_sections_of_m_rope_change_no_table(sections):
+    """Text has one position for them; which pairs have another is the same before and after."""
+    keys = keyed("glm4", **YARN, **{"rope.dimension_sections": sections})
+    np.testing.assert_array_equal(read_gguf(keys).inv_freq, read_gguf(keyed("glm4", **YARN)).inv_freq)
+    with pytest.raises(FormatError, match="3 numbers, not 4"):
+        read_gguf(keyed("glm4", **{"rope.dimension_sections": [8, 12, 12]}))
 
 
 def test_ollama_is_not_known_where_it_mends_keys_unless_there_is_nothing_to_mend():

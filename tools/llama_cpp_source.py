@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 VENDORED = "/vendor/llama.cpp/"
-NEEDED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "models/ggml-vocab")
+NEEDED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "models/ggml-vocab", "src/llama-arch.cpp")
 
 
 def source_package(work: str) -> Path:

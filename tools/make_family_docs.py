@@ -100,7 +100,14 @@ def unlisted() -> str:
     return f"From a folder to a folder, by `model_type`:\n{types}.\n\nFrom a GGUF to a GGUF, by architecture:\n{archs}."
 
 
-MADE = {"the rows": rows, "evidence": evidence, "without a row": unlisted}
+def refused() -> str:
+    reasons: dict[str, list[str]] = {}
+    for name, why in families.REFUSED.items():
+        reasons.setdefault(why, []).append(f"`{name}`")
+    return table(("refused", "it …"), [(", ".join(sorted(found)), why) for why, found in reasons.items()])
+
+
+MADE = {"the rows": rows, "evidence": evidence, "without a row": unlisted, "refused": refused}
 
 
 def page(text: str) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import families
+from .. import dialects, families, readers
 from ..errors import FormatError, InputError, Unsupported
 from ..families import Family
 from ..formats import layout
@@ -205,7 +205,10 @@ class Checkpoint:
 
     def beside(self, rope: Rope) -> Beside:
         """What is computed besides the table of `rope` where it is this model's."""
-        return Beside(effect(rope).logits, self.other_layers)
+        logits, arch = effect(rope).logits, self.family.gguf_arch
+        if self.gguf is None or self.family.layer_type:
+            return Beside(logits, self.other_layers)
+        return Beside(logits, dialects.gguf_window_layers(self.config, arch, rope), readers.gguf_floor(arch, self.config))
 
     def written_as(self, arch: str) -> Checkpoint:
         """The same checkpoint, to be written as another GGUF architecture. Unsupported for one that cannot, or for a GGUF."""

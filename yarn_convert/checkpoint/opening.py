@@ -78,21 +78,22 @@ def _open_gguf(source: Source) -> Checkpoint:
     keys = readers.of_layers(gguf.arch, {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")})
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
     _check_known(family, "GGUF architecture", gguf.arch, families.ARCHS)
-    readers.check_keys(gguf.arch, keys)  # what a plan writes is read again without the file's other keys
+    readers.check_keys(gguf.arch, keys)
     arch = family.gguf_arch
     hparams = _gguf_hparams(gguf, family, keys)
     rotary_dim = dialects.positive_int(keys.get(f"{arch}.rope.dimension_count", hparams["head_dim"]), "rope.dimension_count")
     if rotary_dim > hparams["head_dim"]:
         raise FormatError(f"rope.dimension_count {rotary_dim:,} is more than the {hparams['head_dim']:,} of a head", "write the GGUF again")
-    factors = _factors(gguf, rotary_dim)
+    rotary_dim //= 2 if family.gguf.halved else 1
+    factors = _factors(gguf, family, rotary_dim)
     other_layers = {family.gguf_key(hf)[0] for hf, key in family.hparams.items() if key.startswith("rope.")}
     rope_keys = {k: v for k, v in keys.items() if k not in other_layers}
-    rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, factors, family.latent)
+    rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, factors)
     context = dialects.positive_int(hparams["max_position_embeddings"], "context_length")
     rope, left, ours = _left_recipe(keys.get(RECIPE), rope, context)
     found = Lengths(rope.original_context, context) if left else of_gguf(gguf, family.model_type, source, rope, context)
     rope = replace(rope, original_context=found.original)
-    tensors = {name: t for name, t in gguf.tensors.items() if name not in dialects.FACTORS}
+    tensors = {name: t for name, t in gguf.tensors.items() if name not in factors}
     files = tuple(part.path for part in gguf.parts) or (source.path,)
     checkpoint = Checkpoint(
         source, family, rope, found.context, hparams, keys, tensors, files, gguf, tuple(ignored), ours, factors,
@@ -112,6 +113,9 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
     """The hparams of a GGUF under their standard names, with what llama.cpp takes for absent ones."""
     hparams: dict[str, Any] = {hf: _first(name := family.gguf_key(hf)[0], keys.get(name)) for hf in family.hparams}
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
+    by_layer = keys.get(f"{gguf.arch}.attention.head_count_kv")
+    if isinstance(by_layer, list):  # 0 in layers without attention
+        hparams["num_key_value_heads"] = next((n for n in by_layer if n), 0)
     for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
     _check_by_layer(gguf, keys, hparams["head_dim"])
@@ -131,7 +135,7 @@ def _first(name: str, value: Any) -> Any:
 
 
 def _check_by_layer(gguf: Gguf, keys: Mapping[str, Any], head_dim: int) -> None:
-    """Raise FormatError for an array of numbers that the tensors of its layers do not have."""
+    """Raise FormatError for an array of numbers that the tensors of its layers do not have; 0 is a layer of another kind."""
     for key, tensor, rows in (
         ("attention.head_count", "attn_q", head_dim),
         ("attention.head_count_kv", "attn_k", head_dim),
@@ -140,17 +144,21 @@ def _check_by_layer(gguf: Gguf, keys: Mapping[str, Any], head_dim: int) -> None:
         value = keys.get(f"{gguf.arch}.{key}")
         for i, n in enumerate(value if isinstance(value, list) else ()):
             found = gguf.tensors.get(f"blk.{i}.{tensor}.weight")
-            if type(n) is not int or (found is not None and found.shape[0] != n * rows):
+            if type(n) is not int or (n and found is not None and found.shape[0] != n * rows):
                 raise FormatError(f"{gguf.arch}.{key} is {n!r} in layer {i}, which its tensors are not of", "write the GGUF again")
 
 
-def _factors(gguf: Gguf, rotary_dim: int) -> dict[str, Array]:
-    """Those of the tensors `dialects.FACTORS` that a GGUF has, float64[D/2]."""
+def _factors(gguf: Gguf, family: Family, rotary_dim: int) -> dict[str, Array]:
+    """Those of the tensors `dialects.FACTORS` that a GGUF has and that carry a recipe, float64[D/2]."""
     found = {name: gguf.tensors[name] for name in dialects.FACTORS if name in gguf.tensors}
+    pairs = readers.factor_pairs(family.gguf, rotary_dim)
     for name, t in found.items():
-        if t.dtype != "F32" or t.shape != (rotary_dim // 2,):
-            raise FormatError(f"{name} is {t.dtype}{list(t.shape)}, not F32[{rotary_dim // 2}]", "write the GGUF again")
-    return {name: t.read().view(np.float32).astype(np.float64) for name, t in found.items()}
+        if t.dtype != "F32" or t.shape != (pairs,):
+            raise FormatError(f"{name} is {t.dtype}{list(t.shape)}, not F32[{pairs}]", "write the GGUF again")
+    factors = {name: t.read().view(np.float32).astype(np.float64)[: rotary_dim // 2] for name, t in found.items()}
+    if family.gguf.freqs == "still" and dialects.ROPE_FREQS in factors:
+        readers.check_still(gguf.arch, factors.pop(dialects.ROPE_FREQS))
+    return factors
 
 
 def _check(c: Checkpoint) -> None:

@@ -142,6 +142,7 @@ def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:
         f"tensors     {types}",
         f"RoPE        {recipe}; theta {c.rope.theta:g}, D {c.rope.rotary_dim}; cos and sin × {facts.attention_factor:.6g}",
         *([f"layers      {facts.other_layers}"] if facts.other_layers else []),
+        *([f"positions   {facts.positions}"] if facts.positions else []),
         f"context     {facts.context:,} tokens, originally {facts.original_context:,} (s = {facts.scale:g})",
         *([f"            {c.note}"] if c.note else []),
         "KV cache    " + ", ".join(f"{human(b)} at {n:,}" for n, b in facts.kv_cache_bytes.items()) + " tokens (f16)",

@@ -16,6 +16,7 @@ from ..checkpoint.lengths import DUAL_CHUNKS
 from ..checkpoint.manifest import RopeRecord, recorded
 from ..checkpoint.source import resolve
 from ..errors import Disagreement, YarnConvertError
+from ..families import sections
 from ..families.derived import of_one_layer
 from ..formats.decoding import encoded, parse
 from ..formats.files import exists, read_text
@@ -86,6 +87,7 @@ class Description:
     head_dim: int
     rope: RopeRecord
     other_layers: str
+    positions: str | None  # of a model that gives one token several, as pictures need: how they are dealt to the pairs
     attention_factor: float
     original_context: int
     original_context_note: str | None
@@ -156,8 +158,28 @@ def describe(c: Checkpoint) -> Description:
 
 def other_layers(c: Checkpoint) -> str:
     """How the layers turn that a recipe does not extend; "" where all are alike."""
+    own = c.beside(c.rope).others if c.gguf and c.family.gguf.second != "shared" and not c.other_layers else None
+    if own is not None:
+        pairs, within = len(own.inv_freq), c.config.get(f"{c.family.gguf_arch}.{WINDOW}")
+        theta = f"theta {own.inv_freq[1] ** -pairs:g}, D {2 * pairs}" if pairs > 1 else f"D {2 * pairs}"
+        return f"those within {f'a window of {within:,} tokens' if within else 'their window'} keep {theta}"
     window = f"a window of {c.window:,} tokens" if c.window else "their window"
     return f"those within {window} keep theta {c.hparams['rope_local_base_freq']:g}" if c.other_layers else ""
+
+
+def positions(c: Checkpoint) -> str:
+    """Which pairs have positions of their own, or none; "" where all turn by a token's one."""
+    if c.gguf is None:
+        return ""
+    arch, of = c.family.gguf_arch, c.rope.rotary_dim // 2
+    if given := sections(arch, c.config):
+        unmoved = still(arch, given, of)
+        rest = f", but for {len(unmoved)} of {of} that llama.cpp leaves still" if unmoved else ""
+        return f"M-RoPE in sections of {', '.join(map(str, given))}; text turns all pairs by one position{rest}"
+    factors = c.tensors.get(ROPE_FREQS)
+    if c.family.gguf.freqs != "still" or factors is None:
+        return ""
+    return f"{int((factors.read().view(np.float32) == 1).sum())} of {of} pairs turn, by {ROPE_FREQS}"
 
 
 def findings(c: Checkpoint) -> list[str]:

@@ -6,7 +6,16 @@ float32, as every GGUF field is. What a runtime's own float32 arithmetic then lo
 """
 
 from .config_json import HF_METHODS, HF_WRITERS, hf_context, hf_head_dim, hf_metadata, hf_read, hf_tensors
-from .gguf import FACTORS, GGUF_WRITERS, ROPE_FREQS, gguf_metadata, gguf_read, gguf_tensors, pair_of
+from .gguf import (
+    FACTORS,
+    GGUF_WRITERS,
+    ROPE_FREQS,
+    gguf_metadata,
+    gguf_read,
+    gguf_tensors,
+    gguf_window_layers,
+    pair_of,
+)
 from .shared import number, positive_int, spelled_as, static_table
 
 __all__ = [
@@ -18,6 +27,7 @@ __all__ = [
     "gguf_metadata",
     "gguf_read",
     "gguf_tensors",
+    "gguf_window_layers",
     "hf_context",
     "hf_head_dim",
     "hf_metadata",

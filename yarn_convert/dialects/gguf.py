@@ -11,45 +11,74 @@ import numpy as np
 
 from .. import readers
 from ..errors import FormatError, Inexpressible, Unsupported
-from ..families import Family, architectures
+from ..families import ARCHS, Arch, Family, architectures
 from ..families.aliases import scaled_by_its_makers
 from ..formats.gguf_file import Value, f32
-from ..rope import METHODS, MSCALES, RTOL, Array, Rope, effect, geometric, table, temperature
+from ..rope import METHODS, MSCALES, RTOL, Array, Rope, Table, effect, geometric, table, temperature
 from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled_as, static_table, usable
 
 ROPE_FREQS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 FACTORS = (ROPE_FREQS, SHORT, LONG)  # tensors of a GGUF by which llama.cpp divides the angles, F32[D/2]
+BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # where a YaRN ramp ends, in turns over the original context; these are usual
 _SCALING = ("type", "factor", "attn_factor", "original_context_length", "finetuned", *readers.UNREAD)
 
 
-def gguf_read(
-    keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array], latent: bool = False
-) -> tuple[Rope, list[str]]:
+def gguf_read(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array]) -> tuple[Rope, list[str]]:
     """(the recipe as llama.cpp reads it, the keys that say something else and that it ignores) from GGUF keys and those of the
     tensors `FACTORS` that are there.
 
     Source: llama.cpp, src/llama-model.cpp `load_hparams` and src/llama-context.cpp. Raises Unsupported for a RoPE key
     that is unknown, or for factors together with YaRN, which no writer produces; FormatError for values that give no table.
-    `latent`: of an architecture with multi-head latent attention.
     """
-    rope = _gguf_rope(keys, arch, rotary_dim, factors)
-    if latent:
-        rope = _gguf_mscales(rope, keys.get(f"{arch}.rope.scaling.yarn_log_multiplier"))
+    rope, facts = _gguf_rope(keys, arch, rotary_dim, factors), ARCHS[arch]
+    log_multiplier = number(keys.get(f"{arch}.rope.scaling.yarn_log_multiplier") or 0, "yarn_log_multiplier")
+    if facts.mla:
+        rope = _gguf_mscales(rope, log_multiplier, facts.ratio)
+    elif facts.ratio and log_multiplier and rope.method == "yarn":
+        s = rope.number("factor")
+        rope = rope.with_params(attention_factor=rope.number("attention_factor", temperature(s)) / temperature(s, log_multiplier))
     rope = usable(rope, "the GGUF")
     said = {name: number(keys[key], name) for name in readers.UNREAD if (key := f"{arch}.rope.scaling.{name}") in keys}
     return rope, [f"{arch}.rope.scaling.{name}" for name in readers.unread(arch, said, table(rope).multiplier)]
 
 
-def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array]) -> Rope:
-    rope_keys = {k.removeprefix(f"{arch}.rope."): v for k, v in keys.items() if k.startswith(f"{arch}.rope.")}
-    known = {"freq_base", "scale_linear", "dimension_count", *(f"scaling.{k}" for k in _SCALING)}
+def _known(facts: Arch) -> set[str]:
+    """The RoPE keys, below `{a}.rope.`, whose meaning is known for an architecture."""
+    known = {"freq_base", "scale_linear", "dimension_count", "dimension_count_swa", *(f"scaling.{k}" for k in _SCALING)}
     known |= {key.removeprefix("rope.") for key in readers.OLLAMAS}
-    if unknown := sorted(set(rope_keys) - known):
+    known |= {"freq_base_swa"} if facts.second else set()
+    known |= {"scaling.alpha"} if facts.alpha else set()
+    return known | ({"dimension_sections"} if facts.sections else set())
+
+
+def _check_windows(facts: Arch, meta: Mapping[str, Any], rotary_dim: int) -> None:
+    """Raise FormatError for numbers of the layers with a sliding window that make no RoPE."""
+    if not facts.second:
+        return
+    theta = number(meta.get("rope.freq_base_swa", DEFAULT_THETA), "rope.freq_base_swa")
+    if not 1 < theta <= np.finfo(np.float32).max:
+        raise FormatError(f"rope.freq_base_swa is {theta:g}, not a float32 above 1", "write the GGUF again")
+    if window := meta.get("attention.sliding_window"):
+        positive_int(window, "attention.sliding_window")
+    dim = positive_int(meta.get("rope.dimension_count_swa", rotary_dim), "rope.dimension_count_swa")
+    head = positive_int(meta.get("attention.key_length_swa", meta.get("attention.key_length", dim)), "attention.key_length_swa")
+    if dim % 2 or dim > head:
+        raise FormatError(f"rope.dimension_count_swa is {dim:,}, not an even part of the {head:,} of a head", "write the GGUF again")
+
+
+def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array]) -> Rope:
+    facts, meta = ARCHS[arch], {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
+    rope_keys = {k.removeprefix(f"{arch}.rope."): v for k, v in keys.items() if k.startswith(f"{arch}.rope.")}
+    if unknown := sorted(set(rope_keys) - _known(facts)):
         raise Unsupported(f"unknown RoPE keys in the GGUF: {', '.join(unknown)}", "they may change RoPE")
+    _check_windows(facts, meta, rotary_dim)
     context = positive_int(keys.get(f"{arch}.context_length"), f"{arch}.context_length")
     original = rope_keys.get("scaling.original_context_length")
     original = context if original is None or original == 0 else positive_int(original, "original_context_length")
-    rope = Rope("none", number(rope_keys.get("freq_base", DEFAULT_THETA), "freq_base"), rotary_dim, original)
+    theta = number(rope_keys.get("freq_base", DEFAULT_THETA), "freq_base")
+    if facts.alpha and number(rope_keys.get("scaling.alpha", 0.0), "scaling.alpha") > 0:
+        theta = readers.gguf_theta(arch, meta)
+    rope = Rope("none", theta, rotary_dim, original)
     kind = rope_keys.get("scaling.type", "linear")
     # llama.cpp looks for the older key only where the newer is not there, and takes a factor of 0 for none.
     factor = number(rope_keys.get("scaling.factor", rope_keys.get("scale_linear", 0)), "scaling.factor") or 1.0
@@ -65,7 +94,8 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Map
         return _of_factors(rope, {name: tuple(map(float, values)) for name, values in factors.items()}, attn)
     if kind == "yarn":
         params = {"factor": factor} if attn == 1 else {"factor": factor, "attention_factor": attn * temperature(factor)}
-        return replace(rope, method="yarn", params=params)
+        betas = {k: number(v, k) for k, v in zip(BETAS, readers.gguf_betas(arch, meta), strict=True)}
+        return replace(rope, method="yarn", params=params | {k: v for k, v in betas.items() if v != BETAS[k]})
     if attn != 1:
         ones = (factor if kind == "linear" else 1.0,) * (rotary_dim // 2)
         return replace(rope, method="explicit", params={"factors": ones, "attention_factor": attn})
@@ -87,20 +117,21 @@ def pair_of(factors: Mapping[str, Array]) -> tuple[Array, Array] | None:
     return (factors[SHORT], factors[LONG]) if SHORT in factors and LONG in factors else None
 
 
-def _gguf_mscales(rope: Rope, log_multiplier: Any) -> Rope:
+def _gguf_mscales(rope: Rope, value: float, ratio: bool) -> Rope:
     """`rope` as multi-head latent attention has it: cos and sin times M, all logits times T². With a key k, which is DeepSeek's
     mscale_all_dim times 0.1, M is attn_factor; without, YaRN's temperature besides; T = M·(1 + k·ln s) in any case
-    (src/llama-context.cpp; src/models/deepseek2.cpp, graph). DeepSeek's own words for them are mscale and mscale_all_dim.
+    (src/llama-context.cpp; src/models/deepseek2.cpp, graph). DeepSeek's own words for them are mscale and mscale_all_dim. `ratio`: see
+    `Arch.ratio`; then that is so for mscale_all_dim 1 alone.
 
     Unsupported for what these have no value for.
     """
-    value, s = number(log_multiplier or 0, "yarn_log_multiplier"), rope.number("factor", 1.0)
+    s = rope.number("factor", 1.0)
     m = table(rope).multiplier
     if rope.method == "none" or (rope.method == "yarn" and not value and math.isclose(m, 1, rel_tol=RTOL)):
         return rope
     m = m / temperature(s) if value else m
     t = m * (1 + value * math.log(s)) if s > 0 else 0.0
-    if rope.method != "yarn" or s <= 1 or t <= 0 or m * t == 1:
+    if rope.method != "yarn" or s <= 1 or t <= 0 or m * t == 1 or (ratio and f32(value) not in (0, f32(0.1))):
         raise Unsupported(
             "llama.cpp scales this GGUF's logits as no config.json can say", "extend the model in HF layout, and convert it from there"
         )
@@ -126,6 +157,8 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     if rope.inner is not None or name not in GGUF_WRITERS:
         raise no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family, False))
     scaling = GGUF_WRITERS[name](rope, context, family)
+    if family.gguf.floor:
+        scaling["original_context_length"] = Value("u32", rope.original_context)
     return _gguf_keys(family, context, plain_theta(rope), type=Value("str", METHODS[name].gguf), **scaling)
 
 
@@ -142,18 +175,18 @@ def _gguf_linear(rope: Rope, context: int, family: Family) -> dict[str, Value]:
 
 def _gguf_yarn(rope: Rope, context: int, family: Family) -> dict[str, Value]:
     factor = Value("f32", rope.number("factor"))
-    odd = [
-        k
-        for k, usual in {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "ramp": "index"}.items()
-        if rope.params.get(k, usual) != usual
-    ]
-    if odd:
+    facts = family.gguf
+    usual = {"truncate": True, "ramp": "index"} | ({} if facts.betas else BETAS)
+    if odd := [k for k, value in usual.items() if rope.params.get(k, value) != value]:
         raise Inexpressible(f"llama.cpp reads no {', '.join(odd)} for architecture {family.gguf_arch!r}", _ways_out(family, True))
     m, m0, log = table(rope).multiplier, temperature(rope.number("factor")), {}
-    if family.latent and (log := _log_multiplier(rope)):
+    if facts.mla and (log := _log_multiplier(rope)):
         m0 = 1.0
+    elif facts.ratio and not facts.mla and m0 > m:
+        log, m0 = {"yarn_log_multiplier": Value("f32", (m0 / m - 1) / temperature_slope(rope.number("factor")))}, m
     attn = {} if math.isclose(m, m0, rel_tol=1e-9) else {"attn_factor": Value("f32", m / m0)}
-    return {"factor": factor, "original_context_length": Value("u32", rope.original_context), **attn, **log}
+    betas = {f"yarn_{k}": Value("f32", rope.number(k, value)) for k, value in BETAS.items()} if facts.betas else {}
+    return {"factor": factor, "original_context_length": Value("u32", rope.original_context), **attn, **log, **betas}
 
 
 # What stands beside rope.scaling.type.
@@ -209,7 +242,8 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
     attn = {} if target.multiplier == 1 else {"attn_factor": Value("f32", target.multiplier)}
     original = Value("u32", rope.original_context)
     keys = _gguf_keys(family, context, rope.theta, type=Value("str", "none"), original_context_length=original, **attn)
-    return keys, {name: values.astype(np.float32).astype(np.float64) for name, values in factors.items()}
+    unused = np.ones(readers.factor_pairs(family.gguf, rope.rotary_dim) - rope.rotary_dim // 2)
+    return keys, {name: np.append(values, unused).astype(np.float32).astype(np.float64) for name, values in factors.items()}
 
 
 def _gguf_keys(family: Family, context: int, theta: float, **scaling: Value) -> dict[str, Value | None]:
@@ -219,4 +253,22 @@ def _gguf_keys(family: Family, context: int, theta: float, **scaling: Value) -> 
         f"{arch}.rope.freq_base": Value("f32", theta),
         f"{arch}.rope.scale_linear": None,
     }
-    return keys | {f"{arch}.rope.scaling.{k}": scaling.get(k) for k in _SCALING}
+    baked = ("alpha",) if family.gguf.alpha else ()  # into θ
+    return keys | {f"{arch}.rope.scaling.{k}": scaling.get(k) for k in (*_SCALING, *baked)}
+
+
+def gguf_window_layers(keys: Mapping[str, Any], arch: str, rope: Rope) -> Table | None:
+    """The RoPE that layers with a sliding window are to have in a GGUF with these keys, where `rope` is that of the others; None where
+    they have none of their own. Only `Arch.second` "shared" extends them alike."""
+    meta = {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
+    if not readers.has_second(arch, meta):
+        return None
+    theta, dim = readers.gguf_second(arch, meta, readers.gguf_theta(arch, meta), rope.rotary_dim)
+    if ARCHS[arch].second != "shared":
+        return Table(geometric(theta, dim), 1.0)
+    if (theta, dim) == (readers.gguf_theta(arch, meta), rope.rotary_dim) and "rope.freq_base_swa" not in meta:
+        return None
+    if plain_theta(rope) != rope.theta:  # extended by θ, which is not theirs
+        return Table(geometric(theta, dim), 1.0)
+    theirs, ours = table(replace(rope, theta=theta, rotary_dim=dim)), table(rope)
+    return None if np.array_equal(theirs.inv_freq, ours.inv_freq) and theirs.multiplier == ours.multiplier else theirs

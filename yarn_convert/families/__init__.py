@@ -10,12 +10,13 @@ from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import Unsupported
+from ..errors import FormatError, Unsupported
 from .aliases import ALIASES, Alias
 from .architectures import OTHER_ARCHS, Arch
 from .derived import normalized
 from .gemma import GEMMA2, GEMMA3
 from .gpt_oss import GPT_OSS
+from .layers import whole_number
 from .llama import GRANITE, GRANITE_MOE, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from .mla import DEEPSEEK_V2, DEEPSEEK_V3
 from .model_types import OTHER_TYPES, ModelType
@@ -31,6 +32,8 @@ __all__ = [
     "LLAMA",
     "MISTRAL",
     "MODEL_TYPES",
+    "NO_ROPE",
+    "REFUSED",
     "Alias",
     "Arch",
     "Family",
@@ -40,6 +43,7 @@ __all__ = [
     "for_config",
     "for_gguf",
     "normalized",
+    "sections",
 ]
 
 FAMILIES: tuple[Family, ...] = (
@@ -51,12 +55,38 @@ FAMILIES: tuple[Family, ...] = (
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if not f.hf.run_as), *OTHER_TYPES)}
 ARCHS: Mapping[str, Arch] = {row.name: row for row in (*(f.gguf for f in FAMILIES), *OTHER_ARCHS)}
 
+# What has no RoPE, by its model_type or architecture -> what it has instead
 NO_ROPE = {
     "gpt2": "learned positions", "bert": "learned positions", "roberta": "learned positions", "opt": "learned positions",
-    "gpt_bigcode": "learned positions", "t5": "relative position buckets", "bloom": "ALiBi", "mpt": "ALiBi", "mamba": "no positions",
-    "rwkv": "no positions",
+    "gpt_bigcode": "learned positions", "starcoder": "learned positions", "t5": "relative position buckets",
+    "t5encoder": "relative position buckets", "bloom": "ALiBi", "mpt": "ALiBi", "refact": "ALiBi", "jais": "ALiBi",
+    "jina-bert-v2": "ALiBi", "wavtokenizer-dec": "convolutions", "mamba": "no positions", "mamba2": "no positions",
+    "rwkv": "no positions", "rwkv6": "no positions", "rwkv6qwen2": "no positions", "rwkv7": "no positions", "arwkv7": "no positions",
+    "jamba": "no positions", "nemotron_h": "no positions", "nemotron_h_moe": "no positions", "kimi-linear": "no positions",
+    "kimi-k3": "no positions", "glm5-next": "no positions",
 }  # fmt: skip
-ONLY_ROPE = "only models with rotary embeddings can be extended"
+_ENCODER = "is an encoder, no language model"
+_SPEECH = "is a speech model, no language model"
+_DRAFT = "drafts tokens for another model, and does not run alone"
+_INDEXER = "has an indexer that turns too: what an extension does to its choice of tokens is not known"
+_WINDOWS = "has RoPE only in layers that see a window of tokens"
+_PLAIN = "is computed by llama.cpp with plain RoPE, whatever the file says of it"
+_NO_CODE = "is a name without code in llama.cpp"
+# A GGUF architecture of llama.cpp that has no row in `ARCHS` -> why
+REFUSED: Mapping[str, str] = {name: f"has {what}, not RoPE: there is nothing to extend" for name, what in NO_ROPE.items()} | {
+    "jina-bert-v3": _ENCODER, "nomic-bert": _ENCODER, "nomic-bert-moe": _ENCODER, "neo-bert": _ENCODER, "eurobert": _ENCODER,
+    "modern-bert": _ENCODER, "gemma-embedding": _ENCODER,
+    "clip": "encodes images, and is no language model",
+    "pockettts": _SPEECH, "qwen3tts": _SPEECH,
+    "eagle3": _DRAFT, "dflash": _DRAFT, "gemma4-assistant": _DRAFT,
+    "deepseek32": _INDEXER, "glm-dsa": _INDEXER, "dots3note": _INDEXER, "hy_v4": _INDEXER, "minimax-m3": _INDEXER, "qwen4exp": _INDEXER,
+    "deepseek4": "turns what it compresses by a RoPE of its own: that is not worked out",
+    "maple": _WINDOWS, "muse-glimmer": _WINDOWS,
+    "cogvlm": _PLAIN,  # cogvlm.cpp graph: ggml_rope
+    "deepseek2-ocr": _PLAIN,  # deepseek2.cpp graph, is_ocr: a factor of 1, and an assertion that θ is 10,000
+    "gptj": _NO_CODE,
+}  # fmt: skip
+ONLY_ROPE = "only language models with rotary embeddings can be extended"
 STANDARD = {k: v for k, v in HPARAMS.items() if k != "rms_norm_eps"}  # GGUF's docs/gguf.md, "[llm]"
 
 
@@ -65,7 +95,8 @@ def for_config(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if model_type is None:
         raise Unsupported("config.json has no model_type", known())
-    _check_rope(model_type)
+    if model_type in NO_ROPE:
+        raise Unsupported(f"{model_type} {REFUSED[model_type]}", ONLY_ROPE)
     architectures = config.get("architectures")  # absent or null in some old checkpoints
     first = architectures[0] if architectures else None
     for family in FAMILIES:
@@ -79,9 +110,10 @@ def for_config(config: Mapping[str, Any]) -> Family:
 
 
 def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Family:
-    """The row of a GGUF architecture, or a stand-in. Of rows that share it, and whose `constants` it has, the first
-    with the most `marks`. A row describes layers that are all alike: for others it is the stand-in."""
-    _check_rope(arch)
+    """The row of a GGUF architecture, or a stand-in; Unsupported for one of `REFUSED`. Of rows that share it, and whose `constants` it
+    has, the first with the most `marks`. A row describes layers that are all alike, and one position a token: else it is the stand-in."""
+    if arch in REFUSED:
+        raise Unsupported(f"{arch} {REFUSED[arch]}", ONLY_ROPE)
 
     def marked(mark: str) -> bool:
         name = mark.removeprefix("!")
@@ -90,10 +122,24 @@ def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Fam
     def contradicted(family: Family) -> bool:
         found = [keys.get(family.gguf_key(hf)[0]) for hf in family.hparams]
         fixed = {key: value for key, (_, value) in family.constants.items() if key not in family.gguf_known}
-        return any(isinstance(n, list) for n in found) or any(keys.get(f"{arch}.{key}", value) != value for key, value in fixed.items())
+        return (
+            any(isinstance(n, list) for n in found)
+            or any(sections(arch, keys))
+            or any(keys.get(f"{arch}.{key}", value) != value for key, value in fixed.items())
+        )
 
     rows = [f for f in FAMILIES if f.gguf_arch == arch and all(map(marked, f.marks)) and not contradicted(f)]
     return max(rows, key=lambda f: len(f.marks), default=stand_in("", "", arch))
+
+
+def sections(arch: str, keys: Mapping[str, Any]) -> list[int]:
+    """rope.dimension_sections of M-RoPE; empty where there is none, or its architecture's code makes nothing of them
+    (llama_hparams::use_mrope). FormatError for what are no numbers."""
+    given = keys.get(f"{arch}.rope.dimension_sections", []) if arch in ARCHS and ARCHS[arch].sections else []
+    found = [whole_number(n, "rope.dimension_sections") for n in (given if isinstance(given, list) else [given] * 4)]
+    if len(found) not in (0, 4):
+        raise FormatError(f"{arch}.rope.dimension_sections has {len(found):,} numbers, not 4", "write the GGUF again")
+    return found if any(found) else []
 
 
 def architectures(family: Family) -> tuple[str, ...]:
@@ -116,11 +162,6 @@ def stand_in(model_type: str, architecture: str, arch: str) -> Family:
     hf, gguf = MODEL_TYPES.get(model_type, ModelType(model_type)), ARCHS.get(arch, Arch(arch))
     may_lack = frozenset(STANDARD) - {"max_position_embeddings"}
     return Family(replace(hf, architectures=(architecture,)), gguf, {}, "", hparams=STANDARD, may_lack=may_lack, gguf_known=frozenset())
-
-
-def _check_rope(name: str) -> None:
-    if name in NO_ROPE:
-        raise Unsupported(f"{name} has {NO_ROPE[name]}, not RoPE: there is nothing to extend", ONLY_ROPE)
 
 
 def known() -> str:

@@ -1,9 +1,9 @@
 """What each GGUF architecture's code in llama.cpp makes of the keys and tensors: one row an architecture.
 
-Source: src/models/*.cpp of llama.cpp 0c1e570, each architecture's load_arch_hparams, load_arch_tensors and graph. The rows of
-architectures that families are converted to stand with these; here are those that several share, and the others. One without a
-row is not known here: one without RoPE, with several per head (M-RoPE), with attention that looks at the length of the text,
-with layers of several RoPEs that nobody has worked out, or an encoder.
+Source: src/models/*.cpp of llama.cpp 0c1e570, each architecture's load_arch_hparams, load_arch_tensors and graph. A file has the name
+of its architecture with `-` for `_`, but for those that stand beside their row, gpt-oss (openai-moe.cpp) and granitemoe
+(granite-moe.cpp). The rows of architectures that families are converted to stand with these; here are those that several share, and
+the others. One without a row is refused by name: `families.REFUSED`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .layers import Layer, Values, farthest, gguf_exaone4, gguf_granite_swa, gguf_llama4, gguf_within, whole_number
+from .layers import (
+    Layer,
+    Values,
+    farthest,
+    gguf_afmoe,
+    gguf_baichuan,
+    gguf_cohere2moe,
+    gguf_exaone4,
+    gguf_granite_swa,
+    gguf_lfm2,
+    gguf_llama4,
+    gguf_smallthinker,
+    gguf_within,
+    whole_number,
+)
 
 
 @dataclass(frozen=True)
@@ -20,21 +34,30 @@ class Arch:
     """One architecture. The default is code that hands the context's parameters to ggml_rope_ext, and loads no factors."""
 
     name: str
-    freqs: Literal["applied", "forgotten", "refused"] = "refused"  # rope_freqs.weight; "forgotten": loaded, not used
+    # rope_freqs.weight. "forgotten": loaded, not used, as is the pair; "still": a large number for a pair that does not turn, else 1
+    freqs: Literal["applied", "forgotten", "refused", "still"] = "refused"
     pair: Literal["never", "longrope", "always"] = "never"  # when rope_factors_*.weight are loaded: "longrope": with that type
     whole_head: bool = False  # src/llama-model.cpp: load_hparams, "invalid n_rot"
-    betas: bool = False  # reads yarn_beta_fast and yarn_beta_slow
+    betas: tuple[float, float] | None = None  # reads yarn_beta_fast and yarn_beta_slow, and takes these where they are not there
     # The RoPE of sliding-window layers, if they have one of their own: "shared" has the same factor, and θ from rope.freq_base_swa, else
-    # the same; "own" has θ from there, else 10,000, and no factor, but is multiplied by attn_factor; "plain" is the model's θ and no more.
-    second: Literal["", "shared", "own", "plain"] = ""
+    # the same; "own" has θ from there, else 10,000, and no factor, but is multiplied by attn_factor; "apart" has θ from there, else the
+    # same, and no more; "plain" is the model's θ and no more.
+    second: Literal["", "shared", "own", "apart", "plain"] = ""
     window: int = 0  # assumed for an absent attention.sliding_window; 0: there are no such layers then
+    dims: bool = False  # these layers turn rope.dimension_count_swa dimensions, where that is there
+    halved: bool = False  # only they turn rope.dimension_count dimensions, the others half; rope_freqs.weight is as long as for them
     turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
     mla: bool = (
         False  # multi-head latent attention: yarn_log_multiplier, and kq_scale grows with the factor (src/models/deepseek2.cpp: graph)
     )
+    ratio: bool = False  # yarn_log_multiplier divides cos and sin too: YaRN's temperature over the one that has it as mscale_all_dim
+    floor: bool = False  # attention.temperature_scale counts from rope.scaling.original_context_length
+    alpha: bool = False  # rope.scaling.alpha: θ is multiplied by alpha^(D/(D − 2)), D the head's size
     switch: str = ""  # a key that, when false, turns RoPE off
-    sections: bool = False  # M-RoPE if rope.dimension_sections are given
-    unmodelled: tuple[str, ...] = ()  # keys that change what is said here
+    # M-RoPE, by rope.dimension_sections: how these deal pairs out to the positions in time, height, width and a fourth. Text has one
+    # position for the first three, and 0 for the fourth.
+    sections: Literal["", "blocks", "interleaved"] = ""
+    unmodelled: tuple[str, ...] = ()  # keys that change what is said here, unless they say what is computed without them
     head: Literal["optional", "required", "never"] = "optional"  # whether it loads a head besides the embedding
     square: bool = False  # it takes hidden_size / heads for the size of a head, whatever the file says
 
@@ -48,29 +71,49 @@ class Arch:
 
 
 LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
-# One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded. The embedding models and the
-# speech models that do so too (eurobert, neo-bert, pockettts) are left out.
+# One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek", "dots1",
-    "dream", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "llada-moe", "maincoder",
-    "minimax-01", "minimax-m2", "nemotron", "olmo", "olmoe", "openelm", "orion", "phi2", "plamo2", "qwen",
+    "dream", "ernie4_5", "ernie4_5-moe", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
+    "maincoder", "minimax-01", "minimax-m2", "nemotron", "olmo", "olmoe", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
     "qwen3next", "rnd1", "seed_oss", "talkie", "xverse",
 )  # fmt: skip
 FREQS = ("arcee", "exaone", "nanbeige")
-FORGOTTEN = ("falcon-h1", "llada", "pangu-embedded")
+FORGOTTEN = ("falcon-h1", "llada")
 FINETUNED = "rope.scaling.finetuned"
+GROKS = ("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor")
 OTHER_ARCHS = (
     *map(Arch, PLAIN),
     *(replace(LLAMA, name=name) for name in ("llama-embed", "deci")),
     *(Arch(name, freqs="applied") for name in FREQS),
     *(Arch(name, freqs="forgotten") for name in FORGOTTEN),
+    Arch("pangu-embedded", freqs="forgotten", pair="longrope"),  # pangu-embed.cpp
     *(Arch(name, pair="always") for name in ("phimoe", "minicpm3")),
     *(Arch(name, freqs="applied", pair="longrope") for name in ("minicpm", "apertus")),
     Arch("granite_swa", freqs="applied", pair="longrope", turning=gguf_granite_swa),
-    Arch("granitehybrid", freqs="applied", switch=FINETUNED),
+    Arch("granitehybrid", freqs="applied", switch=FINETUNED),  # granite-hybrid.cpp
+    Arch("graniteswitch", switch=FINETUNED),  # granite-switch.cpp: asks for rope_factors that load_arch_tensors never loads
     Arch("exaone4", freqs="applied", turning=gguf_exaone4),
     Arch("exaone-moe", freqs="applied", turning=gguf_within),
-    Arch("mistral3", freqs="applied", pair="longrope", betas=True, unmodelled=("rope.scaling.yarn_log_multiplier",)),
+    Arch("mistral3", freqs="applied", pair="longrope", betas=(32.0, 1.0), ratio=True, floor=True),
+    Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
+    Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),
     Arch("llama4", freqs="applied", second="shared", window=8192, turning=gguf_llama4),
-    Arch("step35", freqs="applied", pair="longrope", second="own", window=1, unmodelled=("rope.dimension_count_swa",)),
+    Arch("step35", freqs="applied", pair="longrope", second="own", window=1, halved=True),  # load_arch_hparams: n_rot_full / 2
+    Arch("gemma3n", second="own", window=1),
+    Arch("gemma4", freqs="still", second="own", window=1, dims=True),
+    Arch("mimo2", second="own", window=1),
+    Arch("plamo3", second="own"),
+    Arch("mellum", second="plain"),
+    Arch("laguna", second="apart", dims=True),
+    Arch("spark2_5", second="shared", window=1, dims=True),  # spark2-5.cpp
+    Arch("afmoe", second="shared", turning=gguf_afmoe),
+    Arch("smallthinker", second="shared", turning=gguf_smallthinker),
+    Arch("cohere2moe", turning=gguf_cohere2moe),
+    Arch("baichuan", turning=gguf_baichuan),
+    Arch("lfm2", turning=gguf_lfm2),
+    Arch("bailingmoe3", sections="blocks"),  # latent attention, whose kq_scale knows no factor
+    *(Arch(name, sections="blocks") for name in ("glm4moe", "qwen2vl", "paddleocr")),  # glm4-moe.cpp, qwen2vl.cpp, paddleocr.cpp
+    *(Arch(name, sections="blocks", alpha=True) for name in ("hunyuan-dense", "hunyuan_vl")),  # both hunyuan-vl.cpp
+    *(Arch(name, sections="interleaved") for name in ("qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")),
 )

@@ -108,16 +108,21 @@ def alternating(n: int, every: int) -> list[str]:
 # -- GGUF: load_arch_hparams and graph of src/models/*.cpp of llama.cpp 0c1e570 ------------------------------------------
 
 
-def slides(given: Any, n: int) -> list[bool]:
-    """load_swa_pattern: attention.sliding_window_pattern says it by layer, or of how many the last sees all."""
+def slides(given: Any, n: int, dense_first: bool = False) -> list[bool]:
+    """load_swa_pattern: attention.sliding_window_pattern says it by layer, or of how many the last sees all, or the first."""
     if isinstance(given, list):
         return [bool(given[i]) if i < len(given) else False for i in range(min(n, MOST))]
     every = whole_number(given, "attention.sliding_window_pattern")
-    return [every == 0 or i % every < every - 1 for i in range(min(n, MOST))]
+    full = 0 if dense_first else every - 1
+    return [every == 0 or i % every != full for i in range(min(n, MOST))]
 
 
-def _slides(m: Values, n: int) -> list[bool]:
-    return slides(m.get("attention.sliding_window_pattern", 4), n)
+def _slides(m: Values, n: int, dense_first: bool = False) -> list[bool]:
+    return slides(m.get("attention.sliding_window_pattern", 4), n, dense_first)
+
+
+def _window(m: Values) -> int:
+    return whole_number(m.get("attention.sliding_window", 0), "attention.sliding_window")
 
 
 def gguf_within(m: Values, n: int, usual: int = 0) -> list[Layer]:
@@ -143,3 +148,34 @@ def gguf_granite_swa(m: Values, n: int) -> list[Layer]:
     turns, window = m.get("attention.rope_pattern"), whole_number(m.get("attention.sliding_window"), "attention.sliding_window")
     there = turns if isinstance(turns, list) else []
     return [Layer(bool(there[i]) if i < len(there) else True, window if slides else None) for i, slides in enumerate(_slides(m, n))]
+
+
+def gguf_afmoe(m: Values, n: int) -> list[Layer]:
+    """afmoe.cpp: n_no_rope_layer_step is 4, whichever layers slide."""
+    window = _window(m)
+    return [Layer((i + 1) % 4 != 0, window if window and slides else None) for i, slides in enumerate(_slides(m, n))]
+
+
+def gguf_smallthinker(m: Values, n: int) -> list[Layer]:
+    """smallthinker.cpp: windows of 4,096 tokens whatever is written, and layers without RoPE only beside them."""
+    if not _window(m):
+        return [Layer(True)]
+    return [Layer(i % 4 != 0, 4096 if slides else None) for i, slides in enumerate(_slides(m, n, dense_first=True))]
+
+
+def gguf_cohere2moe(m: Values, n: int) -> list[Layer]:
+    """cohere2moe.cpp: `is_swa || force_rope`: the first layers, which are dense, turn too."""
+    dense, window = whole_number(m.get("leading_dense_block_count", 0), "leading_dense_block_count"), _window(m)
+    return [Layer(slides or i < dense, window if slides else None) for i, slides in enumerate(_slides(m, n, dense_first=True))]
+
+
+def gguf_baichuan(m: Values, n: int) -> list[Layer]:
+    """baichuan.cpp: LLM_TYPE_7B is a model of 32 layers; one of 40 has ALiBi, any other no positions at all."""
+    return [Layer(n == 32)]
+
+
+def gguf_lfm2(m: Values, n: int) -> list[Layer]:
+    """lfm2.cpp: is_recr, a convolution, where head_count_kv is 0; with a window all other layers see that alone."""
+    heads = m.get("attention.head_count_kv")
+    there = heads if isinstance(heads, list) else [heads] * min(n, MOST)
+    return [Layer(heads != 0, _window(m) or None) for heads in there[: min(n, MOST)]]

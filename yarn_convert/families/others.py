@@ -46,7 +46,7 @@ GLM4 = Family(
         },
         switches={"attention_bias": QKV_BIASES},
     ),
-    gguf=Arch("glm4", sections=True),
+    gguf=Arch("glm4", sections="blocks"),
     tensors={
         **{hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "gate_proj" not in hf and "up_proj" not in hf},
         **BIASES,

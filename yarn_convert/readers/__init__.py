@@ -11,7 +11,23 @@ is no reading, and no claim.
 """
 
 from .config import oldest, read_config
-from .gguf import BY_LAYER, OLLAMAS, UNREAD, check_keys, of_layers, read_gguf, unread
+from .gguf import (
+    BY_LAYER,
+    OLLAMAS,
+    UNREAD,
+    check_keys,
+    check_still,
+    factor_pairs,
+    gguf_betas,
+    gguf_floor,
+    gguf_second,
+    gguf_theta,
+    has_second,
+    of_layers,
+    read_gguf,
+    still,
+    unread,
+)
 from .reading import Beside, Reading, Refuses
 from .rows import HEAD_DIM_UNFILLED, HF_READERS, Reader
 
@@ -26,9 +42,17 @@ __all__ = [
     "Reading",
     "Refuses",
     "check_keys",
+    "check_still",
+    "factor_pairs",
+    "gguf_betas",
+    "gguf_floor",
+    "gguf_second",
+    "gguf_theta",
+    "has_second",
     "of_layers",
     "oldest",
     "read_config",
     "read_gguf",
+    "still",
     "unread",
 ]

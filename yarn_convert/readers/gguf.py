@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import FormatError, Unsupported
-from ..families import ARCHS
+from ..families import ARCHS, REFUSED, Arch, sections
 from ..rope import RTOL, Array, Table, geometric, temperature
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
@@ -42,7 +42,8 @@ def read_gguf(
 def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: tuple[ArrayLike, ArrayLike] | None) -> Reading:
     arch = keys["general.architecture"]
     if arch not in ARCHS:
-        raise Unsupported(f"what llama.cpp makes of the architecture {arch!r} is not known here", NOT_MODELLED)
+        why = f"{arch} {REFUSED[arch]}" if arch in REFUSED else f"what llama.cpp makes of the architecture {arch!r} is not known here"
+        raise Unsupported(why, NOT_MODELLED)
     meta = check_keys(arch, keys)
     kind = meta.get("rope.scaling.type", "linear")
     if kind not in GGUF_TYPES:
@@ -53,9 +54,9 @@ def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: t
     divided = divisors(arch, kind, dim, context > original, rope_freqs, rope_factors)
     written = float32(meta.get("rope.scaling.factor", meta.get("rope.scale_linear", 0.0)))
     layers = Layers(arch, meta, kind, original, 1.0 if written == 0 else 1 / float(written))
-    theta, scale = float(float32(meta.get("rope.freq_base", 10000.0))), 1.0 if kind == "none" else layers.trained
+    theta, scale = gguf_theta(arch, meta), 1.0 if kind == "none" else layers.trained
     read = layers.table(dim, theta, scale, divided)
-    beside = Beside(layers.logits(scale), layers.second(read, dim, theta, divided))
+    beside = Beside(layers.logits(scale), layers.second(read, dim, theta, divided), gguf_floor(arch, keys))
     return Reading(*read, context, gguf_ignored(arch, meta, kind, read.multiplier), beside)
 
 
@@ -92,11 +93,17 @@ def check_keys(arch: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     facts, meta = ARCHS[arch], {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
     if facts.switch and not meta.get(facts.switch, True):
         raise Unsupported(f"{arch} with {facts.switch} false has no RoPE", "there is nothing to extend")
-    given = meta.get("rope.dimension_sections", [])
-    sections = facts.sections and any(given if isinstance(given, list) else [given])
-    for key in (*facts.unmodelled, *(["rope.dimension_sections"] if sections else [])):
-        if key in meta:
+    heads = meta.get("attention.head_count")
+    if isinstance(heads, list) and heads[:1] == [0]:  # load_hparams: n_rot_full is 0 where n_head() is
+        raise Unsupported(f"llama.cpp turns nothing in {arch} whose first layer has no heads", "there is nothing to extend")
+    sections(arch, keys)
+    for key in facts.unmodelled:
+        usual = UNREAD[key.removeprefix("rope.scaling.")]
+        if key in meta and (meta[key] != usual or meta.get("rope.scaling.type") != "yarn"):
             raise Unsupported(f"{key} of {arch} is not modelled", NOT_MODELLED)
+    dim = meta.get("rope.dimension_count")
+    if not facts.dims and meta.get("rope.dimension_count_swa", dim) != dim:
+        raise Unsupported(f"rope.dimension_count_swa of {arch} is not modelled", NOT_MODELLED)
     for key, (read, usual) in OLLAMAS.items():
         if key in meta and float32(meta[key]) != float32(taken := meta.get(read, usual)):
             raise Unsupported(
@@ -121,18 +128,21 @@ class Layers:
         return float(float32(self.meta.get("rope.scaling.attn_factor", 1.0)))
 
     def attn_factor(self, scale: float) -> float:
-        """The context's attn_factor, of which rope_yarn makes the multiplier. Of YaRN DeepSeek's ratio of two equal mscales,
-        or 0.1·ln s + 1; over 0.1·ln s + 1, by which rope_yarn multiplies again."""
+        """The context's attn_factor, of which rope_yarn makes the multiplier. Of YaRN the ratio of the temperatures of mscale, 1, and
+        mscale_all_dim, which DeepSeek's are taken for equal in; or 0.1·ln s + 1; over 0.1·ln s + 1, by which rope_yarn multiplies again."""
         if self.kind != "yarn":
             return self.written
         usual = temperature(1 / scale)
-        return (1.0 if self.log_multiplier else usual) / m0(scale) * self.written
+        if self.log_multiplier:
+            usual = usual / temperature(1 / scale, self.log_multiplier) if ARCHS[self.arch].ratio else 1.0
+        return usual / m0(scale) * self.written
 
     @property
     def log_multiplier(self) -> float:
-        """mscale_all_dim of DeepSeek, which the converter multiplied by 0.1; 0 elsewhere."""
-        key = self.meta.get("rope.scaling.yarn_log_multiplier", 0.0) if ARCHS[self.arch].mla else 0.0
-        return float(float32(key)) / 0.1
+        """mscale_all_dim, which DeepSeek's converter multiplied by 0.1; 0 where it is not read."""
+        facts = ARCHS[self.arch]
+        key = self.meta.get("rope.scaling.yarn_log_multiplier", 0.0) if facts.mla or facts.ratio else 0.0
+        return float(float32(key)) / (0.1 if facts.mla else 1.0)
 
     def table(self, dim: int, theta: float, scale: float, divided: Array | float, own: float | None = None) -> Table:
         """The RoPE of layers with this θ; `scale` is the context's, `own` theirs if it is another."""
@@ -148,12 +158,11 @@ class Layers:
     def second(self, first: Table, dim: int, theta: float, divided: Array | float) -> Table | None:
         """The RoPE of the sliding-window layers; None if there are none, or it is that of the others."""
         facts = ARCHS[self.arch]
-        if not facts.second or not self.meta.get("attention.sliding_window", facts.window):
+        if not has_second(self.arch, self.meta):
             return None
-        if facts.second == "plain":
-            return Table(geometric(theta, dim), 1.0)
-        usual = 10000.0 if facts.second == "own" else theta
-        theirs = float(float32(self.meta.get("rope.freq_base_swa", usual)))
+        theirs, dim = gguf_second(self.arch, self.meta, theta, dim)
+        if facts.second in ("plain", "apart"):
+            return Table(geometric(theirs, dim), 1.0)
         own = 1.0 if facts.second == "own" else self.trained
         scale = 1.0 if self.kind == "none" else self.trained
         found = self.table(dim, theirs, scale, divided if facts.second == "shared" else 1.0, own)
@@ -169,17 +178,54 @@ class Layers:
         return float(restored * (1 + 0.1 * self.log_multiplier * math.log(1 / scale))) ** 2
 
 
+def has_second(arch: str, meta: Mapping[str, Any]) -> bool:
+    """Whether layers with a sliding window have a RoPE of their own."""
+    return bool(ARCHS[arch].second and meta.get("attention.sliding_window", ARCHS[arch].window))
+
+
+def gguf_second(arch: str, meta: Mapping[str, Any], theta: float, dim: int) -> tuple[float, int]:
+    """(θ, D) of these layers; `theta` and `dim` are those of the others."""
+    facts = ARCHS[arch]
+    theirs = theta if facts.second == "plain" else meta.get("rope.freq_base_swa", 10000.0 if facts.second == "own" else theta)
+    return float(float32(theirs)), int(meta.get("rope.dimension_count_swa", dim)) if facts.dims else factor_pairs(facts, dim) * 2
+
+
+def gguf_theta(arch: str, meta: Mapping[str, Any]) -> float:
+    """θ of the layers that see all; src/models/hunyuan-vl.cpp load_arch_hparams for `Arch.alpha`, every step in float32."""
+    theta, alpha = float32(meta.get("rope.freq_base", 10000.0)), float32(meta.get("rope.scaling.alpha", 0.0))
+    if not ARCHS[arch].alpha or not alpha > 0:
+        return float(theta)
+    head = head_size(meta)
+    return float(theta * np.power(alpha, float32(head) / float32(head - 2)))
+
+
+def gguf_floor(arch: str, keys: Mapping[str, Any]) -> int:
+    """`Beside.floor`: n_attn_temp_floor_scale of src/models/mistral3.cpp."""
+    if not ARCHS[arch].floor or not keys.get(f"{arch}.attention.temperature_scale"):
+        return 0
+    return int(keys.get(f"{arch}.rope.scaling.original_context_length") or keys[f"{arch}.context_length"])
+
+
 def gguf_refuses(reason: str) -> NoReturn:
     raise Refuses(f"{LLAMA_CPP}: {reason}")
 
 
-def gguf_dim(arch: str, meta: Mapping[str, Any]) -> int:
+def head_size(meta: Mapping[str, Any]) -> int:
     heads = meta.get("attention.head_count")
-    head = meta.get("attention.key_length") or meta["embedding_length"] // (heads[0] if isinstance(heads, list) else heads)
+    return int(meta.get("attention.key_length") or meta["embedding_length"] // (heads[0] if isinstance(heads, list) else heads))
+
+
+def gguf_dim(arch: str, meta: Mapping[str, Any]) -> int:
+    head = head_size(meta)
     dim = int(meta.get("rope.dimension_count", head))
     if ARCHS[arch].whole_head and dim != head:
         gguf_refuses(f"invalid n_rot: {dim}, expected {head}")
-    return dim
+    return dim // 2 if ARCHS[arch].halved else dim
+
+
+def factor_pairs(facts: Arch, dim: int) -> int:
+    """How many factors a tensor of `dialects.FACTORS` has, where `dim` dimensions turn; the first are of these."""
+    return dim if facts.halved else dim // 2
 
 
 def divisors(
@@ -200,15 +246,37 @@ def divisors(
     if unwanted:
         name = "rope_freqs.weight" if rope_freqs is not None else "rope_factors_short/long.weight"
         gguf_refuses(f"wrong number of tensors: {arch} does not load {name} with rope.scaling.type {kind}")
-    if np.shape(found) != (dim // 2,):
-        gguf_refuses(f"a factor tensor of shape {np.shape(found)}, expected {dim // 2}")
-    return 1.0 if facts.freqs == "forgotten" and rope_freqs is not None else np.asarray(found, dtype=np.float64)
+    if np.shape(found) != (factor_pairs(facts, dim),):
+        gguf_refuses(f"a factor tensor of shape {np.shape(found)}, expected {factor_pairs(facts, dim)}")
+    if rope_freqs is not None and facts.freqs == "still":
+        check_still(arch, np.asarray(found))
+    return 1.0 if facts.freqs in ("forgotten", "still") else np.asarray(found, dtype=np.float64)[: dim // 2]
+
+
+def check_still(arch: str, factors: Array) -> None:
+    """Unsupported for factors that do more than to say which pairs turn. `Reading.inv_freq` is of these; the others stand still, however
+    a file is scaled."""
+    if not np.isin(factors, (1.0, STILL)).all():
+        raise Unsupported(f"a {arch} whose rope_freqs.weight is not 1 or {STILL:g} is not modelled", NOT_MODELLED)
+
+
+def still(arch: str, sections: Sequence[int], pairs: int) -> list[int]:
+    """The pairs that M-RoPE gives the fourth position, which of text is 0 (ggml/src/ggml-cpu/ops.cpp, ggml_mrope_cache_init;
+    src/llama-graph.cpp, llm_graph_input_pos::set_input)."""
+    turn = sum(sections[:3])
+    if ARCHS[arch].sections == "blocks":
+        return [i for i in range(pairs) if i % sum(sections) >= turn]
+    return [i for i in range(pairs) if (at := i % sum(sections)) >= 3 * sections[at % 3]]  # time, height and width by turns
+
+
+STILL = float(float32(1e30))  # conversion/gemma.py generate_extra_tensors: the factor of a pair that does not turn
 
 
 def gguf_betas(arch: str, meta: Mapping[str, Any]) -> tuple[float, float]:
-    if not ARCHS[arch].betas:
+    usual = ARCHS[arch].betas
+    if usual is None:
         return 32.0, 1.0
-    return meta.get("rope.scaling.yarn_beta_fast", 32.0), meta.get("rope.scaling.yarn_beta_slow", 1.0)
+    return meta.get("rope.scaling.yarn_beta_fast", usual[0]), meta.get("rope.scaling.yarn_beta_slow", usual[1])
 
 
 def logf(x: np.float32) -> np.float32:
@@ -239,7 +307,9 @@ def m0(scale: float) -> float:
 
 def unread(arch: str, said: Mapping[str, Any], multiplier: float) -> list[str]:
     """The names of `UNREAD` that `said` gives another value than this architecture's loader computes with."""
-    read = {*(BETAS if ARCHS[arch].betas else ()), *(["yarn_log_multiplier"] if ARCHS[arch].mla else [])}
+    facts = ARCHS[arch]
+    read = {*(BETAS if facts.betas else ()), *(["yarn_log_multiplier"] if facts.mla or facts.ratio else [])}
+    read |= {key.removeprefix("rope.scaling.") for key in facts.unmodelled}
     usual = UNREAD | {"yarn_attn_factor": multiplier}
     return [name for name in usual if name in said and name not in read and not math.isclose(said[name], usual[name], rel_tol=RTOL)]
 

@@ -70,11 +70,13 @@ def _difference(r: Reading, target: Table, context: int, beside: Beside | None, 
         return "table", text
     if text := _of_tables(Table(target.inv_freq, r.multiplier), target, ""):
         return "multiplier", text
-    logits, others = beside or NOTHING
+    logits, others, floor = beside or r.beside._replace(logits=1.0)
     if not math.isclose(r.beside.logits, logits, rel_tol=2 * RTOL):  # a square
         return "logits", f"multiplies the attention's logits by {r.beside.logits:.6g} instead of {logits:.6g}"
     theirs = r.beside.others
     others = unscaled(theirs) if beside is None and theirs is not None else others
+    if r.beside.floor != floor:
+        return "logits", f"lets the temperature of the position grow after {r.beside.floor:,} tokens instead of {floor:,}"
     if (theirs is None) != (others is None):
         return "layers", "turns the layers with a sliding window otherwise"
     if theirs is not None and others is not None and (text := _of_tables(theirs, others, " in the sliding-window layers")):

@@ -21,7 +21,9 @@ from .others import OTHER_READERS
 from .reading import NOT_MODELLED, Reading, Refuses
 
 Keys = Mapping[str, Any]
-MENDED = frozenset({"gemma3", "llama4", "mistral3", "qwen3next"})  # llama-ollama-compat.cpp: handle_*
+MENDED = frozenset(  # llama-ollama-compat.cpp: handle_*
+    {"gemma3", "gemma3n", "gemma4", "lfm2", "llama4", "mistral3", "qwen35", "qwen35moe", "qwen3next", "qwen3vl", "qwen3vlmoe"}
+)
 TABLE = 4096  # candle: quantized_llama.rs, MAX_SEQ_LEN
 
 

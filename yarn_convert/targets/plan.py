@@ -155,8 +155,9 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
         except Inexpressible as e:
             refused = refused or e
             continue
-        plain = {"general.architecture": c.family.gguf_arch, **_shape_keys(c), **{k: v.data for k, v in keys.items() if v is not None}}
-        read = partial(readers.read_gguf, plain, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors))
+        said = {"general.architecture": c.family.gguf_arch, **_shape_keys(c)}
+        written = {k: v for k, v in (said | {k: v and v.data for k, v in keys.items()}).items() if v is not None}
+        read = partial(readers.read_gguf, written, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors))
         v = judge(read, table(rope), context, c.beside(rope))
         if v.exact:
             return carrier, keys, factors
@@ -168,6 +169,8 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
 
 
 def _shape_keys(c: Checkpoint) -> dict[str, Any]:
+    if c.gguf:
+        return dict(c.config)
     own = {c.family.gguf_key(hf)[0]: value for hf, value in c.hparams.items() if hf in c.family.hparams and value is not None}
     return own | {f"{c.family.gguf_arch}.rope.dimension_count": c.rope.rotary_dim}
 
