@@ -137,7 +137,7 @@ def logits(runtime: str, model: Path, ids: np.ndarray) -> np.ndarray:
     with tempfile.TemporaryDirectory() as work:
         np.save(Path(work, "ids.npy"), ids)
         Path(work, "job.json").write_text(json.dumps({"model": str(model), "spans": [[0, len(ids)]], "options": {}}))
-        worker.main(worker.Job(Path(work)))
+        worker.main(worker.WorkerJob(Path(work)))
         return np.load(Path(work, "logits.npy"))
 
 

@@ -30,7 +30,7 @@ def written():
 
 
 def test_the_record_is_of_what_is_written_and_of_every_version_that_is_claimed(written):
-    assert list(written) == DATA["configs"], "run tools/make_versions.py in each version again"
+    assert sorted(written) == sorted(DATA["configs"]), "run tools/make_versions.py in each version again"
     for name in ("transformers-4", "transformers-5"):
         assert HF_READERS[name].oldest in DATA["versions"]
     assert all(made["ran"] == len(RUN[version]) for version, made in DATA["versions"].items())
