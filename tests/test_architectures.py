@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from arch_models import CONTEXT, Job, Made, Turn, file_of, keys_of, made
 
+from yarn_convert import Recipe, convert
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import Source
 from yarn_convert.cli.show import inspect_lines
-from yarn_convert.conversion import Options, convert
 from yarn_convert.conversion.describe import describe
 from yarn_convert.dialects import FACTORS as FACTOR_TENSORS
 from yarn_convert.errors import Unsupported, YarnConvertError
@@ -230,8 +230,8 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 def test_a_gguf_is_extended_as_llama_cpp_computes_it(arch: str, base: Callable[..., Path], tmp_path: Path) -> None:
     """Every layer that sees all has the table of the recipe, and keys and bytes besides are the base's."""
     path, out = base(arch), tmp_path / "out.gguf"
-    manifest = convert(str(path), Options(scale=4, output=out))
-    assert manifest["context"] == 4 * CONTEXT
+    manifest = convert(str(path), Recipe(scale=4), output=out).manifest
+    assert manifest.context == 4 * CONTEXT
     assert contents(out) == contents(path)
     rope = open_checkpoint(Source(out, "out")).rope
     assert (rope.method, rope.original_context) == ("yarn", CONTEXT)
@@ -239,7 +239,7 @@ def test_a_gguf_is_extended_as_llama_cpp_computes_it(arch: str, base: Callable[.
     found = made(Job(arch, {}, file=str(out)))
     assert not found.error
     turns = found.turns
-    tables = [turned(t._replace(factors=t.factors and manifest["carrier"] == "tensors"), factors_of(out)) for t in turns]
+    tables = [turned(t._replace(factors=t.factors and manifest.carrier == "tensors"), factors_of(out)) for t in turns]
     assert tables
     assert all(same(t, meant) or (others is not None and same(t, others)) for t in tables)
     assert any(same(t, meant) for t in tables) or arch == "smallthinker"
@@ -256,7 +256,7 @@ METHODS = {"linear": {"scaling.type": "linear", "scaling.factor": 4.0}, "ntk-awa
 @pytest.mark.parametrize("arch", ["qwen35", "qwen3vlmoe", "glm4moe", "gemma4", "mistral3", "minimax-m2", "hunyuan-dense", "step35"])
 def test_a_gguf_is_extended_by_other_methods_too(arch: str, method: str, base: Callable[..., Path], tmp_path: Path) -> None:
     path, out = base(arch), tmp_path / "out.gguf"
-    convert(str(path), Options(method=method, scale=4, output=out))
+    convert(str(path), Recipe(method=method, scale=4), output=out)
     assert contents(out) == contents(path)
     fields = {k: f.contents() for k, f in gguf.GGUFReader(out).fields.items()}
     assert {k: fields.get(f"{arch}.rope.{k}") for k in METHODS[method]} == METHODS[method]
@@ -267,7 +267,7 @@ def test_a_gguf_is_extended_by_other_methods_too(arch: str, method: str, base: C
 def test_a_gguf_is_extended_in_place(base: Callable[..., Path]) -> None:
     path = base("qwen35")
     before = contents(path)
-    convert(str(path), Options(scale=4, in_place=True))
+    convert(str(path), Recipe(scale=4), in_place=True)
     assert contents(path) == before
     assert open_checkpoint(Source(path, "out")).rope.method == "yarn"
     assert before[0]["qwen35.rope.dimension_sections"] == [16, 8, 8, 0]
@@ -296,7 +296,7 @@ def test_a_gguf_is_extended_in_place(base: Callable[..., Path]) -> None:
 def test_what_gives_no_rope_is_refused(arch: str, changes: dict[str, Any], why: str, tmp_path: Path) -> None:
     path = file_of(tmp_path / "base.gguf", Job(arch, keys_of(arch, **changes)), {"output_norm.weight": [128]})
     with pytest.raises(YarnConvertError, match=why):
-        convert(str(path), Options(scale=4, output=tmp_path / "out.gguf"))
+        convert(str(path), Recipe(scale=4), output=tmp_path / "out.gguf")
 
 
 OWN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # architecture, changes of its keys, what is written for scale 4
@@ -314,7 +314,7 @@ def test_what_an_architecture_alone_reads_is_written_for_it(
     arch: str, changes: dict[str, Any], written: dict[str, Any], base: Callable[..., Path], tmp_path: Path
 ) -> None:
     path, out = base(arch, **changes), tmp_path / "out.gguf"
-    convert(str(path), Options(scale=4, output=out))
+    convert(str(path), Recipe(scale=4), output=out)
     fields = {k: f.contents() for k, f in gguf.GGUFReader(out).fields.items()}
     assert {k: fields.get(f"{arch}.rope.{k}") for k in written} == {k: v and pytest.approx(v, rel=1e-6) for k, v in written.items()}
     c, found = open_checkpoint(Source(out, "out")), made(Job(arch, {}, file=str(out)))
@@ -349,7 +349,7 @@ def test_what_its_makers_wrote_is_kept_as_llama_cpp_computes_it(
     assert not found.error
     loaded = {n: s for n, s in found.shapes.items() if n not in FACTOR_TENSORS or (len(factors) > 1 and n == "rope_freqs.weight")}
     path, out = file_of(tmp_path / "base.gguf", job, loaded), tmp_path / "out.gguf"
-    convert(str(path), Options(method="none", output=out))
+    convert(str(path), Recipe(method="none"), output=out)
     before, after = (made(Job(arch, {}, file=str(file))) for file in (path, out))
     tables = [[turned(t, factors_of(file)) for t in run.turns] for file, run in ((path, before), (out, after))]
     assert all(same(a, b) for a, b in zip(*tables, strict=True))
@@ -360,11 +360,11 @@ def test_positions_that_scale_logits_count_from_the_same_length(base: Callable[.
     """n_attn_temp_floor_scale of mistral3 is L, whatever the type; a method that changes L would change it."""
     path, out = base("mistral3", attention__temperature_scale=0.5), tmp_path / "out.gguf"
     for method in ("ntk-aware", "linear", "yarn"):
-        assert convert(str(path), Options(method=method, scale=4, output=out, force=True))["carrier"] == "metadata"
+        assert convert(str(path), Recipe(method=method, scale=4), output=out, force=True).manifest.carrier == "metadata"
         assert gguf.GGUFReader(out).fields["mistral3.rope.scaling.original_context_length"].contents() == CONTEXT
         assert open_checkpoint(Source(out, "out")).beside(open_checkpoint(Source(out, "out")).rope).floor == CONTEXT
     with pytest.raises(YarnConvertError, match="temperature of the position grow after 64 tokens instead of 256"):
-        convert(str(path), Options(context=512, original_context=64, output=tmp_path / "other.gguf"))
+        convert(str(path), Recipe(context=512, original_context=64), output=tmp_path / "other.gguf")
 
 
 # -- pairs that do not turn ---------------------------------------------------------------------------------------------

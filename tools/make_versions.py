@@ -27,8 +27,8 @@ def written():
     from yarn_convert.checkpoint.source import Source
     from yarn_convert.conversion import extend
     from yarn_convert.errors import YarnConvertError
-    from yarn_convert.options import Recipe
     from yarn_convert.families import MODEL_TYPES
+    from yarn_convert.options import Recipe
     from yarn_convert.rope import table
     from yarn_convert.targets.plan import carry_hf, edited
 

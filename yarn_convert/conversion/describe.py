@@ -11,17 +11,18 @@ from typing import Any, Literal
 import numpy as np
 from msgspec import Struct
 
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import WINDOW, Checkpoint, open_checkpoint
 from ..checkpoint.lengths import DUAL_CHUNKS
 from ..checkpoint.manifest import RopeRecord, recorded
 from ..checkpoint.source import resolve
+from ..dialects import ROPE_FREQS
 from ..errors import Disagreement, YarnConvertError
 from ..families import sections
 from ..families.derived import of_one_layer
 from ..formats.decoding import encoded, parse
 from ..formats.files import exists, read_text
 from ..options import InspectOptions, taking
-from ..readers import HF_READERS
+from ..readers import HF_READERS, still
 from ..readers.judge import judge_configs
 from ..readers.seen import seen
 from ..rope import Rope, geometric, table
@@ -143,6 +144,7 @@ def describe(c: Checkpoint) -> Description:
         head_dim=c.head_dim,
         rope=recorded(c.rope),
         other_layers=other_layers(c),
+        positions=positions(c) or None,
         attention_factor=float(multiplier),
         original_context=c.rope.original_context,
         original_context_note=c.note or None,
