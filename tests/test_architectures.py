@@ -124,7 +124,7 @@ def test_llama_cpp_turns_the_layers_as_the_row_says(arch: str, kind: str) -> Non
     """Each call of ggml_rope_ext or ggml_rope_multi has one of the tables that the row's reading has, and each of these has a call."""
     found = run(arch, kind)
     reading = read(arch, kind, found)
-    main, second = Table(reading.inv_freq, reading.multiplier), reading.beside.others
+    main, second = Table(reading.inv_freq, reading.multiplier), reading.beside.other_layers
     tables = [turned(t._replace(factors=t.factors and ARCHS[arch].freqs != "still")) for t in found.turns]
     which = [0 if same(t, main) else 1 if second is not None and same(t, second) else None for t in tables]
     assert None not in which, [t for t, k in zip(found.turns, which, strict=True) if k is None][:2]
@@ -235,7 +235,7 @@ def test_a_gguf_is_extended_as_llama_cpp_computes_it(arch: str, base: Callable[.
     assert contents(out) == contents(path)
     rope = open_checkpoint(Source(out, "out")).rope
     assert (rope.method, rope.original_context) == ("yarn", CONTEXT)
-    meant, others = table(rope), open_checkpoint(Source(out, "out")).beside(rope).others
+    meant, others = table(rope), open_checkpoint(Source(out, "out")).beside(rope).other_layers
     found = made(Job(arch, {}, file=str(out)))
     assert not found.error
     turns = found.turns
@@ -318,7 +318,7 @@ def test_what_an_architecture_alone_reads_is_written_for_it(
     fields = {k: f.contents() for k, f in gguf.GGUFReader(out).fields.items()}
     assert {k: fields.get(f"{arch}.rope.{k}") for k in written} == {k: v and pytest.approx(v, rel=1e-6) for k, v in written.items()}
     c, found = open_checkpoint(Source(out, "out")), made(Job(arch, {}, file=str(out)))
-    meant, others = table(c.rope), c.beside(c.rope).others
+    meant, others = table(c.rope), c.beside(c.rope).other_layers
     tables = [turned(t._replace(factors=False)) for t in found.turns]
     assert any(same(t, meant) for t in tables)
     assert all(same(t, meant) or (others is not None and same(t, others)) for t in tables)

@@ -324,7 +324,7 @@ def test_inspect_returns_what_is_printed(make_model: MakeModel, tmp_path: Path, 
     assert found.original_context == told["original_context"] == 32
     assert list(told) == [
         "name", "format", "architecture", "family", "repo", "commit", "packed", "parameters", "types", "layers", "heads", "kv_heads",
-        "head_dim", "rope", "other_layers", "attention_factor", "original_context", "original_context_note", "context", "scale", "inv_freq",
+        "head_dim", "rope", "other_layers", "positions", "attention_factor", "original_context", "original_context_note", "context", "scale", "inv_freq",
         "wavelengths", "pairs", "kv_cache_bytes", "inconsistencies",
     ]  # fmt: skip
     assert set(told["types"].popitem()[1]) == {"tensors", "bytes"}

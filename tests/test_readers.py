@@ -369,9 +369,9 @@ def test_a_reader_computes_what_the_runtime_computed_for_every_family(reader, na
     same_table((reading.inv_freq, reading.multiplier), golden)
     assert reading.context == golden["context"]
     assert reading.beside.logits == pytest.approx(golden.get("logits", 1.0), rel=2 * FLOAT32)
-    assert (reading.beside.others is not None) == ("others" in golden)
+    assert (reading.beside.other_layers is not None) == ("others" in golden)
     if "others" in golden:
-        same_table(reading.beside.others, golden["others"])
+        same_table(reading.beside.other_layers, golden["others"])
 
 
 def same_table(found, golden):
@@ -429,7 +429,7 @@ def test_every_model_type_live_in_transformers_5(model_type, case):
         assert model_type in ("phi3", "mixtral", "minimax", "ministral"), refused
         return
     reading = read_config("transformers-5", config, 1000)
-    found = [(reading.inv_freq, reading.multiplier)] + ([reading.beside.others] if reading.beside.others else [])
+    found = [(reading.inv_freq, reading.multiplier)] + ([reading.beside.other_layers] if reading.beside.other_layers else [])
     assert len(found) == len(wanted)
     for (mine, m), (theirs, scaling) in zip(found, wanted, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=3 * FLOAT32)
@@ -525,27 +525,27 @@ def test_gguf_a_custom_multiplier_reaches_gemma3s_sliding_layers_where_yarns_own
     intended = table(Rope("yarn", 1e6, 128, 4096, {"factor": 8.0}))
     for attn_factor, exact in ((1.0, True), (0.9, False)):
         keys = keyed("gemma3", **YARN, **window, attn_factor=attn_factor)
-        others = read_gguf(keys).beside.others
+        others = read_gguf(keys).beside.other_layers
         np.testing.assert_allclose(others.inv_freq, table(Rope("none", 10000.0, 128, 4096)).inv_freq, rtol=1e-12)
         assert others.multiplier == pytest.approx(attn_factor, rel=FLOAT32)
         meant = intended._replace(multiplier=intended.multiplier * attn_factor)
         (verdict,) = [v for v in survey_gguf(keys, None, meant, 32768) if v.runtime == "llama.cpp"]
         assert verdict.exact == exact
         assert exact or verdict.differs == "multiplier 0.9 instead of 1 in the sliding-window layers"
-    assert read_gguf(keyed("gemma3", **YARN)).beside.others is None  # without a window there are no such layers
+    assert read_gguf(keyed("gemma3", **YARN)).beside.other_layers is None  # without a window there are no such layers
 
 
 def test_gguf_gemma2_and_gpt_oss_scale_every_layer_alike_unless_the_window_has_a_base_of_its_own():
     for arch in ("gemma2", "gpt-oss"):
-        assert read_gguf(keyed(arch, **YARN)).beside.others is None
-        others = read_gguf(keyed(arch, **YARN, **{"rope.freq_base_swa": 20000.0})).beside.others
+        assert read_gguf(keyed(arch, **YARN)).beside.other_layers is None
+        others = read_gguf(keyed(arch, **YARN, **{"rope.freq_base_swa": 20000.0})).beside.other_layers
         np.testing.assert_allclose(others.inv_freq, table(Rope("yarn", 20000.0, 128, 4096, {"factor": 8.0})).inv_freq, rtol=FLOAT32)
     stray = read_gguf(keyed("gemma2", type="none", factor=8.0))  # a factor that only the window's layers follow
-    assert (stray.inv_freq[0], stray.beside.others.inv_freq[0]) == (1.0, 0.125)
+    assert (stray.inv_freq[0], stray.beside.other_layers.inv_freq[0]) == (1.0, 0.125)
 
 
 def test_gguf_olmo2_keeps_the_window_plain_whatever_is_written():
-    others = read_gguf(keyed("olmo2", **YARN, attn_factor=0.9, **{"attention.sliding_window": 512})).beside.others
+    others = read_gguf(keyed("olmo2", **YARN, attn_factor=0.9, **{"attention.sliding_window": 512})).beside.other_layers
     assert others.multiplier == 1.0
     np.testing.assert_allclose(others.inv_freq, table(base_rope("none")).inv_freq, rtol=1e-12)
 
@@ -644,6 +644,6 @@ def test_a_gguf_key_that_llama_cpp_cannot_compute_with_is_a_refusal():
     }
     keys |= {"gemma3.embedding_length": 64, "gemma3.attention.head_count": 4, "gemma3.attention.sliding_window": 16}
     keys |= {"gemma3.rope.scaling.original_context_length": 64, "gemma3.rope.freq_base": 1e6}
-    assert read_gguf(keys).beside.others is not None
+    assert read_gguf(keys).beside.other_layers is not None
     with pytest.raises(Refuses, match="cannot compute from this"):
         read_gguf(keys | {"gemma3.rope.freq_base_swa": 0})

@@ -28,7 +28,7 @@ def carried(f: Family) -> str:
     """What a GGUF of this family can carry: YaRN keys always, and by tensors any table."""
     if within(f):
         return "its RoPE as it is"
-    metadata = "metadata, usual m" if f.gguf.second == "own" else "metadata"
+    metadata = "metadata, usual m" if f.gguf.other_layers == "own" else "metadata"
     if f.gguf.freqs == "applied":
         return metadata + "; any table"
     return metadata + ("; any table (pair)" if f.gguf.pair == "always" else " only")
@@ -53,7 +53,7 @@ def layers(f: Family) -> str:
         return "windows in some, the only ones with RoPE"
     if f.hf.windowed:
         return "alike; a window that its GGUF lacks"
-    return SECOND[f.gguf.second] if f.slides and f.gguf.second in SECOND else "alike"
+    return SECOND[f.gguf.other_layers] if f.slides and f.gguf.other_layers in SECOND else "alike"
 
 
 HEADS = {"optional": "tied or own", "required": "tied (written twice) or own", "never": "tied"}

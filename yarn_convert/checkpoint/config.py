@@ -5,6 +5,7 @@ What a value may be besides its type is for those who read it. Null is allowed e
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ FLAGS = """
     rope_interleave
 """
 TEXTS = "model_type hidden_act hidden_activation activation topk_method scoring_func"
-OBJECTS = "quantization_config quantization compression_config text_config auto_map"
+OBJECTS = "quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map"
 
 
 class RopeObject(msgspec.Struct):
@@ -97,6 +98,35 @@ def config_of_folder(folder: Path) -> dict[str, Any]:
 def checked_config(config: dict[str, Any]) -> dict[str, Any]:
     """`config` itself, after its types were looked at. What all readers take though it is spelled otherwise is to be changed here."""
     decoded(config, ConfigSchema, "config.json", FIX)
-    if nested := config.get("text_config"):
-        decoded(nested, ConfigSchema, "text_config of config.json", FIX)
+    for path in NESTS:
+        if nested := within(config, path):
+            decoded(nested, ConfigSchema, f"{'.'.join(path)} of config.json", FIX)
+    return config
+
+
+# Where the language model's part of a model with eyes or ears stands: the keys that lead to it
+NESTS = (("text_config",), ("llm_config",), ("language_config",), ("thinker_config", "text_config"))
+
+
+def nest_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The one of `NESTS` where config.json describes a language model; () where it does so at its top, as most do."""
+    return next((path for path in NESTS if within(config, path).get("model_type")), ())
+
+
+def language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What config.json says of the language model, wherever that stands; within another model, of which architecture that is."""
+    nest = nest_of(config)
+    return {**within(config, nest), "architectures": config.get("architectures")} if nest else config
+
+
+def put(config: Mapping[str, Any], path: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with `values` for the object that `path` leads to."""
+    return {**config, path[0]: put(config[path[0]], path[1:], values)} if path else dict(values)
+
+
+def within(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """The object that `path` leads to, key by key; {} where there is none."""
+    for key in path:
+        found = config.get(key)
+        config = found if isinstance(found, dict) else {}
     return config

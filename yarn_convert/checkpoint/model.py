@@ -52,7 +52,8 @@ class Checkpoint:
     format's main reader does not read. `ours`: the recipe is an extension of yarn-convert's, which left it
     beside or in the file.
     `factors`: a GGUF's tensors by which llama.cpp divides the angles. `written`: config.json as it stands, which is what
-    other readers than transformers know; empty for a GGUF. `note`: where L comes from, if the file does not say it; `doubt`: raised
+    other readers than transformers know; empty for a GGUF. `nest`: the keys that lead there, of a language model within another,
+    and `around` what else stands there. `note`: where L comes from, if the file does not say it; `doubt`: raised
     by all that count from L where nobody says it, and then `rope` and `context` are what readers take.
     """
 
@@ -69,6 +70,8 @@ class Checkpoint:
     ours: bool = False
     factors: Mapping[str, Array] = field(default_factory=dict)
     written: Mapping[str, Any] = field(default_factory=dict)
+    nest: tuple[str, ...] = ()
+    around: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     doubt: InputError | None = None
 

@@ -22,7 +22,7 @@ from ..formats.layout import Part
 from ..formats.split import read_model
 from ..formats.tensors import load_json, read_folder
 from ..rope import Array, Rope, same_at_all_lengths
-from .config import config_of_folder
+from .config import config_of_folder, language_model, nest_of, put
 from .lengths import Lengths, of_config, of_gguf, unsaid
 from .manifest import MANIFEST, recipe_in
 from .model import RECIPE, Checkpoint
@@ -45,8 +45,9 @@ def open_checkpoint(source: Source, keep: Sequence[str] = (), doubtful: bool = F
 
 
 def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpoint:
-    written = config_of_folder(source.path)
-    family = families.for_config(written)
+    whole = config_of_folder(source.path)
+    nest, written = nest_of(whole), language_model(whole)
+    family = families.for_nested(written) if nest else families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), families.MODEL_TYPES)
     config = normalized(family, written)
     own, rope, rival = rivals.read_rivals(of_one_layer(family, config), family.latent, keep)
@@ -66,8 +67,8 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
     checkpoint = Checkpoint(
-        source, family, rope, found.context, hparams, config, tensors, tuple(files), None, (), ours, written=written,
-        note=found.note, doubt=rival or found.doubt,
+        source, family, rope, found.context, hparams, config, tensors, tuple(files), None, (), ours, written=written, nest=nest,
+        around=put(whole, nest, {}) if nest else {}, note=found.note, doubt=rival or found.doubt,
     )  # fmt: skip
     _check(checkpoint)
     return checkpoint

@@ -98,7 +98,7 @@ def convert(model: Model, asked: ConvertCommand) -> None:
     with progress(conversion.bytes, quiet) as advance:
         done = conversion.run(advance, lambda line: talk.lines([line]))
     answer(done.to_dict(), as_json, done.output)
-    talk.lines(next_steps(done.output, done.manifest.context))
+    talk.lines(next_steps(done.output, done.manifest.context, conversion.checkpoint.family.listed))
 
 
 def _push(model: str, asked: ConvertCommand, repo: str) -> None:

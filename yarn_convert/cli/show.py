@@ -121,11 +121,12 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def next_steps(out: Path, context: int) -> list[str]:
-    """Commands that run, check and publish an output, from templates/."""
+def next_steps(out: Path, context: int, named: bool) -> list[str]:
+    """Commands that run, check and publish an output, from templates/. `named`: its tensors have names here, so it can become a GGUF."""
     name = "run_gguf.txt" if out.suffix == ".gguf" else "run_safetensors.txt"
     text = (TEMPLATES / name).read_text("utf-8")
-    return text.format(path=shlex.quote(str(out)), context=context).splitlines()
+    lines = text.format(path=shlex.quote(str(out)), context=context).splitlines()
+    return [line for line in lines if named or "--out gguf" not in line]
 
 
 def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:

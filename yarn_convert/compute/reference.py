@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import dialects
 from ..checkpoint import Checkpoint
+from ..checkpoint.config import put
 from ..errors import InputError, Unsupported, UsageError, YarnConvertError, did_you_mean, need
 from ..families import for_config
+from ..families.schema import ROPE_OBJECTS
 from ..formats import layout
 from ..formats.layout import Part
 from ..formats.tensors import Tensor
@@ -46,21 +49,21 @@ class Reference:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.by_rows = bool(c.window) or c.family.slides
         weights, config = TorchWeights(c, self.dtype, swap_qk), config_of(c)
+        self.kind = _class_of(c, config)
         there = {device: int(SHARE * free_memory(device)) for device in devices(self.device)}
         fits = weights.nbytes <= next(iter(there.values()))
         self.placed = {} if fits or len(there) == 1 else device_map(self._skeleton(config), there)
         self.offloaded = not fits and not self.placed
         self.net: Any = (self._offloaded if self.offloaded else self._loaded)(config, weights).eval()
-        self.rotary = _replace_rotary(self.net, c.family.layer_type)
+        decoder = self.net.get_decoder() if c.nest else self.net  # whose RoPE it is; what sees or hears has one of its own
+        self.rotary = _replace_rotary(decoder, c.family.layer_type)
         self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling")] if c.family.latent else []
-        self.layers = max((m for m in self.net.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+        self.layers = max((m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.seconds = 0.0
         self.cache: Any = None  # the type that keys and values are rounded to
 
     def _loaded(self, config: Any, weights: TorchWeights) -> Any:
         """The model in memory, by transformers' own loading: it knows which tensors of a file make one of its own."""
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
         settings = {
             "config": config,
             "dtype": self.dtype,
@@ -69,7 +72,7 @@ class Reference:
             **({"device_map": self.placed} if self.placed else {}),
         }
         with _building():
-            net, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, state_dict=dict(weights.items()), **settings)
+            net, info = self.kind.from_pretrained(None, state_dict=dict(weights.items()), **settings)
         wrong = [*info["missing_keys"], *info["unexpected_keys"], *(k for k, *_ in info["mismatched_keys"])]
         if wrong:
             raise UsageError(f"transformers has another idea of this model's tensors: {wrong[:3]}", "pip install -U transformers")
@@ -78,10 +81,9 @@ class Reference:
     def _skeleton(self, config: Any) -> Any:
         """The model without weights; buffers have their values."""
         from accelerate import init_empty_weights
-        from transformers import AutoModelForCausalLM
 
         with _building(), init_empty_weights():
-            net = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+            net = self.kind._from_config(config, attn_implementation="sdpa")
         net = net.to(self.dtype)
         net.tie_weights()
         return net
@@ -251,6 +253,19 @@ def _building() -> Iterator[None]:
         raise InputError(f"transformers cannot build this architecture from config.json: {why}", "fix its values") from None
 
 
+def _class_of(c: Checkpoint, config: Any) -> Any:
+    """transformers' class of a model; InputError for one that it does not have."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if not c.nest:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    found = getattr(transformers, c.family.hf.architectures[0], None)
+    if found is None:
+        raise InputError(f"transformers has no {c.family.hf.architectures[0]}", "pip install -U transformers")
+    return found
+
+
 LEFT_OUT = {  # of config.json: its scaling, and what no forward pass depends on
     "rope_scaling", "rope_parameters", "auto_map", "quantization_config", "model_type", "transformers_version", "torch_dtype", "dtype",
     "architectures", "initializer_range", "id2label", "label2id", "bos_token_id", "eos_token_id", "pad_token_id", "_name_or_path",
@@ -264,8 +279,23 @@ def config_of(c: Checkpoint) -> Any:
 
     source = c.config if c.gguf is None else new_config(c, "f32")
     values = {k: v for k, v in source.items() if k not in LEFT_OUT} | {"rope_theta": c.rope.theta, "pad_token_id": None}
+    if c.family.hf.partial is not None:  # which may stand in a RoPE object alone
+        values[c.family.hf.partial_key] = c.rope.rotary_dim / c.head_dim
+    model_type = c.family.model_type
+    if c.nest:
+        values = put(c.around, c.nest, values | {"model_type": model_type} | _beside(c))
+        model_type = str(c.around["model_type"])
+        values = {k: v for k, v in values.items() if k not in LEFT_OUT}
     with _building():
-        return AutoConfig.for_model(c.family.model_type, **values)
+        return AutoConfig.for_model(model_type, **values)
+
+
+def _beside(c: Checkpoint) -> dict[str, Any]:
+    """How positions of pictures are dealt to the pairs, as a RoPE object says it."""
+    objects = [x for k in ROPE_OBJECTS if (x := c.written.get(k))]
+    kept = {k: x[k] for x in objects for k in dialects.BESIDE if k in x}
+    partial = {} if c.family.hf.partial is None else {"partial_rotary_factor": c.rope.rotary_dim / c.head_dim}
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": c.rope.theta, **kept, **partial}} if kept else {}
 
 
 class TorchWeights(Mapping[str, Any]):
@@ -319,7 +349,8 @@ def _replace_rotary(net: Any, layer_type: str) -> Any:
     if not names:
         raise UsageError(f"{type(net).__name__} keeps its rotary embedding where it is not found", "validate it with --runtime only")
     old = net.get_submodule(names[0])
-    form = _form_of(old, layer_type)
+    shown = _shown(old, layer_type)
+    form, one_of_three = _form_of(old, layer_type, shown), not isinstance(shown, tuple) or shown[0].ndim == 3
 
     class TableRotary(torch.nn.Module):  # type: ignore[misc]
         """cos and sin as the old module gave them, from float64 tables."""
@@ -332,6 +363,7 @@ def _replace_rotary(net: Any, layer_type: str) -> Any:
                 own = Table(getattr(old, f"{layer}_inv_freq").double().cpu().numpy(), getattr(old, f"{layer}_attention_scaling"))
                 self.served[layer] = form(own, self.n, *self.place)
             found = self.served[layer]
+            position_ids = position_ids[0] if one_of_three and position_ids.ndim == 3 else position_ids
             return tuple(t[position_ids] for t in found) if isinstance(found, tuple) else found[position_ids]
 
     rotary = TableRotary()
@@ -341,7 +373,19 @@ def _replace_rotary(net: Any, layer_type: str) -> Any:
     return rotary
 
 
-def _form_of(rotary: Any, layer_type: str) -> Callable[..., Any]:
+def _shown(rotary: Any, layer_type: str) -> Any:
+    """What a rotary module gives for position 1 of one text: with M-RoPE it may want three of it, and gives a table for each, or one."""
+    import torch
+
+    device = next((b.device for b in rotary.buffers()), None)
+    positions, x = torch.ones((1, 1), dtype=torch.long, device=device), torch.zeros((1, 1, 1), device=device)
+    try:
+        return rotary(x, positions, layer_type) if layer_type else rotary(x, positions)
+    except (IndexError, RuntimeError):
+        return rotary(x, positions.expand(3, 1, 1))
+
+
+def _form_of(rotary: Any, layer_type: str, shown: Any) -> Callable[..., Any]:
     """(table, tokens, device, dtype) -> cos and sin in the form in which this rotary module gives them.
 
     They stand for the halves of a head (each frequency again after all others), for neighbours (each twice) or once only;
@@ -349,13 +393,10 @@ def _form_of(rotary: Any, layer_type: str) -> Callable[..., Any]:
     """
     import torch
 
-    device = next((b.device for b in rotary.buffers()), None)
-    positions, x = torch.ones((1, 1), dtype=torch.long, device=device), torch.zeros((1, 1, 1), device=device)
-    shown = rotary(x, positions, layer_type) if layer_type else rotary(x, positions)
     if not isinstance(shown, tuple):
         return _polar
     freqs = len(getattr(rotary, f"{layer_type}_inv_freq" if layer_type else "inv_freq"))
-    cos = shown[0].reshape(-1)
+    cos = shown[0].reshape(-1, shown[0].shape[-1])[0]
     if len(cos) == freqs:
         spread: Callable[[Any], Any] = lambda a: a  # noqa: E731
     elif torch.equal(cos[:freqs], cos[freqs:]):

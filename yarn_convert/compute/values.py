@@ -34,6 +34,9 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
     """
     if c.family.model_type != base.family.model_type and c.family.gguf_arch != base.family.gguf_arch:
         return f"its architecture is {c.family.name}, the base's {base.family.name}"
+    around = [{k: v for k, v in x.around.items() if k not in LEFT_OUT} for x in (c, base)]
+    if c.nest != base.nest or around[0] != around[1]:
+        return "what stands around its language model is not the base's"
     folder, base = base, base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
     if base.own_window and not c.window and base.own_window < c.context and not off:
         return f"every token sees all before it, in the base a window of {base.own_window:,} (nothing records --sliding-window off)"
@@ -107,6 +110,8 @@ def _values(c: Checkpoint) -> dict[str, Any]:
     """What transformers reads from config.json that a forward pass depends on, with its defaults."""
     with_torch()  # for what it silences
     config = config_of(c)
+    for key in c.nest:
+        config = getattr(config, key)
     known = type(config)().to_dict().keys()
     return {k: v for k, v in config.to_dict().items() if k in known} | _undeclared(c)
 

@@ -160,7 +160,7 @@ def describe(c: Checkpoint) -> Description:
 
 def other_layers(c: Checkpoint) -> str:
     """How the layers turn that a recipe does not extend; "" where all are alike."""
-    own = c.beside(c.rope).others if c.gguf and c.family.gguf.second != "shared" and not c.other_layers else None
+    own = c.beside(c.rope).other_layers if c.gguf and c.family.gguf.other_layers != "shared" and not c.other_layers else None
     if own is not None:
         pairs, within = len(own.inv_freq), c.config.get(f"{c.family.gguf_arch}.{WINDOW}")
         theta = f"theta {own.inv_freq[1] ** -pairs:g}, D {2 * pairs}" if pairs > 1 else f"D {2 * pairs}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.config import language_model
 from ..checkpoint.manifest import MANIFEST, as_json, changed, manifest_path
 from ..checkpoint.source import resolve
 from ..errors import Inexpressible, InputError, OutputError, Unsupported
@@ -194,7 +195,7 @@ def _contexts(config: Mapping[str, Any]) -> dict[str, int | None]:
 
 def _readers(c: Checkpoint, meant: Intention, before: Mapping[str, int | None], plan: Plan) -> dict[str, ReaderGain]:
     verdicts = verdicts_of(c, meant)
-    configs = [json.loads(job.data) for job in plan.jobs if isinstance(job, WriteBytes) and job.name == "config.json"]
+    configs = [language_model(json.loads(job.data)) for job in plan.jobs if isinstance(job, WriteBytes) and job.name == "config.json"]
     after = _contexts(configs[0]) if configs else {LLAMA_CPP: meant.context}
     silent = unknown(verdicts)
     return {

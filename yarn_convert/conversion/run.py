@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import UNSET, structs
 
 from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
+from ..checkpoint.config import language_model
 from ..checkpoint.manifest import (
     AskedRecord,
     Base,
@@ -329,7 +330,7 @@ def _window_recorded(c: Checkpoint, o: ConvertOptions) -> dict[str, Any]:
 def _written_config(plan: Plan) -> dict[str, Any] | None:
     """What a folder's config.json says beside its RoPE; None for a GGUF, of whose keys `hparams` are all that count."""
     found = [json.loads(j.data) for j in plan.jobs if isinstance(j, WriteBytes) and j.name == "config.json"]
-    return {k: v for k, v in found[0].items() if k not in ROPE_OBJECTS} if found else None
+    return {k: v for k, v in language_model(found[0]).items() if k not in ROPE_OBJECTS} if found else None
 
 
 def _recorded_file(job: Job, how: str, folder: Path, hashed: bool, progress: Progress) -> WeightFile:

@@ -5,7 +5,7 @@ does not understand it refuses. `rope.same` decides what "exactly" means: the sa
 float32, as every GGUF field is. What a runtime's own float32 arithmetic then loses is no difference between files.
 """
 
-from .config_json import HF_METHODS, HF_WRITERS, hf_context, hf_head_dim, hf_metadata, hf_read, hf_tensors
+from .config_json import BESIDE, HF_METHODS, HF_WRITERS, hf_context, hf_head_dim, hf_metadata, hf_read, hf_tensors
 from .gguf import (
     FACTORS,
     GGUF_WRITERS,
@@ -19,6 +19,7 @@ from .gguf import (
 from .shared import number, positive_int, spelled_as, static_table
 
 __all__ = [
+    "BESIDE",
     "FACTORS",
     "GGUF_WRITERS",
     "HF_METHODS",

@@ -15,7 +15,9 @@ from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, s
 
 HF_METHODS = {word: name for name, row in METHODS.items() for word in row.hf}
 LISTS = {name for row in METHODS.values() for name in row.lists}
-_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+# What a RoPE object says beside the recipe and keeps: how positions of pictures are dealt to the pairs, of which a text has one for all
+BESIDE = ("mrope_section", "mrope_interleaved")
+_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", *BESIDE}
 
 
 def hf_context(config: Mapping[str, Any]) -> int:
@@ -67,7 +69,7 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
     if unknown:
         keys = ", ".join(sorted(unknown))
         raise Unsupported(f"unknown keys for rope_type {kind!r}: {keys}", "they may change RoPE: remove them if they do not")
-    given = {k: _typed(k, v) for k, v in spelling.items() if k not in ("rope_type", "type") and v is not None}
+    given = {k: _typed(k, v) for k, v in spelling.items() if k not in ("rope_type", "type", *BESIDE) and v is not None}
     for key in ("rope_theta", "original_max_position_embeddings"):
         top = config.get(key)
         if key in given and top is not None and given[key] != top:

@@ -46,14 +46,14 @@ def _known(facts: Arch) -> set[str]:
     """The RoPE keys, below `{a}.rope.`, whose meaning is known for an architecture."""
     known = {"freq_base", "scale_linear", "dimension_count", "dimension_count_swa", *(f"scaling.{k}" for k in _SCALING)}
     known |= {key.removeprefix("rope.") for key in readers.OLLAMAS}
-    known |= {"freq_base_swa"} if facts.second else set()
+    known |= {"freq_base_swa"} if facts.other_layers else set()
     known |= {"scaling.alpha"} if facts.alpha else set()
     return known | ({"dimension_sections"} if facts.sections else set())
 
 
 def _check_windows(facts: Arch, meta: Mapping[str, Any], rotary_dim: int) -> None:
     """Raise FormatError for numbers of the layers with a sliding window that make no RoPE."""
-    if not facts.second:
+    if not facts.other_layers:
         return
     theta = number(meta.get("rope.freq_base_swa", DEFAULT_THETA), "rope.freq_base_swa")
     if not 1 < theta <= np.finfo(np.float32).max:
@@ -259,12 +259,12 @@ def _gguf_keys(family: Family, context: int, theta: float, **scaling: Value) -> 
 
 def gguf_window_layers(keys: Mapping[str, Any], arch: str, rope: Rope) -> Table | None:
     """The RoPE that layers with a sliding window are to have in a GGUF with these keys, where `rope` is that of the others; None where
-    they have none of their own. Only `Arch.second` "shared" extends them alike."""
+    they have none of their own. Only `Arch.other_layers` "shared" extends them alike."""
     meta = {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
-    if not readers.has_second(arch, meta):
+    if not readers.has_other_layers(arch, meta):
         return None
-    theta, dim = readers.gguf_second(arch, meta, readers.gguf_theta(arch, meta), rope.rotary_dim)
-    if ARCHS[arch].second != "shared":
+    theta, dim = readers.gguf_other_layers(arch, meta, readers.gguf_theta(arch, meta), rope.rotary_dim)
+    if ARCHS[arch].other_layers != "shared":
         return Table(geometric(theta, dim), 1.0)
     if (theta, dim) == (readers.gguf_theta(arch, meta), rope.rotary_dim) and "rope.freq_base_swa" not in meta:
         return None

@@ -109,6 +109,17 @@ def for_config(config: Mapping[str, Any]) -> Family:
     raise Unsupported(f"unknown model_type {model_type!r}", known())
 
 
+def for_nested(config: Mapping[str, Any]) -> Family:
+    """A stand-in for a language model within another model, whose tensors have names of their own there. Unsupported as `for_config`."""
+    model_type, first = str(config.get("model_type")), next(iter(config.get("architectures") or ()), "")
+    if model_type in REFUSED:
+        raise Unsupported(f"{model_type} {REFUSED[model_type]}", ONLY_ROPE)
+    row = next((f for f in FAMILIES if f.model_type == model_type), None)
+    if row is None:
+        return stand_in(model_type, first, "")
+    return replace(row, hf=replace(row.hf, architectures=(first,)), tensors={}, may_lack=row.may_lack | frozenset(row.hparams))
+
+
 def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Family:
     """The row of a GGUF architecture, or a stand-in; Unsupported for one of `REFUSED`. Of rows that share it, and whose `constants` it
     has, the first with the most `marks`. A row describes layers that are all alike, and one position a token: else it is the stand-in."""

@@ -42,7 +42,7 @@ class Arch:
     # The RoPE of sliding-window layers, if they have one of their own: "shared" has the same factor, and θ from rope.freq_base_swa, else
     # the same; "own" has θ from there, else 10,000, and no factor, but is multiplied by attn_factor; "apart" has θ from there, else the
     # same, and no more; "plain" is the model's θ and no more.
-    second: Literal["", "shared", "own", "apart", "plain"] = ""
+    other_layers: Literal["", "shared", "own", "apart", "plain"] = ""
     window: int = 0  # assumed for an absent attention.sliding_window; 0: there are no such layers then
     dims: bool = False  # these layers turn rope.dimension_count_swa dimensions, where that is there
     halved: bool = False  # only they turn rope.dimension_count dimensions, the others half; rope_freqs.weight is as long as for them
@@ -98,17 +98,17 @@ OTHER_ARCHS = (
     Arch("mistral3", freqs="applied", pair="longrope", betas=(32.0, 1.0), ratio=True, floor=True),
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),
-    Arch("llama4", freqs="applied", second="shared", window=8192, turning=gguf_llama4),
-    Arch("step35", freqs="applied", pair="longrope", second="own", window=1, halved=True),  # load_arch_hparams: n_rot_full / 2
-    Arch("gemma3n", second="own", window=1),
-    Arch("gemma4", freqs="still", second="own", window=1, dims=True),
-    Arch("mimo2", second="own", window=1),
-    Arch("plamo3", second="own"),
-    Arch("mellum", second="plain"),
-    Arch("laguna", second="apart", dims=True),
-    Arch("spark2_5", second="shared", window=1, dims=True),  # spark2-5.cpp
-    Arch("afmoe", second="shared", turning=gguf_afmoe),
-    Arch("smallthinker", second="shared", turning=gguf_smallthinker),
+    Arch("llama4", freqs="applied", other_layers="shared", window=8192, turning=gguf_llama4),
+    Arch("step35", freqs="applied", pair="longrope", other_layers="own", window=1, halved=True),  # load_arch_hparams: n_rot_full / 2
+    Arch("gemma3n", other_layers="own", window=1),
+    Arch("gemma4", freqs="still", other_layers="own", window=1, dims=True),
+    Arch("mimo2", other_layers="own", window=1),
+    Arch("plamo3", other_layers="own"),
+    Arch("mellum", other_layers="plain"),
+    Arch("laguna", other_layers="apart", dims=True),
+    Arch("spark2_5", other_layers="shared", window=1, dims=True),  # spark2-5.cpp
+    Arch("afmoe", other_layers="shared", turning=gguf_afmoe),
+    Arch("smallthinker", other_layers="shared", turning=gguf_smallthinker),
     Arch("cohere2moe", turning=gguf_cohere2moe),
     Arch("baichuan", turning=gguf_baichuan),
     Arch("lfm2", turning=gguf_lfm2),

@@ -65,7 +65,7 @@ GEMMA2 = Family(
         reads=partial(_reads, largest=46, every=2),
         writes=partial(_writes, largest=46),
     ),
-    gguf=Arch("gemma2", second="shared", window=4096, head="never"),
+    gguf=Arch("gemma2", other_layers="shared", window=4096, head="never"),
     tensors=TENSORS,
     transforms=ADD_ONE,
     hparams={
@@ -95,7 +95,7 @@ GEMMA3 = Family(
         reads=partial(_reads, largest=62, every=6),
         writes=partial(_writes, largest=62),
     ),
-    gguf=Arch("gemma3", second="own"),
+    gguf=Arch("gemma3", other_layers="own"),
     tensors={**TENSORS, **QK_NORMS},
     transforms={**ADD_ONE, **dict.fromkeys(QK_NORMS.values(), "add_one")},
     hparams={

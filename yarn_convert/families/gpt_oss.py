@@ -54,7 +54,7 @@ GPT_OSS = Family(
         reads=_reads,
         writes=_writes,
     ),
-    gguf=Arch("gpt-oss", second="shared", window=128, head="required"),
+    gguf=Arch("gpt-oss", other_layers="shared", window=128, head="required"),
     tensors={
         **{hf: gguf for hf, gguf in PLAIN_TENSORS.items() if ".mlp." not in hf and "post_attention" not in hf},
         **{hf: gguf for hf, gguf in TENSORS.items() if ".self_attn." in hf},

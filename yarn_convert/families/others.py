@@ -20,7 +20,7 @@ OLMO2 = Family(
         architectures=("Olmo2ForCausalLM",),
         defaults={"rms_norm_eps": 1e-5},
     ),
-    gguf=Arch("olmo2", second="plain", head="required", square=True),
+    gguf=Arch("olmo2", other_layers="plain", head="required", square=True),
     tensors={
         **{hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "layernorm" not in hf},
         **QK_NORMS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .decoding import unique_keys
@@ -38,6 +38,17 @@ def edit(text: str, changes: Mapping[str, Any]) -> str:
     between = text[spans[0][2] : spans[1][1]] if len(spans) > 1 else "," + indent
     tail = text[spans[-1][2] : close] if spans else "\n"
     return text[:open_end] + indent + between.join(pieces) + tail + text[close:]
+
+
+def edit_within(text: str, path: Sequence[str], changes: Mapping[str, Any]) -> str:
+    """`edit` of the object that `path` leads to from the top, key by key; all around it keeps its bytes. ValueError where it is none."""
+    if not path:
+        return edit(text, changes)
+    for key, start, end in _members(text)[0]:
+        if key == path[0]:
+            value = _skip(text, _skip(text, json.JSONDecoder().raw_decode(text, start)[1]) + 1)
+            return text[:value] + edit_within(text[value:end], path[1:], changes) + text[end:]
+    raise ValueError(f"there is no {path[0]!r}")
 
 
 def _member(key: str, value: Any, step: str | None) -> str:

@@ -12,7 +12,7 @@ from ..rope import Table, temperature
 from .methods import FUNCTIONS, by_layer, yarn_factor
 from .reading import Beside, Reading
 from .rows import MSCALES
-from .seen import READERS, Config, Seen, context_of, refuse, seen, spelling
+from .seen import READERS, Config, Seen, context_of, nested, refuse, seen, spelling
 
 
 def read_config(reader: str, config: Config, length: int | None = None) -> Reading:
@@ -33,12 +33,12 @@ def _read(reader: str, config: Config, length: int | None) -> Reading:
     context = context_of(rope)
     length = length or context or rope.max_position or 1
     inv_freq, multiplier = FUNCTIONS[rope.method](rope, length)
-    second = seen(reader, config, 1) if has_second(rope) else None
+    second = seen(reader, config, 1) if has_other_layers(rope) else None
     others = Table(*FUNCTIONS[second.method](second, length)) if second else None
     return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier), Beside(logits(rope), others))
 
 
-def has_second(rope: Seen) -> bool:
+def has_other_layers(rope: Seen) -> bool:
     return bool(rope.facts.layers) and "sliding_attention" in (rope.config.get("layer_types") or rope.facts.layers)
 
 
@@ -53,7 +53,7 @@ def oldest(reader: str, config: Config) -> str:
     """The oldest version of `reader` that was run on such a config.json of yarn-convert's and takes it as `read_config` says."""
     rope = seen(reader, config)
     newer = rope.row.yarn_by_layer if by_layer(rope) and rope.method == "yarn" else ""
-    return newer or rope.row.oldest or rope.row.version
+    return rope.row.version if nested(config) else newer or rope.row.oldest or rope.row.version
 
 
 def ignored_by(rope: Seen, multiplier: float) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: t
     layers = Layers(arch, meta, kind, original, 1.0 if written == 0 else 1 / float(written))
     theta, scale = gguf_theta(arch, meta), 1.0 if kind == "none" else layers.trained
     read = layers.table(dim, theta, scale, divided)
-    beside = Beside(layers.logits(scale), layers.second(read, dim, theta, divided), gguf_floor(arch, keys))
+    beside = Beside(layers.logits(scale), layers.other_layers(read, dim, theta, divided), gguf_floor(arch, keys))
     return Reading(*read, context, gguf_ignored(arch, meta, kind, read.multiplier), beside)
 
 
@@ -155,18 +155,18 @@ class Layers:
             multiplier *= m0(own)
         return Table(inv_freq, multiplier)
 
-    def second(self, first: Table, dim: int, theta: float, divided: Array | float) -> Table | None:
+    def other_layers(self, first: Table, dim: int, theta: float, divided: Array | float) -> Table | None:
         """The RoPE of the sliding-window layers; None if there are none, or it is that of the others."""
         facts = ARCHS[self.arch]
-        if not has_second(self.arch, self.meta):
+        if not has_other_layers(self.arch, self.meta):
             return None
-        theirs, dim = gguf_second(self.arch, self.meta, theta, dim)
-        if facts.second in ("plain", "apart"):
+        theirs, dim = gguf_other_layers(self.arch, self.meta, theta, dim)
+        if facts.other_layers in ("plain", "apart"):
             return Table(geometric(theirs, dim), 1.0)
-        own = 1.0 if facts.second == "own" else self.trained
+        own = 1.0 if facts.other_layers == "own" else self.trained
         scale = 1.0 if self.kind == "none" else self.trained
-        found = self.table(dim, theirs, scale, divided if facts.second == "shared" else 1.0, own)
-        same = facts.second == "shared" and np.array_equal(found.inv_freq, first.inv_freq) and found.multiplier == first.multiplier
+        found = self.table(dim, theirs, scale, divided if facts.other_layers == "shared" else 1.0, own)
+        same = facts.other_layers == "shared" and np.array_equal(found.inv_freq, first.inv_freq) and found.multiplier == first.multiplier
         return None if same else found
 
     def logits(self, scale: float) -> float:
@@ -178,15 +178,15 @@ class Layers:
         return float(restored * (1 + 0.1 * self.log_multiplier * math.log(1 / scale))) ** 2
 
 
-def has_second(arch: str, meta: Mapping[str, Any]) -> bool:
+def has_other_layers(arch: str, meta: Mapping[str, Any]) -> bool:
     """Whether layers with a sliding window have a RoPE of their own."""
-    return bool(ARCHS[arch].second and meta.get("attention.sliding_window", ARCHS[arch].window))
+    return bool(ARCHS[arch].other_layers and meta.get("attention.sliding_window", ARCHS[arch].window))
 
 
-def gguf_second(arch: str, meta: Mapping[str, Any], theta: float, dim: int) -> tuple[float, int]:
+def gguf_other_layers(arch: str, meta: Mapping[str, Any], theta: float, dim: int) -> tuple[float, int]:
     """(θ, D) of these layers; `theta` and `dim` are those of the others."""
     facts = ARCHS[arch]
-    theirs = theta if facts.second == "plain" else meta.get("rope.freq_base_swa", 10000.0 if facts.second == "own" else theta)
+    theirs = theta if facts.other_layers == "plain" else meta.get("rope.freq_base_swa", 10000.0 if facts.other_layers == "own" else theta)
     return float(float32(theirs)), int(meta.get("rope.dimension_count_swa", dim)) if facts.dims else factor_pairs(facts, dim) * 2
 
 

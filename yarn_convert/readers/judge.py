@@ -73,7 +73,7 @@ def _difference(r: Reading, target: Table, context: int, beside: Beside | None, 
     logits, others, floor = beside or r.beside._replace(logits=1.0)
     if not math.isclose(r.beside.logits, logits, rel_tol=2 * RTOL):  # a square
         return "logits", f"multiplies the attention's logits by {r.beside.logits:.6g} instead of {logits:.6g}"
-    theirs = r.beside.others
+    theirs = r.beside.other_layers
     others = unscaled(theirs) if beside is None and theirs is not None else others
     if r.beside.floor != floor:
         return "logits", f"lets the temperature of the position grow after {r.beside.floor:,} tokens instead of {floor:,}"

@@ -14,7 +14,7 @@ class Beside(NamedTuple):
     """What a model computes with its rope dict besides the table of the layers that a Reading is of."""
 
     logits: float = 1.0  # multiplies the attention logits, on top of the multiplier squared: DeepSeek's mscale_all_dim
-    others: Table | None = None  # RoPE of the other layers, where there are such with one of their own: gemma3's sliding ones
+    other_layers: Table | None = None  # RoPE of the other layers, where there are such with one of their own: gemma3's sliding ones
     floor: int = 0  # tokens after which, and after as many again, logits grow by a temperature of the position alone; 0: there is none
 
 

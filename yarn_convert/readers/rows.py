@@ -42,6 +42,7 @@ class Reader:
     context_keys: tuple[str | int, ...] = ("max_position_embeddings",)  # of config.json, or a number that it assumes
     context_rule: str = "given"  # "vllm", "sglang", "tensorrt", "none", "no-window": none with a sliding window
     models: frozenset[str] = LLAMAS  # the model types that this row is modelled for
+    nested: bool = False  # and also where such a model is a part of another, as of one that sees pictures
     thetas: Mapping[str, float] = field(default_factory=dict)  # where it assumes others than `families.MODEL_TYPES`
     scales_softmax: frozenset[str] = frozenset()  # model types whose attention logits mscale_all_dim scales, whatever m is
     assumes_head_dim: bool = True  # takes an absent head_dim from `families.MODEL_TYPES`; else hidden_size / num_attention_heads
@@ -135,6 +136,7 @@ _ROWS = {
         Reader(
             **V5_READS,
             name="transformers-5",
+            nested=True,
             version="5.23.0",
             oldest="5.0.0",
             yarn_by_layer="5.9.0",  # huggingface/transformers#45887: _validate_yarn_rope_parameters

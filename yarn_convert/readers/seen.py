@@ -17,12 +17,19 @@ Config = Mapping[str, Any]
 READERS: Mapping[str, Reader] = {**HF_READERS, **OTHER_READERS}
 
 
+def nested(config: Config) -> bool:
+    """Whether this is the language model's part of another's config.json, whose architecture is told with it."""
+    return any(str(name).endswith("ForConditionalGeneration") for name in config.get("architectures") or ())
+
+
 def seen(reader: str, config: Config, layer: int = 0) -> Seen:
     """`config` as `reader` sees it, for the layers of that number in `ModelType.layers`. Raises as `read_config` does."""
     row = READERS[reader]
     model_type = config.get("model_type", "llama")
     if model_type not in row.models:
         raise Unsupported(f"what {row.name} makes of model_type {model_type!r} is not known here", NOT_MODELLED)
+    if nested(config) and not row.nested:
+        raise Unsupported(f"what {row.name} makes of a language model within another model is not known here", NOT_MODELLED)
     facts = MODEL_TYPES[model_type]
     if facts.without and config.get(facts.without):
         raise Unsupported(f"{model_type} with {facts.without} has no RoPE", "there is nothing to extend")

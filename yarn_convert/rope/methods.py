@@ -294,7 +294,7 @@ YARN_KEYS = ("factor", "beta_fast", "beta_slow", "attention_factor", *MSCALES, "
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
 LONGROPE_KEYS = ("factor", "attention_factor", "short_mscale", "long_mscale")
 METHODS: Mapping[str, Method] = {
-    "none": Method(none, nameless=True, hf=("default",), gguf="none"),
+    "none": Method(none, nameless=True, hf=("default", "mrope"), gguf="none"),
     "linear": Method(linear, spans=True, hf=("linear",), hf_keys=("factor",), gguf="linear"),
     "ntk-aware": Method(ntk_aware, spans=True, spelled_as="none"),
     "ntk-by-parts": Method(ntk_by_parts, spans=True, says_length=True, takes=RAMP_OPTIONS, spelled_as="yarn"),

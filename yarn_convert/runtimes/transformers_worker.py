@@ -11,7 +11,7 @@ WARM_UP = 256  # tokens
 
 def main(job: WorkerJob) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     torch.set_grad_enabled(False)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -19,7 +19,9 @@ def main(job: WorkerJob) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtype, attention = getattr(torch, job.options.get("dtype", "float32")), job.options.get("attention")
     try:
-        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype, attn_implementation=attention).eval().to(device)
+        config = transformers.AutoConfig.from_pretrained(job.model)  # a model that sees or hears is of the class that it names
+        kind = getattr(transformers, config.architectures[0]) if config.sub_configs else transformers.AutoModelForCausalLM
+        model = kind.from_pretrained(job.model, dtype=dtype, attn_implementation=attention).eval().to(device)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as e:

@@ -108,11 +108,11 @@ def carry_hf(
 
 
 def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` with the family's own names of standard keys, with what the old RoPE objects say of the rotary dimension, and
-    with rope_parameters for each type of layers where there are several."""
+    """`changes` with the family's own names of standard keys, with what the old RoPE objects say of the rotary dimension and
+    of pictures, and with rope_parameters for each type of layers where there are several."""
     layer_type, own = c.family.layer_type, {c.family.hf.renamed[k]: v for k, v in changes.items() if k in c.family.hf.renamed}
-    partial = [v["partial_rotary_factor"] for k in ROPE_OBJECTS if (v := config.get(k)) and v.get("partial_rotary_factor") is not None]
-    inner = {"partial_rotary_factor": partial[0]} if partial else {}
+    old = [v for k in ROPE_OBJECTS if (v := config.get(k))]
+    inner = {k: v[k] for k in ("partial_rotary_factor", *dialects.BESIDE) for v in reversed(old) if v.get(k) is not None}
     spelled = {k: {**v, **inner} if k in ROPE_OBJECTS and v else v for k, v in changes.items()} | own
     spelled |= dict.fromkeys(c.family.hf.lengths, spelled["max_position_embeddings"])
     if c.family.hf.original and spelled["rope_parameters"].get("original_max_position_embeddings"):

@@ -22,7 +22,7 @@ from ..formats import general
 from ..formats.contents import CONFIG, GENERATION, belonging, left_over
 from ..formats.files import exists, read_text, regular
 from ..formats.gguf_file import shortest
-from ..formats.json_text import REMOVE, edit
+from ..formats.json_text import REMOVE, edit, edit_within
 from ..formats.layout import Part
 from ..formats.tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_memory, load_json, safetensors_header
 from ..readers.rows import OTHER_LENGTHS
@@ -68,7 +68,7 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     changes |= {DUAL_CHUNKS: REMOVE} if chunked else {}
     text = json.dumps(config, indent=2) + "\n" if c.gguf else read_text(c.source.path, CONFIG)
     weights, identical = _weights(c, r.outtype)
-    jobs: list[Job] = [WriteBytes(CONFIG, edit(text, changes).encode()), *weights]
+    jobs: list[Job] = [WriteBytes(CONFIG, edit_within(text, c.nest, changes).encode()), *weights]
     jobs += _from_gguf(c, r.context) if c.gguf else _kept_files(c, r.context)
     if carrier == "tensors":
         jobs.append(_rope_file(r))

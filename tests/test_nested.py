@@ -1,0 +1,165 @@
+"""Language models within others, as of those that see: found, extended and validated where config.json has them; all around them stays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CONTEXT, VOCAB, tokenizer_files
+
+from yarn_convert import Recipe, YarnConvertError, convert, validate
+from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.config import nest_of
+from yarn_convert.checkpoint.source import resolve
+from yarn_convert.compute.reference import Reference
+from yarn_convert.conversion.repair import plan_repair
+from yarn_convert.formats.json_text import edit_within
+from yarn_convert.options import RepairOptions
+from yarn_convert.readers.judge import judge_configs
+from yarn_convert.rope import effect
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="5.0")
+
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-6, "initializer_range": 0.2,
+}  # fmt: skip
+SEES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+QWEN_SEES = {"hidden_size": 32, "intermediate_size": 32, "depth": 2, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4}
+LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+
+
+def rope(theta: float, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **more}}
+
+
+# model_type -> (what its text_config has besides TEXT, its vision_config)
+MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "aria": ({}, SEES),
+    "gemma3": ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "query_pre_attn_scalar": 16}, SEES),
+    "llava": ({"model_type": "llama"}, {**SEES, "model_type": "clip_vision_model"}),
+    "mistral3": ({"model_type": "mistral", "sliding_window": None}, SEES),
+    "paddleocr_vl": (rope(5e5, mrope_section=[2, 3, 3]), SEES),
+    "qwen2_5_vl": (rope(1e6, mrope_section=[2, 3, 3]), {**QWEN_SEES, "fullatt_block_indexes": [1]}),
+    "qwen3_5": (
+        rope(1e7, partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True)
+        | LINEAR
+        | {"layer_types": ["linear_attention", "full_attention"]},
+        QWEN_SEES,
+    ),
+    "qwen3_vl": (rope(5e5, mrope_section=[3, 3, 2], mrope_interleaved=True), {**QWEN_SEES, "deepstack_visual_indexes": [0]}),
+}
+S = 4
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random model of each type, as transformers saves it, and its extension beside it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as CLASSES
+
+    root, found = tmp_path_factory.mktemp("nested"), {}
+    transformers.logging.disable_progress_bar()
+    for name, (text, sees) in MODELS.items():
+        config = transformers.AutoConfig.for_model(name, text_config={**TEXT, **text}, vision_config=dict(sees))
+        torch.manual_seed(0)
+        CLASSES[type(config)]._from_config(config).save_pretrained(root / name)
+        for file, content in tokenizer_files().items():
+            (root / name / file).write_bytes(content)
+        found[name] = root / name
+        convert(str(root / name), Recipe(scale=S), output=root / f"{name}-x")
+    return found
+
+
+def extended(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-x")
+
+
+def logits(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """What transformers computes from a folder as it stands."""
+    kind = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
+    with torch.no_grad():
+        return kind.from_pretrained(folder).eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
+
+
+def nmse(a: np.ndarray, b: np.ndarray) -> float:
+    return float(((a - b) ** 2).sum() / ((b - b.mean(-1, keepdims=True)) ** 2).sum())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_computes_what_is_meant_past_the_window(name: str, models: dict[str, Path]) -> None:
+    """Its own reading of the folder against its own layers under the paper's table; and not what it computed before."""
+    ids = np.random.default_rng(0).integers(3, VOCAB, 3 * CONTEXT)
+    base, out = (open_checkpoint(resolve(str(p))) for p in (models[name], extended(models[name])))
+    assert (out.rope.method, out.context, out.nest) == ("yarn", S * CONTEXT, ("text_config",))
+    theirs, meant = logits(extended(models[name]), ids), Reference(base, "cpu").logits(effect(out.rope), ids, [(0, len(ids))])
+    assert nmse(theirs, meant) < 1e-9
+    assert nmse(logits(models[name], ids), meant) > 1e-6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_around_the_language_model_stays_byte_for_byte(name: str, models: dict[str, Path]) -> None:
+    old, new = ((p / "config.json").read_text() for p in (models[name], extended(models[name])))
+    inner = [json.dumps(json.loads(t)["text_config"], indent=2, ensure_ascii=False).replace("\n", "\n  ") for t in (old, new)]
+    outside = [t.partition('"text_config"')[0] for t in (old, new)], [t.partition('"vision_config"')[2] for t in (old, new)]
+    assert all(a == b and a for a, b in outside)
+    assert inner[0] != inner[1]
+    for path in models[name].iterdir():
+        if path.name not in ("config.json", "tokenizer_config.json"):
+            assert (extended(models[name]) / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_it_is_validated(name: str, models: dict[str, Path]) -> None:
+    result = validate(str(extended(models[name])), base=str(models[name]), runtimes=("transformers",), tokens=2 * CONTEXT).to_dict()
+    assert result["verdict"] == "passed", result["reasons"]
+
+
+def test_readers_that_were_not_run_on_such_models_are_claimed_by_nobody(models: dict[str, Path]) -> None:
+    out = open_checkpoint(resolve(str(extended(models["llava"]))))
+    verdicts = judge_configs(out.written, out.rope, out.context, out.beside(out.rope))
+    assert {name for name, v in verdicts.items() if v.kind != "unknown"} == {"transformers-5"}
+    assert verdicts["transformers-5"].exact
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_a_gguf_of_it_is_refused(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(YarnConvertError, match="have no names here"):
+        convert(str(models[name]), Recipe(scale=S), out="gguf", output=tmp_path / "out.gguf")
+
+
+def test_a_lost_scaling_is_repaired_where_it_stands(models: dict[str, Path], tmp_path: Path) -> None:
+    plan = plan_repair(str(models["qwen3_vl"]), RepairOptions(recipe=Recipe(scale=S), output=tmp_path / "out"))
+    plan.run()
+    assert (tmp_path / "out" / "config.json").read_text() == (extended(models["qwen3_vl"]) / "config.json").read_text()
+
+
+def test_where_a_language_model_stands() -> None:
+    inner = {"model_type": "llama"}
+    assert nest_of({"model_type": "llama"}) == ()
+    assert nest_of({"model_type": "x", "text_config": inner}) == ("text_config",)
+    assert nest_of({"model_type": "x", "thinker_config": {"text_config": inner}}) == ("thinker_config", "text_config")
+    assert nest_of({"model_type": "x", "text_config": None, "llm_config": inner}) == ("llm_config",)
+
+
+def test_an_object_within_is_edited_and_nothing_else() -> None:
+    text = '{"a": 1,\n "b": {"c": {\n  "d": 1.50,\n  "e": [ 1 ]\n }, "x": 2e0}}'
+    assert edit_within(text, ("b", "c"), {"d": 2}) == text.replace("1.50", "2")
+    assert edit_within(text, (), {"a": 3}) == text.replace("1,", "3,")
+    with pytest.raises(ValueError, match="no 'c'"):
+        edit_within(text, ("c",), {})
+
+
+def test_another_model_around_it_is_not_the_bases(models: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(extended(models["llava"]), out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"vision_feature_layer": -1}))
+    result = validate(str(out), base=str(models["llava"]), runtimes=("transformers",), tokens=2 * CONTEXT).to_dict()
+    assert result["verdict"] == "failed"
+    assert "what stands around its language model is not the base's" in " ".join(result["reasons"])
