@@ -22,7 +22,7 @@ ORDER = [
     "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf",
     "targets.safetensors", "targets.in_place", "conversion.extension", "conversion.intention", "conversion.run", "conversion.describe",
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
-    "compute.record", "compute.tokens", "compute.weights", "compute.reference", "compute.values", "compute.scorer", "compute.growing",
+    "compute.record", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.values", "compute.scorer", "compute.growing",
     "compute", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding",
     "validation.study", "validation.verdict", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
     "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.documents", "evaluation.journal",

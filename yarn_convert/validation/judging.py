@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compute.reference import Spans
+from ..compute.rotary import Spans
 from ..errors import YarnConvertError
 from ..rope import MSCALES, Effect, Param, Rope, effect, geometric
 

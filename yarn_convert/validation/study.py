@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from .. import runtimes
 from ..checkpoint import Checkpoint
 from ..compute.record import SayStage
-from ..compute.reference import FractionDone, Reference, Spans
+from ..compute.reference import FractionDone, Reference
+from ..compute.rotary import Spans
 from ..conversion.intention import Intention
 from ..errors import YarnConvertError
 from ..readers.judge import Verdict
