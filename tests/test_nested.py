@@ -39,11 +39,16 @@ def rope(theta: float, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **more}}
 
 
+MINISTRAL = rope(1e6, type="yarn", factor=4.0, original_max_position_embeddings=16, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0,
+                 llama_4_scaling_beta=0.1)  # fmt: skip
+MINISTRAL["rope_parameters"]["rope_type"] = "yarn"
+
 # model_type -> (what its text_config has besides TEXT, its vision_config)
 MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "aria": ({}, SEES),
     "gemma3": ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "query_pre_attn_scalar": 16}, SEES),
     "llava": ({"model_type": "llama"}, {**SEES, "model_type": "clip_vision_model"}),
+    "mistral3-ministral3": ({"model_type": "ministral3", **MINISTRAL}, SEES),
     "mistral3": ({"model_type": "mistral", "sliding_window": None}, SEES),
     "paddleocr_vl": (rope(5e5, mrope_section=[2, 3, 3]), SEES),
     "qwen2_5_vl": (rope(1e6, mrope_section=[2, 3, 3]), {**QWEN_SEES, "fullatt_block_indexes": [1]}),
@@ -66,13 +71,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root, found = tmp_path_factory.mktemp("nested"), {}
     transformers.logging.disable_progress_bar()
     for name, (text, sees) in MODELS.items():
-        config = transformers.AutoConfig.for_model(name, text_config={**TEXT, **text}, vision_config=dict(sees))
+        config = transformers.AutoConfig.for_model(name.partition("-")[0], text_config={**TEXT, **text}, vision_config=dict(sees))
         torch.manual_seed(0)
         CLASSES[type(config)]._from_config(config).save_pretrained(root / name)
         for file, content in tokenizer_files().items():
             (root / name / file).write_bytes(content)
         found[name] = root / name
-        convert(str(root / name), Recipe(scale=S), output=root / f"{name}-x")
+        convert(str(root / name), Recipe(context=S * CONTEXT), output=root / f"{name}-x")
     return found
 
 
@@ -137,6 +142,24 @@ def test_a_lost_scaling_is_repaired_where_it_stands(models: dict[str, Path], tmp
     plan = plan_repair(str(models["qwen3_vl"]), RepairOptions(recipe=Recipe(scale=S), output=tmp_path / "out"))
     plan.run()
     assert (tmp_path / "out" / "config.json").read_text() == (extended(models["qwen3_vl"]) / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"model_type": "olmo3", "sliding_window": 16, "num_hidden_layers": 4, "head_dim": None}, {"model_type": "ministral3", **MINISTRAL}],
+    ids=str,
+)
+def test_so_it_is_for_new_models_that_stand_alone(more: dict[str, Any], tmp_path: Path) -> None:
+    """Layers with a RoPE each, of which one is extended; and a temperature of the position, which stays."""
+    config = transformers.AutoConfig.for_model(**{k: v for k, v in {**TEXT, "pad_token_id": 0, **more}.items() if v is not None})
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    convert(str(tmp_path / "m"), Recipe(context=4 * CONTEXT), output=tmp_path / "m-x")
+    ids = np.random.default_rng(0).integers(3, VOCAB, 3 * CONTEXT)
+    base, out = (open_checkpoint(resolve(str(tmp_path / name))) for name in ("m", "m-x"))
+    meant = Reference(base, "cpu").logits(effect(out.rope), ids, [(0, len(ids))])
+    assert nmse(logits(tmp_path / "m-x", ids), meant) < 1e-9
+    assert nmse(logits(tmp_path / "m", ids), meant) > 1e-6
 
 
 def test_where_a_language_model_stands() -> None:

@@ -33,7 +33,7 @@ def written():
     from yarn_convert.targets.plan import carry_hf, edited
 
     found = {}
-    for model_type in (name for name, row in MODEL_TYPES.items() if not row.inner):
+    for model_type in (name for name, row in MODEL_TYPES.items() if not row.since):
         config = described(model_type) if model_type in TINY else described("qwen3") | {"architectures": ["AnyForCausalLM"]}
         names = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
         config |= {"architectures": [names[model_type]]} if model_type in names else {}

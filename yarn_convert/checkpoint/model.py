@@ -195,7 +195,13 @@ class Checkpoint:
         """The RoPE of the layers that a recipe does not extend; None where all have one."""
         if not self.family.layer_type:
             return None
-        return Table(geometric(float(self.hparams["rope_local_base_freq"]), self.rope.rotary_dim), 1.0)
+        return Table(geometric(self.other_theta, self.rope.rotary_dim), 1.0)
+
+    @property
+    def other_theta(self) -> float:
+        """The θ of the layers that a recipe does not extend, where there are such."""
+        _, (key, usual) = self.family.hf.layers.values()
+        return float(next(x for x in (self.hparams.get(key), self.config.get(key), usual) if x is not None))
 
     def kv_bytes(self, context: int, element: int = 2) -> int:
         """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16). With multi-head latent

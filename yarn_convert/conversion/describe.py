@@ -166,7 +166,7 @@ def other_layers(c: Checkpoint) -> str:
         theta = f"theta {own.inv_freq[1] ** -pairs:g}, D {2 * pairs}" if pairs > 1 else f"D {2 * pairs}"
         return f"those within {f'a window of {within:,} tokens' if within else 'their window'} keep {theta}"
     window = f"a window of {c.window:,} tokens" if c.window else "their window"
-    return f"those within {window} keep theta {c.hparams['rope_local_base_freq']:g}" if c.other_layers else ""
+    return f"those within {window} keep theta {c.other_theta:g}" if c.other_layers else ""
 
 
 def positions(c: Checkpoint) -> str:

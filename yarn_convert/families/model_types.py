@@ -48,7 +48,7 @@ class ModelType:
     turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
     windowed: bool = False  # it has a sliding window in every layer, which its GGUF architecture lacks
     without: str = ""  # a key that, when true, means that there is no RoPE
-    inner: bool = False  # there is none but as a part of another model
+    since: str = ""  # the oldest transformers that it was run in, where that is not the oldest of all
     run_as: str = ""  # the model_type whose code in transformers computes what its GGUF does, where it has none of its own
 
     @property
@@ -89,14 +89,20 @@ class ModelType:
         return given if given and every else None
 
 
+NEW = "5.23.0"
 MROPE = {name: name for name in ("default", "linear", "dynamic", "yarn", "llama3", "longrope")} | {"mrope": "default"}
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
+    "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+OLMO3_LAYERS = {"full_attention": ("rope_theta", 500000.0), "sliding_attention": ("rope_theta", 500000.0)}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
     ModelType("afmoe", 16384, head_dim=128, turning=hf_afmoe),
     ModelType("apertus", 65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
     ModelType("arcee", 4096),
-    ModelType("aria_text", 2048, inner=True),
+    ModelType("aria_text", 2048, since=NEW),
     ModelType("bitnet", 2048, 500000.0),
     ModelType("cwm", 131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
     ModelType("diffllama", 2048),
@@ -112,7 +118,7 @@ OTHER_TYPES = (
     ModelType("gemma", 8192, head_dim=256),
     ModelType("glm", 131072, head_dim=128, partial=0.5),
     ModelType("glm4_moe", 131072, partial=0.5),
-    ModelType("glm4v_moe_text", 65536, partial=0.5, inner=True),
+    ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
     ModelType("granitemoeshared", 2048),
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hy_v3", 131072, 11158840.0, head_dim=128),
@@ -124,20 +130,22 @@ OTHER_TYPES = (
     ModelType("llama4_text", 131072, 500000.0, head_dim=128, turning=hf_llama4),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),
+    ModelType("ministral3", 262144, head_dim=128, rope=MINISTRAL3_ROPE, since=NEW),
     ModelType("nanochat", 2048),
     ModelType("nemotron", 4096, partial=0.5),
     ModelType("olmo", 2048),
+    ModelType("olmo3", 2048, 500000.0, layers=OLMO3_LAYERS, since=NEW),
     ModelType("olmoe", 4096),
-    ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, inner=True),
+    ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
     ModelType("persimmon", 16384, partial=0.5),
     ModelType("phi", 2048, partial=0.5),
-    ModelType("qwen2_5_vl_text", 32768, 1e6, types=MROPE, inner=True),
-    ModelType("qwen2_vl_text", 32768, 1e6, types=MROPE, inner=True),
-    ModelType("qwen3_5_moe_text", 32768, head_dim=256, partial=0.25, inner=True),
-    ModelType("qwen3_5_text", 32768, head_dim=256, partial=0.25, inner=True),
+    ModelType("qwen2_5_vl_text", 32768, 1e6, types=MROPE, since=NEW),
+    ModelType("qwen2_vl_text", 32768, 1e6, types=MROPE, since=NEW),
+    ModelType("qwen3_5_moe_text", 32768, head_dim=256, partial=0.25, since=NEW),
+    ModelType("qwen3_5_text", 32768, head_dim=256, partial=0.25, since=NEW),
     ModelType("qwen3_next", 32768, head_dim=256, partial=0.25),
-    ModelType("qwen3_vl_moe_text", 128000, 500000.0, inner=True),
-    ModelType("qwen3_vl_text", 128000, 500000.0, head_dim=128, inner=True),
+    ModelType("qwen3_vl_moe_text", 128000, 500000.0, since=NEW),
+    ModelType("qwen3_vl_text", 128000, 500000.0, head_dim=128, since=NEW),
     ModelType("seed_oss", 524288, head_dim=128),
     ModelType("solar_open", 131072, 1e6, head_dim=128, partial=1.0),
     ModelType("vaultgemma", 8192, head_dim=256),

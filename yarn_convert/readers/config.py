@@ -53,7 +53,7 @@ def oldest(reader: str, config: Config) -> str:
     """The oldest version of `reader` that was run on such a config.json of yarn-convert's and takes it as `read_config` says."""
     rope = seen(reader, config)
     newer = rope.row.yarn_by_layer if by_layer(rope) and rope.method == "yarn" else ""
-    return rope.row.version if nested(config) else newer or rope.row.oldest or rope.row.version
+    return rope.row.version if nested(config) else newer or rope.facts.since or rope.row.oldest or rope.row.version
 
 
 def ignored_by(rope: Seen, multiplier: float) -> tuple[str, ...]:

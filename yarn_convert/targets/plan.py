@@ -119,7 +119,7 @@ def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping
         # Its config class has one of its own, which hides the one in the RoPE object.
         spelled["original_max_position_embeddings"] = spelled["rope_parameters"]["original_max_position_embeddings"]
     if layer_type:
-        others = {"rope_type": "default", "rope_theta": float(c.hparams["rope_local_base_freq"])}
+        others = {"rope_type": "default", "rope_theta": c.other_theta}
         spelled["rope_parameters"] = {"sliding_attention": others, layer_type: spelled["rope_parameters"]}
     return spelled
 
