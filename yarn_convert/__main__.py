@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     try:
-        from .cli.app import main as run
+        from .cli import main as run
 
         run()
     except KeyboardInterrupt:
