@@ -38,7 +38,7 @@ test-fast: $(VENV)/dev.stamp
 
 # MLX, vLLM (3.4 GB) and OpenVINO, each in an environment of its own: too heavy for every run.
 test-runtimes: $(VENV)/dev.stamp
-	$(BIN)/yarn-convert runtimes add mlx openvino vllm
+	$(BIN)/yarn-convert runtimes add mlx-lm openvino vllm
 	$(BIN)/python -m pytest -rs tests/test_all_runtimes.py
 
 check: $(VENV)/dev.stamp

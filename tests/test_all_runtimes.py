@@ -12,7 +12,7 @@ from yarn_convert.runtimes.environments import python_of
 from yarn_convert.validation import check
 
 pytestmark = pytest.mark.usefixtures("real_workers")
-HEAVY = ("mlx", "openvino", "vllm")
+HEAVY = ("mlx-lm", "openvino", "vllm")
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def test_a_half_made_or_outdated_one_is_not_taken(rows: dict[str, Runtime], tmp_
 def test_an_unknown_name_is_one_line() -> None:
     with pytest.raises(UsageError, match="unknown runtime 'tensorflow'") as raised:
         environments.python_of("tensorflow")
-    assert "mlx" in raised.value.hint
+    assert "mlx-lm" in raised.value.hint
 
 
 def test_add_builds_one_and_says_how_it_goes(rows: dict[str, Runtime], tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_a_folder_of_something_else_is_kept(rows: dict[str, Runtime], tmp_path: 
 def test_mlx_gets_openblas_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "openblas", lambda: "libopenblas.so.0")
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    assert environments.environment_of("mlx")["LD_PRELOAD"] == "libopenblas.so.0"
+    assert environments.environment_of("mlx-lm")["LD_PRELOAD"] == "libopenblas.so.0"
     assert "LD_PRELOAD" not in environments.environment_of("vllm")
     with monkeypatch.context() as patch:
         patch.setenv("LD_PRELOAD", "libother.so")
-        assert environments.environment_of("mlx")["LD_PRELOAD"] == "libopenblas.so.0:libother.so"
+        assert environments.environment_of("mlx-lm")["LD_PRELOAD"] == "libopenblas.so.0:libother.so"
     monkeypatch.setattr(environments, "openblas", lambda: None)
-    assert "LD_PRELOAD" not in environments.environment_of("mlx")
+    assert "LD_PRELOAD" not in environments.environment_of("mlx-lm")
     monkeypatch.undo()
     monkeypatch.setattr(sys, "platform", "darwin")
     assert environments.openblas() is None

@@ -186,7 +186,7 @@ def test_plots_take_the_colour_of_the_text(plain: str) -> None:
 
 def test_a_runtime_that_failed_before_it_computed_anything() -> None:
     r = result()
-    failed = {"runtime": "mlx", "predicted": "", "verdict": "failed", "windows": [], "layer": "runtime", "why": "killed by signal 9"}
+    failed = {"runtime": "mlx-lm", "predicted": "", "verdict": "failed", "windows": [], "layer": "runtime", "why": "killed by signal 9"}
     failed |= {"tolerance": r["studies"][0]["tolerance"], "blind_to": []}
     r["studies"][0]["runtimes"].append(failed)
     p = page(r)

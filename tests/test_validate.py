@@ -312,12 +312,12 @@ def test_a_runtime_that_cannot_run_at_all_is_no_verdict_on_the_model(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, really = extended(make_model(), tmp_path / "out"), runtimes.run
-    monkeypatch.setattr("yarn_convert.validation.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
+    monkeypatch.setattr("yarn_convert.validation.run.chosen_runtimes", lambda *_: (["transformers", "mlx-lm"], []))
 
     def failing(name: str, model: Path, *rest: Any) -> runtimes.Run:
-        """mlx fails on what `on` says of a model's name; transformers runs."""
-        if name == "mlx" and on(model.name):
-            failed = runtimes.Failed("mlx could not run it: no BLAS")
+        """mlx-lm fails on what `on` says of a model's name; transformers runs."""
+        if name == "mlx-lm" and on(model.name):
+            failed = runtimes.Failed("mlx-lm could not run it: no BLAS")
             failed.killed = killed
             raise failed
         return really("transformers", model, *rest)
@@ -326,9 +326,9 @@ def test_a_runtime_that_cannot_run_at_all_is_no_verdict_on_the_model(
     on, killed = lambda name: True, False
     result = run(out, real=False)
     assert (result["verdict"], result["studies"][0]["runtimes"][1]["verdict"]) == ("passed", "not run")
-    assert result["reasons"] == ["mlx could not be run here, which says nothing of the model: mlx could not run it: no BLAS"]
-    assert run(out, real=False, runtimes=("mlx",))["verdict"] == "inconclusive", "it was asked for"
-    assert "mlx" in html_report(result, "") and any("not run" in line for line in lines(validated(result)))
+    assert result["reasons"] == ["mlx-lm could not be run here, which says nothing of the model: mlx-lm could not run it: no BLAS"]
+    assert run(out, real=False, runtimes=("mlx-lm",))["verdict"] == "inconclusive", "it was asked for"
+    assert "mlx-lm" in html_report(result, "") and any("not run" in line for line in lines(validated(result)))
     on = lambda name: name != "plain"  # noqa: E731
     assert run(out, real=False)["verdict"] == "failed", "what runs a plain model and not this one has a say"
     killed = True
@@ -710,20 +710,20 @@ def test_a_runtime_that_is_known_not_to_follow_is_excused_only_for_that(
 
     def computing(t: Any, spoil: float = 0.0) -> Any:
         def fake(name: str, model: Path, ids: Any, spans: Any, *rest: Any) -> Run:
-            logits = Reference(opened(model)).logits(own if name == "mlx" else t, ids, spans)
-            return Run(logits + spoil * (name == "mlx") * np.arange(logits.shape[1], dtype=np.float32), {"seconds": 1.0, "version": "1"})
+            logits = Reference(opened(model)).logits(own if name == "mlx-lm" else t, ids, spans)
+            return Run(logits + spoil * (name == "mlx-lm") * np.arange(logits.shape[1], dtype=np.float32), {"seconds": 1.0, "version": "1"})
 
         return fake
 
-    monkeypatch.setattr("yarn_convert.validation.run.chosen_runtimes", lambda *_: (["transformers", "mlx"], []))
+    monkeypatch.setattr("yarn_convert.validation.run.chosen_runtimes", lambda *_: (["transformers", "mlx-lm"], []))
     monkeypatch.setattr(study.runtimes, "run", computing(table(c.rope)))
     followed = run(out, twin=False)
     assert (followed["verdict"], followed["studies"][0]["runtimes"][1]["verdict"]) == ("passed", "failed")
-    assert "mlx does not follow, as is known" in followed["reasons"][0]
-    assert run(out, twin=False, runtimes=("mlx",))["verdict"] == "failed", "unless it was asked for"
+    assert "mlx-lm does not follow, as is known" in followed["reasons"][0]
+    assert run(out, twin=False, runtimes=("mlx-lm",))["verdict"] == "failed", "unless it was asked for"
     monkeypatch.setattr(study.runtimes, "run", computing(table(c.rope), spoil=1.0))
     assert run(out, twin=False)["verdict"] == "failed"
-    assert RUNTIMES["mlx"].reader == "mlx-lm"
+    assert RUNTIMES["mlx-lm"].reader == "mlx-lm"
 
 
 def test_a_tokenizer_that_truncates_does_not_cut_the_text(make_model: MakeModel, tmp_path: Path) -> None:

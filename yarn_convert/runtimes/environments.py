@@ -50,7 +50,7 @@ def environment_of(name: str) -> dict[str, str]:
     """
     row = runtime_of(name)
     env = dict(row.env)
-    if row.name == "mlx" and (library := openblas()):
+    if row.name == "mlx-lm" and (library := openblas()):
         before = os.environ.get("LD_PRELOAD")
         env["LD_PRELOAD"] = f"{library}:{before}" if before else library
     return env

@@ -76,7 +76,7 @@ _ROWS = (
         modes={"fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16")},
     ),
     Runtime(
-        "mlx", "safetensors", "mlx_worker.py", "mlx_lm", "mlx-lm",
+        "mlx-lm", "safetensors", "mlx_worker.py", "mlx_lm", "mlx-lm",
         install=("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "transformers==5.23.0"),
         reader="mlx-lm",
         cost=3.0,
