@@ -22,7 +22,6 @@ ALLOWED = {
     "dialects.config_json.HF_WRITERS",  # functions of the dialects, by the method in whose words they write; the row says which that is
     "dialects.gguf.GGUF_WRITERS",
     "families.neox.PHI3_TYPES",  # transformers' words, as its Phi-3 takes them
-    "families.model_types.MROPE",  # and its models that see
 }
 OTHERS = "readers."  # what other programs make of transformers' words, by their sources; a plan compares it with the methods' own tables
 

@@ -110,10 +110,11 @@ def test_a_device_without_memory_is_no_verdict(make_model: MakeModel, tmp_path: 
 
 
 def test_where_a_runtime_ran_is_said() -> None:
-    from yarn_convert.validation.result import RanRuntime, ToleranceResult
+    from yarn_convert.validation.judging import Tolerance
+    from yarn_convert.validation.result import RanRuntime
     from yarn_convert.validation.text import label
 
-    said: dict[str, Any] = {"predicted": "", "as_predicted": False, "tolerance": ToleranceResult(1e-6, 1e-6, ""), "verdict": "passed"}
+    said: dict[str, Any] = {"predicted": "", "as_predicted": False, "tolerance": Tolerance(1e-6, 1e-6, ""), "verdict": "passed"}
     said |= {"layer": "", "why": "", "blind_to": ()}
     assert label(RanRuntime(runtime="llama.cpp:fa", version="1", device="cuda", **said)) == "llama.cpp:fa 1 on cuda"
     assert label(RanRuntime(runtime="llama.cpp", version="1", device="cpu", **said)) == "llama.cpp 1"

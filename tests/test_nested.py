@@ -20,8 +20,9 @@ from yarn_convert.compute.reference import Reference
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.formats.json_text import edit_within
 from yarn_convert.options import RepairOptions
+from yarn_convert.readers import Refuses, read_config
 from yarn_convert.readers.judge import judge_configs
-from yarn_convert.rope import effect
+from yarn_convert.rope import effect, geometric
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -186,3 +187,13 @@ def test_another_model_around_it_is_not_the_bases(models: dict[str, Path], tmp_p
     result = validate(str(out), base=str(models["llava"]), runtimes=("transformers",), tokens=2 * CONTEXT).to_dict()
     assert result["verdict"] == "failed"
     assert "what stands around its language model is not the base's" in " ".join(result["reasons"])
+
+
+def test_mrope_is_a_word_for_no_scaling_in_models_that_have_it() -> None:
+    spelled = {"type": "mrope", "rope_type": "mrope", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
+    theirs = transformers.AutoConfig.for_model("qwen2_5_vl_text", rope_parameters=dict(spelled), **TEXT).rope_parameters
+    assert theirs["rope_type"] == "default"
+    read = read_config("transformers-5", {"model_type": "qwen2_5_vl_text", "rope_parameters": spelled, **TEXT})
+    np.testing.assert_allclose(read.inv_freq, geometric(1e6, 16), rtol=1e-12)
+    with pytest.raises(Refuses, match="unknown rope type 'mrope'"):
+        read_config("transformers-5", {"model_type": "llama", "rope_parameters": spelled, **TEXT})

@@ -13,6 +13,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest
 from ..families import normalized
+from ..families.architectures import below
 from ..families.derived import ODD
 from ..readers.rows import OTHER_LENGTHS
 from ..targets.safetensors import unplaced_keys
@@ -73,7 +74,7 @@ def _both(c: Checkpoint, other: Mapping[str, Any]) -> tuple[dict[str, Any], dict
 def _keys(c: Checkpoint) -> dict[str, Any]:
     """A GGUF's own keys that no row names: what they are for is not known, and so they have to be the base's."""
     arch, known = c.family.gguf_arch, {*c.family.gguf_known, "context_length"}
-    keys = {"attention.causal": True} | {k.removeprefix(f"{arch}."): v for k, v in c.config.items() if k.startswith(f"{arch}.")}
+    keys = {"attention.causal": True} | below(arch, c.config)
     named = {c.family.gguf_key(k)[0].removeprefix(f"{arch}.") for k in c.family.hparams}
     return {k: v for k, v in keys.items() if k not in known and k not in named and not k.startswith(OTHER_PARTS)}
 
@@ -82,7 +83,8 @@ def _odd(c: Checkpoint, base: Checkpoint) -> str:
     """What a folder says that no GGUF of the family can, or the other way round; "" if nothing."""
     folder = base if c.gguf else c
     found = [k for k, usual in folder.family.fixed.items() if (v := folder.config.get(k)) is not None and v not in usual]
-    found += unplaced_keys(c) if c.gguf else [k for k, v in _undeclared(c).items() if v != UNSAID.get(k) and (v or k in UNSAID)]
+    declared = set() if c.gguf or c.family.hf.run_as else _declared(_configuration(c))
+    found += unplaced_keys(c) if c.gguf else [k for k, v in _undeclared(c, declared).items() if v != UNSAID.get(k) and (v or k in UNSAID)]
     return next(iter(found), "")
 
 
@@ -109,17 +111,28 @@ def _different(c: Checkpoint, mine: Mapping[str, Any], theirs: Mapping[str, Any]
 def _values(c: Checkpoint) -> dict[str, Any]:
     """What transformers reads from config.json that a forward pass depends on, with its defaults."""
     with_torch()  # for what it silences
+    config = _configuration(c)
+    known = _declared(config)
+    return {k: v for k, v in config.to_dict().items() if k in known} | _undeclared(c, known)
+
+
+def _configuration(c: Checkpoint) -> Any:
+    """transformers' configuration of the language model, wherever that stands."""
     config = config_of(c)
     for key in c.nest:
         config = getattr(config, key)
-    known = type(config)().to_dict().keys()
-    return {k: v for k, v in config.to_dict().items() if k in known} | _undeclared(c)
+    return config
 
 
-def _undeclared(c: Checkpoint) -> dict[str, Any]:
+def _declared(config: Any) -> Set[str]:
+    """The values that a configuration has by its class."""
+    found: Set[str] = type(config)().to_dict().keys()
+    return found
+
+
+def _undeclared(c: Checkpoint, declared: Set[str]) -> dict[str, Any]:
     """Values of config.json that runtimes read from any model, though not every configuration declares them: a window (vLLM,
     config/model.py), and whether a token sees those after it (transformers, masking_utils.py)."""
-    declared = () if c.family.hf.run_as else type(config_of(c))().to_dict()
     return {k: c.config.get(k, UNSAID.get(k)) for k in (*UNSAID, *WINDOW) if k not in declared}
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from msgspec import Struct
@@ -19,7 +19,7 @@ from ..dialects import ROPE_FREQS
 from ..errors import Disagreement, YarnConvertError
 from ..families import sections
 from ..families.derived import of_one_layer
-from ..formats.decoding import encoded, parse
+from ..formats.decoding import Result, parse
 from ..formats.files import exists, read_text
 from ..options import InspectOptions, taking
 from ..readers import HF_READERS, still
@@ -62,7 +62,7 @@ class TensorsOfType(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
+class Description(Result):
     """What is known of a model without computing anything.
 
     `commit` on the Hub, like `repo`; `packed`: the tool that packed its weights; `parameters`: None where they are packed; `types`: the
@@ -99,10 +99,6 @@ class Description:
     pairs: Mapping[str, int]
     kv_cache_bytes: Mapping[int, int]
     inconsistencies: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As --json prints it."""
-        return encoded(self)
 
 
 def opened(model: str, asked: InspectOptions) -> Checkpoint:

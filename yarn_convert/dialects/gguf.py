@@ -13,6 +13,7 @@ from .. import readers
 from ..errors import FormatError, Inexpressible, Unsupported
 from ..families import ARCHS, Arch, Family, architectures
 from ..families.aliases import scaled_by_its_makers
+from ..families.architectures import below
 from ..formats.gguf_file import Value, f32
 from ..rope import METHODS, MSCALES, RTOL, Array, Rope, Table, effect, geometric, table, temperature
 from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled_as, static_table, usable
@@ -67,7 +68,7 @@ def _check_windows(facts: Arch, meta: Mapping[str, Any], rotary_dim: int) -> Non
 
 
 def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Mapping[str, Array]) -> Rope:
-    facts, meta = ARCHS[arch], {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
+    facts, meta = ARCHS[arch], below(arch, keys)
     rope_keys = {k.removeprefix(f"{arch}.rope."): v for k, v in keys.items() if k.startswith(f"{arch}.rope.")}
     if unknown := sorted(set(rope_keys) - _known(facts)):
         raise Unsupported(f"unknown RoPE keys in the GGUF: {', '.join(unknown)}", "they may change RoPE")
@@ -260,7 +261,7 @@ def _gguf_keys(family: Family, context: int, theta: float, **scaling: Value) -> 
 def gguf_window_layers(keys: Mapping[str, Any], arch: str, rope: Rope) -> Table | None:
     """The RoPE that layers with a sliding window are to have in a GGUF with these keys, where `rope` is that of the others; None where
     they have none of their own. Only `Arch.other_layers` "shared" extends them alike."""
-    meta = {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
+    meta = below(arch, keys)
     if not readers.has_other_layers(arch, meta):
         return None
     theta, dim = readers.gguf_other_layers(arch, meta, readers.gguf_theta(arch, meta), rope.rotary_dim)

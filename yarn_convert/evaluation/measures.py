@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..checkpoint.manifest import RopeRecord
 from ..compute.record import Hardware
-from ..formats.decoding import encoded
+from ..formats.decoding import Result
 from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions, taking
 from .advice import measure_advice
 from .journal import ResultJournal
@@ -169,7 +169,7 @@ class Tried(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Perplexity:
+class Perplexity(Result):
     """By context window, one row a recipe and model; `tokens` and `stride` of sliding windows."""
 
     measure: Literal["perplexity"]
@@ -182,13 +182,9 @@ class Perplexity:
     versions: Mapping[str, str]
     hardware: Hardware
 
-    def to_dict(self) -> dict[str, Any]:
-        """As --json prints it."""
-        return encoded(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passkey:
+class Passkey(Result):
     """By length and depth, one row a recipe and model."""
 
     measure: Literal["passkey"]
@@ -201,13 +197,9 @@ class Passkey:
     versions: Mapping[str, str]
     hardware: Hardware
 
-    def to_dict(self) -> dict[str, Any]:
-        """As --json prints it."""
-        return encoded(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Temperature:
+class Temperature(Result):
     """By multiplier of cos and sin, one row a model."""
 
     measure: Literal["temperature"]
@@ -217,13 +209,9 @@ class Temperature:
     versions: Mapping[str, str]
     hardware: Hardware
 
-    def to_dict(self) -> dict[str, Any]:
-        """As --json prints it."""
-        return encoded(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advice:
+class Advice(Result):
     """The smallest `factor` that is flat to `context` tokens, None for none of those that were tried; `control`: the base's perplexity by
     segment, through its own window."""
 
@@ -240,10 +228,6 @@ class Advice:
     created: str
     versions: Mapping[str, str]
     hardware: Hardware
-
-    def to_dict(self) -> dict[str, Any]:
-        """As --json prints it."""
-        return encoded(self)
 
 
 Found = Perplexity | Passkey | Temperature | Advice

@@ -95,8 +95,7 @@ def for_config(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if model_type is None:
         raise Unsupported("config.json has no model_type", known())
-    if model_type in NO_ROPE:
-        raise Unsupported(f"{model_type} {REFUSED[model_type]}", ONLY_ROPE)
+    _check_refused(model_type, NO_ROPE)
     architectures = config.get("architectures")  # absent or null in some old checkpoints
     first = architectures[0] if architectures else None
     for family in FAMILIES:
@@ -112,8 +111,7 @@ def for_config(config: Mapping[str, Any]) -> Family:
 def for_nested(config: Mapping[str, Any]) -> Family:
     """A stand-in for a language model within another model, whose tensors have names of their own there. Unsupported as `for_config`."""
     model_type, first = str(config.get("model_type")), next(iter(config.get("architectures") or ()), "")
-    if model_type in REFUSED:
-        raise Unsupported(f"{model_type} {REFUSED[model_type]}", ONLY_ROPE)
+    _check_refused(model_type, REFUSED)
     row = next((f for f in FAMILIES if f.model_type == model_type), None)
     if row is None:
         return stand_in(model_type, first, "")
@@ -123,8 +121,7 @@ def for_nested(config: Mapping[str, Any]) -> Family:
 def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Family:
     """The row of a GGUF architecture, or a stand-in; Unsupported for one of `REFUSED`. Of rows that share it, and whose `constants` it
     has, the first with the most `marks`. A row describes layers that are all alike, and one position a token: else it is the stand-in."""
-    if arch in REFUSED:
-        raise Unsupported(f"{arch} {REFUSED[arch]}", ONLY_ROPE)
+    _check_refused(arch, REFUSED)
 
     def marked(mark: str) -> bool:
         name = mark.removeprefix("!")
@@ -141,6 +138,12 @@ def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Fam
 
     rows = [f for f in FAMILIES if f.gguf_arch == arch and all(map(marked, f.marks)) and not contradicted(f)]
     return max(rows, key=lambda f: len(f.marks), default=stand_in("", "", arch))
+
+
+def _check_refused(name: str, names: Container[str]) -> None:
+    """Raise Unsupported, with the reason, for one of these `names`, which are some of `REFUSED`."""
+    if name in names:
+        raise Unsupported(f"{name} {REFUSED[name]}", ONLY_ROPE)
 
 
 def sections(arch: str, keys: Mapping[str, Any]) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .layers import (
     Layer,
@@ -68,6 +68,11 @@ class Arch:
         meta = {k.removeprefix(f"{self.name}."): v for k, v in keys.items()}
         blocks, more = (whole_number(meta.get(key, usual), key) for key, usual in (("block_count", None), ("nextn_predict_layers", 0)))
         return farthest(self.turning(meta, max(blocks - more, 0)))
+
+
+def below(arch: str, keys: Values) -> dict[str, Any]:
+    """Those of a GGUF's keys that are this architecture's, without its name."""
+    return {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
 
 
 LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)

@@ -121,14 +121,13 @@ def _slides(m: Values, n: int, dense_first: bool = False) -> list[bool]:
     return slides(m.get("attention.sliding_window_pattern", 4), n, dense_first)
 
 
-def _window(m: Values) -> int:
-    return whole_number(m.get("attention.sliding_window", 0), "attention.sliding_window")
+def _window(m: Values, usual: int = 0) -> int:
+    return whole_number(m.get("attention.sliding_window", usual), "attention.sliding_window")
 
 
 def gguf_within(m: Values, n: int, usual: int = 0) -> list[Layer]:
     """cohere2.cpp, exaone-moe.cpp: `if (is_swa)`."""
-    window = whole_number(m.get("attention.sliding_window", usual), "attention.sliding_window")
-    return [Layer(slides, window) for slides in _slides(m, n)]
+    return [Layer(slides, _window(m, usual)) for slides in _slides(m, n)]
 
 
 def gguf_exaone4(m: Values, n: int) -> list[Layer]:

@@ -42,6 +42,7 @@ class ModelType:
     original: int | None = None  # original_max_position_embeddings of config.json, which hides the dict's
     rope: Mapping[str, Any] = field(default_factory=dict)  # the rope dict it has when none is given
     types: Mapping[str, str] | None = None  # spelling -> method, where it takes others than its reader
+    more_types: Mapping[str, str] = field(default_factory=dict)  # and those that it takes besides its reader's
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # spelling -> keys that a dict must have
     # For rope dicts per layer type: the layers that a recipe extends come first, each with its theta's key in config.json, and the default
     layers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class ModelType:
 
 
 NEW = "5.23.0"
-MROPE = {name: name for name in ("default", "linear", "dynamic", "yarn", "llama3", "longrope")} | {"mrope": "default"}
+MROPE = {"mrope": "default"}
 MINISTRAL3_ROPE = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
     "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
@@ -139,8 +140,8 @@ OTHER_TYPES = (
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
     ModelType("persimmon", 16384, partial=0.5),
     ModelType("phi", 2048, partial=0.5),
-    ModelType("qwen2_5_vl_text", 32768, 1e6, types=MROPE, since=NEW),
-    ModelType("qwen2_vl_text", 32768, 1e6, types=MROPE, since=NEW),
+    ModelType("qwen2_5_vl_text", 32768, 1e6, more_types=MROPE, since=NEW),
+    ModelType("qwen2_vl_text", 32768, 1e6, more_types=MROPE, since=NEW),
     ModelType("qwen3_5_moe_text", 32768, head_dim=256, partial=0.25, since=NEW),
     ModelType("qwen3_5_text", 32768, head_dim=256, partial=0.25, since=NEW),
     ModelType("qwen3_next", 32768, head_dim=256, partial=0.25),

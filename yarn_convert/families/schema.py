@@ -133,9 +133,9 @@ class Family:
         Empty for a buffer that is dropped. Raises Unsupported if no template fits.
         """
         n = numbered(name)
-        if self.is_buffer(name):
-            return []
         if n.template not in self.tensors:
+            if BUFFER.search(name):
+                return []
             raise Unsupported(f"tensor {name!r} is not part of the family {self.model_type!r}", LEFTOVER)
         return [(template.format(i=n.layer), part, n.expert) for part, template in enumerate(self.parts(n.template))]
 

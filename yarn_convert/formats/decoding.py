@@ -100,3 +100,13 @@ def encoded(value: object) -> dict[str, Any]:
     """A dataclass or a Struct as JSON: tuples are lists, keys are texts, and what is UNSET is left out."""
     made: dict[str, Any] = json.loads(json.dumps(msgspec.to_builtins(value, str_keys=True)))
     return made
+
+
+class Result:
+    """What a function of the library returns: a frozen dataclass, and the same as JSON."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return encoded(self)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import FormatError, Unsupported
 from ..families import ARCHS, REFUSED, Arch, sections
+from ..families.architectures import below
 from ..rope import RTOL, Array, Table, geometric, temperature
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
@@ -90,7 +91,7 @@ def of_layers(arch: str, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_keys(arch: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of this architecture, without its name. Unsupported for ones that make of it another than `ARCHS` describes."""
-    facts, meta = ARCHS[arch], {k.removeprefix(f"{arch}."): v for k, v in keys.items() if k.startswith(f"{arch}.")}
+    facts, meta = ARCHS[arch], below(arch, keys)
     if facts.switch and not meta.get(facts.switch, True):
         raise Unsupported(f"{arch} with {facts.switch} false has no RoPE", "there is nothing to extend")
     heads = meta.get("attention.head_count")

@@ -165,7 +165,8 @@ def method_of(row: Reader, rope: Config, model_type: str, given: bool) -> str:
     where = row.spelled_in.get(spelled or "")
     if not spelled or (where and rope.get(where) != spelled):
         return "default"
-    types = MODEL_TYPES[model_type].types or row.types
+    facts = MODEL_TYPES[model_type]
+    types = {**(facts.types or row.types), **facts.more_types}
     if spelled not in types and not row.other_types:
         refuse(row, f"unknown rope type {spelled!r}")
     return types.get(spelled, row.other_types)

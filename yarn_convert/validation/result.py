@@ -15,7 +15,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..checkpoint.manifest import RopeRecord
 from ..compute.record import Hardware
-from ..formats.decoding import encoded
+from ..formats.decoding import Result
+from .judging import Tolerance
 
 Outcome = Literal["passed", "failed", "inconclusive"]
 PartOutcome = Literal["passed", "failed", "unchecked"]
@@ -98,16 +99,8 @@ class CheckedTokenizer(Struct, frozen=True):
     differences: tuple[str, ...]
 
 
-class ToleranceResult(Struct, frozen=True):
-    """See `judging.Tolerance`."""
-
-    nmse: float
-    kl: float
-    measured: str
-
-
 class WindowResult(Struct, frozen=True):
-    """See `judging.Window`; None for a number that is not finite."""
+    """See `judging.Deviation`; None for a number that is not finite."""
 
     start: int
     end: int
@@ -136,7 +129,7 @@ class RanRuntime(Struct, frozen=True, kw_only=True):
     runtime: str
     predicted: str
     as_predicted: bool
-    tolerance: ToleranceResult
+    tolerance: Tolerance
     version: str | UnsetType | None = UNSET
     seconds: float | UnsetType = UNSET
     device: str | UnsetType | None = UNSET
@@ -177,7 +170,7 @@ class Study(Struct, frozen=True, kw_only=True):
     kind: Literal["real", "excerpt", "twin"]
     tokens: int
     reference: Computed
-    tolerance: ToleranceResult
+    tolerance: Tolerance
     wrong_recipes: tuple[WrongRecipe, ...]
     runtimes: tuple[RanRuntime, ...]
     text_loss: float | None
@@ -197,7 +190,7 @@ class MissingRuntime(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Validated:
+class Validated(Result):
     """The three answers on a checkpoint, `recipe`, `weights` and `tokenizer`, what runtimes computed in the `studies`, and the `verdict`
     with its `reasons`. `dtype` is that of most weights; `warnings`: of where texts end; `missing`: runtimes that are not installed;
     `unrecorded`: why the result is not in the manifest, "" if it is, UNSET where it has no place."""
@@ -224,10 +217,6 @@ class Validated:
     @property
     def passed(self) -> bool:
         return self.verdict == "passed"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As --json prints it."""
-        return encoded(self)
 
 
 def validated(result: Mapping[str, Any]) -> Validated:
