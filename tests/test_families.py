@@ -100,9 +100,13 @@ for folder in folders:
 @pytest.fixture(scope="session")
 def oracles(converter: Path, models: dict[str, Path]) -> dict[str, Path]:
     """llama.cpp's GGUF of each model. All come from one process, which forks: its imports cost ten times a conversion."""
-    folders = [str(models[n]) for n in CARRIED]
-    forks.run([sys.executable, "-c", ORACLE, str(converter.parent), *folders])
-    return {n: models[n].with_name(models[n].name + ".gguf") for n in CARRIED}
+    return dict(zip(CARRIED, of_converter(converter, [models[n] for n in CARRIED]), strict=True))
+
+
+def of_converter(converter: Path, folders: list[Path]) -> list[Path]:
+    """What llama.cpp's converter makes of each folder, beside it."""
+    forks.run([sys.executable, "-c", ORACLE, str(converter.parent), *map(str, folders)])
+    return [folder.with_name(folder.name + ".gguf") for folder in folders]
 
 
 def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -58,6 +58,8 @@ CASES: Mapping[str, tuple[tuple[int, ...], Callable[[Array], list[Array]]]] = {
     "columns_in_turn": ((EXPERTS, HIDDEN, 2 * FF), lambda w: [w.swapaxes(1, 2)[:, k::2] for k in (0, 1)]),
     "in_turn": ((EXPERTS, 2 * FF), lambda w: [w[:, k::2] for k in (0, 1)]),
     "transposed": ((EXPERTS, FF, HIDDEN), lambda w: [w.swapaxes(1, 2)]),
+    "transposed_or_not": ((EXPERTS, FF, HIDDEN), lambda w: [w.swapaxes(1, 2)]),
+    "columns_apart": ((EXPERTS, HIDDEN, 2 * FF), lambda w: [w.swapaxes(1, 2)[:, :FF], w.swapaxes(1, 2)[:, FF:]]),
     "halves": ((EXPERTS, 2 * FF, HIDDEN), lambda w: [w[:, :FF], w[:, FF:]]),
     "latent": (
         (HEADS * (NOPE + VALUE), LATENT),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CONTEXT, VOCAB, tokenizer_files
+from safetensors.numpy import load_file, save_file
+from test_families import ONLY_OURS, fields_of, of_converter, tensors_of
 
 from yarn_convert import Recipe, YarnConvertError, convert, validate
 from yarn_convert.checkpoint import open_checkpoint
@@ -30,9 +33,12 @@ transformers = pytest.importorskip("transformers", minversion="5.0")
 TEXT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-6, "initializer_range": 0.2,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 SEES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 QWEN_SEES = {"hidden_size": 32, "intermediate_size": 32, "depth": 2, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4}
+MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+GEMMA_LAYERS = ["sliding_attention"] * 5 + ["full_attention"]
 LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
 
 
@@ -47,12 +53,13 @@ MINISTRAL["rope_parameters"]["rope_type"] = "yarn"
 # model_type -> (what its text_config has besides TEXT, its vision_config)
 MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "aria": ({}, SEES),
-    "gemma3": ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "query_pre_attn_scalar": 16}, SEES),
+    "gemma3": ({"num_hidden_layers": 6, "layer_types": GEMMA_LAYERS, "sliding_window": 16, "query_pre_attn_scalar": 16}, SEES),
     "llava": ({"model_type": "llama"}, {**SEES, "model_type": "clip_vision_model"}),
     "mistral3-ministral3": ({"model_type": "ministral3", **MINISTRAL}, SEES),
     "mistral3": ({"model_type": "mistral", "sliding_window": None}, SEES),
     "paddleocr_vl": (rope(5e5, mrope_section=[2, 3, 3]), SEES),
     "qwen2_5_vl": (rope(1e6, mrope_section=[2, 3, 3]), {**QWEN_SEES, "fullatt_block_indexes": [1]}),
+    "qwen2_vl": (rope(1e6, mrope_section=[2, 3, 3]), {"embed_dim": 32, "hidden_size": 64, "depth": 2, "num_heads": 2, "patch_size": 4}),
     "qwen3_5": (
         rope(1e7, partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True)
         | LINEAR
@@ -60,8 +67,38 @@ MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         QWEN_SEES,
     ),
     "qwen3_vl": (rope(5e5, mrope_section=[3, 3, 2], mrope_interleaved=True), {**QWEN_SEES, "deepstack_visual_indexes": [0]}),
+    "qwen3_vl_moe": (rope(5e5, mrope_section=[3, 3, 2], mrope_interleaved=True) | MOE, {**QWEN_SEES, "deepstack_visual_indexes": [0]}),
 }
 S = 4
+NAMED = [
+    name for name in MODELS if name in ("gemma3", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
+]  # with a row
+
+
+def spread(folder: Path) -> None:
+    """As Qwen2.5-VL is published: the language model's values at the top of config.json, and its tensors without a name of its own."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    theta = text.pop("rope_parameters")["rope_theta"]
+    flat = {
+        "rope_theta": theta,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        **{k: v for k, v in text.items() if k != "layer_types"},
+    }
+    (folder / "config.json").write_text(json.dumps(flat | config, indent=2))
+    tensors = load_file(folder / "model.safetensors")
+    plain = {re.sub(r"^model\.(visual)|^(model)\.language_model", r"\1\2", name): t for name, t in tensors.items()}
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def columns(folder: Path) -> None:
+    """As Qwen3-VL's experts are published: gate beside up, and all the other way round than transformers saves them."""
+    tensors = load_file(folder / "model.safetensors")
+    turned = {name: np.ascontiguousarray(t.swapaxes(1, 2)) if ".experts." in name else t for name, t in tensors.items()}
+    save_file(turned, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+PUBLISHED = {"qwen2_5_vl": spread, "qwen3_vl_moe": columns}
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +112,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         config = transformers.AutoConfig.for_model(name.partition("-")[0], text_config={**TEXT, **text}, vision_config=dict(sees))
         torch.manual_seed(0)
         CLASSES[type(config)]._from_config(config).save_pretrained(root / name)
+        if name in PUBLISHED:
+            PUBLISHED[name](root / name)
         for file, content in tokenizer_files().items():
             (root / name / file).write_bytes(content)
         found[name] = root / name
@@ -102,13 +141,13 @@ def test_transformers_computes_what_is_meant_past_the_window(name: str, models: 
     """Its own reading of the folder against its own layers under the paper's table; and not what it computed before."""
     ids = np.random.default_rng(0).integers(3, VOCAB, 3 * CONTEXT)
     base, out = (open_checkpoint(resolve(str(p))) for p in (models[name], extended(models[name])))
-    assert (out.rope.method, out.context, out.nest) == ("yarn", S * CONTEXT, ("text_config",))
+    assert (out.rope.method, out.context, out.nest) == ("yarn", S * CONTEXT, () if name == "qwen2_5_vl" else ("text_config",))
     theirs, meant = logits(extended(models[name]), ids), Reference(base, "cpu").logits(effect(out.rope), ids, [(0, len(ids))])
     assert nmse(theirs, meant) < 1e-9
     assert nmse(logits(models[name], ids), meant) > 1e-6
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "qwen2_5_vl"])
 def test_what_is_around_the_language_model_stays_byte_for_byte(name: str, models: dict[str, Path]) -> None:
     old, new = ((p / "config.json").read_text() for p in (models[name], extended(models[name])))
     inner = [json.dumps(json.loads(t)["text_config"], indent=2, ensure_ascii=False).replace("\n", "\n  ") for t in (old, new)]
@@ -133,10 +172,54 @@ def test_readers_that_were_not_run_on_such_models_are_claimed_by_nobody(models: 
     assert verdicts["transformers-5"].exact
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
-def test_a_gguf_of_it_is_refused(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_gguf_of_one_without_a_row_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(YarnConvertError, match="have no names here"):
-        convert(str(models[name]), Recipe(scale=S), out="gguf", output=tmp_path / "out.gguf")
+        convert(str(models["aria"]), Recipe(scale=S), out="gguf", output=tmp_path / "out.gguf")
+
+
+@pytest.fixture(scope="session")
+def oracles(converter: Path, models: dict[str, Path]) -> dict[str, Path]:
+    """llama.cpp's GGUF of each language model."""
+    return dict(zip(NAMED, of_converter(converter, [models[name] for name in NAMED]), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_gguf_holds_the_language_model_as_llama_cpps_converter_makes_it(
+    name: str, models: dict[str, Path], oracles: dict[str, Path], tmp_path: Path
+) -> None:
+    done = convert(str(models[name]), Recipe(method="none"), out="gguf", output=tmp_path / "a.gguf")
+    assert any("tensors are left out: those of the model around" in note for note in done.manifest.notes)
+    assert tensors_of(tmp_path / "a.gguf") == tensors_of(oracles[name])
+    ours, theirs = fields_of(tmp_path / "a.gguf"), fields_of(oracles[name])
+    assert {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} <= {k for k in ONLY_OURS if k not in theirs}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_llama_cpp_computes_from_it_what_is_meant_past_the_window(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    convert(str(models[name]), Recipe(scale=S), out="gguf", output=tmp_path / "a.gguf")
+    result = validate(str(tmp_path / "a.gguf"), base=str(models[name]), runtimes=("llama.cpp",)).to_dict()
+    assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_a_folder_of_such_a_gguf_stands_alone(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    """As the model that computes the same from a text: transformers has no class for the language model by itself."""
+    convert(str(models[name]), Recipe(method="none"), out="gguf", output=tmp_path / "a.gguf")
+    done = convert(str(tmp_path / "a.gguf"), Recipe(scale=S), out="safetensors", output=tmp_path / "out")
+    kin = name.replace("_vl", "").replace("2_5", "2")
+    assert any(f"it is written as {kin}, which computes what {name}_text does" in note for note in done.manifest.notes)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kin
+    result = validate(str(tmp_path / "out"), base=str(tmp_path / "a.gguf"), runtimes=("transformers",)).to_dict()
+    assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
+
+
+def test_experts_as_transformers_saves_them_are_the_same_gguf(models: dict[str, Path], tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    shutil.copytree(models["qwen3_vl_moe"], saved)
+    columns(saved)
+    for folder, out in ((models["qwen3_vl_moe"], "a.gguf"), (saved, "b.gguf")):
+        convert(str(folder), Recipe(method="none"), out="gguf", output=tmp_path / out)
+    assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "b.gguf")
 
 
 def test_a_lost_scaling_is_repaired_where_it_stands(models: dict[str, Path], tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def rows() -> str:
             (
                 f"`{f.model_type}`",
                 f"`{f.gguf_arch}`" + (" (`--gguf-arch`)" if f.gguf_arch != families.architectures(f)[0] else ""),
-                "no" if f.hf.run_as else "yes",
+                f"as `{f.hf.run_as}`" if f.hf.run_as else "yes",
                 carried(f),
                 rotated(f),
                 layers(f),

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ..families import MODEL_TYPES
 from ..formats.decoding import decoded
 from ..formats.tensors import load_json
 
@@ -108,15 +109,33 @@ def checked_config(config: dict[str, Any]) -> dict[str, Any]:
 NESTS = (("text_config",), ("llm_config",), ("language_config",), ("thinker_config", "text_config"))
 
 
+# A model that says of its language model at the top of config.json, beside what sees -> the language model's own model_type
+SPREAD: Mapping[Any, str] = {row.spread_in: name for name, row in MODEL_TYPES.items() if row.spread_in}
+AROUND = ("architectures", "vision_config")  # of the model around, that rows ask for
+
+
 def nest_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The one of `NESTS` where config.json describes a language model; () where it does so at its top, as most do."""
     return next((path for path in NESTS if within(config, path).get("model_type")), ())
 
 
-def language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What config.json says of the language model, wherever that stands; within another model, of which architecture that is."""
+def around(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What config.json says of the model that the language model is a part of, with an empty object where transformers has that; {} where
+    it stands alone."""
     nest = nest_of(config)
-    return {**within(config, nest), "architectures": config.get("architectures")} if nest else config
+    if nest:
+        return put(config, nest, {})
+    others = {k: v for k, v in config.items() if k in ("model_type", *AROUND)}
+    return put({**others, **dict.fromkeys(NESTS[0])}, NESTS[0], {}) if config.get("model_type") in SPREAD else {}
+
+
+def language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What config.json says of the language model, wherever that stands; and of a model around it the architecture and what sees."""
+    nest = nest_of(config)
+    if nest:
+        return {**within(config, nest), **{k: config[k] for k in AROUND if k in config}}
+    name = config.get("model_type")
+    return {**config, "model_type": SPREAD[name]} if name in SPREAD else config
 
 
 def put(config: Mapping[str, Any], path: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -38,9 +39,15 @@ SIZES = {  # name in families.schema.SHAPES -> standard config key
 }
 SAME_FORMAT = "extend it in the format that it has, with --outtype auto"
 PACKED_HINT = "start from the base, or a copy of it, in BF16; --out safetensors keeps packed weights as they are"
+WITHIN = re.compile(r"\b(language_model|thinker)\.(?=.)")  # of a tensor's name, in a model around the language model
 MORE_LAYERS, NEXT_TOKENS = "num_nextn_predict_layers", "layers that predict tokens further on"
 WINDOW = "attention.sliding_window"  # below a GGUF's architecture
 RECIPE = "yarn_convert.recipe"  # and in a GGUF: the canonical recipe as JSON, so that the file says what was meant
+
+
+def stem(name: str) -> str:
+    """The first two parts of a tensor's name, as "model.layers"."""
+    return ".".join(name.split(".", 2)[:2])
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,21 @@ class Checkpoint:
         }
 
     @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Every tensor of the language model -> its name where that stands alone, which the family knows; those of a model around it have
+        none. Of a name within another model one part goes (llama.cpp: conversion/base.py, filter_tensors)."""
+        if not self.around or not self.family.listed:
+            return {name: name for name in self.tensors}
+        own = {stem(name) for name in self.family.tensors}
+        plain = {name: WITHIN.sub("", name) for name in self.tensors}
+        return {name: known for name, known in plain.items() if known != name or stem(known) in own}
+
+    def hf_name(self, gguf_name: str) -> str:
+        """What a folder calls the tensor that has this name in a GGUF."""
+        known = self.family.to_hf(gguf_name)[0]
+        return next((name for name, n in self.names.items() if n == known), known) if self.around else known
+
+    @cached_property
     def unused(self) -> dict[str, str]:
         """Tensors that no runtime here runs and that a GGUF leaves out -> what they are: layers behind the last, which predict
         tokens further on."""
@@ -167,7 +189,7 @@ class Checkpoint:
             return {}
         more = self.config.get(MORE_LAYERS) or 0
         behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if more < 100 else ()
-        return {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
+        return {name: NEXT_TOKENS for name, known in self.names.items() if known.startswith(behind)} if behind else {}
 
     @cached_property
     def packing(self) -> Packing:
@@ -227,6 +249,14 @@ class Checkpoint:
             raise Unsupported("--gguf-arch is for a model in HF layout", "start from the folder that the GGUF was made of")
         return replace(self, family=families.as_architecture(self.family, arch))
 
+    def standing_alone(self) -> Checkpoint:
+        """A GGUF whose model is a part of others, or remote code, to transformers, as one of the family there that computes the same."""
+        if self.gguf is None or not self.family.hf.run_as:
+            return self
+        family = families.for_config({"model_type": self.family.hf.run_as})
+        hparams = {k: v for k, v in self.hparams.items() if k in family.hparams or k not in self.family.hparams}
+        return replace(self, family=family, hparams=hparams)
+
     def parts(self, gguf: bool) -> dict[str, Part]:
         """The tensors as those of a GGUF or of an HF folder, by their names there, in file order; buffers that no runtime
         reads are left out, and so is a GGUF's copy of a tied head. Raises Unsupported where the names of the other are not known."""
@@ -240,7 +270,8 @@ class Checkpoint:
 
     @cached_property
     def _used(self) -> Mapping[str, Tensor]:
-        return {name: t for name, t in self.tensors.items() if name not in self.unused} if self.unused else self.tensors
+        """What the family knows, by its names."""
+        return {known: self.tensors[name] for name, known in self.names.items() if name not in self.unused}
 
     @cached_property
     def _gguf_parts(self) -> dict[str, Part]:
@@ -258,5 +289,7 @@ class Checkpoint:
     def _hf_parts(self) -> dict[str, Part]:
         if self.gguf:
             return layout.hf_parts(self.family, self.tensors, self.sizes)
-        parts = layout.as_they_are(self.family, self._used, self.sizes, False)
-        return parts | {name: Part(self.tensors[name].shape, (self.tensors[name],)) for name in self.unused}
+        known = layout.as_they_are(self.family, self._used, self.sizes, False)
+        there = {name: known[self.names[name]] for name in self.names if self.names[name] in known and name not in self.unused}
+        others = (name for name in self.tensors if name in self.unused or name not in self.names)
+        return there | {name: Part(self.tensors[name].shape, (self.tensors[name],)) for name in others}

@@ -22,7 +22,7 @@ from ..formats.layout import Part
 from ..formats.split import read_model
 from ..formats.tensors import load_json, read_folder
 from ..rope import Array, Rope, same_at_all_lengths
-from .config import config_of_folder, language_model, nest_of, put
+from .config import around, config_of_folder, language_model, nest_of
 from .lengths import Lengths, of_config, of_gguf, unsaid
 from .manifest import MANIFEST, recipe_in
 from .model import RECIPE, Checkpoint
@@ -46,8 +46,8 @@ def open_checkpoint(source: Source, keep: Sequence[str] = (), doubtful: bool = F
 
 def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpoint:
     whole = config_of_folder(source.path)
-    nest, written = nest_of(whole), language_model(whole)
-    family = families.for_nested(written) if nest else families.for_config(written)
+    nest, beside, written = nest_of(whole), around(whole), language_model(whole)
+    family = families.for_nested(written) if beside else families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), families.MODEL_TYPES)
     config = normalized(family, written)
     own, rope, rival = rivals.read_rivals(of_one_layer(family, config), family.latent, keep)
@@ -64,14 +64,20 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
     hparams = {k: config.get(k) for k in family.hparams} | {
         "head_dim": dialects.hf_head_dim(config),
         "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "tie_word_embeddings": _tied(beside, written, config),
     }
     checkpoint = Checkpoint(
         source, family, rope, found.context, hparams, config, tensors, tuple(files), None, (), ours, written=written, nest=nest,
-        around=put(whole, nest, {}) if nest else {}, note=found.note, doubt=rival or found.doubt,
+        around=beside, note=found.note, doubt=rival or found.doubt,
     )  # fmt: skip
     _check(checkpoint)
     return checkpoint
+
+
+def _tied(*configs: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding: the model around says it, where it says anything (transformers, tie_weights), then its language
+    model, then the family."""
+    return bool(next((x for c in configs if (x := c.get("tie_word_embeddings")) is not None), False))
 
 
 def _open_gguf(source: Source) -> Checkpoint:
@@ -112,7 +118,7 @@ def _check_known(family: Family, what: str, name: str, known: Container[str]) ->
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The hparams of a GGUF under their standard names, with what llama.cpp takes for absent ones."""
-    hparams: dict[str, Any] = {hf: _first(name := family.gguf_key(hf)[0], keys.get(name)) for hf in family.hparams}
+    hparams: dict[str, Any] = {hf: _first(*family.gguf_key(hf), keys) for hf in family.hparams}
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
     by_layer = keys.get(f"{gguf.arch}.attention.head_count_kv")
     if isinstance(by_layer, list):  # 0 in layers without attention
@@ -127,9 +133,12 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
     return hparams
 
 
-def _first(name: str, value: Any) -> Any:
-    """The first layer's number of an array with others: of a stand-in, whose tensors are only copied, llama.cpp takes the head's size
-    from it (llama_hparams::n_head). FormatError for a list in a key that has one number for all layers."""
+def _first(name: str, kind: str, keys: Mapping[str, Any]) -> Any:
+    """The value of a key. Of an array in the place of one number the first layer's: of a stand-in, whose tensors are only copied,
+    llama.cpp takes the head's size from it (llama_hparams::n_head). FormatError for a list in a key that has one number for all."""
+    value = keys.get(name)
+    if kind.endswith("[]"):
+        return value
     if isinstance(value, list) and name.partition(".")[2] not in readers.BY_LAYER:
         raise FormatError(f"{name} is a list, not a number", "write the GGUF again")
     return value[0] if isinstance(value, list) and value else value
@@ -185,7 +194,7 @@ def _check(c: Checkpoint) -> None:
 
 def _incomplete(c: Checkpoint, missing: list[str]) -> InputError:
     """What to say of tensors that are not there, given by their GGUF names."""
-    first = missing[0] if c.gguf is not None else c.family.to_hf(missing[0])[0].replace("{e}", "0")
+    first = missing[0] if c.gguf is not None else c.hf_name(missing[0]).replace("{e}", "0")
     if missing == ["output.weight"]:
         why = f"the head {first!r} is missing, and config.json does not say tie_word_embeddings: true"
         return InputError(why, "set it where the head is the embedding, as the base's config.json says; else get the checkpoint again")

@@ -13,7 +13,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,8 @@ from numpy.typing import NDArray
 
 from .. import dialects
 from ..checkpoint import Checkpoint
-from ..checkpoint.config import put
+from ..checkpoint.config import AROUND, NESTS, put
 from ..errors import InputError, Unsupported, UsageError, YarnConvertError, did_you_mean, need
-from ..families import for_config
 from ..families.schema import ROPE_OBJECTS
 from ..formats import layout
 from ..formats.layout import Part
@@ -54,7 +52,7 @@ class Reference:
         self.placed = {} if fits or len(there) == 1 else device_map(self._skeleton(config), there)
         self.offloaded = not fits and not self.placed
         self.net: Any = (self._offloaded if self.offloaded else self._loaded)(config, weights).eval()
-        decoder = self.net.get_decoder() if c.nest else self.net  # whose RoPE it is; what sees or hears has one of its own
+        decoder = self.net.get_decoder() if c.around else self.net  # whose RoPE it is; what sees or hears has one of its own
         self.rotary = replace_rotary(decoder, c.family.layer_type)
         self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling")] if c.family.latent else []
         self.layers = max((m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
@@ -233,11 +231,9 @@ def with_torch() -> Any:
 
 def _as_run(c: Checkpoint) -> Checkpoint:
     """`c` as a model of the family whose code computes it; UsageError for one that transformers has no code for."""
-    if not c.family.hf.run_as:
-        return c
-    if c.gguf is None:
+    if c.family.hf.run_as and c.gguf is None and not c.around:
         raise UsageError(f"transformers has no code for {c.family.model_type}", "--out gguf, and validate that")
-    return replace(c, family=for_config({"model_type": c.family.hf.run_as}))
+    return c.standing_alone()
 
 
 @contextlib.contextmanager
@@ -257,7 +253,7 @@ def _class_of(c: Checkpoint, config: Any) -> Any:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if not c.nest:
+    if not c.around:
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     found = getattr(transformers, c.family.hf.architectures[0], None)
     if found is None:
@@ -280,8 +276,8 @@ def config_of(c: Checkpoint) -> Any:
     values = {k: v for k, v in source.items() if k not in LEFT_OUT} | {"rope_theta": c.rope.theta, "pad_token_id": None}
     values |= _beside(c)
     model_type = c.family.model_type
-    if c.nest:
-        values = put(c.around, c.nest, values | {"model_type": model_type})
+    if c.around:
+        values = put(c.around, c.nest or NESTS[0], {k: v for k, v in values.items() if k not in AROUND} | {"model_type": model_type})
         model_type = str(c.around["model_type"])
         values = {k: v for k, v in values.items() if k not in LEFT_OUT}
     with _building():
@@ -310,7 +306,7 @@ class TorchWeights(Mapping[str, Any]):
         self.parts = {name: (part.turned(1) or part) if swap_qk else part for name, part in parts.items()}
         self.head, self.embedding = "lm_head.weight", "model.embed_tokens.weight"
         if c.family.listed:
-            self.head, self.embedding = (c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
+            self.head, self.embedding = (c.hf_name(name) for name in ("output.weight", "token_embd.weight"))
         self.nbytes = sum(math.prod(part.shape) for part in self.parts.values()) * dtype.itemsize
 
     def __getitem__(self, name: str) -> Any:

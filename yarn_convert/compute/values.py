@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.config import NESTS
 from ..checkpoint.manifest import Manifest
 from ..families import normalized
 from ..families.architectures import below
@@ -36,7 +37,7 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
     if c.family.model_type != base.family.model_type and c.family.gguf_arch != base.family.gguf_arch:
         return f"its architecture is {c.family.name}, the base's {base.family.name}"
     around = [{k: v for k, v in x.around.items() if k not in LEFT_OUT} for x in (c, base)]
-    if c.nest != base.nest or around[0] != around[1]:
+    if not c.gguf and not base.gguf and (c.nest != base.nest or around[0] != around[1]):
         return "what stands around its language model is not the base's"
     folder, base = base, base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
     if base.own_window and not c.window and base.own_window < c.context and not off:
@@ -64,7 +65,7 @@ OTHER_PARTS = ("rope.", "vision.", "mm.")  # of a GGUF: the recipe, and what a t
 def _both(c: Checkpoint, other: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values of a folder and those of another config.json, as transformers has them, and what else both say; as they stand where it
     has no code."""
-    if c.family.hf.run_as:
+    if c.family.hf.run_as and not c.around:
         return dict(c.config), dict(other)
     mine, theirs = _values(c), _values(replace(c, config=other))
     more = (c.config.keys() & other.keys()) - mine.keys()
@@ -83,7 +84,7 @@ def _odd(c: Checkpoint, base: Checkpoint) -> str:
     """What a folder says that no GGUF of the family can, or the other way round; "" if nothing."""
     folder = base if c.gguf else c
     found = [k for k, usual in folder.family.fixed.items() if (v := folder.config.get(k)) is not None and v not in usual]
-    declared = set() if c.gguf or c.family.hf.run_as else _declared(_configuration(c))
+    declared = set() if c.gguf or (c.family.hf.run_as and not c.around) else _declared(_configuration(c))
     found += unplaced_keys(c) if c.gguf else [k for k, v in _undeclared(c, declared).items() if v != UNSAID.get(k) and (v or k in UNSAID)]
     return next(iter(found), "")
 
@@ -119,7 +120,7 @@ def _values(c: Checkpoint) -> dict[str, Any]:
 def _configuration(c: Checkpoint) -> Any:
     """transformers' configuration of the language model, wherever that stands."""
     config = config_of(c)
-    for key in c.nest:
+    for key in c.nest or NESTS[0] * bool(c.around):
         config = getattr(config, key)
     return config
 

@@ -107,7 +107,7 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
         base = base.written_as(c.family.gguf_arch)
     mine, theirs = c.parts(bool(c.gguf)), base.parts(bool(c.gguf))
     if c.family.listed:
-        head, embedding = (name if c.gguf else c.family.to_hf(name)[0] for name in ("output.weight", "token_embd.weight"))
+        head, embedding = (name if c.gguf else c.hf_name(name) for name in ("output.weight", "token_embd.weight"))
         for parts, others in ((mine, theirs), (theirs, mine)):  # a tied model may be written with its head or without
             if head in others and head not in parts and embedding in parts:
                 parts[head] = parts[embedding]
@@ -120,7 +120,9 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
     folders = c.gguf is None and base.gguf is None and c.family.listed and not c.packed
     for name, part in mine.items():
         t = part.sources[0]
-        kind, error = same_weights(t, theirs[name], rounded_by_gguf(c.family, name, c.sizes) if folders else 0.0)
+        kind, error = same_weights(
+            t, theirs[name], rounded_by_gguf(c.family, c.names[name], c.sizes) if folders and name in c.names else 0.0
+        )
         if error:
             wrong[name] = error
         else:

@@ -23,6 +23,7 @@ from .model_types import OTHER_TYPES, ModelType
 from .neox import FALCON, GPT_NEOX, PHI3, STABLELM, STARCODER2
 from .others import COHERE, COHERE2, GLM4, OLMO2
 from .qwen import QWEN2, QWEN2_AS_LLAMA, QWEN2_MOE, QWEN3, QWEN3_MOE
+from .qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE
 from .schema import HPARAMS, Family
 
 __all__ = [
@@ -50,9 +51,10 @@ FAMILIES: tuple[Family, ...] = (
     LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, PHI3, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, OLMO2, INTERNLM2,
     STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE, QWEN2_AS_LLAMA,
     GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, COHERE2, GRANITE_MOE,
+    QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
-MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if not f.hf.run_as), *OTHER_TYPES)}
+MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if f.hf.length), *OTHER_TYPES)}
 ARCHS: Mapping[str, Arch] = {row.name: row for row in (*(f.gguf for f in FAMILIES), *OTHER_ARCHS)}
 
 # What has no RoPE, by its model_type or architecture -> what it has instead
@@ -109,13 +111,11 @@ def for_config(config: Mapping[str, Any]) -> Family:
 
 
 def for_nested(config: Mapping[str, Any]) -> Family:
-    """A stand-in for a language model within another model, whose tensors have names of their own there. Unsupported as `for_config`."""
+    """The row of a language model within another model, whose architecture config.json says, or a stand-in. Unsupported as `for_config`."""
     model_type, first = str(config.get("model_type")), next(iter(config.get("architectures") or ()), "")
     _check_refused(model_type, REFUSED)
     row = next((f for f in FAMILIES if f.model_type == model_type), None)
-    if row is None:
-        return stand_in(model_type, first, "")
-    return replace(row, hf=replace(row.hf, architectures=(first,)), tensors={}, may_lack=row.may_lack | frozenset(row.hparams))
+    return replace(row, hf=replace(row.hf, architectures=(first,))) if row else stand_in(model_type, first, "")
 
 
 def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Family:
@@ -128,11 +128,11 @@ def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Fam
         return (f"{arch}.{name}" in keys or name in tensors) != mark.startswith("!")
 
     def contradicted(family: Family) -> bool:
-        found = [keys.get(family.gguf_key(hf)[0]) for hf in family.hparams]
+        found = [keys.get(key) for key, kind in map(family.gguf_key, family.hparams) if not kind.endswith("[]")]
         fixed = {key: value for key, (_, value) in family.constants.items() if key not in family.gguf_known}
         return (
             any(isinstance(n, list) for n in found)
-            or any(sections(arch, keys))
+            or (any(sections(arch, keys)) and "mrope_section" not in family.hparams)
             or any(keys.get(f"{arch}.{key}", value) != value for key, value in fixed.items())
         )
 

@@ -118,7 +118,7 @@ OTHER_ARCHS = (
     Arch("baichuan", turning=gguf_baichuan),
     Arch("lfm2", turning=gguf_lfm2),
     Arch("bailingmoe3", sections="blocks"),  # latent attention, whose kq_scale knows no factor
-    *(Arch(name, sections="blocks") for name in ("glm4moe", "qwen2vl", "paddleocr")),  # glm4-moe.cpp, qwen2vl.cpp, paddleocr.cpp
+    *(Arch(name, sections="blocks") for name in ("glm4moe", "paddleocr")),  # glm4-moe.cpp, paddleocr.cpp
     *(Arch(name, sections="blocks", alpha=True) for name in ("hunyuan-dense", "hunyuan_vl")),  # both hunyuan-vl.cpp
-    *(Arch(name, sections="interleaved") for name in ("qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")),
+    *(Arch(name, sections="interleaved") for name in ("qwen35", "qwen35moe")),
 )

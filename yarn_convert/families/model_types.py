@@ -49,6 +49,7 @@ class ModelType:
     turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
     windowed: bool = False  # it has a sliding window in every layer, which its GGUF architecture lacks
     without: str = ""  # a key that, when true, means that there is no RoPE
+    spread_in: str = ""  # the model_type of a model around it that says all this at the top of config.json, where there is no object for it
     since: str = ""  # the oldest transformers that it was run in, where that is not the oldest of all
     run_as: str = ""  # the model_type whose code in transformers computes what its GGUF does, where it has none of its own
 
@@ -91,7 +92,6 @@ class ModelType:
 
 
 NEW = "5.23.0"
-MROPE = {"mrope": "default"}
 MINISTRAL3_ROPE = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
     "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
@@ -140,13 +140,9 @@ OTHER_TYPES = (
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
     ModelType("persimmon", 16384, partial=0.5),
     ModelType("phi", 2048, partial=0.5),
-    ModelType("qwen2_5_vl_text", 32768, 1e6, more_types=MROPE, since=NEW),
-    ModelType("qwen2_vl_text", 32768, 1e6, more_types=MROPE, since=NEW),
     ModelType("qwen3_5_moe_text", 32768, head_dim=256, partial=0.25, since=NEW),
     ModelType("qwen3_5_text", 32768, head_dim=256, partial=0.25, since=NEW),
     ModelType("qwen3_next", 32768, head_dim=256, partial=0.25),
-    ModelType("qwen3_vl_moe_text", 128000, 500000.0, since=NEW),
-    ModelType("qwen3_vl_text", 128000, 500000.0, head_dim=128, since=NEW),
     ModelType("seed_oss", 524288, head_dim=128),
     ModelType("solar_open", 131072, 1e6, head_dim=128, partial=1.0),
     ModelType("vaultgemma", 8192, head_dim=256),

@@ -112,9 +112,16 @@ def _rows(order: Order) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """How HF tensors of one kind become GGUF's, in a model of these sizes, and back."""
+    """How HF tensors of one kind become GGUF's, in a model of these sizes, and back. `saved`: how those of another shape do, as which
+    transformers saves what is published in the first."""
 
     take: Callable[[Sizes], Apart]
+    saved: Callable[[Sizes], Apart] | None = None
+
+    def of(self, shape: tuple[int, ...], sizes: Sizes) -> Transform:
+        """The transform of an HF tensor of this shape: what has both is not turned (transformers, Transpose with check_dims)."""
+        fits = self.saved is not None and self.saved(sizes).shape == shape
+        return Transform(self.saved) if self.saved and fits else self
 
     def to_gguf(self, sizes: Sizes, part: int) -> Order:
         """The order of the GGUF tensor number `part` of those that an HF tensor gives."""
@@ -186,9 +193,22 @@ def _latent(s: Sizes) -> Apart:
     return Apart((keys, values), (heads * (nope + value), latent))
 
 
+def _columns_apart(s: Sizes) -> Apart:
+    """Qwen3-VL's experts: gate beside up in one matrix, (hidden, 2·ff), which GGUF has the other way round."""
+    e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
+    rows = np.arange(2 * e * ff).reshape(e, 2, ff)
+    orders = (Order(index=rows[:, part].reshape(-1), sources_turned=(hidden,), shape=(e, ff, hidden)) for part in (0, 1))
+    return Apart(tuple(orders), (e, hidden, 2 * ff))
+
+
 def _transposed(s: Sizes) -> Apart:
     e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
     return Apart((Order(sources_turned=(ff,), shape=(e, hidden, ff)),), (e, ff, hidden))
+
+
+def _experts(s: Sizes) -> Apart:
+    whole = (s["experts"], s["hidden"], s["expert_ff"])
+    return Apart((Order(shape=whole),), whole)
 
 
 def _halves(s: Sizes) -> Apart:
@@ -205,8 +225,10 @@ TRANSFORMS: Mapping[str, Transform] = {
     "groups_of_heads": Transform(_groups_of_heads),
     "split_groups": Transform(_split_groups),
     "columns_in_turn": Transform(_columns),
+    "columns_apart": Transform(_columns_apart, saved=_halves),
     "in_turn": Transform(_biases),
     "transposed": Transform(_transposed),
+    "transposed_or_not": Transform(_transposed, saved=_experts),
     "latent": Transform(_latent),
     "halves": Transform(_halves),
 }
@@ -247,7 +269,7 @@ def scales_of(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 def _to_gguf(family: Family, name: str, part: int, experts: dict[int, Tensor], sizes: Sizes, scales: Tensor | None) -> Part:
     sources = tuple(experts[e] for e in sorted(experts))
-    transform = TRANSFORMS[family.transform(name)]
+    transform = TRANSFORMS[family.transform(name)].of(sources[0].shape, sizes)
     if scales is not None:
         order = transform.mxfp4(sizes, part)
         _check_shape(sources[0], transform.to_hf(sizes).shape, True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..families import FAMILIES, MODEL_TYPES
+from ..families import MODEL_TYPES
 
 LLAMAS = frozenset({"llama", "mistral"})
 
@@ -68,6 +68,7 @@ SPELLED = {name: name for name in METHODS}
 SCALED = ("yarn", "llama3", "longrope")
 TYPE_FIRST, TYPE_LAST, ROPE_TYPE_ALONE = ("type", "rope_type"), ("rope_type", "type"), ("rope_type", "rope_type")
 VLLM_MODELS = {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "glm4", "stablelm", "cohere", "cohere2", "falcon"}
+V4_MODELS = VLLM_MODELS | {"deepseek_v2", "deepseek_v3", "gemma3_text", "gpt_neox", "gpt_oss", "granite", "smollm3", "starcoder2"}
 NEED_HEAD_DIM = frozenset({"dynamic", "yarn", "longrope"})  # of transformers: getattr(config, "head_dim", ...), which is None
 MSCALES = frozenset({"short_mscale", "long_mscale"})
 V5 = "transformers 5.23 modeling_rope_utils.py: RotaryEmbeddingConfigMixin.convert_rope_params_to_dict"
@@ -112,8 +113,7 @@ _ROWS = {
                 "models/llama/configuration_llama.py: LlamaConfig.__init__ (type overwrites rope_type)",
                 "models/llama/modeling_llama.py: LlamaRotaryEmbedding; so for the other models",
             ),
-            models=frozenset(f.model_type for f in FAMILIES)
-            - {"olmo2", "phi3", "granitemoe", "internlm2"},  # the first two want other dicts
+            models=LLAMAS | V4_MODELS,
             thetas={"cohere": 10000.0},
             scales_softmax=frozenset({"deepseek_v3"}),
             dicts=("rope_scaling",),

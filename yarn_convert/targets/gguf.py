@@ -158,7 +158,7 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
 
 def _check_head(c: Checkpoint) -> None:
     """Raise Unsupported when a tied model holds a head that is not its embedding: readers differ in which they take."""
-    head, embedding = (c.tensors.get(c.family.to_hf(name)[0]) for name in ("output.weight", "token_embd.weight"))
+    head, embedding = (c.tensors.get(c.hf_name(name)) for name in ("output.weight", "token_embd.weight"))
     if c.gguf or not c.hparams["tie_word_embeddings"] or head is None or embedding is None or c.source.headers is not None:
         return
     if not same_bytes(head, embedding):
@@ -242,6 +242,10 @@ def _file_type(pieces: list[Piece]) -> int:
 
 def _notes(c: Checkpoint, pieces: list[Piece], outtype: str) -> list[str]:
     notes = [f"{len(c.unused)} tensors are left out: {next(iter(c.unused.values()))}, which llama.cpp does not run"] if c.unused else []
+    if beside := len(c.tensors) - len(c.names):
+        notes.append(
+            f"{beside} tensors are left out: those of the model around the language model, for which llama.cpp has a file of its own"
+        )
     if any(p.dtype not in (*PLAIN, p.target.dtype) for p in pieces):
         notes.append("the base is quantized already: changing its type cannot bring back what it lost")
     if fallback := [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]:

@@ -50,6 +50,10 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
         raise UsageError("--imatrix is for a quantized --outtype of --out gguf", "leave it out")
     if c.packed and r.outtype != "auto":
         raise Unsupported(f"the weights are packed by {c.packed}: their type cannot be changed", "--outtype auto")
+    own = c.family.model_type
+    if c.gguf and c.family.hf.run_as:
+        _check_keys(c)
+        c = c.standing_alone()
     config = new_config(c, r.outtype) | _window(c, r) if c.gguf else dict(c.written)
     lengths = _other_lengths(c, r)
     carrier, changes, verdicts = carry_hf(c, config | lengths, r.rope, r.context, r.carry)
@@ -72,7 +76,8 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     jobs += _from_gguf(c, r.context) if c.gguf else _kept_files(c, r.context)
     if carrier == "tensors":
         jobs.append(_rope_file(r))
-    notes = c.packing.notes + ([WITHOUT_CHUNKS] if chunked else [])
+    notes = [f"it is written as {c.family.model_type}, which computes what {own} does"] if c.family.model_type != own else []
+    notes += c.packing.notes + ([WITHOUT_CHUNKS] if chunked else [])
     notes += [ONLY_OURS] if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else []
     notes += late + (general.untold(c.config) if c.gguf else [])
     taken = [*WRITTEN, *(job.name for job in jobs), *(f.name for f in c.weight_files)]

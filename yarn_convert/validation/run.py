@@ -76,6 +76,7 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
         manifest = read_manifest(c.source.path)
         files = _digests(c, say)
     if base is not None:
+        base = base if c.gguf else base.standing_alone()
         check_base(c, base, manifest, read_manifest(base.source.path))
     of_base = _lineage(c, base, manifest, settings)
     meant = of_base.meant
@@ -239,7 +240,7 @@ def _studies(
             studies[0]["base_text_loss"] = base_text_loss(base, ids, device, settings.dtype)
         if strict:
             studies.append(_excerpt(c, text[: max(len(ids), EXCERPT_TOKENS)], original, question, names, say))
-    if not c.family.listed:
+    if not c.family.listed or c.around:
         return studies
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
         small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
