@@ -20,7 +20,7 @@ ORDER = [
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing",
     "tokenizers.spelling", "tokenizers", "checkpoint.packing", "checkpoint.model", "checkpoint.opening", "checkpoint", "targets.rows",
     "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf",
-    "targets.safetensors", "targets.in_place", "conversion.extension", "conversion.intention", "conversion.run", "conversion.describe",
+    "targets.safetensors", "targets.in_place", "conversion.extension", "conversion.intention", "conversion.converter", "conversion.recording", "conversion.run", "conversion.describe",
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
     "compute.record", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.values", "compute.scorer", "compute.growing",
     "compute", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding",

@@ -165,6 +165,11 @@ class ConvertOptions:
     split_max_size: Annotated[str | None, Help("For GGUF: parts of at most 5G or 500M, or none: one file. [default: as the input is]")] = (
         None
     )
+    converter: Annotated[
+        Path | None, Help("For GGUF: llama.cpp, or its convert_hf_to_gguf.py, to make it. [default: where the model has no row]")
+    ] = None
+    mmproj: Annotated[bool, Help("For GGUF: also the file of what sees or hears, by llama.cpp's converter.")] = False
+    trust_remote_code: Annotated[bool, Help("Let llama.cpp's converter run the model's own Python.")] = False
     revision: Revision = None
     force: Force = False
 

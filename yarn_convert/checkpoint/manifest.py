@@ -184,7 +184,7 @@ class Evaluation(Struct, frozen=True):
 class Manifest(Struct, frozen=True, kw_only=True):
     """The whole, in the order in which it is written. `context` is L', `scale` s, `attention_factor` the multiplier of cos and sin;
     `hparams` has config.json's names, `config` is what a folder's says beside its RoPE; `readers`: reader -> "exact", or why not, and
-    `reader_versions` those that were looked at. Defaults say that nothing is known."""
+    `reader_versions` those that were looked at; `converter`: which made the GGUF, if another's did. Defaults say that nothing is known."""
 
     yarn_convert: str = ""
     created: str = ""
@@ -207,6 +207,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     validation: Validation | None = None
     versions: dict[str, str] = {}
     evaluation: Evaluation | UnsetType | None = UNSET
+    converter: str | UnsetType = UNSET
 
 
 def manifest_path(out: Path) -> Path:

@@ -37,7 +37,7 @@ SIZES = {  # name in families.schema.SHAPES -> standard config key
     "kv_lora": "kv_lora_rank",
     "value": "v_head_dim",
 }
-SAME_FORMAT = "extend it in the format that it has, with --outtype auto"
+SAME_FORMAT = "extend it in the format that it has, with --outtype auto; --converter LLAMA_CPP makes a GGUF by llama.cpp's own converter"
 PACKED_HINT = "start from the base, or a copy of it, in BF16; --out safetensors keeps packed weights as they are"
 WITHIN = re.compile(r"\b(language_model|thinker)\.(?=.)")  # of a tensor's name, in a model around the language model
 MORE_LAYERS, NEXT_TOKENS = "num_nextn_predict_layers", "layers that predict tokens further on"

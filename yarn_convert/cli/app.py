@@ -84,10 +84,11 @@ def convert(model: Model, asked: ConvertCommand) -> None:
         check_repo(asked.push)
         if not asked.dry_run:
             return _push(model, asked, asked.push)
-    conversion = prepare(model, asked.options, weights=not asked.dry_run)
+    quiet, as_json = asked.printing.silent, asked.printing.as_json
+    with stages(quiet) as say:
+        conversion = prepare(model, asked.options, weights=not asked.dry_run, say=say)
     if not asked.dry_run:
         conversion.check()
-    quiet, as_json = asked.printing.silent, asked.printing.as_json
     talk = Talk(quiet)
     talk.lines(plan_lines(conversion))
     if asked.dry_run:

@@ -95,7 +95,7 @@ def plan_lines(conversion: Conversion) -> list[str]:
     over = f" over {plan.rope.inner.method}" if plan.rope.inner else ""
     parts = f" in {len(plan.jobs)} parts" if len(plan.jobs) > 1 and not plan.is_folder else ""
     lines = [
-        f"base      {c.source.name} ({c.family.model_type}, {'GGUF' if c.gguf else 'HF'}, {len(c.tensors)} tensors)",
+        f"base      {c.source.name} ({c.family.name}, {'GGUF' if c.gguf else 'HF'}, {len(c.tensors)} tensors)",
         f"method    {plan.rope.method}{over}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
         f"rope      theta {plan.rope.theta:g}, D {plan.rope.rotary_dim}; pairs: "
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
@@ -105,10 +105,11 @@ def plan_lines(conversion: Conversion) -> list[str]:
         "KV cache  "
         + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in sorted({plan.rope.original_context, plan.context}))
         + " tokens (f16)",
-        f"output    {plan.out} ({human(plan.bytes)}{parts})",
+        f"output    {plan.out}" + (f" ({human(plan.bytes)}{parts})" if plan.jobs else ""),
+        *([f"          {conversion.beside}"] if conversion.beside else []),
     ]
     exact = [name + (f" ({plan.versions[name]})" if name in plan.versions else "") for name, v in plan.verdicts.items() if v.exact]
-    lines.append(f"exact in  {', '.join(exact)}")
+    lines += [f"exact in  {', '.join(exact)}"] if exact else []
     silent = unknown(plan.verdicts)
     lines += [f"not in    {name}: {v.why}" for name, v in plan.verdicts.items() if not v.exact and name not in silent]
     lines += [f"unknown   {', '.join(silent)}: how they read {c.family.model_type} was not studied"] if silent else []

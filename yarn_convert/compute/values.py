@@ -21,6 +21,7 @@ from ..targets.safetensors import unplaced_keys
 from .reference import LEFT_OUT, config_of, with_torch
 
 RECIPES = {"max_position_embeddings", "original_max_position_embeddings", "rope_theta", "rope_parameters", *OTHER_LENGTHS}
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 NEUTRAL = {  # what says no more than layer_types and the tensors do, or is for training
     "max_window_layers", "num_nextn_predict_layers", "multi_query", "new_decoder_architecture", "num_ln_in_parallel_attn",
     "output_router_logits", "seq_aux",
@@ -34,6 +35,9 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
     The reference is made of the output's own values as the runtime's model is, so no logits show it. `off`: a sliding window was
     turned off on purpose. Raises InputError for a config.json of which transformers can make no model.
     """
+    if c.gguf and not base.gguf and not (c.family.listed and base.family.listed):  # the reference is the base's own: its logits tell
+        sizes = ((k, c.hparams.get(k), base.hparams.get(k)) for k in SIZES)
+        return "; ".join(f"{k} is {a!r}, the base's {b!r}" for k, a, b in sizes if a != b)
     if c.family.model_type != base.family.model_type and c.family.gguf_arch != base.family.gguf_arch:
         return f"its architecture is {c.family.name}, the base's {base.family.name}"
     around = [{k: v for k, v in x.around.items() if k not in LEFT_OUT} for x in (c, base)]

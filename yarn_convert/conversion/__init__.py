@@ -2,6 +2,7 @@
 else's, `describe` for who only looks."""
 
 from .extension import Extension, extend
-from .run import Conversion, Converted, convert, manifest_of, prepare, window_off
+from .recording import window_off
+from .run import Conversion, Converted, convert, prepare
 
-__all__ = ["Conversion", "Converted", "Extension", "convert", "extend", "manifest_of", "prepare", "window_off"]
+__all__ = ["Conversion", "Converted", "Extension", "convert", "extend", "prepare", "window_off"]

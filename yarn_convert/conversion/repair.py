@@ -32,7 +32,7 @@ from ..targets.plan import Plan, Request
 from ..targets.safetensors import ROPE_FILE, plan_safetensors
 from .extension import Extension, beside
 from .intention import LLAMA_CPP, Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
-from .run import Conversion, carry_in_place, check_name, manifest_of
+from .run import Conversion, carry_in_place, check_name
 
 BACKUP = ".before-repair"
 # Members of a manifest
@@ -101,7 +101,7 @@ class Repair:
         c = self.conversion.checkpoint
         if not manifest_path(c.source.path).is_file():
             return []
-        new = as_json(manifest_of(self.conversion, {}, c.source.path))
+        new = as_json(self.conversion.manifest({}, c.source.path))
         return [WriteBytes(MANIFEST, changed(c.source.path, {"evaluation": REMOVE, **{key: new[key] for key in REPAIRED}}))]
 
     def as_json(self) -> dict[str, Any]:

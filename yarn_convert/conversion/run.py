@@ -1,55 +1,43 @@
-"""`convert`, which plans a conversion and carries it out; and the manifest that says what was done."""
+"""`convert`, which plans a conversion and carries it out."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import glob
-import json
-import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET, structs
+from msgspec import structs
 
-from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
-from ..checkpoint.config import language_model
-from ..checkpoint.manifest import (
-    AskedRecord,
-    Base,
-    Manifest,
-    WeightFile,
-    WeightsRecord,
-    as_json,
-    manifest_path,
-    read_manifest,
-    recipe_in,
-    recorded,
-    with_files,
-)
-from ..checkpoint.source import Say, resolve
-from ..errors import FormatError, InputError, OutputError, UsageError
-from ..families.schema import ROPE_OBJECTS
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.config import config_of_folder, language_model
+from ..checkpoint.manifest import Manifest, WeightFile, as_json, manifest_path, with_files
+from ..checkpoint.source import Say, Source, resolve
+from ..errors import Inexpressible, OutputError, Unsupported, UsageError
+from ..families.schema import ROPE_OBJECTS, rope_type
 from ..formats.digests import Progress, sha256
-from ..formats.files import FOLLOW, hub_hash, leads_out
+from ..formats.files import FOLLOW, leads_out
+from ..formats.gguf_file import f32 as float32
 from ..formats.inputs import NOTHING, Inputs, noticing
 from ..formats.json_text import pretty
 from ..formats.quantizer import read_imatrix
 from ..formats.split import first_part, stem_of
 from ..options import ConvertOptions, check_choices, taking
-from ..rope import recipe_of, table
+from ..rope import recipe_of
+from ..rope.comparing import same
 from ..targets.gguf import plan_gguf
 from ..targets.in_place import edited_sha256, plan_in_place, recover, refuse_shared, run_in_place
-from ..targets.moving import WEIGHTS, CopyFile, Job, WriteBytes, WriteTensors
+from ..targets.moving import WEIGHTS, CopyFile, Job, WriteBytes
 from ..targets.output import check_output, execute, settle_output
 from ..targets.parts import only_first, part_size
 from ..targets.places import State
 from ..targets.plan import Plan, Request
 from ..targets.safetensors import plan_safetensors
+from . import converter
 from .extension import Extension, beside, extend
+from .recording import manifest_of, weight_jobs, window_recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +54,20 @@ class Converted:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A checkpoint, its extension and the plan to write it; `run` carries it out."""
+    """A checkpoint, its extension and the plan to write it; `run` carries it out.
+
+    `origin`: the folder of which llama.cpp's converter made, or is to make, `checkpoint`, and `made` what keeps that until it is
+    written. `beside`: the file of what sees or hears, which the converter makes too.
+    """
 
     checkpoint: Checkpoint
     extension: Extension
     plan: Plan
     options: ConvertOptions
     inputs: Inputs = NOTHING
+    origin: Path | None = None
+    made: contextlib.ExitStack | None = None
+    beside: Path | None = None
 
     def check(self) -> dict[str, State | None]:
         """What lies where the output goes, by its name in that folder. Raise OutputError when a place is taken or unfit."""
@@ -84,6 +79,7 @@ class Conversion:
         names = {job.name for job in self.plan.jobs}
         settle_output(self.plan.out)
         places = outputs(self.plan) + ([] if self.plan.is_folder else [manifest_path(self.plan.out)])
+        places += [self.beside] if self.beside else []
         there = {out.name: check_output(out, inputs, self.plan.is_folder, self.options.force, names) for out in places}
         _check_siblings(self.plan)
         return there
@@ -92,6 +88,11 @@ class Conversion:
     def bytes(self) -> int:
         """What `run` reports to its progress: what is written, and what is hashed."""
         return self.plan.bytes + (sum(j.size for j in weight_jobs(self.plan)) if self.options.hash else 0)
+
+    def manifest(self, moved: Mapping[str, str], folder: Path, progress: Progress = lambda n: None) -> Manifest:
+        """What is recorded of it: see `recording.manifest_of`."""
+        script = converter.find(self.options.converter) if self.origin else None
+        return manifest_of(self.checkpoint, self.extension, self.plan, self.options, script, moved, folder, progress)
 
     def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> Converted:
         """Write the output. Raises OutputError; what a large output has got to is kept for the next run,
@@ -103,32 +104,40 @@ class Conversion:
         made: list[Manifest] = []
 
         def manifest(moved: Mapping[str, str], folder: Path) -> list[Job]:
-            made.append(manifest_of(self, moved, folder, progress))
+            made.append(self.manifest(moved, folder, progress))
             return [WriteBytes(manifest_path(out).name, pretty(as_json(made[-1])))]
 
-        execute(
-            list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest,
-            inputs=self.inputs, say=say, replacing=there,
-        )  # fmt: skip
+        with self.made or contextlib.nullcontext(), _mmproj_written(self.origin or self.checkpoint.source.path, self.beside, self.options):
+            execute(
+                list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest,
+                inputs=self.inputs, say=say, replacing=there,
+            )  # fmt: skip
         return Converted(out, made[-1])
 
 
-def prepare(model: str, options: ConvertOptions, weights: bool = True) -> Conversion:
-    """Open `model` and plan its conversion; nothing is written. `weights=False` downloads no weights from the Hub."""
+def prepare(model: str, options: ConvertOptions, weights: bool = True, say: converter.Told = lambda what, done: None) -> Conversion:
+    """Open `model` and plan its conversion; nothing is written, but by llama.cpp's converter beside the output, of which `say` hears.
+    `weights=False` downloads no weights from the Hub, and runs no converter."""
     check_choices(options)
     with noticing() as inputs:
-        conversion = _prepared(model, options, weights)
+        conversion = _prepared(model, options, weights, say)
     return replace(conversion, inputs=replace(inputs, linked=options.link))
 
 
-def _prepared(model: str, options: ConvertOptions, weights: bool) -> Conversion:
+def _prepared(model: str, options: ConvertOptions, weights: bool, say: converter.Told) -> Conversion:
     path = Path(model).expanduser()
     if options.in_place and path.suffix == ".gguf" and path.is_file() and recover(path):
         raise OutputError(
             f"an earlier --in-place edit of {path} had been interrupted; it is finished now",
             f"see yarn-convert inspect {path}; run this again only to change it further",
         )
-    c = open_checkpoint(resolve(model, options.revision, weights))
+    source = resolve(model, options.revision, weights)
+    try:
+        c = open_checkpoint(source)
+    except Unsupported as e:
+        if options.out != "gguf" or source.is_gguf or "unknown model_type" not in e.message or not converter.find(options.converter):
+            raise
+        return _by_converter(source, None, options, weights, say, e)
     extension = extend(c, options.recipe)
     c = c.counting_from(options.recipe.original_context)
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
@@ -136,25 +145,135 @@ def _prepared(model: str, options: ConvertOptions, weights: bool) -> Conversion:
         raise UsageError("--gguf-arch is for --out gguf", "leave it out")
     if options.split_max_size is not None and fmt != "gguf":
         raise UsageError("--split-max-size belongs to --out gguf", "safetensors are sharded by themselves: leave it out")
+    _check_converter(c, options, fmt)
+    if fmt == "gguf" and not c.gguf and (options.converter or (not c.family.listed and converter.find())):
+        return _by_converter(source, c, options, weights, say)
     c = c.written_as(options.gguf_arch or c.family.gguf_arch)
     _check_windows(c, options)
     if options.in_place:
         _check_in_place(c, options, fmt, model)
     out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
     check_name(out, fmt)
-    more = beside(c, options.recipe) | _window_recorded(c, options)
-    request = Request(
-        extension.rope, extension.context, out, recipe_of(extension.rope) | more, carry_in_place(c, options), options.outtype,
-        options.cos_sin, options.sliding_window == "off", options.pretokenizer,
-        read_imatrix(options.imatrix) if options.imatrix else None, part_size(options.split_max_size),
-    )  # fmt: skip
+    request = _request(c, extension, options, out)
     plan = plan_gguf(c, request) if fmt == "gguf" else plan_safetensors(c, request)
     if options.link and not any(isinstance(job, CopyFile) and job.name.endswith(WEIGHTS) for job in plan.jobs):
         raise UsageError(
             "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
         )
     plan = replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options), *_link_note(c)))
-    return Conversion(c, extension, plan, options)
+    return Conversion(c, extension, plan, options, beside=_mmproj(out, options))
+
+
+def _request(c: Checkpoint, e: Extension, o: ConvertOptions, out: Path) -> Request:
+    return Request(
+        e.rope, e.context, out, recipe_of(e.rope) | beside(c, o.recipe) | window_recorded(c, o), carry_in_place(c, o), o.outtype,
+        o.cos_sin, o.sliding_window == "off", o.pretokenizer, read_imatrix(o.imatrix) if o.imatrix else None, part_size(o.split_max_size),
+    )  # fmt: skip
+
+
+# -- by llama.cpp's converter -----------------------------------------------------------------------------------------
+
+
+def _check_converter(c: Checkpoint, o: ConvertOptions, fmt: str) -> None:
+    """Raise UsageError where there is nothing for llama.cpp's converter to make."""
+    if (o.converter or o.mmproj or o.trust_remote_code) and (fmt != "gguf" or c.gguf is not None):
+        which = "--converter" if o.converter else "--mmproj" if o.mmproj else "--trust-remote-code"
+        raise UsageError(f"{which} is for a GGUF made of a folder", "add --out gguf, or leave it out")
+    if o.mmproj and not c.around:
+        raise UsageError(f"{c.source.name} is a language model alone: there is nothing around it for --mmproj", "leave it out")
+    if o.mmproj and converter.find(o.converter) is None:
+        raise UsageError("--mmproj needs llama.cpp's converter, and none was found", converter.WAYS)
+
+
+def _by_converter(
+    source: Source, c: Checkpoint | None, o: ConvertOptions, weights: bool, say: converter.Told, unread: Unsupported | None = None
+) -> Conversion:
+    """The conversion of a folder by way of a GGUF that llama.cpp's converter makes of it as it is: the recipe is an extension of the
+    folder's own, or, of one that is not read here (`unread`), of what the converter took it for."""
+    script = converter.find(o.converter)
+    assert script is not None
+    converter.check(source.path, o.outtype, o.trust_remote_code)
+    if unfit := [name for name in ("gguf_arch", "pretokenizer", "imatrix") if getattr(o, name)]:
+        raise UsageError(f"--{unfit[0].replace('_', '-')} goes with our own writer, not with llama.cpp's converter", "leave it out")
+    by = f"the GGUF is llama.cpp's converter's ({script.parent.name}/{script.name}), its RoPE ours"
+    if not weights:
+        if c is None and unread:
+            raise Unsupported(unread.message, "llama.cpp's converter knows more: leave out --dry-run")
+        assert c is not None
+        e, out = _extended(c, o)
+        plan = Plan(out, "gguf", e.rope, e.context, "what llama.cpp reads of it", {}, (), o.outtype, True, (*e.notes, by))
+        return Conversion(c, e, plan, o, origin=source.path, beside=_mmproj(out, o))
+    where = _extended(c, o)[1] if c else Path(o.output or f"{source.name}.gguf").expanduser()
+    check_name(where, "gguf")
+    for place in (where, manifest_path(where)):
+        check_output(place, [source.path.resolve()], False, o.force, {where.name})
+    with contextlib.ExitStack() as undo:
+        path = converter.run(script, source.path, undo.enter_context(converter.place_beside(where)) / "made.gguf", o.outtype, say)
+        theirs = open_checkpoint(replace(source, path=path, headers=None))
+        if c is None:
+            _check_unread(source.path, theirs)
+        else:
+            _check_made(c, theirs)
+        e, out = _extended(c or theirs, o)
+        plan = plan_gguf(theirs, replace(_request(theirs, e, o, out), outtype="auto"))
+        made = undo.pop_all()
+    taken = [] if c else [f"{unread.message if unread else ''}: its L, theta and layers are what the converter took from it"]
+    plan = replace(plan, outtype=o.outtype, notes=(*e.notes, by, *taken, *plan.notes))
+    return Conversion(theirs, e, plan, o, origin=source.path, made=made, beside=_mmproj(out, o))
+
+
+def _extended(c: Checkpoint, o: ConvertOptions) -> tuple[Extension, Path]:
+    """(the recipe, where the GGUF goes)."""
+    e = extend(c, o.recipe)
+    return e, Path(o.output or default_output(c, e, o, "gguf")).expanduser()
+
+
+def _check_made(c: Checkpoint, made: Checkpoint) -> None:
+    """Raise Inexpressible for a GGUF in which llama.cpp turns something else than transformers does in the folder."""
+    sizes = {
+        "dimensions that turn": (c.rope.rotary_dim, made.rope.rotary_dim),
+        "layers": (c.layers, made.layers),
+        "layers that turn in windows alone": (c.farthest, made.farthest),
+    }
+    differ = [what for what, (ours, theirs) in sizes.items() if ours != theirs]
+    if c.other_layers and not ((others := made.beside(made.rope).other_layers) and same(c.other_layers, others)):
+        differ.append("the RoPE of other layers")
+    if differ:
+        raise Inexpressible(f"llama.cpp's converter makes another model of it: {', '.join(differ)} differ", "--out safetensors")
+
+
+def _check_unread(folder: Path, made: Checkpoint) -> None:
+    """Raise Unsupported for a config.json of an unknown model type that says a scaling, or a θ that is not in the GGUF: whether the
+    converter took it as it is meant is not known."""
+    config = language_model(config_of_folder(folder))
+    objects = [x for k in ROPE_OBJECTS if isinstance(x := config.get(k), dict)]
+    objects += [x for given in objects for x in given.values() if isinstance(x, dict)]
+    kinds = {rope_type(x) for x in objects} - {None, "default", "mrope"}
+    thetas = {float32(x["rope_theta"]) for x in (config, *objects) if x.get("rope_theta") is not None}
+    if kinds or (thetas and float32(made.rope.theta) not in thetas):
+        what = f"its {kinds.pop()} scaling" if kinds else f"its rope_theta of {thetas.pop():g}"
+        raise Unsupported(f"whether llama.cpp's converter takes {what} as it is meant is not known", "start from a model without it")
+
+
+def _mmproj(out: Path, o: ConvertOptions) -> Path | None:
+    return out.with_name(f"mmproj-{out.name}") if o.mmproj else None
+
+
+@contextlib.contextmanager
+def _mmproj_written(model: Path, out: Path | None, o: ConvertOptions) -> Iterator[None]:
+    """The file of what sees or hears, in half precision unless another type is asked for that it has: made first, for it may fail, and put
+    into place with the rest."""
+    if out is None:
+        yield
+        return
+    script = converter.find(o.converter)
+    assert script is not None
+    converter.check(model, "auto", o.trust_remote_code)
+    with converter.place_beside(out) as folder:
+        outtype = o.outtype if o.outtype in ("f32", "bf16", "q8_0") else "f16"
+        made = converter.run(script, model, folder / "made.gguf", outtype, mmproj=True)
+        yield
+        made.replace(out)
 
 
 def outputs(plan: Plan) -> list[Path]:
@@ -258,7 +377,7 @@ def _run_in_place(conversion: Conversion, progress: Progress) -> Converted:
     written = replace(job, size=edit.edited_size)  # the header is padded to where the data begins
     conversion = replace(conversion, plan=replace(conversion.plan, jobs=(written, *conversion.plan.jobs[1:])))
     moved = dict.fromkeys((j.name for j in conversion.plan.jobs), "as it was") | {job.name: "in place"}
-    manifest = manifest_of(replace(conversion, options=replace(conversion.options, hash=False)), moved, path.parent)
+    manifest = replace(conversion, options=replace(conversion.options, hash=False)).manifest(moved, path.parent)
     if conversion.options.hash:
 
         def hashed(file: WeightFile) -> WeightFile:
@@ -268,77 +387,3 @@ def _run_in_place(conversion: Conversion, progress: Progress) -> Converted:
         manifest = with_files(manifest, [hashed(file) for file in manifest.weights.files])
     run_in_place(path, replace(edit, manifest=pretty(as_json(manifest))))
     return Converted(path, manifest)
-
-
-# -- the manifest -----------------------------------------------------------------------------------------------------
-
-
-def weight_jobs(plan: Plan) -> list[WriteTensors | CopyFile]:
-    return [j for j in plan.jobs if isinstance(j, WriteTensors) or (isinstance(j, CopyFile) and j.name.endswith(WEIGHTS))]
-
-
-def manifest_of(conversion: Conversion, moved: Mapping[str, str], folder: Path, progress: Progress = lambda n: None) -> Manifest:
-    """The manifest of a conversion: `moved` says how each weight file came to be, `folder` is where they lie; `progress` gets the
-    bytes that are hashed."""
-    c, e, plan, options = conversion.checkpoint, conversion.extension, conversion.plan, conversion.options
-    packages = ("numpy", "gguf", "huggingface-hub")
-    return Manifest(
-        yarn_convert=version("yarn-convert"),
-        created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-        base=Base(c.source.name, c.source.repo, c.source.commit, "gguf" if c.gguf else "safetensors"),
-        format=plan.format,
-        asked=AskedRecord(options.recipe.method, options.recipe.original_context, "off" if _turned_off(c, options) else "keep"),
-        recipe=recorded(plan.rope, **beside(c, options.recipe)),
-        context=plan.context,
-        scale=e.scale,
-        attention_factor=table(plan.rope).multiplier,
-        carrier=plan.carrier,
-        outtype=plan.outtype,
-        finetuned=False,
-        hparams={key: c.hparams.get(key) for key in c.family.hparams},
-        config=_written_config(plan),
-        weights=WeightsRecord(
-            plan.identical,
-            [_recorded_file(j, moved.get(j.name, "written"), folder, options.hash, progress) for j in weight_jobs(plan)],
-        ),
-        readers={name: v.why or "exact" for name, v in plan.verdicts.items()},
-        reader_versions=dict(plan.versions),
-        notes=list(plan.notes),
-        versions={"python": platform.python_version(), **{p: version(p) for p in packages}},
-    )
-
-
-def window_off(c: Checkpoint, manifest: Manifest | None) -> bool:
-    """Whether the manifest, or the recipe in a GGUF, says that a sliding window was turned off."""
-    if manifest is not None:
-        return manifest.asked.sliding_window == "off"
-    return c.gguf is not None and RECIPE in c.gguf.fields and recipe_in(c.gguf.get(RECIPE)).sliding_window == "off"
-
-
-def _turned_off(c: Checkpoint, o: ConvertOptions) -> bool:
-    """Whether the base's sliding window goes with this conversion, or has gone with an earlier one."""
-    with contextlib.suppress(FormatError):
-        return (o.sliding_window == "off" and bool(c.own_window)) or window_off(c, read_manifest(c.source.path))
-    return False
-
-
-def _window_recorded(c: Checkpoint, o: ConvertOptions) -> dict[str, Any]:
-    """What a GGUF's recipe says of a window that its architecture has no key for: see `manifest.RopeRecord`."""
-    return {"sliding_window": "off"} if _turned_off(c, o) else {"sliding_window": c.own_window} if c.own_window else {}
-
-
-def _written_config(plan: Plan) -> dict[str, Any] | None:
-    """What a folder's config.json says beside its RoPE; None for a GGUF, of whose keys `hparams` are all that count."""
-    found = [json.loads(j.data) for j in plan.jobs if isinstance(j, WriteBytes) and j.name == "config.json"]
-    return {k: v for k, v in language_model(found[0]).items() if k not in ROPE_OBJECTS} if found else None
-
-
-def _recorded_file(job: Job, how: str, folder: Path, hashed: bool, progress: Progress) -> WeightFile:
-    """InputError for a file of the Hub's cache that is not what the Hub has, where its bytes are hashed."""
-    of_hub = hub_hash(job.source) if isinstance(job, CopyFile) else None
-    own = sha256(folder / job.name, progress) if hashed else None
-    if own and of_hub and own != of_hub:
-        raise InputError(
-            f"{job.name} in the Hub's cache is not what the Hub has: its SHA-256 differs", "delete it there and run this again"
-        )
-    return WeightFile(job.name, job.size, how, own or UNSET, of_hub or UNSET)

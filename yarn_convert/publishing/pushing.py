@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from ..checkpoint.manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
 from ..checkpoint.source import Say, patient, weight_files
-from ..conversion import Conversion, manifest_of, prepare
+from ..conversion import Conversion, prepare
 from ..errors import InputError, UsageError, YarnConvertError
 from ..formats.decoding import decoded
 from ..formats.digests import sha256
@@ -72,7 +72,7 @@ def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:
     """The upload of a conversion that was planned from headers alone; without weights where they are going to change."""
     c, plan = conversion.checkpoint, conversion.plan
     weights = _base_weights(str(c.source.repo), c.source.commit) if plan.identical else {}
-    manifest = manifest_of(replace(conversion, options=replace(conversion.options, hash=False)), {}, plan.out)
+    manifest = replace(conversion, options=replace(conversion.options, hash=False)).manifest({}, plan.out)
     manifest = with_files(
         manifest,
         [_copied(name, f) for name, f in weights.items()],

@@ -222,15 +222,16 @@ def _studies(
     device = pick_device(settings.device)
     question = Question(meant, readings, predicted, device, settings.dtype)
     original, studies = meant.rope.original_context, []
-    if not c.family.listed and c.gguf:
-        return []  # none of its tensors has a name that a reference could take
+    named = c if c.family.listed or not c.gguf else base  # whose tensors have names that a reference could take
+    if named is None or (named is base and not stands_for(base, c)):
+        return []
     if settings.real:
         ids = text = text_ids(c, settings.text, min(meant.context, settings.tokens or meant.context))
         free = settings.tokens is not None or (device != "cpu" and settings.budget is None)
         say("reference, real" if free else "measuring the speed", 0.0)
-        reference, kinds = Reference(c, device, settings.dtype), rounds(c)
+        reference, kinds = Reference(named, device, settings.dtype), rounds(c)
         ids = ids if free else ids[: affordable(reference, c, question, names, ids, BUDGET if settings.budget is None else settings.budget)]
-        strict = bool(kinds) and layers_of(c) > 0
+        strict = bool(kinds) and named is c and layers_of(c) > 0
         tolerance = tolerance_for(settings.dtype, c.family.gelu and c.gguf is not None)
         studies.append(study(real_subject(c, ids, original, tolerance, kinds, not strict), question, reference, names, say))
         if base is not None:
@@ -256,6 +257,11 @@ def _studies(
                     tolerance = Tolerance(s["tolerance"]["nmse"], s["tolerance"]["kl"], "")
                     w["needs"] = telling_position(small, question, w["name"], tolerance, limit)
     return studies
+
+
+def stands_for(base: Checkpoint, c: Checkpoint) -> bool:
+    """Whether the numbers of a folder are those of a GGUF whose tensors have no names here, as far as their types tell."""
+    return base.gguf is None and not base.packed and main_dtype(c) in ("F32", main_dtype(base))
 
 
 def _excerpt(c: Checkpoint, ids: NDArray[np.int64], original: int, question: Question, names: list[str], say: SayStage) -> dict[str, Any]:

@@ -226,6 +226,8 @@ def _whole_loss(reference: Reference, c: Checkpoint, e: Effect, ids: NDArray[np.
 def _is_permuted(s: Case, q: Question, reference: Reference) -> bool:
     """Whether Q and K lie in the wrong order in the file itself, where reference and runtime agree on nonsense: then the
     text is predicted much better with their rows moved."""
+    if not s.checkpoint.family.listed and s.checkpoint.gguf:
+        return False  # there is no telling which rows are theirs
     n = min(PREFIX, len(s.ids))
     short = replace(s, ids=s.ids[:n], spans=((0, n),))
     moved = Reference(s.checkpoint, q.device, q.dtype, swap_qk=True)
