@@ -22,8 +22,15 @@ from safetensors.numpy import save_file
 from yarn_convert import runtimes, tokenizers
 from yarn_convert.options import Recipe
 
+LLAMA_CPP_SOURCE = os.environ.get("YARN_CONVERT_LLAMA_CPP", "")
 CONTEXT = 64
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and the children of a test would too
+
+
+@pytest.fixture(autouse=True)
+def no_converter_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's converter is an oracle of the tests: what is tested finds it only where a test says so."""
+    monkeypatch.delenv("YARN_CONVERT_LLAMA_CPP", raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -195,7 +202,7 @@ def save_weights(folder: Path, weights: dict[str, np.ndarray], dtype: str, shard
 @pytest.fixture(scope="session")
 def converter() -> Path:
     """llama.cpp's own converter, the oracle; its folder is named by YARN_CONVERT_LLAMA_CPP."""
-    folder = os.environ.get("YARN_CONVERT_LLAMA_CPP", "")
+    folder = LLAMA_CPP_SOURCE
     script = Path(folder, "convert_hf_to_gguf.py")
     if not folder or not script.exists():
         pytest.skip("YARN_CONVERT_LLAMA_CPP names no llama.cpp source tree")

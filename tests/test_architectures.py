@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -15,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 from arch_models import CONTEXT, Job, Made, Turn, file_of, keys_of, made
+from conftest import LLAMA_CPP_SOURCE
 
 from yarn_convert import Recipe, convert
 from yarn_convert.checkpoint import open_checkpoint
@@ -47,7 +47,7 @@ def test_every_architecture_has_a_row_or_a_refusal() -> None:
 
 def test_the_list_is_that_of_llama_cpps_source() -> None:
     """LLM_ARCH_NAMES; "(unknown)" is its name for none."""
-    source = Path(os.environ.get("YARN_CONVERT_LLAMA_CPP", "")) / "src" / "llama-arch.cpp"
+    source = Path(LLAMA_CPP_SOURCE) / "src" / "llama-arch.cpp"
     if not source.is_file():
         pytest.skip("YARN_CONVERT_LLAMA_CPP has no src/llama-arch.cpp")
     table = source.read_text().partition("LLM_ARCH_NAMES")[2].partition("};")[0]

@@ -172,8 +172,7 @@ def test_readers_that_were_not_run_on_such_models_are_claimed_by_nobody(models: 
     assert verdicts["transformers-5"].exact
 
 
-def test_a_gguf_of_one_without_a_row_is_refused(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("YARN_CONVERT_LLAMA_CPP", raising=False)
+def test_a_gguf_of_one_without_a_row_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(YarnConvertError, match="have no names here"):
         convert(str(models["aria"]), Recipe(scale=S), out="gguf", output=tmp_path / "out.gguf")
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import forks
 import pytest
+from conftest import LLAMA_CPP_SOURCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -332,7 +333,7 @@ for folder in folders:
 
 @pytest.fixture(scope="module")
 def llama_cpp_source() -> Path:
-    root = Path(os.environ.get("YARN_CONVERT_LLAMA_CPP", "nowhere"))
+    root = Path(LLAMA_CPP_SOURCE or "nowhere")
     if not (root / "convert_hf_to_gguf.py").is_file():
         pytest.skip("YARN_CONVERT_LLAMA_CPP does not name llama.cpp's source")
     return root
