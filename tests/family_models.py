@@ -455,6 +455,153 @@ TINY: Mapping[str, Tiny] = {
         {"six": {"num_hidden_layers": 6}},
         drop=("tie_word_embeddings",),
     ),
+    "olmoe": Tiny(
+        "olmoe",
+        "OlmoeForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "clip_qkv": None,
+            "norm_topk_prob": False,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 4,
+            "output_router_logits": False,
+            "pad_token_id": 1,
+            "rms_norm_eps": 1e-05,
+            "router_aux_loss_coef": 0.01,
+        },
+        {"clipped": {"clip_qkv": 8.0}, "grouped": {"num_key_value_heads": 2}},
+    ),
+    "ernie4_5_moe": Tiny(
+        "ernie4_5_moe",
+        "Ernie4_5_MoeForCausalLM",
+        {
+            "moe_capacity": [64, 64, 64],
+            "moe_gate": "top2_fused",
+            "moe_intermediate_size": 24,
+            "moe_k": 2,
+            "moe_layer_end_index": 1,
+            "moe_layer_interval": 1,
+            "moe_layer_start_index": 1,
+            "moe_num_experts": 4,
+            "moe_num_shared_experts": 2,
+            "moe_use_aux_free": True,
+            "num_nextn_predict_layers": 1,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+            "use_bias": False,
+        },
+        {"none shared": {"moe_num_shared_experts": 0, "tie_word_embeddings": False}},
+        {"moe_intermediate_size": 256},
+    ),
+    "dots1": Tiny(
+        "dots1",
+        "Dots1ForCausalLM",
+        {
+            "attention_bias": False,
+            "first_k_dense_replace": 1,
+            "max_window_layers": 62,
+            "moe_intermediate_size": 32,
+            "moe_layer_freq": 1,
+            "n_group": 1,
+            "n_routed_experts": 4,
+            "n_shared_experts": 2,
+            "norm_topk_prob": True,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1e7,
+            "routed_scaling_factor": 2.5,
+            "scoring_func": "noaux_tc",
+            "sliding_window": None,
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+            "use_sliding_window": False,
+        },
+        {"window": {"max_window_layers": 1, "sliding_window": 16}},
+        {"moe_intermediate_size": 256},
+    ),
+    "glm4_moe": Tiny(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            "attention_bias": True,
+            "attention_dropout": 0.0,
+            "first_k_dense_replace": 1,
+            "head_dim": 32,
+            "moe_intermediate_size": 32,
+            "n_group": 1,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_experts_per_tok": 2,
+            "num_nextn_predict_layers": 0,
+            "pad_token_id": 0,
+            "partial_rotary_factor": 0.5,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1e6,
+            "routed_scaling_factor": 2.5,
+            "topk_group": 1,
+            "use_qk_norm": True,
+        },
+        {"air": {"routed_scaling_factor": 1.0, "use_qk_norm": False}},
+        {"moe_intermediate_size": 256},
+    ),
+    "minimax_m2": Tiny(
+        "minimax_m2",
+        "MiniMaxM2ForCausalLM",
+        RMS
+        | {
+            "attention_dropout": 0.0,
+            "attn_type_list": [1, 1],
+            "head_dim": 32,
+            "mtp_transformer_layers": 1,
+            "num_experts_per_tok": 2,
+            "num_local_experts": 4,
+            "num_mtp_modules": 3,
+            "output_router_logits": False,
+            "qk_norm_type": "per_layer",
+            "rope_theta": 5000000,
+            "rotary_dim": 16,
+            "scoring_func": "sigmoid",
+            "shared_intermediate_size": 0,
+            "sliding_window": None,
+            "use_mtp": True,
+            "use_qk_norm": True,
+            "use_routing_bias": True,
+        },
+        drop=("rope_scaling",),
+    ),
+    "kimi_k2": Tiny(
+        "kimi_k2",
+        "DeepseekV3ForCausalLM",
+        MLA
+        | {
+            "auto_map": {
+                "AutoConfig": "configuration_deepseek.DeepseekV3Config",
+                "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM",
+            },
+            "n_group": 1,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_nextn_predict_layers": 0,
+            "routed_scaling_factor": 2.827,
+            "scoring_func": "sigmoid",
+            "seq_aux": True,
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+        },
+        {
+            "released": {
+                "max_position_embeddings": 4 * CONTEXT,
+                "rope_scaling": YARN_MSCALE | {"beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+            }
+        },
+        WIDE_MLA,
+    ),
 }
 
 
@@ -485,7 +632,7 @@ def shapes(folder: Path) -> dict[str, Shape]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    read = AutoConfig.from_pretrained(folder)
+    read = AutoConfig.for_model(**config | {"model_type": RUN_AS.get(config["model_type"], config["model_type"])})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(read)
     inner = {k: tuple(t.shape) for k, t in model.state_dict().items() if not (read.tie_word_embeddings and k == "lm_head.weight")}
@@ -509,7 +656,8 @@ def internlm2(config: Config) -> Iterator[tuple[str, Shape]]:
     yield "output.weight", (config["vocab_size"], hidden)
 
 
-EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = {"mixtral": ("w1", "w3", "w2")}
+RUN_AS = {"kimi_k2": "deepseek_v3"}  # its own code is remote
+EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = dict.fromkeys(("mixtral", "minimax_m2"), ("w1", "w3", "w2"))
 GRANITEMOE: Mapping[str, str] = {
     "experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight", "router.weight": "router.layer.weight",
 }  # fmt: skip
@@ -517,10 +665,12 @@ GRANITEMOE: Mapping[str, str] = {
 
 def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
     """transformers 5 fuses experts in memory (conversion_mapping.py); files hold one matrix an expert, except granitemoe's and gpt_oss's."""
-    if model_type == "mixtral":
+    if model_type in EXPERT_NAMES:
         name = name.replace(".mlp.", ".block_sparse_moe.")
     elif model_type == "gpt_neox":
         name = name.replace("lm_head.", "embed_out.")
+    elif model_type == "ernie4_5_moe":
+        name = name.replace(".gate.moe_statics.", ".moe_statics.")
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
     if model_type == "granitemoe":
         yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape

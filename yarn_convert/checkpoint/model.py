@@ -145,6 +145,7 @@ class Checkpoint:
         sizes["heads"], sizes["kv_heads"], sizes["head"] = self.heads("q"), self.heads("k"), self.head_dim
         sizes["q"], sizes["kv"] = (sizes[n] * self.head_dim for n in ("heads", "kv_heads"))
         sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
+        sizes.setdefault("shared_ff", (self.hparams.get("n_shared_experts") or 0) * sizes["expert_ff"])
         sizes |= {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
         return sizes | (self._latent_sizes(sizes) if self.family.latent else {})
 
@@ -156,7 +157,6 @@ class Checkpoint:
             "q_mla": heads * h["qk_head_dim"],
             "o_mla": heads * h["v_head_dim"],
             "kv_a": h["kv_lora_rank"] + self.head_dim,
-            "shared_ff": h["n_shared_experts"] * h["moe_intermediate_size"],
         }
 
     @cached_property
@@ -167,6 +167,7 @@ class Checkpoint:
             return {}
         more = self.config.get(MORE_LAYERS) or 0
         behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if more < 100 else ()
+        behind += self.family.next_tokens
         return {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
 
     @cached_property

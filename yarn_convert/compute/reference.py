@@ -235,9 +235,10 @@ def _as_run(c: Checkpoint) -> Checkpoint:
     """`c` as a model of the family whose code computes it; UsageError for one that transformers has no code for."""
     if not c.family.hf.run_as:
         return c
-    if c.gguf is None:
+    row = for_config({"model_type": c.family.hf.run_as})
+    if c.gguf is None and row.tensors != c.family.tensors:
         raise UsageError(f"transformers has no code for {c.family.model_type}", "--out gguf, and validate that")
-    return replace(c, family=for_config({"model_type": c.family.hf.run_as}))
+    return replace(c, family=row)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ class Arch:
     unmodelled: tuple[str, ...] = ()  # keys that change what is said here, unless they say what is computed without them
     head: Literal["optional", "required", "never"] = "optional"  # whether it loads a head besides the embedding
     square: bool = False  # it takes hidden_size / heads for the size of a head, whatever the file says
+    ungrouped: bool = False  # it has as many keys as queries, whatever the file says
 
     def farthest(self, keys: Values) -> int | None:
         """How many tokens apart two may be that a layer turns (`layers.farthest`); None also where all layers turn."""
@@ -78,9 +79,9 @@ def below(arch: str, keys: Values) -> dict[str, Any]:
 LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
-    "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek", "dots1",
-    "dream", "ernie4_5", "ernie4_5-moe", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
-    "maincoder", "minimax-01", "minimax-m2", "nemotron", "olmo", "olmoe", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
+    "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek",
+    "dream", "ernie4_5", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
+    "maincoder", "minimax-01", "nemotron", "olmo", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
     "qwen3next", "rnd1", "seed_oss", "talkie", "xverse",
 )  # fmt: skip
 FREQS = ("arcee", "exaone", "nanbeige")
@@ -118,7 +119,7 @@ OTHER_ARCHS = (
     Arch("baichuan", turning=gguf_baichuan),
     Arch("lfm2", turning=gguf_lfm2),
     Arch("bailingmoe3", sections="blocks"),  # latent attention, whose kq_scale knows no factor
-    *(Arch(name, sections="blocks") for name in ("glm4moe", "qwen2vl", "paddleocr")),  # glm4-moe.cpp, qwen2vl.cpp, paddleocr.cpp
+    *(Arch(name, sections="blocks") for name in ("qwen2vl", "paddleocr")),  # qwen2vl.cpp, paddleocr.cpp
     *(Arch(name, sections="blocks", alpha=True) for name in ("hunyuan-dense", "hunyuan_vl")),  # both hunyuan-vl.cpp
     *(Arch(name, sections="interleaved") for name in ("qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")),
 )

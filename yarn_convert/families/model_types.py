@@ -27,6 +27,7 @@ class ModelType:
     theta: float = 10000.0
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     partial: float | None = None  # partial_rotary_factor of a model that rotates a part of each head; None: whole heads
+    dims: str = ""  # its key of how many dimensions of a head turn, which counts where nothing says partial_rotary_factor
     architectures: tuple[str, ...] = ()  # of a language model, the first as it is written
     defaults: Mapping[str, Any] = field(default_factory=dict)  # further keys -> what is taken where they are absent
     renamed: Mapping[str, str] = field(default_factory=dict)  # standard key -> its own name
@@ -64,6 +65,11 @@ class ModelType:
     def head_key(self) -> str:
         """Where config.json has the size of a head; "": nowhere, and head_dim there is an error."""
         return "" if "head_dim" in self.unsaid else self.own("head_dim")
+
+    def part(self, config: Values) -> float | None:
+        """The part of each head that turns where no partial_rotary_factor says it; None: whole heads."""
+        dims = config.get(self.dims) if self.dims else None
+        return self.partial if dims is None else dims / (config.get(self.head_key) or self.head_dim)
 
     def own(self, key: str) -> str:
         """The model's own name of a standard key."""
@@ -108,9 +114,7 @@ OTHER_TYPES = (
     ModelType("cwm", 131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
     ModelType("diffllama", 2048),
     ModelType("doge", 2048),
-    ModelType("dots1", 2048),
     ModelType("ernie4_5", 131072, 500000.0, head_dim=128),
-    ModelType("ernie4_5_moe", 131072, 500000.0),
     ModelType("exaone4", 2048, turning=hf_exaone4),
     ModelType("exaone_moe", 2048, turning=hf_exaone4),
     ModelType("falcon_h1", 8192),
@@ -118,7 +122,6 @@ OTHER_TYPES = (
     ModelType("flint", 262144, head_dim=128, turning=hf_flint),
     ModelType("gemma", 8192, head_dim=256),
     ModelType("glm", 131072, head_dim=128, partial=0.5),
-    ModelType("glm4_moe", 131072, partial=0.5),
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
     ModelType("granitemoeshared", 2048),
     ModelType("helium", 4096, 100000.0, head_dim=128),
@@ -136,7 +139,6 @@ OTHER_TYPES = (
     ModelType("nemotron", 4096, partial=0.5),
     ModelType("olmo", 2048),
     ModelType("olmo3", 2048, 500000.0, layers=OLMO3_LAYERS, since=NEW),
-    ModelType("olmoe", 4096),
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
     ModelType("persimmon", 16384, partial=0.5),
     ModelType("phi", 2048, partial=0.5),
