@@ -575,6 +575,101 @@ TINY: Mapping[str, Tiny] = {
         },
         drop=("rope_scaling",),
     ),
+    "granitemoeshared": Tiny(
+        "granitemoeshared",
+        "GraniteMoeSharedForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_multiplier": 0.0625,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+            "num_experts_per_tok": 2,
+            "num_local_experts": 4,
+            "output_router_logits": False,
+            "residual_multiplier": 0.5,
+            "rms_norm_eps": 1e-06,
+            "shared_intermediate_size": 64,
+            "tie_word_embeddings": True,
+        },
+        wide={"shared_intermediate_size": 512},
+    ),
+    "exaone_moe": Tiny(
+        "exaone_moe",
+        "ExaoneMoEForCausalLM",
+        {
+            "first_k_dense_replace": 1,
+            "head_dim": 32,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "moe_intermediate_size": 32,
+            "n_group": 1,
+            "norm_topk_prob": True,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 4,
+            "num_nextn_predict_layers": 0,
+            "num_shared_experts": 1,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000000,
+            "routed_scaling_factor": 2.5,
+            "scoring_func": "sigmoid",
+            "sliding_window": 16,
+            "sliding_window_pattern": "LLLG",
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+        },
+        drop=("rope_scaling",),
+    ),
+    "afmoe": Tiny(
+        "afmoe",
+        "AfmoeForCausalLM",
+        {
+            "attention_dropout": 0.0,
+            "global_attn_every_n_layers": 4,
+            "head_dim": 32,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "load_balance_coeff": 0.001,
+            "moe_intermediate_size": 32,
+            "mup_enabled": True,
+            "n_group": 1,
+            "num_dense_layers": 2,
+            "num_expert_groups": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 4,
+            "num_limited_groups": 1,
+            "num_shared_experts": 1,
+            "rms_norm_eps": 1e-05,
+            "route_norm": True,
+            "route_scale": 2.826,
+            "score_func": "sigmoid",
+            "sliding_window": 16,
+            "topk_group": 1,
+            "use_grouped_mm": True,
+        },
+    ),
+    "solar_open": Tiny(
+        "solar_open",
+        "SolarOpenForCausalLM",
+        {
+            "eos_token_id": [2, 0],
+            "first_k_dense_replace": 0,
+            "head_dim": 32,
+            "moe_intermediate_size": 32,
+            "n_group": 1,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_experts_per_tok": 2,
+            "num_nextn_predict_layers": 0,
+            "partial_rotary_factor": 1.0,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1e6,
+            "routed_scaling_factor": 1.0,
+            "topk_group": 1,
+            "use_qk_norm": False,
+        },
+    ),
     "kimi_k2": Tiny(
         "kimi_k2",
         "DeepseekV3ForCausalLM",
@@ -671,8 +766,10 @@ def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Sha
         name = name.replace("lm_head.", "embed_out.")
     elif model_type == "ernie4_5_moe":
         name = name.replace(".gate.moe_statics.", ".moe_statics.")
+    elif model_type == "exaone_moe":
+        name = name.replace(".gate.e_score", ".e_score")
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
-    if model_type == "granitemoe":
+    if ".block_sparse_moe." in name and model_type in ("granitemoe", "granitemoeshared"):
         yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape
     elif fused is None or model_type == "gpt_oss":
         yield name, shape

@@ -44,9 +44,11 @@ REFUSED = {  # variants that llama.cpp's graph would not compute, and the word t
     "olmoe/clipped": "clip_qkv",
     "olmoe/grouped": "a key for each query",
     "dots1/window": "layer_types",
+    "exaone_moe": "nothing to extend",
+    "afmoe": "nothing to extend",
 }
 ALL = [n for n in names() if TINY[n.partition("/")[0]].model_type in ROWS]
-ONLY_CONVERTED = {"cohere2", "cohere2/six", "gemma3_text/linear"}  # the refusal is of the extension
+ONLY_CONVERTED = {"cohere2", "cohere2/six", "gemma3_text/linear", "exaone_moe", "afmoe"}  # the refusal is of the extension
 NOT_AS_IT_IS = {"gpt_oss", "kimi_k2/released"}  # the refusal is of the base's own RoPE: tests/test_gpt_oss.py, test_mla.py
 CARRIED = [n for n in ALL if n not in {*REFUSED, *NOT_AS_IT_IS} or n in ONLY_CONVERTED]
 BASES = [n for n in CARRIED if "/" not in n and n not in REFUSED] + ["gpt_oss/plain"]
@@ -74,7 +76,7 @@ from conversion import base
 base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"  # it knows pre-tokenizers by a hash of the real vocabulary
 byte_level = base.TextModel._set_vocab_gpt2
 for model in (conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel, conversion.internlm.InternLM2Model,
-              conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.glm.Glm4MoeModel, conversion.ernie.Ernie4_5Model):
+              conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.glm.Glm4MoeModel, conversion.glm.SolarOpenModel, conversion.ernie.Ernie4_5Model):
     model.set_vocab = lambda self: byte_level(self)  # the toy tokenizer is none of SentencePiece
 # Three faults of the converter: a generator that is never consumed, keys that transformers 5 renames under it, a word that it does not know.
 stablelm = conversion.stablelm.StableLMModel
@@ -133,6 +135,8 @@ DIFFERS = {  # docs/families.md says why
     "gemma2": {"rope.freq_base"},
     "glm4": {"tokenizer.ggml.unknown_token_id"},  # of the toy tokenizer, which the oracle is made to take for another kind
     "glm4_moe": {"tokenizer.ggml.unknown_token_id"},
+    "exaone_moe": {"attention.sliding_window_pattern"},
+    "solar_open": {"tokenizer.ggml.eot_token_id"},
     "phi3": {"rope.scaling.original_context_length", "attention.sliding_window"},
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
     "deepseek_v3/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},

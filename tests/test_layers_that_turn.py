@@ -195,8 +195,8 @@ def test_a_folder_whose_layers_turn_in_windows_alone_is_not_extended(
     row = next((f for f in FAMILIES if f.model_type == model_type), None)
     described = {"model_type": model_type, "architectures": list(row.hf.architectures[:1]) if row else ["OfItsOwnForCausalLM"], **said}
     folder = make_model(config=described)
-    if model_type == "gemma2":  # whose tensors are others
-        folder = make("gemma2", tmp_path / "gemma2")
+    if model_type in ("gemma2", "exaone_moe"):  # whose tensors are others
+        folder = make(model_type, tmp_path / model_type)
     judge(folder, refused, str(said.get("sliding_window") or said.get("attention_chunk_size")))
 
 
@@ -226,7 +226,12 @@ SWA = "attention.sliding_window"
         ("seed_oss", {SWA: 32}, False),
     ],
 )
-def test_a_gguf_whose_layers_turn_in_windows_alone_is_not_extended(arch: str, keys: dict[str, Any], refused: bool, plain: Path) -> None:
+def test_a_gguf_whose_layers_turn_in_windows_alone_is_not_extended(
+    arch: str, keys: dict[str, Any], refused: bool, plain: Path, tmp_path: Path
+) -> None:
+    if arch == "exaone-moe":  # whose tensors are others
+        convert(str(make("exaone_moe", tmp_path / "base")), Recipe(method="none"), out="gguf", output=tmp_path / "own.gguf")
+        plain = tmp_path / "own.gguf"
     judge(as_architecture(arch, plain, **keys), refused, "32")
 
 

@@ -106,7 +106,9 @@ def rows_attention(last: Spans, layers: int, n: int, cache: Any = None) -> str:
     def blocks(spans: Spans) -> list[tuple[int, int]]:
         return [(i, min(i + BLOCK, b)) for a, b in spans for i in range(a, b, BLOCK)]
 
-    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **rest: Any) -> tuple[Any, None]:
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **rest: Any
+    ) -> tuple[Any, None]:
         window = rest.get("sliding_window") or query.shape[2]
         groups = query.shape[1] // key.shape[1]
         key, value = (x if cache is None else x.to(cache).to(x.dtype) for x in (key, value))

@@ -16,7 +16,6 @@ from .layers import (
     Layer,
     Values,
     farthest,
-    gguf_afmoe,
     gguf_baichuan,
     gguf_cohere2moe,
     gguf_exaone4,
@@ -24,7 +23,6 @@ from .layers import (
     gguf_lfm2,
     gguf_llama4,
     gguf_smallthinker,
-    gguf_within,
     whole_number,
 )
 
@@ -100,7 +98,6 @@ OTHER_ARCHS = (
     Arch("granitehybrid", freqs="applied", switch=FINETUNED),  # granite-hybrid.cpp
     Arch("graniteswitch", switch=FINETUNED),  # granite-switch.cpp: asks for rope_factors that load_arch_tensors never loads
     Arch("exaone4", freqs="applied", turning=gguf_exaone4),
-    Arch("exaone-moe", freqs="applied", turning=gguf_within),
     Arch("mistral3", freqs="applied", pair="longrope", betas=(32.0, 1.0), ratio=True, floor=True),
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),
@@ -113,7 +110,6 @@ OTHER_ARCHS = (
     Arch("mellum", other_layers="plain"),
     Arch("laguna", other_layers="apart", dims=True),
     Arch("spark2_5", other_layers="shared", window=1, dims=True),  # spark2-5.cpp
-    Arch("afmoe", other_layers="shared", turning=gguf_afmoe),
     Arch("smallthinker", other_layers="shared", turning=gguf_smallthinker),
     Arch("cohere2moe", turning=gguf_cohere2moe),
     Arch("baichuan", turning=gguf_baichuan),

@@ -1,4 +1,5 @@
-"""Experts that are chosen and weighed as DeepSeek V3's, above attention of the usual kind: dots1, GLM-4.5, Kimi K2, ERNIE 4.5."""
+"""Experts that are chosen and weighed as DeepSeek V3's, above attention of the usual kind: dots1, GLM-4.5 and Solar Open,
+Kimi K2, ERNIE 4.5, K-EXAONE, Trinity."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 from ..errors import Unsupported
 from .architectures import Arch
-from .layers import FULL, SLIDES, Values
+from .layers import FULL, SLIDES, Values, alternating, gguf_afmoe, gguf_within, hf_afmoe, hf_exaone4
 from .llama import EXPERT_HPARAMS, NOT_DENSE, SILU
 from .mla import DEEPSEEK_V3, DENSE, LEADING_DENSE, MAY_LACK, ROUTED_HPARAMS, SCORE_BIAS, SHARED, not_leading, routed
 from .model_types import NEW, ModelType
@@ -68,6 +69,10 @@ def _glm4_moe_writes(c: Values, names: Container[str]) -> dict[str, Any]:
     return routed(c) | {"num_nextn_predict_layers": 0}
 
 
+def _solar_open_writes(c: Values, names: Container[str]) -> dict[str, Any]:
+    return {k: v for k, v in routed({"first_k_dense_replace": 0, **c}).items() if k != "first_k_dense_replace"}
+
+
 GLM4_MOE = Family(
     hf=ModelType(
         "glm4_moe",
@@ -109,6 +114,30 @@ GLM4_MOE = Family(
     **ROUTED,
 )
 
+SOLAR_OPEN = replace(
+    GLM4_MOE,
+    hf=ModelType(
+        "solar_open",
+        131072,
+        1e6,
+        head_dim=128,
+        partial=1.0,
+        architectures=("SolarOpenForCausalLM",),
+        defaults={k: v for k, v in GLM4_MOE.hf.defaults.items() if k != "first_k_dense_replace"} | {"moe_intermediate_size": 1280},
+        renamed=GLM4_MOE.hf.renamed,
+        switches={"attention_bias": QKV_BIASES},
+        writes=_solar_open_writes,
+    ),
+    tensors={hf: gguf for hf, gguf in GLM4_MOE.tensors.items() if hf not in DENSE and hf not in QK_NORMS},
+    only_where={},
+    hparams={k: v for k, v in GLM4_MOE.hparams.items() if k != "first_k_dense_replace"},
+    may_lack=MAY_LACK - {"first_k_dense_replace"} | {"intermediate_size"},
+    fixed={**SILU, "first_k_dense_replace": (0,), "use_qk_norm": (False,)},
+    constants={**GLM4_MOE.constants, "leading_dense_block_count": ("u32", 0)},
+    marks=frozenset({"!blk.0.ffn_gate.weight", "!blk.0.attn_q_norm.weight"}),
+    evidence=f"{GLM4_MOE.evidence}, SolarOpenModel, which takes an absent partial_rotary_factor for a half",
+)
+
 KIMI_K2 = replace(
     DEEPSEEK_V3,
     hf=replace(DEEPSEEK_V3.hf, name="kimi_k2", run_as="deepseek_v3", since=NEW),
@@ -126,9 +155,12 @@ def _ernie(c: Values) -> dict[str, Any]:
     return {"shared_expert_intermediate_size": (c.get("moe_num_shared_experts") or 0) * (c.get("moe_intermediate_size") or 0) or None}
 
 
+def _number_shared(c: Values) -> int:
+    return int(c["shared_expert_intermediate_size"] or 0) // int(c["moe_intermediate_size"])
+
+
 def _ernie_writes(c: Values, names: Container[str]) -> dict[str, Any]:
-    shared = c["shared_expert_intermediate_size"] or 0
-    return {"moe_layer_start_index": c["first_k_dense_replace"] or 0, "moe_num_shared_experts": shared // c["moe_intermediate_size"]}
+    return {"moe_layer_start_index": c["first_k_dense_replace"] or 0, "moe_num_shared_experts": _number_shared(c)}
 
 
 def _shared(h: Values, layer: int) -> bool:
@@ -185,4 +217,145 @@ ERNIE4_5_MOE = Family(
     next_tokens=("model.mtp_",),
     evidence="llama.cpp 0c1e570: src/models/ernie4-5-moe.cpp, ernie4-5.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded; "
     "from a layer on all have experts); conversion/ernie.py Ernie4_5MoeModel",
+)
+
+
+def _exaone(c: Values) -> dict[str, Any]:
+    """As `_ernie`. Every fourth layer sees all, by a list, by a number or by letters."""
+    size, windows, every = c.get("moe_intermediate_size") or 0, c.get("layer_types"), c.get("sliding_window_pattern", 4)
+    usual = windows == alternating(len(windows), 4) if windows else every in (4, "LLLG")
+    return {
+        "shared_expert_intermediate_size": (c.get("num_shared_experts") or 0) * size,
+        "usual_windows": usual and c.get("sliding_window") is not None,
+    }
+
+
+def _exaone_writes(c: Values, names: Container[str]) -> dict[str, Any]:
+    return routed(c) | {"num_shared_experts": _number_shared(c), "layer_types": alternating(c["num_hidden_layers"], 4)}
+
+
+EXAONE_MOE = Family(
+    hf=ModelType(
+        "exaone_moe",
+        2048,
+        turning=hf_exaone4,
+        architectures=("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"),
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "num_key_value_heads": 32,
+            "sliding_window": 4096,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+            "num_shared_experts": 1,
+            "moe_intermediate_size": 1024,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+        },
+        renamed={"n_shared_experts": "num_shared_experts"},
+        unsaid=frozenset({"shared_expert_intermediate_size"}),
+        reads=_exaone,
+        writes=_exaone_writes,
+    ),
+    gguf=Arch("exaone-moe", freqs="applied", turning=gguf_within, head="required"),
+    tensors={
+        **NOT_DENSE,
+        **QK_NORMS,
+        **DENSE,
+        **EXPERTS,
+        "model.layers.{i}.mlp.e_score_correction_bias": _BIAS,
+        **SHARED,
+    },
+    only_where=ROUTED["only_where"],
+    hparams={
+        **ROUTED["hparams"],
+        "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+        "sliding_window": "attention.sliding_window",
+    },
+    may_lack=MAY_LACK | {"sliding_window"},
+    fixed={**SILU, "scoring_func": ("sigmoid",), "usual_windows": (True,)},
+    constants={**SIGMOID, "nextn_predict_layers": ("u32", 0)},
+    next_tokens=("mtp.",),
+    evidence="llama.cpp 0c1e570: src/models/exaone-moe.cpp (halves turn in the three of four layers that slide; loads rope_freqs.weight); "
+    "conversion/exaone.py ExaoneMoEModel",
+    twin={"num_hidden_layers": 4},
+)
+
+
+def _afmoe(c: Values) -> dict[str, Any]:
+    windows = c.get("layer_types")
+    return {"usual_windows": windows == alternating(len(windows), 4) if windows else c.get("global_attn_every_n_layers", 4) == 4}
+
+
+def _afmoe_writes(c: Values, names: Container[str]) -> dict[str, Any]:
+    said = {"num_dense_layers": c["first_k_dense_replace"] or 0, "route_scale": c["routed_scaling_factor"] or 1.0}
+    return said | {"layer_types": alternating(c["num_hidden_layers"], 4)}
+
+
+AFMOE = Family(
+    hf=ModelType(
+        "afmoe",
+        16384,
+        head_dim=128,
+        turning=hf_afmoe,
+        architectures=("AfmoeForCausalLM",),
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "sliding_window": 1024,
+            "num_experts": 64,
+            "num_experts_per_tok": 6,
+            "num_shared_experts": 2,
+            "moe_intermediate_size": 1408,
+            "num_dense_layers": 1,
+            "route_scale": 1.0,
+            "route_norm": True,
+            "mup_enabled": False,
+        },
+        renamed={
+            "n_shared_experts": "num_shared_experts",
+            "first_k_dense_replace": "num_dense_layers",
+            "routed_scaling_factor": "route_scale",
+        },
+        reads=_afmoe,
+        writes=_afmoe_writes,
+    ),
+    gguf=Arch("afmoe", other_layers="shared", turning=gguf_afmoe),
+    tensors={
+        **{hf: gguf for hf, gguf in NOT_DENSE.items() if "post_attention" not in hf},
+        **QK_NORMS,
+        "model.layers.{i}.self_attn.gate_proj.weight": "blk.{i}.attn_gate.weight",
+        "model.layers.{i}.post_attention_layernorm.weight": "blk.{i}.post_attention_norm.weight",
+        "model.layers.{i}.pre_mlp_layernorm.weight": "blk.{i}.ffn_norm.weight",
+        "model.layers.{i}.post_mlp_layernorm.weight": "blk.{i}.post_ffw_norm.weight",
+        **DENSE,
+        **{hf.replace(".gate.", ".router.gate."): gguf for hf, gguf in EXPERTS.items()},
+        "model.layers.{i}.mlp.expert_bias": _BIAS,
+        **SHARED,
+    },
+    shapes={"attn_gate.weight": ("q", "hidden")},
+    only_where=ROUTED["only_where"],
+    hparams={k: v for k, v in ROUTED["hparams"].items() if "group" not in k and k != "norm_topk_prob"}
+    | {"sliding_window": "attention.sliding_window"},
+    may_lack=frozenset({"first_k_dense_replace", "routed_scaling_factor"}),
+    fixed={
+        **SILU,
+        "attention_bias": (False,),
+        "mup_enabled": (True,),
+        "n_group": (1,),
+        "route_norm": (True,),
+        "score_func": ("sigmoid",),
+        "usual_windows": (True,),
+    },
+    constants={
+        **SIGMOID,
+        "expert_weights_norm": ("bool", True),
+        "expert_group_count": ("u32", 1),
+        "expert_group_used_count": ("u32", 1),
+    },
+    marks=frozenset({"expert_weights_norm"}),  # without it llama.cpp does not normalize
+    evidence="llama.cpp 0c1e570: src/models/afmoe.cpp (halves turn, in the three of four layers that slide; embeddings are multiplied by "
+    "the root of their size; a gate on what attention gives); conversion/afmoe.py AfmoeModel",
+    twin={"num_hidden_layers": 4},
 )

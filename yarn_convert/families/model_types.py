@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .layers import SLIDES, Layer, Values, farthest, hf_afmoe, hf_exaone4, hf_flint, hf_kolibri1, hf_llama4, whole_number
+from .layers import SLIDES, Layer, Values, farthest, hf_exaone4, hf_flint, hf_kolibri1, hf_llama4, whole_number
 
 
 def _nothing(*of: Any) -> dict[str, Any]:
@@ -106,7 +106,6 @@ OLMO3_LAYERS = {"full_attention": ("rope_theta", 500000.0), "sliding_attention":
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
-    ModelType("afmoe", 16384, head_dim=128, turning=hf_afmoe),
     ModelType("apertus", 65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
     ModelType("arcee", 4096),
     ModelType("aria_text", 2048, since=NEW),
@@ -116,14 +115,12 @@ OTHER_TYPES = (
     ModelType("doge", 2048),
     ModelType("ernie4_5", 131072, 500000.0, head_dim=128),
     ModelType("exaone4", 2048, turning=hf_exaone4),
-    ModelType("exaone_moe", 2048, turning=hf_exaone4),
     ModelType("falcon_h1", 8192),
     ModelType("flex_olmo", 4096, 500000.0),
     ModelType("flint", 262144, head_dim=128, turning=hf_flint),
     ModelType("gemma", 8192, head_dim=256),
     ModelType("glm", 131072, head_dim=128, partial=0.5),
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
-    ModelType("granitemoeshared", 2048),
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hy_v3", 131072, 11158840.0, head_dim=128),
     ModelType("hyperclovax", 2048),
@@ -150,6 +147,5 @@ OTHER_TYPES = (
     ModelType("qwen3_vl_moe_text", 128000, 500000.0, since=NEW),
     ModelType("qwen3_vl_text", 128000, 500000.0, head_dim=128, since=NEW),
     ModelType("seed_oss", 524288, head_dim=128),
-    ModelType("solar_open", 131072, 1e6, head_dim=128, partial=1.0),
     ModelType("vaultgemma", 8192, head_dim=256),
 )

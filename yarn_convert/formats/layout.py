@@ -197,6 +197,12 @@ def _halves(s: Sizes) -> Apart:
     return Apart(tuple(Order(ff, np.arange(part, 2 * e, 2), shape=(e, ff, hidden)) for part in (0, 1)), (e, 2 * ff, hidden))
 
 
+def _two_halves(s: Sizes) -> Apart:
+    """Of the one that every token sees."""
+    ff = s["shared_ff"]
+    return Apart(tuple(Order(ff, (part,), shape=(ff, s["hidden"])) for part in (0, 1)), (2 * ff, s["hidden"]))
+
+
 TRANSFORMS: Mapping[str, Transform] = {
     "": Transform(lambda s: Apart((AS_IT_IS,))),
     "interleave": Transform(lambda s: Apart((Order(s["head"], turn=1),))),
@@ -209,6 +215,7 @@ TRANSFORMS: Mapping[str, Transform] = {
     "transposed": Transform(_transposed),
     "latent": Transform(_latent),
     "halves": Transform(_halves),
+    "two_halves": Transform(_two_halves),
 }
 
 
