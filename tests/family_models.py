@@ -670,6 +670,33 @@ TINY: Mapping[str, Tiny] = {
             "use_qk_norm": False,
         },
     ),
+    "llama4_text": Tiny(
+        "llama4_text",
+        "Llama4ForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_chunk_size": 8192,
+            "attention_dropout": 0.0,
+            "attn_scale": 0.1,
+            "attn_temperature_tuning": True,
+            "floor_scale": 8192,
+            "head_dim": 32,
+            "interleave_moe_layer_step": 2,
+            "intermediate_size": 32,
+            "intermediate_size_mlp": 64,
+            "moe_layers": [1, 3],
+            "no_rope_layers": [1, 1, 1, 0],
+            "num_experts_per_tok": 1,
+            "num_hidden_layers": 4,
+            "num_local_experts": 4,
+            "output_router_logits": False,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 500000.0,
+            "router_jitter_noise": 0.0,
+            "use_qk_norm": True,
+        },
+        {"unnormed": {"use_qk_norm": False}, "chunks": {"attention_chunk_size": 16}},
+    ),
     "kimi_k2": Tiny(
         "kimi_k2",
         "DeepseekV3ForCausalLM",
@@ -759,7 +786,7 @@ GRANITEMOE: Mapping[str, str] = {
 
 
 def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
-    """transformers 5 fuses experts in memory (conversion_mapping.py); files hold one matrix an expert, except granitemoe's and gpt_oss's."""
+    """transformers 5 fuses experts in memory (conversion_mapping.py); files hold one matrix an expert, except granitemoe's, gpt_oss's and llama4's."""
     if model_type in EXPERT_NAMES:
         name = name.replace(".mlp.", ".block_sparse_moe.")
     elif model_type == "gpt_neox":
@@ -771,7 +798,7 @@ def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Sha
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
     if ".block_sparse_moe." in name and model_type in ("granitemoe", "granitemoeshared"):
         yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape
-    elif fused is None or model_type == "gpt_oss":
+    elif fused is None or model_type in ("gpt_oss", "llama4_text"):
         yield name, shape
     else:
         gate, up, down = EXPERT_NAMES.get(model_type, ("gate_proj", "up_proj", "down_proj"))
@@ -809,7 +836,7 @@ def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, confi
     if re.search(r"norm|\.ln_", name):
         middle = norm if not re.search(r"\.[qk]_(layer)?norm", name) else norm + 1
         return (middle + 0.1 * w).astype(np.float32)
-    inputs = shape[1] if config["model_type"] == "gpt_oss" and ".experts." in name else shape[-1]
+    inputs = shape[1] if config["model_type"] in ("gpt_oss", "llama4_text") and ".experts." in name else shape[-1]
     w /= np.float32(np.sqrt(inputs))
     if len(shape) == 2:
         w[position_rows(name, shape[0], config)] *= 4

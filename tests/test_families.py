@@ -45,6 +45,8 @@ REFUSED = {  # variants that llama.cpp's graph would not compute, and the word t
     "olmoe/grouped": "a key for each query",
     "dots1/window": "layer_types",
     "exaone_moe": "nothing to extend",
+    "llama4_text/unnormed": "norms of Q and K",
+    "llama4_text/chunks": "nothing to extend",
     "afmoe": "nothing to extend",
 }
 ALL = [n for n in names() if TINY[n.partition("/")[0]].model_type in ROWS]

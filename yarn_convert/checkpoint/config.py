@@ -22,12 +22,14 @@ WHOLE = """
     n_routed_experts shared_expert_intermediate_size first_k_dense_replace decoder_sparse_step n_group topk_group
     num_nextn_predict_layers rotary_dim moe_k moe_num_experts moe_num_shared_experts moe_layer_start_index moe_layer_end_index
     moe_layer_interval num_shared_experts num_dense_layers shared_intermediate_size
+    intermediate_size_mlp interleave_moe_layer_step floor_scale
     max_window_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
     residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit clip_qkv route_scale
+    attn_scale
 """
 FLAGS = """
     tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
@@ -74,6 +76,8 @@ OTHERS: dict[str, Any] = {
     "layer_types": list[str],
     "no_rope_layers": list[int],
     "mlp_only_layers": list[int],
+    "moe_layers": list[int],
+    "attn_temperature_tuning": bool | int,
     "rope_scaling": RopeObject,
     "rope_parameters": RopeObject,
     # Lists in models that have more of them; a number where ours read one.

@@ -29,6 +29,7 @@ SIZES = {  # name in families.schema.SHAPES -> standard config key
     "vocab": "vocab_size",
     "hidden": "hidden_size",
     "ff": "intermediate_size",
+    "dense_ff": "intermediate_size_mlp",
     "experts": "num_experts",
     "expert_ff": "moe_intermediate_size",
     "shared_ff": "shared_expert_intermediate_size",
@@ -190,6 +191,11 @@ class Checkpoint:
             names = [n for n in belonging(folder) if not PAPERS.fullmatch(n)] + [n for n in INDEXES if exists(folder, n)]
             found |= {n: folder / n for n in names}
         return found
+
+    @property
+    def cancels(self) -> bool:
+        """Whether a multiplier of cos and sin changes nothing: norms of Q and K that come after it undo it."""
+        return self.family.cancels({**self.hparams, **self.config})
 
     @property
     def other_layers(self) -> Table | None:

@@ -21,7 +21,6 @@ from .layers import (
     gguf_exaone4,
     gguf_granite_swa,
     gguf_lfm2,
-    gguf_llama4,
     gguf_smallthinker,
     whole_number,
 )
@@ -101,7 +100,6 @@ OTHER_ARCHS = (
     Arch("mistral3", freqs="applied", pair="longrope", betas=(32.0, 1.0), ratio=True, floor=True),
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),
-    Arch("llama4", freqs="applied", other_layers="shared", window=8192, turning=gguf_llama4),
     Arch("step35", freqs="applied", pair="longrope", other_layers="own", window=1, halved=True),  # load_arch_hparams: n_rot_full / 2
     Arch("gemma3n", other_layers="own", window=1),
     Arch("gemma4", freqs="still", other_layers="own", window=1, dims=True),

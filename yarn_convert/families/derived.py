@@ -73,6 +73,8 @@ ODD = {  # a key that `ModelType.reads` derives -> what llama.cpp cannot compute
     "usual_q_lora": "this q_lora_rank in a model of so many layers",
     "usual_windows": "sliding and full attention in this order of layers",
     "usual_caps": "logits without a cap",
+    "usual_qk_norm": "norms of Q and K in a model of so many experts",
+    "usual_experts": "experts in these layers alone",
 }
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logit_scale", "routed_scaling_factor")
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import Unsupported
 from .architectures import Arch
-from .layers import FULL, SLIDES, Values, alternating, gguf_afmoe, gguf_within, hf_afmoe, hf_exaone4
+from .layers import FULL, MOST, SLIDES, Values, alternating, gguf_afmoe, gguf_within, hf_afmoe, hf_exaone4
 from .llama import EXPERT_HPARAMS, NOT_DENSE, SILU
 from .mla import DEEPSEEK_V3, DENSE, LEADING_DENSE, MAY_LACK, ROUTED_HPARAMS, SCORE_BIAS, SHARED, not_leading, routed
 from .model_types import NEW, ModelType
@@ -28,7 +28,7 @@ ROUTED: dict[str, Any] = {  # of a row whose first layers are dense
 def _dots1(c: Values) -> dict[str, Any]:
     """Layers behind the first max_window_layers see a window, where there is one."""
     layers, full = c.get("num_hidden_layers") or 0, c["max_window_layers"] if c.get("sliding_window") else None
-    return {"layer_types": c.get("layer_types") or [SLIDES if full is not None and i >= full else FULL for i in range(min(layers, 1000))]}
+    return {"layer_types": c.get("layer_types") or [SLIDES if full is not None and i >= full else FULL for i in range(min(layers, MOST))]}
 
 
 def _dots1_writes(c: Values, names: Container[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .layers import SLIDES, Layer, Values, farthest, hf_exaone4, hf_flint, hf_kolibri1, hf_llama4, whole_number
+from .layers import SLIDES, Layer, Values, farthest, hf_exaone4, hf_flint, hf_kolibri1, whole_number
 
 
 def _nothing(*of: Any) -> dict[str, Any]:
@@ -128,7 +128,6 @@ OTHER_TYPES = (
     ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
     ModelType("lfm2", 128000, 1e6),
     ModelType("lfm2_moe", 128000, 1e6),
-    ModelType("llama4_text", 131072, 500000.0, head_dim=128, turning=hf_llama4),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),
     ModelType("ministral3", 262144, head_dim=128, rope=MINISTRAL3_ROPE, since=NEW),

@@ -59,6 +59,10 @@ SHAPES |= {f"{name}.{x}": ("hidden",) for name in NORMS for x in ("weight", "bia
 SHAPES |= {f"attn_{x}_norm.weight": ("head",) for x in "qk"} | {"attn_sinks.weight": ("heads",), "exp_probs_b.bias": ("experts",)}
 
 
+def _never(of: Mapping[str, Any]) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Family:
     """One row: what transformers makes of its config.json, what llama.cpp's code makes of its GGUF, and the tensors of both.
@@ -88,6 +92,8 @@ class Family:
     gguf_known: frozenset[str] = KNOWN  # further GGUF keys that change nothing we carry; one of `constants`: its other values neither
     next_tokens: tuple[str, ...] = ()  # how names of HF tensors begin that predict tokens further on, besides layers behind the last
     marks: frozenset[str] = frozenset()  # GGUF keys or tensors that tell rows of one architecture apart, with `!` absent ones
+    # (hparams and config) -> whether whole heads of Q and K are normed after they turned: then no multiplier of cos and sin shows
+    cancels: Callable[[Mapping[str, Any]], bool] = _never
     twin: Mapping[str, Any] = field(default_factory=dict)  # sizes of a twin that are not the usual
 
     @property
