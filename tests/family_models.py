@@ -697,6 +697,29 @@ TINY: Mapping[str, Tiny] = {
         },
         {"unnormed": {"use_qk_norm": False}, "chunks": {"attention_chunk_size": 16}},
     ),
+    "hy_v3": Tiny(
+        "hy_v3",
+        "HYV3ForCausalLM",
+        {
+            "attention_bias": False,
+            "enable_moe_fp32_combine": False,
+            "first_k_dense_replace": 1,
+            "head_dim": 32,
+            "mlp_bias": False,
+            "moe_intermediate_size": 32,
+            "moe_router_enable_expert_bias": True,
+            "moe_router_use_sigmoid": True,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_nextn_predict_layers": 0,
+            "num_shared_experts": 1,
+            "qk_norm": True,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 11158840.0,
+            "route_norm": True,
+            "router_scaling_factor": 2.826,
+        },
+    ),
     "kimi_k2": Tiny(
         "kimi_k2",
         "DeepseekV3ForCausalLM",
@@ -793,6 +816,13 @@ def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Sha
         name = name.replace("lm_head.", "embed_out.")
     elif model_type == "ernie4_5_moe":
         name = name.replace(".gate.moe_statics.", ".moe_statics.")
+    elif model_type == "hy_v3":
+        for memory, disk in (
+            (".gate.weight", ".router.gate.weight"),
+            (".e_score_correction_bias", ".expert_bias"),
+            (".shared_experts.", ".shared_mlp."),
+        ):
+            name = name.replace(memory, disk)
     elif model_type == "exaone_moe":
         name = name.replace(".gate.e_score", ".e_score")
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)

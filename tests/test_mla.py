@@ -147,7 +147,7 @@ def test_a_config_that_does_not_fit_its_tensors_is_refused(
 # -- what published V3 files have besides -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe", "hy_v3"])
 def test_layers_of_further_tokens_stay_in_a_folder_and_are_named_when_a_gguf_leaves_them_out(name: str, model: Any, tmp_path: Path) -> None:
     weights = load_file(model(name) / "model.safetensors")
     more = {n.replace(".1.", ".2.", 1): w for n, w in weights.items() if n.startswith("model.layers.1.")}

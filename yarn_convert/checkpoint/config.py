@@ -28,7 +28,8 @@ WHOLE = """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
-    residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit clip_qkv route_scale
+    residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit
+    clip_qkv route_scale router_scaling_factor
     attn_scale
 """
 FLAGS = """

@@ -20,9 +20,9 @@ from ..targets.safetensors import unplaced_keys
 from .reference import LEFT_OUT, config_of, with_torch
 
 RECIPES = {"max_position_embeddings", "original_max_position_embeddings", "rope_theta", "rope_parameters", *OTHER_LENGTHS}
-NEUTRAL = {  # what says no more than layer_types and the tensors do, or is for training
+NEUTRAL = {  # what says no more than layer_types and the tensors do, is for training, or of the type that sums are made in
     "max_window_layers", "sliding_window_pattern", "num_nextn_predict_layers", "multi_query", "new_decoder_architecture",
-    "num_ln_in_parallel_attn", "output_router_logits", "seq_aux",
+    "num_ln_in_parallel_attn", "output_router_logits", "seq_aux", "enable_moe_fp32_combine",
 }  # fmt: skip
 TRAINING = ("dropout", "pdrop", "_coef", "_alpha", "_noise")  # how keys end that no forward pass depends on
 

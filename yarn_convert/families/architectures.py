@@ -77,7 +77,7 @@ LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek",
-    "dream", "ernie4_5", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
+    "dream", "ernie4_5", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "jais2", "lfm2moe", "llada-moe",
     "maincoder", "minimax-01", "nemotron", "olmo", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
     "qwen3next", "rnd1", "seed_oss", "talkie", "xverse",
 )  # fmt: skip

@@ -122,7 +122,6 @@ OTHER_TYPES = (
     ModelType("glm", 131072, head_dim=128, partial=0.5),
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
     ModelType("helium", 4096, 100000.0, head_dim=128),
-    ModelType("hy_v3", 131072, 11158840.0, head_dim=128),
     ModelType("hyperclovax", 2048),
     ModelType("jais2", 8192),
     ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
