@@ -455,6 +455,298 @@ TINY: Mapping[str, Tiny] = {
         {"six": {"num_hidden_layers": 6}},
         drop=("tie_word_embeddings",),
     ),
+    "olmoe": Tiny(
+        "olmoe",
+        "OlmoeForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "clip_qkv": None,
+            "norm_topk_prob": False,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 4,
+            "output_router_logits": False,
+            "pad_token_id": 1,
+            "rms_norm_eps": 1e-05,
+            "router_aux_loss_coef": 0.01,
+        },
+        {"clipped": {"clip_qkv": 8.0}, "grouped": {"num_key_value_heads": 2}},
+    ),
+    "ernie4_5_moe": Tiny(
+        "ernie4_5_moe",
+        "Ernie4_5_MoeForCausalLM",
+        {
+            "moe_capacity": [64, 64, 64],
+            "moe_gate": "top2_fused",
+            "moe_intermediate_size": 24,
+            "moe_k": 2,
+            "moe_layer_end_index": 1,
+            "moe_layer_interval": 1,
+            "moe_layer_start_index": 1,
+            "moe_num_experts": 4,
+            "moe_num_shared_experts": 2,
+            "moe_use_aux_free": True,
+            "num_nextn_predict_layers": 1,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+            "use_bias": False,
+        },
+        {"none shared": {"moe_num_shared_experts": 0, "tie_word_embeddings": False}},
+        {"moe_intermediate_size": 256},
+    ),
+    "dots1": Tiny(
+        "dots1",
+        "Dots1ForCausalLM",
+        {
+            "attention_bias": False,
+            "first_k_dense_replace": 1,
+            "max_window_layers": 62,
+            "moe_intermediate_size": 32,
+            "moe_layer_freq": 1,
+            "n_group": 1,
+            "n_routed_experts": 4,
+            "n_shared_experts": 2,
+            "norm_topk_prob": True,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1e7,
+            "routed_scaling_factor": 2.5,
+            "scoring_func": "noaux_tc",
+            "sliding_window": None,
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+            "use_sliding_window": False,
+        },
+        {"window": {"max_window_layers": 1, "sliding_window": 16}},
+        {"moe_intermediate_size": 256},
+    ),
+    "glm4_moe": Tiny(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            "attention_bias": True,
+            "attention_dropout": 0.0,
+            "first_k_dense_replace": 1,
+            "head_dim": 32,
+            "moe_intermediate_size": 32,
+            "n_group": 1,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_experts_per_tok": 2,
+            "num_nextn_predict_layers": 0,
+            "pad_token_id": 0,
+            "partial_rotary_factor": 0.5,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1e6,
+            "routed_scaling_factor": 2.5,
+            "topk_group": 1,
+            "use_qk_norm": True,
+        },
+        {"air": {"routed_scaling_factor": 1.0, "use_qk_norm": False}},
+        {"moe_intermediate_size": 256},
+    ),
+    "minimax_m2": Tiny(
+        "minimax_m2",
+        "MiniMaxM2ForCausalLM",
+        RMS
+        | {
+            "attention_dropout": 0.0,
+            "attn_type_list": [1, 1],
+            "head_dim": 32,
+            "mtp_transformer_layers": 1,
+            "num_experts_per_tok": 2,
+            "num_local_experts": 4,
+            "num_mtp_modules": 3,
+            "output_router_logits": False,
+            "qk_norm_type": "per_layer",
+            "rope_theta": 5000000,
+            "rotary_dim": 16,
+            "scoring_func": "sigmoid",
+            "shared_intermediate_size": 0,
+            "sliding_window": None,
+            "use_mtp": True,
+            "use_qk_norm": True,
+            "use_routing_bias": True,
+        },
+        drop=("rope_scaling",),
+    ),
+    "granitemoeshared": Tiny(
+        "granitemoeshared",
+        "GraniteMoeSharedForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_multiplier": 0.0625,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+            "num_experts_per_tok": 2,
+            "num_local_experts": 4,
+            "output_router_logits": False,
+            "residual_multiplier": 0.5,
+            "rms_norm_eps": 1e-06,
+            "shared_intermediate_size": 64,
+            "tie_word_embeddings": True,
+        },
+        wide={"shared_intermediate_size": 512},
+    ),
+    "exaone_moe": Tiny(
+        "exaone_moe",
+        "ExaoneMoEForCausalLM",
+        {
+            "first_k_dense_replace": 1,
+            "head_dim": 32,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "moe_intermediate_size": 32,
+            "n_group": 1,
+            "norm_topk_prob": True,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 4,
+            "num_nextn_predict_layers": 0,
+            "num_shared_experts": 1,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000000,
+            "routed_scaling_factor": 2.5,
+            "scoring_func": "sigmoid",
+            "sliding_window": 16,
+            "sliding_window_pattern": "LLLG",
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+        },
+        drop=("rope_scaling",),
+    ),
+    "afmoe": Tiny(
+        "afmoe",
+        "AfmoeForCausalLM",
+        {
+            "attention_dropout": 0.0,
+            "global_attn_every_n_layers": 4,
+            "head_dim": 32,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "load_balance_coeff": 0.001,
+            "moe_intermediate_size": 32,
+            "mup_enabled": True,
+            "n_group": 1,
+            "num_dense_layers": 2,
+            "num_expert_groups": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 4,
+            "num_limited_groups": 1,
+            "num_shared_experts": 1,
+            "rms_norm_eps": 1e-05,
+            "route_norm": True,
+            "route_scale": 2.826,
+            "score_func": "sigmoid",
+            "sliding_window": 16,
+            "topk_group": 1,
+            "use_grouped_mm": True,
+        },
+    ),
+    "solar_open": Tiny(
+        "solar_open",
+        "SolarOpenForCausalLM",
+        {
+            "eos_token_id": [2, 0],
+            "first_k_dense_replace": 0,
+            "head_dim": 32,
+            "moe_intermediate_size": 32,
+            "n_group": 1,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_experts_per_tok": 2,
+            "num_nextn_predict_layers": 0,
+            "partial_rotary_factor": 1.0,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1e6,
+            "routed_scaling_factor": 1.0,
+            "topk_group": 1,
+            "use_qk_norm": False,
+        },
+    ),
+    "llama4_text": Tiny(
+        "llama4_text",
+        "Llama4ForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_chunk_size": 8192,
+            "attention_dropout": 0.0,
+            "attn_scale": 0.1,
+            "attn_temperature_tuning": True,
+            "floor_scale": 8192,
+            "head_dim": 32,
+            "interleave_moe_layer_step": 2,
+            "intermediate_size": 32,
+            "intermediate_size_mlp": 64,
+            "moe_layers": [1, 3],
+            "no_rope_layers": [1, 1, 1, 0],
+            "num_experts_per_tok": 1,
+            "num_hidden_layers": 4,
+            "num_local_experts": 4,
+            "output_router_logits": False,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 500000.0,
+            "router_jitter_noise": 0.0,
+            "use_qk_norm": True,
+        },
+        {"unnormed": {"use_qk_norm": False}, "chunks": {"attention_chunk_size": 16}},
+    ),
+    "hy_v3": Tiny(
+        "hy_v3",
+        "HYV3ForCausalLM",
+        {
+            "attention_bias": False,
+            "enable_moe_fp32_combine": False,
+            "first_k_dense_replace": 1,
+            "head_dim": 32,
+            "mlp_bias": False,
+            "moe_intermediate_size": 32,
+            "moe_router_enable_expert_bias": True,
+            "moe_router_use_sigmoid": True,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_nextn_predict_layers": 0,
+            "num_shared_experts": 1,
+            "qk_norm": True,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 11158840.0,
+            "route_norm": True,
+            "router_scaling_factor": 2.826,
+        },
+    ),
+    "kimi_k2": Tiny(
+        "kimi_k2",
+        "DeepseekV3ForCausalLM",
+        MLA
+        | {
+            "auto_map": {
+                "AutoConfig": "configuration_deepseek.DeepseekV3Config",
+                "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM",
+            },
+            "n_group": 1,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_nextn_predict_layers": 0,
+            "routed_scaling_factor": 2.827,
+            "scoring_func": "sigmoid",
+            "seq_aux": True,
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+        },
+        {
+            "released": {
+                "max_position_embeddings": 4 * CONTEXT,
+                "rope_scaling": YARN_MSCALE | {"beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+            }
+        },
+        WIDE_MLA,
+    ),
 }
 
 
@@ -485,7 +777,7 @@ def shapes(folder: Path) -> dict[str, Shape]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    read = AutoConfig.from_pretrained(folder)
+    read = AutoConfig.for_model(**config | {"model_type": RUN_AS.get(config["model_type"], config["model_type"])})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(read)
     inner = {k: tuple(t.shape) for k, t in model.state_dict().items() if not (read.tie_word_embeddings and k == "lm_head.weight")}
@@ -509,22 +801,34 @@ def internlm2(config: Config) -> Iterator[tuple[str, Shape]]:
     yield "output.weight", (config["vocab_size"], hidden)
 
 
-EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = {"mixtral": ("w1", "w3", "w2")}
+RUN_AS = {"kimi_k2": "deepseek_v3"}  # its own code is remote
+EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = dict.fromkeys(("mixtral", "minimax_m2"), ("w1", "w3", "w2"))
 GRANITEMOE: Mapping[str, str] = {
     "experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight", "router.weight": "router.layer.weight",
 }  # fmt: skip
 
 
 def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
-    """transformers 5 fuses experts in memory (conversion_mapping.py); files hold one matrix an expert, except granitemoe's and gpt_oss's."""
-    if model_type == "mixtral":
+    """transformers 5 fuses experts in memory (conversion_mapping.py); files hold one matrix an expert, except granitemoe's, gpt_oss's and llama4's."""
+    if model_type in EXPERT_NAMES:
         name = name.replace(".mlp.", ".block_sparse_moe.")
     elif model_type == "gpt_neox":
         name = name.replace("lm_head.", "embed_out.")
+    elif model_type == "ernie4_5_moe":
+        name = name.replace(".gate.moe_statics.", ".moe_statics.")
+    elif model_type == "hy_v3":
+        for memory, disk in (
+            (".gate.weight", ".router.gate.weight"),
+            (".e_score_correction_bias", ".expert_bias"),
+            (".shared_experts.", ".shared_mlp."),
+        ):
+            name = name.replace(memory, disk)
+    elif model_type == "exaone_moe":
+        name = name.replace(".gate.e_score", ".e_score")
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
-    if model_type == "granitemoe":
+    if ".block_sparse_moe." in name and model_type in ("granitemoe", "granitemoeshared"):
         yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape
-    elif fused is None or model_type == "gpt_oss":
+    elif fused is None or model_type in ("gpt_oss", "llama4_text"):
         yield name, shape
     else:
         gate, up, down = EXPERT_NAMES.get(model_type, ("gate_proj", "up_proj", "down_proj"))
@@ -562,7 +866,7 @@ def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, confi
     if re.search(r"norm|\.ln_", name):
         middle = norm if not re.search(r"\.[qk]_(layer)?norm", name) else norm + 1
         return (middle + 0.1 * w).astype(np.float32)
-    inputs = shape[1] if config["model_type"] == "gpt_oss" and ".experts." in name else shape[-1]
+    inputs = shape[1] if config["model_type"] in ("gpt_oss", "llama4_text") and ".experts." in name else shape[-1]
     w /= np.float32(np.sqrt(inputs))
     if len(shape) == 2:
         w[position_rows(name, shape[0], config)] *= 4

@@ -257,7 +257,7 @@ METHODS = {"linear": {"scaling.type": "linear", "scaling.factor": 4.0}, "ntk-awa
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("arch", ["qwen35", "qwen3vlmoe", "glm4moe", "gemma4", "mistral3", "minimax-m2", "hunyuan-dense", "step35"])
+@pytest.mark.parametrize("arch", ["qwen35", "qwen3vlmoe", "glm4moe", "gemma4", "mistral3", "grovemoe", "hunyuan-dense", "step35"])
 def test_a_gguf_is_extended_by_other_methods_too(arch: str, method: str, base: Callable[..., Path], tmp_path: Path) -> None:
     path, out = base(arch), tmp_path / "out.gguf"
     convert(str(path), Recipe(method=method, scale=4), output=out)

@@ -41,13 +41,20 @@ REFUSED = {  # variants that llama.cpp's graph would not compute, and the word t
     "deepseek_v2/grouped": "n_group",
     "cohere2": "nothing to extend",
     "cohere2/six": "nothing to extend",
+    "olmoe/clipped": "clip_qkv",
+    "olmoe/grouped": "a key for each query",
+    "dots1/window": "layer_types",
+    "exaone_moe": "nothing to extend",
+    "llama4_text/unnormed": "norms of Q and K",
+    "llama4_text/chunks": "nothing to extend",
+    "afmoe": "nothing to extend",
 }
 ALL = [n for n in names() if TINY[n.partition("/")[0]].model_type in ROWS]
-ONLY_CONVERTED = {"cohere2", "cohere2/six", "gemma3_text/linear"}  # the refusal is of the extension
-NOT_AS_IT_IS = {"gpt_oss"}  # the refusal is of the base's own RoPE: tests/test_gpt_oss.py
+ONLY_CONVERTED = {"cohere2", "cohere2/six", "gemma3_text/linear", "exaone_moe", "afmoe"}  # the refusal is of the extension
+NOT_AS_IT_IS = {"gpt_oss", "kimi_k2/released"}  # the refusal is of the base's own RoPE: tests/test_gpt_oss.py, test_mla.py
 CARRIED = [n for n in ALL if n not in {*REFUSED, *NOT_AS_IT_IS} or n in ONLY_CONVERTED]
 BASES = [n for n in CARRIED if "/" not in n and n not in REFUSED] + ["gpt_oss/plain"]
-HF_LESS = {"internlm2"}  # remote code only: transformers could not follow a scaling in config.json
+HF_LESS = {"internlm2", "kimi_k2", "kimi_k2/released"}  # remote code only: transformers could not follow a scaling in config.json
 
 
 @pytest.fixture(scope="session")
@@ -66,13 +73,14 @@ from pathlib import Path
 tree, *folders = sys.argv[1:]
 sys.path[:0] = [tree, tree + "/gguf-py"]
 import conversion.chatglm, conversion.gemma, conversion.glm, conversion.internlm, conversion.phi, conversion.qwen, conversion.stablelm
+import conversion.ernie
 from conversion import base
 base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"  # it knows pre-tokenizers by a hash of the real vocabulary
 byte_level = base.TextModel._set_vocab_gpt2
 for model in (conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel, conversion.internlm.InternLM2Model,
-              conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel):
+              conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.glm.Glm4MoeModel, conversion.glm.SolarOpenModel, conversion.ernie.Ernie4_5Model):
     model.set_vocab = lambda self: byte_level(self)  # the toy tokenizer is none of SentencePiece
-# Two faults of the converter: a generator that is never consumed, and keys that transformers 5 renames under it.
+# Three faults of the converter: a generator that is never consumed, keys that transformers 5 renames under it, a word that it does not know.
 stablelm = conversion.stablelm.StableLMModel
 modify = stablelm.modify_tensors
 def consumed(self, data, name, layer):
@@ -82,7 +90,10 @@ stablelm.modify_tensors = consumed
 load = base.ModelBase.load_hparams
 def raw(folder, is_mistral_format=False):
     config = json.loads((Path(folder) / "config.json").read_text())
-    return config if config["model_type"] in ("gpt_neox", "falcon") else load(folder, is_mistral_format)
+    if config["model_type"] in ("gpt_neox", "falcon"):
+        return config
+    loaded = load(folder, is_mistral_format)
+    return loaded | {"scoring_func": "sigmoid"} if loaded.get("scoring_func") == "noaux_tc" else loaded  # dots1's word for it
 base.ModelBase.load_hparams = staticmethod(raw)
 for folder in folders:
     child = os.fork()
@@ -129,6 +140,9 @@ DIFFERS = {  # docs/families.md says why
     "gpt_neox": {"rope.freq_base"},
     "gemma2": {"rope.freq_base"},
     "glm4": {"tokenizer.ggml.unknown_token_id"},  # of the toy tokenizer, which the oracle is made to take for another kind
+    "glm4_moe": {"tokenizer.ggml.unknown_token_id"},
+    "exaone_moe": {"attention.sliding_window_pattern"},
+    "solar_open": {"tokenizer.ggml.eot_token_id"},
     "phi3": {"rope.scaling.original_context_length", "attention.sliding_window"},
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
     "deepseek_v3/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},

@@ -182,7 +182,7 @@ def plain(make_model: MakeModel, tmp_path: Path) -> Path:
         ("exaone4", {"sliding_window": None, "layer_types": [FULL, FULL]}, False),
         ("exaone_moe", {"sliding_window": 16}, True),
         ("llama4_text", {"attention_chunk_size": 16}, True),
-        ("llama4_text", {"attention_chunk_size": 16, "layer_types": [FULL, FULL], "no_rope_layers": [1, 0]}, False),
+        ("llama4_text", {"attention_chunk_size": 16, "layer_types": [FULL] * 4, "no_rope_layers": [1, 0] * 2}, False),
         ("smollm3", {"sliding_window": 16, "use_sliding_window": True, "no_rope_layers": [0, 1]}, False),
         ("smollm3", {"sliding_window": 16, "use_sliding_window": True, "no_rope_layers": [0, 1], "layer_types": [FULL, SLIDING]}, True),
         ("gemma2", {"sliding_window": 16}, False),
@@ -195,8 +195,8 @@ def test_a_folder_whose_layers_turn_in_windows_alone_is_not_extended(
     row = next((f for f in FAMILIES if f.model_type == model_type), None)
     described = {"model_type": model_type, "architectures": list(row.hf.architectures[:1]) if row else ["OfItsOwnForCausalLM"], **said}
     folder = make_model(config=described)
-    if model_type == "gemma2":  # whose tensors are others
-        folder = make("gemma2", tmp_path / "gemma2")
+    if model_type in ("gemma2", "exaone_moe", "llama4_text"):  # whose tensors are others
+        folder = make(model_type, tmp_path / model_type, config=said)
     judge(folder, refused, str(said.get("sliding_window") or said.get("attention_chunk_size")))
 
 
@@ -226,12 +226,23 @@ SWA = "attention.sliding_window"
         ("seed_oss", {SWA: 32}, False),
     ],
 )
-def test_a_gguf_whose_layers_turn_in_windows_alone_is_not_extended(arch: str, keys: dict[str, Any], refused: bool, plain: Path) -> None:
-    judge(as_architecture(arch, plain, **keys), refused, "32")
+def test_a_gguf_whose_layers_turn_in_windows_alone_is_not_extended(
+    arch: str, keys: dict[str, Any], refused: bool, plain: Path, tmp_path: Path
+) -> None:
+    judge(as_architecture(arch, own_gguf(arch, tmp_path) or plain, **keys), refused, "32")
 
 
-def test_llama4s_chunks_bound_it(plain: Path) -> None:
-    c = open_checkpoint(resolve(str(as_architecture("llama4", plain))))
+def own_gguf(arch: str, folder: Path) -> Path | None:
+    """A GGUF of a tiny model of an architecture whose tensors are not Llama's."""
+    name = {"exaone-moe": "exaone_moe", "llama4": "llama4_text"}.get(arch)
+    if name is None:
+        return None
+    convert(str(make(name, folder / "base")), Recipe(method="none"), out="gguf", output=folder / "own.gguf")
+    return folder / "own.gguf"
+
+
+def test_llama4s_chunks_bound_it(tmp_path: Path) -> None:
+    c = open_checkpoint(resolve(str(own_gguf("llama4", tmp_path))))
     with pytest.raises(Unsupported, match="window of 8,192 tokens"):
         extend(c, Recipe(context=16384))
     assert extend(c, Recipe(context=8192)).context == 8192

@@ -18,7 +18,7 @@ Array = NDArray[np.float32]
 HEADS, KV, HEAD, HIDDEN, EXPERTS, FF, NOPE, VALUE, LATENT = 6, 2, 6, 10, 3, 5, 6, 9, 7  # a head of 4 would be its own inverse
 SIZES = {
     "heads": HEADS, "kv_heads": KV, "head": HEAD, "hidden": HIDDEN, "experts": EXPERTS, "expert_ff": FF, "nope": NOPE, "value": VALUE,
-    "kv_lora": LATENT,
+    "kv_lora": LATENT, "shared_ff": FF,
 }  # fmt: skip
 GROUP = HEADS // KV
 
@@ -58,9 +58,11 @@ CASES: Mapping[str, tuple[tuple[int, ...], Callable[[Array], list[Array]]]] = {
     "columns_in_turn": ((EXPERTS, HIDDEN, 2 * FF), lambda w: [w.swapaxes(1, 2)[:, k::2] for k in (0, 1)]),
     "in_turn": ((EXPERTS, 2 * FF), lambda w: [w[:, k::2] for k in (0, 1)]),
     "transposed": ((EXPERTS, FF, HIDDEN), lambda w: [w.swapaxes(1, 2)]),
-    "transposed_or_not": ((EXPERTS, FF, HIDDEN), lambda w: [w.swapaxes(1, 2)]),
-    "columns_apart": ((EXPERTS, HIDDEN, 2 * FF), lambda w: [w.swapaxes(1, 2)[:, :FF], w.swapaxes(1, 2)[:, FF:]]),
+    "transposed_or_saved": ((EXPERTS, FF, HIDDEN), lambda w: [w.swapaxes(1, 2)]),
+    "column_halves_or_saved": ((EXPERTS, HIDDEN, 2 * FF), lambda w: [w.swapaxes(1, 2)[:, :FF], w.swapaxes(1, 2)[:, FF:]]),
     "halves": ((EXPERTS, 2 * FF, HIDDEN), lambda w: [w[:, :FF], w[:, FF:]]),
+    "two_halves": ((2 * FF, HIDDEN), lambda w: [w[:FF], w[FF:]]),
+    "column_halves": ((EXPERTS, HIDDEN, 2 * FF), lambda w: [w.swapaxes(1, 2)[:, k * FF : (k + 1) * FF] for k in (0, 1)]),
     "latent": (
         (HEADS * (NOPE + VALUE), LATENT),
         lambda w: [w.reshape(HEADS, -1, LATENT)[:, :NOPE].swapaxes(1, 2), w.reshape(HEADS, -1, LATENT)[:, NOPE:]],

@@ -147,13 +147,14 @@ def test_a_config_that_does_not_fit_its_tensors_is_refused(
 # -- what published V3 files have besides -----------------------------------------------------------------------------
 
 
-def test_layers_of_further_tokens_stay_in_a_folder_and_are_named_when_a_gguf_leaves_them_out(model: Any, tmp_path: Path) -> None:
-    weights = load_file(model("deepseek_v3") / "model.safetensors")
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe", "hy_v3"])
+def test_layers_of_further_tokens_stay_in_a_folder_and_are_named_when_a_gguf_leaves_them_out(name: str, model: Any, tmp_path: Path) -> None:
+    weights = load_file(model(name) / "model.safetensors")
     more = {n.replace(".1.", ".2.", 1): w for n, w in weights.items() if n.startswith("model.layers.1.")}
     more |= {f"model.layers.2.{n}.weight": np.ones(64, np.float32) for n in ("enorm", "hnorm", "shared_head.norm")}
-    source = edited(model("deepseek_v3"), tmp_path / "m", {"num_nextn_predict_layers": 1}, weights | more)
+    source = edited(model(name), tmp_path / "m", {"num_nextn_predict_layers": 1}, weights | more)
     convert(str(source), Recipe(method="none"), out="gguf", output=tmp_path / "a.gguf")
-    put(model("deepseek_v3"), tmp_path / "b.gguf")
+    put(model(name), tmp_path / "b.gguf")
     assert tensors(tmp_path / "a.gguf") == tensors(tmp_path / "b.gguf")
     notes = json.loads((tmp_path / "a.yarn_convert.json").read_text())["notes"]
     assert any(n.startswith(f"{len(more)} tensors are left out: layers that predict tokens further on") for n in notes)
@@ -168,6 +169,64 @@ def test_layers_of_further_tokens_stay_in_a_folder_and_are_named_when_a_gguf_lea
     assert set(TorchWeights(opened(source), torch.float32, False)) == set(weights), "the reference runs what transformers runs"
     with pytest.raises(Unsupported, match="not part of the family"):
         opened(edited(source, tmp_path / "n", {"num_nextn_predict_layers": 0}))
+
+
+def test_ernies_further_tokens_are_named_too(model: Any, tmp_path: Path) -> None:
+    weights = load_file(model("ernie4_5_moe") / "model.safetensors")
+    more = {f"model.{n}.weight": np.ones(64, np.float32) for n in ("mtp_block.0.input_layernorm", "mtp_emb_norm.0", "mtp_hidden_norm.0")}
+    source = edited(model("ernie4_5_moe"), tmp_path / "m", {}, weights | more)
+    put(source, tmp_path / "a.gguf")
+    put(model("ernie4_5_moe"), tmp_path / "b.gguf")
+    assert tensors(tmp_path / "a.gguf") == tensors(tmp_path / "b.gguf")
+    assert any(n.startswith("3 tensors are left out") for n in json.loads((tmp_path / "a.yarn_convert.json").read_text())["notes"])
+    with pytest.raises(Unsupported, match="moe_layer_end_index = 0"):
+        opened(edited(source, tmp_path / "n", {"moe_layer_end_index": 0}))
+
+
+def test_glms_gguf_with_a_layer_of_further_tokens_is_extended_as_it_is(model: Any, tmp_path: Path) -> None:
+    """As llama.cpp's converter writes it by default: none of its tensors is lost, and it becomes no folder."""
+    path = put(model("glm4_moe"), tmp_path / "a.gguf")
+    assert "glm4moe.nextn_predict_layers" in GGUFReader(path).fields
+    data = path.read_bytes()
+    key, one = b"glm4moe.nextn_predict_layers", (1).to_bytes(4, "little")
+    at = data.index(key) + len(key) + 4
+    path.write_bytes(data[:at] + one + data[at + 4 :])
+    c = opened(path)
+    assert not c.family.listed
+    put(path, tmp_path / "b.gguf", method="yarn", scale=4)
+    assert tensors(tmp_path / "b.gguf") == tensors(path)
+    with pytest.raises(Unsupported, match="no names"):
+        put(path, tmp_path / "out")
+
+
+KIMI = "kimi_k2/released"
+
+
+def test_kimi_k2_is_a_deepseek_v3_by_another_name(model: Any, tmp_path: Path) -> None:
+    """Its folder stays one; a folder made of its GGUF is DeepSeek's."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    out = put(model("kimi_k2"), tmp_path / "out", method="yarn", scale=4)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["rope_scaling"]["type"]) == ("kimi_k2", "yarn")
+    result = check(str(out), ValidateOptions(base=str(model("kimi_k2")), real=False, twin=False))
+    assert all(result[k]["verdict"] == "passed" for k in ("recipe", "weights", "tokenizer"))
+    back = put(put(model("kimi_k2"), tmp_path / "a.gguf"), tmp_path / "back")
+    assert json.loads((back / "config.json").read_text())["model_type"] == "deepseek_v3"
+    as_v3 = edited(model("kimi_k2"), tmp_path / "v3", {"model_type": "deepseek_v3", "auto_map": None})
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 263, (1, CONTEXT)))
+    with torch.no_grad():
+        logits = [transformers.AutoModelForCausalLM.from_pretrained(p).eval()(ids).logits.numpy() for p in (as_v3, back)]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+def test_kimi_k2s_own_step_instead_of_a_ramp_is_no_gguf(model: Any, tmp_path: Path) -> None:
+    assert put(model(KIMI), tmp_path / "out").is_dir()
+    with pytest.raises(Inexpressible, match="beta_fast"):
+        put(model(KIMI), tmp_path / "a.gguf")
+    result = check(
+        str(put(model(KIMI), tmp_path / "b.gguf", method="yarn", scale=8)), ValidateOptions(base=str(model(KIMI)), runtimes=("llama.cpp",))
+    )
+    assert result["verdict"] == "passed", result["reasons"]
 
 
 def test_a_tensor_in_a_layer_of_the_other_kind_is_refused(model: Any, tmp_path: Path) -> None:

@@ -161,6 +161,20 @@ def llama_quantize(source: Path, out: Path, mix: str, imatrix: Imatrix | None = 
     return None if failed else out.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["qwen2_moe", "ernie4_5_moe"])
+def test_a_matrix_of_one_row_that_llama_quantize_wrote_is_read(name: str, tmp_path: Path) -> None:
+    """It leaves that dimension out (ggml_n_dims), and llama.cpp reads both."""
+    pytest.importorskip("transformers")
+    from family_models import make
+
+    convert(str(make(name, tmp_path / "base", wide=True)), Recipe(method="none"), out="gguf", output=tmp_path / "a.gguf")
+    assert llama_quantize(tmp_path / "a.gguf", tmp_path / "b.gguf", "q8_0")
+    tensors = [open_gguf(tmp_path / f"{n}.gguf").tensors for n in "ab"]
+    assert {n for n in tensors[0] if len(tensors[0][n].shape) != len(tensors[1][n].shape)}
+    for out in ("gguf", "safetensors"):
+        convert(str(tmp_path / "b.gguf"), Recipe(scale=4), out=out, output=tmp_path / f"out.{out}")
+
+
 def file_order(names: Iterable[str]) -> list[str]:
     """Tensor names as llama-quantize writes them: by layer, then by bytes (llama-model-loader.h, weight_name_comparer)."""
 

@@ -21,17 +21,22 @@ WHOLE = """
     original_max_position_embeddings sliding_window n_head n_layer n_head_kv num_kv_heads ffn_hidden_size num_ln_in_parallel_attn
     q_lora_rank kv_lora_rank qk_head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim num_local_experts num_experts_per_tok
     n_routed_experts shared_expert_intermediate_size first_k_dense_replace decoder_sparse_step n_group topk_group
-    num_nextn_predict_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers
+    num_nextn_predict_layers rotary_dim moe_k moe_num_experts moe_num_shared_experts moe_layer_start_index moe_layer_end_index
+    moe_layer_interval num_shared_experts num_dense_layers shared_intermediate_size
+    intermediate_size_mlp interleave_moe_layer_step floor_scale
+    max_window_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
     residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit
+    clip_qkv route_scale router_scaling_factor
+    attn_scale
 """
 FLAGS = """
     tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
     use_qkv_bias qk_layernorm use_qk_norm use_parallel_residual parallel_attn multi_query new_decoder_architecture norm_topk_prob
-    rope_interleave
+    rope_interleave route_norm mup_enabled
 """
 TEXTS = "model_type hidden_act hidden_activation activation topk_method scoring_func"
 OBJECTS = "quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map"
@@ -73,6 +78,8 @@ OTHERS: dict[str, Any] = {
     "layer_types": list[str],
     "no_rope_layers": list[int],
     "mlp_only_layers": list[int],
+    "moe_layers": list[int],
+    "attn_temperature_tuning": bool | int,
     "rope_scaling": RopeObject,
     "rope_parameters": RopeObject,
     # Lists in models that have more of them; a number where ours read one.

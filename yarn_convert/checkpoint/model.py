@@ -30,6 +30,7 @@ SIZES = {  # name in families.schema.SHAPES -> standard config key
     "vocab": "vocab_size",
     "hidden": "hidden_size",
     "ff": "intermediate_size",
+    "dense_ff": "intermediate_size_mlp",
     "experts": "num_experts",
     "expert_ff": "moe_intermediate_size",
     "shared_ff": "shared_expert_intermediate_size",
@@ -152,6 +153,7 @@ class Checkpoint:
         sizes["heads"], sizes["kv_heads"], sizes["head"] = self.heads("q"), self.heads("k"), self.head_dim
         sizes["q"], sizes["kv"] = (sizes[n] * self.head_dim for n in ("heads", "kv_heads"))
         sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
+        sizes.setdefault("shared_ff", (self.hparams.get("n_shared_experts") or 0) * sizes["expert_ff"])
         sizes |= {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
         return sizes | (self._latent_sizes(sizes) if self.family.latent else {})
 
@@ -163,7 +165,6 @@ class Checkpoint:
             "q_mla": heads * h["qk_head_dim"],
             "o_mla": heads * h["v_head_dim"],
             "kv_a": h["kv_lora_rank"] + self.head_dim,
-            "shared_ff": h["n_shared_experts"] * h["moe_intermediate_size"],
         }
 
     @cached_property
@@ -189,6 +190,7 @@ class Checkpoint:
             return {}
         more = self.config.get(MORE_LAYERS) or 0
         behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if more < 100 else ()
+        behind += self.family.next_tokens
         return {name: NEXT_TOKENS for name, known in self.names.items() if known.startswith(behind)} if behind else {}
 
     @cached_property
@@ -211,6 +213,11 @@ class Checkpoint:
             names = [n for n in belonging(folder) if not PAPERS.fullmatch(n)] + [n for n in INDEXES if exists(folder, n)]
             found |= {n: folder / n for n in names}
         return found
+
+    @property
+    def cancels(self) -> bool:
+        """Whether a multiplier of cos and sin changes nothing: norms of Q and K that come after it undo it."""
+        return self.family.cancels({**self.hparams, **self.config})
 
     @property
     def other_layers(self) -> Table | None:
@@ -250,10 +257,13 @@ class Checkpoint:
         return replace(self, family=families.as_architecture(self.family, arch))
 
     def standing_alone(self) -> Checkpoint:
-        """A GGUF whose model is a part of others, or remote code, to transformers, as one of the family there that computes the same."""
-        if self.gguf is None or not self.family.hf.run_as:
+        """What is a part of others, or remote code, to transformers, as one of the family there that computes the same: a GGUF, or a folder
+        whose tensors have the same names."""
+        if self.around or not self.family.hf.run_as:
             return self
         family = families.for_config({"model_type": self.family.hf.run_as})
+        if self.gguf is None and family.tensors != self.family.tensors:
+            return self
         hparams = {k: v for k, v in self.hparams.items() if k in family.hparams or k not in self.family.hparams}
         return replace(self, family=family, hparams=hparams)
 

@@ -20,7 +20,7 @@ from ..formats.gguf_file import Gguf
 from ..formats.inputs import notice
 from ..formats.layout import Part
 from ..formats.split import read_model
-from ..formats.tensors import load_json, read_folder
+from ..formats.tensors import Tensor, load_json, read_folder
 from ..rope import Array, Rope, same_at_all_lengths
 from .config import around, config_of_folder, language_model, nest_of
 from .lengths import Lengths, of_config, of_gguf, unsaid
@@ -100,7 +100,7 @@ def _open_gguf(source: Source) -> Checkpoint:
     rope, left, ours = _left_recipe(keys.get(RECIPE), rope, context)
     found = Lengths(rope.original_context, context) if left else of_gguf(gguf, family.model_type, source, rope, context)
     rope = replace(rope, original_context=found.original)
-    tensors = {name: t for name, t in gguf.tensors.items() if name not in factors}
+    tensors = _with_one_row(family, {name: t for name, t in gguf.tensors.items() if name not in factors})
     files = tuple(part.path for part in gguf.parts) or (source.path,)
     checkpoint = Checkpoint(
         source, family, rope, found.context, hparams, keys, tensors, files, gguf, tuple(ignored), ours, factors,
@@ -108,6 +108,12 @@ def _open_gguf(source: Source) -> Checkpoint:
     )  # fmt: skip
     _check(checkpoint)
     return checkpoint
+
+
+def _with_one_row(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, and of each matrix of one row that row's dimension, which llama-quantize leaves out (ggml_n_dims)."""
+    single = {t for hf in family.tensors for t in family.parts(hf) if family.shape(layout.part_of(t))[0] == "one"}
+    return {n: replace(t, shape=(1, *t.shape)) if len(t.shape) == 1 and numbered(n).template in single else t for n, t in tensors.items()}
 
 
 def _check_known(family: Family, what: str, name: str, known: Container[str]) -> None:

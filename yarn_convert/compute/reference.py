@@ -231,9 +231,10 @@ def with_torch() -> Any:
 
 def _as_run(c: Checkpoint) -> Checkpoint:
     """`c` as a model of the family whose code computes it; UsageError for one that transformers has no code for."""
-    if c.family.hf.run_as and c.gguf is None and not c.around:
+    alone = c.standing_alone()
+    if alone.family.hf.run_as and not c.around:
         raise UsageError(f"transformers has no code for {c.family.model_type}", "--out gguf, and validate that")
-    return c.standing_alone()
+    return alone
 
 
 @contextlib.contextmanager

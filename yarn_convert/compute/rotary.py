@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
+from ..families.layers import CHUNKED
 from ..rope import Table
 
 Spans = Sequence[tuple[int, int]]
@@ -96,6 +97,12 @@ def _polar(table: Table, n: int, device: str, dtype: Any) -> Any:
     return torch.from_numpy((np.exp(1j * angles) * table.multiplier).astype(np.complex64)).to(device)
 
 
+def _chunk(module: Any) -> int:
+    """The tokens of a chunk, of an attention that sees no other (Llama 4); 0 for any other."""
+    kinds = getattr(module.config, "layer_types", None)
+    return int(module.config.attention_chunk_size) if kinds and kinds[module.layer_idx] == CHUNKED else 0
+
+
 def rows_attention(last: Spans, layers: int, n: int, cache: Any = None) -> str:
     """The name of an attention function for transformers: causal, within the sliding window that a layer hands to it, some rows
     at a time. In the last of so many layers it computes the rows `last` only, of n, and leaves the others zero. `cache`: the type that
@@ -106,8 +113,10 @@ def rows_attention(last: Spans, layers: int, n: int, cache: Any = None) -> str:
     def blocks(spans: Spans) -> list[tuple[int, int]]:
         return [(i, min(i + BLOCK, b)) for a, b in spans for i in range(a, b, BLOCK)]
 
-    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **rest: Any) -> tuple[Any, None]:
-        window = rest.get("sliding_window") or query.shape[2]
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **rest: Any
+    ) -> tuple[Any, None]:
+        window, chunk = rest.get("sliding_window") or query.shape[2], _chunk(module) or query.shape[2]
         groups = query.shape[1] // key.shape[1]
         key, value = (x if cache is None else x.to(cache).to(x.dtype) for x in (key, value))
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -118,8 +127,8 @@ def rows_attention(last: Spans, layers: int, n: int, cache: Any = None) -> str:
             scores *= query.shape[-1] ** -0.5 if scaling is None else scaling
             if cap := rest.get("softcap"):
                 scores = (scores / cap).tanh_() * cap
-            distance = torch.arange(a, b, device=query.device)[:, None] - torch.arange(first, b, device=query.device)
-            hidden = (distance < 0) | (distance >= window)
+            rows, columns = torch.arange(a, b, device=query.device)[:, None], torch.arange(first, b, device=query.device)
+            hidden = (columns > rows) | (rows - columns >= window) | (rows // chunk != columns // chunk)
             scores = scores.masked_fill_(hidden, float("-inf"))
             if (sinks := rest.get("s_aux")) is not None:  # one more score a head, whose share goes nowhere
                 scores = torch.cat([scores, sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1).softmax(-1)[..., :-1]

@@ -22,9 +22,9 @@ from .reference import LEFT_OUT, config_of, with_torch
 
 RECIPES = {"max_position_embeddings", "original_max_position_embeddings", "rope_theta", "rope_parameters", *OTHER_LENGTHS}
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-NEUTRAL = {  # what says no more than layer_types and the tensors do, or is for training
-    "max_window_layers", "num_nextn_predict_layers", "multi_query", "new_decoder_architecture", "num_ln_in_parallel_attn",
-    "output_router_logits", "seq_aux",
+NEUTRAL = {  # what says no more than layer_types and the tensors do, is for training, or of the type that sums are made in
+    "max_window_layers", "sliding_window_pattern", "num_nextn_predict_layers", "multi_query", "new_decoder_architecture",
+    "num_ln_in_parallel_attn", "output_router_logits", "seq_aux", "enable_moe_fp32_combine",
 }  # fmt: skip
 TRAINING = ("dropout", "pdrop", "_coef", "_alpha", "_noise")  # how keys end that no forward pass depends on
 

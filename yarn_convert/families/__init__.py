@@ -14,10 +14,13 @@ from ..errors import FormatError, Unsupported
 from .aliases import ALIASES, Alias
 from .architectures import OTHER_ARCHS, Arch
 from .derived import normalized
+from .experts import AFMOE, DOTS1, ERNIE4_5_MOE, EXAONE_MOE, GLM4_MOE, KIMI_K2, SOLAR_OPEN
 from .gemma import GEMMA2, GEMMA3
 from .gpt_oss import GPT_OSS
 from .layers import whole_number
-from .llama import GRANITE, GRANITE_MOE, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from .llama import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from .llama4 import LLAMA4
+from .mixtures import HY_V3, MINIMAX_M2, OLMOE
 from .mla import DEEPSEEK_V2, DEEPSEEK_V3
 from .model_types import OTHER_TYPES, ModelType
 from .neox import FALCON, GPT_NEOX, PHI3, STABLELM, STARCODER2
@@ -52,6 +55,7 @@ FAMILIES: tuple[Family, ...] = (
     STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE, QWEN2_AS_LLAMA,
     GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, COHERE2, GRANITE_MOE,
     QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE,
+    OLMOE, ERNIE4_5_MOE, DOTS1, GLM4_MOE, KIMI_K2, MINIMAX_M2, GRANITE_MOE_SHARED, EXAONE_MOE, AFMOE, SOLAR_OPEN, LLAMA4, HY_V3,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if f.hf.length), *OTHER_TYPES)}

@@ -16,15 +16,12 @@ from .layers import (
     Layer,
     Values,
     farthest,
-    gguf_afmoe,
     gguf_baichuan,
     gguf_cohere2moe,
     gguf_exaone4,
     gguf_granite_swa,
     gguf_lfm2,
-    gguf_llama4,
     gguf_smallthinker,
-    gguf_within,
     whole_number,
 )
 
@@ -60,6 +57,7 @@ class Arch:
     unmodelled: tuple[str, ...] = ()  # keys that change what is said here, unless they say what is computed without them
     head: Literal["optional", "required", "never"] = "optional"  # whether it loads a head besides the embedding
     square: bool = False  # it takes hidden_size / heads for the size of a head, whatever the file says
+    ungrouped: bool = False  # it has as many keys as queries, whatever the file says
 
     def farthest(self, keys: Values) -> int | None:
         """How many tokens apart two may be that a layer turns (`layers.farthest`); None also where all layers turn."""
@@ -78,9 +76,9 @@ def below(arch: str, keys: Values) -> dict[str, Any]:
 LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
-    "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek", "dots1",
-    "dream", "ernie4_5", "ernie4_5-moe", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
-    "maincoder", "minimax-01", "minimax-m2", "nemotron", "olmo", "olmoe", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
+    "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek",
+    "dream", "ernie4_5", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "jais2", "lfm2moe", "llada-moe",
+    "maincoder", "minimax-01", "nemotron", "olmo", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
     "qwen3next", "rnd1", "seed_oss", "talkie", "xverse",
 )  # fmt: skip
 FREQS = ("arcee", "exaone", "nanbeige")
@@ -99,11 +97,9 @@ OTHER_ARCHS = (
     Arch("granitehybrid", freqs="applied", switch=FINETUNED),  # granite-hybrid.cpp
     Arch("graniteswitch", switch=FINETUNED),  # granite-switch.cpp: asks for rope_factors that load_arch_tensors never loads
     Arch("exaone4", freqs="applied", turning=gguf_exaone4),
-    Arch("exaone-moe", freqs="applied", turning=gguf_within),
     Arch("mistral3", freqs="applied", pair="longrope", betas=(32.0, 1.0), ratio=True, floor=True),
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),
-    Arch("llama4", freqs="applied", other_layers="shared", window=8192, turning=gguf_llama4),
     Arch("step35", freqs="applied", pair="longrope", other_layers="own", window=1, halved=True),  # load_arch_hparams: n_rot_full / 2
     Arch("gemma3n", other_layers="own", window=1),
     Arch("gemma4", freqs="still", other_layers="own", window=1, dims=True),
@@ -112,13 +108,12 @@ OTHER_ARCHS = (
     Arch("mellum", other_layers="plain"),
     Arch("laguna", other_layers="apart", dims=True),
     Arch("spark2_5", other_layers="shared", window=1, dims=True),  # spark2-5.cpp
-    Arch("afmoe", other_layers="shared", turning=gguf_afmoe),
     Arch("smallthinker", other_layers="shared", turning=gguf_smallthinker),
     Arch("cohere2moe", turning=gguf_cohere2moe),
     Arch("baichuan", turning=gguf_baichuan),
     Arch("lfm2", turning=gguf_lfm2),
     Arch("bailingmoe3", sections="blocks"),  # latent attention, whose kq_scale knows no factor
-    *(Arch(name, sections="blocks") for name in ("glm4moe", "paddleocr")),  # glm4-moe.cpp, paddleocr.cpp
+    Arch("paddleocr", sections="blocks"),  # paddleocr.cpp
     *(Arch(name, sections="blocks", alpha=True) for name in ("hunyuan-dense", "hunyuan_vl")),  # both hunyuan-vl.cpp
     *(Arch(name, sections="interleaved") for name in ("qwen35", "qwen35moe")),
 )

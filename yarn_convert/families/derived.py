@@ -16,7 +16,7 @@ def normalized(family: Family, config: Values) -> dict[str, Any]:
     file stay as they are."""
     hf = family.hf
     objects = [x for k in ROPE_OBJECTS if (x := config.get(k))]
-    full = {**hf.defaults, **_assumed(family, objects), **config}
+    full = {**hf.defaults, **_assumed(family, config, objects), **config}
     if hf.rope and not objects and config.get("rope_parameters") is None:
         full["rope_parameters"] = dict(hf.rope)
     full |= {standard: full[own] for standard, own in hf.renamed.items() if full.get(own) is not None}
@@ -27,7 +27,7 @@ def normalized(family: Family, config: Values) -> dict[str, Any]:
     return full | hf.reads(full)
 
 
-def _assumed(family: Family, objects: list[Any]) -> dict[str, Any]:
+def _assumed(family: Family, config: Values, objects: list[Any]) -> dict[str, Any]:
     """What transformers takes for absent keys of the table. A θ that every RoPE object says itself, as transformers 5 saves it, is not
     absent."""
     hf = family.hf
@@ -36,7 +36,7 @@ def _assumed(family: Family, objects: list[Any]) -> dict[str, Any]:
     assumed = {
         "max_position_embeddings": hf.length,
         hf.head_key: hf.head_dim,
-        hf.partial_key: hf.partial,
+        hf.partial_key: hf.part(config),
         theta_key: None if said else theta,
     }
     return {k: v for k, v in assumed.items() if v is not None}
@@ -73,6 +73,8 @@ ODD = {  # a key that `ModelType.reads` derives -> what llama.cpp cannot compute
     "usual_q_lora": "this q_lora_rank in a model of so many layers",
     "usual_windows": "sliding and full attention in this order of layers",
     "usual_caps": "logits without a cap",
+    "usual_qk_norm": "norms of Q and K in a model of so many experts",
+    "usual_experts": "experts in these layers alone",
 }
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logit_scale", "routed_scaling_factor")
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")

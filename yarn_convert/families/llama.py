@@ -154,6 +154,38 @@ GRANITE_MOE = Family(
 )
 
 
+def _shared(c: Values) -> dict[str, Any]:
+    """0 is what a GGUF leaves out."""
+    return {"shared_expert_intermediate_size": c.get("shared_intermediate_size") or None}
+
+
+def _has_shared(h: Values, layer: int) -> bool:
+    return bool(h.get("shared_expert_intermediate_size"))
+
+
+_SHARED_PARTS = tuple(f"blk.{{i}}.ffn_{x}_shexp.weight" for x in ("gate", "up"))
+_SHARED: dict[str, str | tuple[str, ...]] = {
+    "model.layers.{i}.shared_mlp.input_linear.weight": _SHARED_PARTS,
+    "model.layers.{i}.shared_mlp.output_linear.weight": "blk.{i}.ffn_down_shexp.weight",
+}
+GRANITE_MOE_SHARED = replace(
+    GRANITE_MOE,
+    hf=replace(
+        GRANITE_MOE.hf,
+        name="granitemoeshared",
+        architectures=("GraniteMoeSharedForCausalLM",),
+        renamed={**GRANITE_MOE.hf.renamed, "shared_expert_intermediate_size": "shared_intermediate_size"},
+        reads=_shared,
+    ),
+    tensors={**GRANITE_MOE.tensors, **_SHARED},
+    transforms={**GRANITE_MOE.transforms, **dict.fromkeys(_SHARED_PARTS, "two_halves")},
+    only_where=dict.fromkeys((*_SHARED_PARTS, "blk.{i}.ffn_down_shexp.weight"), _has_shared),
+    hparams={**GRANITE_MOE.hparams, "shared_expert_intermediate_size": "expert_shared_feed_forward_length"},
+    may_lack=frozenset({"shared_expert_intermediate_size"}),
+    marks=frozenset({"expert_shared_feed_forward_length"}),
+)
+
+
 def _smollm3(c: Values) -> dict[str, Any]:
     """`no_rope_layers`, 0 for a layer without RoPE, wins over the interval from which it is made."""
     layers = c.get("no_rope_layers")

@@ -36,6 +36,16 @@ TENSORS: dict[str, str | tuple[str, ...]] = {
     **SHARED,
 }
 
+ROUTED_HPARAMS = {
+    "first_k_dense_replace": "leading_dense_block_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "n_shared_experts": "expert_shared_count",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+    "routed_scaling_factor": "expert_weights_scale:f32",
+    "norm_topk_prob": "expert_weights_norm:bool",
+}
+MAY_LACK = frozenset({"first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"})
 HPARAMS_MLA = {
     **{k: v for k, v in HPARAMS.items() if k not in ("num_key_value_heads", "head_dim")},
     **EXPERT_HPARAMS,
@@ -46,13 +56,7 @@ HPARAMS_MLA = {
     "kv_lora_rank": "attention.kv_lora_rank",
     "latent_key": "attention.key_length",
     "latent_value": "attention.value_length",
-    "first_k_dense_replace": "leading_dense_block_count",
-    "moe_intermediate_size": "expert_feed_forward_length",
-    "n_shared_experts": "expert_shared_count",
-    "n_group": "expert_group_count",
-    "topk_group": "expert_group_used_count",
-    "routed_scaling_factor": "expert_weights_scale:f32",
-    "norm_topk_prob": "expert_weights_norm:bool",
+    **ROUTED_HPARAMS,
 }
 SHAPES_MLA = {
     "attn_q.weight": ("q_mla", "hidden"),
@@ -64,7 +68,6 @@ SHAPES_MLA = {
     "attn_k_b.weight": ("heads", "kv_lora", "nope"),
     "attn_v_b.weight": ("heads", "value", "kv_lora"),
     "attn_output.weight": ("hidden", "o_mla"),
-    "exp_probs_b.bias": ("experts",),
 }
 
 
@@ -72,7 +75,7 @@ def _leading(h: Values, layer: int) -> bool:
     return layer < (h.get("first_k_dense_replace") or 0)
 
 
-def _not_leading(h: Values, layer: int) -> bool:
+def not_leading(h: Values, layer: int) -> bool:
     return not _leading(h, layer)
 
 
@@ -84,9 +87,13 @@ def _not_q_lora(h: Values, layer: int) -> bool:
     return not _q_lora(h, layer)
 
 
-ONLY_WHERE = {
+SCORE_BIAS = {"model.layers.{i}.mlp.gate.e_score_correction_bias": f"{_LAYER}exp_probs_b.bias"}  # by which V3 chooses experts
+LEADING_DENSE = {
     **dict.fromkeys(DENSE.values(), _leading),
-    **dict.fromkeys([*EXPERTS.values(), *SHARED.values()], _not_leading),
+    **dict.fromkeys([*EXPERTS.values(), *SHARED.values()], not_leading),
+}
+ONLY_WHERE = {
+    **LEADING_DENSE,
     **dict.fromkeys(Q_LORA.values(), _q_lora),
     f"{_LAYER}attn_q.weight": _not_q_lora,
 }
@@ -121,10 +128,15 @@ def _writes_v2(c: Values, names: Container[str]) -> dict[str, Any]:
     return _writes(c) | {"topk_method": "greedy", "scoring_func": "softmax"}
 
 
-def _writes_v3(c: Values, names: Container[str]) -> dict[str, Any]:
+def routed(c: Values, names: Container[str] = ()) -> dict[str, Any]:
+    """What llama.cpp takes where a GGUF does not say how experts are chosen and weighed."""
     groups = {key: c[key] or 1 for key in ("n_group", "topk_group")}
-    said = {"norm_topk_prob": bool(c["norm_topk_prob"]), "topk_method": "noaux_tc", "scoring_func": "sigmoid"}
-    return _writes(c) | said | groups | {"routed_scaling_factor": c["routed_scaling_factor"] or 1.0}
+    said = {"first_k_dense_replace": c["first_k_dense_replace"] or 0, "norm_topk_prob": bool(c["norm_topk_prob"])}
+    return said | groups | {"routed_scaling_factor": c["routed_scaling_factor"] or 1.0}
+
+
+def _writes_v3(c: Values, names: Container[str]) -> dict[str, Any]:
+    return _writes(c) | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"} | routed(c)
 
 
 DEEPSEEK_V2 = Family(
@@ -157,7 +169,7 @@ DEEPSEEK_V2 = Family(
     transforms=LATENT,
     shapes=SHAPES_MLA,
     hparams=HPARAMS_MLA,
-    may_lack=frozenset({"q_lora_rank", "first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"}),
+    may_lack=MAY_LACK | {"q_lora_rank"},
     fixed={**FIXED, "n_group": (1,), "scoring_func": ("softmax",), "norm_topk_prob": (False,)},
     constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 1)},
     evidence=EVIDENCE + "; groups of experts are scored by their best in transformers, by their best two in llama.cpp "
@@ -187,8 +199,8 @@ DEEPSEEK_V3 = replace(
         },
         writes=_writes_v3,
     ),
-    tensors={**TENSORS, "model.layers.{i}.mlp.gate.e_score_correction_bias": f"{_LAYER}exp_probs_b.bias"},
-    only_where={**ONLY_WHERE, f"{_LAYER}exp_probs_b.bias": _not_leading},
+    tensors={**TENSORS, **SCORE_BIAS},
+    only_where={**ONLY_WHERE, f"{_LAYER}exp_probs_b.bias": not_leading},
     fixed={**FIXED, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",), "rope_interleave": (True,)},
     marks=frozenset({"expert_gating_func"}),
     constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 2)},

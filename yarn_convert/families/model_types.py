@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .layers import SLIDES, Layer, Values, farthest, hf_afmoe, hf_exaone4, hf_flint, hf_kolibri1, hf_llama4, whole_number
+from .layers import SLIDES, Layer, Values, farthest, hf_exaone4, hf_flint, hf_kolibri1, whole_number
 
 
 def _nothing(*of: Any) -> dict[str, Any]:
@@ -27,6 +27,7 @@ class ModelType:
     theta: float = 10000.0
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
     partial: float | None = None  # partial_rotary_factor of a model that rotates a part of each head; None: whole heads
+    dims: str = ""  # its key of how many dimensions of a head turn, which counts where nothing says partial_rotary_factor
     architectures: tuple[str, ...] = ()  # of a language model, the first as it is written
     defaults: Mapping[str, Any] = field(default_factory=dict)  # further keys -> what is taken where they are absent
     renamed: Mapping[str, str] = field(default_factory=dict)  # standard key -> its own name
@@ -66,6 +67,11 @@ class ModelType:
         """Where config.json has the size of a head; "": nowhere, and head_dim there is an error."""
         return "" if "head_dim" in self.unsaid else self.own("head_dim")
 
+    def part(self, config: Values) -> float | None:
+        """The part of each head that turns where no partial_rotary_factor says it; None: whole heads."""
+        dims = config.get(self.dims) if self.dims else None
+        return self.partial if dims is None else dims / (config.get(self.head_key) or self.head_dim)
+
     def own(self, key: str) -> str:
         """The model's own name of a standard key."""
         return self.renamed.get(key, key)
@@ -100,7 +106,6 @@ OLMO3_LAYERS = {"full_attention": ("rope_theta", 500000.0), "sliding_attention":
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
-    ModelType("afmoe", 16384, head_dim=128, turning=hf_afmoe),
     ModelType("apertus", 65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
     ModelType("arcee", 4096),
     ModelType("aria_text", 2048, since=NEW),
@@ -108,27 +113,20 @@ OTHER_TYPES = (
     ModelType("cwm", 131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
     ModelType("diffllama", 2048),
     ModelType("doge", 2048),
-    ModelType("dots1", 2048),
     ModelType("ernie4_5", 131072, 500000.0, head_dim=128),
-    ModelType("ernie4_5_moe", 131072, 500000.0),
     ModelType("exaone4", 2048, turning=hf_exaone4),
-    ModelType("exaone_moe", 2048, turning=hf_exaone4),
     ModelType("falcon_h1", 8192),
     ModelType("flex_olmo", 4096, 500000.0),
     ModelType("flint", 262144, head_dim=128, turning=hf_flint),
     ModelType("gemma", 8192, head_dim=256),
     ModelType("glm", 131072, head_dim=128, partial=0.5),
-    ModelType("glm4_moe", 131072, partial=0.5),
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
-    ModelType("granitemoeshared", 2048),
     ModelType("helium", 4096, 100000.0, head_dim=128),
-    ModelType("hy_v3", 131072, 11158840.0, head_dim=128),
     ModelType("hyperclovax", 2048),
     ModelType("jais2", 8192),
     ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
     ModelType("lfm2", 128000, 1e6),
     ModelType("lfm2_moe", 128000, 1e6),
-    ModelType("llama4_text", 131072, 500000.0, head_dim=128, turning=hf_llama4),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),
     ModelType("ministral3", 262144, head_dim=128, rope=MINISTRAL3_ROPE, since=NEW),
@@ -136,7 +134,6 @@ OTHER_TYPES = (
     ModelType("nemotron", 4096, partial=0.5),
     ModelType("olmo", 2048),
     ModelType("olmo3", 2048, 500000.0, layers=OLMO3_LAYERS, since=NEW),
-    ModelType("olmoe", 4096),
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
     ModelType("persimmon", 16384, partial=0.5),
     ModelType("phi", 2048, partial=0.5),
@@ -144,6 +141,5 @@ OTHER_TYPES = (
     ModelType("qwen3_5_text", 32768, head_dim=256, partial=0.25, since=NEW),
     ModelType("qwen3_next", 32768, head_dim=256, partial=0.25),
     ModelType("seed_oss", 524288, head_dim=128),
-    ModelType("solar_open", 131072, 1e6, head_dim=128, partial=1.0),
     ModelType("vaultgemma", 8192, head_dim=256),
 )

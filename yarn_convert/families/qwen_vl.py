@@ -104,7 +104,7 @@ QWEN3_VL_MOE = replace(
         "model.layers.{i}.mlp.experts.gate_up_proj": GATE_UP,
         "model.layers.{i}.mlp.experts.down_proj": DOWN,
     },
-    transforms={**dict.fromkeys(GATE_UP, "columns_apart"), DOWN: "transposed_or_not"},
+    transforms={**dict.fromkeys(GATE_UP, "column_halves_or_saved"), DOWN: "transposed_or_saved"},
     hparams={**QWEN3.hparams, **EXPERT_HPARAMS, "moe_intermediate_size": "expert_feed_forward_length", **SECTIONS, **DEEPSTACK},
     may_lack=QWEN3_VL.may_lack,
     evidence="llama.cpp 0c1e570: src/models/qwen3vlmoe.cpp (as qwen3vl.cpp); conversion/qwen3vl.py Qwen3VLMoeTextModel; "

@@ -56,7 +56,11 @@ SHAPES = {  # GGUF name without its layer -> sizes, as `Checkpoint.sizes` names 
 SHAPES |= {name.replace("weight", "bias"): sizes[:-1] for name, sizes in SHAPES.items() if name.startswith(("attn_", "ffn_"))}
 NORMS = ("output_norm", "attn_norm", "ffn_norm", "attn_norm_2", "post_attention_norm", "post_ffw_norm")
 SHAPES |= {f"{name}.{x}": ("hidden",) for name in NORMS for x in ("weight", "bias")}
-SHAPES |= {f"attn_{x}_norm.weight": ("head",) for x in "qk"} | {"attn_sinks.weight": ("heads",)}
+SHAPES |= {f"attn_{x}_norm.weight": ("head",) for x in "qk"} | {"attn_sinks.weight": ("heads",), "exp_probs_b.bias": ("experts",)}
+
+
+def _never(of: Mapping[str, Any]) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,10 @@ class Family:
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # config key -> values; llama.cpp's graph computes no others
     constants: Mapping[str, tuple[str, Any]] = field(default_factory=dict)  # GGUF key that every model of it has -> (type, value)
     gguf_known: frozenset[str] = KNOWN  # further GGUF keys that change nothing we carry; one of `constants`: its other values neither
+    next_tokens: tuple[str, ...] = ()  # how names of HF tensors begin that predict tokens further on, besides layers behind the last
     marks: frozenset[str] = frozenset()  # GGUF keys or tensors that tell rows of one architecture apart, with `!` absent ones
+    # (hparams and config) -> whether whole heads of Q and K are normed after they turned: then no multiplier of cos and sin shows
+    cancels: Callable[[Mapping[str, Any]], bool] = _never
     twin: Mapping[str, Any] = field(default_factory=dict)  # sizes of a twin that are not the usual
 
     @property

@@ -176,6 +176,13 @@ def _columns(s: Sizes) -> Apart:
     return Apart(tuple(Order(index=i, sources_turned=(hidden,), shape=(e, ff, hidden)) for i in rows), (e, hidden, 2 * ff))
 
 
+def _column_halves(s: Sizes) -> Apart:
+    """As `_columns`, for Llama 4, where gate's columns come before up's."""
+    e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
+    parts = tuple(Order(ff, np.arange(part, 2 * e, 2), sources_turned=(hidden,), shape=(e, ff, hidden)) for part in (0, 1))
+    return Apart(parts, (e, hidden, 2 * ff))
+
+
 def _biases(s: Sizes) -> Apart:
     """Even and odd columns of one matrix, (experts, 2·ff)."""
     e, ff = s["experts"], s["expert_ff"]
@@ -191,14 +198,6 @@ def _latent(s: Sizes) -> Apart:
     keys = Order(unit, blocks[:, : nope // unit].reshape(-1), target_turned=nope, shape=(heads, latent, nope))
     values = Order(unit, blocks[:, nope // unit :].reshape(-1), shape=(heads, value, latent))
     return Apart((keys, values), (heads * (nope + value), latent))
-
-
-def _columns_apart(s: Sizes) -> Apart:
-    """Qwen3-VL's experts: gate beside up in one matrix, (hidden, 2·ff), which GGUF has the other way round."""
-    e, ff, hidden = s["experts"], s["expert_ff"], s["hidden"]
-    rows = np.arange(2 * e * ff).reshape(e, 2, ff)
-    orders = (Order(index=rows[:, part].reshape(-1), sources_turned=(hidden,), shape=(e, ff, hidden)) for part in (0, 1))
-    return Apart(tuple(orders), (e, hidden, 2 * ff))
 
 
 def _transposed(s: Sizes) -> Apart:
@@ -217,6 +216,12 @@ def _halves(s: Sizes) -> Apart:
     return Apart(tuple(Order(ff, np.arange(part, 2 * e, 2), shape=(e, ff, hidden)) for part in (0, 1)), (e, 2 * ff, hidden))
 
 
+def _two_halves(s: Sizes) -> Apart:
+    """Of the one that every token sees."""
+    ff = s["shared_ff"]
+    return Apart(tuple(Order(ff, (part,), shape=(ff, s["hidden"])) for part in (0, 1)), (2 * ff, s["hidden"]))
+
+
 TRANSFORMS: Mapping[str, Transform] = {
     "": Transform(lambda s: Apart((AS_IT_IS,))),
     "interleave": Transform(lambda s: Apart((Order(s["head"], turn=1),))),
@@ -225,12 +230,14 @@ TRANSFORMS: Mapping[str, Transform] = {
     "groups_of_heads": Transform(_groups_of_heads),
     "split_groups": Transform(_split_groups),
     "columns_in_turn": Transform(_columns),
-    "columns_apart": Transform(_columns_apart, saved=_halves),
+    "column_halves": Transform(_column_halves),
+    "column_halves_or_saved": Transform(_column_halves, saved=_halves),
     "in_turn": Transform(_biases),
     "transposed": Transform(_transposed),
-    "transposed_or_not": Transform(_transposed, saved=_experts),
+    "transposed_or_saved": Transform(_transposed, saved=_experts),
     "latent": Transform(_latent),
     "halves": Transform(_halves),
+    "two_halves": Transform(_two_halves),
 }
 
 

@@ -67,8 +67,11 @@ METHODS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 SPELLED = {name: name for name in METHODS}
 SCALED = ("yarn", "llama3", "longrope")
 TYPE_FIRST, TYPE_LAST, ROPE_TYPE_ALONE = ("type", "rope_type"), ("rope_type", "type"), ("rope_type", "rope_type")
+V4_MODELS = LLAMAS | {  # olmo2 and phi3 want other dicts there
+    "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_neox", "falcon", "stablelm", "starcoder2",
+    "granite", "smollm3", "glm4", "cohere", "cohere2", "gpt_oss", "deepseek_v2", "deepseek_v3",
+}  # fmt: skip
 VLLM_MODELS = {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "glm4", "stablelm", "cohere", "cohere2", "falcon"}
-V4_MODELS = VLLM_MODELS | {"deepseek_v2", "deepseek_v3", "gemma3_text", "gpt_neox", "gpt_oss", "granite", "smollm3", "starcoder2"}
 NEED_HEAD_DIM = frozenset({"dynamic", "yarn", "longrope"})  # of transformers: getattr(config, "head_dim", ...), which is None
 MSCALES = frozenset({"short_mscale", "long_mscale"})
 V5 = "transformers 5.23 modeling_rope_utils.py: RotaryEmbeddingConfigMixin.convert_rope_params_to_dict"
@@ -113,7 +116,7 @@ _ROWS = {
                 "models/llama/configuration_llama.py: LlamaConfig.__init__ (type overwrites rope_type)",
                 "models/llama/modeling_llama.py: LlamaRotaryEmbedding; so for the other models",
             ),
-            models=LLAMAS | V4_MODELS,
+            models=V4_MODELS,
             thetas={"cohere": 10000.0},
             scales_softmax=frozenset({"deepseek_v3"}),
             dicts=("rope_scaling",),
@@ -146,7 +149,7 @@ _ROWS = {
                 "models/*/configuration_*.py: convert_rope_params_to_dict; models/*/modeling_*.py: *RotaryEmbedding, yarn_apply_mscale",
             ),
             models=frozenset(MODEL_TYPES),
-            scales_softmax=frozenset({"deepseek_v2", "deepseek_v3"}),
+            scales_softmax=frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2"}),
             types=SPELLED,
             temperature=("attention_factor", "ratio"),
             longrope_multiplier="attention_factor",

@@ -88,7 +88,7 @@ class Seen:
         if row.whole_lengths and isinstance(original, float):
             refuse(row, f"original_max_position_embeddings {original!r} is not written as an integer")
         partial = find("partial_rotary_factor", row.partial[1], facts.partial_key)
-        dim = rotary_dim(row, config, method, facts.partial if partial is None else partial, model_type)
+        dim = rotary_dim(row, config, method, facts.part(config) if partial is None else partial, model_type)
         return Seen(row, facts, config, followed, chosen, method, float(theta), dim, max_position, original or 0.0)
 
     def number(self, key: str) -> Any:

@@ -146,6 +146,11 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
     if c.family.gguf.square and hidden != heads * c.head_dim:
         what = f"takes hidden_size / heads = {hidden / heads:g} for the size of a head, and here it is {c.head_dim}"
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} {what}", "--out safetensors")
+    if c.family.gguf.ungrouped and c.heads("k") != heads:
+        raise Inexpressible(
+            f"llama.cpp's architecture {c.family.gguf_arch!r} has a key for each query, this model {c.heads('k')} for {heads}",
+            "--out safetensors",
+        )
     if c.family.gguf.head == "never" and not c.hparams["tie_word_embeddings"]:
         raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} takes no head of its own, this model's", "--out safetensors")
     _check_head(c)

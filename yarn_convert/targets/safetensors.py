@@ -194,6 +194,8 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
     }
     if c.rope.rotary_dim != c.head_dim * (family.hf.partial or 1):
         config[family.hf.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
+    if family.hf.dims:
+        config[family.hf.dims] = c.rope.rotary_dim
     return {k: v for k, v in config.items() if v is not None or k in said}
 
 

@@ -32,7 +32,7 @@ _LLAMA = Habit(llama=True)  # llama.py, granite.py and the classes under them
 _GLM = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>"}
 _MOE = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
 HABITS: dict[str, Habit] = {  # model_type of config.json -> conversion/*.py, the class's set_vocab
-    **dict.fromkeys(("llama", "mistral", "mixtral", "granite", "granitemoe", "granitemoeshared", "smollm3"), _LLAMA),
+    **dict.fromkeys(("llama", "mistral", "mixtral", "granite", "granitemoe", "granitemoeshared", "smollm3", "afmoe"), _LLAMA),
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), Habit(prefix="always")),  # gemma.py
     "phi3": Habit(guess=False, listed=True),  # phi.py, Phi3MiniModel
     "internlm2": Habit(  # internlm.py, InternLM2Model
@@ -41,6 +41,9 @@ HABITS: dict[str, Habit] = {  # model_type of config.json -> conversion/*.py, th
     "glm": Habit(absent=_GLM),  # chatglm.py
     "glm4": Habit(absent={**_GLM, "bos": "<|endoftext|>"}),  # glm.py, Glm4Model
     "glm4_moe": Habit(absent=_MOE),  # base.py, _set_vocab_glm
+    "solar_open": Habit(  # glm.py, SolarOpenModel
+        absent={"bos": "<|startoftext|>", "eos": "<|endoftext|>", "eot": "<|endoftext|>", "unk": "<unk>"}
+    ),
 }
 
 

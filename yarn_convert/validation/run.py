@@ -76,7 +76,7 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
         manifest = read_manifest(c.source.path)
         files = _digests(c, say)
     if base is not None:
-        base = base if c.gguf else base.standing_alone()
+        base = base.standing_alone() if base.gguf and not c.gguf else base
         check_base(c, base, manifest, read_manifest(base.source.path))
     of_base = _lineage(c, base, manifest, settings)
     meant = of_base.meant

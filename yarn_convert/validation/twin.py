@@ -35,6 +35,7 @@ QK = ("attn_q.weight", "attn_k.weight", "attn_qkv.weight", "attn_q_b.weight", "a
 SMALL = {  # sizes of what only some families have
     "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "v_head_dim": 32,
     "q_lora_rank": 32, "kv_lora_rank": 32, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+    "intermediate_size_mlp": 32,
 }  # fmt: skip
 BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
 REFUSED_IN_A_TWIN = ("quantization_config", "auto_map")
