@@ -455,6 +455,41 @@ TINY: Mapping[str, Tiny] = {
         {"six": {"num_hidden_layers": 6}},
         drop=("tie_word_embeddings",),
     ),
+    "seed_oss": Tiny(
+        "seed_oss",
+        "SeedOssForCausalLM",
+        RMS
+        | {
+            "attention_bias": True,
+            "attention_dropout": 0.1,
+            "attention_out_bias": False,
+            "head_dim": 32,
+            "mlp_bias": False,
+            "pad_token_id": 1,
+            "residual_dropout": 0.1,
+            "rope_scaling": {"rope_type": "default"},
+            "rope_theta": 1e7,
+        },
+        {"out biased": {"attention_out_bias": True}},
+    ),
+    "arcee": Tiny(
+        "arcee",
+        "ArceeForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": 16,
+            "hidden_act": "relu2",
+            "mlp_bias": False,
+            "rms_norm_eps": 1e-05,
+        },
+    ),
+    "ernie4_5": Tiny(
+        "ernie4_5",
+        "Ernie4_5ForCausalLM",
+        {"head_dim": 32, "pad_token_id": 0, "rms_norm_eps": 1e-05, "rope_theta": 5e5, "tie_word_embeddings": True, "use_bias": False},
+        {"biased": {"use_bias": True}},
+    ),
 }
 
 

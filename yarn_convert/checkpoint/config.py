@@ -30,7 +30,7 @@ NUMBERS = """
 FLAGS = """
     tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
     use_qkv_bias qk_layernorm use_qk_norm use_parallel_residual parallel_attn multi_query new_decoder_architecture norm_topk_prob
-    rope_interleave
+    rope_interleave attention_out_bias
 """
 TEXTS = "model_type hidden_act hidden_activation activation topk_method scoring_func"
 OBJECTS = "quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map"

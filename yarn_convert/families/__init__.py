@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import FormatError, Unsupported
 from .aliases import ALIASES, Alias
 from .architectures import OTHER_ARCHS, Arch
+from .dense import ARCEE, ERNIE4_5, SEED_OSS
 from .derived import normalized
 from .gemma import GEMMA2, GEMMA3
 from .gpt_oss import GPT_OSS
@@ -50,6 +51,7 @@ FAMILIES: tuple[Family, ...] = (
     LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, PHI3, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, OLMO2, INTERNLM2,
     STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE, QWEN2_AS_LLAMA,
     GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, COHERE2, GRANITE_MOE,
+    SEED_OSS, ARCEE, ERNIE4_5,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if not f.hf.run_as), *OTHER_TYPES)}

@@ -79,11 +79,11 @@ LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek", "dots1",
-    "dream", "ernie4_5", "ernie4_5-moe", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
+    "dream", "ernie4_5-moe", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
     "maincoder", "minimax-01", "minimax-m2", "nemotron", "olmo", "olmoe", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
-    "qwen3next", "rnd1", "seed_oss", "talkie", "xverse",
+    "qwen3next", "rnd1", "talkie", "xverse",
 )  # fmt: skip
-FREQS = ("arcee", "exaone", "nanbeige")
+FREQS = ("exaone", "nanbeige")
 FORGOTTEN = ("falcon-h1", "llada")
 FINETUNED = "rope.scaling.finetuned"
 GROKS = ("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor")

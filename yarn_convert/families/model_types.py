@@ -102,14 +102,12 @@ LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor"
 OTHER_TYPES = (
     ModelType("afmoe", 16384, head_dim=128, turning=hf_afmoe),
     ModelType("apertus", 65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
-    ModelType("arcee", 4096),
     ModelType("aria_text", 2048, since=NEW),
     ModelType("bitnet", 2048, 500000.0),
     ModelType("cwm", 131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
     ModelType("diffllama", 2048),
     ModelType("doge", 2048),
     ModelType("dots1", 2048),
-    ModelType("ernie4_5", 131072, 500000.0, head_dim=128),
     ModelType("ernie4_5_moe", 131072, 500000.0),
     ModelType("exaone4", 2048, turning=hf_exaone4),
     ModelType("exaone_moe", 2048, turning=hf_exaone4),
@@ -147,7 +145,6 @@ OTHER_TYPES = (
     ModelType("qwen3_next", 32768, head_dim=256, partial=0.25),
     ModelType("qwen3_vl_moe_text", 128000, 500000.0, since=NEW),
     ModelType("qwen3_vl_text", 128000, 500000.0, head_dim=128, since=NEW),
-    ModelType("seed_oss", 524288, head_dim=128),
     ModelType("solar_open", 131072, 1e6, head_dim=128, partial=1.0),
     ModelType("vaultgemma", 8192, head_dim=256),
 )

@@ -99,6 +99,7 @@ MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in 
     "stablelm": UNSCALED | {"top_required": ("rope_theta", "partial_rotary_factor")},
     "glm4": UNSCALED | {"top_required": ("head_dim", "rope_theta", "partial_rotary_factor")},
 }
+RUN_IN_5 = {"seed_oss", "arcee", "ernie4_5"}  # families that were run in no transformers before 5
 _ROWS = {
     row.name: row
     for row in (
@@ -113,7 +114,8 @@ _ROWS = {
                 "models/llama/modeling_llama.py: LlamaRotaryEmbedding; so for the other models",
             ),
             models=frozenset(f.model_type for f in FAMILIES)
-            - {"olmo2", "phi3", "granitemoe", "internlm2"},  # the first two want other dicts
+            - {"olmo2", "phi3", "granitemoe", "internlm2"}  # the first two want other dicts
+            - RUN_IN_5,
             thetas={"cohere": 10000.0},
             scales_softmax=frozenset({"deepseek_v3"}),
             dicts=("rope_scaling",),
