@@ -177,6 +177,7 @@ SLIDES, FULL = "sliding_attention", "full_attention"
         ("gemma2", {"final_logit_softcapping": None}, "without a cap"),
         ("granite", {"attention_multiplier": 0.0}, "attention_multiplier = 0"),
         ("smollm3", {"layer_types": [SLIDES] * 4, "sliding_window": 16}, "layer_types"),
+        ("exaone4", {"layer_types": [SLIDES, FULL], "sliding_window": 16}, "in this order of layers"),
     ],
 )
 def test_what_changes_a_graph_is_refused_as_a_gguf(name: str, other: dict[str, Any], word: str, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
     residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit
+    clip_qkv norm_eps
 """
 FLAGS = """
     tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias

@@ -13,16 +13,16 @@ from typing import Any
 from ..errors import FormatError, Unsupported
 from .aliases import ALIASES, Alias
 from .architectures import OTHER_ARCHS, Arch
-from .dense import ARCEE, ERNIE4_5, SEED_OSS
+from .dense import ARCEE, ERNIE4_5, EXAONE4, NEMOTRON, SEED_OSS
 from .derived import normalized
-from .gemma import GEMMA2, GEMMA3
+from .gemma import GEMMA, GEMMA2, GEMMA3
 from .gpt_oss import GPT_OSS
 from .layers import whole_number
 from .llama import GRANITE, GRANITE_MOE, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from .mla import DEEPSEEK_V2, DEEPSEEK_V3
 from .model_types import OTHER_TYPES, ModelType
-from .neox import FALCON, GPT_NEOX, PHI3, STABLELM, STARCODER2
-from .others import COHERE, COHERE2, GLM4, OLMO2
+from .neox import FALCON, GPT_NEOX, PHI, PHI3, STABLELM, STARCODER2
+from .others import COHERE, COHERE2, GLM, GLM4, OLMO, OLMO2
 from .qwen import QWEN2, QWEN2_AS_LLAMA, QWEN2_MOE, QWEN3, QWEN3_MOE
 from .schema import HPARAMS, Family
 
@@ -51,7 +51,7 @@ FAMILIES: tuple[Family, ...] = (
     LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, PHI3, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, OLMO2, INTERNLM2,
     STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE, QWEN2_AS_LLAMA,
     GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, COHERE2, GRANITE_MOE,
-    SEED_OSS, ARCEE, ERNIE4_5,
+    SEED_OSS, ARCEE, ERNIE4_5, OLMO, GEMMA, PHI, GLM, NEMOTRON, EXAONE4,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if not f.hf.run_as), *OTHER_TYPES)}

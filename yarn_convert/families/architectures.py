@@ -19,7 +19,6 @@ from .layers import (
     gguf_afmoe,
     gguf_baichuan,
     gguf_cohere2moe,
-    gguf_exaone4,
     gguf_granite_swa,
     gguf_lfm2,
     gguf_llama4,
@@ -78,9 +77,9 @@ def below(arch: str, keys: Values) -> dict[str, Any]:
 LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
-    "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek", "dots1",
-    "dream", "ernie4_5-moe", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
-    "maincoder", "minimax-01", "minimax-m2", "nemotron", "olmo", "olmoe", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
+    "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "codeshell", "dbrx", "deepseek", "dots1",
+    "dream", "ernie4_5-moe", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
+    "maincoder", "minimax-01", "minimax-m2", "olmoe", "openelm", "orion", "plamo", "plamo2", "plm", "qwen",
     "qwen3next", "rnd1", "talkie", "xverse",
 )  # fmt: skip
 FREQS = ("exaone", "nanbeige")
@@ -98,7 +97,6 @@ OTHER_ARCHS = (
     Arch("granite_swa", freqs="applied", pair="longrope", turning=gguf_granite_swa),
     Arch("granitehybrid", freqs="applied", switch=FINETUNED),  # granite-hybrid.cpp
     Arch("graniteswitch", switch=FINETUNED),  # granite-switch.cpp: asks for rope_factors that load_arch_tensors never loads
-    Arch("exaone4", freqs="applied", turning=gguf_exaone4),
     Arch("exaone-moe", freqs="applied", turning=gguf_within),
     Arch("mistral3", freqs="applied", pair="longrope", betas=(32.0, 1.0), ratio=True, floor=True),
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
