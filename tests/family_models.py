@@ -566,6 +566,20 @@ TINY: Mapping[str, Tiny] = {
             }
         },
     ),
+    "olmo3": Tiny(
+        "olmo3",
+        "Olmo3ForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+            "num_hidden_layers": 4,
+            "pad_token_id": 0,
+            "rope_theta": 500000,
+            "sliding_window": 16,
+        },
+    ),
 }
 
 

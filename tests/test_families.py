@@ -134,6 +134,7 @@ DIFFERS = {  # docs/families.md says why
     "gemma": {"rope.freq_base"},
     "phi": {"rope.freq_base"},
     "nemotron": {"attention.layer_norm_rms_epsilon"},
+    "olmo3": {"attention.sliding_window_pattern", "rope.freq_base_swa"},
     "exaone4/32b": {"attention.sliding_window_pattern"},
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
     "deepseek_v3/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},

@@ -96,7 +96,6 @@ MINISTRAL3_ROPE = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
     "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
-OLMO3_LAYERS = {"full_attention": ("rope_theta", 500000.0), "sliding_attention": ("rope_theta", 500000.0)}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
@@ -128,7 +127,6 @@ OTHER_TYPES = (
     ModelType("ministral", 131072),
     ModelType("ministral3", 262144, head_dim=128, rope=MINISTRAL3_ROPE, since=NEW),
     ModelType("nanochat", 2048),
-    ModelType("olmo3", 2048, 500000.0, layers=OLMO3_LAYERS, since=NEW),
     ModelType("olmoe", 4096),
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
     ModelType("persimmon", 16384, partial=0.5),

@@ -99,17 +99,9 @@ MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in 
     "stablelm": UNSCALED | {"top_required": ("rope_theta", "partial_rotary_factor")},
     "glm4": UNSCALED | {"top_required": ("head_dim", "rope_theta", "partial_rotary_factor")},
 }
-RUN_IN_5 = {
-    "seed_oss",
-    "arcee",
-    "ernie4_5",
-    "olmo",
-    "gemma",
-    "phi",
-    "glm",
-    "nemotron",
-    "exaone4",
-}  # families that were run in no transformers before 5
+RUN_IN_5 = {  # families that were run in no transformers before 5
+    "seed_oss", "arcee", "ernie4_5", "olmo", "gemma", "phi", "glm", "nemotron", "exaone4", "olmo3",
+}  # fmt: skip
 _ROWS = {
     row.name: row
     for row in (
