@@ -747,6 +747,131 @@ TINY: Mapping[str, Tiny] = {
         },
         WIDE_MLA,
     ),
+    "seed_oss": Tiny(
+        "seed_oss",
+        "SeedOssForCausalLM",
+        RMS
+        | {
+            "attention_bias": True,
+            "attention_dropout": 0.1,
+            "attention_out_bias": False,
+            "head_dim": 32,
+            "mlp_bias": False,
+            "pad_token_id": 1,
+            "residual_dropout": 0.1,
+            "rope_scaling": {"rope_type": "default"},
+            "rope_theta": 1e7,
+        },
+        {"out biased": {"attention_out_bias": True}},
+    ),
+    "arcee": Tiny(
+        "arcee",
+        "ArceeForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": 16,
+            "hidden_act": "relu2",
+            "mlp_bias": False,
+            "rms_norm_eps": 1e-05,
+        },
+    ),
+    "ernie4_5": Tiny(
+        "ernie4_5",
+        "Ernie4_5ForCausalLM",
+        {"head_dim": 32, "pad_token_id": 0, "rms_norm_eps": 1e-05, "rope_theta": 5e5, "tie_word_embeddings": True, "use_bias": False},
+        {"biased": {"use_bias": True}},
+    ),
+    "olmo": Tiny(
+        "olmo",
+        "OlmoForCausalLM",
+        {"attention_bias": False, "attention_dropout": 0.0, "clip_qkv": 1.0, "pad_token_id": 1},
+        {"tied": {"clip_qkv": None, "tie_word_embeddings": True}},
+    ),
+    "gemma": Tiny(
+        "gemma",
+        "GemmaForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "head_dim": 32,
+            "hidden_act": "gelu",
+            "hidden_activation": None,
+            "num_key_value_heads": 1,
+            "pad_token_id": 0,
+        },
+        norm=0.0,
+        drop=("tie_word_embeddings",),
+    ),
+    "phi": Tiny(
+        "phi",
+        "PhiForCausalLM",
+        HEADS_32
+        | {
+            "attention_dropout": 0.0,
+            "embd_pdrop": 0.0,
+            "hidden_act": "gelu_new",
+            "intermediate_size": 256,
+            "layer_norm_eps": 1e-05,
+            "num_key_value_heads": None,
+            "partial_rotary_factor": 0.5,
+            "qk_layernorm": False,
+            "resid_pdrop": 0.1,
+        },
+    ),
+    "nemotron": Tiny(
+        "nemotron",
+        "NemotronForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": 16,
+            "hidden_act": "relu2",
+            "mlp_bias": False,
+            "norm_eps": 1e-05,
+            "partial_rotary_factor": 0.5,
+        },
+        {"biased": {"attention_bias": True, "mlp_bias": True}},
+        norm=0.0,
+        drop=("rope_scaling",),
+    ),
+    "exaone4": Tiny(
+        "exaone4",
+        "Exaone4ForCausalLM",
+        {
+            "attention_dropout": 0.0,
+            "head_dim": 16,
+            "layer_types": ["full_attention"] * 2,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1e6,
+            "sliding_window": None,
+            "sliding_window_pattern": None,
+            "tie_word_embeddings": True,
+        },
+        {
+            "32b": {
+                "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 16,
+                "num_hidden_layers": 64,
+                "sliding_window": 16,
+                "sliding_window_pattern": "LLLG",
+                "tie_word_embeddings": False,
+            }
+        },
+    ),
+    "olmo3": Tiny(
+        "olmo3",
+        "Olmo3ForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+            "num_hidden_layers": 4,
+            "pad_token_id": 0,
+            "rope_theta": 500000,
+            "sliding_window": 16,
+        },
+    ),
 }
 
 

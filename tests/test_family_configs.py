@@ -61,13 +61,16 @@ def same(ours: Any, theirs: Table) -> bool:
     )
 
 
+BY_LAYER = ("gemma3_text", "olmo3")  # an object for each type of layers
+
+
 @pytest.mark.parametrize("model_type", ALONE)
 def test_a_config_that_transformers_5_saved_means_what_it_computes(model_type: str, tmp_path: Path) -> None:
     """It has θ inside rope_parameters and nowhere else."""
     config = {k: v for k, v in config_of(model_type).items() if k not in ("rope_scaling", "rope_theta", "rotary_emb_base", "rotary_pct")}
     plain = {"rope_type": "default", "rope_theta": 31337.0}
     layers = {"full_attention": plain, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
-    config["rope_parameters"] = layers if model_type == "gemma3_text" else plain
+    config["rope_parameters"] = layers if model_type in BY_LAYER else plain
     transformers.CONFIG_MAPPING[model_type].from_dict(config).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert "rope_theta" not in saved
@@ -159,7 +162,7 @@ def test_a_yarn_without_its_original_context_means_what_transformers_makes_of_it
     """It counts from max_position_embeddings, even where the model was trained on another length (Command R)."""
     config = {k: v for k, v in config_of(model_type).items() if k not in ("rope_scaling", "original_max_position_embeddings")}
     yarn = LINEAR | {"rope_type": "yarn"} | ({"mscale": 1.0, "mscale_all_dim": 1.0} if "deepseek" in model_type else {})
-    nested = (model_type, where) == ("gemma3_text", "rope_parameters")
+    nested = model_type in BY_LAYER and where == "rope_parameters"
     config |= {"max_position_embeddings": 16 * CONTEXT, where: {FULL: yarn} if nested else yarn}
     config |= {"head_dim": 16} if model_type in ("mistral", "mixtral") else {}  # their config class leaves it None, and yarn fails
     assert same(effect(opened(tmp_path, config).rope), computed(config))
@@ -178,6 +181,8 @@ SLIDES, FULL = "sliding_attention", "full_attention"
         ("gemma2", {"final_logit_softcapping": None}, "without a cap"),
         ("granite", {"attention_multiplier": 0.0}, "attention_multiplier = 0"),
         ("smollm3", {"layer_types": [SLIDES] * 4, "sliding_window": 16}, "layer_types"),
+        ("olmo3", {"layer_types": [FULL, SLIDES] * 2}, "in this order of layers"),
+        ("exaone4", {"layer_types": [SLIDES, FULL], "sliding_window": 16}, "in this order of layers"),
     ],
 )
 def test_what_changes_a_graph_is_refused_as_a_gguf(name: str, other: dict[str, Any], word: str, tmp_path: Path) -> None:

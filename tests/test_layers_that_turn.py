@@ -176,9 +176,11 @@ def plain(make_model: MakeModel, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("model_type", "said", "refused"),
     [
-        ("exaone4", {"sliding_window": 32}, True),
+        ("kolibri1", {"sliding_window": 32}, True),
+        ("kolibri1", {"sliding_window": 32, "layer_types": [SLIDING, FULL]}, True),
+        ("kolibri1", {}, False),  # the config class's 513 tokens are more than the 256 that are asked for
+        ("kolibri1", {"sliding_window": None, "layer_types": [FULL, FULL]}, False),
         ("exaone4", {"sliding_window": 32, "layer_types": [SLIDING, FULL]}, True),
-        ("exaone4", {}, False),  # the config class's 4,096 tokens are more than the 256 that are asked for
         ("exaone4", {"sliding_window": None, "layer_types": [FULL, FULL]}, False),
         ("exaone_moe", {"sliding_window": 16}, True),
         ("llama4_text", {"attention_chunk_size": 16}, True),
@@ -195,7 +197,7 @@ def test_a_folder_whose_layers_turn_in_windows_alone_is_not_extended(
     row = next((f for f in FAMILIES if f.model_type == model_type), None)
     described = {"model_type": model_type, "architectures": list(row.hf.architectures[:1]) if row else ["OfItsOwnForCausalLM"], **said}
     folder = make_model(config=described)
-    if model_type in ("gemma2", "exaone_moe", "llama4_text"):  # whose tensors are others
+    if model_type in ("gemma2", "exaone4", "exaone_moe", "llama4_text"):  # whose tensors are others
         folder = make(model_type, tmp_path / model_type, config=said)
     judge(folder, refused, str(said.get("sliding_window") or said.get("attention_chunk_size")))
 
@@ -223,7 +225,7 @@ SWA = "attention.sliding_window"
         ("llama4", {SWA: 0}, False),
         ("granite_swa", {SWA: 32, PATTERN: [True] * 3 + [False]}, False),
         ("granite_swa", {SWA: 32, PATTERN: [True] * 3 + [False], "attention.rope_pattern": [True] * 3 + [False]}, True),
-        ("seed_oss", {SWA: 32}, False),
+        ("openelm", {SWA: 32}, False),
     ],
 )
 def test_a_gguf_whose_layers_turn_in_windows_alone_is_not_extended(
@@ -234,7 +236,7 @@ def test_a_gguf_whose_layers_turn_in_windows_alone_is_not_extended(
 
 def own_gguf(arch: str, folder: Path) -> Path | None:
     """A GGUF of a tiny model of an architecture whose tensors are not Llama's."""
-    name = {"exaone-moe": "exaone_moe", "llama4": "llama4_text"}.get(arch)
+    name = {"exaone4": "exaone4", "exaone-moe": "exaone_moe", "llama4": "llama4_text"}.get(arch)
     if name is None:
         return None
     convert(str(make(name, folder / "base")), Recipe(method="none"), out="gguf", output=folder / "own.gguf")
@@ -250,7 +252,7 @@ def test_llama4s_chunks_bound_it(tmp_path: Path) -> None:
 
 def test_up_to_the_window_there_is_something_to_extend(make_model: MakeModel) -> None:
     c = open_checkpoint(
-        resolve(str(make_model(config={"model_type": "exaone4", "architectures": ["XForCausalLM"], "sliding_window": 128})))
+        resolve(str(make_model(config={"model_type": "kolibri1", "architectures": ["XForCausalLM"], "sliding_window": 128})))
     )
     with pytest.raises(Unsupported) as e:
         extend(c, Recipe(scale=4))

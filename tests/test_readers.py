@@ -437,7 +437,10 @@ def test_every_model_type_live_in_transformers_5(model_type, case):
 
 def rotary_of(torch, transformers, config, facts):
     """[(inv_freq, attention_scaling)], one for each layer type with a RoPE of its own, for a text of 1,000 tokens."""
-    hf = transformers.AutoConfig.for_model(facts.run_as or config["model_type"], **{k: v for k, v in config.items() if k != "model_type"})
+    known = config["model_type"] in transformers.CONFIG_MAPPING
+    hf = transformers.AutoConfig.for_model(
+        config["model_type"] if known else facts.run_as, **{k: v for k, v in config.items() if k != "model_type"}
+    )
     module = importlib.import_module(type(hf).__module__.replace("configuration_", "modeling_"))
     (name,) = [
         n for n, c in vars(module).items() if n.endswith("RotaryEmbedding") and c.__module__ == module.__name__ and "Vision" not in n

@@ -43,6 +43,7 @@ def rotated(f: Family) -> str:
 SECOND = {
     "shared": "windows in some, extended alike",
     "own": "windows in some, whose own RoPE stays",
+    "plain": "windows in some, whose RoPE stays",
 }
 
 

@@ -30,13 +30,12 @@ NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
     residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit
-    clip_qkv route_scale router_scaling_factor
-    attn_scale
+    clip_qkv route_scale router_scaling_factor attn_scale norm_eps
 """
 FLAGS = """
     tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
     use_qkv_bias qk_layernorm use_qk_norm use_parallel_residual parallel_attn multi_query new_decoder_architecture norm_topk_prob
-    rope_interleave route_norm mup_enabled
+    rope_interleave route_norm mup_enabled attention_out_bias
 """
 TEXTS = "model_type hidden_act hidden_activation activation topk_method scoring_func"
 OBJECTS = "quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map"

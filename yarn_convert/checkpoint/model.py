@@ -229,6 +229,8 @@ class Checkpoint:
     @property
     def other_theta(self) -> float:
         """The θ of the layers that a recipe does not extend, where there are such."""
+        if self.gguf and self.family.gguf.other_layers == "plain":
+            return float(self.config.get(f"{self.family.gguf_arch}.rope.freq_base", 10000.0))
         _, (key, usual) = self.family.hf.layers.values()
         return float(next(x for x in (self.hparams.get(key), self.config.get(key), usual) if x is not None))
 

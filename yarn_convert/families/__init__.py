@@ -13,9 +13,10 @@ from typing import Any
 from ..errors import FormatError, Unsupported
 from .aliases import ALIASES, Alias
 from .architectures import OTHER_ARCHS, Arch
+from .dense import ARCEE, ERNIE4_5, EXAONE4, NEMOTRON, SEED_OSS
 from .derived import normalized
 from .experts import AFMOE, DOTS1, ERNIE4_5_MOE, EXAONE_MOE, GLM4_MOE, KIMI_K2, SOLAR_OPEN
-from .gemma import GEMMA2, GEMMA3
+from .gemma import GEMMA, GEMMA2, GEMMA3
 from .gpt_oss import GPT_OSS
 from .layers import whole_number
 from .llama import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
@@ -23,8 +24,8 @@ from .llama4 import LLAMA4
 from .mixtures import HY_V3, MINIMAX_M2, OLMOE
 from .mla import DEEPSEEK_V2, DEEPSEEK_V3
 from .model_types import OTHER_TYPES, ModelType
-from .neox import FALCON, GPT_NEOX, PHI3, STABLELM, STARCODER2
-from .others import COHERE, COHERE2, GLM4, OLMO2
+from .neox import FALCON, GPT_NEOX, PHI, PHI3, STABLELM, STARCODER2
+from .others import COHERE, COHERE2, GLM, GLM4, OLMO, OLMO2, OLMO3
 from .qwen import QWEN2, QWEN2_AS_LLAMA, QWEN2_MOE, QWEN3, QWEN3_MOE
 from .qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE
 from .schema import HPARAMS, Family
@@ -56,6 +57,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, COHERE2, GRANITE_MOE,
     QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE,
     OLMOE, ERNIE4_5_MOE, DOTS1, GLM4_MOE, KIMI_K2, MINIMAX_M2, GRANITE_MOE_SHARED, EXAONE_MOE, AFMOE, SOLAR_OPEN, LLAMA4, HY_V3,
+    SEED_OSS, ARCEE, ERNIE4_5, OLMO, GEMMA, PHI, GLM, NEMOTRON, EXAONE4, OLMO3,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if f.hf.length), *OTHER_TYPES)}

@@ -18,7 +18,6 @@ from .layers import (
     farthest,
     gguf_baichuan,
     gguf_cohere2moe,
-    gguf_exaone4,
     gguf_granite_swa,
     gguf_lfm2,
     gguf_smallthinker,
@@ -76,12 +75,11 @@ def below(arch: str, keys: Values) -> dict[str, Any]:
 LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
-    "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek",
-    "dream", "ernie4_5", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "jais2", "lfm2moe", "llada-moe",
-    "maincoder", "minimax-01", "nemotron", "olmo", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
-    "qwen3next", "rnd1", "seed_oss", "talkie", "xverse",
+    "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "codeshell", "dbrx", "deepseek", "dream", "grovemoe", "hrm_text",
+    "hunyuan-moe", "jais2", "lfm2moe", "llada-moe", "maincoder", "minimax-01", "openelm", "orion", "plamo", "plamo2", "plm", "qwen",
+    "qwen3next", "rnd1", "talkie", "xverse",
 )  # fmt: skip
-FREQS = ("arcee", "exaone", "nanbeige")
+FREQS = ("exaone", "nanbeige")
 FORGOTTEN = ("falcon-h1", "llada")
 FINETUNED = "rope.scaling.finetuned"
 GROKS = ("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor")
@@ -96,7 +94,6 @@ OTHER_ARCHS = (
     Arch("granite_swa", freqs="applied", pair="longrope", turning=gguf_granite_swa),
     Arch("granitehybrid", freqs="applied", switch=FINETUNED),  # granite-hybrid.cpp
     Arch("graniteswitch", switch=FINETUNED),  # granite-switch.cpp: asks for rope_factors that load_arch_tensors never loads
-    Arch("exaone4", freqs="applied", turning=gguf_exaone4),
     Arch("mistral3", freqs="applied", pair="longrope", betas=(32.0, 1.0), ratio=True, floor=True),
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),

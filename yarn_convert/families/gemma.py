@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: sliding and full attention in turn, norms that are stored without their one."""
+"""Gemma: norms that are stored without their one; in Gemma 2 and 3 sliding and full attention in turn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .architectures import Arch
 from .layers import Values, alternating
-from .llama import PLAIN_TENSORS
+from .llama import ATTENTION, ATTENTION_BIASES, PLAIN_TENSORS
 from .model_types import ModelType
 from .qwen import QK_NORMS
 from .schema import HPARAMS, Family
@@ -54,6 +54,23 @@ def _reads(c: Values, largest: int, every: int) -> dict[str, Any]:
 def _writes(c: Values, names: Container[str], largest: int) -> dict[str, Any]:
     return {"query_pre_attn_scalar": _scores(c, largest)}
 
+
+GEMMA = Family(
+    hf=ModelType(
+        "gemma",
+        8192,
+        head_dim=256,
+        architectures=("GemmaForCausalLM",),
+        defaults={"rms_norm_eps": 1e-6, "num_key_value_heads": 16, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+        switches={"attention_bias": ATTENTION},
+    ),
+    gguf=Arch("gemma", head="never"),
+    tensors={**PLAIN_TENSORS, **ATTENTION_BIASES},
+    transforms={t: "add_one" for t in PLAIN_TENSORS.values() if t.endswith("_norm.weight")},
+    fixed={"hidden_act": ("gelu_pytorch_tanh", "gelu"), "attention_bias": (False,), "use_bidirectional_attention": (False,)},
+    evidence="llama.cpp 0c1e570: src/models/gemma.cpp (rope_freqs.weight is not loaded); conversion/gemma.py GemmaModel; "
+    "transformers 5.23: models/gemma/configuration_gemma.py takes gelu for gelu_pytorch_tanh",
+)
 
 GEMMA2 = Family(
     hf=ModelType(

@@ -33,6 +33,7 @@ TENSORS = {
     "lm_head.weight": "output.weight",
 }
 PLAIN_TENSORS = {hf: gguf for hf, gguf in TENSORS.items() if not hf.endswith(".bias")}
+ATTENTION_BIASES = {hf: gguf for hf, gguf in TENSORS.items() if ".self_attn." in hf and hf.endswith(".bias")}
 
 INTERLEAVED = {  # ggml's "norm" RoPE turns neighbours (2i, 2i+1), HF turns halves (i, i+D/2)
     "blk.{i}.attn_q.weight": "interleave",

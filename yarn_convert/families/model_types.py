@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .layers import SLIDES, Layer, Values, farthest, hf_exaone4, hf_flint, hf_kolibri1, whole_number
+from .layers import SLIDES, Layer, Values, farthest, hf_flint, hf_kolibri1, whole_number
 
 
 def _nothing(*of: Any) -> dict[str, Any]:
@@ -102,24 +102,18 @@ MINISTRAL3_ROPE = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
     "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
-OLMO3_LAYERS = {"full_attention": ("rope_theta", 500000.0), "sliding_attention": ("rope_theta", 500000.0)}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
     ModelType("apertus", 65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
-    ModelType("arcee", 4096),
     ModelType("aria_text", 2048, since=NEW),
     ModelType("bitnet", 2048, 500000.0),
     ModelType("cwm", 131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
     ModelType("diffllama", 2048),
     ModelType("doge", 2048),
-    ModelType("ernie4_5", 131072, 500000.0, head_dim=128),
-    ModelType("exaone4", 2048, turning=hf_exaone4),
     ModelType("falcon_h1", 8192),
     ModelType("flex_olmo", 4096, 500000.0),
     ModelType("flint", 262144, head_dim=128, turning=hf_flint),
-    ModelType("gemma", 8192, head_dim=256),
-    ModelType("glm", 131072, head_dim=128, partial=0.5),
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hyperclovax", 2048),
@@ -131,15 +125,10 @@ OTHER_TYPES = (
     ModelType("ministral", 131072),
     ModelType("ministral3", 262144, head_dim=128, rope=MINISTRAL3_ROPE, since=NEW),
     ModelType("nanochat", 2048),
-    ModelType("nemotron", 4096, partial=0.5),
-    ModelType("olmo", 2048),
-    ModelType("olmo3", 2048, 500000.0, layers=OLMO3_LAYERS, since=NEW),
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
     ModelType("persimmon", 16384, partial=0.5),
-    ModelType("phi", 2048, partial=0.5),
     ModelType("qwen3_5_moe_text", 32768, head_dim=256, partial=0.25, since=NEW),
     ModelType("qwen3_5_text", 32768, head_dim=256, partial=0.25, since=NEW),
     ModelType("qwen3_next", 32768, head_dim=256, partial=0.25),
-    ModelType("seed_oss", 524288, head_dim=128),
     ModelType("vaultgemma", 8192, head_dim=256),
 )

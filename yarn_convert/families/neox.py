@@ -1,4 +1,4 @@
-"""Families with layer norms, fused projections or a partial rotation: GPT-NeoX, Falcon, StableLM, StarCoder2, Phi-3."""
+"""Families with layer norms, fused projections or a partial rotation: GPT-NeoX, Falcon, StableLM, StarCoder2, Phi-2 and 3."""
 
 from __future__ import annotations
 
@@ -191,6 +191,35 @@ STARCODER2 = Family(
     hparams=LAYER_NORM_HPARAMS,
     fixed={"hidden_act": ("gelu_pytorch_tanh",), "use_bias": (True,)},
     evidence="llama.cpp 0c1e570: src/models/starcoder2.cpp (rope_freqs.weight is not loaded; no sliding window); conversion/starcoder.py",
+)
+
+_PHI = "model.layers.{i}."
+PHI = Family(
+    hf=ModelType(
+        "phi",
+        2048,
+        partial=0.5,
+        architectures=("PhiForCausalLM",),
+        defaults={"layer_norm_eps": 1e-5, "hidden_act": "gelu_new", "qk_layernorm": False},
+        switches={"qk_layernorm": tuple(f"{name}.{x}" for name in ("attn_q_norm", "attn_k_norm") for x in BOTH)},
+    ),
+    gguf=Arch("phi2", head="required", square=True),
+    tensors={
+        "model.embed_tokens.weight": "token_embd.weight",
+        **_both(_PHI + "input_layernorm", "blk.{i}.attn_norm"),
+        **{k: v for x in "qkv" for k, v in _both(f"{_PHI}self_attn.{x}_proj", f"blk.{{i}}.attn_{x}").items()},
+        **{k: v for x in "qk" for k, v in _both(f"{_PHI}self_attn.{x}_layernorm", f"blk.{{i}}.attn_{x}_norm").items()},
+        **_both(_PHI + "self_attn.dense", "blk.{i}.attn_output"),
+        **_both(_PHI + "mlp.fc1", "blk.{i}.ffn_up"),
+        **_both(_PHI + "mlp.fc2", "blk.{i}.ffn_down"),
+        **_both("model.final_layernorm", "output_norm"),
+        **_both("lm_head", "output"),
+    },
+    hparams=LAYER_NORM_HPARAMS,
+    fixed={"hidden_act": ("gelu_new",), "qk_layernorm": (False,)},
+    evidence="llama.cpp 0c1e570: src/models/phi2.cpp (rotates the first rope.dimension_count of each head; rope_freqs.weight is not "
+    "loaded); conversion/phi.py Phi2Model, which drops rope_theta and takes 4 times hidden_size for the feed-forward layer's",
+    shapes={"output.bias": ("vocab",), "attn_q_norm.bias": ("head",), "attn_k_norm.bias": ("head",)},
 )
 
 PHI3 = Family(

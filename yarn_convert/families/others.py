@@ -1,17 +1,18 @@
-"""OLMo 2, GLM-4, Command R: Llama's projections with other norms around them."""
+"""OLMo, GLM, Command R: Llama's projections with other norms around them."""
 
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import replace
 from typing import Any
 
 from .architectures import Arch
 from .layers import Values, alternating, gguf_within, hf_cohere2
-from .llama import PLAIN_TENSORS, SILU
-from .model_types import ModelType
+from .llama import ATTENTION, ATTENTION_BIASES, INTERLEAVED, PLAIN_TENSORS, SILU
+from .model_types import NEW, ModelType
 from .neox import LAYER_NORM_HPARAMS, QK_NORMS_BY_HEAD
 from .qwen import BIASES, QK_NORM_NAMES, QK_NORMS, QKV_BIASES
-from .schema import ROPE_OBJECTS, Family, rope_type
+from .schema import HPARAMS, ROPE_OBJECTS, Family, rope_type
 
 OLMO2 = Family(
     hf=ModelType(
@@ -30,6 +31,50 @@ OLMO2 = Family(
     fixed={**SILU, "attention_bias": (False,)},
     evidence="llama.cpp 0c1e570: src/models/olmo2.cpp (rope_freqs.weight is not loaded); conversion/olmo.py Olmo2Model",
     shapes={"attn_q_norm.weight": ("q",), "attn_k_norm.weight": ("kv",)},
+)
+
+
+def _every_fourth(c: Values) -> dict[str, Any]:
+    windows = c.get("layer_types")
+    return {"usual_windows": windows is None or windows == alternating(len(windows), 4)}
+
+
+def _every_fourth_writes(c: Values, names: Container[str]) -> dict[str, Any]:
+    return {"layer_types": alternating(c["num_hidden_layers"], 4)}
+
+
+OLMO3 = replace(
+    OLMO2,
+    hf=ModelType(
+        "olmo3",
+        2048,
+        # A rope_theta of the file is not that of the layers that slide: rope_parameters alone says it (convert_rope_params_to_dict)
+        layers={"full_attention": ("rope_theta", 500000.0), "sliding_attention": ("sliding_attention.rope_theta", 500000.0)},
+        since=NEW,
+        architectures=("Olmo3ForCausalLM",),
+        defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096},
+        reads=_every_fourth,
+        writes=_every_fourth_writes,
+    ),
+    hparams={**HPARAMS, "sliding_window": "attention.sliding_window"},
+    fixed={**OLMO2.fixed, "usual_windows": (True,)},
+    marks=frozenset({"attention.sliding_window"}),
+    twin={"num_hidden_layers": 4},
+    evidence=OLMO2.evidence + "; with a window three of four layers slide, and turn by the same θ without any scaling",
+)
+
+EPS = 9.999999747378752e-06  # 1e-5 as a float32, written in transformers' code of OLMo 1
+OLMO = Family(
+    hf=ModelType("olmo", 2048, architectures=("OlmoForCausalLM",), switches={"attention_bias": ATTENTION}),
+    gguf=Arch("olmo", square=True),
+    tensors={hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "norm" not in hf} | ATTENTION_BIASES,
+    transforms=INTERLEAVED,
+    hparams={k: v for k, v in HPARAMS.items() if k != "rms_norm_eps"} | {"clip_qkv": "attention.clamp_kqv:f32"},
+    may_lack=frozenset({"clip_qkv"}),
+    fixed={**SILU, "attention_bias": (False,)},
+    constants={"attention.layer_norm_epsilon": ("f32", EPS)},
+    evidence="llama.cpp 0c1e570: src/models/olmo.cpp (norms without weights; rope_freqs.weight is not loaded); "
+    "conversion/olmo.py OlmoModel",
 )
 
 GLM4 = Family(
@@ -58,6 +103,26 @@ GLM4 = Family(
     evidence="llama.cpp 0c1e570: src/models/glm4.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded); "
     "conversion/glm.py Glm4Model",
     shapes={"ffn_up.weight": ("gate_up", "hidden")},
+)
+
+
+GLM = Family(
+    hf=ModelType(
+        "glm",
+        131072,
+        head_dim=128,
+        partial=0.5,
+        architectures=("GlmForCausalLM",),
+        defaults=GLM4.hf.defaults,
+        switches=GLM4.hf.switches,
+    ),
+    gguf=Arch("chatglm", square=True),
+    tensors={hf: gguf for hf, gguf in GLM4.tensors.items() if "post" not in hf}
+    | {"model.layers.{i}.post_attention_layernorm.weight": "blk.{i}.ffn_norm.weight"},
+    fixed=SILU,
+    shapes=GLM4.shapes,
+    evidence="llama.cpp 0c1e570: src/models/chatglm.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded); "
+    "conversion/chatglm.py ChatGLMModel, which takes hidden_size for the context, 10,000 for θ and 1e-5 for epsilon",
 )
 
 
@@ -102,10 +167,6 @@ def _cohere2(c: Values) -> dict[str, Any]:
     return {"usual_windows": windows == alternating(len(windows), 4) if windows else c.get("sliding_window_pattern", 4) == 4}
 
 
-def _cohere2_writes(c: Values, names: Container[str]) -> dict[str, Any]:
-    return {"layer_types": alternating(c["num_hidden_layers"], 4)}
-
-
 COHERE2 = Family(
     hf=ModelType(
         "cohere2",
@@ -114,7 +175,7 @@ COHERE2 = Family(
         architectures=("Cohere2ForCausalLM",),
         defaults={"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True, "sliding_window": 4096},
         reads=_cohere2,
-        writes=_cohere2_writes,
+        writes=_every_fourth_writes,
     ),
     gguf=Arch("cohere2", turning=gguf_within, head="never"),
     tensors={hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "post_attention" not in hf},

@@ -1,0 +1,124 @@
+"""Dense models that differ little from Llama: Seed-OSS, Arcee, ERNIE 4.5, Nemotron, EXAONE 4."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from .architectures import Arch
+from .layers import FULL, Values, alternating, gguf_exaone4, hf_exaone4
+from .llama import ATTENTION, INTERLEAVED, LLAMA, MLP, PLAIN_TENSORS, SILU, TENSORS
+from .model_types import ModelType
+from .neox import LAYER_NORM_HPARAMS, NORM_BIASES
+from .qwen import QK_NORMS, QKV_BIASES
+from .schema import HPARAMS, Family
+
+NO_BIASES = {"attention_bias": (False,), "mlp_bias": (False,)}
+UNGATED = {hf: gguf for hf, gguf in TENSORS.items() if "gate_proj" not in hf}
+
+SEED_OSS = Family(
+    hf=ModelType(
+        "seed_oss",
+        524288,
+        head_dim=128,
+        architectures=("SeedOssForCausalLM",),
+        defaults={"rms_norm_eps": 1e-6, "num_key_value_heads": 8, "attention_bias": True},
+        switches={"attention_bias": QKV_BIASES, "attention_out_bias": ("attn_output.bias",), "mlp_bias": MLP},
+    ),
+    gguf=Arch("seed_oss"),
+    tensors=TENSORS | {"model.layers.{i}.post_attention_layernorm.weight": "blk.{i}.post_attention_norm.weight"},
+    fixed={**SILU, "attention_out_bias": (False,), "mlp_bias": (False,)},
+    evidence="llama.cpp 0c1e570: src/models/seed-oss.cpp (rope_freqs.weight is not loaded; of biases only those of Q, K and V); "
+    "conversion/olmo.py SeedOssModel",
+)
+
+ARCEE = Family(
+    hf=ModelType(
+        "arcee",
+        4096,
+        architectures=("ArceeForCausalLM",),
+        defaults={"rms_norm_eps": 1e-5},
+        switches={**LLAMA.hf.switches, "mlp_bias": MLP[1:]},
+    ),
+    gguf=Arch("arcee", freqs="applied"),
+    tensors=UNGATED,
+    transforms=INTERLEAVED,
+    fixed={"hidden_act": ("relu2",), **NO_BIASES},
+    evidence="llama.cpp 0c1e570: src/models/arcee.cpp (loads rope_freqs.weight; ReLU² without a gate); conversion/llama.py ArceeModel",
+)
+
+ERNIE4_5 = Family(
+    hf=ModelType(
+        "ernie4_5",
+        131072,
+        500000.0,
+        head_dim=128,
+        architectures=("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"),
+        defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 2, "use_bias": False, "tie_word_embeddings": True},
+        switches={"use_bias": (*ATTENTION, *MLP)},
+    ),
+    gguf=Arch("ernie4_5"),
+    tensors=TENSORS,
+    fixed={**SILU, "use_bias": (False,)},
+    evidence="llama.cpp 0c1e570: src/models/ernie4-5.cpp (neighbours turn, as in HF; rope_freqs.weight is not loaded; a bias of the output "
+    "is loaded and not added); conversion/ernie.py Ernie4_5Model",
+)
+
+NEMOTRON = Family(
+    hf=ModelType(
+        "nemotron",
+        4096,
+        partial=0.5,
+        architectures=("NemotronForCausalLM",),
+        defaults={"norm_eps": 1e-5, "hidden_act": "relu2"},
+        renamed={"layer_norm_eps": "norm_eps"},
+        switches=ARCEE.hf.switches,
+    ),
+    gguf=Arch("nemotron", head="required", square=True),
+    tensors={**UNGATED, **NORM_BIASES},
+    transforms={t: "add_one" for t in UNGATED.values() if t.endswith("_norm.weight")},
+    hparams=LAYER_NORM_HPARAMS,
+    fixed={"hidden_act": ("relu2",)},
+    evidence="llama.cpp 0c1e570: src/models/nemotron.cpp (rotates the first rope.dimension_count of each head; rope_freqs.weight is not "
+    "loaded; ReLU² without a gate); conversion/nemotron.py NemotronModel",
+)
+
+
+def _exaone4(c: Values) -> dict[str, Any]:
+    """llama.cpp has windows in a model of 64 layers and in no other (src/models/exaone4.cpp, load_arch_hparams)."""
+    windows, layers = c.get("sliding_window") is not None, c.get("num_hidden_layers") or 0
+    order = c.get("layer_types") or alternating(layers, 4)
+    usual = c.get("layer_types") is not None or c.get("sliding_window_pattern", 4) in (4, "LLLG")
+    return {"usual_windows": windows == (layers == 64) and (not windows or (usual and order == alternating(layers, 4)))}
+
+
+def _exaone4_writes(c: Values, names: Container[str]) -> dict[str, Any]:
+    layers = c["num_hidden_layers"]
+    if layers != 64:
+        return {"sliding_window": None, "layer_types": [FULL] * layers}
+    return {"sliding_window": c["sliding_window"] or 4096, "sliding_window_pattern": "LLLG", "layer_types": alternating(layers, 4)}
+
+
+EXAONE4 = Family(
+    hf=ModelType(
+        "exaone4",
+        2048,
+        turning=hf_exaone4,
+        architectures=("Exaone4ForCausalLM",),
+        defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 32, "sliding_window": 4096},
+        reads=_exaone4,
+        writes=_exaone4_writes,
+    ),
+    gguf=Arch("exaone4", freqs="applied", turning=gguf_exaone4, square=True),
+    tensors={
+        **{hf: gguf for hf, gguf in PLAIN_TENSORS.items() if "layernorm" not in hf},
+        **QK_NORMS,
+        "model.layers.{i}.post_attention_layernorm.weight": "blk.{i}.post_attention_norm.weight",
+        "model.layers.{i}.post_feedforward_layernorm.weight": "blk.{i}.post_ffw_norm.weight",
+    },
+    hparams={**HPARAMS, "sliding_window": "attention.sliding_window"},
+    may_lack=frozenset({"sliding_window"}),
+    fixed={**SILU, "usual_windows": (True,)},
+    evidence="llama.cpp 0c1e570: src/models/exaone4.cpp (loads rope_freqs.weight; windows in a model of 64 layers alone, and there RoPE in "
+    "these layers alone); conversion/exaone.py Exaone4Model",
+)
