@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import CONTEXT, MakeModel, split_options
 from family_models import make
@@ -19,6 +20,7 @@ from yarn_convert.families import ARCHS, FAMILIES, MODEL_TYPES
 from yarn_convert.families.layers import Layer, farthest
 from yarn_convert.formats.gguf_file import Value, encode_header, open_gguf
 from yarn_convert.options import ConvertOptions, Recipe
+from yarn_convert.rope import effect
 
 WINDOW, TOKENS = 4, 12
 SMALL = {
@@ -298,3 +300,15 @@ def test_windows_of_some_layers_are_a_part_of_the_model(name: str, tmp_path: Pat
     method: dict[str, Any] = {"method": "none"} if name == "cohere2" else {"scale": 4}
     with pytest.raises(UsageError, match="only some layers"):
         prepare(str(folder), ConvertOptions(**split_options(**method, sliding_window="off", output=tmp_path / "out")))
+
+
+def test_attention_by_rows_keeps_to_the_chunks(tmp_path: Path) -> None:
+    for package in ("torch", "transformers"):
+        pytest.importorskip(package)
+    from yarn_convert.compute.reference import Reference
+
+    c = open_checkpoint(resolve(str(make("llama4_text/chunks", tmp_path / "m"))))
+    reference, ids = Reference(c), np.random.default_rng(0).integers(3, 263, 56)
+    whole = reference.logits(effect(c.rope), ids, [(0, 56)])
+    rows = reference.logits(effect(c.rope), ids, [(20, 56)], rows_only=True)
+    np.testing.assert_allclose(rows, whole[20:], atol=1e-4)
