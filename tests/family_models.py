@@ -97,6 +97,28 @@ FALCON: Config = {
     "new_decoder_architecture": False, "parallel_attn": True, "tie_word_embeddings": True,
 }  # fmt: skip
 
+LINEAR_ATTENTION: Config = RMS | {
+    "attention_bias": False,
+    "full_attention_interval": 4,
+    "head_dim": 64,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 32,
+    "num_hidden_layers": 4,
+}
+QWEN3_5: Config = LINEAR_ATTENTION | {
+    "attn_output_gate": True,
+    "mamba_ssm_dtype": "float32",
+    "rope_parameters": {
+        "mrope_interleaved": True, "mrope_section": [3, 3, 2], "partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_type": "default",
+    },
+}  # fmt: skip
+SHARED_EXPERT: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+FLAT_ROPE = ("rope_theta", "rope_scaling")
+
 TINY: Mapping[str, Tiny] = {
     "qwen2": Tiny(
         "qwen2",
@@ -455,6 +477,40 @@ TINY: Mapping[str, Tiny] = {
         {"six": {"num_hidden_layers": 6}},
         drop=("tie_word_embeddings",),
     ),
+    "qwen3_next": Tiny(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        LINEAR_ATTENTION
+        | SHARED_EXPERT
+        | {
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+            "output_router_logits": False,
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000,
+        },
+        {"unsaid": {"layer_types": None}},
+        {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256},
+        norm=0.0,
+    ),
+    "qwen3_5_text": Tiny(
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        QWEN3_5,
+        {"tied": {"tie_word_embeddings": True, "linear_num_value_heads": 2}, "narrow": {"linear_value_head_dim": 16}},
+        norm=0.0,
+        drop=FLAT_ROPE,
+    ),
+    "qwen3_5_moe_text": Tiny(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        QWEN3_5 | SHARED_EXPERT | {"output_router_logits": False},
+        {},
+        {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256},
+        norm=0.0,
+        drop=(*FLAT_ROPE, "intermediate_size"),
+    ),
 }
 
 
@@ -524,7 +580,7 @@ def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Sha
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
     if model_type == "granitemoe":
         yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape
-    elif fused is None or model_type == "gpt_oss":
+    elif fused is None or model_type in ("gpt_oss", "qwen3_5_moe_text"):
         yield name, shape
     else:
         gate, up, down = EXPERT_NAMES.get(model_type, ("gate_proj", "up_proj", "down_proj"))
@@ -559,6 +615,8 @@ def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, confi
     w = rng.standard_normal(shape).astype(np.float32)
     if re.search(r"(bias|sinks)$", name):
         return 0.1 * w
+    if name.endswith(("A_log", "linear_attn.norm.weight")):
+        return (1 + 0.1 * w).astype(np.float32)
     if re.search(r"norm|\.ln_", name):
         middle = norm if not re.search(r"\.[qk]_(layer)?norm", name) else norm + 1
         return (middle + 0.1 * w).astype(np.float32)

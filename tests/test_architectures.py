@@ -24,6 +24,7 @@ from yarn_convert.conversion.describe import describe
 from yarn_convert.dialects import FACTORS as FACTOR_TENSORS
 from yarn_convert.errors import Unsupported, YarnConvertError
 from yarn_convert.families import ARCHS, FAMILIES, NO_ROPE, REFUSED, for_gguf
+from yarn_convert.families.schema import numbered
 from yarn_convert.readers import read_gguf, still
 from yarn_convert.readers.gguf import LLAMA_CPP, gguf_corrections, gguf_ramp
 from yarn_convert.rope import Table, geometric, table
@@ -212,7 +213,10 @@ def base(tmp_path: Path) -> Callable[..., Path]:
         found = made(job)
         assert not found.error
         optional = () if facts.freqs == "still" or facts.pair == "always" else tuple(FACTOR_TENSORS)
-        return file_of(tmp_path / "base.gguf", job, {n: s for n, s in found.shapes.items() if n not in optional})
+        rows = [f for f in FAMILIES if f.gguf_arch == arch]  # whose models have fewer tensors than llama.cpp would load
+        named = {t for f in rows for hf in f.tensors for t in f.parts(hf)} | {*FACTOR_TENSORS}
+        shapes = {n: s for n, s in found.shapes.items() if n not in optional and (not rows or numbered(n).template in named)}
+        return file_of(tmp_path / "base.gguf", job, shapes)
 
     return write
 

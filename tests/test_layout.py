@@ -21,6 +21,13 @@ SIZES = {
     "kv_lora": LATENT,
 }  # fmt: skip
 GROUP = HEADS // KV
+KEYS, PER_KEY, KEY_HEAD, VALUE_HEAD, KERNEL = 2, 3, 5, 4, 3  # linear attention
+ALL_KEYS, ALL_VALUES = KEYS * KEY_HEAD, KEYS * PER_KEY * VALUE_HEAD
+LINEAR = {
+    "k_heads": KEYS, "v_heads": KEYS * PER_KEY, "head_k": KEY_HEAD, "head_v": VALUE_HEAD, "linear_v": ALL_VALUES, "kernel": KERNEL,
+    "linear_qkv": 2 * ALL_KEYS + ALL_VALUES,
+}  # fmt: skip
+SIZES |= LINEAR
 
 
 def interleaved(w: Array) -> Array:
@@ -35,6 +42,26 @@ def grouped(w: Array, part: slice) -> Array:
 
 def by_head(w: Array) -> list[Array]:
     return [np.concatenate([w.reshape(HEADS, 3, HEAD, -1)[:, k].reshape(-1, w.shape[-1]) for k in range(3)])]
+
+
+def in_turn(w: Array, of: int) -> Array:
+    """The value heads, of so many rows each, in the order in which ggml repeats the key heads."""
+    return w.reshape(KEYS, PER_KEY, of, -1).swapaxes(0, 1).reshape(w.shape)
+
+
+def after_keys(w: Array) -> Array:
+    return np.concatenate([w[: 2 * ALL_KEYS], in_turn(w[2 * ALL_KEYS :], VALUE_HEAD)])
+
+
+def by_key_head(w: Array) -> list[Array]:
+    """Qwen3-Next's projections: query, key, values and gates of each key head."""
+    values = PER_KEY * VALUE_HEAD
+    q, k, v, z = np.split(w.reshape(KEYS, -1, HIDDEN), (KEY_HEAD, 2 * KEY_HEAD, 2 * KEY_HEAD + values), axis=1)
+    return [np.concatenate([x.reshape(-1, HIDDEN) for x in (q, k, v)]), z.reshape(-1, HIDDEN)]
+
+
+def decay(w: Array) -> Array:
+    return -np.exp(w.astype(np.float64)).astype(np.float32)
 
 
 # transform -> (shape of the HF tensor, the GGUF tensors that NumPy makes of it)
@@ -63,6 +90,15 @@ CASES: Mapping[str, tuple[tuple[int, ...], Callable[[Array], list[Array]]]] = {
         (HEADS * (NOPE + VALUE), LATENT),
         lambda w: [w.reshape(HEADS, -1, LATENT)[:, :NOPE].swapaxes(1, 2), w.reshape(HEADS, -1, LATENT)[:, NOPE:]],
     ),
+    "value_heads": ((ALL_VALUES, HIDDEN), lambda w: [in_turn(w, VALUE_HEAD)]),
+    "value_columns": ((HIDDEN, ALL_VALUES), lambda w: [in_turn(w.T, VALUE_HEAD).T]),
+    "by_value_head": ((KEYS * PER_KEY, HIDDEN), lambda w: [in_turn(w, 1)]),
+    "decay": ((KEYS * PER_KEY,), lambda w: [decay(w)]),
+    "decay_by_value_head": ((KEYS * PER_KEY,), lambda w: [in_turn(decay(w), 1)]),
+    "after_keys": ((2 * ALL_KEYS + ALL_VALUES, HIDDEN), lambda w: [after_keys(w)]),
+    "convolution_after_keys": ((2 * ALL_KEYS + ALL_VALUES, 1, KERNEL), lambda w: [after_keys(w[:, 0])]),
+    "convolution": ((2 * ALL_KEYS + ALL_VALUES, 1, KERNEL), lambda w: [w[:, 0]]),
+    "split_key_heads": ((2 * (ALL_KEYS + ALL_VALUES), HIDDEN), by_key_head),
 }
 
 
@@ -92,11 +128,11 @@ def test_rows_move_as_numpy_moves_them_and_back(name: str, piece: int, worth: in
         assert moved([w], order) == np.ascontiguousarray(expected).tobytes(), f"part {part}"
         assert order.shape in ((), expected.shape)
     back = transform.to_hf(SIZES)
-    assert np.allclose(np.frombuffer(moved(wanted, back), np.float32).reshape(shape), w, rtol=0, atol=1e-6 if back.added else 0)
+    assert np.allclose(np.frombuffer(moved(wanted, back), np.float32).reshape(shape), w, rtol=0, atol=1e-6 if back.change else 0)
 
 
 @pytest.mark.parametrize(
-    "sizes", [SIZES, {k: 2 * n + 1 - n % 2 for k, n in SIZES.items()} | {"head": 8, "heads": 8, "kv_heads": 8}], ids=str
+    "sizes", [SIZES, {k: 2 * n + 1 - n % 2 for k, n in SIZES.items()} | {"head": 8, "heads": 8, "kv_heads": 8} | LINEAR], ids=str
 )
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if TRANSFORMS[name].to_hf(SIZES).index is not None])
 def test_each_row_is_taken_once_and_goes_back_to_its_place(name: str, sizes: Mapping[str, int]) -> None:

@@ -20,7 +20,8 @@ WHOLE = """
     original_max_position_embeddings sliding_window n_head n_layer n_head_kv num_kv_heads ffn_hidden_size num_ln_in_parallel_attn
     q_lora_rank kv_lora_rank qk_head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim num_local_experts num_experts_per_tok
     n_routed_experts shared_expert_intermediate_size first_k_dense_replace decoder_sparse_step n_group topk_group
-    num_nextn_predict_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers
+    num_nextn_predict_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers full_attention_interval
+    linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
@@ -60,6 +61,7 @@ class RopeObject(msgspec.Struct):
     long_mscale: float | None = None
     full_attention: RopeObject | None = None
     sliding_attention: RopeObject | None = None
+    mrope_section: list[int] | None = None
 
 
 class DualChunks(msgspec.Struct):

@@ -146,6 +146,7 @@ class Checkpoint:
         sizes["q"], sizes["kv"] = (sizes[n] * self.head_dim for n in ("heads", "kv_heads"))
         sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
         sizes |= {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
+        sizes |= self.family.sizes(h)
         return sizes | (self._latent_sizes(sizes) if self.family.latent else {})
 
     def _latent_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -167,6 +168,7 @@ class Checkpoint:
             return {}
         more = self.config.get(MORE_LAYERS) or 0
         behind = tuple(f"model.layers.{i}." for i in range(self.layers, self.layers + more)) if more < 100 else ()
+        behind += self.family.further
         return {name: NEXT_TOKENS for name in self.tensors if name.startswith(behind)} if behind else {}
 
     @cached_property
@@ -209,7 +211,8 @@ class Checkpoint:
         if self.family.latent:
             return self.layers * int(self.hparams["latent_key"]) * context * element
         by_layer = self.config.get(f"{self.family.gguf_arch}.attention.head_count_kv") if self.gguf else None
-        heads = sum(by_layer) if isinstance(by_layer, list) else self.layers * self.heads("k")
+        layers = self.layers - (sum(self.family.linear(self.hparams)) if self.family.linear else 0)
+        heads = sum(by_layer) if isinstance(by_layer, list) else layers * self.heads("k")
         return 2 * heads * self.head_dim * context * element
 
     def beside(self, rope: Rope) -> Beside:

@@ -14,6 +14,7 @@ from ..dialects import rivals
 from ..errors import FormatError, InputError, Unsupported, UsageError, YarnConvertError
 from ..families import Family, normalized
 from ..families.derived import absent, of_one_layer
+from ..families.layers import MOST
 from ..families.schema import numbered
 from ..formats import layout
 from ..formats.gguf_file import Gguf
@@ -112,7 +113,8 @@ def _check_known(family: Family, what: str, name: str, known: Container[str]) ->
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The hparams of a GGUF under their standard names, with what llama.cpp takes for absent ones."""
-    hparams: dict[str, Any] = {hf: _first(name := family.gguf_key(hf)[0], keys.get(name)) for hf in family.hparams}
+    said = {hf: (family.gguf_key(hf)[0], keys.get(family.gguf_key(hf)[0])) for hf in family.hparams}
+    hparams: dict[str, Any] = {hf: _each(v, keys) if family.by_layer(hf) else _first(name, v) for hf, (name, v) in said.items()}
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
     by_layer = keys.get(f"{gguf.arch}.attention.head_count_kv")
     if isinstance(by_layer, list):  # 0 in layers without attention
@@ -121,10 +123,17 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
     _check_by_layer(gguf, keys, hparams["head_dim"])
     hparams |= absent(family, hparams)
+    hparams |= {k: v for k, v in family.fills(hparams).items() if hparams[k] is None}
     hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
     if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
         hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
     return hparams
+
+
+def _each(value: Any, keys: Mapping[str, Any]) -> Any:
+    """A list with an entry for each layer, of which a file may say one for all."""
+    layers = keys.get(f"{keys['general.architecture']}.block_count")
+    return [value] * layers if isinstance(value, int) and type(layers) is int and 0 < layers <= MOST else value
 
 
 def _first(name: str, value: Any) -> Any:
@@ -195,6 +204,9 @@ def _incomplete(c: Checkpoint, missing: list[str]) -> InputError:
 def _check_number(c: Checkpoint, key: str) -> None:
     """Raise FormatError for a value that its GGUF key could not hold."""
     value, kind = c.hparams[key], c.family.gguf_key(key)[1]
+    if kind.endswith("[]"):
+        _check_list(c, key, value)
+        return
     if value is None and (key in c.family.may_lack or kind != "u32"):
         return
     if kind == "u32" and not (value == 0 and key in c.family.may_lack):
@@ -204,6 +216,13 @@ def _check_number(c: Checkpoint, key: str) -> None:
             raise FormatError(f"{key} is {value!r}, not a small positive number", "fix the model's config.json or GGUF key")
     elif kind == "f32" and dialects.number(value, key) <= 1 and key == "rope_local_base_freq":
         raise FormatError(f"{key} is {value!r}, not above 1", "fix the model's config.json or GGUF key")
+
+
+def _check_list(c: Checkpoint, key: str, value: Any) -> None:
+    """Raise FormatError for what is no list of whole numbers with one for each layer, or four of M-RoPE."""
+    wanted = 4 if key == families.SECTIONS else c.layers
+    if not isinstance(value, list) or len(value) != wanted or not all(isinstance(n, int) and n >= 0 for n in value):
+        raise FormatError(f"{key} is {value!r}, not {wanted:,} whole numbers", "fix the model's config.json or GGUF key")
 
 
 def _check_part(c: Checkpoint, name: str, part: Part) -> None:

@@ -23,6 +23,7 @@ from .model_types import OTHER_TYPES, ModelType
 from .neox import FALCON, GPT_NEOX, PHI3, STABLELM, STARCODER2
 from .others import COHERE, COHERE2, GLM4, OLMO2
 from .qwen import QWEN2, QWEN2_AS_LLAMA, QWEN2_MOE, QWEN3, QWEN3_MOE
+from .qwen_linear import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from .schema import HPARAMS, Family
 
 __all__ = [
@@ -50,6 +51,7 @@ FAMILIES: tuple[Family, ...] = (
     LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, PHI3, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, OLMO2, INTERNLM2,
     STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE, QWEN2_AS_LLAMA,
     GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, COHERE2, GRANITE_MOE,
+    QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if not f.hf.run_as), *OTHER_TYPES)}
@@ -86,6 +88,7 @@ REFUSED: Mapping[str, str] = {name: f"has {what}, not RoPE: there is nothing to 
     "deepseek2-ocr": _PLAIN,  # deepseek2.cpp graph, is_ocr: a factor of 1, and an assertion that θ is 10,000
     "gptj": _NO_CODE,
 }  # fmt: skip
+SECTIONS = "mrope_section"
 ONLY_ROPE = "only language models with rotary embeddings can be extended"
 STANDARD = {k: v for k, v in HPARAMS.items() if k != "rms_norm_eps"}  # GGUF's docs/gguf.md, "[llm]"
 
@@ -120,7 +123,8 @@ def for_nested(config: Mapping[str, Any]) -> Family:
 
 def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Family:
     """The row of a GGUF architecture, or a stand-in; Unsupported for one of `REFUSED`. Of rows that share it, and whose `constants` it
-    has, the first with the most `marks`. A row describes layers that are all alike, and one position a token: else it is the stand-in."""
+    has, the first with the most `marks`. A row without lists describes layers that are all alike, and one position a token: else it is
+    the stand-in."""
     _check_refused(arch, REFUSED)
 
     def marked(mark: str) -> bool:
@@ -128,11 +132,11 @@ def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Fam
         return (f"{arch}.{name}" in keys or name in tensors) != mark.startswith("!")
 
     def contradicted(family: Family) -> bool:
-        found = [keys.get(family.gguf_key(hf)[0]) for hf in family.hparams]
+        found = {hf: keys.get(family.gguf_key(hf)[0]) for hf in family.hparams}
         fixed = {key: value for key, (_, value) in family.constants.items() if key not in family.gguf_known}
         return (
-            any(isinstance(n, list) for n in found)
-            or any(sections(arch, keys))
+            any(isinstance(n, list) and not family.by_layer(hf) for hf, n in found.items())
+            or (any(sections(arch, keys)) and SECTIONS not in family.hparams)
             or any(keys.get(f"{arch}.{key}", value) != value for key, value in fixed.items())
         )
 

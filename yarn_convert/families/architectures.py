@@ -81,7 +81,7 @@ PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek", "dots1",
     "dream", "ernie4_5", "ernie4_5-moe", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
     "maincoder", "minimax-01", "minimax-m2", "nemotron", "olmo", "olmoe", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
-    "qwen3next", "rnd1", "seed_oss", "talkie", "xverse",
+    "rnd1", "seed_oss", "talkie", "xverse",
 )  # fmt: skip
 FREQS = ("arcee", "exaone", "nanbeige")
 FORGOTTEN = ("falcon-h1", "llada")
@@ -120,5 +120,5 @@ OTHER_ARCHS = (
     Arch("bailingmoe3", sections="blocks"),  # latent attention, whose kq_scale knows no factor
     *(Arch(name, sections="blocks") for name in ("glm4moe", "qwen2vl", "paddleocr")),  # glm4-moe.cpp, qwen2vl.cpp, paddleocr.cpp
     *(Arch(name, sections="blocks", alpha=True) for name in ("hunyuan-dense", "hunyuan_vl")),  # both hunyuan-vl.cpp
-    *(Arch(name, sections="interleaved") for name in ("qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")),
+    *(Arch(name, sections="interleaved") for name in ("qwen3vl", "qwen3vlmoe")),
 )

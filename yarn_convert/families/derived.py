@@ -71,6 +71,7 @@ ODD = {  # a key that `ModelType.reads` derives -> what llama.cpp cannot compute
     "usual_scores": "attention scores scaled by this query_pre_attn_scalar",
     "usual_norms": "norms of Q and K in a model of so many layers",
     "usual_q_lora": "this q_lora_rank in a model of so many layers",
+    "usual_heads": "heads of keys and of values of such sizes in linear attention",
     "usual_windows": "sliding and full attention in this order of layers",
     "usual_caps": "logits without a cap",
 }

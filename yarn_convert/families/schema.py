@@ -59,6 +59,10 @@ SHAPES |= {f"{name}.{x}": ("hidden",) for name in NORMS for x in ("weight", "bia
 SHAPES |= {f"attn_{x}_norm.weight": ("head",) for x in "qk"} | {"attn_sinks.weight": ("heads",)}
 
 
+def _nothing(h: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Family:
     """One row: what transformers makes of its config.json, what llama.cpp's code makes of its GGUF, and the tensors of both.
@@ -88,6 +92,11 @@ class Family:
     gguf_known: frozenset[str] = KNOWN  # further GGUF keys that change nothing we carry; one of `constants`: its other values neither
     marks: frozenset[str] = frozenset()  # GGUF keys or tensors that tell rows of one architecture apart, with `!` absent ones
     twin: Mapping[str, Any] = field(default_factory=dict)  # sizes of a twin that are not the usual
+    # hparams of a GGUF -> what llama.cpp takes for those that are not there; a list has an entry for each layer
+    fills: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
+    sizes: Callable[[Mapping[str, Any]], dict[str, int]] = _nothing  # hparams -> sizes besides those of `Checkpoint.sizes`
+    linear: Callable[[Mapping[str, Any]], list[bool]] | None = None  # hparams -> which layers are no attention
+    further: tuple[str, ...] = ()  # how HF names begin of tensors that predict tokens further on
 
     @property
     def model_type(self) -> str:
@@ -202,6 +211,10 @@ class Family:
         """(GGUF key with the architecture, its type) of a key of `hparams`."""
         name, _, kind = self.hparams[key].partition(":")
         return f"{self.gguf_arch}.{name}", kind or "u32"
+
+    def by_layer(self, key: str) -> bool:
+        """Whether a key of `hparams` is a list."""
+        return self.hparams[key].endswith("[]")
 
 
 class Numbered(NamedTuple):

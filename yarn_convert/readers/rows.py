@@ -99,6 +99,7 @@ MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in 
     "stablelm": UNSCALED | {"top_required": ("rope_theta", "partial_rotary_factor")},
     "glm4": UNSCALED | {"top_required": ("head_dim", "rope_theta", "partial_rotary_factor")},
 }
+HYBRIDS = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}  # not run in transformers 4, if it has them
 _ROWS = {
     row.name: row
     for row in (
@@ -113,7 +114,8 @@ _ROWS = {
                 "models/llama/modeling_llama.py: LlamaRotaryEmbedding; so for the other models",
             ),
             models=frozenset(f.model_type for f in FAMILIES)
-            - {"olmo2", "phi3", "granitemoe", "internlm2"},  # the first two want other dicts
+            - {"olmo2", "phi3", "granitemoe", "internlm2"}  # the first two want other dicts
+            - HYBRIDS,
             thetas={"cohere": 10000.0},
             scales_softmax=frozenset({"deepseek_v3"}),
             dicts=("rope_scaling",),

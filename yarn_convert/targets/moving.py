@@ -21,7 +21,7 @@ from ..formats.digests import Progress
 from ..formats.dtypes import F32, PLAIN, from_f32, refuse_lost, to_f32
 from ..formats.files import open_regular
 from ..formats.gguf_file import Field, Value
-from ..formats.layout import AS_IT_IS, Order
+from ..formats.layout import AS_IT_IS, CHANGES, Order
 from ..formats.quantizer import rows
 from ..formats.tensors import Bytes, Tensor, read_into
 from .resume import OutputJournal
@@ -262,9 +262,9 @@ def converted(piece: Piece) -> Iterator[Bytes]:
 
     A part is to be used before the next one is asked for: they share their memory.
     """
-    dtype, added = plain_dtype(piece.sources, piece.order), np.float32(piece.order.added)
+    dtype, change = plain_dtype(piece.sources, piece.order), CHANGES.get(piece.order.change)
     target, first = piece.target, piece.blocks[0]
-    if dtype == target.dtype and not added:
+    if dtype == target.dtype and not change:
         yield from ordered(piece.sources, piece.order, *piece.blocks)
         return
     columns, row = row_size(dtype, target.shape)
@@ -275,7 +275,7 @@ def converted(piece: Piece) -> Iterator[Bytes]:
     for data in ordered(piece.sources, piece.order, *piece.blocks):
         for at in range(0, data.nbytes, height * row):
             x = to_f32(data[at : at + height * row], dtype, buffer)
-            x = x + added if added else x
+            x = change.of(x) if change else x
             if target.dtype in PLAIN:
                 made = from_f32(x, target.dtype)
                 refuse_lost(x, made, target.dtype)

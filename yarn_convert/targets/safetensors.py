@@ -187,6 +187,8 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
     }
+    if beside := {k: config.pop(k) for k in dialects.BESIDE if k in config}:
+        config["rope_parameters"] = {"rope_type": "default", **beside}
     if c.rope.rotary_dim != c.head_dim * (family.hf.partial or 1):
         config[family.hf.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
     return {k: v for k, v in config.items() if v is not None or k in said}
