@@ -117,6 +117,14 @@ QWEN3_5: Config = LINEAR_ATTENTION | {
     },
 }  # fmt: skip
 SHARED_EXPERT: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+SHORT_CONVOLUTION: Config = {
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "norm_eps": 1e-05,
+    "pad_token_id": 0,
+    "rope_theta": 1e6,
+    "tie_embedding": True,
+}
 FLAT_ROPE = ("rope_theta", "rope_scaling")
 
 TINY: Mapping[str, Tiny] = {
@@ -511,6 +519,52 @@ TINY: Mapping[str, Tiny] = {
         norm=0.0,
         drop=(*FLAT_ROPE, "intermediate_size"),
     ),
+    "lfm2": Tiny(
+        "lfm2",
+        "Lfm2ForCausalLM",
+        SHORT_CONVOLUTION
+        | {
+            "block_auto_adjust_ff_dim": True,
+            "block_dim": 64,
+            "block_ff_dim": 144,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_multiple_of": 32,
+            "block_norm_eps": 1e-05,
+            "block_use_swiglu": True,
+            "conv_dim": 64,
+            "full_attn_idxs": [1],
+            "use_pos_enc": True,
+        },
+        {
+            "types": {
+                "block_auto_adjust_ff_dim": False,
+                "block_ff_dim": 96,
+                "full_attn_idxs": None,
+                "layer_types": ["conv", "conv", "full_attention"],
+                "num_hidden_layers": 3,
+                "tie_embedding": False,
+            },
+        },
+        drop=("intermediate_size", "rope_scaling", "tie_word_embeddings", "hidden_act"),
+    ),
+    "lfm2_moe": Tiny(
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        SHORT_CONVOLUTION
+        | {
+            "layer_types": ["conv", "full_attention"],
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "num_dense_layers": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "routed_scaling_factor": 1.0,
+            "use_expert_bias": True,
+        },
+        {"unbiased": {"use_expert_bias": False}},
+        {"moe_intermediate_size": 256},
+        drop=("rope_scaling", "tie_word_embeddings", "hidden_act"),
+    ),
 }
 
 
@@ -565,7 +619,7 @@ def internlm2(config: Config) -> Iterator[tuple[str, Shape]]:
     yield "output.weight", (config["vocab_size"], hidden)
 
 
-EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = {"mixtral": ("w1", "w3", "w2")}
+EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = {"mixtral": ("w1", "w3", "w2"), "lfm2_moe": ("w1", "w3", "w2")}
 GRANITEMOE: Mapping[str, str] = {
     "experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight", "router.weight": "router.layer.weight",
 }  # fmt: skip

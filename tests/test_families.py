@@ -43,6 +43,7 @@ REFUSED = {  # variants that llama.cpp's graph would not compute, and the word t
     "cohere2": "nothing to extend",
     "cohere2/six": "nothing to extend",
     "qwen3_5_text/narrow": "heads of keys and of values",
+    "lfm2_moe/unbiased": "use_expert_bias",
 }
 ALL = [n for n in names() if TINY[n.partition("/")[0]].model_type in ROWS]
 ONLY_CONVERTED = {"cohere2", "cohere2/six", "gemma3_text/linear"}  # the refusal is of the extension

@@ -49,7 +49,7 @@ def computed(config: Mapping[str, Any]) -> Table:
     with torch.device("meta"):
         names = [n for n, _ in transformers.AutoModelForCausalLM.from_config(read).named_modules()]
     model = transformers.AutoModelForCausalLM.from_config(read)
-    rotary = dict(model.named_modules())[next(n for n in names if n.endswith("rotary_emb"))]
+    rotary = dict(model.named_modules())[next(n for n in names if n.endswith(("rotary_emb", "pos_emb")))]
     prefix = "full_attention_" if hasattr(rotary, "full_attention_inv_freq") else ""
     return Table(getattr(rotary, prefix + "inv_freq").double().numpy(), float(getattr(rotary, prefix + "attention_scaling")))
 

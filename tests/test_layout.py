@@ -98,6 +98,7 @@ CASES: Mapping[str, tuple[tuple[int, ...], Callable[[Array], list[Array]]]] = {
     "after_keys": ((2 * ALL_KEYS + ALL_VALUES, HIDDEN), lambda w: [after_keys(w)]),
     "convolution_after_keys": ((2 * ALL_KEYS + ALL_VALUES, 1, KERNEL), lambda w: [after_keys(w[:, 0])]),
     "convolution": ((2 * ALL_KEYS + ALL_VALUES, 1, KERNEL), lambda w: [w[:, 0]]),
+    "short_convolution": ((HIDDEN, 1, KERNEL), lambda w: [w[:, 0]]),
     "split_key_heads": ((2 * (ALL_KEYS + ALL_VALUES), HIDDEN), by_key_head),
 }
 

@@ -22,16 +22,18 @@ WHOLE = """
     n_routed_experts shared_expert_intermediate_size first_k_dense_replace decoder_sparse_step n_group topk_group
     num_nextn_predict_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers full_attention_interval
     linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
+    conv_L_cache block_ff_dim block_multiple_of num_dense_layers
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
-    residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit
+    residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit norm_eps
+    block_ffn_dim_multiplier
 """
 FLAGS = """
     tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
     use_qkv_bias qk_layernorm use_qk_norm use_parallel_residual parallel_attn multi_query new_decoder_architecture norm_topk_prob
-    rope_interleave
+    rope_interleave tie_embedding conv_bias block_auto_adjust_ff_dim use_expert_bias
 """
 TEXTS = "model_type hidden_act hidden_activation activation topk_method scoring_func"
 OBJECTS = "quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map"
@@ -74,6 +76,7 @@ OTHERS: dict[str, Any] = {
     "layer_types": list[str],
     "no_rope_layers": list[int],
     "mlp_only_layers": list[int],
+    "full_attn_idxs": list[int],
     "rope_scaling": RopeObject,
     "rope_parameters": RopeObject,
     # Lists in models that have more of them; a number where ours read one.

@@ -21,7 +21,6 @@ from .layers import (
     gguf_cohere2moe,
     gguf_exaone4,
     gguf_granite_swa,
-    gguf_lfm2,
     gguf_llama4,
     gguf_smallthinker,
     gguf_within,
@@ -79,7 +78,7 @@ LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "chatglm", "codeshell", "dbrx", "deepseek", "dots1",
-    "dream", "ernie4_5", "ernie4_5-moe", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
+    "dream", "ernie4_5", "ernie4_5-moe", "gemma", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "llada-moe",
     "maincoder", "minimax-01", "minimax-m2", "nemotron", "olmo", "olmoe", "openelm", "orion", "phi2", "plamo", "plamo2", "plm", "qwen",
     "rnd1", "seed_oss", "talkie", "xverse",
 )  # fmt: skip
@@ -116,7 +115,6 @@ OTHER_ARCHS = (
     Arch("smallthinker", other_layers="shared", turning=gguf_smallthinker),
     Arch("cohere2moe", turning=gguf_cohere2moe),
     Arch("baichuan", turning=gguf_baichuan),
-    Arch("lfm2", turning=gguf_lfm2),
     Arch("bailingmoe3", sections="blocks"),  # latent attention, whose kq_scale knows no factor
     *(Arch(name, sections="blocks") for name in ("glm4moe", "qwen2vl", "paddleocr")),  # glm4-moe.cpp, qwen2vl.cpp, paddleocr.cpp
     *(Arch(name, sections="blocks", alpha=True) for name in ("hunyuan-dense", "hunyuan_vl")),  # both hunyuan-vl.cpp

@@ -126,8 +126,6 @@ OTHER_TYPES = (
     ModelType("hyperclovax", 2048),
     ModelType("jais2", 8192),
     ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
-    ModelType("lfm2", 128000, 1e6),
-    ModelType("lfm2_moe", 128000, 1e6),
     ModelType("llama4_text", 131072, 500000.0, head_dim=128, turning=hf_llama4),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),

@@ -276,6 +276,7 @@ TRANSFORMS: Mapping[str, Transform] = {
     "after_keys": Transform(lambda s: Apart((_after_keys(s),))),
     "convolution_after_keys": Transform(_convolution),
     "convolution": Transform(lambda s: Apart((Order(shape=(s["linear_qkv"], s["kernel"])),), (s["linear_qkv"], 1, s["kernel"]))),
+    "short_convolution": Transform(lambda s: Apart((Order(shape=(s["hidden"], s["kernel"])),), (s["hidden"], 1, s["kernel"]))),
     "split_key_heads": Transform(_split_key_heads),
 }
 
