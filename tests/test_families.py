@@ -136,6 +136,7 @@ DIFFERS = {  # docs/families.md says why
     "glm4": {"tokenizer.ggml.unknown_token_id"},  # of the toy tokenizer, which the oracle is made to take for another kind
     "phi3": {"rope.scaling.original_context_length", "attention.sliding_window"},
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
+    "granitemoehybrid": {"rope.scaling.finetuned"},
     "deepseek_v3/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
 }
 

@@ -72,6 +72,7 @@ def test_a_config_that_transformers_5_saved_means_what_it_computes(model_type: s
     assert "rope_theta" not in saved
     c = opened(tmp_path, saved | {"architectures": config["architectures"]})
     assert c.rope.theta == 31337.0
+    saved.pop("time_step_limit", None)  # which from_dict does not take as it is saved
     assert same(effect(c.rope), computed(saved))
 
 

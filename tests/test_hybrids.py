@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import Source
 from yarn_convert.conversion import convert
+from yarn_convert.errors import Unsupported
 from yarn_convert.options import Recipe, ValidateOptions
 from yarn_convert.validation.run import check
 
@@ -80,3 +81,10 @@ def test_a_gguf_with_layers_that_predict_further_on_is_extended_as_it_is(model: 
 def test_keys_and_values_are_counted_where_they_are(model: Path, tmp_path: Path) -> None:
     """One of four layers attends: two K/V heads of 64 numbers."""
     assert open_checkpoint(Source(model, "model")).kv_bytes(100) == 2 * 2 * 64 * 100 * 2
+
+
+@pytest.mark.parametrize("kind", ["nope", None])
+def test_granite_without_rope_says_so(kind: str | None, tmp_path: Path) -> None:
+    folder = make("granitemoehybrid", tmp_path / "model", config={"position_embedding_type": kind})
+    with pytest.raises(Unsupported, match=f"position_embedding_type {kind!r} has no RoPE"):
+        convert(str(folder), Recipe(scale=4), output=tmp_path / "out")

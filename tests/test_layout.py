@@ -23,6 +23,7 @@ SIZES = {
 GROUP = HEADS // KV
 KEYS, PER_KEY, KEY_HEAD, VALUE_HEAD, KERNEL = 2, 3, 5, 4, 3  # linear attention
 ALL_KEYS, ALL_VALUES = KEYS * KEY_HEAD, KEYS * PER_KEY * VALUE_HEAD
+SIZES |= {"ff": FF}
 LINEAR = {
     "k_heads": KEYS, "v_heads": KEYS * PER_KEY, "head_k": KEY_HEAD, "head_v": VALUE_HEAD, "linear_v": ALL_VALUES, "kernel": KERNEL,
     "linear_qkv": 2 * ALL_KEYS + ALL_VALUES,
@@ -99,6 +100,7 @@ CASES: Mapping[str, tuple[tuple[int, ...], Callable[[Array], list[Array]]]] = {
     "convolution_after_keys": ((2 * ALL_KEYS + ALL_VALUES, 1, KERNEL), lambda w: [after_keys(w[:, 0])]),
     "convolution": ((2 * ALL_KEYS + ALL_VALUES, 1, KERNEL), lambda w: [w[:, 0]]),
     "short_convolution": ((HIDDEN, 1, KERNEL), lambda w: [w[:, 0]]),
+    "gate_above_up": ((2 * FF, HIDDEN), lambda w: [w[:FF], w[FF:]]),
     "split_key_heads": ((2 * (ALL_KEYS + ALL_VALUES), HIDDEN), by_key_head),
 }
 

@@ -23,6 +23,7 @@ WHOLE = """
     num_nextn_predict_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers full_attention_interval
     linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
     conv_L_cache block_ff_dim block_multiple_of num_dense_layers
+    shared_intermediate_size mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
@@ -35,7 +36,7 @@ FLAGS = """
     use_qkv_bias qk_layernorm use_qk_norm use_parallel_residual parallel_attn multi_query new_decoder_architecture norm_topk_prob
     rope_interleave tie_embedding conv_bias block_auto_adjust_ff_dim use_expert_bias
 """
-TEXTS = "model_type hidden_act hidden_activation activation topk_method scoring_func"
+TEXTS = "model_type position_embedding_type hidden_act hidden_activation activation topk_method scoring_func"
 OBJECTS = "quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map"
 
 

@@ -117,8 +117,8 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
     hparams: dict[str, Any] = {hf: _each(v, keys) if family.by_layer(hf) else _first(name, v) for hf, (name, v) in said.items()}
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
     by_layer = keys.get(f"{gguf.arch}.attention.head_count_kv")
-    if isinstance(by_layer, list):  # 0 in layers without attention
-        hparams["num_key_value_heads"] = next((n for n in by_layer if n), 0)
+    if isinstance(by_layer, list) or "kv_heads_by_layer" in family.hparams:  # 0 in layers without attention
+        hparams["num_key_value_heads"] = next((n for n in (by_layer if isinstance(by_layer, list) else [by_layer]) if n), 0)
     for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
     _check_by_layer(gguf, keys, hparams["head_dim"])

@@ -172,6 +172,6 @@ LFM2_MOE = replace(
     fixed={**LFM2.fixed, "norm_topk_prob": (True,), "use_expert_bias": (True,), "routed_scaling_factor": (1, 1.0)},
     constants={"expert_gating_func": ("u32", 2)},
     twin={**LFM2.twin, "num_dense_layers": 1},
-    evidence="llama.cpp 0c1e570: src/models/lfm2moe.cpp (its graph is lfm2.cpp's; experts' weights sum to 1); conversion/lfm2.py LFM2MoeModel; "
+    evidence="llama.cpp 0c1e570: src/models/lfm2moe.cpp (experts' weights sum to 1), lfm2.cpp; conversion/lfm2.py LFM2MoeModel; "
     "transformers 5.23: models/lfm2_moe",
 )

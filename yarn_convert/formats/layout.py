@@ -277,6 +277,7 @@ TRANSFORMS: Mapping[str, Transform] = {
     "convolution_after_keys": Transform(_convolution),
     "convolution": Transform(lambda s: Apart((Order(shape=(s["linear_qkv"], s["kernel"])),), (s["linear_qkv"], 1, s["kernel"]))),
     "short_convolution": Transform(lambda s: Apart((Order(shape=(s["hidden"], s["kernel"])),), (s["hidden"], 1, s["kernel"]))),
+    "gate_above_up": Transform(lambda s: Apart(tuple(_by_rows(s["ff"], np.array([part])) for part in (0, 1)))),
     "split_key_heads": Transform(_split_key_heads),
 }
 
