@@ -597,6 +597,48 @@ TINY: Mapping[str, Tiny] = {
         },
         wide={"mamba_d_head": 128, "shared_intermediate_size": 512},
     ),
+    "falcon_h1": Tiny(
+        "falcon_h1",
+        "FalconH1ForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_in_multiplier": 0.9,
+            "attention_out_multiplier": 1.1,
+            "embedding_multiplier": 1.5,
+            "head_dim": 32,
+            "key_multiplier": 0.8,
+            "lm_head_multiplier": 0.7,
+            "mamba_chunk_size": 32,
+            "mamba_conv_bias": True,
+            "mamba_d_conv": 4,
+            "mamba_d_head": 16,
+            "mamba_d_ssm": 64,
+            "mamba_d_state": 16,
+            "mamba_expand": 2,
+            "mamba_n_groups": 1,
+            "mamba_n_heads": 4,
+            "mamba_norm_before_gate": False,
+            "mamba_proj_bias": False,
+            "mamba_rms_norm": False,
+            "mamba_use_mlp": True,
+            "mlp_bias": False,
+            "mlp_expansion_factor": 8,
+            "mlp_multipliers": [0.6, 1.2],
+            "num_logits_to_keep": 1,
+            "pad_token_id": 0,
+            "projectors_bias": False,
+            "rms_norm_eps": 1e-05,
+            "ssm_in_multiplier": 1.3,
+            "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7],
+            "ssm_out_multiplier": 0.9,
+            "time_step_floor": 0.0001,
+        },
+        {
+            "normed": {"mamba_n_groups": 2, "mamba_rms_norm": True, "ssm_multipliers": [1.0] * 5},
+            "gated after": {"mamba_norm_before_gate": True, "mamba_rms_norm": True},
+            "tied": {"tie_word_embeddings": True},
+        },
+    ),
 }
 
 
@@ -701,7 +743,7 @@ def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, confi
     w = rng.standard_normal(shape).astype(np.float32)
     if re.search(r"(bias|sinks)$", name):
         return 0.1 * w
-    if name.endswith(("A_log", "linear_attn.norm.weight")):
+    if name.endswith(("A_log", "mamba.D", "linear_attn.norm.weight")):
         return (1 + 0.1 * w).astype(np.float32)
     if re.search(r"norm|\.ln_", name):
         middle = norm if not re.search(r"\.[qk]_(layer)?norm", name) else norm + 1

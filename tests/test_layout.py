@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ SIZES = {
 GROUP = HEADS // KV
 KEYS, PER_KEY, KEY_HEAD, VALUE_HEAD, KERNEL = 2, 3, 5, 4, 3  # linear attention
 ALL_KEYS, ALL_VALUES = KEYS * KEY_HEAD, KEYS * PER_KEY * VALUE_HEAD
-SIZES |= {"ff": FF}
+SIZES |= {"ff": FF, "groups": 2, "group": 4, "inner": 8}
 LINEAR = {
     "k_heads": KEYS, "v_heads": KEYS * PER_KEY, "head_k": KEY_HEAD, "head_v": VALUE_HEAD, "linear_v": ALL_VALUES, "kernel": KERNEL,
     "linear_qkv": 2 * ALL_KEYS + ALL_VALUES,
@@ -101,6 +102,9 @@ CASES: Mapping[str, tuple[tuple[int, ...], Callable[[Array], list[Array]]]] = {
     "convolution": ((2 * ALL_KEYS + ALL_VALUES, 1, KERNEL), lambda w: [w[:, 0]]),
     "short_convolution": ((HIDDEN, 1, KERNEL), lambda w: [w[:, 0]]),
     "gate_above_up": ((2 * FF, HIDDEN), lambda w: [w[:FF], w[FF:]]),
+    "column": ((KEYS * PER_KEY,), lambda w: [w[:, None]]),
+    "decay_column": ((KEYS * PER_KEY,), lambda w: [decay(w)[:, None]]),
+    "by_group": ((8,), lambda w: [w.reshape(2, 4)]),
     "split_key_heads": ((2 * (ALL_KEYS + ALL_VALUES), HIDDEN), by_key_head),
 }
 
@@ -146,6 +150,19 @@ def test_each_row_is_taken_once_and_goes_back_to_its_place(name: str, sizes: Map
     assert sorted(np.asarray(back.index)) == list(range(len(whole) * (1 if back.unit else taken.parts[0].unit or 1)))
     if back.unit:
         np.testing.assert_array_equal(whole[back.index], np.arange(len(whole)))
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 4 << 20])
+def test_rows_are_multiplied_wherever_a_piece_begins(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All by one number, then some rows by each of several; a unit of work that begins further down takes its own rows' numbers."""
+    monkeypatch.setattr(rows, "READ_PIECE", piece)
+    w = np.random.default_rng(0).standard_normal((9, HIDDEN)).astype(np.float32)
+    by = np.repeat(np.float32([0.3, 1.7, 0.9]), (2, 3, 4))
+    expected = (w * np.float32(1.1)) * by[:, None]
+    order = Order(times=(1.1, ((2, 0.3), (3, 1.7), (4, 0.9))))
+    assert moved([w], order) == expected.tobytes()
+    whole = Piece(Tensor("out", "F32", w.shape, w.nbytes), (in_memory("t", w, "F32"),), order)
+    assert b"".join(bytes(p) for p in converted(replace(whole, blocks=(4, 9)))) == expected[4:].tobytes()
 
 
 def test_a_read_takes_no_more_than_a_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,18 +23,20 @@ WHOLE = """
     num_nextn_predict_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers full_attention_interval
     linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads
     conv_L_cache block_ff_dim block_multiple_of num_dense_layers
-    shared_intermediate_size mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand
+    shared_intermediate_size mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand mamba_d_ssm
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
     residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit norm_eps
-    block_ffn_dim_multiplier
+    block_ffn_dim_multiplier lm_head_multiplier key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier
+    ssm_out_multiplier
 """
 FLAGS = """
     tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
     use_qkv_bias qk_layernorm use_qk_norm use_parallel_residual parallel_attn multi_query new_decoder_architecture norm_topk_prob
-    rope_interleave tie_embedding conv_bias block_auto_adjust_ff_dim use_expert_bias
+    rope_interleave tie_embedding conv_bias block_auto_adjust_ff_dim use_expert_bias projectors_bias mamba_proj_bias
+    mamba_conv_bias mamba_rms_norm mamba_norm_before_gate
 """
 TEXTS = "model_type position_embedding_type hidden_act hidden_activation activation topk_method scoring_func"
 OBJECTS = "quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map"
@@ -78,6 +80,9 @@ OTHERS: dict[str, Any] = {
     "no_rope_layers": list[int],
     "mlp_only_layers": list[int],
     "full_attn_idxs": list[int],
+    "mlp_multipliers": list[float],
+    "ssm_multipliers": list[float],
+    "time_step_limit": list[Any],
     "rope_scaling": RopeObject,
     "rope_parameters": RopeObject,
     # Lists in models that have more of them; a number where ours read one.

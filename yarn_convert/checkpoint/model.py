@@ -250,7 +250,7 @@ class Checkpoint:
         if self.gguf:
             parts = layout.as_they_are(self.family, self.tensors, self.sizes, True)
         else:
-            parts = layout.gguf_parts(self.family, self._used, self.sizes)
+            parts = layout.gguf_parts(self.family, self._used, self.sizes, self.family.times(self.config))
         if self.hparams["tie_word_embeddings"]:
             parts.pop("output.weight", None)  # `targets.gguf` has made sure that a stray lm_head.weight is the embedding
             if self.family.gguf.head == "required" and "token_embd.weight" in parts:

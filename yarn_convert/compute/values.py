@@ -22,7 +22,7 @@ from .reference import LEFT_OUT, config_of, with_torch
 RECIPES = {"max_position_embeddings", "original_max_position_embeddings", "rope_theta", "rope_parameters", *OTHER_LENGTHS}
 NEUTRAL = {  # what says no more than layer_types and the tensors do, or is for training
     "max_window_layers", "num_nextn_predict_layers", "multi_query", "new_decoder_architecture", "num_ln_in_parallel_attn",
-    "output_router_logits", "seq_aux",
+    "output_router_logits", "seq_aux", "mamba_chunk_size",
 }  # fmt: skip
 TRAINING = ("dropout", "pdrop", "_coef", "_alpha", "_noise")  # how keys end that no forward pass depends on
 
@@ -46,7 +46,8 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
         no_window = off or bool(base.own_window)  # one that is left out is none to this context, by what is above
         sees_all = no_window and not c.window and {*(c.config.get("layer_types") or ())} <= {"full_attention"}
         sides = zip(_both(c, base.config), (mine, theirs), strict=True)
-        mine, theirs = ({k: v for k, v in (x | y).items() if not (sees_all and k in WINDOW)} for x, y in sides)
+        aside = {*(WINDOW if sees_all else ()), *(c.family.multipliers if c.family.folded(c.config, base.config) else ())}
+        mine, theirs = ({k: v for k, v in (x | y).items() if k not in aside} for x, y in sides)
         if key := _loaded_otherwise(c, folder.written):
             return f"its {key} is not the base's"
     elif c.gguf and base.gguf:

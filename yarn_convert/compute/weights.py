@@ -13,7 +13,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest
 from ..errors import Unsupported
 from ..formats.digests import Progress, sha256
-from ..formats.layout import CHANGES, Change, Part, rounded_by_gguf
+from ..formats.layout import CHANGES, Change, Part, rounded_by_gguf, times_of
 from ..formats.tensors import SAFETENSORS_BITS, Tensor, in_memory
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
@@ -118,8 +118,11 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
     kinds: dict[str, list[str]] = {IDENTICAL: [], ROUNDED: [], ROUNDED_BY_GGUF: [], DEQUANTIZED: []}
     wrong: dict[str, str] = {}
     folders = c.gguf is None and base.gguf is None and c.family.listed and not c.packed
+    times = c.family.folded(c.config, base.config) if folders else {}
     for name, part in mine.items():
         t = part.sources[0]
+        if times:
+            theirs[name] = times_of(theirs[name], c.family.to_gguf(name)[0][0], times)
         kind, error = same_weights(t, theirs[name], rounded_by_gguf(c.family, name, c.sizes) if folders else "")
         if error:
             wrong[name] = error
@@ -150,7 +153,7 @@ def same_weights(mine: Tensor, theirs: Part, change: str = "") -> tuple[str, str
     if mine.shape != theirs.shape:
         return "", f"its shape is {list(mine.shape)}, the base's {list(theirs.shape)}"
     if _same_bytes(mine, theirs):
-        return (IDENTICAL if mine.dtype == theirs.dtype else ROUNDED), ""
+        return (ROUNDED_BY_GGUF if theirs.order.times else IDENTICAL if mine.dtype == theirs.dtype else ROUNDED), ""
     if change and _same_bytes(mine, _there_and_back(mine, theirs, CHANGES[change])):
         return ROUNDED_BY_GGUF, ""
     if {mine.dtype, theirs.dtype} & CODES:

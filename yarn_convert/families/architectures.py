@@ -83,7 +83,7 @@ PLAIN = (
     "rnd1", "seed_oss", "talkie", "xverse",
 )  # fmt: skip
 FREQS = ("arcee", "exaone", "nanbeige")
-FORGOTTEN = ("falcon-h1", "llada")
+FORGOTTEN = ("llada",)
 FINETUNED = "rope.scaling.finetuned"
 GROKS = ("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor")
 OTHER_ARCHS = (

@@ -28,6 +28,7 @@ def _reads(c: Values) -> dict[str, Any]:
         "kv_heads_by_layer": [heads] * len(kinds),
         "layer_types": kinds,
         "usual_windows": set(kinds) <= {FULL},
+        "time_step_limit": None,
         "shared_ff": c.get("shared_intermediate_size"),
         "mamba_inner": (c.get("mamba_expand") or 2) * (c.get("hidden_size") or 0),
     }

@@ -113,7 +113,6 @@ OTHER_TYPES = (
     ModelType("ernie4_5_moe", 131072, 500000.0),
     ModelType("exaone4", 2048, turning=hf_exaone4),
     ModelType("exaone_moe", 2048, turning=hf_exaone4),
-    ModelType("falcon_h1", 8192),
     ModelType("flex_olmo", 4096, 500000.0),
     ModelType("flint", 262144, head_dim=128, turning=hf_flint),
     ModelType("gemma", 8192, head_dim=256),

@@ -59,6 +59,10 @@ SHAPES |= {f"{name}.{x}": ("hidden",) for name in NORMS for x in ("weight", "bia
 SHAPES |= {f"attn_{x}_norm.weight": ("head",) for x in "qk"} | {"attn_sinks.weight": ("heads",)}
 
 
+# What numbers are multiplied by, one after another, each rounded to float32: all by one, or so many rows by each of several
+Times = tuple[float | tuple[tuple[int, float], ...], ...]
+
+
 def _nothing(h: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
@@ -77,6 +81,9 @@ class Family:
     tensors: Mapping[str, str | tuple[str, ...]]
     evidence: str  # where all this was read
     transforms: Mapping[str, str] = field(default_factory=dict)  # GGUF name -> how rows move, a key of `layout.TRANSFORMS`
+    # config.json -> GGUF name -> what its tensor is multiplied by on the way there, which config.json says, and not on the way back
+    times: Callable[[Mapping[str, Any]], Mapping[str, Times]] = _nothing
+    multipliers: Mapping[str, Any] = field(default_factory=dict)  # the config keys that say it -> ones
     shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what is not as in `SHAPES`
     hparams: Mapping[str, str] = field(default_factory=lambda: HPARAMS)
     may_lack: frozenset[str] = frozenset()  # those of `hparams` that need not be there or may be 0
@@ -211,6 +218,12 @@ class Family:
         """(GGUF key with the architecture, its type) of a key of `hparams`."""
         name, _, kind = self.hparams[key].partition(":")
         return f"{self.gguf_arch}.{name}", kind or "u32"
+
+    def folded(self, config: Mapping[str, Any], base: Mapping[str, Any]) -> Mapping[str, Times]:
+        """What the tensors of a folder with this config are multiplied by if it was made of a GGUF of the base, by their GGUF names:
+        its own multipliers are ones. {} if not."""
+        ones = all(config.get(key, one) == one for key, one in self.multipliers.items())
+        return self.times(base) if ones else {}
 
     def by_layer(self, key: str) -> bool:
         """Whether a key of `hparams` is a list."""

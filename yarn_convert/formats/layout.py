@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError, Unsupported
 from ..families import Family
-from ..families.schema import NO_EXPERT, numbered
+from ..families.schema import NO_EXPERT, Times, numbered
 from .tensors import Tensor
 
 Sizes = Mapping[str, int]
@@ -45,8 +45,9 @@ class Order:
     They come in blocks of `unit` rows (0: all are one block), in the order of `index` (None: as they lie). Inside a block
     rows (2, unit/2) become (unit/2, 2) where `turn` is 1, and back where it is −1. `sources_turned` and `target_turned` are
     rows of the matrices that are transposed before and after that, 0 for none. `change`: what is made of every number, a key of
-    `CHANGES`; "" for none. `shape` is the target's, where it does not follow from the sources' and `index`. `mxfp4`: the sources
-    are two, nibbles in the order of the numbers and the scales of 32 of them, and their rows are MXFP4's.
+    `CHANGES`; "" for none. `times`: what it is multiplied by, the rows' numbers being the target's. `shape` is the target's, where it
+    does not follow from the sources' and `index`. `mxfp4`: the sources are two, nibbles in the order of the numbers and the scales of
+    32 of them, and their rows are MXFP4's.
     """
 
     unit: int = 0
@@ -55,6 +56,7 @@ class Order:
     sources_turned: tuple[int, ...] = ()
     target_turned: int = 0
     change: str = ""
+    times: Times = ()
     shape: tuple[int, ...] = ()
     mxfp4: bool = False
 
@@ -62,7 +64,7 @@ class Order:
     def is_plain(self) -> bool:
         """Whether the bytes stay as they are."""
         moved = self.turn or any(self.sources_turned) or self.target_turned or self.mxfp4
-        return self.index is None and not (moved or self.change)
+        return self.index is None and not (moved or self.change or self.times)
 
     def dtype(self, sources: Sequence[Tensor]) -> str:
         """The type of what the sources hold; F32 where they differ."""
@@ -278,11 +280,14 @@ TRANSFORMS: Mapping[str, Transform] = {
     "convolution": Transform(lambda s: Apart((Order(shape=(s["linear_qkv"], s["kernel"])),), (s["linear_qkv"], 1, s["kernel"]))),
     "short_convolution": Transform(lambda s: Apart((Order(shape=(s["hidden"], s["kernel"])),), (s["hidden"], 1, s["kernel"]))),
     "gate_above_up": Transform(lambda s: Apart(tuple(_by_rows(s["ff"], np.array([part])) for part in (0, 1)))),
+    "column": Transform(lambda s: Apart((Order(shape=(s["v_heads"], 1)),), (s["v_heads"],))),
+    "decay_column": Transform(lambda s: Apart((Order(change="-exp(x)", shape=(s["v_heads"], 1)),), (s["v_heads"],))),
+    "by_group": Transform(lambda s: Apart((Order(shape=(s["groups"], s["group"])),), (s["inner"],))),
     "split_key_heads": Transform(_split_key_heads),
 }
 
 
-def gguf_parts(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Part]:
+def gguf_parts(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes, times: Mapping[str, Times]) -> dict[str, Part]:
     """The parts of a GGUF, by their names, from the tensors of an HF folder; buffers that no runtime reads are left out.
 
     Raises Unsupported for a tensor without a name, FormatError for experts that are missing or differ.
@@ -294,7 +299,27 @@ def gguf_parts(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> d
         if name not in second:
             for gguf_name, part, expert in family.to_gguf(name):
                 found.setdefault(gguf_name, (name, part, {}))[2][expert] = t
-    return {gguf: _to_gguf(family, gguf, part, experts, sizes, scales.get(hf)) for gguf, (hf, part, experts) in found.items()}
+    parts = {gguf: _to_gguf(family, gguf, part, experts, sizes, scales.get(hf)) for gguf, (hf, part, experts) in found.items()}
+    return {name: times_of(part, name, times) for name, part in parts.items()}
+
+
+def times_of(part: Part, gguf_name: str, times: Mapping[str, Times]) -> Part:
+    """A part whose numbers are multiplied besides, by what `times` has for the tensor of this GGUF name."""
+    kept = tuple(step for step in times.get(numbered(gguf_name).template, ()) if any(of != 1 for _, of in _spans(step)))
+    return replace(part, order=replace(part.order, times=kept)) if kept else part
+
+
+def _spans(step: float | tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    return step if isinstance(step, tuple) else ((1, step),)
+
+
+def multiplied(x: NDArray[np.float32], times: Times, first: int) -> NDArray[np.float32]:
+    """Rows [first, …) of a target, float32[rows, columns], multiplied."""
+    for step in times:
+        rows, factors = zip(*_spans(step), strict=True)
+        by = np.repeat(np.asarray(factors, np.float32), rows)
+        x = x * (by[first : first + len(x), None] if len(by) > 1 else by)
+    return x
 
 
 def scales_of(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -106,6 +106,7 @@ HYBRIDS = {
     "lfm2",
     "lfm2_moe",
     "granitemoehybrid",
+    "falcon_h1",
 }  # not run in transformers 4, if it has them
 _ROWS = {
     row.name: row

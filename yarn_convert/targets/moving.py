@@ -21,7 +21,7 @@ from ..formats.digests import Progress
 from ..formats.dtypes import F32, PLAIN, from_f32, refuse_lost, to_f32
 from ..formats.files import open_regular
 from ..formats.gguf_file import Field, Value
-from ..formats.layout import AS_IT_IS, CHANGES, Order
+from ..formats.layout import AS_IT_IS, CHANGES, Order, multiplied
 from ..formats.quantizer import rows
 from ..formats.tensors import Bytes, Tensor, read_into
 from .resume import OutputJournal
@@ -264,7 +264,7 @@ def converted(piece: Piece) -> Iterator[Bytes]:
     """
     dtype, change = plain_dtype(piece.sources, piece.order), CHANGES.get(piece.order.change)
     target, first = piece.target, piece.blocks[0]
-    if dtype == target.dtype and not change:
+    if dtype == target.dtype and not (change or piece.order.times):
         yield from ordered(piece.sources, piece.order, *piece.blocks)
         return
     columns, row = row_size(dtype, target.shape)
@@ -276,13 +276,14 @@ def converted(piece: Piece) -> Iterator[Bytes]:
         for at in range(0, data.nbytes, height * row):
             x = to_f32(data[at : at + height * row], dtype, buffer)
             x = change.of(x) if change else x
+            x = multiplied(x.reshape(-1, columns), piece.order.times, done).reshape(-1) if piece.order.times else x
             if target.dtype in PLAIN:
                 made = from_f32(x, target.dtype)
                 refuse_lost(x, made, target.dtype)
                 yield made
             else:
                 yield rows(x.reshape(-1, columns), target.dtype, piece.importance, done, target.shape[-2])
-                done += len(x) // columns
+            done += len(x) // columns
 
 
 # -- one file ---------------------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
         shape = tuple(small.sizes[size] for size in small.family.shape(part))
         w = rng.standard_normal(shape)
         scale = QK_SCALE if part in QK else 1.0
-        if "norm" in part and part.endswith("weight"):
+        if "norm" in part and not part.endswith("bias"):
             w = np.ones(shape)
         elif part != "token_embd.weight":
             w *= scale / np.sqrt(shape[-1]) if len(shape) > 1 else 0.1
