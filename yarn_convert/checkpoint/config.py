@@ -16,7 +16,7 @@ from ..formats.tensors import load_json
 
 FIX = "fix the model's config.json"
 WHOLE = """
-    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings
+    vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings
     original_max_position_embeddings sliding_window n_head n_layer n_head_kv num_kv_heads ffn_hidden_size num_ln_in_parallel_attn
     q_lora_rank kv_lora_rank qk_head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim num_local_experts num_experts_per_tok
     n_routed_experts shared_expert_intermediate_size first_k_dense_replace decoder_sparse_step n_group topk_group
@@ -86,7 +86,7 @@ OTHERS: dict[str, Any] = {
     "rope_scaling": RopeObject,
     "rope_parameters": RopeObject,
     # Lists in models that have more of them; a number where ours read one.
-    **dict.fromkeys(("num_experts", "n_shared_experts", "moe_intermediate_size", "moe_layer_freq"), int | list[int]),
+    **dict.fromkeys(("intermediate_size", "num_experts", "n_shared_experts", "moe_intermediate_size", "moe_layer_freq"), int | list[int]),
     "sliding_window_pattern": int | str,  # exaone4's is "LLLG"
     **dict.fromkeys((f"{name}_token_id" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")), int | list[int]),
 }

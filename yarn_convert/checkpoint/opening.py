@@ -62,7 +62,7 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
         tensors, files = dict(source.headers), list[Path]()
     else:
         tensors, files = read_folder(source.path)
-    hparams = {k: config.get(k) for k in family.hparams} | {
+    hparams = {k: config.get(k) if family.listed else _first(k, config.get(k)) for k in family.hparams} | {
         "head_dim": dialects.hf_head_dim(config),
         "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
@@ -139,7 +139,7 @@ def _each(value: Any, keys: Mapping[str, Any]) -> Any:
 def _first(name: str, value: Any) -> Any:
     """The first layer's number of an array with others: of a stand-in, whose tensors are only copied, llama.cpp takes the head's size
     from it (llama_hparams::n_head). FormatError for a list in a key that has one number for all layers."""
-    if isinstance(value, list) and name.partition(".")[2] not in readers.BY_LAYER:
+    if isinstance(value, list) and name != "intermediate_size" and name.partition(".")[2] not in readers.BY_LAYER:
         raise FormatError(f"{name} is a list, not a number", "write the GGUF again")
     return value[0] if isinstance(value, list) and value else value
 

@@ -97,6 +97,7 @@ MINISTRAL3_ROPE = {
     "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
 OLMO3_LAYERS = {"full_attention": ("rope_theta", 500000.0), "sliding_attention": ("rope_theta", 500000.0)}
+GEMMA3N_LAYERS = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
@@ -116,6 +117,7 @@ OTHER_TYPES = (
     ModelType("flex_olmo", 4096, 500000.0),
     ModelType("flint", 262144, head_dim=128, turning=hf_flint),
     ModelType("gemma", 8192, head_dim=256),
+    ModelType("gemma3n_text", 32768, head_dim=256, layers=GEMMA3N_LAYERS, since=NEW),
     ModelType("glm", 131072, head_dim=128, partial=0.5),
     ModelType("glm4_moe", 131072, partial=0.5),
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
