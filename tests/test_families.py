@@ -24,7 +24,8 @@ from yarn_convert.compute.values import changed_since
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.families.schema import numbered
-from yarn_convert.formats.layout import multiplied, rounded_by_gguf
+from yarn_convert.formats.changes import multiplied
+from yarn_convert.formats.layout import rounded_by_gguf
 from yarn_convert.options import ConvertOptions, Recipe, ValidateOptions
 from yarn_convert.rope import effect, table
 from yarn_convert.validation.run import check

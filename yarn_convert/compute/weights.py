@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest
 from ..errors import Unsupported
+from ..formats.changes import CHANGES, Change
 from ..formats.digests import Progress, sha256
-from ..formats.layout import CHANGES, Change, Part, rounded_by_gguf, times_of
+from ..formats.layout import Part, rounded_by_gguf, times_of
 from ..formats.tensors import SAFETENSORS_BITS, Tensor, in_memory
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
@@ -149,7 +150,7 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
 
 def same_weights(mine: Tensor, theirs: Part, change: str = "") -> tuple[str, str]:
     """(how a tensor is the base's, "") or ("", how it is not). `theirs` is the base's, in the layout of `mine`; `change`: what a GGUF of
-    the base would hold of it, a key of `layout.CHANGES`, from which it may have come back."""
+    the base would hold of it, a key of `changes.CHANGES`, from which it may have come back."""
     if mine.shape != theirs.shape:
         return "", f"its shape is {list(mine.shape)}, the base's {list(theirs.shape)}"
     if _same_bytes(mine, theirs):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import gcd
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +17,10 @@ from numpy.typing import NDArray
 from ..errors import FormatError, Unsupported
 from ..families import Family
 from ..families.schema import NO_EXPERT, Times, numbered
+from .changes import CHANGES, without_ones
 from .tensors import Tensor
 
 Sizes = Mapping[str, int]
-
-
-class Change(NamedTuple):
-    """What is made of each number, float32: rounded once, as the formula has it. `back` is the change that undoes it, but for that."""
-
-    of: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    back: str
-
-
-CHANGES: Mapping[str, Change] = {
-    "x + 1": Change(lambda x: x + np.float32(1), "x - 1"),
-    "x - 1": Change(lambda x: x - np.float32(1), "x + 1"),
-    "-exp(x)": Change(lambda x: -np.exp(x.astype(np.float64)).astype(np.float32), "ln(-x)"),
-    "ln(-x)": Change(lambda x: np.log(-x.astype(np.float64)).astype(np.float32), "-exp(x)"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,21 +290,8 @@ def gguf_parts(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes, time
 
 def times_of(part: Part, gguf_name: str, times: Mapping[str, Times]) -> Part:
     """A part whose numbers are multiplied besides, by what `times` has for the tensor of this GGUF name."""
-    kept = tuple(step for step in times.get(numbered(gguf_name).template, ()) if any(of != 1 for _, of in _spans(step)))
+    kept = without_ones(times.get(numbered(gguf_name).template, ()))
     return replace(part, order=replace(part.order, times=kept)) if kept else part
-
-
-def _spans(step: float | tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-    return step if isinstance(step, tuple) else ((1, step),)
-
-
-def multiplied(x: NDArray[np.float32], times: Times, first: int) -> NDArray[np.float32]:
-    """Rows [first, …) of a target, float32[rows, columns], multiplied."""
-    for step in times:
-        rows, factors = zip(*_spans(step), strict=True)
-        by = np.repeat(np.asarray(factors, np.float32), rows)
-        x = x * (by[first : first + len(x), None] if len(by) > 1 else by)
-    return x
 
 
 def scales_of(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

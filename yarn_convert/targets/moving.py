@@ -17,11 +17,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..formats.changes import CHANGES, multiplied
 from ..formats.digests import Progress
 from ..formats.dtypes import F32, PLAIN, from_f32, refuse_lost, to_f32
 from ..formats.files import open_regular
 from ..formats.gguf_file import Field, Value
-from ..formats.layout import AS_IT_IS, CHANGES, Order, multiplied
+from ..formats.layout import AS_IT_IS, Order
 from ..formats.quantizer import rows
 from ..formats.tensors import Bytes, Tensor, read_into
 from .resume import OutputJournal
