@@ -12,9 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import Source
+from yarn_convert.compute.growing import Steps
+from yarn_convert.compute.reference import Reference
 from yarn_convert.conversion import convert
 from yarn_convert.errors import Unsupported
 from yarn_convert.options import Recipe, ValidateOptions
+from yarn_convert.rope import effect
 from yarn_convert.validation.run import check
 
 pytest.importorskip("torch")
@@ -88,3 +91,13 @@ def test_granite_without_rope_says_so(kind: str | None, tmp_path: Path) -> None:
     folder = make("granitemoehybrid", tmp_path / "model", config={"position_embedding_type": kind})
     with pytest.raises(Unsupported, match=f"position_embedding_type {kind!r} has no RoPE"):
         convert(str(folder), Recipe(scale=4), output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2", "falcon_h1"])
+def test_a_text_grows_by_tokens_as_a_fresh_pass_has_it(name: str, tmp_path: Path) -> None:
+    """What layers keep that are no attention goes along with the keys."""
+    c = open_checkpoint(Source(make(name, tmp_path / "model"), name))
+    ids, steps = np.random.default_rng(0).integers(3, 263, 40), Steps(Reference(c), c.rope)
+    found = [steps.feed(part) for part in (ids[:30], *np.split(ids[30:], 10))][-1]
+    fresh = Reference(c).logits(effect(c.rope), ids, [(39, 40)])[0]
+    assert ((found - fresh) ** 2).sum() / ((fresh - fresh.mean()) ** 2).sum() < 1e-9
