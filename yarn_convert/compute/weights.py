@@ -128,7 +128,8 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
         if error:
             wrong[name] = error
         else:
-            kinds[kind].append(name)
+            multiplied = times and theirs[name].order.times and kind in (IDENTICAL, ROUNDED)
+            kinds[ROUNDED_BY_GGUF if multiplied else kind].append(name)
         progress(t.nbytes)
     exact = {mine[name].dtype for name in kinds[ROUNDED]}
     for name in [n for n in kinds[DEQUANTIZED] if mine[n].dtype in exact]:
@@ -154,7 +155,7 @@ def same_weights(mine: Tensor, theirs: Part, change: str = "") -> tuple[str, str
     if mine.shape != theirs.shape:
         return "", f"its shape is {list(mine.shape)}, the base's {list(theirs.shape)}"
     if _same_bytes(mine, theirs):
-        return (ROUNDED_BY_GGUF if theirs.order.times else IDENTICAL if mine.dtype == theirs.dtype else ROUNDED), ""
+        return (IDENTICAL if mine.dtype == theirs.dtype else ROUNDED), ""
     if change and _same_bytes(mine, _there_and_back(mine, theirs, CHANGES[change])):
         return ROUNDED_BY_GGUF, ""
     if {mine.dtype, theirs.dtype} & CODES:
