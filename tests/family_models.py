@@ -97,6 +97,36 @@ FALCON: Config = {
     "new_decoder_architecture": False, "parallel_attn": True, "tie_word_embeddings": True,
 }  # fmt: skip
 
+LINEAR_ATTENTION: Config = RMS | {
+    "attention_bias": False,
+    "full_attention_interval": 4,
+    "head_dim": 64,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 32,
+    "num_hidden_layers": 4,
+}
+QWEN3_5: Config = LINEAR_ATTENTION | {
+    "attn_output_gate": True,
+    "mamba_ssm_dtype": "float32",
+    "rope_parameters": {
+        "mrope_interleaved": True, "mrope_section": [3, 3, 2], "partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_type": "default",
+    },
+}  # fmt: skip
+SHARED_EXPERT: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+SHORT_CONVOLUTION: Config = {
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "norm_eps": 1e-05,
+    "pad_token_id": 0,
+    "rope_theta": 1e6,
+    "tie_embedding": True,
+}
+FLAT_ROPE = ("rope_theta", "rope_scaling")
+
 TINY: Mapping[str, Tiny] = {
     "qwen2": Tiny(
         "qwen2",
@@ -872,6 +902,160 @@ TINY: Mapping[str, Tiny] = {
             "sliding_window": 16,
         },
     ),
+    "qwen3_next": Tiny(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        LINEAR_ATTENTION
+        | SHARED_EXPERT
+        | {
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+            "output_router_logits": False,
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000,
+        },
+        {"unsaid": {"layer_types": None}},
+        {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256},
+        norm=0.0,
+    ),
+    "qwen3_5_text": Tiny(
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        QWEN3_5,
+        {"tied": {"tie_word_embeddings": True, "linear_num_value_heads": 2}, "narrow": {"linear_value_head_dim": 16}},
+        norm=0.0,
+        drop=FLAT_ROPE,
+    ),
+    "qwen3_5_moe_text": Tiny(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        QWEN3_5 | SHARED_EXPERT | {"output_router_logits": False},
+        {},
+        {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256},
+        norm=0.0,
+        drop=(*FLAT_ROPE, "intermediate_size"),
+    ),
+    "lfm2": Tiny(
+        "lfm2",
+        "Lfm2ForCausalLM",
+        SHORT_CONVOLUTION
+        | {
+            "block_auto_adjust_ff_dim": True,
+            "block_dim": 64,
+            "block_ff_dim": 144,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_multiple_of": 32,
+            "block_norm_eps": 1e-05,
+            "block_use_swiglu": True,
+            "conv_dim": 64,
+            "full_attn_idxs": [1],
+            "use_pos_enc": True,
+        },
+        {
+            "types": {
+                "block_auto_adjust_ff_dim": False,
+                "block_ff_dim": 96,
+                "full_attn_idxs": None,
+                "layer_types": ["conv", "conv", "full_attention"],
+                "num_hidden_layers": 3,
+                "tie_embedding": False,
+            },
+        },
+        drop=("intermediate_size", "rope_scaling", "tie_word_embeddings", "hidden_act"),
+    ),
+    "lfm2_moe": Tiny(
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        SHORT_CONVOLUTION
+        | {
+            "layer_types": ["conv", "full_attention"],
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "num_dense_layers": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "routed_scaling_factor": 1.0,
+            "use_expert_bias": True,
+        },
+        {"unbiased": {"use_expert_bias": False}},
+        {"moe_intermediate_size": 256},
+        drop=("rope_scaling", "tie_word_embeddings", "hidden_act"),
+    ),
+    "granitemoehybrid": Tiny(
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_multiplier": 0.0625,
+            "embedding_multiplier": 3.0,
+            "init_method": "mup",
+            "layer_types": ["attention", "attention"],
+            "logits_scaling": 2.0,
+            "mamba_chunk_size": 256,
+            "mamba_conv_bias": True,
+            "mamba_d_conv": 4,
+            "mamba_d_head": 32,
+            "mamba_d_state": 16,
+            "mamba_expand": 2,
+            "mamba_n_groups": 1,
+            "mamba_n_heads": 4,
+            "mamba_proj_bias": False,
+            "normalization_function": "rmsnorm",
+            "num_experts_per_tok": 0,
+            "num_local_experts": 0,
+            "output_router_logits": False,
+            "position_embedding_type": "rope",
+            "residual_multiplier": 0.5,
+            "rms_norm_eps": 1e-05,
+            "router_aux_loss_coef": 0.01,
+            "shared_intermediate_size": 96,
+            "tie_word_embeddings": True,
+        },
+        wide={"mamba_d_head": 128, "shared_intermediate_size": 512},
+    ),
+    "falcon_h1": Tiny(
+        "falcon_h1",
+        "FalconH1ForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_in_multiplier": 0.9,
+            "attention_out_multiplier": 1.1,
+            "embedding_multiplier": 1.5,
+            "head_dim": 32,
+            "key_multiplier": 0.8,
+            "lm_head_multiplier": 0.7,
+            "mamba_chunk_size": 32,
+            "mamba_conv_bias": True,
+            "mamba_d_conv": 4,
+            "mamba_d_head": 16,
+            "mamba_d_ssm": 64,
+            "mamba_d_state": 16,
+            "mamba_expand": 2,
+            "mamba_n_groups": 1,
+            "mamba_n_heads": 4,
+            "mamba_norm_before_gate": False,
+            "mamba_proj_bias": False,
+            "mamba_rms_norm": False,
+            "mamba_use_mlp": True,
+            "mlp_bias": False,
+            "mlp_expansion_factor": 8,
+            "mlp_multipliers": [0.6, 1.2],
+            "num_logits_to_keep": 1,
+            "pad_token_id": 0,
+            "projectors_bias": False,
+            "rms_norm_eps": 1e-05,
+            "ssm_in_multiplier": 1.3,
+            "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7],
+            "ssm_out_multiplier": 0.9,
+            "time_step_floor": 0.0001,
+        },
+        {
+            "normed": {"mamba_n_groups": 2, "mamba_rms_norm": True, "ssm_multipliers": [1.0] * 5},
+            "gated after": {"mamba_norm_before_gate": True, "mamba_rms_norm": True},
+            "tied": {"tie_word_embeddings": True},
+        },
+    ),
 }
 
 
@@ -927,7 +1111,7 @@ def internlm2(config: Config) -> Iterator[tuple[str, Shape]]:
 
 
 RUN_AS = {"kimi_k2": "deepseek_v3"}  # its own code is remote
-EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = dict.fromkeys(("mixtral", "minimax_m2"), ("w1", "w3", "w2"))
+EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = dict.fromkeys(("mixtral", "minimax_m2", "lfm2_moe"), ("w1", "w3", "w2"))
 GRANITEMOE: Mapping[str, str] = {
     "experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight", "router.weight": "router.layer.weight",
 }  # fmt: skip
@@ -953,7 +1137,7 @@ def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Sha
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
     if ".block_sparse_moe." in name and model_type in ("granitemoe", "granitemoeshared"):
         yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape
-    elif fused is None or model_type in ("gpt_oss", "llama4_text"):
+    elif fused is None or model_type in ("gpt_oss", "llama4_text", "qwen3_5_moe_text"):
         yield name, shape
     else:
         gate, up, down = EXPERT_NAMES.get(model_type, ("gate_proj", "up_proj", "down_proj"))
@@ -988,6 +1172,8 @@ def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, confi
     w = rng.standard_normal(shape).astype(np.float32)
     if re.search(r"(bias|sinks)$", name):
         return 0.1 * w
+    if name.endswith(("A_log", "mamba.D", "linear_attn.norm.weight")):
+        return (1 + 0.1 * w).astype(np.float32)
     if re.search(r"norm|\.ln_", name):
         middle = norm if not re.search(r"\.[qk]_(layer)?norm", name) else norm + 1
         return (middle + 0.1 * w).astype(np.float32)

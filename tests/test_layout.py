@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,14 @@ SIZES = {
     "kv_lora": LATENT, "shared_ff": FF,
 }  # fmt: skip
 GROUP = HEADS // KV
+KEYS, PER_KEY, KEY_HEAD, VALUE_HEAD, KERNEL = 2, 3, 5, 4, 3  # linear attention
+ALL_KEYS, ALL_VALUES = KEYS * KEY_HEAD, KEYS * PER_KEY * VALUE_HEAD
+SIZES |= {"ff": FF, "groups": 2, "group": 4, "inner": 8}
+LINEAR = {
+    "k_heads": KEYS, "v_heads": KEYS * PER_KEY, "head_k": KEY_HEAD, "head_v": VALUE_HEAD, "linear_v": ALL_VALUES, "kernel": KERNEL,
+    "linear_qkv": 2 * ALL_KEYS + ALL_VALUES,
+}  # fmt: skip
+SIZES |= LINEAR
 
 
 def interleaved(w: Array) -> Array:
@@ -35,6 +44,26 @@ def grouped(w: Array, part: slice) -> Array:
 
 def by_head(w: Array) -> list[Array]:
     return [np.concatenate([w.reshape(HEADS, 3, HEAD, -1)[:, k].reshape(-1, w.shape[-1]) for k in range(3)])]
+
+
+def in_turn(w: Array, of: int) -> Array:
+    """The value heads, of so many rows each, in the order in which ggml repeats the key heads."""
+    return w.reshape(KEYS, PER_KEY, of, -1).swapaxes(0, 1).reshape(w.shape)
+
+
+def after_keys(w: Array) -> Array:
+    return np.concatenate([w[: 2 * ALL_KEYS], in_turn(w[2 * ALL_KEYS :], VALUE_HEAD)])
+
+
+def by_key_head(w: Array) -> list[Array]:
+    """Qwen3-Next's projections: query, key, values and gates of each key head."""
+    values = PER_KEY * VALUE_HEAD
+    q, k, v, z = np.split(w.reshape(KEYS, -1, HIDDEN), (KEY_HEAD, 2 * KEY_HEAD, 2 * KEY_HEAD + values), axis=1)
+    return [np.concatenate([x.reshape(-1, HIDDEN) for x in (q, k, v)]), z.reshape(-1, HIDDEN)]
+
+
+def decay(w: Array) -> Array:
+    return -np.exp(w.astype(np.float64)).astype(np.float32)
 
 
 # transform -> (shape of the HF tensor, the GGUF tensors that NumPy makes of it)
@@ -67,6 +96,20 @@ CASES: Mapping[str, tuple[tuple[int, ...], Callable[[Array], list[Array]]]] = {
         (HEADS * (NOPE + VALUE), LATENT),
         lambda w: [w.reshape(HEADS, -1, LATENT)[:, :NOPE].swapaxes(1, 2), w.reshape(HEADS, -1, LATENT)[:, NOPE:]],
     ),
+    "value_heads": ((ALL_VALUES, HIDDEN), lambda w: [in_turn(w, VALUE_HEAD)]),
+    "value_columns": ((HIDDEN, ALL_VALUES), lambda w: [in_turn(w.T, VALUE_HEAD).T]),
+    "by_value_head": ((KEYS * PER_KEY, HIDDEN), lambda w: [in_turn(w, 1)]),
+    "decay": ((KEYS * PER_KEY,), lambda w: [decay(w)]),
+    "decay_by_value_head": ((KEYS * PER_KEY,), lambda w: [in_turn(decay(w), 1)]),
+    "after_keys": ((2 * ALL_KEYS + ALL_VALUES, HIDDEN), lambda w: [after_keys(w)]),
+    "convolution_after_keys": ((2 * ALL_KEYS + ALL_VALUES, 1, KERNEL), lambda w: [after_keys(w[:, 0])]),
+    "convolution": ((2 * ALL_KEYS + ALL_VALUES, 1, KERNEL), lambda w: [w[:, 0]]),
+    "short_convolution": ((HIDDEN, 1, KERNEL), lambda w: [w[:, 0]]),
+    "gate_above_up": ((2 * FF, HIDDEN), lambda w: [w[:FF], w[FF:]]),
+    "column": ((KEYS * PER_KEY,), lambda w: [w[:, None]]),
+    "decay_column": ((KEYS * PER_KEY,), lambda w: [decay(w)[:, None]]),
+    "by_group": ((8,), lambda w: [w.reshape(2, 4)]),
+    "split_key_heads": ((2 * (ALL_KEYS + ALL_VALUES), HIDDEN), by_key_head),
 }
 
 
@@ -96,11 +139,11 @@ def test_rows_move_as_numpy_moves_them_and_back(name: str, piece: int, worth: in
         assert moved([w], order) == np.ascontiguousarray(expected).tobytes(), f"part {part}"
         assert order.shape in ((), expected.shape)
     back = transform.to_hf(SIZES)
-    assert np.allclose(np.frombuffer(moved(wanted, back), np.float32).reshape(shape), w, rtol=0, atol=1e-6 if back.added else 0)
+    assert np.allclose(np.frombuffer(moved(wanted, back), np.float32).reshape(shape), w, rtol=0, atol=1e-6 if back.change else 0)
 
 
 @pytest.mark.parametrize(
-    "sizes", [SIZES, {k: 2 * n + 1 - n % 2 for k, n in SIZES.items()} | {"head": 8, "heads": 8, "kv_heads": 8}], ids=str
+    "sizes", [SIZES, {k: 2 * n + 1 - n % 2 for k, n in SIZES.items()} | {"head": 8, "heads": 8, "kv_heads": 8} | LINEAR], ids=str
 )
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if TRANSFORMS[name].to_hf(SIZES).index is not None])
 def test_each_row_is_taken_once_and_goes_back_to_its_place(name: str, sizes: Mapping[str, int]) -> None:
@@ -111,6 +154,19 @@ def test_each_row_is_taken_once_and_goes_back_to_its_place(name: str, sizes: Map
     assert sorted(np.asarray(back.index)) == list(range(len(whole) * (1 if back.unit else taken.parts[0].unit or 1)))
     if back.unit:
         np.testing.assert_array_equal(whole[back.index], np.arange(len(whole)))
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 4 << 20])
+def test_rows_are_multiplied_wherever_a_piece_begins(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All by one number, then some rows by each of several; a unit of work that begins further down takes its own rows' numbers."""
+    monkeypatch.setattr(rows, "READ_PIECE", piece)
+    w = np.random.default_rng(0).standard_normal((9, HIDDEN)).astype(np.float32)
+    by = np.repeat(np.float32([0.3, 1.7, 0.9]), (2, 3, 4))
+    expected = (w * np.float32(1.1)) * by[:, None]
+    order = Order(times=(1.1, ((2, 0.3), (3, 1.7), (4, 0.9))))
+    assert moved([w], order) == expected.tobytes()
+    whole = Piece(Tensor("out", "F32", w.shape, w.nbytes), (in_memory("t", w, "F32"),), order)
+    assert b"".join(bytes(p) for p in converted(replace(whole, blocks=(4, 9)))) == expected[4:].tobytes()
 
 
 def test_a_read_takes_no_more_than_a_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

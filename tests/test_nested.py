@@ -99,6 +99,11 @@ def columns(folder: Path) -> None:
 
 
 PUBLISHED = {"qwen2_5_vl": spread, "qwen3_vl_moe": columns}
+GEMMA3N = {
+    "model_type": "gemma3n_text", "num_hidden_layers": 4, "intermediate_size": [96, 96, 96, 96], "sliding_window": 16, "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCAB,
+    "laurel_rank": 8, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -230,7 +235,11 @@ def test_a_lost_scaling_is_repaired_where_it_stands(models: dict[str, Path], tmp
 
 @pytest.mark.parametrize(
     "more",
-    [{"model_type": "olmo3", "sliding_window": 16, "num_hidden_layers": 4, "head_dim": None}, {"model_type": "ministral3", **MINISTRAL}],
+    [
+        GEMMA3N,
+        {"model_type": "olmo3", "sliding_window": 16, "num_hidden_layers": 4, "head_dim": None},
+        {"model_type": "ministral3", **MINISTRAL},
+    ],
     ids=str,
 )
 def test_so_it_is_for_new_models_that_stand_alone(more: dict[str, Any], tmp_path: Path) -> None:

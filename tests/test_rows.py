@@ -12,6 +12,7 @@ from make_family_docs import PAGE
 
 from yarn_convert import families
 from yarn_convert.checkpoint.config import TYPES
+from yarn_convert.dialects import BESIDE
 from yarn_convert.families import ARCHS, FAMILIES, MODEL_TYPES, Family
 from yarn_convert.families.schema import SHAPES
 from yarn_convert.formats import layout
@@ -70,10 +71,13 @@ def test_what_a_row_writes_it_reads_back(family: Family) -> None:
     """`ModelType.writes` is the inverse of `reads`: of a config.json that it wrote, the derived keys are those of the GGUF."""
     hparams = dict.fromkeys(family.hparams, 4) | {"num_hidden_layers": 12, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
     hparams |= {"num_key_value_heads": 4, "norm_topk_prob": None, "n_group": 1, "qk_head_dim": 40, "latent_key": 20, "latent_value": 4}
-    hparams |= {"moe_intermediate_size": hparams.get("intermediate_size")}
+    hparams |= {"moe_intermediate_size": hparams.get("intermediate_size"), "linear_inner": 16, "mamba_inner": 128}
+    hparams |= {k: [4] * (4 if k == families.SECTIONS else 12) for k in family.hparams if family.by_layer(k)}
+    hparams |= {"recurrent_layers": [True] * 12}
     names = {t.format(i=i) for hf in family.tensors for t in family.parts(hf) for i in range(12)}
     said = {family.hf.own(k): v for k, v in hparams.items() if k not in family.hf.unsaid}
     config = {"model_type": family.model_type, **said, **family.hf.writes(hparams, names)}
+    config |= {"rope_parameters": {k: config.pop(k) for k in BESIDE if k in config}}
     read = families.normalized(family, config)
     derived = family.hf.reads(config | read)
     assert {k: read[k] for k in derived if k in hparams} == {k: hparams[k] for k in derived if k in hparams}

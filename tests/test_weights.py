@@ -58,10 +58,10 @@ def test_one_that_is_added_and_taken_off_again_is_rounded_so_and_no_otherwise(dt
     back = (w + np.float32(1)) - np.float32(1)
     assert (back != w).any() and np.array_equal(back + np.float32(1), w + np.float32(1))
     theirs = Part(w.shape, (base,))
-    assert same_weights(in_memory("w", back, "F32"), theirs, 1.0) == (ROUNDED_BY_GGUF, "")
+    assert same_weights(in_memory("w", back, "F32"), theirs, "x + 1") == (ROUNDED_BY_GGUF, "")
     assert same_weights(in_memory("w", back, "F32"), theirs)[1]
     for wrong in (np.nextafter(back, np.float32(1)), back + np.float32(1), np.roll(back, 1)):
-        assert same_weights(in_memory("w", wrong, "F32"), theirs, 1.0)[1]
+        assert same_weights(in_memory("w", wrong, "F32"), theirs, "x + 1")[1]
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)

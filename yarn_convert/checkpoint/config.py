@@ -17,27 +17,30 @@ from ..formats.tensors import load_json
 
 FIX = "fix the model's config.json"
 WHOLE = """
-    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings
+    vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings
     original_max_position_embeddings sliding_window n_head n_layer n_head_kv num_kv_heads ffn_hidden_size num_ln_in_parallel_attn
     q_lora_rank kv_lora_rank qk_head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim num_local_experts num_experts_per_tok
     n_routed_experts shared_expert_intermediate_size first_k_dense_replace decoder_sparse_step n_group topk_group
     num_nextn_predict_layers rotary_dim moe_k moe_num_experts moe_num_shared_experts moe_layer_start_index moe_layer_end_index
-    moe_layer_interval num_shared_experts num_dense_layers shared_intermediate_size
-    intermediate_size_mlp interleave_moe_layer_step floor_scale
-    max_window_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers
+    moe_layer_interval num_shared_experts num_dense_layers shared_intermediate_size intermediate_size_mlp interleave_moe_layer_step
+    floor_scale max_window_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers full_attention_interval
+    linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads conv_L_cache block_ff_dim
+    block_multiple_of mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand mamba_d_ssm
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
-    residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit
-    clip_qkv route_scale router_scaling_factor attn_scale norm_eps
+    residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit norm_eps
+    block_ffn_dim_multiplier lm_head_multiplier key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier
+    ssm_out_multiplier clip_qkv route_scale router_scaling_factor attn_scale
 """
 FLAGS = """
     tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
     use_qkv_bias qk_layernorm use_qk_norm use_parallel_residual parallel_attn multi_query new_decoder_architecture norm_topk_prob
-    rope_interleave route_norm mup_enabled attention_out_bias
+    rope_interleave tie_embedding conv_bias block_auto_adjust_ff_dim use_expert_bias projectors_bias mamba_proj_bias
+    mamba_conv_bias mamba_rms_norm mamba_norm_before_gate route_norm mup_enabled attention_out_bias
 """
-TEXTS = "model_type hidden_act hidden_activation activation topk_method scoring_func"
+TEXTS = "model_type position_embedding_type hidden_act hidden_activation activation topk_method scoring_func"
 OBJECTS = "quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map"
 
 
@@ -65,6 +68,7 @@ class RopeObject(msgspec.Struct):
     long_mscale: float | None = None
     full_attention: RopeObject | None = None
     sliding_attention: RopeObject | None = None
+    mrope_section: list[int] | None = None
 
 
 class DualChunks(msgspec.Struct):
@@ -79,10 +83,14 @@ OTHERS: dict[str, Any] = {
     "mlp_only_layers": list[int],
     "moe_layers": list[int],
     "attn_temperature_tuning": bool | int,
+    "full_attn_idxs": list[int],
+    "mlp_multipliers": list[float],
+    "ssm_multipliers": list[float],
+    "time_step_limit": list[Any],
     "rope_scaling": RopeObject,
     "rope_parameters": RopeObject,
     # Lists in models that have more of them; a number where ours read one.
-    **dict.fromkeys(("num_experts", "n_shared_experts", "moe_intermediate_size", "moe_layer_freq"), int | list[int]),
+    **dict.fromkeys(("intermediate_size", "num_experts", "n_shared_experts", "moe_intermediate_size", "moe_layer_freq"), int | list[int]),
     "sliding_window_pattern": int | str,  # exaone4's is "LLLG"
     **dict.fromkeys((f"{name}_token_id" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")), int | list[int]),
 }

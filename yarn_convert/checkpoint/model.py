@@ -155,6 +155,7 @@ class Checkpoint:
         sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
         sizes.setdefault("shared_ff", (self.hparams.get("n_shared_experts") or 0) * sizes["expert_ff"])
         sizes |= {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
+        sizes |= self.family.sizes(h)
         return sizes | (self._latent_sizes(sizes) if self.family.latent else {})
 
     def _latent_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -240,7 +241,8 @@ class Checkpoint:
         if self.family.latent:
             return self.layers * int(self.hparams["latent_key"]) * context * element
         by_layer = self.config.get(f"{self.family.gguf_arch}.attention.head_count_kv") if self.gguf else None
-        heads = sum(by_layer) if isinstance(by_layer, list) else self.layers * self.heads("k")
+        layers = self.layers - (sum(self.family.linear(self.hparams)) if self.family.linear else 0)
+        heads = sum(by_layer) if isinstance(by_layer, list) else layers * self.heads("k")
         return 2 * heads * self.head_dim * context * element
 
     def beside(self, rope: Rope) -> Beside:
@@ -290,7 +292,7 @@ class Checkpoint:
         if self.gguf:
             parts = layout.as_they_are(self.family, self.tensors, self.sizes, True)
         else:
-            parts = layout.gguf_parts(self.family, self._used, self.sizes)
+            parts = layout.gguf_parts(self.family, self._used, self.sizes, self.family.times(self.config))
         if self.hparams["tie_word_embeddings"]:
             parts.pop("output.weight", None)  # `targets.gguf` has made sure that a stray lm_head.weight is the embedding
             if self.family.gguf.head == "required" and "token_embd.weight" in parts:

@@ -14,6 +14,7 @@ from ..dialects import rivals
 from ..errors import FormatError, InputError, Unsupported, UsageError, YarnConvertError
 from ..families import Family, normalized
 from ..families.derived import absent, of_one_layer
+from ..families.layers import MOST
 from ..families.schema import numbered
 from ..formats import layout
 from ..formats.gguf_file import Gguf
@@ -61,7 +62,7 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
         tensors, files = dict(source.headers), list[Path]()
     else:
         tensors, files = read_folder(source.path)
-    hparams = {k: config.get(k) for k in family.hparams} | {
+    hparams = {k: config.get(k) if family.listed else _first(k, config.get(k)) for k in family.hparams} | {
         "head_dim": dialects.hf_head_dim(config),
         "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
         "tie_word_embeddings": _tied(beside, written, config),
@@ -124,28 +125,33 @@ def _check_known(family: Family, what: str, name: str, known: Container[str]) ->
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The hparams of a GGUF under their standard names, with what llama.cpp takes for absent ones."""
-    hparams: dict[str, Any] = {hf: _first(*family.gguf_key(hf), keys) for hf in family.hparams}
+    said = {hf: (family.gguf_key(hf)[0], keys.get(family.gguf_key(hf)[0])) for hf in family.hparams}
+    hparams: dict[str, Any] = {hf: _each(v, keys) if family.by_layer(hf) else _first(name, v) for hf, (name, v) in said.items()}
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
     by_layer = keys.get(f"{gguf.arch}.attention.head_count_kv")
-    if isinstance(by_layer, list):  # 0 in layers without attention
-        hparams["num_key_value_heads"] = next((n for n in by_layer if n), 0)
+    if isinstance(by_layer, list) or "kv_heads_by_layer" in family.hparams:  # 0 in layers without attention
+        hparams["num_key_value_heads"] = next((n for n in (by_layer if isinstance(by_layer, list) else [by_layer]) if n), 0)
     for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
     _check_by_layer(gguf, keys, hparams["head_dim"])
     hparams |= absent(family, hparams)
+    hparams |= {k: v for k, v in family.fills(hparams).items() if hparams[k] is None}
     hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
     if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
         hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
     return hparams
 
 
-def _first(name: str, kind: str, keys: Mapping[str, Any]) -> Any:
-    """The value of a key. Of an array in the place of one number the first layer's: of a stand-in, whose tensors are only copied,
-    llama.cpp takes the head's size from it (llama_hparams::n_head). FormatError for a list in a key that has one number for all."""
-    value = keys.get(name)
-    if kind.endswith("[]"):
-        return value
-    if isinstance(value, list) and name.partition(".")[2] not in readers.BY_LAYER:
+def _each(value: Any, keys: Mapping[str, Any]) -> Any:
+    """A list with an entry for each layer, of which a file may say one for all."""
+    layers = keys.get(f"{keys['general.architecture']}.block_count")
+    return [value] * layers if isinstance(value, int) and type(layers) is int and 0 < layers <= MOST else value
+
+
+def _first(name: str, value: Any) -> Any:
+    """The first layer's number of an array with others: of a stand-in, whose tensors are only copied, llama.cpp takes the head's size
+    from it (llama_hparams::n_head). FormatError for a list in a key that has one number for all layers."""
+    if isinstance(value, list) and name != "intermediate_size" and name.partition(".")[2] not in readers.BY_LAYER:
         raise FormatError(f"{name} is a list, not a number", "write the GGUF again")
     return value[0] if isinstance(value, list) and value else value
 
@@ -210,6 +216,9 @@ def _incomplete(c: Checkpoint, missing: list[str]) -> InputError:
 def _check_number(c: Checkpoint, key: str) -> None:
     """Raise FormatError for a value that its GGUF key could not hold."""
     value, kind = c.hparams[key], c.family.gguf_key(key)[1]
+    if kind.endswith("[]"):
+        _check_list(c, key, value)
+        return
     if value is None and (key in c.family.may_lack or kind != "u32"):
         return
     if kind == "u32" and not (value == 0 and key in c.family.may_lack):
@@ -219,6 +228,13 @@ def _check_number(c: Checkpoint, key: str) -> None:
             raise FormatError(f"{key} is {value!r}, not a small positive number", "fix the model's config.json or GGUF key")
     elif kind == "f32" and dialects.number(value, key) <= 1 and key == "rope_local_base_freq":
         raise FormatError(f"{key} is {value!r}, not above 1", "fix the model's config.json or GGUF key")
+
+
+def _check_list(c: Checkpoint, key: str, value: Any) -> None:
+    """Raise FormatError for what is no list of whole numbers with one for each layer, or four of M-RoPE."""
+    wanted = 4 if key == families.SECTIONS else c.layers
+    if not isinstance(value, list) or len(value) != wanted or not all(isinstance(n, int) and n >= 0 for n in value):
+        raise FormatError(f"{key} is {value!r}, not {wanted:,} whole numbers", "fix the model's config.json or GGUF key")
 
 
 def _check_part(c: Checkpoint, name: str, part: Part) -> None:

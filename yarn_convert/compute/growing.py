@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError, no_such
+from ..families.layers import CHUNKED, FULL, SLIDES
 from ..rope import Effect, Rope, effect
 from .reference import Reference, enough_memory
 from .scorer import Ids
@@ -63,13 +64,20 @@ class Steps:
 
     def _step(self, ids: Ids) -> NDArray[np.float32]:
         import torch
-        from transformers import DynamicCache
 
-        self.kept = self.kept or DynamicCache()
+        self.kept = self.kept or _cache(self.reference.net.config.get_text_config())
         with torch.inference_mode(), enough_memory(len(self.ids)):
             batch = torch.from_numpy(np.asarray(ids, np.int64))[None].to(self.reference.device)
             out = self.reference.net(batch, past_key_values=self.kept, use_cache=True, logits_to_keep=1)
         return np.asarray(out.logits[0, -1].float().cpu().numpy())
+
+
+def _cache(config: Any) -> Any:
+    """transformers' cache: of every token, whatever a layer's window; of layers that are no attention, what they keep."""
+    from transformers import DynamicCache
+
+    others = {*(getattr(config, "layer_types", None) or ())} - {FULL, SLIDES, CHUNKED}
+    return DynamicCache(config=config) if others else DynamicCache()
 
 
 def greedy(steps: Steps, prompt: Ids, most: int, stop: Any = lambda ids: False) -> list[int]:

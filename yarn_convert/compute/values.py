@@ -25,6 +25,7 @@ SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"
 NEUTRAL = {  # what says no more than layer_types and the tensors do, is for training, or of the type that sums are made in
     "max_window_layers", "sliding_window_pattern", "num_nextn_predict_layers", "multi_query", "new_decoder_architecture",
     "num_ln_in_parallel_attn", "output_router_logits", "seq_aux", "enable_moe_fp32_combine",
+    "mamba_chunk_size",
 }  # fmt: skip
 TRAINING = ("dropout", "pdrop", "_coef", "_alpha", "_noise")  # how keys end that no forward pass depends on
 
@@ -51,7 +52,8 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
         no_window = off or bool(base.own_window)  # one that is left out is none to this context, by what is above
         sees_all = no_window and not c.window and {*(c.config.get("layer_types") or ())} <= {"full_attention"}
         sides = zip(_both(c, base.config), (mine, theirs), strict=True)
-        mine, theirs = ({k: v for k, v in (x | y).items() if not (sees_all and k in WINDOW)} for x, y in sides)
+        aside = {*(WINDOW if sees_all else ()), *(c.family.multipliers if c.family.folded(c.config, base.config) else ())}
+        mine, theirs = ({k: v for k, v in (x | y).items() if k not in aside} for x, y in sides)
         if key := _loaded_otherwise(c, folder.written):
             return f"its {key} is not the base's"
     elif c.gguf and base.gguf:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest
 from ..errors import Unsupported
+from ..formats.changes import CHANGES, Change
 from ..formats.digests import Progress, sha256
-from ..formats.layout import Part, rounded_by_gguf
+from ..formats.layout import Part, rounded_by_gguf, times_of
 from ..formats.tensors import SAFETENSORS_BITS, Tensor, in_memory
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import ROPE_FILE
@@ -56,7 +57,7 @@ CODES = SAFETENSORS_BITS.keys() - SOUND.keys()  # types whose values are no weig
 REORDERED, TRANSPOSED = "its rows are the base's in another order", "it is the base's, transposed"
 PERMUTED = "the permutation of its rows is wrong: they are interleaved once too often or too seldom"
 IDENTICAL, ROUNDED, DEQUANTIZED = "byte-identical", "the base's, converted to their type", "the base's, within their type's error"
-ROUNDED_BY_GGUF = "the base's, as they come back from a GGUF, which adds one"
+ROUNDED_BY_GGUF = "the base's, as they come back from a GGUF, which holds another number"
 
 
 def check_weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, progress: Progress) -> dict[str, Any]:
@@ -121,15 +122,19 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
     kinds: dict[str, list[str]] = {IDENTICAL: [], ROUNDED: [], ROUNDED_BY_GGUF: [], DEQUANTIZED: []}
     wrong: dict[str, str] = {}
     folders = c.gguf is None and base.gguf is None and c.family.listed and not c.packed
+    times = c.family.folded(c.config, base.config) if folders else {}
     for name, part in mine.items():
         t = part.sources[0]
+        if times:
+            theirs[name] = times_of(theirs[name], c.family.to_gguf(name)[0][0], times)
         kind, error = same_weights(
-            t, theirs[name], rounded_by_gguf(c.family, c.names[name], c.sizes) if folders and name in c.names else 0.0
+            t, theirs[name], rounded_by_gguf(c.family, c.names[name], c.sizes) if folders and name in c.names else ""
         )
         if error:
             wrong[name] = error
         else:
-            kinds[kind].append(name)
+            multiplied = times and theirs[name].order.times and kind in (IDENTICAL, ROUNDED)
+            kinds[ROUNDED_BY_GGUF if multiplied else kind].append(name)
         progress(t.nbytes)
     exact = {mine[name].dtype for name in kinds[ROUNDED]}
     for name in [n for n in kinds[DEQUANTIZED] if mine[n].dtype in exact]:
@@ -149,19 +154,19 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
     }
 
 
-def same_weights(mine: Tensor, theirs: Part, added: float = 0.0) -> tuple[str, str]:
-    """(how a tensor is the base's, "") or ("", how it is not). `theirs` is the base's, in the layout of `mine`; `added`: what a GGUF of
-    the base would hold it with, from which it may have come back."""
+def same_weights(mine: Tensor, theirs: Part, change: str = "") -> tuple[str, str]:
+    """(how a tensor is the base's, "") or ("", how it is not). `theirs` is the base's, in the layout of `mine`; `change`: what a GGUF of
+    the base would hold of it, a key of `changes.CHANGES`, from which it may have come back."""
     if mine.shape != theirs.shape:
         return "", f"its shape is {list(mine.shape)}, the base's {list(theirs.shape)}"
     if _same_bytes(mine, theirs):
         return (IDENTICAL if mine.dtype == theirs.dtype else ROUNDED), ""
-    if added and _same_bytes(mine, _there_and_back(mine, theirs, added)):
+    if change and _same_bytes(mine, _there_and_back(mine, theirs, CHANGES[change])):
         return ROUNDED_BY_GGUF, ""
     if {mine.dtype, theirs.dtype} & CODES:
         return "", "its bytes differ"
     others = [part for by in (-2, -1, 1, 2) if (part := theirs.turned(by)) is not None]
-    if mine.dtype == theirs.dtype and not theirs.order.added:
+    if mine.dtype == theirs.dtype and not theirs.order.change:
         if any(_same_bytes(mine, other) for other in others):
             return "", PERMUTED
         return "", f"its bytes differ (a row by {_apart(mine, theirs).worst:.1e} of its square)"
@@ -193,11 +198,11 @@ def _same_bytes(mine: Tensor, theirs: Part) -> bool:
     return at == mine.nbytes
 
 
-def _there_and_back(mine: Tensor, theirs: Part, added: float) -> Part:
-    """What `theirs`, a vector, is after a number was added and taken off again, in float32. A model that adds it anew, as Gemma does to
-    its norms, computes the very same of both."""
-    there = np.concatenate(list(_stream(_wide(mine, theirs)))) + np.float32(added)
-    return Part(theirs.shape, (in_memory(mine.name, (there - np.float32(added)).reshape(theirs.shape), "F32"),))
+def _there_and_back(mine: Tensor, theirs: Part, change: Change) -> Part:
+    """What `theirs`, a vector, is after its numbers were changed and changed back, each rounded to float32. A model that changes them
+    anew, as Gemma adds one to its norms, computes the very same of both."""
+    there = change.of(np.concatenate(list(_stream(_wide(mine, theirs)))))
+    return Part(theirs.shape, (in_memory(mine.name, CHANGES[change.back].of(there).reshape(theirs.shape), "F32"),))
 
 
 @dataclass(frozen=True, slots=True)

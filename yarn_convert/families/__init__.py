@@ -16,9 +16,12 @@ from .architectures import OTHER_ARCHS, Arch
 from .dense import ARCEE, ERNIE4_5, EXAONE4, NEMOTRON, SEED_OSS
 from .derived import normalized
 from .experts import AFMOE, DOTS1, ERNIE4_5_MOE, EXAONE_MOE, GLM4_MOE, KIMI_K2, SOLAR_OPEN
+from .falcon_h1 import FALCON_H1
 from .gemma import GEMMA, GEMMA2, GEMMA3
 from .gpt_oss import GPT_OSS
+from .granite import GRANITE_HYBRID
 from .layers import whole_number
+from .lfm2 import LFM2, LFM2_MOE
 from .llama import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from .llama4 import LLAMA4
 from .mixtures import HY_V3, MINIMAX_M2, OLMOE
@@ -27,6 +30,7 @@ from .model_types import OTHER_TYPES, ModelType
 from .neox import FALCON, GPT_NEOX, PHI, PHI3, STABLELM, STARCODER2
 from .others import COHERE, COHERE2, GLM, GLM4, OLMO, OLMO2, OLMO3
 from .qwen import QWEN2, QWEN2_AS_LLAMA, QWEN2_MOE, QWEN3, QWEN3_MOE
+from .qwen_linear import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from .qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE
 from .schema import HPARAMS, Family
 
@@ -58,6 +62,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE,
     OLMOE, ERNIE4_5_MOE, DOTS1, GLM4_MOE, KIMI_K2, MINIMAX_M2, GRANITE_MOE_SHARED, EXAONE_MOE, AFMOE, SOLAR_OPEN, LLAMA4, HY_V3,
     SEED_OSS, ARCEE, ERNIE4_5, OLMO, GEMMA, PHI, GLM, NEMOTRON, EXAONE4, OLMO3,
+    QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE, LFM2, LFM2_MOE, GRANITE_HYBRID, FALCON_H1,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if f.hf.length), *OTHER_TYPES)}
@@ -94,6 +99,7 @@ REFUSED: Mapping[str, str] = {name: f"has {what}, not RoPE: there is nothing to 
     "deepseek2-ocr": _PLAIN,  # deepseek2.cpp graph, is_ocr: a factor of 1, and an assertion that θ is 10,000
     "gptj": _NO_CODE,
 }  # fmt: skip
+SECTIONS = "mrope_section"
 ONLY_ROPE = "only language models with rotary embeddings can be extended"
 STANDARD = {k: v for k, v in HPARAMS.items() if k != "rms_norm_eps"}  # GGUF's docs/gguf.md, "[llm]"
 
@@ -126,7 +132,8 @@ def for_nested(config: Mapping[str, Any]) -> Family:
 
 def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Family:
     """The row of a GGUF architecture, or a stand-in; Unsupported for one of `REFUSED`. Of rows that share it, and whose `constants` it
-    has, the first with the most `marks`. A row describes layers that are all alike, and one position a token: else it is the stand-in."""
+    has, the first with the most `marks`. A row without lists describes layers that are all alike, and one position a token: else it is
+    the stand-in."""
     _check_refused(arch, REFUSED)
 
     def marked(mark: str) -> bool:
@@ -134,11 +141,11 @@ def for_gguf(arch: str, keys: Mapping[str, Any], tensors: Container[str]) -> Fam
         return (f"{arch}.{name}" in keys or name in tensors) != mark.startswith("!")
 
     def contradicted(family: Family) -> bool:
-        found = [keys.get(key) for key, kind in map(family.gguf_key, family.hparams) if not kind.endswith("[]")]
+        found = {hf: keys.get(family.gguf_key(hf)[0]) for hf in family.hparams}
         fixed = {key: value for key, (_, value) in family.constants.items() if key not in family.gguf_known}
         return (
-            any(isinstance(n, list) for n in found)
-            or (any(sections(arch, keys)) and "mrope_section" not in family.hparams)
+            any(isinstance(n, list) and not family.by_layer(hf) for hf, n in found.items())
+            or (any(sections(arch, keys)) and SECTIONS not in family.hparams)
             or any(keys.get(f"{arch}.{key}", value) != value for key, value in fixed.items())
         )
 

@@ -19,7 +19,6 @@ from .layers import (
     gguf_baichuan,
     gguf_cohere2moe,
     gguf_granite_swa,
-    gguf_lfm2,
     gguf_smallthinker,
     whole_number,
 )
@@ -76,11 +75,11 @@ LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "codeshell", "dbrx", "deepseek", "dream", "grovemoe", "hrm_text",
-    "hunyuan-moe", "jais2", "lfm2moe", "llada-moe", "maincoder", "minimax-01", "openelm", "orion", "plamo", "plamo2", "plm", "qwen",
-    "qwen3next", "rnd1", "talkie", "xverse",
+    "hunyuan-moe", "jais2", "llada-moe", "maincoder", "minimax-01", "openelm", "orion", "plamo", "plamo2", "plm", "qwen", "rnd1",
+    "talkie", "xverse",
 )  # fmt: skip
 FREQS = ("exaone", "nanbeige")
-FORGOTTEN = ("falcon-h1", "llada")
+FORGOTTEN = ("llada",)
 FINETUNED = "rope.scaling.finetuned"
 GROKS = ("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor")
 OTHER_ARCHS = (
@@ -108,9 +107,7 @@ OTHER_ARCHS = (
     Arch("smallthinker", other_layers="shared", turning=gguf_smallthinker),
     Arch("cohere2moe", turning=gguf_cohere2moe),
     Arch("baichuan", turning=gguf_baichuan),
-    Arch("lfm2", turning=gguf_lfm2),
     Arch("bailingmoe3", sections="blocks"),  # latent attention, whose kq_scale knows no factor
     Arch("paddleocr", sections="blocks"),  # paddleocr.cpp
     *(Arch(name, sections="blocks", alpha=True) for name in ("hunyuan-dense", "hunyuan_vl")),  # both hunyuan-vl.cpp
-    *(Arch(name, sections="interleaved") for name in ("qwen35", "qwen35moe")),
 )

@@ -69,8 +69,11 @@ def _by_layer(family: Family, config: Values) -> dict[str, Any]:
 
 ODD = {  # a key that `ModelType.reads` derives -> what llama.cpp cannot compute where it is false
     "usual_scores": "attention scores scaled by this query_pre_attn_scalar",
-    "usual_norms": "norms of Q and K in a model of so many layers",
+    "usual_norms": "norms where this model has them",
+    "usual_head": "a tied head with a multiplier of its own",
+    "usual_steps": "time steps within such limits",
     "usual_q_lora": "this q_lora_rank in a model of so many layers",
+    "usual_heads": "heads of keys and of values of such sizes in linear attention",
     "usual_windows": "sliding and full attention in this order of layers",
     "usual_caps": "logits without a cap",
     "usual_qk_norm": "norms of Q and K in a model of so many experts",

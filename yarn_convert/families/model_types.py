@@ -102,6 +102,7 @@ MINISTRAL3_ROPE = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
     "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
+GEMMA3N_LAYERS = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
@@ -111,24 +112,19 @@ OTHER_TYPES = (
     ModelType("cwm", 131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
     ModelType("diffllama", 2048),
     ModelType("doge", 2048),
-    ModelType("falcon_h1", 8192),
     ModelType("flex_olmo", 4096, 500000.0),
     ModelType("flint", 262144, head_dim=128, turning=hf_flint),
+    ModelType("gemma3n_text", 32768, head_dim=256, layers=GEMMA3N_LAYERS, since=NEW),
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hyperclovax", 2048),
     ModelType("jais2", 8192),
     ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
-    ModelType("lfm2", 128000, 1e6),
-    ModelType("lfm2_moe", 128000, 1e6),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),
     ModelType("ministral3", 262144, head_dim=128, rope=MINISTRAL3_ROPE, since=NEW),
     ModelType("nanochat", 2048),
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
     ModelType("persimmon", 16384, partial=0.5),
-    ModelType("qwen3_5_moe_text", 32768, head_dim=256, partial=0.25, since=NEW),
-    ModelType("qwen3_5_text", 32768, head_dim=256, partial=0.25, since=NEW),
-    ModelType("qwen3_next", 32768, head_dim=256, partial=0.25),
     ModelType("vaultgemma", 8192, head_dim=256),
 )

@@ -63,6 +63,14 @@ def _never(of: Mapping[str, Any]) -> bool:
     return False
 
 
+# What numbers are multiplied by, one after another, each rounded to float32: all by one, or so many rows by each of several
+Times = tuple[float | tuple[tuple[int, float], ...], ...]
+
+
+def _nothing(h: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Family:
     """One row: what transformers makes of its config.json, what llama.cpp's code makes of its GGUF, and the tensors of both.
@@ -77,6 +85,9 @@ class Family:
     tensors: Mapping[str, str | tuple[str, ...]]
     evidence: str  # where all this was read
     transforms: Mapping[str, str] = field(default_factory=dict)  # GGUF name -> how rows move, a key of `layout.TRANSFORMS`
+    # config.json -> GGUF name -> what its tensor is multiplied by on the way there, which config.json says, and not on the way back
+    times: Callable[[Mapping[str, Any]], Mapping[str, Times]] = _nothing
+    multipliers: Mapping[str, Any] = field(default_factory=dict)  # the config keys that say it -> ones
     shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what is not as in `SHAPES`
     hparams: Mapping[str, str] = field(default_factory=lambda: HPARAMS)
     may_lack: frozenset[str] = frozenset()  # those of `hparams` that need not be there or may be 0
@@ -95,6 +106,10 @@ class Family:
     # (hparams and config) -> whether whole heads of Q and K are normed after they turned: then no multiplier of cos and sin shows
     cancels: Callable[[Mapping[str, Any]], bool] = _never
     twin: Mapping[str, Any] = field(default_factory=dict)  # sizes of a twin that are not the usual
+    # hparams of a GGUF -> what llama.cpp takes for those that are not there; a list has an entry for each layer
+    fills: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
+    sizes: Callable[[Mapping[str, Any]], dict[str, int]] = _nothing  # hparams -> sizes besides those of `Checkpoint.sizes`
+    linear: Callable[[Mapping[str, Any]], list[bool]] | None = None  # hparams -> which layers are no attention
 
     @property
     def model_type(self) -> str:
@@ -209,6 +224,16 @@ class Family:
         """(GGUF key with the architecture, its type) of a key of `hparams`."""
         name, _, kind = self.hparams[key].partition(":")
         return f"{self.gguf_arch}.{name}", kind or "u32"
+
+    def folded(self, config: Mapping[str, Any], base: Mapping[str, Any]) -> Mapping[str, Times]:
+        """What the tensors of a folder with this config are multiplied by if it was made of a GGUF of the base, by their GGUF names:
+        its own multipliers are ones. {} if not."""
+        ones = all(config.get(key, one) == one for key, one in self.multipliers.items())
+        return self.times(base) if ones else {}
+
+    def by_layer(self, key: str) -> bool:
+        """Whether a key of `hparams` is a list."""
+        return self.hparams[key].endswith("[]")
 
 
 class Numbered(NamedTuple):

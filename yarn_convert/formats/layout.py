@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError, Unsupported
 from ..families import Family
-from ..families.schema import NO_EXPERT, numbered
+from ..families.schema import NO_EXPERT, Times, numbered
+from .changes import CHANGES, without_ones
 from .tensors import Tensor
 
 Sizes = Mapping[str, int]
@@ -28,9 +29,10 @@ class Order:
 
     They come in blocks of `unit` rows (0: all are one block), in the order of `index` (None: as they lie). Inside a block
     rows (2, unit/2) become (unit/2, 2) where `turn` is 1, and back where it is −1. `sources_turned` and `target_turned` are
-    rows of the matrices that are transposed before and after that, 0 for none. `added` is added to every number. `shape` is
-    the target's, where it does not follow from the sources' and `index`. `mxfp4`: the sources are two, nibbles in the order
-    of the numbers and the scales of 32 of them, and their rows are MXFP4's.
+    rows of the matrices that are transposed before and after that, 0 for none. `change`: what is made of every number, a key of
+    `CHANGES`; "" for none. `times`: what it is multiplied by, the rows' numbers being the target's. `shape` is the target's, where it
+    does not follow from the sources' and `index`. `mxfp4`: the sources are two, nibbles in the order of the numbers and the scales of
+    32 of them, and their rows are MXFP4's.
     """
 
     unit: int = 0
@@ -38,7 +40,8 @@ class Order:
     turn: int = 0
     sources_turned: tuple[int, ...] = ()
     target_turned: int = 0
-    added: float = 0.0
+    change: str = ""
+    times: Times = ()
     shape: tuple[int, ...] = ()
     mxfp4: bool = False
 
@@ -46,7 +49,7 @@ class Order:
     def is_plain(self) -> bool:
         """Whether the bytes stay as they are."""
         moved = self.turn or any(self.sources_turned) or self.target_turned or self.mxfp4
-        return self.index is None and not (moved or self.added)
+        return self.index is None and not (moved or self.change or self.times)
 
     def dtype(self, sources: Sequence[Tensor]) -> str:
         """The type of what the sources hold; F32 where they differ."""
@@ -74,7 +77,7 @@ class Part:
     def turned(self, by: int) -> Part | None:
         """The same with its rows interleaved once more (1) or once less (−1); None where rows never are."""
         wanted = self.order.turn + by
-        return replace(self, order=replace(self.order, turn=wanted)) if self.order.unit and abs(wanted) <= 1 else None
+        return replace(self, order=replace(self.order, turn=wanted)) if self.order.unit > 1 and abs(wanted) <= 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class Apart:
             -first.turn if alike else 0,
             sources_turned=tuple(p.shape[-2] if p.target_turned else 0 for p in self.parts) if turned else (),
             target_turned=self.shape[-1] if first.sources_turned else 0,
-            added=0.0 - first.added,
+            change=CHANGES[first.change].back if first.change else "",
             shape=self.shape,
         )
 
@@ -222,10 +225,53 @@ def _two_halves(s: Sizes) -> Apart:
     return Apart(tuple(Order(ff, (part,), shape=(ff, s["hidden"])) for part in (0, 1)), (2 * ff, s["hidden"]))
 
 
+# Linear attention: a key head has several value heads, one after another in HF; ggml repeats key heads in turn
+
+
+def _by_rows(unit: int, blocks: NDArray[np.int64], shape: tuple[int, ...] = ()) -> Order:
+    """Rows one by one, in blocks of `unit`: what is no head of attention never turns."""
+    return Order(1, _rows(Order(unit, blocks)), shape=shape)
+
+
+def _of_values(s: Sizes) -> NDArray[np.int64]:
+    """The value heads in the order of a GGUF: the first of each key head, the second of each …"""
+    return np.arange(s["v_heads"]).reshape(s["k_heads"], -1).T.reshape(-1)
+
+
+def _value_columns(s: Sizes) -> Apart:
+    """Of a matrix that takes what they give: blocks of its columns."""
+    hidden, columns = s["hidden"], s["linear_v"]
+    if s["v_heads"] == s["k_heads"]:
+        return Apart((AS_IT_IS,))
+    order = replace(_by_rows(s["head_v"], _of_values(s), (hidden, columns)), sources_turned=(hidden,), target_turned=columns)
+    return Apart((order,), (hidden, columns))
+
+
+def _after_keys(s: Sizes, shape: tuple[int, ...] = ()) -> Order:
+    """Queries and keys as they lie, then the values in a GGUF's order."""
+    values = _rows(Order(s["head_v"], _of_values(s)))
+    keys = s["linear_qkv"] - len(values)
+    return _by_rows(1, np.concatenate([np.arange(keys), keys + values]), shape)
+
+
+def _split_key_heads(s: Sizes) -> Apart:
+    """Qwen3-Next: each key head holds its query, its key, its values and their gates."""
+    n, key, values = s["k_heads"], s["head_k"], s["linear_v"] // s["k_heads"]
+    at = np.arange(n * 2 * (key + values)).reshape(n, -1)
+    *qkv, gates = np.split(at, (key, 2 * key, 2 * key + values), axis=1)
+    return Apart((_by_rows(1, np.concatenate([x.reshape(-1) for x in qkv])), _by_rows(1, gates.reshape(-1))))
+
+
+def _convolution(s: Sizes) -> Apart:
+    """Of queries, keys and values; a GGUF leaves out the dimension of one."""
+    rows, kernel = s["linear_qkv"], s["kernel"]
+    return Apart((_after_keys(s, (rows, kernel)),), (rows, 1, kernel))
+
+
 TRANSFORMS: Mapping[str, Transform] = {
     "": Transform(lambda s: Apart((AS_IT_IS,))),
     "interleave": Transform(lambda s: Apart((Order(s["head"], turn=1),))),
-    "add_one": Transform(lambda s: Apart((Order(added=1.0),))),
+    "add_one": Transform(lambda s: Apart((Order(change="x + 1"),))),
     "heads_of_three": Transform(_heads_of_three),
     "groups_of_heads": Transform(_groups_of_heads),
     "split_groups": Transform(_split_groups),
@@ -238,10 +284,24 @@ TRANSFORMS: Mapping[str, Transform] = {
     "latent": Transform(_latent),
     "halves": Transform(_halves),
     "two_halves": Transform(_two_halves),
+    "value_heads": Transform(lambda s: Apart((_by_rows(s["head_v"], _of_values(s)),))),
+    "value_columns": Transform(_value_columns),
+    "by_value_head": Transform(lambda s: Apart((Order(1, _of_values(s)),))),
+    "decay": Transform(lambda s: Apart((Order(change="-exp(x)"),))),
+    "decay_by_value_head": Transform(lambda s: Apart((Order(1, _of_values(s), change="-exp(x)"),))),
+    "after_keys": Transform(lambda s: Apart((_after_keys(s),))),
+    "convolution_after_keys": Transform(_convolution),
+    "convolution": Transform(lambda s: Apart((Order(shape=(s["linear_qkv"], s["kernel"])),), (s["linear_qkv"], 1, s["kernel"]))),
+    "short_convolution": Transform(lambda s: Apart((Order(shape=(s["hidden"], s["kernel"])),), (s["hidden"], 1, s["kernel"]))),
+    "gate_above_up": Transform(lambda s: Apart(tuple(_by_rows(s["ff"], np.array([part])) for part in (0, 1)))),
+    "column": Transform(lambda s: Apart((Order(shape=(s["v_heads"], 1)),), (s["v_heads"],))),
+    "decay_column": Transform(lambda s: Apart((Order(change="-exp(x)", shape=(s["v_heads"], 1)),), (s["v_heads"],))),
+    "by_group": Transform(lambda s: Apart((Order(shape=(s["groups"], s["group"])),), (s["inner"],))),
+    "split_key_heads": Transform(_split_key_heads),
 }
 
 
-def gguf_parts(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> dict[str, Part]:
+def gguf_parts(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes, times: Mapping[str, Times]) -> dict[str, Part]:
     """The parts of a GGUF, by their names, from the tensors of an HF folder; buffers that no runtime reads are left out.
 
     Raises Unsupported for a tensor without a name, FormatError for experts that are missing or differ.
@@ -253,7 +313,14 @@ def gguf_parts(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes) -> d
         if name not in second:
             for gguf_name, part, expert in family.to_gguf(name):
                 found.setdefault(gguf_name, (name, part, {}))[2][expert] = t
-    return {gguf: _to_gguf(family, gguf, part, experts, sizes, scales.get(hf)) for gguf, (hf, part, experts) in found.items()}
+    parts = {gguf: _to_gguf(family, gguf, part, experts, sizes, scales.get(hf)) for gguf, (hf, part, experts) in found.items()}
+    return {name: times_of(part, name, times) for name, part in parts.items()}
+
+
+def times_of(part: Part, gguf_name: str, times: Mapping[str, Times]) -> Part:
+    """A part whose numbers are multiplied besides, by what `times` has for the tensor of this GGUF name."""
+    kept = without_ones(times.get(numbered(gguf_name).template, ()))
+    return replace(part, order=replace(part.order, times=kept)) if kept else part
 
 
 def scales_of(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -276,13 +343,13 @@ def scales_of(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 def _to_gguf(family: Family, name: str, part: int, experts: dict[int, Tensor], sizes: Sizes, scales: Tensor | None) -> Part:
     sources = tuple(experts[e] for e in sorted(experts))
-    transform = TRANSFORMS[family.transform(name)].of(sources[0].shape, sizes)
+    stacked = NO_EXPERT not in experts  # experts that lie one by one: a transform is of those that lie in one tensor
+    transform = TRANSFORMS["" if stacked else family.transform(name)].of(sources[0].shape, sizes)
     if scales is not None:
         order = transform.mxfp4(sizes, part)
         _check_shape(sources[0], transform.to_hf(sizes).shape, True)
         return Part(order.shape, (*sources, scales), order)
     alike(name, sources)
-    stacked = NO_EXPERT not in experts
     if stacked and sorted(experts) != list(range(len(experts))):
         raise FormatError(
             f"{name}: {len(experts)} experts are there, up to number {max(experts)}", "the checkpoint is incomplete: get it again"
@@ -347,10 +414,10 @@ def as_they_are(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes, ggu
     return {name: Part(t.shape, (t,), order(name)) for name, t in tensors.items() if gguf or family.to_gguf(name)}
 
 
-def rounded_by_gguf(family: Family, name: str, sizes: Sizes) -> float:
-    """What is added to a tensor of an HF folder on its way to a GGUF and taken off again on the way back, which float32 rounds; 0 for
-    one whose rows alone move."""
-    return next((TRANSFORMS[family.transform(n)].to_gguf(sizes, part).added for n, part, _ in family.to_gguf(name)), 0.0)
+def rounded_by_gguf(family: Family, name: str, sizes: Sizes) -> str:
+    """The change of a tensor's numbers on its way from an HF folder to a GGUF, which float32 rounds, as it does that back; "" for one
+    whose rows alone move."""
+    return next((TRANSFORMS[family.transform(n)].to_gguf(sizes, part).change for n, part, _ in family.to_gguf(name)), "")
 
 
 def unpacked(family: Family, parts: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> dict[str, Part]:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..formats.changes import CHANGES, multiplied
 from ..formats.digests import Progress
 from ..formats.dtypes import F32, PLAIN, from_f32, refuse_lost, to_f32
 from ..formats.files import open_regular
@@ -262,9 +263,9 @@ def converted(piece: Piece) -> Iterator[Bytes]:
 
     A part is to be used before the next one is asked for: they share their memory.
     """
-    dtype, added = plain_dtype(piece.sources, piece.order), np.float32(piece.order.added)
+    dtype, change = plain_dtype(piece.sources, piece.order), CHANGES.get(piece.order.change)
     target, first = piece.target, piece.blocks[0]
-    if dtype == target.dtype and not added:
+    if dtype == target.dtype and not (change or piece.order.times):
         yield from ordered(piece.sources, piece.order, *piece.blocks)
         return
     columns, row = row_size(dtype, target.shape)
@@ -275,14 +276,15 @@ def converted(piece: Piece) -> Iterator[Bytes]:
     for data in ordered(piece.sources, piece.order, *piece.blocks):
         for at in range(0, data.nbytes, height * row):
             x = to_f32(data[at : at + height * row], dtype, buffer)
-            x = x + added if added else x
+            x = change.of(x) if change else x
+            x = multiplied(x.reshape(-1, columns), piece.order.times, done).reshape(-1) if piece.order.times else x
             if target.dtype in PLAIN:
                 made = from_f32(x, target.dtype)
                 refuse_lost(x, made, target.dtype)
                 yield made
             else:
                 yield rows(x.reshape(-1, columns), target.dtype, piece.importance, done, target.shape[-2])
-                done += len(x) // columns
+            done += len(x) // columns
 
 
 # -- one file ---------------------------------------------------------------------------------------------------------

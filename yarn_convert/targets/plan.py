@@ -20,7 +20,10 @@ from ..readers.judge import Verdict, judge, judge_configs
 from ..rope import Array, Rope, table, temperature
 from .moving import Job
 
-ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")  # conversion/base.py, prepare_tensors
+ALWAYS_F32 = (  # conversion/base.py, prepare_tensors
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight",
+    "altup_correct_coef.weight", "altup_predict_coef.weight",
+)  # fmt: skip
 CARRIERS = ("auto", "metadata", "tensors")
 DECISIVE = "transformers-5"  # an HF folder that this reader would compute otherwise is never written
 

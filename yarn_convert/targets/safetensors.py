@@ -192,6 +192,8 @@ def new_config(c: Checkpoint, outtype: str) -> dict[str, Any]:
         "torch_dtype": TORCH_NAMES[max(dtypes, key=lambda d: dtypes[d])],
         "use_cache": True,
     }
+    if beside := {k: config.pop(k) for k in dialects.BESIDE if k in config}:
+        config["rope_parameters"] = {"rope_type": "default", **beside}
     if c.rope.rotary_dim != c.head_dim * (family.hf.partial or 1):
         config[family.hf.own("partial_rotary_factor")] = c.rope.rotary_dim / c.head_dim
     if family.hf.dims:

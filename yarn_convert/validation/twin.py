@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import dialects, families
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import Source, resolve
 from ..families.schema import numbered
@@ -37,6 +38,7 @@ SMALL = {  # sizes of what only some families have
     "q_lora_rank": 32, "kv_lora_rank": 32, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
     "intermediate_size_mlp": 32,
 }  # fmt: skip
+LISTS = {"kv_heads_by_layer": "num_key_value_heads", "ff_by_layer": "intermediate_size"}  # those of sizes
 BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
 REFUSED_IN_A_TWIN = ("quantization_config", "auto_map")
 
@@ -77,8 +79,9 @@ def write_control(out: Path) -> Path:
         return out
 
 
-def _sizes(c: Checkpoint) -> dict[str, int]:
-    """The twin's sizes by their config keys: as few heads as make 64 columns, one layer or as many as there are kinds of."""
+def _sizes(c: Checkpoint) -> dict[str, Any]:
+    """The twin's sizes by their config keys: as few heads as make 64 columns, one layer or as many as there are kinds of; and lists with
+    an entry for each layer."""
     heads = -(-HIDDEN_MIN // c.head_dim)
     sizes = {
         "hidden_size": heads * c.head_dim,
@@ -91,6 +94,11 @@ def _sizes(c: Checkpoint) -> dict[str, int]:
         **{key: size for key, size in SMALL.items() if key in c.family.hparams},
         **c.family.twin,
     }
+    if c.family.linear:  # up to the first layer that attends, and one more at least
+        sizes["num_hidden_layers"] = max(2, [*c.family.linear(c.hparams), False].index(False) + 1)
+    sizes["num_hidden_layers"] = layers = min(sizes["num_hidden_layers"], c.layers)
+    for key in (k for k in c.family.hparams if c.family.by_layer(k) and k != families.SECTIONS):
+        sizes[key] = [sizes[LISTS[key]] if key in LISTS and n else n for n in c.hparams[key][:layers]]
     latent = c.family.hf.reads({**sizes, "qk_rope_head_dim": c.head_dim}) if c.family.latent else {}
     return sizes | {k: n for k, n in latent.items() if k in c.family.hparams}
 
@@ -121,10 +129,12 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
         shape = tuple(small.sizes[size] for size in small.family.shape(part))
         w = rng.standard_normal(shape)
         scale = QK_SCALE if part in QK else 1.0
-        if "norm" in part and part.endswith("weight"):
+        if "norm" in part and not part.endswith("bias"):
             w = np.ones(shape)
         elif part != "token_embd.weight":
             w *= scale / np.sqrt(shape[-1]) if len(shape) > 1 else 0.1
+        if "decay" in small.family.transform(name):  # how fast a state is forgotten, below 0
+            w = -np.exp(w)
         arrays[name] = w.astype(np.float32)
     return arrays
 
@@ -132,11 +142,16 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
 def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]]) -> list[Job]:
     text, family = read_text(small.source.path, "config.json"), small.family
     config = json.loads(text)
-    said = family.hf.writes(small.hparams, arrays)
+    said = {k: v for k, v in family.hf.writes(small.hparams, arrays).items() if k not in dialects.BESIDE}
     unsaid = family.hf.unsaid | ({"head_dim"} if config.get("head_dim") is None else set())  # it is hidden_size / heads
     changes: dict[str, Any] = {family.hf.own(k): v for k, v in sizes.items() if k not in unsaid} | said
     changes |= {k: config[k][: sizes["num_hidden_layers"]] for k in BY_LAYER if isinstance(config.get(k), list)}
-    changes |= {"tie_word_embeddings": small.hparams["tie_word_embeddings"], "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    changes |= {
+        family.hf.own("tie_word_embeddings"): small.hparams["tie_word_embeddings"],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": None,
+    }
     changes |= {k: "float32" for k in ("dtype", "torch_dtype") if k in config}
     changes |= dict.fromkeys([k for k in REFUSED_IN_A_TWIN if k in config], REMOVE)
     made = {name: in_memory(name, a, "F32") for name, a in arrays.items()}
@@ -147,11 +162,11 @@ def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, ND
 def _gguf(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]], out: Path) -> list[Job]:
     assert small.gguf is not None
     arch = small.family.gguf_arch
-    keys = {small.family.gguf_key(k)[0]: n for k, n in sizes.items() if k in small.family.hparams}
-    keys = {f"{arch}.attention.value_length": small.head_dim} | keys
+    keys = {small.family.gguf_key(k)[0]: Value(small.family.gguf_key(k)[1], n) for k, n in sizes.items() if k in small.family.hparams}
+    keys = {f"{arch}.attention.value_length": Value("u32", small.head_dim)} | keys
     old = {k: v for k, v in small.gguf.fields.items() if k == "general.architecture" or k.startswith(f"{arch}.")}
-    fields: dict[str, Field | Value] = {k: Value("u32", keys[k]) if k in keys else v for k, v in old.items()}
-    fields |= {k: Value("u32", v) for k, v in keys.items() if k not in old}
+    fields: dict[str, Field | Value] = {k: keys.get(k, v) for k, v in old.items()}
+    fields |= {k: v for k, v in keys.items() if k not in old}
     fields |= {"tokenizer.ggml.model": Value("str", "none")}
     pieces = [unchanged(in_memory(name, a, "F32")) for name, a in arrays.items()]
     pieces += [unchanged(small.gguf.tensors[name]) for name in small.factors]
