@@ -92,6 +92,10 @@ YARN_MSCALE: Config = {
 GPT_OSS_YARN: Config = {
     "beta_fast": 32.0, "beta_slow": 1.0, "factor": 4.0, "original_max_position_embeddings": CONTEXT, "rope_type": "yarn", "truncate": False,
 }  # fmt: skip
+MINISTRAL3_YARN: Config = {
+    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 4.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": CONTEXT, "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn",
+}  # fmt: skip
 FALCON: Config = {
     "alibi": False, "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0, "layer_norm_epsilon": 1e-05, "multi_query": True,
     "new_decoder_architecture": False, "parallel_attn": True, "tie_word_embeddings": True,
@@ -579,6 +583,21 @@ TINY: Mapping[str, Tiny] = {
             "rope_theta": 500000,
             "sliding_window": 16,
         },
+    ),
+    "ministral3": Tiny(
+        "ministral3",
+        "Ministral3ForCausalLM",
+        {
+            "attention_dropout": 0.0,
+            "head_dim": 32,
+            "max_position_embeddings": 4 * CONTEXT,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "rope_parameters": MINISTRAL3_YARN,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+        },
+        drop=("rope_scaling", "rope_theta"),
     ),
 }
 

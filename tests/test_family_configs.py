@@ -159,7 +159,8 @@ def test_of_two_names_for_one_key_the_familys_own_is_read(name: str, other: dict
 @pytest.mark.parametrize("model_type", [t for t in TYPES if t != "phi3"])  # which takes yarn for another name of longrope
 def test_a_yarn_without_its_original_context_means_what_transformers_makes_of_it(model_type: str, where: str, tmp_path: Path) -> None:
     """It counts from max_position_embeddings, even where the model was trained on another length (Command R)."""
-    config = {k: v for k, v in config_of(model_type).items() if k not in ("rope_scaling", "original_max_position_embeddings")}
+    objects = ("rope_scaling", "rope_parameters", "original_max_position_embeddings")
+    config = {k: v for k, v in config_of(model_type).items() if k not in objects}
     yarn = LINEAR | {"rope_type": "yarn"} | ({"mscale": 1.0, "mscale_all_dim": 1.0} if "deepseek" in model_type else {})
     nested = model_type in BY_LAYER and where == "rope_parameters"
     config |= {"max_position_embeddings": 16 * CONTEXT, where: {FULL: yarn} if nested else yarn}

@@ -278,7 +278,7 @@ def config_of(c: Checkpoint) -> Any:
 
     source = c.config if c.gguf is None else new_config(c, "f32")
     values = {k: v for k, v in source.items() if k not in LEFT_OUT} | {"rope_theta": c.rope.theta, "pad_token_id": None}
-    values |= _beside(c)
+    values |= _beside(c, source)
     model_type = c.family.model_type
     if c.nest:
         values = put(c.around, c.nest, values | {"model_type": model_type})
@@ -288,11 +288,11 @@ def config_of(c: Checkpoint) -> Any:
         return AutoConfig.for_model(model_type, **values)
 
 
-def _beside(c: Checkpoint) -> dict[str, Any]:
+def _beside(c: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a RoPE object says beside the recipe: the part of a head that turns; and what the attention asks there for, with the L that
     one of it counts from."""
     part = {} if (hf := c.family.hf).partial is None else {"partial_rotary_factor": c.rope.rotary_dim / c.head_dim}
-    kept = {k: x[k] for name in ROPE_OBJECTS if (x := c.config.get(name)) for k in dialects.BESIDE if k in x}
+    kept = {k: x[k] for name in ROPE_OBJECTS if (x := config.get(name)) for k in dialects.BESIDE if k in x}
     kept |= {"original_max_position_embeddings": c.rope.original_context} if "llama_4_scaling_beta" in kept else {}
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": c.rope.theta, **kept, **part}} if kept else {}
     return {hf.own(k): v for k, v in part.items()} | rope

@@ -47,6 +47,7 @@ class ModelType:
     # For rope dicts per layer type: the layers that a recipe extends come first, each with its theta's key in config.json, and the default
     layers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
+    floor: bool = False  # llama_4_scaling_beta of its RoPE object counts from original_max_position_embeddings there, whatever the type
     windowed: bool = False  # it has a sliding window in every layer, which its GGUF architecture lacks
     without: str = ""  # a key that, when true, means that there is no RoPE
     since: str = ""  # the oldest transformers that it was run in, where that is not the oldest of all
@@ -92,10 +93,6 @@ class ModelType:
 
 NEW = "5.23.0"
 MROPE = {"mrope": "default"}
-MINISTRAL3_ROPE = {
-    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
-    "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
-}  # fmt: skip
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
@@ -125,7 +122,6 @@ OTHER_TYPES = (
     ModelType("llama4_text", 131072, 500000.0, head_dim=128, turning=hf_llama4),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),
-    ModelType("ministral3", 262144, head_dim=128, rope=MINISTRAL3_ROPE, since=NEW),
     ModelType("nanochat", 2048),
     ModelType("olmoe", 4096),
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),

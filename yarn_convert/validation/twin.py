@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import Source, resolve
-from ..families.schema import numbered
+from ..families.schema import ROPE_OBJECTS, numbered
 from ..formats import layout
 from ..formats.files import read_text
 from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Value
@@ -131,7 +131,7 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
 def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]]) -> list[Job]:
     text, family = read_text(small.source.path, "config.json"), small.family
     config = json.loads(text)
-    said = family.hf.writes(small.hparams, arrays)
+    said = {k: v for k, v in family.hf.writes(small.hparams, arrays).items() if k not in ROPE_OBJECTS}
     unsaid = family.hf.unsaid | ({"head_dim"} if config.get("head_dim") is None else set())  # it is hidden_size / heads
     changes: dict[str, Any] = {family.hf.own(k): v for k, v in sizes.items() if k not in unsaid} | said
     changes |= {k: config[k][: sizes["num_hidden_layers"]] for k in BY_LAYER if isinstance(config.get(k), list)}
