@@ -599,6 +599,19 @@ TINY: Mapping[str, Tiny] = {
         },
         drop=("rope_scaling", "rope_theta"),
     ),
+    "jais2": Tiny(
+        "jais2",
+        "Jais2ForCausalLM",
+        {
+            "attention_bias": True,
+            "attention_dropout": 0.0,
+            "head_dim": 16,
+            "hidden_act": "relu2",
+            "layer_norm_eps": 1e-05,
+            "mlp_bias": True,
+            "rope_theta": 500000.0,
+        },
+    ),
 }
 
 

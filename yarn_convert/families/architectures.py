@@ -78,7 +78,7 @@ LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "codeshell", "dbrx", "deepseek", "dots1",
-    "dream", "ernie4_5-moe", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "jais2", "lfm2moe", "llada-moe",
+    "dream", "ernie4_5-moe", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v3", "lfm2moe", "llada-moe",
     "maincoder", "minimax-01", "minimax-m2", "olmoe", "openelm", "orion", "plamo", "plamo2", "plm", "qwen",
     "qwen3next", "rnd1", "talkie", "xverse",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Dense models that differ little from Llama: Seed-OSS, Arcee, ERNIE 4.5, Nemotron, EXAONE 4."""
+"""Dense models that differ little from Llama: Seed-OSS, Arcee, ERNIE 4.5, Nemotron, Jais 2, EXAONE 4."""
 
 from __future__ import annotations
 
@@ -81,6 +81,22 @@ NEMOTRON = Family(
     fixed={"hidden_act": ("relu2",)},
     evidence="llama.cpp 0c1e570: src/models/nemotron.cpp (rotates the first rope.dimension_count of each head; rope_freqs.weight is not "
     "loaded; ReLU² without a gate); conversion/nemotron.py NemotronModel",
+)
+
+JAIS2 = Family(
+    hf=ModelType(
+        "jais2",
+        8192,
+        architectures=("Jais2ForCausalLM",),
+        defaults={"layer_norm_eps": 1e-5, "hidden_act": "relu2", "attention_bias": True, "mlp_bias": True},
+        switches=ARCEE.hf.switches,
+    ),
+    gguf=Arch("jais2"),
+    tensors=NEMOTRON.tensors,
+    hparams=LAYER_NORM_HPARAMS,
+    fixed={"hidden_act": ("relu2",), "attention_bias": (True,), "mlp_bias": (True,)},
+    evidence="llama.cpp 0c1e570: src/models/jais2.cpp (rope_freqs.weight is not loaded; ReLU² without a gate; all biases are required); "
+    "conversion/jais.py Jais2Model",
 )
 
 

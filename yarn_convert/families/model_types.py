@@ -115,7 +115,6 @@ OTHER_TYPES = (
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hy_v3", 131072, 11158840.0, head_dim=128),
     ModelType("hyperclovax", 2048),
-    ModelType("jais2", 8192),
     ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
     ModelType("lfm2", 128000, 1e6),
     ModelType("lfm2_moe", 128000, 1e6),

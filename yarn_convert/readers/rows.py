@@ -100,7 +100,7 @@ MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in 
     "glm4": UNSCALED | {"top_required": ("head_dim", "rope_theta", "partial_rotary_factor")},
 }
 RUN_IN_5 = {  # families that were run in no transformers before 5
-    "seed_oss", "arcee", "ernie4_5", "olmo", "gemma", "phi", "glm", "nemotron", "exaone4", "olmo3", "ministral3",
+    "seed_oss", "arcee", "ernie4_5", "olmo", "gemma", "phi", "glm", "nemotron", "exaone4", "olmo3", "ministral3", "jais2",
 }  # fmt: skip
 _ROWS = {
     row.name: row
