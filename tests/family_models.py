@@ -96,6 +96,9 @@ MINISTRAL3_YARN: Config = {
     "beta_fast": 32.0, "beta_slow": 1.0, "factor": 4.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0,
     "original_max_position_embeddings": CONTEXT, "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn",
 }  # fmt: skip
+HUNYUAN_ALPHA: Config = {
+    "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic",
+}  # fmt: skip
 FALCON: Config = {
     "alibi": False, "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0, "layer_norm_epsilon": 1e-05, "multi_query": True,
     "new_decoder_architecture": False, "parallel_attn": True, "tie_word_embeddings": True,
@@ -611,6 +614,22 @@ TINY: Mapping[str, Tiny] = {
             "mlp_bias": True,
             "rope_theta": 500000.0,
         },
+    ),
+    "hunyuan_v1_dense": Tiny(
+        "hunyuan_v1_dense",
+        "HunYuanDenseV1ForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "eod_token_id": 2,
+            "head_dim": 32,
+            "mlp_bias": False,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "tie_word_embeddings": True,
+            "use_qk_norm": True,
+        },
+        {"alpha": {"max_position_embeddings": 262144, "rope_scaling": HUNYUAN_ALPHA}},
     ),
 }
 

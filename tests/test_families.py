@@ -135,6 +135,7 @@ DIFFERS = {  # docs/families.md says why
     "phi": {"rope.freq_base"},
     "nemotron": {"attention.layer_norm_rms_epsilon"},
     "olmo3": {"attention.sliding_window_pattern", "rope.freq_base_swa"},
+    "hunyuan_v1_dense/alpha": {"rope.scaling.factor", "rope.scaling.original_context_length"},
     "exaone4/32b": {"attention.sliding_window_pattern"},
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
     "deepseek_v3/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},

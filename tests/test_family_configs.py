@@ -19,6 +19,7 @@ from yarn_convert.conversion import convert, prepare
 from yarn_convert.conversion.describe import other_layers
 from yarn_convert.errors import FormatError, Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.options import ConvertOptions, Recipe
+from yarn_convert.readers import read_config
 from yarn_convert.rope import Table, effect
 
 torch = pytest.importorskip("torch")
@@ -166,6 +167,14 @@ def test_a_yarn_without_its_original_context_means_what_transformers_makes_of_it
     config |= {"max_position_embeddings": 16 * CONTEXT, where: {FULL: yarn} if nested else yarn}
     config |= {"head_dim": 16} if model_type in ("mistral", "mixtral") else {}  # their config class leaves it None, and yarn fails
     assert same(effect(opened(tmp_path, config).rope), computed(config))
+
+
+def test_hunyuans_dynamic_scaling_with_alpha_is_another_theta(tmp_path: Path) -> None:
+    config = described("hunyuan_v1_dense/alpha")
+    rope, reading = opened(tmp_path, config).rope, read_config("transformers-5", config)
+    assert rope.method == "none"
+    assert same(effect(rope), computed(config))
+    assert same(Table(reading.inv_freq, reading.multiplier), computed(config))
 
 
 SLIDES, FULL = "sliding_attention", "full_attention"

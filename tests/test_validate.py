@@ -527,6 +527,8 @@ def test_wrong_recipes_that_are_the_right_one_are_none() -> None:
     plain = judging.wrong_tables(Rope("none", 1e4, 64, 64), 64)
     assert set(plain) == {"factor × 2"}
     both = judging.wrong_tables(Rope("yarn", 1e4, 64, 4096, {"factor": 4.0, "ramp": "paper"}), 16384)
+    normed = judging.wrong_tables(Rope("yarn", 1e4, 64, 4096, {"factor": 4.0, "ramp": "paper"}), 16384, normed=True)
+    assert normed.keys() == both.keys() - {"multiplier 1"}
     index = table(Rope("yarn", 1e4, 64, 4096, {"factor": 4.0}))
     np.testing.assert_array_equal(both["the other ramp"].inv_freq, index.inv_freq)
     assert both["factor × 2"].multiplier == index.multiplier

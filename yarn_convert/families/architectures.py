@@ -116,6 +116,6 @@ OTHER_ARCHS = (
     Arch("lfm2", turning=gguf_lfm2),
     Arch("bailingmoe3", sections="blocks"),  # latent attention, whose kq_scale knows no factor
     *(Arch(name, sections="blocks") for name in ("glm4moe", "qwen2vl", "paddleocr")),  # glm4-moe.cpp, qwen2vl.cpp, paddleocr.cpp
-    *(Arch(name, sections="blocks", alpha=True) for name in ("hunyuan-dense", "hunyuan_vl")),  # both hunyuan-vl.cpp
+    Arch("hunyuan_vl", sections="blocks", alpha=True),  # hunyuan-vl.cpp, as hunyuan-dense
     *(Arch(name, sections="interleaved") for name in ("qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")),
 )

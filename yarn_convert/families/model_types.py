@@ -47,6 +47,8 @@ class ModelType:
     # For rope dicts per layer type: the layers that a recipe extends come first, each with its theta's key in config.json, and the default
     layers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
+    alpha: bool = False  # "dynamic" with alpha is no scaling there: θ is multiplied by alpha^(D/(D − 2))
+    normed: bool = False  # Q and K are normed after they turn: no multiplier of cos and sin reaches the scores
     floor: bool = False  # llama_4_scaling_beta of its RoPE object counts from original_max_position_embeddings there, whatever the type
     windowed: bool = False  # it has a sliding window in every layer, which its GGUF architecture lacks
     without: str = ""  # a key that, when true, means that there is no RoPE

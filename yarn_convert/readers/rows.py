@@ -101,6 +101,7 @@ MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in 
 }
 RUN_IN_5 = {  # families that were run in no transformers before 5
     "seed_oss", "arcee", "ernie4_5", "olmo", "gemma", "phi", "glm", "nemotron", "exaone4", "olmo3", "ministral3", "jais2",
+    "hunyuan_v1_dense",
 }  # fmt: skip
 _ROWS = {
     row.name: row
@@ -159,7 +160,7 @@ _ROWS = {
             yarn_factor="null-lengths",
             null_means_default=True,
             head_dim_required=NEED_HEAD_DIM,
-            head_dim_unfilled=frozenset({"mixtral", "minimax", "ministral"}),
+            head_dim_unfilled=frozenset({"mixtral", "minimax", "ministral", "hunyuan_v1_dense"}),
             partial=("refuses-scaled", ("dict", "top")),
             ignores={"longrope": MSCALES},
         ),

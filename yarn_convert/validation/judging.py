@@ -114,8 +114,9 @@ def _logsumexp(x: NDArray[np.float64]) -> NDArray[np.float64]:
 # -- wrong recipes ----------------------------------------------------------------------------------------------------
 
 
-def wrong_tables(rope: Rope, length: int) -> dict[str, Effect]:
-    """Recipes that a check must tell from `rope` for a text of `length` tokens: name -> effect. Those that equal it are left out."""
+def wrong_tables(rope: Rope, length: int, normed: bool = False) -> dict[str, Effect]:
+    """Recipes that a check must tell from `rope` for a text of `length` tokens: name -> effect. Those that equal it are left out.
+    `normed`: of a model that no multiplier reaches (`ModelType.normed`)."""
     right = effect(rope, length)
     plain = geometric(rope.theta, rope.rotary_dim)
     candidates: dict[str, Rope | Effect] = {
@@ -123,6 +124,8 @@ def wrong_tables(rope: Rope, length: int) -> dict[str, Effect]:
         "multiplier 1": right._replace(multiplier=1.0, logits=1.0),
         "factor × 2": _doubled(rope, right, plain),
     }
+    if normed:
+        del candidates["multiplier 1"]
     if rope.row.ramped and "factor" in rope.params:
         candidates["the other ramp"] = rope.with_params(ramp="index" if rope.params.get("ramp") == "paper" else "paper")
     return _tables(candidates, right)

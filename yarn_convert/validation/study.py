@@ -239,7 +239,7 @@ def _wrong(s: Case, q: Question, reference: Reference, expected: NDArray[np.floa
     A longer pass is only made for those that a shorter one does not tell apart.
     """
     found = []
-    candidates = wrong_tables(q.meant.rope, len(s.ids))
+    candidates = wrong_tables(q.meant.rope, len(s.ids), s.checkpoint.family.hf.normed)
     for i, (name, t) in enumerate(candidates.items()):
         say(f"wrong recipes, {s.kind}", i / len(candidates))
         windows: list[Deviation] = []
