@@ -631,6 +631,19 @@ TINY: Mapping[str, Tiny] = {
         },
         {"alpha": {"max_position_embeddings": 262144, "rope_scaling": HUNYUAN_ALPHA}},
     ),
+    "internlm3": Tiny(
+        "internlm3",
+        "InternLM3ForCausalLM",
+        {
+            "attention_dropout": 0.0,
+            "bias": False,
+            "head_dim": 32,
+            "pad_token_id": 2,
+            "qkv_bias": False,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 5e7,
+        },
+    ),
 }
 
 

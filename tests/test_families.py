@@ -74,7 +74,7 @@ base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"  # it knows
 byte_level = base.TextModel._set_vocab_gpt2
 for model in (conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel, conversion.internlm.InternLM2Model,
               conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.ernie.Ernie4_5Model,
-              conversion.gemma.GemmaModel, conversion.nemotron.NemotronModel):
+              conversion.gemma.GemmaModel, conversion.nemotron.NemotronModel, conversion.internlm.InternLM3Model):
     model.set_vocab = lambda self: byte_level(self)  # the toy tokenizer is none of SentencePiece
 # Two faults of the converter: a generator that is never consumed, and keys that transformers 5 renames under it.
 stablelm = conversion.stablelm.StableLMModel

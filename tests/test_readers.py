@@ -440,7 +440,8 @@ def test_every_model_type_live_in_transformers_5(model_type, case):
 def rotary_of(torch, transformers, config, facts):
     """[(inv_freq, attention_scaling)], one for each layer type with a RoPE of its own, for a text of 1,000 tokens."""
     hf = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
-    module = importlib.import_module(type(hf).__module__.replace("configuration_", "modeling_"))
+    code = type(hf).__module__.replace("configuration_", "modeling_").replace("internlm3", "llama")  # which has Llama's
+    module = importlib.import_module(code)
     (name,) = [
         n for n, c in vars(module).items() if n.endswith("RotaryEmbedding") and c.__module__ == module.__name__ and "Vision" not in n
     ]

@@ -18,7 +18,7 @@ from .derived import normalized
 from .gemma import GEMMA, GEMMA2, GEMMA3
 from .gpt_oss import GPT_OSS
 from .layers import whole_number
-from .llama import GRANITE, GRANITE_MOE, INTERNLM2, LLAMA, MINISTRAL3, MISTRAL, MIXTRAL, SMOLLM3
+from .llama import GRANITE, GRANITE_MOE, INTERNLM2, INTERNLM3, LLAMA, MINISTRAL3, MISTRAL, MIXTRAL, SMOLLM3
 from .mla import DEEPSEEK_V2, DEEPSEEK_V3
 from .model_types import OTHER_TYPES, ModelType
 from .neox import FALCON, GPT_NEOX, PHI, PHI3, STABLELM, STARCODER2
@@ -52,7 +52,7 @@ FAMILIES: tuple[Family, ...] = (
     STARCODER2, GRANITE, SMOLLM3, GLM4, COHERE, QWEN2_AS_LLAMA,
     GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3, COHERE2, GRANITE_MOE,
     SEED_OSS, ARCEE, ERNIE4_5, OLMO, GEMMA, PHI, GLM, NEMOTRON, EXAONE4, OLMO3,
-    MINISTRAL3, JAIS2, HUNYUAN_DENSE,
+    MINISTRAL3, JAIS2, HUNYUAN_DENSE, INTERNLM3,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if not f.hf.run_as), *OTHER_TYPES)}

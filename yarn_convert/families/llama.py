@@ -255,3 +255,18 @@ INTERNLM2 = Family(
     evidence="llama.cpp 0c1e570: src/models/internlm2.cpp (rope_freqs.weight is not loaded); conversion/internlm.py InternLM2Model. "
     "transformers runs it with remote code only; its GGUF computes what Llama's code does with the same tensors",
 )
+
+INTERNLM3 = replace(
+    LLAMA,
+    hf=ModelType(
+        "internlm3",
+        32768,
+        head_dim=128,
+        since=NEW,
+        architectures=("InternLM3ForCausalLM", "LlamaForCausalLM"),
+        defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 2},
+    ),
+    tensors=PLAIN_TENSORS,
+    fixed={**SILU, **dict.fromkeys(("qkv_bias", "bias", "attention_bias", "mlp_bias"), (False,))},
+    evidence=LLAMA.evidence + "; conversion/internlm.py InternLM3Model; transformers 5.23: models/auto/modeling_auto.py takes Llama's code",
+)

@@ -101,7 +101,7 @@ MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in 
 }
 RUN_IN_5 = {  # families that were run in no transformers before 5
     "seed_oss", "arcee", "ernie4_5", "olmo", "gemma", "phi", "glm", "nemotron", "exaone4", "olmo3", "ministral3", "jais2",
-    "hunyuan_v1_dense",
+    "hunyuan_v1_dense", "internlm3",
 }  # fmt: skip
 _ROWS = {
     row.name: row
