@@ -92,6 +92,13 @@ YARN_MSCALE: Config = {
 GPT_OSS_YARN: Config = {
     "beta_fast": 32.0, "beta_slow": 1.0, "factor": 4.0, "original_max_position_embeddings": CONTEXT, "rope_type": "yarn", "truncate": False,
 }  # fmt: skip
+MINISTRAL3_YARN: Config = {
+    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 4.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": CONTEXT, "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn",
+}  # fmt: skip
+HUNYUAN_ALPHA: Config = {
+    "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic",
+}  # fmt: skip
 FALCON: Config = {
     "alibi": False, "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0, "layer_norm_epsilon": 1e-05, "multi_query": True,
     "new_decoder_architecture": False, "parallel_attn": True, "tie_word_embeddings": True,
@@ -485,6 +492,131 @@ TINY: Mapping[str, Tiny] = {
         {"six": {"num_hidden_layers": 6}},
         drop=("tie_word_embeddings",),
     ),
+    "seed_oss": Tiny(
+        "seed_oss",
+        "SeedOssForCausalLM",
+        RMS
+        | {
+            "attention_bias": True,
+            "attention_dropout": 0.1,
+            "attention_out_bias": False,
+            "head_dim": 32,
+            "mlp_bias": False,
+            "pad_token_id": 1,
+            "residual_dropout": 0.1,
+            "rope_scaling": {"rope_type": "default"},
+            "rope_theta": 1e7,
+        },
+        {"out biased": {"attention_out_bias": True}},
+    ),
+    "arcee": Tiny(
+        "arcee",
+        "ArceeForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": 16,
+            "hidden_act": "relu2",
+            "mlp_bias": False,
+            "rms_norm_eps": 1e-05,
+        },
+    ),
+    "ernie4_5": Tiny(
+        "ernie4_5",
+        "Ernie4_5ForCausalLM",
+        {"head_dim": 32, "pad_token_id": 0, "rms_norm_eps": 1e-05, "rope_theta": 5e5, "tie_word_embeddings": True, "use_bias": False},
+        {"biased": {"use_bias": True}},
+    ),
+    "olmo": Tiny(
+        "olmo",
+        "OlmoForCausalLM",
+        {"attention_bias": False, "attention_dropout": 0.0, "clip_qkv": 1.0, "pad_token_id": 1},
+        {"tied": {"clip_qkv": None, "tie_word_embeddings": True}},
+    ),
+    "gemma": Tiny(
+        "gemma",
+        "GemmaForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "head_dim": 32,
+            "hidden_act": "gelu",
+            "hidden_activation": None,
+            "num_key_value_heads": 1,
+            "pad_token_id": 0,
+        },
+        norm=0.0,
+        drop=("tie_word_embeddings",),
+    ),
+    "phi": Tiny(
+        "phi",
+        "PhiForCausalLM",
+        HEADS_32
+        | {
+            "attention_dropout": 0.0,
+            "embd_pdrop": 0.0,
+            "hidden_act": "gelu_new",
+            "intermediate_size": 256,
+            "layer_norm_eps": 1e-05,
+            "num_key_value_heads": None,
+            "partial_rotary_factor": 0.5,
+            "qk_layernorm": False,
+            "resid_pdrop": 0.1,
+        },
+    ),
+    "nemotron": Tiny(
+        "nemotron",
+        "NemotronForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": 16,
+            "hidden_act": "relu2",
+            "mlp_bias": False,
+            "norm_eps": 1e-05,
+            "partial_rotary_factor": 0.5,
+        },
+        {"biased": {"attention_bias": True, "mlp_bias": True}},
+        norm=0.0,
+        drop=("rope_scaling",),
+    ),
+    "exaone4": Tiny(
+        "exaone4",
+        "Exaone4ForCausalLM",
+        {
+            "attention_dropout": 0.0,
+            "head_dim": 16,
+            "layer_types": ["full_attention"] * 2,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1e6,
+            "sliding_window": None,
+            "sliding_window_pattern": None,
+            "tie_word_embeddings": True,
+        },
+        {
+            "32b": {
+                "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 16,
+                "num_hidden_layers": 64,
+                "sliding_window": 16,
+                "sliding_window_pattern": "LLLG",
+                "tie_word_embeddings": False,
+            }
+        },
+    ),
+    "olmo3": Tiny(
+        "olmo3",
+        "Olmo3ForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+            "num_hidden_layers": 4,
+            "pad_token_id": 0,
+            "rope_theta": 500000,
+            "sliding_window": 16,
+        },
+    ),
     "olmoe": Tiny(
         "olmoe",
         "OlmoeForCausalLM",
@@ -777,131 +909,6 @@ TINY: Mapping[str, Tiny] = {
         },
         WIDE_MLA,
     ),
-    "seed_oss": Tiny(
-        "seed_oss",
-        "SeedOssForCausalLM",
-        RMS
-        | {
-            "attention_bias": True,
-            "attention_dropout": 0.1,
-            "attention_out_bias": False,
-            "head_dim": 32,
-            "mlp_bias": False,
-            "pad_token_id": 1,
-            "residual_dropout": 0.1,
-            "rope_scaling": {"rope_type": "default"},
-            "rope_theta": 1e7,
-        },
-        {"out biased": {"attention_out_bias": True}},
-    ),
-    "arcee": Tiny(
-        "arcee",
-        "ArceeForCausalLM",
-        {
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "head_dim": 16,
-            "hidden_act": "relu2",
-            "mlp_bias": False,
-            "rms_norm_eps": 1e-05,
-        },
-    ),
-    "ernie4_5": Tiny(
-        "ernie4_5",
-        "Ernie4_5ForCausalLM",
-        {"head_dim": 32, "pad_token_id": 0, "rms_norm_eps": 1e-05, "rope_theta": 5e5, "tie_word_embeddings": True, "use_bias": False},
-        {"biased": {"use_bias": True}},
-    ),
-    "olmo": Tiny(
-        "olmo",
-        "OlmoForCausalLM",
-        {"attention_bias": False, "attention_dropout": 0.0, "clip_qkv": 1.0, "pad_token_id": 1},
-        {"tied": {"clip_qkv": None, "tie_word_embeddings": True}},
-    ),
-    "gemma": Tiny(
-        "gemma",
-        "GemmaForCausalLM",
-        RMS
-        | {
-            "attention_bias": False,
-            "head_dim": 32,
-            "hidden_act": "gelu",
-            "hidden_activation": None,
-            "num_key_value_heads": 1,
-            "pad_token_id": 0,
-        },
-        norm=0.0,
-        drop=("tie_word_embeddings",),
-    ),
-    "phi": Tiny(
-        "phi",
-        "PhiForCausalLM",
-        HEADS_32
-        | {
-            "attention_dropout": 0.0,
-            "embd_pdrop": 0.0,
-            "hidden_act": "gelu_new",
-            "intermediate_size": 256,
-            "layer_norm_eps": 1e-05,
-            "num_key_value_heads": None,
-            "partial_rotary_factor": 0.5,
-            "qk_layernorm": False,
-            "resid_pdrop": 0.1,
-        },
-    ),
-    "nemotron": Tiny(
-        "nemotron",
-        "NemotronForCausalLM",
-        {
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "head_dim": 16,
-            "hidden_act": "relu2",
-            "mlp_bias": False,
-            "norm_eps": 1e-05,
-            "partial_rotary_factor": 0.5,
-        },
-        {"biased": {"attention_bias": True, "mlp_bias": True}},
-        norm=0.0,
-        drop=("rope_scaling",),
-    ),
-    "exaone4": Tiny(
-        "exaone4",
-        "Exaone4ForCausalLM",
-        {
-            "attention_dropout": 0.0,
-            "head_dim": 16,
-            "layer_types": ["full_attention"] * 2,
-            "rms_norm_eps": 1e-05,
-            "rope_theta": 1e6,
-            "sliding_window": None,
-            "sliding_window_pattern": None,
-            "tie_word_embeddings": True,
-        },
-        {
-            "32b": {
-                "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 16,
-                "num_hidden_layers": 64,
-                "sliding_window": 16,
-                "sliding_window_pattern": "LLLG",
-                "tie_word_embeddings": False,
-            }
-        },
-    ),
-    "olmo3": Tiny(
-        "olmo3",
-        "Olmo3ForCausalLM",
-        RMS
-        | {
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "layer_types": [*["sliding_attention"] * 3, "full_attention"],
-            "num_hidden_layers": 4,
-            "pad_token_id": 0,
-            "rope_theta": 500000,
-            "sliding_window": 16,
-        },
-    ),
     "qwen3_next": Tiny(
         "qwen3_next",
         "Qwen3NextForCausalLM",
@@ -1054,6 +1061,63 @@ TINY: Mapping[str, Tiny] = {
             "normed": {"mamba_n_groups": 2, "mamba_rms_norm": True, "ssm_multipliers": [1.0] * 5},
             "gated after": {"mamba_norm_before_gate": True, "mamba_rms_norm": True},
             "tied": {"tie_word_embeddings": True},
+        },
+    ),
+    "ministral3": Tiny(
+        "ministral3",
+        "Ministral3ForCausalLM",
+        {
+            "attention_dropout": 0.0,
+            "head_dim": 32,
+            "max_position_embeddings": 4 * CONTEXT,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "rope_parameters": MINISTRAL3_YARN,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+        },
+        drop=("rope_scaling", "rope_theta"),
+    ),
+    "jais2": Tiny(
+        "jais2",
+        "Jais2ForCausalLM",
+        {
+            "attention_bias": True,
+            "attention_dropout": 0.0,
+            "head_dim": 16,
+            "hidden_act": "relu2",
+            "layer_norm_eps": 1e-05,
+            "mlp_bias": True,
+            "rope_theta": 500000.0,
+        },
+    ),
+    "hunyuan_v1_dense": Tiny(
+        "hunyuan_v1_dense",
+        "HunYuanDenseV1ForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "eod_token_id": 2,
+            "head_dim": 32,
+            "mlp_bias": False,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "tie_word_embeddings": True,
+            "use_qk_norm": True,
+        },
+        {"alpha": {"max_position_embeddings": 262144, "rope_scaling": HUNYUAN_ALPHA}},
+    ),
+    "internlm3": Tiny(
+        "internlm3",
+        "InternLM3ForCausalLM",
+        {
+            "attention_dropout": 0.0,
+            "bias": False,
+            "head_dim": 32,
+            "pad_token_id": 2,
+            "qkv_bias": False,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 5e7,
         },
     ),
 }

@@ -10,12 +10,13 @@ from typing import Any
 
 import forks
 import gguf
+import numpy as np
 import pytest
-from conftest import CONTEXT, tokenizer_files
+from conftest import CONTEXT, VOCAB, tokenizer_files
 from family_models import make
 from test_nested import QWEN_SEES, TEXT, rope
 
-from yarn_convert import Recipe, convert, validate
+from yarn_convert import Recipe, convert, runtimes, validate
 from yarn_convert.conversion import converter as by
 from yarn_convert.conversion import prepare
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
@@ -27,9 +28,10 @@ pytest.importorskip("llama_cpp")
 
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 HEADS = {"head_dim": 16}
-KINDS: dict[str, dict[str, Any]] = {
-    "arcee": HEADS, "seed_oss": HEADS, "jais2": {}, "apertus": {}, "hy_v3": HEADS | EXPERTS, "granitemoeshared": EXPERTS, "olmo": {},
+KINDS: dict[str, dict[str, Any]] = {  # the last has no row, the others are made by name
+    "arcee": HEADS, "seed_oss": HEADS, "jais2": {}, "hy_v3": HEADS | EXPERTS, "granitemoeshared": EXPERTS, "apertus": {},
 }  # fmt: skip
+UNREAD: dict[str, dict[str, Any]] = {"iquestcoder": HEADS, "cohere2_moe": HEADS | EXPERTS, "granite_swa": {}}
 # The converter knows pre-tokenizers by a hash of the real vocabulary.
 TOY = """
 import runpy, sys
@@ -70,8 +72,8 @@ def script(converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved(folder: Path, kind: str, **more: Any) -> Path:
-    common = {k: v for k, v in TEXT.items() if k != "head_dim"}
-    config = transformers.AutoConfig.for_model(kind, **common, **KINDS.get(kind, {}), **more)
+    common = {k: v for k, v in TEXT.items() if k not in ("head_dim", "rms_norm_eps")}
+    config = transformers.AutoConfig.for_model(kind, **common, **(KINDS | UNREAD)[kind], **more)
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for file, content in tokenizer_files().items():
@@ -91,18 +93,26 @@ def test_a_model_goes_through_it_is_extended_and_computed_as_meant(kind: str, sc
     assert all(w["told_apart"] for s in result["studies"] for w in s["wrong_recipes"])
 
 
-def test_a_model_type_that_is_not_read_here_is_what_the_converter_took_it_for(script: Path, tmp_path: Path, forked: None) -> None:
-    base, out = saved(tmp_path / "base", "iquestcoder", head_dim=16), tmp_path / "out.gguf"
-    with pytest.raises(Unsupported, match="unknown model_type 'iquestcoder'"):
+@pytest.mark.parametrize("kind", UNREAD)
+def test_a_model_type_that_is_not_read_here_is_what_the_converter_took_it_for(
+    kind: str, script: Path, tmp_path: Path, forked: None
+) -> None:
+    """llama.cpp computes from it what transformers does whose config.json is given the recipe."""
+    base, out = saved(tmp_path / "base", kind), tmp_path / "out.gguf"
+    with pytest.raises(Unsupported, match=f"unknown model_type '{kind}'"):
         convert(str(base), Recipe(scale=4), output=tmp_path / "folder")
     done = convert(str(base), Recipe(scale=4), out="gguf", output=out, outtype="f32", converter=script).manifest
     assert any("its L, theta and layers are what the converter took from it" in note for note in done.notes)
     fields = {k: f.contents() for k, f in gguf.GGUFReader(out).fields.items()}
     arch = fields["general.architecture"]
     assert (fields[f"{arch}.rope.scaling.type"], fields[f"{arch}.rope.scaling.original_context_length"]) == ("yarn", CONTEXT)
-    config = json.loads((base / "config.json").read_text())
-    scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT, "rope_theta": 1e4}
-    (base / "config.json").write_text(json.dumps(config | {"rope_parameters": scaled}))
+    config, ids = json.loads((base / "config.json").read_text()), np.random.default_rng(0).integers(3, VOCAB, 3 * CONTEXT)
+    scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
+    (base / "config.json").write_text(json.dumps(config | {"rope_parameters": config["rope_parameters"] | scaled}))
+    with torch.no_grad():
+        meant = transformers.AutoModelForCausalLM.from_pretrained(base).eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
+    found = runtimes.run("llama.cpp", out, ids, [(0, len(ids))]).logits
+    assert ((found - meant) ** 2).sum() / ((meant - meant.mean()) ** 2).sum() < 1e-9
     with pytest.raises(Unsupported, match="takes its yarn scaling as it is meant is not known"):
         convert(str(base), Recipe(scale=4), out="gguf", output=tmp_path / "b.gguf", outtype="f32", converter=script)
 

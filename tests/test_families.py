@@ -88,7 +88,8 @@ base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"  # it knows
 byte_level = base.TextModel._set_vocab_gpt2
 for model in (conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel, conversion.internlm.InternLM2Model,
               conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.ernie.Ernie4_5Model, conversion.glm.Glm4MoeModel,
-              conversion.glm.SolarOpenModel, conversion.gemma.GemmaModel, conversion.nemotron.NemotronModel):
+              conversion.glm.SolarOpenModel, conversion.gemma.GemmaModel, conversion.nemotron.NemotronModel,
+              conversion.internlm.InternLM3Model):
     model.set_vocab = lambda self: byte_level(self)  # the toy tokenizer is none of SentencePiece
 # Three faults of the converter: a generator that is never consumed, keys that transformers 5 renames under it, a word that it does not know.
 stablelm = conversion.stablelm.StableLMModel
@@ -165,6 +166,7 @@ DIFFERS = {  # docs/families.md says why
     "phi": {"rope.freq_base"},
     "nemotron": {"attention.layer_norm_rms_epsilon"},
     "olmo3": {"attention.sliding_window_pattern", "rope.freq_base_swa"},
+    "hunyuan_v1_dense/alpha": {"rope.scaling.factor", "rope.scaling.original_context_length"},
     "exaone4/32b": {"attention.sliding_window_pattern"},
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
     "granitemoehybrid": {"rope.scaling.finetuned"},

@@ -19,6 +19,7 @@ from yarn_convert.conversion import convert, prepare
 from yarn_convert.conversion.describe import other_layers
 from yarn_convert.errors import FormatError, Inexpressible, Unsupported, YarnConvertError
 from yarn_convert.options import ConvertOptions, Recipe
+from yarn_convert.readers import read_config
 from yarn_convert.rope import Table, effect
 
 torch = pytest.importorskip("torch")
@@ -161,14 +162,21 @@ def test_of_two_names_for_one_key_the_familys_own_is_read(name: str, other: dict
 @pytest.mark.parametrize("model_type", [t for t in ALONE if t != "phi3"])  # which takes yarn for another name of longrope
 def test_a_yarn_without_its_original_context_means_what_transformers_makes_of_it(model_type: str, where: str, tmp_path: Path) -> None:
     """It counts from max_position_embeddings, even where the model was trained on another length (Command R)."""
-    config = {
-        k: v for k, v in config_of(model_type).items() if k not in ("rope_scaling", "rope_parameters", "original_max_position_embeddings")
-    }
+    objects = ("rope_scaling", "rope_parameters", "original_max_position_embeddings")
+    config = {k: v for k, v in config_of(model_type).items() if k not in objects}
     yarn = LINEAR | {"rope_type": "yarn"} | ({"mscale": 1.0, "mscale_all_dim": 1.0} if "deepseek" in model_type else {})
     nested = model_type in BY_LAYER and where == "rope_parameters"
     config |= {"max_position_embeddings": 16 * CONTEXT, where: {FULL: yarn} if nested else yarn}
     config |= {"head_dim": 16} if model_type in ("mistral", "mixtral") else {}  # their config class leaves it None, and yarn fails
     assert same(effect(opened(tmp_path, config).rope), computed(config))
+
+
+def test_hunyuans_dynamic_scaling_with_alpha_is_another_theta(tmp_path: Path) -> None:
+    config = described("hunyuan_v1_dense/alpha")
+    rope, reading = opened(tmp_path, config).rope, read_config("transformers-5", config)
+    assert rope.method == "none"
+    assert same(effect(rope), computed(config))
+    assert same(Table(reading.inv_freq, reading.multiplier), computed(config))
 
 
 SLIDES, FULL = "sliding_attention", "full_attention"

@@ -428,7 +428,7 @@ def test_every_model_type_live_in_transformers_5(model_type, case):
     except Exception as refused:  # KeyError, TypeError, or what the config class's validator makes of them
         with pytest.raises(Refuses):
             read_config("transformers-5", config, 1000)
-        assert model_type in ("phi3", "mixtral", "minimax", "ministral"), refused
+        assert model_type in ("phi3", "mixtral", "minimax", "ministral", "hunyuan_v1_dense"), refused
         return
     reading = read_config("transformers-5", config, 1000)
     found = [(reading.inv_freq, reading.multiplier)] + ([reading.beside.other_layers] if reading.beside.other_layers else [])
@@ -444,7 +444,8 @@ def rotary_of(torch, transformers, config, facts):
     hf = transformers.AutoConfig.for_model(
         config["model_type"] if known else facts.run_as, **{k: v for k, v in config.items() if k != "model_type"}
     )
-    module = importlib.import_module(type(hf).__module__.replace("configuration_", "modeling_"))
+    code = type(hf).__module__.replace("configuration_", "modeling_").replace("internlm3", "llama")  # which has Llama's
+    module = importlib.import_module(code)
     (name,) = [
         n for n, c in vars(module).items() if n.endswith("RotaryEmbedding") and c.__module__ == module.__name__ and "Vision" not in n
     ]

@@ -249,7 +249,8 @@ class Checkpoint:
         """What is computed besides the table of `rope` where it is this model's."""
         logits, arch = effect(rope).logits, self.family.gguf_arch
         if self.gguf is None or self.family.layer_type:
-            return Beside(logits, self.other_layers)
+            floor = rope.original_context if self.family.hf.floor and self.hparams.get("llama_4_scaling_beta") else 0
+            return Beside(logits, self.other_layers, floor)
         return Beside(logits, dialects.gguf_window_layers(self.config, arch, rope), readers.gguf_floor(arch, self.config))
 
     def written_as(self, arch: str) -> Checkpoint:

@@ -265,7 +265,7 @@ def _class_of(c: Checkpoint, config: Any) -> Any:
 LEFT_OUT = {  # of config.json: its scaling, and what no forward pass depends on
     "rope_scaling", "rope_parameters", "auto_map", "quantization_config", "model_type", "transformers_version", "torch_dtype", "dtype",
     "architectures", "initializer_range", "id2label", "label2id", "bos_token_id", "eos_token_id", "pad_token_id", "_name_or_path",
-    "tokenizer_class", "use_cache", "pretraining_tp", "cache_implementation", "attention_dropout", "hidden_dropout",
+    "eod_token_id", "tokenizer_class", "use_cache", "pretraining_tp", "cache_implementation", "attention_dropout", "hidden_dropout",
 }  # fmt: skip
 
 
@@ -275,7 +275,7 @@ def config_of(c: Checkpoint) -> Any:
 
     source = c.config if c.gguf is None else new_config(c, "f32")
     values = {k: v for k, v in source.items() if k not in LEFT_OUT} | {"rope_theta": c.rope.theta, "pad_token_id": None}
-    values |= _beside(c)
+    values |= _beside(c, source)
     model_type = c.family.model_type
     if c.around:
         values = put(c.around, c.nest or NESTS[0], {k: v for k, v in values.items() if k not in AROUND} | {"model_type": model_type})
@@ -285,11 +285,11 @@ def config_of(c: Checkpoint) -> Any:
         return AutoConfig.for_model(model_type, **values)
 
 
-def _beside(c: Checkpoint) -> dict[str, Any]:
+def _beside(c: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a RoPE object says beside the recipe: the part of a head that turns; and what the attention asks there for, with the L that
     one of it counts from."""
     part = {} if (hf := c.family.hf).partial is None else {"partial_rotary_factor": c.rope.rotary_dim / c.head_dim}
-    kept = {k: x[k] for name in ROPE_OBJECTS if (x := c.config.get(name)) for k in dialects.BESIDE if k in x}
+    kept = {k: x[k] for name in ROPE_OBJECTS if (x := config.get(name)) for k in dialects.BESIDE if k in x}
     kept |= {"original_max_position_embeddings": c.rope.original_context} if "llama_4_scaling_beta" in kept else {}
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": c.rope.theta, **kept, **part}} if kept else {}
     return {hf.own(k): v for k, v in part.items()} | rope

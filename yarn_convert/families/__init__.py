@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import FormatError, Unsupported
 from .aliases import ALIASES, Alias
 from .architectures import OTHER_ARCHS, Arch
-from .dense import ARCEE, ERNIE4_5, EXAONE4, NEMOTRON, SEED_OSS
+from .dense import ARCEE, ERNIE4_5, EXAONE4, HUNYUAN_DENSE, JAIS2, NEMOTRON, SEED_OSS
 from .derived import normalized
 from .experts import AFMOE, DOTS1, ERNIE4_5_MOE, EXAONE_MOE, GLM4_MOE, KIMI_K2, SOLAR_OPEN
 from .falcon_h1 import FALCON_H1
@@ -22,7 +22,7 @@ from .gpt_oss import GPT_OSS
 from .granite import GRANITE_HYBRID
 from .layers import whole_number
 from .lfm2 import LFM2, LFM2_MOE
-from .llama import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, INTERNLM2, LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from .llama import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, INTERNLM2, INTERNLM3, LLAMA, MINISTRAL3, MISTRAL, MIXTRAL, SMOLLM3
 from .llama4 import LLAMA4
 from .mixtures import HY_V3, MINIMAX_M2, OLMOE
 from .mla import DEEPSEEK_V2, DEEPSEEK_V3
@@ -63,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     OLMOE, ERNIE4_5_MOE, DOTS1, GLM4_MOE, KIMI_K2, MINIMAX_M2, GRANITE_MOE_SHARED, EXAONE_MOE, AFMOE, SOLAR_OPEN, LLAMA4, HY_V3,
     SEED_OSS, ARCEE, ERNIE4_5, OLMO, GEMMA, PHI, GLM, NEMOTRON, EXAONE4, OLMO3,
     QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE, LFM2, LFM2_MOE, GRANITE_HYBRID, FALCON_H1,
+    MINISTRAL3, JAIS2, HUNYUAN_DENSE, INTERNLM3,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if f.hf.length), *OTHER_TYPES)}

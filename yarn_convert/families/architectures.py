@@ -75,8 +75,8 @@ LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "codeshell", "dbrx", "deepseek", "dream", "grovemoe", "hrm_text",
-    "hunyuan-moe", "jais2", "llada-moe", "maincoder", "minimax-01", "openelm", "orion", "plamo", "plamo2", "plm", "qwen", "rnd1",
-    "talkie", "xverse",
+    "hunyuan-moe", "llada-moe", "maincoder", "minimax-01", "openelm", "orion", "plamo", "plamo2", "plm", "qwen", "rnd1", "talkie",
+    "xverse",
 )  # fmt: skip
 FREQS = ("exaone", "nanbeige")
 FORGOTTEN = ("llada",)
@@ -93,7 +93,6 @@ OTHER_ARCHS = (
     Arch("granite_swa", freqs="applied", pair="longrope", turning=gguf_granite_swa),
     Arch("granitehybrid", freqs="applied", switch=FINETUNED),  # granite-hybrid.cpp
     Arch("graniteswitch", switch=FINETUNED),  # granite-switch.cpp: asks for rope_factors that load_arch_tensors never loads
-    Arch("mistral3", freqs="applied", pair="longrope", betas=(32.0, 1.0), ratio=True, floor=True),
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),
     Arch("step35", freqs="applied", pair="longrope", other_layers="own", window=1, halved=True),  # load_arch_hparams: n_rot_full / 2
@@ -109,5 +108,5 @@ OTHER_ARCHS = (
     Arch("baichuan", turning=gguf_baichuan),
     Arch("bailingmoe3", sections="blocks"),  # latent attention, whose kq_scale knows no factor
     Arch("paddleocr", sections="blocks"),  # paddleocr.cpp
-    *(Arch(name, sections="blocks", alpha=True) for name in ("hunyuan-dense", "hunyuan_vl")),  # both hunyuan-vl.cpp
+    Arch("hunyuan_vl", sections="blocks", alpha=True),  # hunyuan-vl.cpp, as hunyuan-dense
 )

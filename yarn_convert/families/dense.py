@@ -1,4 +1,4 @@
-"""Dense models that differ little from Llama: Seed-OSS, Arcee, ERNIE 4.5, Nemotron, EXAONE 4."""
+"""Dense models that differ little from Llama: Seed-OSS, Arcee, ERNIE 4.5, Nemotron, Hunyuan, Jais 2, EXAONE 4."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from .architectures import Arch
 from .layers import FULL, Values, alternating, gguf_exaone4, hf_exaone4
-from .llama import ATTENTION, INTERLEAVED, LLAMA, MLP, PLAIN_TENSORS, SILU, TENSORS
-from .model_types import ModelType
+from .llama import ATTENTION, ATTENTION_BIASES, INTERLEAVED, LLAMA, MLP, PLAIN_TENSORS, SILU, TENSORS
+from .model_types import NEW, ModelType
 from .neox import LAYER_NORM_HPARAMS, NORM_BIASES
 from .qwen import QK_NORMS, QKV_BIASES
-from .schema import HPARAMS, Family
+from .schema import HPARAMS, ROPE_OBJECTS, Family, rope_type
 
 NO_BIASES = {"attention_bias": (False,), "mlp_bias": (False,)}
 UNGATED = {hf: gguf for hf, gguf in TENSORS.items() if "gate_proj" not in hf}
@@ -81,6 +81,58 @@ NEMOTRON = Family(
     fixed={"hidden_act": ("relu2",)},
     evidence="llama.cpp 0c1e570: src/models/nemotron.cpp (rotates the first rope.dimension_count of each head; rope_freqs.weight is not "
     "loaded; ReLU² without a gate); conversion/nemotron.py NemotronModel",
+)
+
+
+def _hunyuan(c: Values) -> dict[str, Any]:
+    """A dynamic scaling with alpha as what it is: another θ."""
+    size = c.get("head_dim") or (c.get("hidden_size") or 0) // (c.get("num_attention_heads") or 1)
+    for name in ROPE_OBJECTS:
+        said = c.get(name) or {}
+        if rope_type(said) == "dynamic" and said.get("alpha") and size > 2:
+            theta = (said.get("rope_theta") or c.get("rope_theta") or 10000.0) * said["alpha"] ** (size / (size - 2))
+            return dict.fromkeys(ROPE_OBJECTS) | {name: {"rope_type": "default", "rope_theta": theta}, "rope_theta": theta}
+    return {}
+
+
+HUNYUAN_DENSE = Family(
+    hf=ModelType(
+        "hunyuan_v1_dense",
+        2048,
+        since=NEW,
+        architectures=("HunYuanDenseV1ForCausalLM",),
+        defaults={"rms_norm_eps": 1e-5},
+        switches={"attention_bias": ATTENTION},
+        reads=_hunyuan,
+        alpha=True,
+    ),
+    gguf=Arch("hunyuan-dense", sections="blocks", alpha=True),
+    tensors={
+        **PLAIN_TENSORS,
+        **ATTENTION_BIASES,
+        **{f"model.layers.{{i}}.self_attn.{x}_layernorm.weight": f"blk.{{i}}.attn_{x[0]}_norm.weight" for x in ("query", "key")},
+    },
+    fixed={**SILU, "attention_bias": (False,), "mlp_bias": (False,)},
+    cancels=lambda said: True,
+    evidence="llama.cpp 0c1e570: src/models/hunyuan-vl.cpp (rope_freqs.weight is not loaded; Q and K are normed after they turn); "
+    "conversion/hunyuan.py HunYuanModel; transformers 5.23: models/hunyuan_v1_dense/modeling_hunyuan_v1_dense.py "
+    "compute_ntk_alpha_rope_parameters",
+)
+
+JAIS2 = Family(
+    hf=ModelType(
+        "jais2",
+        8192,
+        architectures=("Jais2ForCausalLM",),
+        defaults={"layer_norm_eps": 1e-5, "hidden_act": "relu2", "attention_bias": True, "mlp_bias": True},
+        switches=ARCEE.hf.switches,
+    ),
+    gguf=Arch("jais2"),
+    tensors=NEMOTRON.tensors,
+    hparams=LAYER_NORM_HPARAMS,
+    fixed={"hidden_act": ("relu2",), "attention_bias": (True,), "mlp_bias": (True,)},
+    evidence="llama.cpp 0c1e570: src/models/jais2.cpp (rope_freqs.weight is not loaded; ReLU² without a gate; all biases are required); "
+    "conversion/jais.py Jais2Model",
 )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
 from .architectures import FINETUNED, Arch
 from .architectures import LLAMA as LLAMA_ARCH
 from .layers import Values, hf_smollm3
-from .model_types import ModelType
-from .schema import HPARAMS, Family
+from .model_types import NEW, ModelType
+from .schema import HPARAMS, ROPE_OBJECTS, Family
 
 TENSORS = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -74,6 +75,49 @@ MISTRAL = replace(
     ),
     evidence=LLAMA.evidence + "; its graph has no sliding window, so an active one cannot be carried; "
     "transformers 4.57.6: models/mistral/configuration_mistral.py leaves an absent head_dim None, and yarn then fails",
+)
+
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
+    "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+
+
+def _ministral3(c: Values) -> dict[str, Any]:
+    """By how much positions sharpen the attention, which stands in a RoPE object."""
+    objects = [x for k in ROPE_OBJECTS if isinstance(x := c.get(k), dict)]
+    return {"llama_4_scaling_beta": next((b for x in objects if (b := x.get("llama_4_scaling_beta")) is not None), None)}
+
+
+def _ministral3_writes(c: Values, names: Container[str]) -> dict[str, Any]:
+    return {"llama_4_scaling_beta": c["llama_4_scaling_beta"]}
+
+
+MINISTRAL3 = Family(
+    hf=ModelType(
+        "ministral3",
+        262144,
+        head_dim=128,
+        rope=MINISTRAL3_ROPE,
+        since=NEW,
+        architectures=("Ministral3ForCausalLM",),
+        defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 8},
+        unsaid=frozenset({"llama_4_scaling_beta"}),
+        reads=_ministral3,
+        writes=_ministral3_writes,
+        switches=MISTRAL.hf.switches,
+        windowed=True,
+        floor=True,
+    ),
+    gguf=Arch("mistral3", freqs="applied", pair="longrope", betas=(32.0, 1.0), ratio=True, floor=True),
+    tensors=TENSORS,
+    transforms=INTERLEAVED,
+    hparams={**HPARAMS, "llama_4_scaling_beta": "attention.temperature_scale:f32"},
+    fixed=SILU,
+    marks=frozenset({"attention.temperature_scale"}),
+    evidence="llama.cpp 0c1e570: src/models/mistral3.cpp (loads rope_freqs.weight; betas are read; the temperature of the position "
+    "counts from n_ctx_orig_yarn), src/llama-graph.cpp llm_graph_input_attn_temp; conversion/mistral3.py Ministral3Model; "
+    "transformers 5.23: models/ministral3/modeling_ministral3.py get_llama_4_attn_scale",
 )
 
 NOT_DENSE = {hf: gguf for hf, gguf in PLAIN_TENSORS.items() if ".mlp." not in hf}
@@ -242,4 +286,19 @@ INTERNLM2 = Family(
     fixed={**SILU, "bias": (False,)},
     evidence="llama.cpp 0c1e570: src/models/internlm2.cpp (rope_freqs.weight is not loaded); conversion/internlm.py InternLM2Model. "
     "transformers runs it with remote code only; its GGUF computes what Llama's code does with the same tensors",
+)
+
+INTERNLM3 = replace(
+    LLAMA,
+    hf=ModelType(
+        "internlm3",
+        32768,
+        head_dim=128,
+        since=NEW,
+        architectures=("InternLM3ForCausalLM", "LlamaForCausalLM"),
+        defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 2},
+    ),
+    tensors=PLAIN_TENSORS,
+    fixed={**SILU, **dict.fromkeys(("qkv_bias", "bias", "attention_bias", "mlp_bias"), (False,))},
+    evidence=LLAMA.evidence + "; conversion/internlm.py InternLM3Model; transformers 5.23: models/auto/modeling_auto.py takes Llama's code",
 )

@@ -48,6 +48,8 @@ class ModelType:
     # For rope dicts per layer type: the layers that a recipe extends come first, each with its theta's key in config.json, and the default
     layers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
+    alpha: bool = False  # "dynamic" with alpha is no scaling there: θ is multiplied by alpha^(D/(D − 2))
+    floor: bool = False  # llama_4_scaling_beta of its RoPE object counts from original_max_position_embeddings there, whatever the type
     windowed: bool = False  # it has a sliding window in every layer, which its GGUF architecture lacks
     without: str = ""  # a key that, when true, means that there is no RoPE
     spread_in: str = ""  # the model_type of a model around it that says all this at the top of config.json, where there is no object for it
@@ -98,10 +100,6 @@ class ModelType:
 
 
 NEW = "5.23.0"
-MINISTRAL3_ROPE = {
-    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
-    "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
-}  # fmt: skip
 GEMMA3N_LAYERS = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
@@ -118,11 +116,9 @@ OTHER_TYPES = (
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hyperclovax", 2048),
-    ModelType("jais2", 8192),
     ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),
-    ModelType("ministral3", 262144, head_dim=128, rope=MINISTRAL3_ROPE, since=NEW),
     ModelType("nanochat", 2048),
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
     ModelType("persimmon", 16384, partial=0.5),

@@ -35,7 +35,7 @@ def _read(reader: str, config: Config, length: int | None) -> Reading:
     inv_freq, multiplier = FUNCTIONS[rope.method](rope, length)
     second = seen(reader, config, 1) if has_other_layers(rope) else None
     others = Table(*FUNCTIONS[second.method](second, length)) if second else None
-    return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier), Beside(logits(rope), others))
+    return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier), Beside(logits(rope), others, floor(rope)))
 
 
 def has_other_layers(rope: Seen) -> bool:
@@ -47,6 +47,12 @@ def logits(rope: Seen) -> float:
     scales = rope.config.get("model_type") in rope.row.scales_softmax and rope.method != "default"
     all_dim = rope.dict.get("mscale_all_dim") if scales else None
     return temperature(rope.number("factor"), all_dim) ** 2 if all_dim else 1.0
+
+
+def floor(rope: Seen) -> int:
+    """`Beside.floor`: get_llama_4_attn_scale of models/ministral3/modeling_ministral3.py."""
+    scales = rope.facts.floor and rope.dict.get("llama_4_scaling_beta")
+    return int(rope.dict.get("original_max_position_embeddings") or 0) if scales else 0
 
 
 def oldest(reader: str, config: Config) -> str:

@@ -29,6 +29,8 @@ def dynamic(rope: Seen, length: int) -> tuple[Array, float]:
     """NTK-aware with s = f·l'/L − (f − 1), L being max_position_embeddings. l' is the text ("length"), L·f whatever
     the text ("static"), or L itself unless `max_trained_positions` says otherwise ("trained": no scaling at all)."""
     f, at = rope.number("factor"), rope.max_position
+    if rope.facts.alpha and rope.dict.get("alpha"):
+        return geometric(rope.theta * rope.dict["alpha"] ** (rope.dim / (rope.dim - 2)), rope.dim), 1.0
     if "alpha" in rope.dict and rope.row.dynamic != "length":
         raise Unsupported("dynamic scaling with alpha is not modelled", NOT_MODELLED)
     trained = rope.dict.get("max_trained_positions", at) if rope.row.dynamic == "trained" else at

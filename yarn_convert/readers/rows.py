@@ -103,15 +103,6 @@ MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in 
     "stablelm": UNSCALED | {"top_required": ("rope_theta", "partial_rotary_factor")},
     "glm4": UNSCALED | {"top_required": ("head_dim", "rope_theta", "partial_rotary_factor")},
 }
-HYBRIDS = {
-    "qwen3_next",
-    "qwen3_5_text",
-    "qwen3_5_moe_text",
-    "lfm2",
-    "lfm2_moe",
-    "granitemoehybrid",
-    "falcon_h1",
-}  # not run in transformers 4, if it has them
 _ROWS = {
     row.name: row
     for row in (
@@ -167,7 +158,7 @@ _ROWS = {
             yarn_factor="null-lengths",
             null_means_default=True,
             head_dim_required=NEED_HEAD_DIM,
-            head_dim_unfilled=frozenset({"mixtral", "minimax", "ministral"}),
+            head_dim_unfilled=frozenset({"mixtral", "minimax", "ministral", "hunyuan_v1_dense"}),
             partial=("refuses-scaled", ("dict", "top")),
             ignores={"longrope": MSCALES},
         ),

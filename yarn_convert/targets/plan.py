@@ -116,6 +116,7 @@ def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping
     layer_type, own = c.family.layer_type, {c.family.hf.renamed[k]: v for k, v in changes.items() if k in c.family.hf.renamed}
     old = [v for k in ROPE_OBJECTS if (v := config.get(k))]
     inner = {k: v[k] for k in ("partial_rotary_factor", *dialects.BESIDE) for v in reversed(old) if v.get(k) is not None}
+    inner |= {"original_max_position_embeddings": c.rope.original_context} if c.family.hf.floor else {}
     spelled = {k: {**v, **inner} if k in ROPE_OBJECTS and v else v for k, v in changes.items()} | own
     spelled |= dict.fromkeys(c.family.hf.lengths, spelled["max_position_embeddings"])
     if c.family.hf.original and spelled["rope_parameters"].get("original_max_position_embeddings"):
