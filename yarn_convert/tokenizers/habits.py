@@ -38,6 +38,8 @@ HABITS: dict[str, Habit] = {  # model_type of config.json -> conversion/*.py, th
     "internlm2": Habit(  # internlm.py, InternLM2Model
         prefix="always", guess=False, listed=True, unused="[UNUSED", instead={"eos": "<|im_end|>"}
     ),
+    **dict.fromkeys(("arcee", "ministral3", "ernie4_5"), _LLAMA),  # llama.py, mistral3.py, ernie.py
+    "internlm3": Habit(llama=True, instead={"eos": "<|im_end|>"}),  # internlm.py, InternLM3Model
     "glm": Habit(absent=_GLM),  # chatglm.py
     "glm4": Habit(absent={**_GLM, "bos": "<|endoftext|>"}),  # glm.py, Glm4Model
     "glm4_moe": Habit(absent=_MOE),  # base.py, _set_vocab_glm
