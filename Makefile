@@ -12,7 +12,7 @@ PIP := SKBUILD_CMAKE_DEFINE='$(COMPILED)' $(BIN)/pip install --quiet --disable-p
 DEMO := demo-out/smollm2-135m-yarn-32k
 PROOF := --base smollm2-135m --tokens 8320 --force
 
-.PHONY: demo test test-fast test-runtimes check bench clean
+.PHONY: demo test test-fast test-runtimes families check bench clean
 
 demo: $(VENV)/runtimes.stamp
 	$(BIN)/yarn-convert smollm2-135m --scale 4 --out gguf -o $(DEMO).gguf --force
@@ -40,6 +40,10 @@ test-fast: $(VENV)/dev.stamp
 test-runtimes: $(VENV)/dev.stamp
 	$(BIN)/yarn-convert runtimes add mlx-lm openvino vllm
 	$(BIN)/python -m pytest -rs tests/test_all_runtimes.py
+
+# Which tests of each family pass, as a table: against llama.cpp's converter, there and back, and past the window in both runtimes.
+families: $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
+	YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(BIN)/python tools/prove_families.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -70,9 +70,7 @@ MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "qwen3_vl_moe": (rope(5e5, mrope_section=[3, 3, 2], mrope_interleaved=True) | MOE, {**QWEN_SEES, "deepstack_visual_indexes": [0]}),
 }
 S = 4
-NAMED = [
-    name for name in MODELS if name in ("gemma3", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
-]  # with a row
+NAMED = [name for name in MODELS if name not in ("aria", "paddleocr_vl", "gemma3n")]  # with a row
 
 
 def spread(folder: Path) -> None:

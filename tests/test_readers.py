@@ -14,7 +14,7 @@ from yarn_convert.families import ARCHS, MODEL_TYPES, Arch
 from yarn_convert.readers import HF_READERS, Beside, Refuses, read_config, read_gguf
 from yarn_convert.readers.gguf import gguf_corrections
 from yarn_convert.readers.others_gguf import GGUF_READERS
-from yarn_convert.readers.rows import HYBRIDS, LLAMAS
+from yarn_convert.readers.rows import LLAMAS
 from yarn_convert.readers.survey import survey_config, survey_gguf
 from yarn_convert.rope import Rope, Table, table
 
@@ -379,9 +379,6 @@ def same_table(found, golden):
     index = np.unique(np.linspace(0, golden["pairs"] - 1, len(golden["inv_freq"])).round().astype(int))
     np.testing.assert_allclose(inv_freq[index], golden["inv_freq"], rtol=2 * FLOAT32)
     assert multiplier == pytest.approx(golden["multiplier"], rel=FLOAT32)
-
-
-NOT_RUN = {"granitemoe", *HYBRIDS}  # here; tests/test_families.py runs them
 
 
 def test_the_families_were_run_in_the_versions_of_the_rows():

@@ -84,6 +84,63 @@ ALIASES: Mapping[str, Alias] = {
     "smollm3-3b": Alias("HuggingFaceTB/SmolLM3-3B"),
     "glm4-9b": Alias("zai-org/GLM-4-9B-0414"),
     "command-r": Alias("CohereForAI/c4ai-command-r-v01", note="gated"),
+    # As people run them: instructed, and the models of 2025 and 2026
+    "llama3.1-8b-instruct": Alias("meta-llama/Llama-3.1-8B-Instruct", note="gated; llama3 scaling, composed"),
+    "llama3.1-70b-instruct": Alias("meta-llama/Llama-3.1-70B-Instruct", note="gated; llama3 scaling, composed"),
+    "llama3.2-1b-instruct": Alias("meta-llama/Llama-3.2-1B-Instruct", note="gated; llama3 scaling, composed"),
+    "llama3.2-3b-instruct": Alias("meta-llama/Llama-3.2-3B-Instruct", note="gated; llama3 scaling, composed"),
+    "llama3.3-70b-instruct": Alias("meta-llama/Llama-3.3-70B-Instruct", note="gated; llama3 scaling, composed"),
+    "llama4-scout": Alias("meta-llama/Llama-4-Scout-17B-16E-Instruct", note="gated; RoPE in chunks of 8,192 only: format conversion alone"),
+    "mistral-7b-instruct": Alias("mistralai/Mistral-7B-Instruct-v0.3"),
+    "mistral-nemo-12b": Alias("mistralai/Mistral-Nemo-Instruct-2407"),
+    "mistral-small-24b": Alias("mistralai/Mistral-Small-3.1-24B-Instruct-2503", note="within a model that sees"),
+    "ministral-3-8b": Alias("mistralai/Ministral-3-8B-Base-2512", note="within a model that sees; YaRN ×16 over 16,384 of its own"),
+    "mixtral-8x7b-instruct": Alias("mistralai/Mixtral-8x7B-Instruct-v0.1"),
+    **{f"qwen2.5-{n.lower()}-instruct": Alias(f"Qwen/Qwen2.5-{n}-Instruct") for n in ("0.5B", "1.5B", "3B", "7B", "14B", "32B", "72B")},
+    "qwen2.5-coder-7b-instruct": Alias("Qwen/Qwen2.5-Coder-7B-Instruct"),
+    "qwen2.5-coder-32b-instruct": Alias("Qwen/Qwen2.5-Coder-32B-Instruct"),
+    "qwen2.5-vl-3b": Alias("Qwen/Qwen2.5-VL-3B-Instruct", note="sees"),
+    "qwen2.5-vl-7b": Alias("Qwen/Qwen2.5-VL-7B-Instruct", note="sees"),
+    "qwen3-4b-instruct": Alias("Qwen/Qwen3-4B-Instruct-2507"),
+    "qwen3-30b-a3b-instruct": Alias("Qwen/Qwen3-30B-A3B-Instruct-2507"),
+    "qwen3-235b-a22b": Alias("Qwen/Qwen3-235B-A22B"),
+    "qwen3-coder-30b-a3b": Alias("Qwen/Qwen3-Coder-30B-A3B-Instruct"),
+    "qwen3-next-80b-a3b": Alias("Qwen/Qwen3-Next-80B-A3B-Instruct", note="linear attention in three of four layers"),
+    "qwen3-vl-4b": Alias("Qwen/Qwen3-VL-4B-Instruct", note="sees"),
+    "qwen3-vl-8b": Alias("Qwen/Qwen3-VL-8B-Instruct", note="sees"),
+    "qwen3-vl-30b-a3b": Alias("Qwen/Qwen3-VL-30B-A3B-Instruct", note="sees"),
+    "qwen3.5-9b": Alias("Qwen/Qwen3.5-9B", note="sees; linear attention in three of four layers"),
+    "qwen3.5-35b-a3b": Alias("Qwen/Qwen3.5-35B-A3B", note="sees; linear attention in three of four layers"),
+    "gemma-3-4b": Alias("google/gemma-3-4b-it", note="gated; sees; linear ×8 over 32,768 of its own"),
+    "gemma-3-12b": Alias("google/gemma-3-12b-it", note="gated; sees; linear ×8 over 32,768 of its own"),
+    "gemma-3-27b": Alias("google/gemma-3-27b-it", note="gated; sees; linear ×8 over 32,768 of its own"),
+    "phi-2": Alias("microsoft/phi-2"),
+    "phi-4-mini": Alias("microsoft/Phi-4-mini-instruct", note="longrope, composed"),
+    "smollm2-360m": Alias("HuggingFaceTB/SmolLM2-360M-Instruct"),
+    "smollm2-1.7b-instruct": Alias("HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+    "granite-3.3-2b": Alias("ibm-granite/granite-3.3-2b-instruct"),
+    "granite-3.3-8b": Alias("ibm-granite/granite-3.3-8b-instruct"),
+    "granite-4.0-micro": Alias("ibm-granite/granite-4.0-micro"),
+    "lfm2-1.2b": Alias("LiquidAI/LFM2-1.2B", note="short convolutions beside attention"),
+    "lfm2-8b-a1b": Alias("LiquidAI/LFM2-8B-A1B", note="short convolutions beside attention"),
+    "falcon-h1-0.5b": Alias("tiiuae/Falcon-H1-0.5B-Base", note="attention and Mamba-2 side by side"),
+    "olmo3-7b": Alias("allenai/Olmo-3-7B-Instruct", note="windows in three of four layers, whose RoPE stays"),
+    "olmoe-1b-7b": Alias("allenai/OLMoE-1B-7B-0924"),
+    "glm-4.5-air": Alias("zai-org/GLM-4.5-Air"),
+    "kimi-k2": Alias("moonshotai/Kimi-K2-Instruct", note="YaRN ×32 over 4,096 of its own; FP8 and tiktoken: a GGUF needs a copy"),
+    "minimax-m2": Alias("MiniMaxAI/MiniMax-M2", note="FP8: a GGUF needs a BF16 copy"),
+    "deepseek-v3.1": Alias("deepseek-ai/DeepSeek-V3.1", note="YaRN ×40 over 4,096 of its own; FP8: a GGUF needs a BF16 copy"),
+    "deepseek-r1": Alias("deepseek-ai/DeepSeek-R1", note="YaRN ×40 over 4,096 of its own; FP8: a GGUF needs a BF16 copy"),
+    "seed-oss-36b": Alias("ByteDance-Seed/Seed-OSS-36B-Instruct"),
+    "ernie-4.5-0.3b": Alias("baidu/ERNIE-4.5-0.3B-PT"),
+    "ernie-4.5-21b-a3b": Alias("baidu/ERNIE-4.5-21B-A3B-PT"),
+    "hunyuan-4b": Alias("tencent/Hunyuan-4B-Instruct", note="its own alpha, replaced"),
+    "apertus-8b": Alias("swiss-ai/Apertus-8B-Instruct-2509", note="llama3 scaling, composed; its GGUF by llama.cpp's converter"),
+    "afm-4.5b": Alias("arcee-ai/AFM-4.5B"),
+    "minitron-4b": Alias("nvidia/Minitron-4B-Base"),
+    "dots.llm1": Alias("rednote-hilab/dots.llm1.inst"),
+    "solar-open-100b": Alias("upstage/Solar-Open-100B"),
+    "internlm3-8b": Alias("internlm/internlm3-8b-instruct"),
 }
 
 # Every model of a series, known by a length that no other has. Mistral 7B v0.1: arXiv 2310.06825, Table 1. Qwen3 was trained on
@@ -97,7 +154,7 @@ SERIES = (
 # Gemma 3 of 4B and more: 131,072 by ×8; of 1B: 32,768 (arXiv 2503.19786).
 SCALED_BY_THEIR_MAKERS = {"gemma3_text": 32768}
 # Known by their repository alone, others say the same. Qwen2.5: arXiv 2412.15115; DeepSeek-Coder: 2401.14196, 3.6; Llama 2: 2307.09288;
-# LLaMA-2-7B-32K: its model card.
+# LLaMA-2-7B-32K and Mistral Nemo: their model cards.
 REPOSITORIES = {
     row.name.lower(): row
     for row in (
@@ -110,6 +167,7 @@ REPOSITORIES = {
         *(Trained(f"meta-llama/Llama-2-{size}-hf", 4096, "llama", 4096) for size in ("7b", "13b", "70b")),
         Trained("mistralai/Mistral-7B-v0.1", 8192, "mistral", 32768, 4096),
         Trained("togethercomputer/LLaMA-2-7B-32K", 4096, "llama", 32768, factor=8.0),
+        *(Trained(f"mistralai/Mistral-Nemo-{kind}-2407", 131072, "mistral", 1024000) for kind in ("Base", "Instruct")),
     )
 }
 
