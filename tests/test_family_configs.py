@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import gguf
 import numpy as np
 import pytest
 from conftest import CONTEXT
+from test_readers import rotary_of
 
 from yarn_convert import families
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
+from yarn_convert.checkpoint.config import language_model
 from yarn_convert.checkpoint.source import Source
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.conversion.describe import other_layers
@@ -258,3 +261,17 @@ def test_norms_that_a_config_turns_on_are_there_and_no_others(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(YarnConvertError, match=r"are missing|does not turn on"):
         prepare(str(folder), ConvertOptions(Recipe(method="none"), out=out))
+
+
+PUBLISHED: Mapping[str, Mapping[str, Any]] = json.loads((Path(__file__).parent / "data" / "published.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("repo", PUBLISHED)
+def test_a_published_config_means_the_table_that_transformers_computes(repo: str, tmp_path: Path) -> None:
+    """RoPE and shape of what people run most, as their config.json says them: read without weights, in less than a second, 671B too."""
+    started = time.perf_counter()
+    c = opened(tmp_path / "model", PUBLISHED[repo])
+    assert time.perf_counter() - started < 5
+    text = {k: v for k, v in language_model(PUBLISHED[repo]).items() if k not in ("vision_config", "architectures")}
+    for theirs, ours in zip(rotary_of(torch, transformers, dict(text), c.family.hf), (effect(c.rope), c.other_layers), strict=False):
+        assert ours is not None and same(ours, Table(theirs[0].astype(np.float64), theirs[1]))
