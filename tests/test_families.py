@@ -362,6 +362,18 @@ def test_yarn_past_the_window_is_what_transformers_computes(models: dict[str, Pa
     assert max(w["end"] for s in result["studies"] for r in s["runtimes"] for w in r["windows"]) == 4 * CONTEXT
 
 
+@pytest.mark.parametrize(("name", "kin"), [("internlm2", "llama"), ("kimi_k2", "deepseek_v3")])
+def test_a_gguf_of_remote_code_becomes_a_folder_of_what_computes_the_same(
+    models: dict[str, Path], tmp_path: Path, name: str, kin: str, in_process: None
+) -> None:
+    convert(str(models[name]), Recipe(method="none"), out="gguf", output=tmp_path / "a.gguf")
+    done = convert(str(tmp_path / "a.gguf"), Recipe(scale=4), out="safetensors", output=tmp_path / "out").manifest
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kin
+    assert name == "kimi_k2" or f"it is written as {kin}, which computes what {name} does" in done.notes
+    result = judged(tmp_path / "a.gguf", tmp_path / "out", "transformers")
+    assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
+
+
 @pytest.mark.parametrize("out", ["gguf", "safetensors"])
 @pytest.mark.parametrize("name", CARRIED)
 def test_what_the_manifest_says_beside_the_recipe_is_what_the_output_says(
