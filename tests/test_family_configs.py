@@ -21,6 +21,8 @@ from yarn_convert.checkpoint.source import Source
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.conversion.describe import other_layers
 from yarn_convert.errors import FormatError, Inexpressible, Unsupported, YarnConvertError
+from yarn_convert.families import MODEL_TYPES, ModelType
+from yarn_convert.families.model_types import SHAPE
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.readers import read_config
 from yarn_convert.rope import Table, effect
@@ -123,6 +125,12 @@ SILENT = {  # keys of which the tiny models say what transformers assumes, or th
     "num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size",
     "max_position_embeddings", "latent_key", "latent_value", "qk_head_dim", "rope_theta", "rope_local_base_freq",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [row for row in MODEL_TYPES.values() if row.shape], ids=lambda row: row.name)
+def test_the_shape_of_a_row_is_that_of_the_config_class(row: ModelType) -> None:
+    read = transformers.CONFIG_MAPPING[row.name]()
+    assert row.shape == tuple(getattr(read, key) for key in SHAPE)
 
 
 @pytest.mark.parametrize("model_type", TYPES)

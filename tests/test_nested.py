@@ -18,7 +18,7 @@ from test_families import ONLY_OURS, fields_of, of_converter, tensors_of
 from yarn_convert import Recipe, YarnConvertError, convert, validate
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.config import nest_of
-from yarn_convert.checkpoint.source import resolve
+from yarn_convert.checkpoint.source import Source, resolve
 from yarn_convert.compute.reference import Reference
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.formats.json_text import edit_within
@@ -214,6 +214,38 @@ def test_a_folder_of_such_a_gguf_stands_alone(name: str, models: dict[str, Path]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kin
     result = validate(str(tmp_path / "out"), base=str(tmp_path / "a.gguf"), runtimes=("transformers",)).to_dict()
     assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
+
+
+def test_what_predicts_tokens_further_on_is_left_out_of_a_gguf_and_stays_in_a_folder(models: dict[str, Path], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(models["qwen3_5"], base)
+    more = load_file(base / "model.safetensors") | {"mtp.fc.weight": np.ones((4, 4), np.float32)}
+    save_file(more, base / "model.safetensors", metadata={"format": "pt"})
+    for folder, out in ((base, "a.gguf"), (models["qwen3_5"], "b.gguf")):
+        done = convert(str(folder), Recipe(scale=S), out="gguf", output=tmp_path / out).manifest
+        assert any("1 tensors are left out: layers that predict tokens further on" in note for note in done.notes) == (out == "a.gguf")
+    assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "b.gguf")
+    convert(str(base), Recipe(scale=S), output=tmp_path / "out")
+    assert "mtp.fc.weight" in load_file(tmp_path / "out" / "model.safetensors")
+    result = validate(str(tmp_path / "out"), base=str(base), runtimes=("transformers",), tokens=2 * CONTEXT).to_dict()
+    assert result["verdict"] == "passed", result["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ({"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "vocab_size": 32064}, (32064, 4096, 32)),
+        ({"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024}, (262208, 2560, 8)),
+    ],
+)  # fmt: skip
+def test_what_a_language_model_within_another_leaves_out_is_its_classs(
+    text: dict[str, Any], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """As LLaVA 1.5 and Gemma 3 are published."""
+    outer = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    c = open_checkpoint(Source(tmp_path, "m", headers={}))
+    assert tuple(c.hparams[k] for k in ("vocab_size", "hidden_size", "num_attention_heads")) == shape
 
 
 def test_experts_as_transformers_saves_them_are_the_same_gguf(models: dict[str, Path], tmp_path: Path) -> None:

@@ -174,9 +174,9 @@ class Checkpoint:
         none. Of a name within another model one part goes (llama.cpp: conversion/base.py, filter_tensors)."""
         if not self.around or not self.family.listed:
             return {name: name for name in self.tensors}
-        own = {stem(name) for name in self.family.tensors}
+        own, more = {stem(name) for name in self.family.tensors}, self.family.next_tokens
         plain = {name: WITHIN.sub("", name) for name in self.tensors}
-        return {name: known for name, known in plain.items() if known != name or stem(known) in own}
+        return {name: known for name, known in plain.items() if known != name or stem(known) in own or known.startswith(more)}
 
     def hf_name(self, gguf_name: str) -> str:
         """What a folder calls the tensor that has this name in a GGUF."""

@@ -15,6 +15,7 @@ from ..errors import FormatError, InputError, Unsupported, UsageError, YarnConve
 from ..families import Family, normalized
 from ..families.derived import absent, of_one_layer
 from ..families.layers import MOST
+from ..families.model_types import SHAPE
 from ..families.schema import numbered
 from ..formats import layout
 from ..formats.gguf_file import Gguf
@@ -50,7 +51,7 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
     nest, beside, written = nest_of(whole), around(whole), language_model(whole)
     family = families.for_nested(written) if beside else families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), families.MODEL_TYPES)
-    config = normalized(family, written)
+    config = normalized(family, {**dict(zip(SHAPE, family.hf.shape, strict=False)), **written} if beside else written)
     own, rope, rival = rivals.read_rivals(of_one_layer(family, config), family.latent, keep)
     context = dialects.hf_context(config)
     if rival and not doubtful:

@@ -127,9 +127,8 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
         t = part.sources[0]
         if times:
             theirs[name] = times_of(theirs[name], c.family.to_gguf(name)[0][0], times)
-        kind, error = same_weights(
-            t, theirs[name], rounded_by_gguf(c.family, c.names[name], c.sizes) if folders and name in c.names else ""
-        )
+        change = rounded_by_gguf(c.family, c.names[name], c.sizes) if folders and name in c.names and name not in c.unused else ""
+        kind, error = same_weights(t, theirs[name], change)
         if error:
             wrong[name] = error
         else:

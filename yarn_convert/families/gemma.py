@@ -103,6 +103,7 @@ GEMMA3 = Family(
         131072,
         head_dim=256,
         layers={"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)},
+        shape=(262208, 2304, 9216, 26, 8),
         architectures=("Gemma3ForCausalLM",),
         defaults={
             **DEFAULTS,

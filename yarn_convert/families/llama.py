@@ -51,6 +51,7 @@ LLAMA = Family(
     hf=ModelType(
         "llama",
         2048,
+        shape=(32000, 4096, 11008, 32, 32),
         architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
         defaults={"rms_norm_eps": 1e-6},  # transformers, configuration_llama.py
         switches={"attention_bias": ATTENTION, "mlp_bias": MLP},
@@ -68,6 +69,7 @@ MISTRAL = replace(
     hf=ModelType(
         "mistral",
         131072,
+        shape=(32000, 4096, 14336, 32, 32),
         architectures=("MistralForCausalLM",),
         defaults={"rms_norm_eps": 1e-6, "sliding_window": 4096, "num_key_value_heads": 8},  # transformers, configuration_mistral.py
         switches={"": (*ATTENTION, *MLP)},
@@ -100,6 +102,7 @@ MINISTRAL3 = Family(
         head_dim=128,
         rope=MINISTRAL3_ROPE,
         since=NEW,
+        shape=(131072, 4096, 14336, 34, 32),
         architectures=("Ministral3ForCausalLM",),
         defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 8},
         unsaid=frozenset({"llama_4_scaling_beta"}),

@@ -17,6 +17,9 @@ def _nothing(*of: Any) -> dict[str, Any]:
     return {}
 
 
+SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
 @dataclass(frozen=True)
 class ModelType:
     """One model_type. A row with a length alone is a model with one rotary class of the usual kind: whole heads, every layer, every
@@ -30,6 +33,7 @@ class ModelType:
     dims: str = ""  # its key of how many dimensions of a head turn, which counts where nothing says partial_rotary_factor
     architectures: tuple[str, ...] = ()  # of a language model, the first as it is written
     defaults: Mapping[str, Any] = field(default_factory=dict)  # further keys -> what is taken where they are absent
+    shape: tuple[int, ...] = ()  # what its class takes for `SHAPE`, of which a model within another may say nothing
     renamed: Mapping[str, str] = field(default_factory=dict)  # standard key -> its own name
     unsaid: frozenset[str] = frozenset()  # keys of `Family.hparams` that config.json has no place for
     # Keys that are true or false -> the tensors of each layer that they turn on, with `!` that they turn off, by their GGUF names

@@ -29,6 +29,7 @@ QWEN2 = Family(
     hf=ModelType(
         "qwen2",
         32768,
+        shape=(151936, 4096, 22016, 32, 32),
         architectures=("Qwen2ForCausalLM",),
         defaults={"rms_norm_eps": 1e-6, "num_key_value_heads": 32, "use_sliding_window": False},
     ),
@@ -51,6 +52,7 @@ QWEN3 = Family(
         "qwen3",
         32768,
         head_dim=128,
+        shape=(151936, 4096, 22016, 32, 32),
         architectures=("Qwen3ForCausalLM",),
         defaults={"rms_norm_eps": 1e-6, "num_key_value_heads": 32, "use_sliding_window": False},
     ),
