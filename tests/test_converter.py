@@ -153,6 +153,16 @@ def test_it_gets_neither_token_nor_network(
         assert why == 101  # the network is unreachable, and not the port closed
 
 
+def test_it_may_be_asked_for_where_one_stands(
+    base: Path, fake: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(str(base), Recipe(method="none"), out="gguf", output=tmp_path / "ready.gguf")
+    script = fake(f"shutil.copy({str(tmp_path / 'ready.gguf')!r}, out)")
+    monkeypatch.chdir(tmp_path)
+    convert("base", Recipe(scale=4), out="gguf", output=Path("out.gguf"), converter=script.relative_to(tmp_path).parent)
+    assert (tmp_path / "out.gguf").is_file() and not list(tmp_path.glob(".*"))
+
+
 def test_a_failure_is_told_and_leaves_nothing(base: Path, fake: Callable[[str], Path], tmp_path: Path) -> None:
     script = fake("open(out, 'w').write('half')\nraise NotImplementedError('Architecture not supported!')")
     with pytest.raises(InputError, match="converter failed: NotImplementedError: Architecture not supported!"):

@@ -463,7 +463,9 @@ def test_an_architecture_without_a_row_is_extended_as_a_gguf(models: dict[str, P
     fields = fields_of(tmp_path / "out.gguf")
     assert (fields["context_length"], fields["rope.scaling.type"], fields["rope.scaling.factor"]) == (4 * CONTEXT, "yarn", 4.0)
     result = check(str(tmp_path / "out.gguf"), ValidateOptions())
-    assert result["reasons"] == ["no runtime computed anything: its tensors have no names here, so there is no reference"]
+    assert result["reasons"] == [
+        "no runtime computed anything: its tensors have no names here; --base FOLDER, of the same type or of an f32 GGUF, is a reference"
+    ]
     with pytest.raises(YarnConvertError, match="no names"):
         convert(str(tmp_path / "base.gguf"), Recipe(method="none"), out="safetensors", output=tmp_path / "hf")
 

@@ -94,7 +94,7 @@ def place_beside(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.stem}-converter-", dir=out.parent, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+            yield Path(folder).resolve()
     except OSError as e:
         raise OutputError(f"could not write beside {out}: {e.strerror}", "free some space, or give another place with -o") from None
 

@@ -201,7 +201,7 @@ def _by_converter(
             raise Unsupported(unread.message, "llama.cpp's converter knows more: leave out --dry-run")
         assert c is not None
         e, out = _extended(c, o)
-        plan = Plan(out, "gguf", e.rope, e.context, "what llama.cpp reads of it", {}, (), o.outtype, True, (*e.notes, by))
+        plan = Plan(out, "gguf", e.rope, e.context, "what llama.cpp reads of it", {}, (), o.outtype, False, (*e.notes, by))
         return Conversion(c, e, plan, o, origin=source.path, beside=_mmproj(out, o))
     where = _extended(c, o)[1] if c else Path(o.output or f"{source.name}.gguf").expanduser()
     check_name(where, "gguf")
@@ -218,7 +218,7 @@ def _by_converter(
         plan = plan_gguf(theirs, replace(_request(theirs, e, o, out), outtype="auto"))
         made = undo.pop_all()
     taken = [] if c else [f"{unread.message if unread else ''}: its L, theta and layers are what the converter took from it"]
-    plan = replace(plan, outtype=o.outtype, notes=(*e.notes, by, *taken, *plan.notes))
+    plan = replace(plan, outtype=o.outtype, identical=False, notes=(*e.notes, by, *taken, *plan.notes))
     return Conversion(theirs, e, plan, o, origin=source.path, made=made, beside=_mmproj(out, o))
 
 

@@ -72,7 +72,7 @@ def _cost(s: Mapping[str, Any]) -> str:
 def _why_none(result: Mapping[str, Any], real: bool, named: bool) -> str:
     """Why no runtime was run, and what helps."""
     if not named and result["format"] == "gguf":
-        return ": its tensors have no names here, so there is no reference"
+        return ": its tensors have no names here; --base FOLDER, of the same type or of an f32 GGUF, is a reference"
     if not named and not real:
         return ": its tensors have no names here, so it has no twin: leave out --twin"
     return f": {result['missing'][0]['add']}" if result["missing"] else ""
