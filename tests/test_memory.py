@@ -148,7 +148,7 @@ ORDERS: dict[str, tuple[Order, tuple[int, ...], Callable[[np.ndarray], np.ndarra
     "interleaved, then transposed": (
         Order(16, turn=-1, target_turned=32), (2 * E, W, 32), lambda x: x.reshape(-1, 8, 2, W).swapaxes(1, 2).reshape(-1, 32, W).swapaxes(1, 2),
     ),
-    "with one added": (Order(added=1.0), (E, H, W), lambda x: x + 1),
+    "with one added": (Order(change="x + 1"), (E, H, W), lambda x: x + 1),
 }  # fmt: skip
 
 

@@ -162,9 +162,18 @@ def test_what_is_around_the_language_model_stays_byte_for_byte(name: str, models
             assert (extended(models[name]) / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
-def test_it_is_validated(name: str, models: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", NAMED)
+def test_it_is_validated_and_so_is_its_twin(name: str, models: dict[str, Path]) -> None:
+    """Whole, with what sees beside it; the twin is of the language model, in a model around it that has one layer of zeros."""
     result = validate(str(extended(models[name])), base=str(models[name]), runtimes=("transformers",), tokens=2 * CONTEXT).to_dict()
+    assert result["verdict"] == "passed", result["reasons"]
+    assert [study["kind"] for study in result["studies"]] == ["real", "twin"]
+    assert all(w["told_apart"] for w in result["studies"][1]["wrong_recipes"])
+
+
+def test_a_config_alone_has_a_twin(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((extended(models["qwen3_vl"]) / "config.json").read_bytes())
+    result = validate(str(tmp_path), real=False, runtimes=("transformers",)).to_dict()
     assert result["verdict"] == "passed", result["reasons"]
 
 

@@ -269,6 +269,17 @@ LEFT_OUT = {  # of config.json: its scaling, and what no forward pass depends on
 }  # fmt: skip
 
 
+def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of all tensors of the model that a config.json describes, as transformers has it in memory."""
+    torch = with_torch()
+    import transformers
+
+    kind = getattr(transformers, config["architectures"][0])
+    with _building(), torch.device("meta"):
+        net = kind._from_config(transformers.AutoConfig.for_model(**config))
+    return {name: tuple(t.shape) for name, t in net.state_dict().items()}
+
+
 def config_of(c: Checkpoint) -> Any:
     """The model's configuration without its scaling, as transformers holds it."""
     from transformers import AutoConfig

@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import Any
 
 from .architectures import Arch
-from .layers import FULL, Values, alternating, gguf_exaone4, hf_exaone4
+from .layers import FULL, MOST, Values, alternating, gguf_exaone4, hf_exaone4
 from .llama import ATTENTION, ATTENTION_BIASES, INTERLEAVED, LLAMA, MLP, PLAIN_TENSORS, SILU, TENSORS
 from .model_types import NEW, ModelType
 from .neox import LAYER_NORM_HPARAMS, NORM_BIASES
@@ -147,7 +147,7 @@ def _exaone4(c: Values) -> dict[str, Any]:
 def _exaone4_writes(c: Values, names: Container[str]) -> dict[str, Any]:
     layers = c["num_hidden_layers"]
     if layers != 64:
-        return {"sliding_window": None, "layer_types": [FULL] * layers}
+        return {"sliding_window": None, "layer_types": [FULL] * min(layers, MOST)}
     return {"sliding_window": c["sliding_window"] or 4096, "sliding_window_pattern": "LLLG", "layer_types": alternating(layers, 4)}
 
 

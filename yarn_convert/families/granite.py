@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import Unsupported
-from .layers import FULL, Values
+from .layers import FULL, MOST, Values
 from .llama import GRANITE, NOT_DENSE
 from .model_types import NEW, ModelType
 
@@ -37,7 +37,7 @@ def _reads(c: Values) -> dict[str, Any]:
 def _writes(c: Values, names: Container[str]) -> dict[str, Any]:
     return {
         "position_embedding_type": "rope",
-        "layer_types": [FULL] * c["num_hidden_layers"],
+        "layer_types": [FULL] * min(c["num_hidden_layers"], MOST),
         "intermediate_size": c["intermediate_size"],
         "num_local_experts": 0,
         "num_experts_per_tok": 0,

@@ -101,8 +101,8 @@ def hf_smollm3(c: Values, n: int) -> list[Layer]:
 
 
 def alternating(n: int, every: int) -> list[str]:
-    """The types of `n` layers of which every so-manieth sees all, and the others a window."""
-    return [SLIDES if (i + 1) % every else FULL for i in range(n)]
+    """The types of `n` layers, at most `MOST`, of which every so-manieth sees all, and the others a window."""
+    return [SLIDES if (i + 1) % every else FULL for i in range(min(n, MOST))]
 
 
 # -- GGUF: load_arch_hparams and graph of src/models/*.cpp of llama.cpp 0c1e570 ------------------------------------------

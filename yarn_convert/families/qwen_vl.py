@@ -109,6 +109,7 @@ QWEN3_VL_MOE = replace(
     transforms={**dict.fromkeys(GATE_UP, "column_halves_or_saved"), DOWN: "transposed_or_saved"},
     hparams={**QWEN3.hparams, **EXPERT_HPARAMS, "moe_intermediate_size": "expert_feed_forward_length", **SECTIONS, **DEEPSTACK},
     may_lack=QWEN3_VL.may_lack,
+    twin={"moe_intermediate_size": 48},  # of which no shape fits both ways round
     evidence="llama.cpp 0c1e570: src/models/qwen3vlmoe.cpp (as qwen3vl.cpp); conversion/qwen3vl.py Qwen3VLMoeTextModel; "
     "transformers 5.23: models/qwen3_vl_moe/modeling_qwen3_vl_moe.py (weights of experts are always normalized)",
 )

@@ -241,7 +241,7 @@ def _studies(
             studies[0]["base_text_loss"] = base_text_loss(base, ids, device, settings.dtype)
         if strict:
             studies.append(_excerpt(c, text[: max(len(ids), EXCERPT_TOKENS)], original, question, names, say))
-    if not c.family.listed or c.around:
+    if not c.family.listed:
         return studies
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
         small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))

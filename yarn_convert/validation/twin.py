@@ -7,6 +7,7 @@ same writers. So a runtime shows in seconds what it makes of a 70B model's scali
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 
 from .. import dialects, families
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.config import NESTS, within
 from ..checkpoint.source import Source, resolve
+from ..compute.reference import shapes_of
 from ..families.schema import numbered
 from ..formats import layout
 from ..formats.files import read_text
 from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Value
-from ..formats.json_text import REMOVE, edit
+from ..formats.json_text import REMOVE, edit, edit_within
+from ..formats.layout import Part
 from ..formats.tensors import SINGLES, in_memory
 from ..targets.moving import Job, WriteBytes, unchanged
 from ..targets.output import execute
@@ -39,6 +43,10 @@ SMALL = {  # sizes of what only some families have
     "intermediate_size_mlp": 32,
 }  # fmt: skip
 LISTS = {"kv_heads_by_layer": "num_key_value_heads", "ff_by_layer": "intermediate_size"}  # those of sizes
+DEPTHS = ("depth", "num_hidden_layers", "num_layers", "encoder_layers")  # how many layers what sees or hears has
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+OTHER_TOWERS = ("model.visual.", "model.vision", "model.audio")
+EXPERTS = ("num_experts", "num_local_experts")  # which transformers 5 saves both, of one number
 BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
 REFUSED_IN_A_TWIN = ("quantization_config", "auto_map")
 
@@ -141,7 +149,7 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
 
 def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]]) -> list[Job]:
     text, family = read_text(small.source.path, "config.json"), small.family
-    config = json.loads(text)
+    config = within(json.loads(text), small.nest)
     said = {k: v for k, v in family.hf.writes(small.hparams, arrays).items() if k not in dialects.BESIDE}
     unsaid = family.hf.unsaid | ({"head_dim"} if config.get("head_dim") is None else set())  # it is hidden_size / heads
     changes: dict[str, Any] = {family.hf.own(k): v for k, v in sizes.items() if k not in unsaid} | said
@@ -152,11 +160,33 @@ def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, ND
         "eos_token_id": 1,
         "pad_token_id": None,
     }
+    changes |= {k: sizes["num_experts"] for k in EXPERTS if k in config and "num_experts" in sizes}
     changes |= {k: "float32" for k in ("dtype", "torch_dtype") if k in config}
     changes |= dict.fromkeys([k for k in REFUSED_IN_A_TWIN if k in config], REMOVE)
     made = {name: in_memory(name, a, "F32") for name, a in arrays.items()}
-    pieces = [hf_piece(name, part, "auto") for name, part in layout.hf_parts(family, made, small.sizes).items()]
-    return [WriteBytes("config.json", edit(text, changes).encode()), safetensors_job(SINGLES[0], pieces)]
+    parts = layout.hf_parts(family, made, small.sizes)
+    if small.around:
+        text, parts = _around(small, text, changes, parts)
+    else:
+        text = edit(text, changes)
+    return [WriteBytes("config.json", text.encode()), safetensors_job(SINGLES[0], [hf_piece(*part, "auto") for part in parts.items()])]
+
+
+def _around(small: Checkpoint, text: str, changes: Mapping[str, Any], parts: Mapping[str, Part]) -> tuple[str, dict[str, Part]]:
+    """(config.json, tensors) of the twin of a language model with a model around it, which has one layer of what sees or hears, all
+    zeros: no text passes through that. Which tensors it has, transformers says."""
+    text = edit_within(text, small.nest, changes)
+    for key, other in small.around.items():
+        if isinstance(other, dict) and key not in (*small.nest, *NESTS[0]):
+            text = edit_within(text, (key,), {k: 1 for k in DEPTHS if k in other})
+    text = edit(text, {"tie_word_embeddings": small.hparams["tie_word_embeddings"]} | {k: None for k in IDS if k in small.around})
+    shapes = shapes_of(json.loads(text))
+    embedding = next(name for name in shapes if name.endswith("embed_tokens.weight") and not name.startswith(OTHER_TOWERS))
+    prefix = embedding.removesuffix("embed_tokens.weight")
+    named = {re.sub(r"^model\.", prefix, name): part for name, part in parts.items()}
+    others = {n: s for n, s in shapes.items() if n not in named and not n.startswith(prefix) and not n.startswith("lm_head.")}
+    zeros = {n: in_memory(n, np.zeros(s, np.float32), "F32") for n, s in others.items()}
+    return text, named | {n: Part(t.shape, (t,)) for n, t in zeros.items()}
 
 
 def _gguf(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, NDArray[np.float32]], out: Path) -> list[Job]:
