@@ -22,6 +22,7 @@ from yarn_convert.validation.run import check
 
 pytest.importorskip("torch")
 pytest.importorskip("llama_cpp")
+from conftest import write_tensors_of
 from family_models import make
 
 AHEAD = ("mtp.fc.weight", "mtp.norm.weight", "mtp.layers.0.self_attn.q_proj.weight")
@@ -57,12 +58,7 @@ def with_keys(path: Path, out: Path, drop: str = "", **keys: int) -> Path:
         writer.add_key_value(name, field.contents(), field.types[0], of)
     for name, value in keys.items():
         writer.add_uint32(f"{arch}.{name}", value)
-    for t in reader.tensors:
-        writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors_of(reader, writer)
     return out
 
 

@@ -6,6 +6,7 @@
     │   ├── FormatError   a file whose header lies or is cut short
     │   └── Disagreement  a file that says two things, of which readers take one or the other
     ├── Unsupported       a family, tensor, tokenizer or config key that the tables do not know
+    │   └── UnknownModel  a model type of which nothing is known, not even its RoPE
     ├── Inexpressible     a RoPE that the target's format cannot carry exactly
     └── OutputError       an output that exists, does not fit on the disk or could not be written
 
@@ -71,6 +72,10 @@ class Disagreement(InputError):
 
 class Unsupported(YarnConvertError):
     """A family, tensor, tokenizer or config key that the tables do not know."""
+
+
+class UnknownModel(Unsupported):
+    """A model type of config.json of which nothing is known, not even its RoPE: another converter may know it."""
 
 
 class Inexpressible(YarnConvertError):

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import dialects, families, readers
 from ..dialects import rivals
-from ..errors import FormatError, InputError, Unsupported, UsageError, YarnConvertError
+from ..errors import FormatError, InputError, UnknownModel, Unsupported, UsageError, YarnConvertError
 from ..families import Family, normalized
 from ..families.derived import absent, of_one_layer
 from ..families.layers import MOST
@@ -50,7 +50,7 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
     whole = config_of_folder(source.path)
     nest, beside, written = nest_of(whole), around(whole), language_model(whole)
     family = families.for_nested(written) if beside else families.for_config(written)
-    _check_known(family, "model_type", str(written["model_type"]), families.MODEL_TYPES)
+    _check_known(family, "model_type", str(written["model_type"]), families.MODEL_TYPES, UnknownModel)
     config = normalized(family, {**dict(zip(SHAPE, family.hf.shape, strict=False)), **written} if beside else written)
     own, rope, rival = rivals.read_rivals(of_one_layer(family, config), family.latent, keep)
     context = dialects.hf_context(config)
@@ -118,10 +118,10 @@ def _with_one_row(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Te
     return {n: replace(t, shape=(1, *t.shape)) if len(t.shape) == 1 and numbered(n).template in single else t for n, t in tensors.items()}
 
 
-def _check_known(family: Family, what: str, name: str, known: Container[str]) -> None:
-    """Raise Unsupported for a family without a row whose RoPE is not known either."""
+def _check_known(family: Family, what: str, name: str, known: Container[str], error: type[Unsupported] = Unsupported) -> None:
+    """Raise `error` for a family without a row whose RoPE is not known either."""
     if not family.listed and name not in known:
-        raise Unsupported(f"unknown {what} {name!r}", families.known())
+        raise error(f"unknown {what} {name!r}", families.known())
 
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import config_of_folder, language_model
 from ..checkpoint.manifest import Manifest, WeightFile, as_json, manifest_path, with_files
 from ..checkpoint.source import Say, Source, resolve
-from ..errors import Inexpressible, OutputError, Unsupported, UsageError
+from ..errors import Inexpressible, OutputError, UnknownModel, Unsupported, UsageError
 from ..families.schema import ROPE_OBJECTS, rope_type
 from ..formats.digests import Progress, sha256
 from ..formats.files import FOLLOW, leads_out
@@ -134,10 +134,10 @@ def _prepared(model: str, options: ConvertOptions, weights: bool, say: converter
     source = resolve(model, options.revision, weights)
     try:
         c = open_checkpoint(source)
-    except Unsupported as e:
-        if options.out != "gguf" or source.is_gguf or "unknown model_type" not in e.message or not converter.find(options.converter):
+    except UnknownModel as e:
+        if options.out != "gguf" or not converter.find(options.converter):
             raise
-        return _by_converter(source, None, options, weights, say, e)
+        return _by_converter(source, e, options, weights, say)
     extension = extend(c, options.recipe)
     c = c.counting_from(options.recipe.original_context)
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
@@ -185,11 +185,9 @@ def _check_converter(c: Checkpoint, o: ConvertOptions, fmt: str) -> None:
         raise UsageError("--mmproj needs llama.cpp's converter, and none was found", converter.WAYS)
 
 
-def _by_converter(
-    source: Source, c: Checkpoint | None, o: ConvertOptions, weights: bool, say: converter.Told, unread: Unsupported | None = None
-) -> Conversion:
+def _by_converter(source: Source, c: Checkpoint | UnknownModel, o: ConvertOptions, weights: bool, say: converter.Told) -> Conversion:
     """The conversion of a folder by way of a GGUF that llama.cpp's converter makes of it as it is: the recipe is an extension of the
-    folder's own, or, of one that is not read here (`unread`), of what the converter took it for."""
+    folder's own, or, of one that is not read here, of what the converter took it for."""
     script = converter.find(o.converter)
     assert script is not None
     converter.check(source.path, o.outtype, o.trust_remote_code)
@@ -197,27 +195,27 @@ def _by_converter(
         raise UsageError(f"--{unfit[0].replace('_', '-')} goes with our own writer, not with llama.cpp's converter", "leave it out")
     by = f"the GGUF is llama.cpp's converter's ({script.parent.name}/{script.name}), its RoPE ours"
     if not weights:
-        if c is None and unread:
-            raise Unsupported(unread.message, "llama.cpp's converter knows more: leave out --dry-run")
-        assert c is not None
+        if isinstance(c, UnknownModel):
+            raise UnknownModel(c.message, "llama.cpp's converter knows more: leave out --dry-run")
         e, out = _extended(c, o)
         plan = Plan(out, "gguf", e.rope, e.context, "what llama.cpp reads of it", {}, (), o.outtype, False, (*e.notes, by))
         return Conversion(c, e, plan, o, origin=source.path, beside=_mmproj(out, o))
-    where = _extended(c, o)[1] if c else Path(o.output or f"{source.name}.gguf").expanduser()
+    where = Path(o.output or f"{source.name}.gguf").expanduser() if isinstance(c, UnknownModel) else _extended(c, o)[1]
     check_name(where, "gguf")
     for place in (where, manifest_path(where)):
         check_output(place, [source.path.resolve()], False, o.force, {where.name})
     with contextlib.ExitStack() as undo:
         path = converter.run(script, source.path, undo.enter_context(converter.place_beside(where)) / "made.gguf", o.outtype, say)
         theirs = open_checkpoint(replace(source, path=path, headers=None))
-        if c is None:
+        if isinstance(c, UnknownModel):
             _check_unread(source.path, theirs)
+            taken = [f"{c.message}: its L, theta and layers are what the converter took from it"]
         else:
             _check_made(c, theirs)
-        e, out = _extended(c or theirs, o)
+            taken = []
+        e, out = _extended(theirs if isinstance(c, UnknownModel) else c, o)
         plan = plan_gguf(theirs, replace(_request(theirs, e, o, out), outtype="auto"))
         made = undo.pop_all()
-    taken = [] if c else [f"{unread.message if unread else ''}: its L, theta and layers are what the converter took from it"]
     plan = replace(plan, outtype=o.outtype, identical=False, notes=(*e.notes, by, *taken, *plan.notes))
     return Conversion(theirs, e, plan, o, origin=source.path, made=made, beside=_mmproj(out, o))
 

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import FormatError, Unsupported
+from ..errors import FormatError, UnknownModel, Unsupported
 from .aliases import ALIASES, Alias
 from .architectures import OTHER_ARCHS, Arch
 from .dense import ARCEE, ERNIE4_5, EXAONE4, HUNYUAN_DENSE, JAIS2, NEMOTRON, SEED_OSS
@@ -120,7 +120,7 @@ def for_config(config: Mapping[str, Any]) -> Family:
             return family
     if first is not None and first.endswith("ForCausalLM"):
         return stand_in(model_type, first, "")
-    raise Unsupported(f"unknown model_type {model_type!r}", known())
+    raise UnknownModel(f"unknown model_type {model_type!r}", known())
 
 
 def for_nested(config: Mapping[str, Any]) -> Family:

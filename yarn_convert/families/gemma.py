@@ -9,7 +9,7 @@ from typing import Any
 from .architectures import Arch
 from .layers import Values, alternating
 from .llama import ATTENTION, ATTENTION_BIASES, PLAIN_TENSORS
-from .model_types import ModelType
+from .model_types import GEMMA3_LAYERS, ModelType
 from .qwen import QK_NORMS
 from .schema import HPARAMS, Family
 
@@ -102,7 +102,7 @@ GEMMA3 = Family(
         "gemma3_text",
         131072,
         head_dim=256,
-        layers={"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)},
+        layers=GEMMA3_LAYERS,
         shape=(262208, 2304, 9216, 26, 8),
         architectures=("Gemma3ForCausalLM",),
         defaults={

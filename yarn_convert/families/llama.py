@@ -10,7 +10,7 @@ from .architectures import FINETUNED, Arch
 from .architectures import LLAMA as LLAMA_ARCH
 from .layers import Values, hf_smollm3
 from .model_types import NEW, ModelType
-from .schema import HPARAMS, ROPE_OBJECTS, Family
+from .schema import HPARAMS, Family, rope_says
 
 TENSORS = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -87,8 +87,7 @@ MINISTRAL3_ROPE = {
 
 def _ministral3(c: Values) -> dict[str, Any]:
     """By how much positions sharpen the attention, which stands in a RoPE object."""
-    objects = [x for k in ROPE_OBJECTS if isinstance(x := c.get(k), dict)]
-    return {"llama_4_scaling_beta": next((b for x in objects if (b := x.get("llama_4_scaling_beta")) is not None), None)}
+    return {"llama_4_scaling_beta": next(iter(rope_says(c, "llama_4_scaling_beta")), None)}
 
 
 def _ministral3_writes(c: Values, names: Container[str]) -> dict[str, Any]:

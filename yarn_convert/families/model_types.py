@@ -104,7 +104,7 @@ class ModelType:
 
 
 NEW = "5.23.0"
-GEMMA3N_LAYERS = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
+GEMMA3_LAYERS = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
@@ -116,7 +116,7 @@ OTHER_TYPES = (
     ModelType("doge", 2048),
     ModelType("flex_olmo", 4096, 500000.0),
     ModelType("flint", 262144, head_dim=128, turning=hf_flint),
-    ModelType("gemma3n_text", 32768, head_dim=256, layers=GEMMA3N_LAYERS, since=NEW),
+    ModelType("gemma3n_text", 32768, head_dim=256, layers=GEMMA3_LAYERS, since=NEW),
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hrm_text", 2048, since=NEW),

@@ -11,7 +11,7 @@ from .layers import FULL, MOST, Values
 from .llama import NOT_DENSE, PLAIN_TENSORS, SILU
 from .model_types import NEW, ModelType
 from .qwen import ALL_SPARSE, EXPERTS, PARTS, QK_NORMS, QWEN2_MOE, SPARSE_DEFAULTS
-from .schema import HPARAMS, ROPE_OBJECTS, Family
+from .schema import HPARAMS, Family, rope_says
 
 LINEAR = "linear_attention"
 _LINEAR, _LAYER = "model.layers.{i}.linear_attn.", "blk.{i}."
@@ -120,8 +120,7 @@ def _writes(c: Values, names: Container[str]) -> dict[str, Any]:
 
 def _reads_sections(c: Values) -> dict[str, Any]:
     """The RoPE object says how pairs are dealt out to the positions of a picture: transformers, modeling_qwen3_5.py."""
-    objects = [x for key in ROPE_OBJECTS if isinstance(x := c.get(key), dict)]
-    found = next((x["mrope_section"] for x in objects if x.get("mrope_section")), [11, 11, 10])
+    found = next(filter(None, rope_says(c, "mrope_section")), [11, 11, 10])
     return _reads(c) | {"mrope_section": [*found, 0][:4]}
 
 

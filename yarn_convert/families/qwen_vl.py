@@ -11,7 +11,7 @@ from .layers import Values
 from .llama import EXPERT_HPARAMS, NOT_DENSE
 from .model_types import NEW, ModelType
 from .qwen import QK_NORMS, QWEN2, QWEN3, QWEN3_MOE
-from .schema import ROPE_OBJECTS
+from .schema import rope_says
 
 MROPE = {"mrope": "default"}
 SECTIONS = {"mrope_section": "rope.dimension_sections:i32[]"}
@@ -21,7 +21,7 @@ GATE_UP, DOWN = tuple(f"blk.{{i}}.ffn_{x}_exps.weight" for x in ("gate", "up")),
 
 def _sections(c: Values, usual: Sequence[int] = (16, 24, 24)) -> dict[str, Any]:
     """How many pairs turn by each position: three in transformers, four in llama.cpp."""
-    said = next((x["mrope_section"] for k in ROPE_OBJECTS if (x := c.get(k)) and x.get("mrope_section")), usual)
+    said = next(filter(None, rope_says(c, "mrope_section")), usual)
     return {"mrope_section": [*said, 0, 0, 0, 0][:4]}
 
 

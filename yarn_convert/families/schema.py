@@ -249,6 +249,11 @@ def rope_type(spelling: Any) -> Any:
     return (spelling.get("rope_type") or spelling.get("type")) if isinstance(spelling, dict) else None
 
 
+def rope_says(config: Mapping[str, Any], key: str) -> list[Any]:
+    """What the RoPE objects of a config.json say of a key, in their order; null says nothing."""
+    return [said for k in ROPE_OBJECTS if isinstance(x := config.get(k), dict) and (said := x.get(key)) is not None]
+
+
 NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d{0,5})(?=\.)")
 
 

@@ -25,6 +25,7 @@ from ..compute.reference import shapes_of
 from ..families.schema import numbered
 from ..formats import layout
 from ..formats.files import read_text
+from ..formats.general import IDS
 from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Value
 from ..formats.json_text import REMOVE, edit, edit_within
 from ..formats.layout import Part
@@ -44,7 +45,6 @@ SMALL = {  # sizes of what only some families have
 }  # fmt: skip
 LISTS = {"kv_heads_by_layer": "num_key_value_heads", "ff_by_layer": "intermediate_size"}  # those of sizes
 DEPTHS = ("depth", "num_hidden_layers", "num_layers", "encoder_layers")  # how many layers what sees or hears has
-IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OTHER_TOWERS = ("model.visual.", "model.vision", "model.audio")
 EXPERTS = ("num_experts", "num_local_experts")  # which transformers 5 saves both, of one number
 BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
