@@ -163,6 +163,15 @@ def test_it_may_be_asked_for_where_one_stands(
     assert (tmp_path / "out.gguf").is_file() and not list(tmp_path.glob(".*"))
 
 
+def test_an_unknown_model_type_is_given_to_it_whatever_its_class_is_called(base: Path, fake: Callable[[str], Path], tmp_path: Path) -> None:
+    script = fake("raise NotImplementedError('asked')")
+    config = json.loads((base / "config.json").read_text())
+    for name in ("NobodysForCausalLM", "NobodysLMHeadModel"):
+        (base / "config.json").write_text(json.dumps(config | {"model_type": "nobodys", "architectures": [name]}))
+        with pytest.raises(InputError, match="converter failed: NotImplementedError: asked"):
+            convert(str(base), Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf", converter=script)
+
+
 def test_a_failure_is_told_and_leaves_nothing(base: Path, fake: Callable[[str], Path], tmp_path: Path) -> None:
     script = fake("open(out, 'w').write('half')\nraise NotImplementedError('Architecture not supported!')")
     with pytest.raises(InputError, match="converter failed: NotImplementedError: Architecture not supported!"):
