@@ -36,7 +36,7 @@ from yarn_convert.evaluation import (  # fmt: skip
     measure_temperature,
     passkeys,
 )
-from yarn_convert.evaluation.journal import identity
+from yarn_convert.compute.identity import identity
 from yarn_convert.evaluation.measures import typed
 from yarn_convert.evaluation.passkeys import FILLING, prompt
 from yarn_convert.evaluation.text import labels_of
@@ -728,7 +728,7 @@ def test_a_file_that_is_no_journal_is_left_alone(make_model: MakeModel, tmp_path
         (["--stride", "8"], "there is no --tokens"),
         (["--cut", "0"], "--cut must be at least 2"),
         (["--method", ","], "names no method"),
-        (["--text", "TEXTS", "--text", "."], "no *.txt in ."),
+        (["--text", "TEXTS", "--text", "."], "no *.txt or *.jsonl in ."),
         (["--plot", "new.svg", "--report", "new.svg"], "the same file twice"),
         (["--journal", "new.html", "--report", "new.html"], "the same file twice"),
     ],
@@ -831,7 +831,7 @@ def test_what_a_data_set_has_not_is_one_line_and_a_hint(
 def test_a_data_set_of_a_hub_that_is_out_of_reach_is_one_line_at_once() -> None:
     """The package datasets alone would try six times, and say so each time."""
     pytest.importorskip("datasets")
-    code = "from yarn_convert.evaluation.documents import contents; from yarn_convert.options import Texts; contents(Texts(dataset='some/texts'))"
+    code = "from yarn_convert.compute.documents import contents; from yarn_convert.options import Texts; list(contents(Texts(dataset='some/texts')))"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=20)
     *trace, error = done.stderr.splitlines()

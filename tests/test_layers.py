@@ -24,13 +24,15 @@ ORDER = [
     "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf",
     "targets.safetensors", "targets.in_place", "conversion.extension", "conversion.intention", "conversion.converter", "conversion.recording", "conversion.run", "conversion.describe",
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
-    "compute.record", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.values", "compute.scorer", "compute.growing",
+    "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.values", "compute.scorer", "compute.growing", "compute.documents",
     "compute", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding",
     "validation.study", "validation.verdict", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
-    "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.documents", "evaluation.journal",
+    "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
     "evaluation.subjects", "evaluation.perplexities", "evaluation.passkeys", "evaluation.temperatures", "evaluation.advice",
-    "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "publishing.model_card",
-    "publishing.hub", "publishing.pushing", "publishing", "cli.show", "cli.commands", "cli.evaluate", "cli.app", "cli",
+    "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "finetuning.settings",
+    "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.losses", "finetuning.corpus", "finetuning.trainee",
+    "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.model_card",
+    "publishing.hub", "publishing.pushing", "publishing", "cli.show", "cli.commands", "cli.evaluate", "cli.finetune", "cli.app", "cli",
 ]  # fmt: skip
 LAZY = {
     "matplotlib",
@@ -48,6 +50,7 @@ LAZY = {
     "rich",
     "datasets",
     "yaml",
+    "peft",
 }
 WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")}
 

@@ -365,6 +365,55 @@ class AdviseOptions:
     )
 
 
+# -- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+Preset = Literal["paper", "mistral"]
+Trainer = Literal["axolotl", "ms-swift", "llama-factory", "torchtitan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneOptions:
+    """A training at the extended context, and how its output is written. Without a factor or context in `recipe`, a model that is
+    extended already is trained as it is. None of a number: as `preset` has it."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    texts: Annotated[Texts, Only("files", "dataset")] = field(default_factory=Texts)
+    preset: Annotated[Preset, Help("paper: YaRN 4.1; mistral: its B.4, 16k segments and a constant rate.")] = "paper"
+    sequence: Annotated[int | None, Help("Tokens of a segment. [default: the context, at most 64k]", read=tokens, metavar=TOKENS)] = None
+    steps: Annotated[int | None, Help("Steps of the optimizer. [default: 400]", least=1)] = None
+    batch: Annotated[int | None, Help("Segments a step, over all processes. [default: 64]", least=1)] = None
+    micro_batch: Annotated[int, Help("Segments that go through the model at once, in each process.", least=1)] = 1
+    lr: Annotated[float | None, Help("Learning rate. [default: 2e-5]")] = None
+    warmup: Annotated[int | None, Help("Steps over which it rises from 0. [default: 20]", least=0)] = None
+    clip: Annotated[float, Help("Largest norm of the gradient; 0: any.")] = 1.0
+    pack: Annotated[bool, Help("Fill segments with whole documents, which do not see each other.")] = False
+    seed: Annotated[int, Help("Of the order of the segments, and of adapters.", least=0)] = 0
+    lora: Annotated[int | None, Help("Train adapters of this rank, and merge them at the end.", least=1)] = None
+    sequence_parallel: Annotated[int, Help("Processes that hold one segment together.", least=1)] = 1
+    checkpointing: Annotated[
+        bool,
+        Help("Compute activations again instead of keeping them.", names=("--activation-checkpointing/--no-activation-checkpointing",)),
+    ] = True
+    held_out: Annotated[tuple[Path, ...], Help("Texts to measure perplexity on. [default: a few segments are kept back]")] = ()
+    evaluate_every: Annotated[int | None, Help("Measure it every so many steps, too. [default: before and after]", least=1)] = None
+    windows: Annotated[
+        tuple[int, ...], Help("Context windows of that. [default: L and its doublings]", read=token_list, metavar="<tokens,…>")
+    ] = ()
+    checkpoint_every: Annotated[int | None, Help("Keep the state every so many steps. [default: about ten times]", least=1)] = None
+    out: Annotated[Literal["safetensors", "gguf"], Help("safetensors or gguf.")] = "safetensors"
+    outtype: Annotated[str, Help("Type of the weights, as at a conversion. [default: as the base has them]", read=str.lower)] = "auto"
+    output: Annotated[Path | None, Help("Where to write; default NAME-METHOD-CONTEXT-tuned.", names=("-o", "--output"))] = None
+    sliding_window: Annotated[Literal["keep", "off"] | None, Help("keep, or off: full attention. [default: keep]")] = None
+    log: Annotated[Path | None, Help("A line of JSON for each step. [default: OUTPUT.jsonl]")] = None
+    device: Annotated[str, Help("auto, cuda, mps or cpu.")] = "auto"
+    dtype: Annotated[Dtype | None, Help("Of the computation: f32 or bf16. [default: bf16 on a GPU]")] = None
+    resume: Annotated[bool, Help("Only go on with what was interrupted.")] = False
+    emit: Annotated[Trainer | None, Help("Train nothing: write what another trainer needs to train this recipe.")] = None
+    revision: Revision = None
+    force: Force = False
+
+
 # -- what a field says -------------------------------------------------------------------------------------------
 
 

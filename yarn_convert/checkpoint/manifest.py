@@ -181,10 +181,42 @@ class Evaluation(Struct, frozen=True):
     stride: int | None = None
 
 
+class HeldOut(Struct, frozen=True):
+    """Perplexity of held-out texts at one window, before a training and after it; null for what was not measured."""
+
+    window: int
+    before: float | None = None
+    after: float | None = None
+
+
+class Finetuning(Struct, frozen=True, kw_only=True):
+    """One training. `tokens`: seen in all; `sequence` of a segment, `batch` in segments; `data`: the texts; `loss`: of the first step and
+    of the last, in nats; `deviations` from the paper's recipe."""
+
+    created: str = ""
+    recipe: RopeRecord | None = None
+    steps: int = 0
+    tokens: int = 0
+    sequence: int = 0
+    batch: int = 0
+    lr: float = 0.0
+    warmup: int = 0
+    seed: int = 0
+    pack: bool = False
+    lora: int | None = None
+    dtype: str = ""
+    processes: int = 1
+    data: list[str] = []
+    loss: list[float] = []
+    held_out: list[HeldOut] = []
+    deviations: list[str] = []
+
+
 class Manifest(Struct, frozen=True, kw_only=True):
     """The whole, in the order in which it is written. `context` is L', `scale` s, `attention_factor` the multiplier of cos and sin;
     `hparams` has config.json's names, `config` is what a folder's says beside its RoPE; `readers`: reader -> "exact", or why not, and
-    `reader_versions` those that were looked at; `converter`: which made the GGUF, if another's did. Defaults say that nothing is known."""
+    `reader_versions` those that were looked at; `converter`: which made the GGUF, if another's did; `finetuning`: each training,
+    the first one first. Defaults say that nothing is known."""
 
     yarn_convert: str = ""
     created: str = ""
@@ -198,6 +230,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     carrier: str = ""
     outtype: str = ""
     finetuned: bool | None = None
+    finetuning: list[Finetuning] | UnsetType = UNSET
     hparams: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
     weights: WeightsRecord = WeightsRecord()

@@ -16,6 +16,7 @@ from ..errors import UsageError, YarnConvertError, missing
 from ..options import After, ConvertOptions, Help, InspectOptions, RepairOptions, UploadOptions, ValidateOptions
 from .commands import JsonAlone, PrintOptions, Quiet, ReadOptions, Replace, Report, command, spread
 from .evaluate import evaluate_app
+from .finetune import finetune
 from .show import (
     HubTalk,
     Talk,
@@ -100,6 +101,9 @@ def convert(model: Model, asked: ConvertCommand) -> None:
         done = conversion.run(advance, lambda line: talk.lines([line]))
     answer(done.to_dict(), as_json, done.output)
     talk.lines(next_steps(done.output, done.manifest.context, conversion.checkpoint.family.listed))
+
+
+command(app)(finetune)
 
 
 def _push(model: str, asked: ConvertCommand, repo: str) -> None:

@@ -281,6 +281,36 @@ def steps(quiet: bool) -> Iterator[SayStage]:
     yield line
 
 
+@contextlib.contextmanager
+def training_steps(quiet: bool) -> Iterator[SayStage]:
+    """One bar for all steps of a training, on stderr, whose text is the last step's; where there is no terminal a line now and then."""
+    if quiet:
+        yield lambda what, fraction: None
+        return
+    if not sys.stderr.isatty():
+        began, last, said = time.monotonic(), 0.0, ""
+
+        def line(what: str, fraction: float) -> None:
+            nonlocal last, said
+            now = time.monotonic()
+            if what != said and (not last or now - last >= LINE_EVERY or fraction == 0):
+                left = f", about {duration((now - began) * (1 - fraction) / fraction)} left" if fraction > 0.02 else ""
+                last, said = now, what
+                write(f"{what}{left}", file=sys.stderr)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, fraction: bar.update(task, description=escape(printable(what)), completed=fraction)
+
+
 def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"

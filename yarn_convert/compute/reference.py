@@ -41,15 +41,15 @@ class Reference:
 
     def __init__(self, c: Checkpoint, device: str = "auto", dtype: str = "float32", swap_qk: bool = False) -> None:
         """Raises UsageError when torch, transformers or accelerate is missing or the device is not there."""
-        torch, c = with_torch(), _as_run(c)
+        torch, c = with_torch(), as_run(c)
         self.device, self.dtype, self.dtype_name = pick_device(device), getattr(torch, dtype), dtype
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.by_rows = bool(c.window) or c.family.slides
         weights, config = TorchWeights(c, self.dtype, swap_qk), config_of(c)
-        self.kind = _class_of(c, config)
+        self.kind = class_of(c, config)
         there = {device: int(SHARE * free_memory(device)) for device in devices(self.device)}
         fits = weights.nbytes <= next(iter(there.values()))
-        self.placed = {} if fits or len(there) == 1 else device_map(self._skeleton(config), there)
+        self.placed = {} if fits or len(there) == 1 else device_map(skeleton(self.kind, config, self.dtype), there)
         self.offloaded = not fits and not self.placed
         self.net: Any = (self._offloaded if self.offloaded else self._loaded)(config, weights).eval()
         decoder = self.net.get_decoder() if c.around else self.net  # whose RoPE it is; what sees or hears has one of its own
@@ -60,38 +60,17 @@ class Reference:
         self.cache: Any = None  # the type that keys and values are rounded to
 
     def _loaded(self, config: Any, weights: TorchWeights) -> Any:
-        """The model in memory, by transformers' own loading: it knows which tensors of a file make one of its own."""
-        settings = {
-            "config": config,
-            "dtype": self.dtype,
-            "attn_implementation": "eager" if self.by_rows else "sdpa",
-            "output_loading_info": True,
-            **({"device_map": self.placed} if self.placed else {}),
-        }
-        with _building():
-            net, info = self.kind.from_pretrained(None, state_dict=dict(weights.items()), **settings)
-        wrong = [*info["missing_keys"], *info["unexpected_keys"], *(k for k, *_ in info["mismatched_keys"])]
-        if wrong:
-            raise UsageError(f"transformers has another idea of this model's tensors: {wrong[:3]}", "pip install -U transformers")
+        """The model in memory, on its device or devices."""
+        more = {"device_map": self.placed} if self.placed else {}
+        net = loaded(self.kind, config, weights, attn_implementation="eager" if self.by_rows else "sdpa", **more)
         return net if self.placed else net.to(self.device)
-
-    def _skeleton(self, config: Any) -> Any:
-        """The model without weights; buffers have their values."""
-        from accelerate import init_empty_weights
-
-        with _building(), init_empty_weights():
-            net = self.kind._from_config(config, attn_implementation="sdpa")
-        net = net.to(self.dtype)
-        net.tie_weights()
-        return net
 
     def _offloaded(self, config: Any, weights: TorchWeights) -> Any:
         """The model with its layers loaded when their turn comes."""
         from accelerate import cpu_offload
 
-        net = self._skeleton(config)
-        wrong = sorted(({name for name, _ in net.named_parameters()} ^ set(weights)) - {weights.head})  # tied or not, it is there
-        if wrong:
+        net = skeleton(self.kind, config, self.dtype)
+        if wrong := unlike(net, weights):
             raise UsageError(
                 f"this model is too large for the memory, and its layers cannot be loaded one by one: {wrong[:3]}", "--no-real"
             )
@@ -165,6 +144,35 @@ class Reference:
         }
 
 
+def loaded(kind: Any, config: Any, weights: TorchWeights, **settings: Any) -> Any:
+    """A model in memory, by transformers' own loading: it knows which tensors of a file make one of its own. UsageError where it takes
+    others."""
+    with building():
+        net, info = kind.from_pretrained(
+            None, config=config, dtype=weights.dtype, output_loading_info=True, state_dict=dict(weights.items()), **settings
+        )
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *(k for k, *_ in info["mismatched_keys"])]
+    if wrong:
+        raise UsageError(f"transformers has another idea of this model's tensors: {wrong[:3]}", "pip install -U transformers")
+    return net
+
+
+def skeleton(kind: Any, config: Any, dtype: Any) -> Any:
+    """A model without weights; buffers have their values."""
+    from accelerate import init_empty_weights
+
+    with building(), init_empty_weights():
+        net = kind._from_config(config, attn_implementation="sdpa")
+    net = net.to(dtype)
+    net.tie_weights()
+    return net
+
+
+def unlike(net: Any, weights: TorchWeights) -> list[str]:
+    """The names of parameters that a model does not call as its files do: of experts it makes tensors of its own."""
+    return sorted(({name for name, _ in net.named_parameters()} ^ set(weights)) - {weights.head})  # tied or not, it is there
+
+
 def pick_device(wish: str) -> str:
     """cuda, mps or cpu. UsageError for a wish that this machine does not grant."""
     torch = with_torch()
@@ -229,7 +237,7 @@ def with_torch() -> Any:
     return torch
 
 
-def _as_run(c: Checkpoint) -> Checkpoint:
+def as_run(c: Checkpoint) -> Checkpoint:
     """`c` as a model of the family whose code computes it; UsageError for one that transformers has no code for."""
     alone = c.standing_alone()
     if alone.family.hf.run_as and not c.around:
@@ -238,7 +246,7 @@ def _as_run(c: Checkpoint) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def _building() -> Iterator[None]:
+def building() -> Iterator[None]:
     """transformers checks values in its own ways; each of its exceptions is the model's fault."""
     try:
         yield
@@ -249,7 +257,7 @@ def _building() -> Iterator[None]:
         raise InputError(f"transformers cannot build this architecture from config.json: {why}", "fix its values") from None
 
 
-def _class_of(c: Checkpoint, config: Any) -> Any:
+def class_of(c: Checkpoint, config: Any) -> Any:
     """transformers' class of a model; InputError for one that it does not have."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -275,7 +283,7 @@ def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     import transformers
 
     kind = getattr(transformers, config["architectures"][0])
-    with _building(), torch.device("meta"):
+    with building(), torch.device("meta"):
         net = kind._from_config(transformers.AutoConfig.for_model(**config))
     return {name: tuple(t.shape) for name, t in net.state_dict().items()}
 
@@ -292,7 +300,7 @@ def config_of(c: Checkpoint) -> Any:
         values = put(c.around, c.nest or NESTS[0], {k: v for k, v in values.items() if k not in AROUND} | {"model_type": model_type})
         model_type = str(c.around["model_type"])
         values = {k: v for k, v in values.items() if k not in LEFT_OUT}
-    with _building():
+    with building():
         return AutoConfig.for_model(model_type, **values)
 
 

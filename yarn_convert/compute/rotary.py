@@ -97,7 +97,7 @@ def _polar(table: Table, n: int, device: str, dtype: Any) -> Any:
     return torch.from_numpy((np.exp(1j * angles) * table.multiplier).astype(np.complex64)).to(device)
 
 
-def _chunk(module: Any) -> int:
+def chunk_of(module: Any) -> int:
     """The tokens of a chunk, of an attention that sees no other (Llama 4); 0 for any other."""
     kinds = getattr(module.config, "layer_types", None)
     return int(module.config.attention_chunk_size) if kinds and kinds[module.layer_idx] == CHUNKED else 0
@@ -116,7 +116,7 @@ def rows_attention(last: Spans, layers: int, n: int, cache: Any = None) -> str:
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **rest: Any
     ) -> tuple[Any, None]:
-        window, chunk = rest.get("sliding_window") or query.shape[2], _chunk(module) or query.shape[2]
+        window, chunk = rest.get("sliding_window") or query.shape[2], chunk_of(module) or query.shape[2]
         groups = query.shape[1] // key.shape[1]
         key, value = (x if cache is None else x.to(cache).to(x.dtype) for x in (key, value))
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))

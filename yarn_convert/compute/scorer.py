@@ -59,7 +59,7 @@ class Torch:
                 batch = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(reference.device)
                 out = getattr(reference.net, self.prefix)(batch, use_cache=False)
                 rows = out.last_hidden_state[:, first - 1 : -1]
-                return _head_losses(reference.net, self.prefix, out, rows, batch[0, first:])
+                return head_losses(reference.net, self.prefix, out, rows, batch[0, first:])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -68,14 +68,14 @@ class Torch:
         return self.reference.describe()
 
 
-def _head_losses(net: Any, prefix: str, out: Any, rows: Any, targets: Any) -> NDArray[np.float64]:
+def head_losses(net: Any, prefix: str, out: Any, rows: Any, targets: Any) -> NDArray[np.float64]:
     """Cross-entropies of `targets`, [n], from the decoder's hidden states `rows`, [1, n, hidden], by the model's own forward: some
     architectures scale or cap their logits there."""
     import torch
 
     step = max(1, LOGITS // net.config.get_text_config().vocab_size)
     found = []
-    with _decoder_replaced(net, prefix, out):
+    with decoder_replaced(net, prefix, out):
         for i in range(0, len(targets), step):
             out.last_hidden_state = rows[:, i : i + step]
             part = targets[i : i + step]
@@ -85,7 +85,7 @@ def _head_losses(net: Any, prefix: str, out: Any, rows: Any, targets: Any) -> ND
 
 
 @contextlib.contextmanager
-def _decoder_replaced(net: Any, prefix: str, out: Any) -> Iterator[None]:
+def decoder_replaced(net: Any, prefix: str, out: Any) -> Iterator[None]:
     """The model with a decoder that gives `out`, whatever it is asked."""
     import torch
 

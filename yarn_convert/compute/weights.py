@@ -63,9 +63,10 @@ ROUNDED_BY_GGUF = "the base's, as they come back from a GGUF, which holds anothe
 def check_weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, progress: Progress) -> dict[str, Any]:
     """JSON: `verdict` "passed", "failed" or "unchecked", `how`, `why`, `different` (names of tensors), `sha256` by file.
 
-    Against `base` when there is one, tensor by tensor; else against the hashes in the manifest. `progress` gets bytes read.
+    Against `base` when there is one, tensor by tensor; else, and where they were trained, against the hashes in the manifest. `progress`
+    gets bytes read.
     """
-    if base is not None:
+    if base is not None and not (manifest and manifest.finetuned):
         return _against_base(c, base, progress)
     hashes = _listed(manifest, c) if manifest else {}
     if not any(hashes.values()):

@@ -84,6 +84,11 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
     return Extension(rope, context, s, tuple(notes))
 
 
+def unbaked(e: Extension, method: str) -> Rope:
+    """The dynamic recipe that an extension by `method` has baked: its s follows the length of each pass."""
+    return replace(e.rope, method=method, params={k: v for k, v in e.rope.params.items() if k != "factor"})
+
+
 def _as_stale(c: Checkpoint) -> tuple[str, ...]:
     """A note on a context that a conversion of the format keeps, as it keeps all of the RoPE, though it is not what the recipe leads to."""
     repaired = "; repair sets it" if c.rope.method != "none" else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Conversion:
     """A checkpoint, its extension and the plan to write it; `run` carries it out.
 
     `origin`: the folder of which llama.cpp's converter made, or is to make, `checkpoint`, and `made` what keeps that until it is
-    written. `beside`: the file of what sees or hears, which the converter makes too.
+    written. `beside`: the file of what sees or hears, which the converter makes too. `amend`: what else the manifest says.
     """
 
     checkpoint: Checkpoint
@@ -68,6 +68,7 @@ class Conversion:
     origin: Path | None = None
     made: contextlib.ExitStack | None = None
     beside: Path | None = None
+    amend: Callable[[Manifest], Manifest] = lambda manifest: manifest
 
     def check(self) -> dict[str, State | None]:
         """What lies where the output goes, by its name in that folder. Raise OutputError when a place is taken or unfit."""
@@ -92,7 +93,7 @@ class Conversion:
     def manifest(self, moved: Mapping[str, str], folder: Path, progress: Progress = lambda n: None) -> Manifest:
         """What is recorded of it: see `recording.manifest_of`."""
         script = converter.find(self.options.converter) if self.origin else None
-        return manifest_of(self.checkpoint, self.extension, self.plan, self.options, script, moved, folder, progress)
+        return self.amend(manifest_of(self.checkpoint, self.extension, self.plan, self.options, script, moved, folder, progress))
 
     def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> Converted:
         """Write the output. Raises OutputError; what a large output has got to is kept for the next run,

@@ -15,12 +15,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..compute.documents import TokenizedText, names
 from ..compute.record import SHORTEST, SayStage, silent
 from ..conversion.extension import EXTENDING
 from ..errors import UsageError
 from ..options import AdviseOptions
 from ..rope import METHODS
-from .documents import TokenizedText, names
 from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, line_of
 from .windows import NOTHING, Losses, Pass, Span, segments, sliding

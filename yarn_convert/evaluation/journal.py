@@ -9,17 +9,12 @@ written.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
-from ..checkpoint import Checkpoint
 from ..errors import OutputError
 
 BEGINNING = re.compile(rb'\n*(\[("[0-9a-f]{0,64}(".*)?)?)?', re.DOTALL)  # of a journal, however short it was cut
@@ -94,18 +89,3 @@ def journal_of(out: Path | None, wish: Path | None) -> Iterator[ResultJournal]:
     except BaseException:
         journal.abandon()
         raise
-
-
-def identity(c: Checkpoint) -> list[Any]:
-    """What tells a checkpoint from others: its weight files, all parts, by name, size and time of change; and config.json."""
-    stats = [(str(f.resolve()), f.stat()) for f in sorted(c.weight_files)]
-    return [c.family.model_type, dict(c.written), *((name, s.st_size, s.st_mtime_ns) for name, s in stats)]
-
-
-def key_of(*parts: Any) -> str:
-    """SHA-256 over the parts: JSON values, and arrays by their bytes."""
-    hashed = hashlib.sha256(version("yarn-convert").encode())
-    for part in parts:
-        data = part.tobytes() if isinstance(part, np.ndarray) else json.dumps(part).encode()
-        hashed.update(len(data).to_bytes(8, "little") + data)
-    return hashed.hexdigest()

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..compute.documents import bos
 from ..compute.growing import Steps, greedy
 from ..compute.record import SayStage, silent
 from ..compute.scorer import Ids
 from ..compute.tokens import tokenizer_of
 from ..errors import UsageError
 from ..options import PasskeyOptions
-from .documents import bos
 from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, lines_of
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from ..compute.documents import TokenizedText, names
 from ..compute.record import SayStage, silent
 from ..errors import UsageError
 from ..options import PerplexityOptions
-from .documents import TokenizedText, names
 from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, lines_of
 from .windows import NOTHING, Losses, Window, document_error, mean_of_window_means, passes, sliding

@@ -12,14 +12,15 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import resolve
+from ..compute.documents import TokenizedText, bos, documents
+from ..compute.identity import identity, key_of
 from ..compute.record import DTYPES, SayStage
 from ..compute.scorer import RuntimeScorer, Scorer, Torch
-from ..conversion.extension import EXTENDING, counted_from, extend
+from ..conversion.extension import EXTENDING, counted_from, extend, unbaked
 from ..errors import UsageError, need, no_such
 from ..options import EvaluateOptions, Recipe, check_choices
 from ..rope import METHODS, Rope, recipe_of
-from .documents import TokenizedText, bos, documents
-from .journal import ResultJournal, identity, key_of
+from .journal import ResultJournal
 from .windows import Losses, Pass, Span
 
 
@@ -35,14 +36,10 @@ class Line:
     @property
     def static(self) -> bool:
         """Whether one table serves every length."""
-        return self.rope.row.static and not _dynamic(self.rope)
+        return self.rope.static
 
     def as_json(self) -> dict[str, Any]:
         return {"label": self.label, "method": self.method, "recipe": recipe_of(self.rope), "context": self.context}
-
-
-def _dynamic(rope: Rope) -> bool:
-    return bool(rope.row.baked_as) or (rope.inner is not None and _dynamic(rope.inner))
 
 
 def lines_of(c: Checkpoint, s: EvaluateOptions) -> list[Line]:
@@ -80,8 +77,7 @@ def line_of(c: Checkpoint, s: EvaluateOptions, method: str, factor: float | None
     if row.baked_as:
         context = None if asked.scale or asked.context else 2 * (asked.original_context or c.context)  # of any s: it is dropped again
         e = extend(c, replace(given, scale=asked.scale, context=asked.context or context))
-        params = {k: v for k, v in e.rope.params.items() if k != "factor"}
-        return Line(method, method, replace(e.rope, method=method, params=params))
+        return Line(method, method, unbaked(e, method))
     e = extend(c, replace(given, scale=asked.scale, context=asked.context) if factor is None else replace(given, scale=factor))
     return Line(method + ("" if factor is None else f":{factor:g}"), method, e.rope, e.context)
 

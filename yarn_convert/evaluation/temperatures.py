@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..compute.documents import names
 from ..compute.record import SHORTEST, SayStage, silent
 from ..errors import UsageError
 from ..options import TemperatureOptions
 from ..rope import temperature as recommended_at
-from .documents import names
 from .journal import ResultJournal
 from .subjects import Meter, Subject, line_of
 from .windows import NOTHING, Losses, Pass, document_error, segments

@@ -55,6 +55,11 @@ class Rope:
     def row(self) -> Method:
         return row_of(self.method)
 
+    @property
+    def static(self) -> bool:
+        """Whether one table serves every length: of lists that switch, below another method, the long one does."""
+        return self.row.static and (self.inner is None or self.inner.row.switches or self.inner.static)
+
     def number(self, name: str, default: float | None = None) -> float:
         """Parameter `name` as a float; UsageError if it is missing or not a finite number."""
         value = self.params.get(name, default)

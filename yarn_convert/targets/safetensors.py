@@ -103,7 +103,7 @@ def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
             jobs.append(_index({name: t.path.name for name, t in c.tensors.items() if t.path}, sum(t.nbytes for t in c.tensors.values())))
         return jobs, True
     pieces = hf_pieces(c, outtype)
-    return _shards(pieces), all(p.dtype == p.target.dtype for p in pieces)
+    return sharded(pieces), all(p.dtype == p.target.dtype for p in pieces)
 
 
 def hf_pieces(c: Checkpoint, outtype: str) -> list[Piece]:
@@ -123,7 +123,8 @@ def hf_piece(name: str, part: Part, outtype: str) -> Piece:
     return Piece(Tensor(name, dtype, part.shape, size), part.sources, part.order)
 
 
-def _shards(pieces: list[Piece]) -> list[Job]:
+def sharded(pieces: list[Piece]) -> list[Job]:
+    """The weight files of a folder, and their index where there are several."""
     shards: list[list[Piece]] = [[]]
     held = 0
     for p in pieces:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..checkpoint import Checkpoint
-from ..compute.scorer import Ids
-from ..compute.tokens import TEXT, text_of, tokenizer_of
 from ..errors import InputError, UsageError, need
+from ..formats.decoding import parse
 from ..options import Texts
+from .scorer import Ids
+from .tokens import TEXT, text_of, tokenizer_of
 
 
 class TokenizedText(NamedTuple):
@@ -22,12 +24,22 @@ class TokenizedText(NamedTuple):
     ids: Ids
 
 
-def contents(texts: Texts) -> list[tuple[str, str]]:
-    """(name, text), in the order given. InputError for what cannot be read; UsageError without the package `datasets`."""
+Content = str | Sequence[int]  # a text, or its tokens where a data set has nothing else
+
+
+def contents(texts: Texts, split: str = "test", seed: int | None = None) -> Iterator[tuple[str, Content]]:
+    """(name, text), in the order given, or shuffled by `seed`. `split`: of a data set, where its name says none. InputError for what cannot
+    be read; UsageError without the package `datasets`."""
     if not texts.files and texts.dataset is None:
-        return [(TEXT.name, _read(TEXT))]
-    found = [(f.name, _read(f)) for path in texts.files for f in _files(path)]
-    return found + ([] if texts.dataset is None else _dataset(texts.dataset, texts.most))
+        yield TEXT.name, _read(TEXT)
+        return
+    files = [f for path in texts.files for f in _files(path)]
+    if seed is not None:
+        random.Random(seed).shuffle(files)
+    for file in files:
+        yield from _lines(file) if file.suffix in LINES else [(file.name, _read(file))]
+    if texts.dataset is not None:
+        yield from _dataset(texts.dataset, texts.most, split, seed)
 
 
 def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[TokenizedText], int, int]:
@@ -38,7 +50,7 @@ def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[Tokenize
     if texts.cut is not None and texts.cut < 2:
         raise UsageError(f"--cut must be at least 2 tokens, not {texts.cut}", "--cut 8k")
     tokenizer = tokenizer_of(c)
-    whole = [TokenizedText(name, _encode(tokenizer, text)) for name, text in contents(texts)]
+    whole = [TokenizedText(name, encoded(tokenizer, text)) for name, text in contents(texts)]
     if texts.cut:
         n = texts.cut
         whole = [TokenizedText(f"{d.name}[{i}]", d.ids[i * n : (i + 1) * n]) for d in whole for i in range(len(d.ids) // n)]
@@ -66,15 +78,21 @@ def _lead(tokenizer: Any) -> int:
     return int(at)
 
 
-def _encode(tokenizer: Any, text: str) -> Ids:
+def encoded(tokenizer: Any, text: Content) -> Ids:
+    """int64[n], nothing put beside it."""
+    if not isinstance(text, str):
+        return np.asarray(text, dtype=np.int64)
     return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+
+LINES = (".jsonl", ".ndjson")  # a document a line
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    if not (found := sorted(path.glob("*.txt"))):
-        raise InputError(f"no *.txt in {path}", "--text FILE, in UTF-8")
+    if not (found := sorted(f for f in path.iterdir() if f.suffix in (".txt", *LINES))):
+        raise InputError(f"no *.txt or *.jsonl in {path}", "--text FILE, in UTF-8")
     return found
 
 
@@ -82,10 +100,36 @@ def _read(path: Path) -> str:
     return text_of(path, "utf-8-sig")  # a mark of the byte order would be a document's first token
 
 
+def _lines(path: Path) -> Iterator[tuple[str, Content]]:
+    """The documents of a file of JSON lines."""
+    for i, line in enumerate(_read(path).split("\n")):
+        if not line.strip():
+            continue
+        try:
+            row = parse(line.encode())
+        except ValueError as e:
+            raise InputError(f"line {i + 1} of {path} is no JSON: {e}", "one object a line, its text in a member of it") from None
+        if not isinstance(row, dict):
+            raise InputError(f"line {i + 1} of {path} is no object", "one object a line, its text in a member of it")
+        yield f"{path.name}[{i}]", _content(row, "", f"line {i + 1} of {path}")
+
+
 COLUMNS = ("text", "input", "content", "report", "document")  # where data sets keep their texts; the first that is there
+TOKENS = "input_ids"  # and those that are tokens already
 
 
-def _dataset(wish: str, most: int | None) -> list[tuple[str, str]]:
+def _content(row: Mapping[str, Any], column: str, where: str) -> Content:
+    """The text of a row, or its tokens; InputError where it has neither."""
+    key = column or next((k for k in (*COLUMNS, TOKENS) if k in row), "")
+    found = row.get(key)
+    if found is None and key in row:
+        return ""
+    if isinstance(found, str) or (key == TOKENS and isinstance(found, list) and all(type(i) is int and i >= 0 for i in found)):
+        return found
+    raise InputError(f"{where} has no text in {key or 'a column'}: it has {', '.join(row)}", "--dataset NAME:CONFIG:SPLIT:COLUMN")
+
+
+def _dataset(wish: str, most: int | None, usual: str, seed: int | None) -> Iterator[tuple[str, Content]]:
     need("datasets", "--dataset")
     import datasets
 
@@ -95,27 +139,20 @@ def _dataset(wish: str, most: int | None) -> list[tuple[str, str]]:
     if not Path(name).exists():
         _reach(name)
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is said in one line
+    i = -1
     try:
-        rows: Any = datasets.load_dataset(name, config or None, split=split or "test", streaming=True)
-        found: list[tuple[str, str]] = []
-        for i, row in enumerate(rows):
+        rows: Any = datasets.load_dataset(name, config or None, split=split or usual, streaming=True)
+        for i, row in enumerate(rows if seed is None else rows.shuffle(seed=seed)):
             if most is not None and i >= 20 * most:  # of which `most` are to be long enough
                 break
-            key = column or next((k for k in COLUMNS if k in row), "")
-            text = "" if key in row and row[key] is None else row.get(key)
-            if not isinstance(text, str):
-                raise InputError(
-                    f"{name} has no text in {key or 'a column'}: it has {', '.join(row)}", "--dataset NAME:CONFIG:SPLIT:COLUMN"
-                )
-            found.append((f"{name}[{i}]", text))
+            yield f"{name}[{i}]", _content(row, column, name)
     except InputError:
         raise
     except Exception as e:  # whatever a data set's own code raises
         why = (str(e) or type(e).__name__).splitlines()[0]
         raise InputError(f"cannot load the data set {wish}: {why}", "--dataset NAME:CONFIG:SPLIT:COLUMN, or --text FILE") from None
-    if not found:
+    if i < 0:
         raise InputError(f"the data set {wish} has no rows", "--dataset NAME:CONFIG:SPLIT:COLUMN, or --text FILE")
-    return found
 
 
 def _reach(name: str) -> None:

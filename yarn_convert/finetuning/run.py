@@ -1,0 +1,274 @@
+"""`finetune`: a plan, the training, and the model that comes out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msgspec import UNSET, structs
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.manifest import Base, Finetuning, HeldOut, Manifest, as_json, read_manifest, recorded
+from ..checkpoint.source import resolve
+from ..compute.identity import identity, key_of
+from ..compute.record import SayStage, silent
+from ..compute.reference import pick_device, with_torch
+from ..conversion import Converted, Extension, prepare
+from ..conversion.run import check_name, default_output
+from ..errors import InputError, OutputError, UsageError, need
+from ..formats.json_text import pretty
+from ..options import FinetuneOptions, Texts, check_choices, taking
+from ..targets.resume import lock_file
+from . import training
+from .corpus import Segments, check_texts, corpus_of, order_of
+from .ranks import Ranks, check_parallel, ranks_of, world_size
+from .requirements import Requirement, requirement
+from .settings import Settings, deviations, settings_of
+from .speed import Speed
+from .trainee import Trainee
+from .training import History
+from .writing import base_folder, conversion_options, write_output, write_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What a training will be. `out`: where its model goes, `folder` where it keeps its state until then. `needs`: memory of a process;
+    `seconds` that it takes, about."""
+
+    model: str
+    options: FinetuneOptions
+    checkpoint: Checkpoint
+    settings: Settings
+    extension: Extension
+    out: Path
+    device: str
+    processes: int
+    needs: Requirement
+    seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.out.with_name(f".{self.out.name}.training")
+
+    @property
+    def log(self) -> Path:
+        return (self.options.log or self.out.with_name(f"{self.out.name}.jsonl")).expanduser()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --dry-run prints it with --json."""
+        return {
+            "output": str(self.out), "format": self.options.out, **self.settings.to_dict(), "context": self.extension.context,
+            "tokens": self.settings.tokens, "device": self.device, "processes": self.processes, "memory": self.needs.to_dict(), "seconds": self.seconds,
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """What a training has written, and how it went: `history` as the log has it."""
+
+    output: Path
+    manifest: Manifest
+    history: History
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it."""
+        return {"output": str(self.output), **as_json(self.manifest), "held_out": self.history.held_out, "steps": self.history.steps}
+
+
+def prepare_training(model: str, options: FinetuneOptions) -> Preparation:
+    """What is asked for, checked as far as it can be without the texts. Raises UsageError, InputError and Unsupported."""
+    check_choices(options)
+    need("validate", "a training")
+    with_torch()
+    check_texts(options.texts)
+    check_parallel(world_size(), options.sequence_parallel)
+    device = pick_device(options.device)
+    c = open_checkpoint(resolve(model, options.revision))
+    settings, e = settings_of(c, options, device)
+    settings.passes(world_size() // settings.parallel)
+    out = Path(options.output or _name(c, e, options)).expanduser()
+    check_name(out, options.out)
+    needs = requirement(c, settings, device, world_size())
+    notes = (*e.notes, *deviations(settings, e), *_window_note(c, settings), *needs.notes)
+    seconds = Speed(c, settings, device, world_size()).expected
+    return Preparation(model, options, c, settings, e, out, device, world_size(), needs, seconds, notes)
+
+
+def _name(c: Checkpoint, e: Extension, o: FinetuneOptions) -> str:
+    """NAME-METHOD-CONTEXT-tuned; a model that is extended already has the first three in its name."""
+    plain = default_output(c, e, conversion_options(o, None), "safetensors").name.removeprefix("converted-")
+    return f"{plain}-tuned" + (".gguf" if o.out == "gguf" else "")
+
+
+def _window_note(c: Checkpoint, s: Settings) -> list[str]:
+    window = c.sliding_window
+    if not window or s.sliding_window == "off":
+        return []
+    return [f"attention keeps its sliding window of {window:,} tokens (--sliding-window off trains without)"]
+
+
+@taking(FinetuneOptions)
+def finetune(model: str, options: FinetuneOptions) -> Finetuned:
+    """Train `model` at an extended context: the whole of `yarn-convert finetune MODEL …` as one call, `finetune(model, recipe=Recipe(
+    scale=16), texts=Texts(files=(path,)), …)`, with the fields of `FinetuneOptions` by keyword. Raises a YarnConvertError whose message is
+    one line; what an interrupted training has got to is kept, and the same call goes on."""
+    return run_training(prepare_training(model, options))
+
+
+def run_training(p: Preparation, say: SayStage = silent) -> Finetuned:
+    """Train and write. Under torchrun every process calls it, and the first one writes; all get what was found."""
+    with ranks_of(p.options.device, p.settings.parallel) as ranks, _workplace(p, ranks):
+        ranks.together(lambda: prepare(p.model, conversion_options(p.options, p.out)).check(), alone=True)
+        told = say if ranks.first else silent
+        texts, data = _texts(p, ranks, told)
+        trainee = Trainee(p.checkpoint, p.settings, ranks)
+        run = training.Training(trainee, p.settings, texts, p.folder, p.log, told)
+        history = run.run()
+        told("writing the model", 1.0)
+        made = p.folder / "model"
+        ranks.together(lambda: _clean_base(p, made), alone=True)
+        write_weights(p.checkpoint, trainee, made, ranks)
+        record = _record(p, ranks, history, data)
+        done = ranks.together(lambda: write_output(made, p.options, p.out, lambda m: _amended(m, p, record)), alone=True)
+        ranks.together(lambda: shutil.rmtree(p.folder, ignore_errors=True), alone=True)
+        manifest = done.manifest if isinstance(done, Converted) else _amended_elsewhere(p)
+        return Finetuned(p.out, manifest, history)
+
+
+def _amended_elsewhere(p: Preparation) -> Manifest:
+    found = read_manifest(p.out)
+    assert found is not None
+    return found
+
+
+def _clean_base(p: Preparation, made: Path) -> None:
+    shutil.rmtree(made, ignore_errors=True)
+    base_folder(p.model, p.options.revision, made)
+
+
+# -- the folder of a training -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _workplace(p: Preparation, ranks: Ranks) -> Iterator[None]:
+    """The folder in which a training keeps what it goes on from; one at a time. OutputError where it is of another training."""
+
+    def enter() -> int:
+        try:
+            p.folder.mkdir(parents=False, exist_ok=True)
+            _check_same(p)
+            return lock_file(p.folder / "lock")
+        except OSError as e:
+            raise OutputError(f"{p.folder} cannot be made: {e.strerror}", "-o in a folder that exists and is yours") from None
+
+    fd = ranks.together(enter, alone=True)
+    try:
+        yield
+    finally:
+        if fd is not None:
+            os.close(fd)
+            if p.folder.is_dir() and not any(p.folder.glob("step-*")) and not (p.folder / "tokens.json").exists():
+                shutil.rmtree(p.folder, ignore_errors=True)
+
+
+def _check_same(p: Preparation) -> None:
+    """Raise UsageError where the folder is that of a training with other options, unless these are to replace it."""
+    from .states import latest
+
+    plan = p.folder / "plan.json"
+    mine = {**p.settings.to_dict(), "model": key_of(identity(p.checkpoint)), "texts": _texts_key(p)}
+    begun = latest(p.folder)
+    if p.options.resume and not begun:
+        raise UsageError(f"there is no training of {p.out} to go on with", "leave out --resume")
+    theirs = json.loads(plan.read_text("utf-8")) if plan.exists() else None
+    if theirs is not None and begun and theirs != json.loads(json.dumps(mine)):
+        other = sorted(k for k in mine if theirs.get(k) != json.loads(json.dumps(mine[k])))
+        if not p.options.force:
+            raise UsageError(
+                f"a training of {p.out} was interrupted after step {begun}, with other options: {', '.join(other)}",
+                "the same command goes on with it; --force gives it up",
+            )
+        shutil.rmtree(p.folder)
+        p.folder.mkdir()
+    plan.write_bytes(pretty(mine))
+
+
+# -- the texts --------------------------------------------------------------------------------------------------------
+
+
+def _texts_key(p: Preparation) -> list[Any]:
+    t = p.options.texts
+    files = [f for path in (*t.files, *p.options.held_out) for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    try:
+        return [t.dataset, *([str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
+    except OSError as e:
+        raise InputError(f"cannot read the text {e.filename}: {e.strerror}", "--text FILE, in UTF-8") from None
+
+
+def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[training.Texts, list[str]]:
+    """(what is trained on and held out, the names of the texts)."""
+    s, t = p.settings, p.options.texts
+    key = key_of(identity(p.checkpoint), _texts_key(p), s.pack, s.seed, s.tokens)
+    wanted, seen = int(s.tokens * 1.05) + 9 * s.sequence, [0]
+
+    def count(n: int) -> None:
+        seen[0] += n
+        say(f"tokenizing: {seen[0]:,} tokens", min(1.0, seen[0] / wanted))
+
+    def corpus(texts: Texts, seed: int | None, name: str) -> Segments:
+        make = lambda: corpus_of(texts, p.checkpoint, wanted, seed, p.folder / name, key, count)  # noqa: E731
+        ranks.together(make, alone=True)
+        found = ranks.together(make)
+        assert found is not None
+        return Segments(found, s.sequence, s.pack)
+
+    segments = corpus(t, s.seed, "tokens")
+    held = corpus(Texts(files=p.options.held_out), None, "held-out") if p.options.held_out else segments
+    order = order_of(len(segments), s.seed, not p.options.held_out)
+    names = [path.name for path in t.files] + ([t.dataset] if t.dataset else [])
+    _tell(s, segments, order.trained, say)
+    return training.Texts(segments, order, held), names
+
+
+def _tell(s: Settings, segments: Segments, trained: int, say: SayStage) -> None:
+    epochs = s.steps * s.batch / trained
+    say(f"{trained:,} segments, {segments.left_out:,} tokens in none; {epochs:.2g} epochs", 0.0)
+
+
+# -- the record -------------------------------------------------------------------------------------------------------
+
+
+def _record(p: Preparation, ranks: Ranks, history: History, data: list[str]) -> Finetuning:
+    s = p.settings
+    return Finetuning(
+        created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), recipe=recorded(s.rope), steps=s.steps, tokens=s.tokens,
+        sequence=s.sequence, batch=s.batch, lr=s.lr, warmup=s.warmup, seed=s.seed, pack=s.pack, lora=s.lora, dtype=s.dtype,
+        processes=ranks.world, data=data, loss=[history.steps[0]["loss"], history.steps[-1]["loss"]] if history.steps else [],
+        held_out=compared(history), deviations=deviations(s, p.extension),
+    )  # fmt: skip
+
+
+def compared(history: History) -> list[HeldOut]:
+    """Perplexities of held-out texts before the first step and after the last, by window."""
+    if len(history.held_out) < 2:
+        return []
+    first, last = history.held_out[0]["windows"], history.held_out[-1]["windows"]
+    return [HeldOut(int(w), first[w]["perplexity"], last[w]["perplexity"]) for w in first if w in last]
+
+
+def _amended(m: Manifest, p: Preparation, record: Finetuning) -> Manifest:
+    """The manifest of the conversion, of what was trained: its base is the model before, and its weights are its own."""
+    source, earlier = p.checkpoint.source, read_manifest(p.checkpoint.source.path)
+    before = earlier.finetuning if earlier and earlier.finetuning is not UNSET else []
+    base = Base(source.name, source.repo, source.commit, "gguf" if p.checkpoint.gguf else "safetensors")
+    weights = structs.replace(m.weights, identical_to_base=False)
+    return structs.replace(m, base=base, finetuned=True, finetuning=[*before, record], weights=weights)

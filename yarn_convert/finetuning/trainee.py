@@ -1,0 +1,229 @@
+"""The model that is trained: transformers' code, this project's table, sharded over the ranks by PyTorch's FSDP2.
+
+It computes what `compute.reference` does: weights through our readers, config.json's scaling left out, every rotary module served from the
+recipe's float64 table. It stays in evaluation mode, so no dropout or router noise comes between. Each decoder layer is a unit of FSDP and,
+unless it is turned off, of activation checkpointing.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..checkpoint import Checkpoint
+from ..compute.reference import TorchWeights, as_run, building, class_of, config_of, loaded, skeleton, unlike, with_torch
+from ..compute.rotary import replace_rotary
+from ..compute.scorer import LOGITS, head_losses
+from ..errors import Unsupported, UsageError, need
+from ..rope import Effect
+from . import attention
+from .losses import chunked_loss
+from .ranks import Ranks
+from .settings import Settings
+
+BASE_LAYER = ".base_layer"  # what PEFT puts into the names of parameters that it leaves as they are
+ADAPTER = ".lora_"
+
+
+class Part(NamedTuple):
+    """What one rank is given of a batch: `ids` and `positions`, int64[rows, n]; `targets` alike, `losses.IGNORED` where nothing is to be
+    predicted; of each row its documents, None where a row is one."""
+
+    ids: Any
+    positions: Any
+    targets: Any
+    documents: list[list[attention.Span]] | None = None
+
+
+class Trainee:
+    """A model on its rank. `module(part.ids, part.positions, part.targets)` gives the sum of the losses; `parameters` are DTensors."""
+
+    def __init__(self, c: Checkpoint, s: Settings, ranks: Ranks) -> None:
+        """Raises UsageError for heads that the ranks do not divide, Unsupported for an attention that cannot be spread over them."""
+        torch, c = with_torch(), as_run(c)
+        self.c, self.settings, self.ranks, self.dtype = c, s, ranks, getattr(torch, s.dtype)
+        if ranks.parallel > 1:
+            _check_parallel(c, ranks.parallel)
+        self.texts = attention.Texts(ranks.group)
+        net, self.unloaded = _made(c, self.dtype if s.lora else torch.float32, s.lora)
+        self.net: Any = net.eval()
+        self.net.set_attn_implementation(attention.register(self.texts))
+        decoder = self.net.get_decoder() if c.around else self.net
+        self.rotary = replace_rotary(decoder, c.family.layer_type)
+        self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling") and isinstance(m.scaling, float)]
+        self.scaled = self.scaled if c.family.latent else []
+        self.layers = max((m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+        self.prefix = self.net.base_model_prefix
+        if not hasattr(self.net, self.prefix):
+            raise Unsupported(f"{type(self.net).__name__} does not say which part of it is the decoder", "another family")
+        self.chunk = max(1, LOGITS * (8 if ranks.device == "cuda" else 1) // self.net.config.get_text_config().vocab_size)
+        if s.checkpointing:
+            for layer in self.layers:
+                _checkpointed(layer)
+        self.module = self._sharded()
+
+    def _sharded(self) -> Any:
+        """The module that FSDP calls: decoder and loss in one, for what lies outside the layers is gathered while it runs."""
+        import torch
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        trainee = self
+
+        class Losses(torch.nn.Module):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = trainee.net
+
+            def forward(self, ids: Any, positions: Any, targets: Any, each: bool = False) -> Any:
+                out = getattr(self.net, trainee.prefix)(ids, position_ids=positions, use_cache=False)
+                if each:
+                    rows = out.last_hidden_state
+                    return [head_losses(self.net, trainee.prefix, out, rows[i : i + 1], targets[i]) for i in range(len(rows))]
+                return chunked_loss(self.net, trainee.prefix, out, targets, trainee.chunk)
+
+        module, policy = Losses(), MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
+        for layer in self.layers:
+            fully_shard(layer, mesh=self.ranks.mesh, mp_policy=policy)
+        fully_shard(module, mesh=self.ranks.mesh, mp_policy=policy)
+        self._load(module)
+        return module
+
+    def _load(self, module: Any) -> None:
+        """Fill what has no values yet, tensor by tensor: each rank reads all and keeps its shards. An adapter begins as PEFT's does, A by
+        Kaiming's rule and B with zeros, alike on all ranks."""
+        import torch
+        from torch.distributed.tensor import distribute_tensor
+
+        state = {}
+        for name, p in module.named_parameters():
+            whole = self._adapter(name, p) if ADAPTER in name else self._weight(name, p)
+            if whole is not None:
+                state[name] = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
+        module.load_state_dict(state, strict=False, assign=True)
+        device = torch.device(self.ranks.device if self.ranks.device != "cuda" else torch.cuda.current_device())
+        for part in module.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                part._buffers[name] = buffer.to(device)
+        for name, p in module.named_parameters():
+            p.requires_grad_(not self.settings.lora or ADAPTER in name)
+
+    def _weight(self, name: str, p: Any) -> Any:
+        found = None if self.unloaded is None else self.unloaded[file_name(name)]
+        return None if found is None else found.to(p.dtype)
+
+    def _adapter(self, name: str, p: Any) -> Any:
+        import torch
+
+        made = torch.zeros(p.shape, dtype=p.dtype)
+        if "lora_A" in name:
+            seed = zlib.crc32(f"{self.settings.seed} {name}".encode())
+            torch.nn.init.kaiming_uniform_(made, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed))
+        return made
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def serve(self, effect: Effect, n: int) -> None:
+        """Set it up for texts of `n` tokens under a recipe's effect."""
+        self.rotary.serve(effect, n, self.ranks.device, self.dtype)
+        for module, scaling in self.scaled:
+            module.scaling = scaling * effect.logits
+
+    def check_table(self, effect: Effect, n: int) -> None:
+        """UsageError where what the rotary module gives is not the recipe's: cos and sin at the first, the last and some positions between,
+        against float64 within the rounding of the type."""
+        import torch
+
+        at = np.unique(np.linspace(0, n - 1, 33).astype(np.int64))
+        found = self.rotary(torch.zeros(1), torch.from_numpy(at)[None].to(self.ranks.device))
+        found = (found.real, found.imag) if torch.is_tensor(found) else found
+        angles = at[:, None] * effect.inv_freq
+        for given, function in zip(found, (np.cos, np.sin), strict=True):
+            values = given.reshape(len(at), -1).double().cpu().numpy()
+            meant, times = function(angles) * effect.multiplier, values.shape[1] // angles.shape[1]
+            error = min(np.abs(values - spread).max() for spread in (np.tile(meant, times), np.repeat(meant, times, axis=1)))
+            if not error <= abs(effect.multiplier) * (2.0**-23 if self.settings.dtype == "float32" else 2.0**-8):
+                raise UsageError(
+                    f"the table that the model turns by is not the recipe's: off by {error:.2g}", "transformers of constraints.txt"
+                )
+
+    def loss(self, part: Part) -> Any:
+        """The sum of a part's losses, to be differentiated."""
+        self.texts.documents = part.documents
+        return self.module(part.ids, part.positions, part.targets)
+
+    def losses(self, part: Part) -> list[Any]:
+        """Of each row the losses of its targets, float64[n], without gradients; every target has to be a token."""
+        import torch
+
+        self.texts.documents = part.documents
+        with torch.no_grad():
+            found: list[Any] = self.module(part.ids, part.positions, part.targets, each=True)
+        return found
+
+    # -- what comes out -----------------------------------------------------------------------------------------------
+
+    def tensors(self) -> Iterator[tuple[str, Any]]:
+        """(name in transformers, the whole tensor on the CPU) of every parameter, adapters merged into what they adapt: W + B·A·α/r, in
+        float32. All ranks have to go through it."""
+        named = dict(self.module.named_parameters())
+        for name, p in named.items():
+            if ADAPTER in name:
+                continue
+            whole = p.detach().full_tensor().float().cpu()
+            stem = name.removesuffix(f"{BASE_LAYER}.weight")
+            if stem != name:
+                a, b = (named[f"{stem}{ADAPTER}{which}.default.weight"].detach().full_tensor().float().cpu() for which in "AB")
+                whole = whole + b @ a * SCALING
+            yield file_name(name), whole
+
+
+def _made(c: Checkpoint, dtype: Any, lora: int | None) -> tuple[Any, Mapping[str, Any] | None]:
+    """(the model on the CPU, its weights where it has none yet): a shell, where transformers calls its parameters as files do."""
+    with building():
+        config = config_of(c)
+    weights, kind = TorchWeights(c, dtype, False), class_of(c, config)
+    net = skeleton(kind, config, dtype)
+    named = None if unlike(net, weights) else weights
+    if named is None:
+        net = loaded(kind, config, weights, attn_implementation="sdpa")
+    if lora:
+        _adapted(net, lora)
+    return net, named
+
+
+SCALING = 2.0  # α/r, as most recipes have it
+
+
+def _adapted(net: Any, rank: int) -> None:
+    """Put PEFT's adapters beside every linear map of the layers."""
+    need("finetune", "--lora", "peft")
+    from accelerate import init_empty_weights
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = sorted({name.rpartition(".")[2] for name, m in net.named_modules() if type(m).__name__ == "Linear"} - {"lm_head"})
+    with init_empty_weights():
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=int(SCALING * rank), target_modules=linear), net)
+
+
+def file_name(name: str) -> str:
+    """A parameter of the trained module as transformers calls it."""
+    return name.removeprefix("net.").replace(BASE_LAYER, "")
+
+
+def _checkpointed(layer: Any) -> None:
+    """Let a layer compute its activations again in the backward pass instead of keeping them."""
+    from functools import partial
+
+    from torch.utils.checkpoint import checkpoint
+
+    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _check_parallel(c: Checkpoint, ranks: int) -> None:
+    attention.check_heads(c.heads("q"), ranks)
+    if c.family.linear and any(c.family.linear(c.hparams)):
+        raise Unsupported(f"{c.family.name} has layers of linear attention, which go through a text in order", "--sequence-parallel 1")
