@@ -7,14 +7,11 @@ from .run import Finetuned, compared
 
 def lines(done: Finetuned) -> list[str]:
     """The losses and speed, and what held-out texts gained."""
-    steps = done.history.steps
-    found = []
+    steps, found = done.history.steps, []
     if steps:
-        tokens, seconds = steps[-1]["tokens"], sum(s["seconds"] for s in steps)
-        found.append(f"loss      {steps[0]['loss']:.4f} -> {steps[-1]['loss']:.4f} nats in {len(steps)} steps")
-        found.append(
-            f"speed     {tokens / seconds:,.0f} tokens/s, MFU {tokens / seconds * steps[-1]['mfu'] / steps[-1]['tokens_per_second']:.0%}"
-        )
+        last, rate = steps[-1], steps[-1]["tokens"] / sum(s["seconds"] for s in steps)
+        found.append(f"loss      {steps[0]['loss']:.4f} -> {last['loss']:.4f} nats in {len(steps)} steps")
+        found.append(f"speed     {rate:,.0f} tokens/s, MFU {rate * last['mfu'] / last['tokens_per_second']:.0%}")
     for point in compared(done.history):
         if point.before and point.after:
             change = point.after / point.before - 1
