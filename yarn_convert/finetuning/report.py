@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+
 from ..checkpoint.manifest import Finetuning, as_json
 from ..compute.pages import BLUE, RED, STYLE, packages, page, svg
 from ..compute.record import made
@@ -11,6 +13,9 @@ from .run import Finetuned, compared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+ELSEWHERE = ("recipe", "held_out", "deviations", "loss", "data")  # of a training's record: what the page shows by itself
 
 
 def html_report(done: Finetuned, command: str) -> str:
@@ -22,20 +27,11 @@ def html_report(done: Finetuned, command: str) -> str:
         plots += [svg(_held_out(history.held_out), "held-out", "Held-out perplexity by step")] if len(history.held_out) > 1 else []
     trainings = done.manifest.finetuning or []
     last: Finetuning = trainings[-1]
-    settings = {
-        k.replace("_", " "): v for k, v in as_json_of(last).items() if k not in ("recipe", "held_out", "deviations", "loss", "data")
-    }
+    settings = {k.replace("_", " "): v for k, v in to_builtins(last).items() if k not in ELSEWHERE}
     return page(
         "finetuning.html.j2", name=done.output.name, command=command, plots=plots, points=compared(history), settings=settings,
         deviations=last.deviations, data=last.data, recipe=as_json(done.manifest)["recipe"], steps=history.steps, **made(),
     )  # fmt: skip
-
-
-def as_json_of(training: Finetuning) -> dict[str, Any]:
-    from msgspec import to_builtins
-
-    found: dict[str, Any] = to_builtins(training)
-    return found
 
 
 def _losses(steps: list[dict[str, Any]]) -> Figure:

@@ -66,7 +66,8 @@ class Preparation:
         """As --dry-run prints it with --json."""
         return {
             "output": str(self.out), "format": self.options.out, **self.settings.to_dict(), "context": self.extension.context,
-            "tokens": self.settings.tokens, "device": self.device, "processes": self.processes, "memory": self.needs.to_dict(), "seconds": self.seconds,
+            "tokens": self.settings.tokens, "device": self.device, "processes": self.processes, "memory": self.needs.to_dict(),
+            "seconds": self.seconds,
             "notes": list(self.notes),
         }  # fmt: skip
 
