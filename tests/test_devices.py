@@ -33,7 +33,7 @@ def halves(c: Checkpoint) -> dict[str, int]:
 
 
 def placed(reference: Reference, c: Checkpoint) -> dict[str, str]:
-    return device_map(reference._skeleton(rooms.config_of(c)), halves(c))
+    return device_map(rooms.skeleton(reference.kind, rooms.config_of(c), reference.dtype), halves(c))
 
 
 def place_of(name: str, places: dict[str, str]) -> str:

@@ -24,6 +24,7 @@ from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import app as cli
 from yarn_convert.compute.growing import Steps, greedy
+from yarn_convert.compute.identity import identity
 from yarn_convert.compute.scorer import RuntimeScorer, Torch
 from yarn_convert.compute.tokens import TEXT, tokenizer_of
 from yarn_convert.conversion import convert
@@ -36,7 +37,6 @@ from yarn_convert.evaluation import (  # fmt: skip
     measure_temperature,
     passkeys,
 )
-from yarn_convert.compute.identity import identity
 from yarn_convert.evaluation.measures import typed
 from yarn_convert.evaluation.passkeys import FILLING, prompt
 from yarn_convert.evaluation.text import labels_of

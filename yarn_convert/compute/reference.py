@@ -62,7 +62,7 @@ class Reference:
     def _loaded(self, config: Any, weights: TorchWeights) -> Any:
         """The model in memory, on its device or devices."""
         more = {"device_map": self.placed} if self.placed else {}
-        net = loaded(self.kind, config, weights, attn_implementation="eager" if self.by_rows else "sdpa", **more)
+        net = loaded(self.kind, config, weights, **more)
         return net if self.placed else net.to(self.device)
 
     def _offloaded(self, config: Any, weights: TorchWeights) -> Any:
@@ -144,13 +144,17 @@ class Reference:
         }
 
 
+ANY = "eager"  # the attention that every architecture has; a pass sets its own
+
+
 def loaded(kind: Any, config: Any, weights: TorchWeights, **settings: Any) -> Any:
     """A model in memory, by transformers' own loading: it knows which tensors of a file make one of its own. UsageError where it takes
     others."""
     with building():
         net, info = kind.from_pretrained(
-            None, config=config, dtype=weights.dtype, output_loading_info=True, state_dict=dict(weights.items()), **settings
-        )
+            None, config=config, dtype=weights.dtype, attn_implementation=ANY, output_loading_info=True, state_dict=dict(weights.items()),
+            **settings,
+        )  # fmt: skip
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *(k for k, *_ in info["mismatched_keys"])]
     if wrong:
         raise UsageError(f"transformers has another idea of this model's tensors: {wrong[:3]}", "pip install -U transformers")
@@ -162,7 +166,7 @@ def skeleton(kind: Any, config: Any, dtype: Any) -> Any:
     from accelerate import init_empty_weights
 
     with building(), init_empty_weights():
-        net = kind._from_config(config, attn_implementation="sdpa")
+        net = kind._from_config(config, attn_implementation=ANY)
     net = net.to(dtype)
     net.tie_weights()
     return net

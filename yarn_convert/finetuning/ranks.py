@@ -116,6 +116,21 @@ def ranks_of(device: str, parallel: int) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+BROKEN = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "Timed out", "recvValue failed", "Gloo")
+
+
+@contextlib.contextmanager
+def others_ended() -> Iterator[None]:
+    """What PyTorch raises where another process is gone: UsageError."""
+    try:
+        yield
+    except RuntimeError as e:
+        if world_size() == 1 or not any(word in str(e) for word in BROKEN):
+            raise
+        hint = "its own message says why; the same command goes on from the last state that was kept"
+        raise UsageError("another process of this training has ended", hint) from None
+
+
 def check_parallel(world: int, parallel: int) -> None:
     if world % parallel:
         hint = f"torchrun --nproc-per-node {parallel} -m yarn_convert finetune …" if world == 1 else f"a number that divides {world}"

@@ -28,10 +28,11 @@ from ..options import FinetuneOptions, Texts, check_choices, taking
 from ..targets.resume import lock_file
 from . import training
 from .corpus import Segments, check_texts, corpus_of, order_of
-from .ranks import Ranks, check_parallel, ranks_of, world_size
+from .ranks import Ranks, check_parallel, others_ended, ranks_of, world_size
 from .requirements import Requirement, requirement
 from .settings import Settings, deviations, settings_of
 from .speed import Speed
+from .states import latest
 from .trainee import Trainee
 from .training import History
 from .writing import base_folder, conversion_options, write_output, write_weights
@@ -127,7 +128,7 @@ def finetune(model: str, options: FinetuneOptions) -> Finetuned:
 
 def run_training(p: Preparation, say: SayStage = silent) -> Finetuned:
     """Train and write. Under torchrun every process calls it, and the first one writes; all get what was found."""
-    with ranks_of(p.options.device, p.settings.parallel) as ranks, _workplace(p, ranks):
+    with others_ended(), ranks_of(p.options.device, p.settings.parallel) as ranks, _workplace(p, ranks):
         ranks.together(lambda: prepare(p.model, conversion_options(p.options, p.out)).check(), alone=True)
         told = say if ranks.first else silent
         texts, data = _texts(p, ranks, told)
@@ -164,9 +165,10 @@ def _workplace(p: Preparation, ranks: Ranks) -> Iterator[None]:
     """The folder in which a training keeps what it goes on from; one at a time. OutputError where it is of another training."""
 
     def enter() -> int:
+        plan = _plan(p)
         try:
-            p.folder.mkdir(parents=False, exist_ok=True)
-            _check_same(p)
+            p.folder.mkdir(exist_ok=True)
+            (p.folder / "plan.json").write_bytes(plan)
             return lock_file(p.folder / "lock")
         except OSError as e:
             raise OutputError(f"{p.folder} cannot be made: {e.strerror}", "-o in a folder that exists and is yours") from None
@@ -181,26 +183,21 @@ def _workplace(p: Preparation, ranks: Ranks) -> Iterator[None]:
                 shutil.rmtree(p.folder, ignore_errors=True)
 
 
-def _check_same(p: Preparation) -> None:
-    """Raise UsageError where the folder is that of a training with other options, unless these are to replace it."""
-    from .states import latest
-
-    plan = p.folder / "plan.json"
-    mine = {**p.settings.to_dict(), "model": key_of(identity(p.checkpoint)), "texts": _texts_key(p)}
-    begun = latest(p.folder)
+def _plan(p: Preparation) -> bytes:
+    """What a training is, as its folder has it. UsageError where the folder is that of another one, unless this is to replace it."""
+    plan, begun = p.folder / "plan.json", latest(p.folder)
+    mine = pretty({**p.settings.outcome, "model": key_of(identity(p.checkpoint)), "texts": _texts_key(p)})
     if p.options.resume and not begun:
         raise UsageError(f"there is no training of {p.out} to go on with", "leave out --resume")
-    theirs = json.loads(plan.read_text("utf-8")) if plan.exists() else None
-    if theirs is not None and begun and theirs != json.loads(json.dumps(mine)):
-        other = sorted(k for k in mine if theirs.get(k) != json.loads(json.dumps(mine[k])))
+    if begun and plan.read_bytes() != mine:
+        old, new = json.loads(plan.read_bytes()), json.loads(mine)
         if not p.options.force:
             raise UsageError(
-                f"a training of {p.out} was interrupted after step {begun}, with other options: {', '.join(other)}",
+                f"a training of {p.out} was interrupted after step {begun}, with another {', '.join(k for k in new if old.get(k) != new[k])}",
                 "the same command goes on with it; --force gives it up",
             )
         shutil.rmtree(p.folder)
-        p.folder.mkdir()
-    plan.write_bytes(pretty(mine))
+    return mine
 
 
 # -- the texts --------------------------------------------------------------------------------------------------------

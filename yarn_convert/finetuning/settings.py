@@ -70,6 +70,12 @@ class Settings:
         """The learning rate of a step, from 0: linear to `lr` over the warm-up, then constant."""
         return self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
 
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """All that decides what comes out, but for rounding; not how it is computed, nor how often it is kept or measured."""
+        how = ("micro_batch", "parallel", "checkpointing", "evaluate_every", "checkpoint_every")
+        return {k: v for k, v in self.to_dict().items() if k not in how}
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "rope": recipe_of(self.rope), "windows": list(self.windows)}
 

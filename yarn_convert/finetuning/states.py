@@ -34,7 +34,7 @@ def save(folder: Path, step: int, module: Any, optimizer: Any, ranks: Ranks) -> 
     def write() -> None:
         try:
             dcp.save(state, checkpoint_id=str(made))
-        except Exception as e:  # of any rank, in one of torch's own
+        except (Exception, dcp.CheckpointException) as e:  # of any rank, in one of torch's own
             says = f"the state after step {step} could not be kept in {folder}: {_why(e)}"
             raise OutputError(says, "free some space; the same command goes on from the one before") from None
 
@@ -77,7 +77,7 @@ def _options(strict: bool = True) -> Any:
     return StateDictOptions(ignore_frozen_params=True, strict=strict)
 
 
-def _why(e: Exception) -> str:
+def _why(e: BaseException) -> str:
     first = next((x.strerror for x in _causes(e) if isinstance(x, OSError) and x.strerror), None)
     return first or (str(e) or type(e).__name__).splitlines()[0]
 

@@ -98,11 +98,13 @@ class Trainee:
         import torch
         from torch.distributed.tensor import distribute_tensor
 
-        state = {}
-        for name, p in module.named_parameters():
+        state, made = {}, dict[int, Any]()
+        for name, p in module.named_parameters(remove_duplicate=False):
             whole = self._adapter(name, p) if ADAPTER in name else self._weight(name, p)
             if whole is not None:
-                state[name] = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
+                if id(p) not in made:  # a tied head stays the embedding
+                    made[id(p)] = torch.nn.Parameter(distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None))
+                state[name] = made[id(p)]
         module.load_state_dict(state, strict=False, assign=True)
         device = torch.device(self.ranks.device if self.ranks.device != "cuda" else torch.cuda.current_device())
         for part in module.modules():
@@ -189,7 +191,7 @@ def _made(c: Checkpoint, dtype: Any, lora: int | None) -> tuple[Any, Mapping[str
     net = skeleton(kind, config, dtype)
     named = None if unlike(net, weights) else weights
     if named is None:
-        net = loaded(kind, config, weights, attn_implementation="sdpa")
+        net = loaded(kind, config, weights)
     if lora:
         _adapted(net, lora)
     return net, named
