@@ -21,7 +21,7 @@ from yarn_convert.options import Recipe
 
 ROOT = Path(__file__).parents[1]
 GPU = ROOT / "benchmarks" / "gpu"
-PARTS = {"prepare", "build", "cpu", "reference", "validate", "speed", "perplexity", "llama_cpp", "agreement"}
+PARTS = {"prepare", "build", "cpu", "reference", "validate", "speed", "perplexity", "llama_cpp", "agreement", "finetune"}
 ENV = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
@@ -71,6 +71,7 @@ def test_all_of_it_runs_on_a_cpu(base: Path, tmp_path: Path) -> None:
         "llama_cpp": "llama.cpp:fa",
         "perplexity": "± is",
         "speed": "ratio",
+        "finetune": "held-out perplexity at",
     }.items():
         assert word in told, part
 

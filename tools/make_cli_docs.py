@@ -13,6 +13,7 @@ COMMANDS = (
     ["validate"],
     ["inspect"],
     ["repair"],
+    ["finetune"],
     ["upload"],
     ["card"],
     ["runtimes"],

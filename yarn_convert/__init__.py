@@ -20,18 +20,20 @@ if TYPE_CHECKING:
     from .conversion import convert
     from .conversion.describe import inspect
     from .errors import YarnConvertError
+    from .finetuning import finetune
     from .options import Recipe
     from .publishing.hub import upload
     from .validation import validate
 
     __version__: str
 
-__all__ = ["Recipe", "YarnConvertError", "__version__", "convert", "evaluate", "inspect", "upload", "validate"]
+__all__ = ["Recipe", "YarnConvertError", "__version__", "convert", "evaluate", "finetune", "inspect", "upload", "validate"]
 
 _WHERE = {  # the modules that are imported when a name is first asked for
     "Recipe": "options",
     "YarnConvertError": "errors",
     "convert": "conversion",
+    "finetune": "finetuning",
     "inspect": "conversion.describe",
     "upload": "publishing.hub",
     "validate": "validation",

@@ -250,10 +250,10 @@ class UploadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
-    """Where documents come from. `files`: text files in UTF-8, or folders of *.txt; empty and no `dataset`: the text in the package.
-    `cut`: a rest is left out."""
+    """Where documents come from. `files`: text files in UTF-8, *.jsonl with a document a line, or folders of both; empty and no
+    `dataset`: the text in the package. `cut`: a rest is left out."""
 
-    files: Annotated[tuple[Path, ...], Help("A text in UTF-8, or a folder of *.txt; repeatable.", names=("--text",))] = ()
+    files: Annotated[tuple[Path, ...], Help("A text in UTF-8, JSON lines, or a folder of both; repeatable.", names=("--text",))] = ()
     dataset: Annotated[str | None, Help("NAME[:CONFIG[:SPLIT[:COLUMN]]] for the package datasets, instead of --text.")] = None
     cut: Annotated[int | None, Help("Make documents of so many tokens of each text.", read=tokens, metavar=TOKENS)] = None
     most: Annotated[int | None, Help("Use so many documents at most.", names=("--documents",), least=1)] = None
@@ -402,7 +402,7 @@ class FinetuneOptions:
     ] = ()
     checkpoint_every: Annotated[int | None, Help("Keep the state every so many steps. [default: about ten times]", least=1)] = None
     out: Annotated[Literal["safetensors", "gguf"], Help("safetensors or gguf.")] = "safetensors"
-    outtype: Annotated[str, Help("Type of the weights, as at a conversion. [default: as the base has them]", read=str.lower)] = "auto"
+    outtype: Annotated[str, Help("auto (as the base), or a type or mix, as at a conversion.", read=str.lower, metavar="<str>")] = "auto"
     output: Annotated[Path | None, Help("Where to write; default NAME-METHOD-CONTEXT-tuned.", names=("-o", "--output"))] = None
     sliding_window: Annotated[Literal["keep", "off"] | None, Help("keep, or off: full attention. [default: keep]")] = None
     log: Annotated[Path | None, Help("A line of JSON for each step. [default: OUTPUT.jsonl]")] = None

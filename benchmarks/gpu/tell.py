@@ -110,9 +110,26 @@ def _build(f: Figures) -> Iterator[list[str]]:
         yield [f"llama.cpp with CUDA was built there in {f['seconds']:.0f} s."]
 
 
+def _finetune(f: Figures) -> Iterator[list[str]]:
+    measured = {name: v for name, v in f.items() if name.startswith("speed at ")}
+    rows = [
+        [f"{int(name.split()[-1]):,}", f"{v['tokens_per_second']:,.0f}", f"{v['mfu']:.0%}", _gib(v["memory"])]
+        for name, v in measured.items()
+    ]
+    yield table(["`finetune`, segments of", "tokens/s", "MFU", "peak memory"], rows)
+    tuned = {name: v for name, v in f.items() if name not in measured}
+    if tuned:
+        windows = [p["window"] for p in next(iter(tuned.values()))["points"]]
+        rows = [
+            [f"{name}, {when}", *(f"{p[when]:.2f}" for p in v["points"]), f"{v['tokens']:,}" if when == "after" else ""]
+            for name, v in tuned.items() for when in ("before", "after")
+        ]  # fmt: skip
+        yield table(["held-out perplexity at", *(f"{w:,}" for w in windows), "tokens trained"], rows)
+
+
 SECTIONS = {
     "prepare": _prepare, "reference": _reference, "agreement": _agreement, "validate": _validate, "build": _build, "llama_cpp": _validate,
-    "speed": _speed, "perplexity": _perplexity,
+    "speed": _speed, "perplexity": _perplexity, "finetune": _finetune,
 }  # fmt: skip
 
 

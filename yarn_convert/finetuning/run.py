@@ -89,7 +89,7 @@ class Finetuned:
 def prepare_training(model: str, options: FinetuneOptions) -> Preparation:
     """What is asked for, checked as far as it can be without the texts. Raises UsageError, InputError and Unsupported."""
     check_choices(options)
-    need("validate", "a training")
+    need("finetune", "a training", "torch", "transformers", "accelerate", "tokenizers", "psutil")
     with_torch()
     check_texts(options.texts)
     check_parallel(world_size(), options.sequence_parallel)
@@ -192,8 +192,9 @@ def _plan(p: Preparation) -> bytes:
     if begun and plan.read_bytes() != mine:
         old, new = json.loads(plan.read_bytes()), json.loads(mine)
         if not p.options.force:
+            other = ", ".join(k for k in new if old.get(k) != new[k])
             raise UsageError(
-                f"a training of {p.out} was interrupted after step {begun}, with another {', '.join(k for k in new if old.get(k) != new[k])}",
+                f"a training of {p.out} was interrupted after step {begun}, with another {other}",
                 "the same command goes on with it; --force gives it up",
             )
         shutil.rmtree(p.folder)

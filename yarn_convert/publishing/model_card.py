@@ -115,7 +115,7 @@ def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
         context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,
         identical=manifest.weights.identical_to_base, readers=manifest.readers, versions=manifest.reader_versions,
         validation=manifest.validation, memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
-        window=c.sliding_window, evaluation=manifest.evaluation or None,
+        window=c.sliding_window, evaluation=manifest.evaluation or None, trainings=manifest.finetuning or [],
     )  # fmt: skip
     return str(text).strip()
 
