@@ -420,19 +420,14 @@ def test_what_cannot_be_trained_is_one_line(
 
 
 def test_tokens_of_another_tokenizer_are_noticed(make_model: MakeModel, tmp_path: Path) -> None:
-    """Ids beyond the vocabulary at once, others by a loss that is worse than guessing."""
+    """Ids beyond the vocabulary at once, others by a loss that is little better than guessing."""
     rng = np.random.default_rng(0)
     model, text = make_model(), tmp_path / "ids.jsonl"
     text.write_text(json.dumps({"input_ids": rng.integers(0, VOCAB + 40, 4000).tolist()}) + "\n")
     with pytest.raises(InputError, match="beyond its vocabulary"):
         trained(model, text, tmp_path / "out")
-    sure = weights(model)
-    sure["lm_head.weight"] *= 8
-    from safetensors.numpy import save_file
-
-    save_file(sure, model / "model.safetensors")
     text.write_text(json.dumps({"input_ids": rng.integers(0, VOCAB, 4000).tolist()}) + "\n")
-    with pytest.raises(InputError, match=r"a loss of \d+\.\d+ nats on these texts, and guessing one of 5\.57"):
+    with pytest.raises(InputError, match=r"a loss of \d+\.\d+ nats on these tokens, and guessing one of 5\.57"):
         trained(model, text, tmp_path / "out")
 
 

@@ -15,14 +15,14 @@ from conftest import CONTEXT, VOCAB, tokenizer_files
 from safetensors.numpy import load_file, save_file
 from test_families import ONLY_OURS, fields_of, of_converter, tensors_of
 
-from yarn_convert import Recipe, YarnConvertError, convert, validate
+from yarn_convert import Recipe, YarnConvertError, convert, finetune, validate
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.config import nest_of
 from yarn_convert.checkpoint.source import Source, resolve
 from yarn_convert.compute.reference import Reference
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.formats.json_text import edit_within
-from yarn_convert.options import RepairOptions
+from yarn_convert.options import RepairOptions, Texts
 from yarn_convert.readers import Refuses, read_config
 from yarn_convert.readers.judge import judge_configs
 from yarn_convert.rope import effect, geometric
@@ -328,3 +328,16 @@ def test_mrope_is_a_word_for_no_scaling_in_models_that_have_it() -> None:
     np.testing.assert_allclose(read.inv_freq, geometric(1e6, 16), rtol=1e-12)
     with pytest.raises(Refuses, match="unknown rope type 'mrope'"):
         read_config("transformers-5", {"model_type": "llama", "rope_parameters": spelled, **TEXT})
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_5"])
+def test_what_reads_is_trained_and_what_sees_stays(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("What is around the language model has to stay byte for byte. " * 40, "utf-8")
+    texts = Texts(files=(text,))
+    finetune(str(models[name]), Recipe(scale=S), texts=texts, sequence=96, steps=1, batch=1, output=tmp_path / "out")
+    before, after = (load_file(folder / "model.safetensors") for folder in (models[name], tmp_path / "out"))
+    assert before.keys() == after.keys()
+    changed = {k for k in before if not np.array_equal(before[k], after[k])}
+    assert changed == {k for k in before if "language_model" in k or k.startswith("lm_head")}
+    assert validate(str(tmp_path / "out"), base=str(models[name]), runtimes=("transformers",), tokens=128, twin=False).passed

@@ -173,8 +173,10 @@ def skeleton(kind: Any, config: Any, dtype: Any) -> Any:
 
 
 def unlike(net: Any, weights: TorchWeights) -> list[str]:
-    """The names of parameters that a model does not call as its files do: of experts it makes tensors of its own."""
-    return sorted(({name for name, _ in net.named_parameters()} ^ set(weights)) - {weights.head})  # tied or not, it is there
+    """The names of parameters that are not in a model's files as they are in it: of experts it makes tensors of its own."""
+    mine = {name: tuple(p.shape) for name, p in net.named_parameters()}
+    theirs = {name: part.shape for name, part in weights.parts.items()}
+    return sorted({name for name, _ in mine.items() ^ theirs.items()} - {weights.head})  # tied or not, it is there
 
 
 def pick_device(wish: str) -> str:

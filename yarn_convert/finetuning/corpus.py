@@ -32,13 +32,14 @@ STORED = "<u4"  # how a token lies in the file
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """`ids`: the tokens of all documents, uint32[n], mapped; document i ends before `ends[i]`. `bos` and `eos`: what stands around each.
-    `whole`: all texts were read, not only as many as the steps need."""
+    `whole`: all texts were read, not only as many as the steps need. `given`: some of them were tokens already, of whatever tokenizer."""
 
     ids: NDArray[np.uint32]
     ends: Ids
     bos: list[int]
     eos: list[int]
     whole: bool
+    given: bool = False
 
     @property
     def documents(self) -> Iterator[Span]:
@@ -163,12 +164,12 @@ def corpus_of(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place:
         _tokenized(texts, c, tokens, seed, place, key, said)
     told = json.loads(index.read_text("utf-8"))
     ends = np.load(place.with_suffix(".npy"))
-    return Corpus(np.memmap(place, dtype=STORED, mode="r"), ends, told["bos"], told["eos"], told["whole"])
+    return Corpus(np.memmap(place, dtype=STORED, mode="r"), ends, told["bos"], told["eos"], told["whole"], told["given"])
 
 
 def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place: Path, key: str, said: Callable[[int], None]) -> None:
     tokenizer, vocabulary = tokenizer_of(c), c.hparams["vocab_size"]
-    ends, written, whole = [], 0, True
+    ends, written, whole, given = [], 0, True, False
     try:
         with open(place, "wb") as f:
             for name, content in contents(texts, "train", seed):
@@ -180,6 +181,7 @@ def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place
                     raise InputError(f"{whose} gives tokens beyond its vocabulary of {vocabulary:,}", "texts instead of tokens")
                 f.write(ids.astype(STORED).tobytes())
                 written += len(ids)
+                given |= not isinstance(content, str)
                 ends.append(written)
                 said(len(ids))
                 if written >= tokens:
@@ -188,7 +190,7 @@ def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place
         if not written:
             raise InputError("the texts have no tokens", "--text FILE, in UTF-8")
         np.save(place.with_suffix(".npy"), np.asarray(ends, np.int64))
-        told = {"key": key, "bos": bos(c), "eos": eos(c), "whole": whole}
+        told = {"key": key, "bos": bos(c), "eos": eos(c), "whole": whole, "given": given}
         place.with_suffix(".json").write_bytes(pretty(told))
     except OSError as e:
         raise OutputError(f"could not write the tokens, {place}: {e.strerror}", "free some space, or -o on another disk") from None

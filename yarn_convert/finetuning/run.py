@@ -35,7 +35,7 @@ from .speed import Speed
 from .states import latest
 from .trainee import Trainee
 from .training import History
-from .writing import base_folder, conversion_options, write_output, write_weights
+from .writing import base_folder, check_writable, conversion_options, write_output, write_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,7 @@ def run_training(p: Preparation, say: SayStage = silent) -> Finetuned:
         told = say if ranks.first else silent
         texts, data = _texts(p, ranks, told)
         trainee = Trainee(p.checkpoint, p.settings, ranks)
+        check_writable(p.checkpoint, trainee)
         run = training.Training(trainee, p.settings, texts, p.folder, p.log, told)
         history = run.run()
         told("writing the model", 1.0)

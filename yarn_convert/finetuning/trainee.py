@@ -52,11 +52,11 @@ class Trainee:
         net, self.unloaded = _made(c, self.dtype if s.lora else torch.float32, s.lora)
         self.net: Any = net.eval()
         self.net.set_attn_implementation(attention.register(self.texts))
-        decoder = self.net.get_decoder() if c.around else self.net
-        self.rotary = replace_rotary(decoder, c.family.layer_type)
+        self.decoder = self.net.get_decoder() if c.around else self.net
+        self.rotary = replace_rotary(self.decoder, c.family.layer_type)
         self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling") and isinstance(m.scaling, float)]
         self.scaled = self.scaled if c.family.latent else []
-        self.layers = max((m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+        self.layers = max((m for m in self.decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.prefix = self.net.base_model_prefix
         if not hasattr(self.net, self.prefix):
             raise Unsupported(f"{type(self.net).__name__} does not say which part of it is the decoder", "another family")
@@ -110,8 +110,15 @@ class Trainee:
         for part in module.modules():
             for name, buffer in part.named_buffers(recurse=False):
                 part._buffers[name] = buffer.to(device)
+        trained = self._trained()
         for name, p in module.named_parameters():
-            p.requires_grad_(not self.settings.lora or ADAPTER in name)
+            p.requires_grad_(ADAPTER in name if self.settings.lora else id(p) in trained)
+
+    def _trained(self) -> set[int]:
+        """What a text goes through: of a model that sees, its language model and head."""
+        head = self.net.get_output_embeddings()
+        parts = [self.decoder, *([head] if head is not None else [])]
+        return {id(p) for part in parts for p in part.parameters()}
 
     def _weight(self, name: str, p: Any) -> Any:
         found = None if self.unloaded is None else self.unloaded[file_name(name)]
@@ -209,6 +216,9 @@ def _adapted(net: Any, rank: int) -> None:
     linear = sorted({name.rpartition(".")[2] for name, m in net.named_modules() if type(m).__name__ == "Linear"} - {"lm_head"})
     with init_empty_weights():
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=int(SCALING * rank), target_modules=linear), net)
+    for name, p in net.named_parameters():
+        if ADAPTER in name:  # what is trained is kept in float32
+            p.data = p.data.float()
 
 
 def file_name(name: str) -> str:

@@ -23,7 +23,7 @@ from ..targets.moving import WriteBytes, WriteTensors, converted, create
 from ..targets.safetensors import hf_pieces, sharded
 from .ranks import Ranks
 from .settings import PRESETS, recipe_asked
-from .trainee import Trainee
+from .trainee import ADAPTER, Trainee, file_name
 
 
 def conversion_options(o: FinetuneOptions, out: Path | None) -> ConvertOptions:
@@ -39,6 +39,19 @@ def base_folder(model: str, revision: str | None, folder: Path) -> None:
     plan = prepare(model, ConvertOptions(Recipe(method="none"), out="safetensors", output=folder, revision=revision, force=True))
     files = [job for job in plan.plan.jobs if job not in weight_jobs(plan.plan)]
     replace(plan, plan=replace(plan.plan, jobs=tuple(files))).run()
+
+
+def check_writable(c: Checkpoint, trainee: Trainee) -> None:
+    """Unsupported, before any training, for parameters that do not become tensors of the base again."""
+    import torch
+
+    c = c.standing_alone() if c.gguf else c
+    shells = {file_name(n): torch.empty(p.shape, device="meta") for n, p in trainee.module.named_parameters() if ADAPTER not in n}
+    found = {name: tuple(t.shape) for name, t in _as_in_files(trainee, shells).items()}
+    base = {p.target.name: p.target.shape for p in hf_pieces(c, "auto")}
+    wrong = sorted(name for name, shape in found.items() if base.get(name) != shape and not (name == _head(c) and name not in base))
+    if wrong:
+        raise Unsupported(f"the model's tensors do not come back as they are in its files: {', '.join(wrong[:3])}", "another family")
 
 
 def write_weights(c: Checkpoint, trainee: Trainee, folder: Path, ranks: Ranks) -> None:
@@ -59,7 +72,7 @@ class Weights:
         jobs = sharded(hf_pieces(c, "bf16" if quantized else "auto"))
         self.folder = folder
         self.left = {p.target.name: (folder / job.name, p, at) for job in jobs if isinstance(job, WriteTensors) for p, at in job.pieces}
-        self.head = c.hf_name("output.weight") if c.family.listed else "lm_head.weight"
+        self.head = _head(c)
         for job in jobs:
             if isinstance(job, WriteTensors):
                 create(folder / job.name, job.size)
@@ -98,17 +111,28 @@ class Weights:
             raise OutputError(f"could not write {path}: {e.strerror}", "free some space; the same command goes on") from None
 
 
+def _head(c: Checkpoint) -> str:
+    return c.hf_name("output.weight") if c.family.listed else "lm_head.weight"
+
+
+def _as_in_files(trainee: Trainee, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Where transformers makes one tensor of several, as of experts, what takes them apart again."""
+    if trainee.unloaded is not None:
+        return tensors
+    from transformers.core_model_loading import revert_weight_conversion
+
+    found: dict[str, Any] = revert_weight_conversion(trainee.net, tensors)
+    return found
+
+
 def _named_as_in_files(trainee: Trainee, ranks: Ranks) -> Iterator[tuple[str, Any]]:
-    """Every trained tensor by the name that it has in files. Where transformers makes one of several, as of experts, it also takes them
-    apart again, all at once."""
+    """Every trained tensor by the name that it has in files; all at once where they have to be taken apart."""
     if trainee.unloaded is not None:
         yield from trainee.tensors()
         return
-    from transformers.core_model_loading import revert_weight_conversion
-
     whole = dict(trainee.tensors())
     if ranks.first:
-        yield from revert_weight_conversion(trainee.net, whole).items()
+        yield from _as_in_files(trainee, whole).items()
 
 
 def write_output(folder: Path, o: FinetuneOptions, out: Path, amend: Callable[[Manifest], Manifest]) -> Converted:
