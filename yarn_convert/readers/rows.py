@@ -61,6 +61,13 @@ class Reader:
     yarn_by_layer: str = ""  # the oldest that takes yarn in the object of one layer type; earlier ones refuse the file
     betas: tuple[float, float] | None = None  # assumed whatever is written
     rounds_ramp: bool = True  # False: never, and the ramp must end within the pairs
+    layers_truncate: bool = False  # honours a truncate that stands in the object of one layer type
+    others_theta: float | None = None  # of the other layers, whatever is written
+    floor: tuple[str | float, ...] = ("dict",)  # places of the L that llama_4_scaling_beta counts from; "yarn": the dict of that type
+    three_axes: frozenset[str] = frozenset()  # methods that turn by a picture's three positions; empty: all, or it knows one position
+    yarn_times: int = 1  # by which it takes L for longer where a ramp ends, in a model of pictures
+    assumes_partial: bool = True  # takes an absent partial_rotary_factor from `families.MODEL_TYPES`; else whole heads
+    forbidden: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # method -> keys at which its table fails
 
 
 METHODS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
