@@ -23,6 +23,7 @@ from yarn_convert import Recipe, convert, runtimes, tokenizers, validate
 from yarn_convert.conversion import converter as by
 from yarn_convert.conversion import prepare
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
+from yarn_convert.formats.digests import sha256
 from yarn_convert.options import ConvertOptions
 
 torch = pytest.importorskip("torch")
@@ -324,7 +325,10 @@ def test_what_sees_is_a_file_of_its_own(name: str, script: Path, tmp_path: Path,
     monkeypatch.setenv(by.PLACE, str(script))
     done = convert(str(base), Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf", mmproj=True)
     assert done.manifest.context == 4 * CONTEXT
-    reader = gguf.GGUFReader(tmp_path / "mmproj-out.gguf")
+    made, file = done.manifest.mmproj, tmp_path / "mmproj-out.gguf"
+    assert (made.file, made.bytes, made.sha256) == (file.name, file.stat().st_size, sha256(file))
+    assert made.how.startswith("llama.cpp's convert_hf_to_gguf.py, SHA-256 ")
+    reader = gguf.GGUFReader(file)
     assert reader.fields["general.architecture"].contents() == "clip"
     assert not any(name.startswith("blk.") for name in (t.name for t in reader.tensors))
     arch = {"gemma3": "gemma3", "qwen2_5_vl": "qwen2vl", "qwen3_vl": "qwen3vl"}[name]
