@@ -42,7 +42,7 @@ class Reader:
     context_keys: tuple[str | int, ...] = ("max_position_embeddings",)  # of config.json, or a number that it assumes
     context_rule: str = "given"  # "vllm", "sglang", "tensorrt", "none", "no-window": none with a sliding window
     models: frozenset[str] = LLAMAS  # the model types that this row is modelled for
-    nested: bool = False  # and also where such a model is a part of another, as of one that sees pictures
+    nested: bool = False  # and also within any other model, as one that sees pictures; else see `nested.WITHIN`
     thetas: Mapping[str, float] = field(default_factory=dict)  # where it assumes others than `families.MODEL_TYPES`
     scales_softmax: frozenset[str] = frozenset()  # model types whose attention logits mscale_all_dim scales, whatever m is
     assumes_head_dim: bool = True  # takes an absent head_dim from `families.MODEL_TYPES`; else hidden_size / num_attention_heads
