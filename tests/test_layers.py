@@ -15,7 +15,7 @@ ORDER = [
     "families.others", "families.mla", "families.gpt_oss", "families.experts", "families.mixtures", "families.llama4",
     "families", "formats.tensors", "formats.changes", "formats.layout", "formats.gguf_file",
     "formats.general", "formats.split", "formats.json_text", "checkpoint.manifest", "checkpoint.config", "formats.dtypes",
-    "formats.quantizer", "formats", "readers.reading", "readers.rows", "readers.others", "readers.seen", "readers.methods",
+    "formats.quantizer", "formats", "readers.reading", "readers.rows", "readers.nested", "readers.others", "readers.seen", "readers.methods",
     "readers.config", "readers.judge", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects.shared",
     "dialects.config_json", "dialects.gguf", "dialects", "dialects.rivals", "checkpoint.source", "checkpoint.lengths",
     "tokenizers.schema", "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",

@@ -177,11 +177,49 @@ def test_a_config_alone_has_a_twin(models: dict[str, Path], tmp_path: Path) -> N
     assert result["verdict"] == "passed", result["reasons"]
 
 
-def test_readers_that_were_not_run_on_such_models_are_claimed_by_nobody(models: dict[str, Path]) -> None:
-    out = open_checkpoint(resolve(str(extended(models["llava"]))))
+NO_CONTEXT, NO_CLAIM = "takes 8,192 tokens for the longest context", "not known"
+# What the readers (vLLM, SGLang, mlx-lm, exllamav3) say of each extension, "" for exact
+CLAIMS: Mapping[str, tuple[str, str, str, str]] = {
+    "aria": (NO_CLAIM, NO_CLAIM, NO_CLAIM, NO_CLAIM),
+    "gemma3": ("", "frequencies off", "", "takes 131,072 tokens"),
+    "llava": ("", "", "", NO_CLAIM),
+    "mistral3-ministral3": ("no temperature of the position", "grow after 16,384 tokens instead of 16", "", NO_CONTEXT),
+    "mistral3": ("", "", "", NO_CONTEXT),
+    "paddleocr_vl": (NO_CLAIM, NO_CLAIM, NO_CLAIM, NO_CLAIM),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), ("frequencies off", "", "", NO_CLAIM)),
+    "qwen3_5": ("", "rotates 4 dimensions instead of 8", "", NO_CONTEXT),
+    "qwen3_vl": ("", "", "without tie_word_embeddings", NO_CONTEXT),  # which published ones have, and those that transformers saves not
+    "qwen3_vl_moe": ("", "", "without num_experts", NO_CONTEXT),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_other_readers_make_of_it_is_said_and_nothing_of_what_was_not_run(name: str, models: dict[str, Path]) -> None:
+    out = open_checkpoint(resolve(str(extended(models[name]))))
     verdicts = judge_configs(out.written, out.rope, out.context, out.beside(out.rope))
-    assert {name for name, v in verdicts.items() if v.kind != "unknown"} == {"transformers-5"}
+    for reader, said in zip(("vllm", "sglang", "mlx-lm", "exllamav3"), CLAIMS[name], strict=True):
+        assert verdicts[reader].exact if not said else said in verdicts[reader].why, (reader, verdicts[reader].why)
     assert verdicts["transformers-5"].exact
+    assert verdicts["transformers-4"].kind == "unknown"
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_vl", "qwen3_vl_moe"])
+def test_theta_alone_is_read_by_all_that_are_known(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    """Where YaRN is lost: in SGLang, in vLLM, in mlx-lm."""
+    convert(str(models[name]), Recipe(method="ntk-aware", context=S * CONTEXT), output=tmp_path / "out")
+    out = open_checkpoint(resolve(str(tmp_path / "out")))
+    keys = {"tie_word_embeddings": False, "norm_topk_prob": True, "num_experts": 4, "mlp_only_layers": [], "decoder_sparse_step": 1}
+    verdicts = judge_configs({**keys, **out.written}, out.rope, out.context, out.beside(out.rope))
+    assert all(verdicts[reader].exact for reader in ("transformers-5", "vllm", "sglang", "mlx-lm")), verdicts
+
+
+def test_mlx_lm_passes_over_the_scaling_of_qwen3_vl_with_experts(models: dict[str, Path]) -> None:
+    """With the keys that published ones have and transformers 5 leaves out when it saves one."""
+    out = open_checkpoint(resolve(str(extended(models["qwen3_vl_moe"]))))
+    keys = {"tie_word_embeddings": False, "norm_topk_prob": True, "num_experts": 4, "mlp_only_layers": [], "decoder_sparse_step": 1}
+    read = read_config("mlx-lm", {**out.written, **keys})
+    np.testing.assert_allclose(read.inv_freq, geometric(5e5, 16), rtol=1e-12)
+    assert "rope_scaling" in read.ignored
 
 
 def test_a_gguf_of_one_without_a_row_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
@@ -255,6 +293,7 @@ def test_what_a_language_model_within_another_leaves_out_is_its_classs(
     (tmp_path / "config.json").write_text(json.dumps(outer))
     c = open_checkpoint(Source(tmp_path, "m", headers={}))
     assert tuple(c.hparams[k] for k in ("vocab_size", "hidden_size", "num_attention_heads")) == shape
+    assert len(read_config("transformers-5", c.written).inv_freq) == c.rope.rotary_dim // 2
 
 
 def test_experts_as_transformers_saves_them_are_the_same_gguf(models: dict[str, Path], tmp_path: Path) -> None:

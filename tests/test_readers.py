@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from yarn_convert.checkpoint.config import language_model
 from yarn_convert.errors import FormatError, Unsupported
 from yarn_convert.families import ARCHS, MODEL_TYPES, Arch
 from yarn_convert.readers import HF_READERS, Beside, Refuses, read_config, read_gguf
 from yarn_convert.readers.gguf import gguf_corrections
+from yarn_convert.readers.nested import GEMMA3, WITHIN
 from yarn_convert.readers.others_gguf import GGUF_READERS
 from yarn_convert.readers.rows import LLAMAS
 from yarn_convert.readers.survey import survey_config, survey_gguf
@@ -371,6 +373,35 @@ def test_a_reader_computes_what_the_runtime_computed_for_every_family(reader, na
     assert (reading.beside.other_layers is not None) == ("others" in golden)
     if "others" in golden:
         same_table(reading.beside.other_layers, golden["others"])
+
+
+NESTED = json.loads((Path(__file__).parent / "data" / "readers_nested.json").read_text())
+NESTED_GOLDENS = [(reader, name) for reader, made in NESTED["readers"].items() for name in made["readings"]]
+
+
+@pytest.mark.parametrize(("reader", "name"), NESTED_GOLDENS)
+def test_a_reader_computes_what_the_runtime_computed_of_a_language_model_within_another(reader, name):
+    """`config` is what is read of the whole: the part that says it, and the architecture around."""
+    config, golden = language_model(NESTED["configs"][name]), NESTED["readers"][reader]["readings"][name]
+    if "error" in golden:
+        with pytest.raises(Refuses):
+            read_config(reader, config)
+        return
+    reading = read_config(reader, config)
+    same_table((reading.inv_freq, reading.multiplier), golden)
+    assert reading.context == golden["context"]
+    assert (reading.beside.other_layers is not None) == ("others" in golden)
+    if "others" in golden:
+        same_table(reading.beside.other_layers, golden["others"])
+
+
+def test_what_is_claimed_within_other_models_was_run():
+    """All but SGLang's Gemma 3, whose code hands theta alone to the rotary class."""
+    for reader, rows in WITHIN.items():
+        made = NESTED["readers"][reader]
+        run = {(c["architectures"][0], c["text_config"]["model_type"]) for c in map(NESTED["configs"].get, made["readings"])}
+        assert rows.keys() - run == ({GEMMA3} if reader == "sglang" else set())
+        assert {row.version for row in rows.values()} == {made["version"]}
 
 
 def same_table(found, golden):

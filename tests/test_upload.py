@@ -224,6 +224,46 @@ def test_the_card_is_the_golden_one(base: Path, hub: Hub, make_model: MakeModel,
 # -- the Hub ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def seeing(base: Path, tmp_path: Path) -> Path:
+    """A GGUF whose manifest says that llama.cpp's converter made a file of what sees beside it."""
+    out, mmproj = tmp_path / "m.gguf", tmp_path / "mmproj-m.gguf"
+    convert(str(base), Recipe(scale=4.0), out="gguf", output=out)
+    mmproj.write_bytes(b"GGUF" + bytes(60_000))
+    digest = hashlib.sha256(mmproj.read_bytes()).hexdigest()
+    record = {"file": mmproj.name, "bytes": mmproj.stat().st_size, "how": "llama.cpp's converter", "sha256": digest}
+    return recorded(out, mmproj=record)
+
+
+def test_the_file_of_what_sees_goes_with_its_gguf_and_the_card_names_both(seeing: Path, hub: Hub) -> None:
+    plan = plan_upload(str(seeing), UploadOptions("me/sees"))
+    assert {i.name for i in plan.items} == {"README.md", "m.gguf", "m.yarn_convert.json", "mmproj-m.gguf"}
+    assert f"llama-server -m m.gguf --mmproj mmproj-m.gguf -c {4 * CONTEXT}" in plan.card
+    run_upload(plan)
+    there = hub.repos["me/sees"].at().files
+    assert there["mmproj-m.gguf"].data == seeing.with_name("mmproj-m.gguf").read_bytes()
+    assert b"--mmproj mmproj-m.gguf" in there["README.md"].data
+    assert {i.way for i in plan_upload(str(seeing), UploadOptions("me/sees")).items if i.name.endswith(".gguf")} == {"unchanged"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda out: flip(out.with_name("mmproj-m.gguf")),
+            r"mmproj-m\.gguf is not the file that was made with m\.gguf: its SHA-256 differs",
+        ),
+        (lambda out: out.with_name("mmproj-m.gguf").unlink(), r"mmproj-m\.gguf"),
+        (lambda out: edit_manifest(out, mmproj={"file": "id_rsa"}), "no GGUF file"),
+        (lambda out: edit_manifest(out, mmproj={"file": "../x.gguf"}), "leads out of the model's folder"),
+    ],
+)
+def test_another_file_of_what_sees_is_not_published(seeing: Path, hub: Hub, change: Any, says: str) -> None:
+    change(seeing)
+    with pytest.raises((InputError, FormatError), match=says):
+        plan_upload(str(seeing), UploadOptions("me/sees"))
+
+
 @crosses
 def test_weights_that_the_base_has_are_copied_on_the_server(out: Path, hub: Hub) -> None:
     plan = plan_upload(str(out), UploadOptions("me/long"))

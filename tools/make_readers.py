@@ -1,4 +1,5 @@
-"""Runs the real code of each runtime on a grid of configs and records what it computes, in tests/data/readers.json.
+"""Runs the real code of each runtime on a grid of configs and records what it computes, in tests/data/readers.json, and
+of models that see, whose language model is a part of them, in readers_nested.json.
 
     python make_readers.py transformers            # transformers 4 or 5, whichever the environment has
     python make_readers.py mlx-lm                  # needs mlx (on Linux: mlx[cpu])
@@ -12,6 +13,7 @@ off what the runtime puts out for positions 0 and 1: cos and sin of the angle, t
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import importlib.abc
@@ -21,10 +23,12 @@ import inspect
 import json
 import math
 import sys
+import tempfile
 import types
 from pathlib import Path
 
 OUT = Path(__file__).parents[1] / "tests" / "data" / "readers.json"
+OUT_NESTED = OUT.with_name("readers_nested.json")
 
 
 def configs():
@@ -179,6 +183,86 @@ def family_configs():
     return {k: v for k, v in found.items() if not k.endswith("flat-v5") or k.startswith("gemma3")}
 
 
+# (model type around, the language model's) -> what its text_config has besides, and its RoPE object
+_QWEN2VL = {"hidden_size": 256, "head_dim": 128, "mrope_section": [16, 24, 24]}
+_QWEN3VL = {"head_dim": 128, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+_QWEN35 = {"head_dim": 256, "mrope_section": [11, 11, 10], "mrope_interleaved": True, "partial_rotary_factor": 0.25}
+NESTED = {
+    ("gemma3", "gemma3_text"): {"num_hidden_layers": 6, "sliding_window": 16, "query_pre_attn_scalar": 16},
+    ("llava", "llama"): {},
+    ("mistral3", "mistral"): {},
+    ("mistral3", "ministral3"): {"llama_4_scaling_beta": 0.1},
+    **{(name, f"{name}_text"): _QWEN2VL for name in ("qwen2_vl", "qwen2_5_vl")},
+    **{(name, f"{name}_text"): _QWEN3VL for name in ("qwen3_vl", "qwen3_vl_moe")},
+    **{(name, f"{name}_text"): _QWEN35 for name in ("qwen3_5", "qwen3_5_moe")},
+}
+IN_ROPE = ("llama_4_scaling_beta", "mrope_section", "mrope_interleaved", "partial_rotary_factor")
+AROUND = {
+    "gemma3": "Gemma3", "llava": "Llava", "mistral3": "Mistral3", "qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL",
+    "qwen3_vl_moe": "Qwen3VLMoe", "qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe",
+}  # fmt: skip
+NESTED_FOR = {  # the models around that a runtime is asked about
+    "transformers-5": AROUND.keys(),
+    # models/*.py of these hand text_config to the class of a language model, which hands its rope_parameters to get_rope
+    "vllm": AROUND.keys(),
+    # so, but for gemma3_causal.py, which hands theta alone
+    "sglang": AROUND.keys() - {"gemma3"},
+    "mlx-lm": AROUND.keys(),
+    # architecture/*.py of these call read_rope_settings_default with text_config
+    "exllamav3": {"gemma3", "mistral3", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"},
+}
+
+
+def nested_configs():
+    """name -> config.json of a model that sees, for each of NESTED: every method in the spelling of transformers 4 and 5."""
+    found = {}
+    for (outer, inner), more in NESTED.items():
+        pairs = sum(more.get("mrope_section", [16]))
+        text = {"model_type": inner, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 4}
+        text |= {"intermediate_size": 32, "vocab_size": 64, "head_dim": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 8192}
+        text |= {k: v for k, v in more.items() if k not in IN_ROPE}
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16} if "moe" in inner else {}
+        text |= {f"linear_{x}": 16 for x in ("key_head_dim", "value_head_dim")} if "3_5" in inner else {}
+        text |= {f"linear_num_{x}_heads": 2 for x in ("key", "value")} if "3_5" in inner else {}
+        text |= {"shared_expert_intermediate_size": 16, "decoder_sparse_step": 1, "mlp_only_layers": []} if "moe" in inner else {}
+        text |= {"norm_topk_prob": True} if "moe" in inner else {}
+        text |= {"tie_word_embeddings": False} if inner.startswith("qwen3") else {}
+        whole = {"model_type": outer, "architectures": [f"{AROUND[outer]}ForConditionalGeneration"], "text_config": text}
+        whole |= {"vision_config": {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}}
+        yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+        lists = {f"{x}_factor": [1 + i / 8 for i in range(pairs)] for x in ("short", "long")}
+        long = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 2048, **lists}
+        dicts = {
+            "default": {"rope_type": "default"},
+            "yarn": yarn,
+            "yarn-m": yarn | {"attention_factor": 0.9, "mscale": 0.18, "mscale_all_dim": 1.0},
+            "yarn-attention-factor": yarn | {"attention_factor": 0.9},
+            "yarn-betas": yarn | {"beta_fast": 16.0, "truncate": False},
+            "linear": {"rope_type": "linear", "factor": 4.0},
+            "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+            "llama3": yarn | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "longrope": long | {"attention_factor": 1.1, "short_mscale": 1.1, "long_mscale": 1.1},
+        }
+        found[f"{outer}-{inner}-silent"] = whole
+        if outer == "llava":  # as LLaVA 1.5 is published
+            found[f"{outer}-{inner}-shapeless"] = whole | {
+                "text_config": {"model_type": inner, "max_position_embeddings": 4096, "vocab_size": 64}
+            }
+        if "partial_rotary_factor" in more:
+            dicts["partial"] = {"rope_type": "default", "mrope_section": [22, 22, 20], "partial_rotary_factor": 0.5}
+        if "mrope_section" in more:
+            dicts["mrope"] = {"rope_type": "mrope"}
+        for name, rope in dicts.items():
+            rope = {k: v for k, v in more.items() if k in IN_ROPE} | {"type": rope["rope_type"], "rope_theta": 50000.0, **rope}
+            layers = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+            v5 = {"rope_parameters": layers if inner == "gemma3_text" else rope}
+            v4 = {"rope_theta": 50000.0, "rope_scaling": rope}
+            for spelled, both in (("", v4 | v5), ("-v4", v4), ("-v5", v5)):
+                if not spelled or name in ("yarn", "linear"):
+                    found[f"{outer}-{inner}-{name}{spelled}"] = whole | {"text_config": text | both}
+    return found
+
+
 def reading(cos, sin, context, at_zero=None, steps=16):
     """The table behind cos·m and sin·m of position 1; the multiplier is their length, or cos at position 0."""
     import numpy as np
@@ -201,7 +285,7 @@ def run_transformers(config):
     """The rotary embedding of the model, asked at positions 0, 1 and the last; and the attention's scale, by itself."""
     import torch
 
-    hf = hf_config(config)
+    hf = hf_config(config).get_text_config()
     module = importlib.import_module(type(hf).__module__.replace("configuration_", "modeling_"))
     (name,) = [
         n for n, c in vars(module).items() if n.endswith("RotaryEmbedding") and c.__module__ == module.__name__ and "Vision" not in n
@@ -209,7 +293,7 @@ def run_transformers(config):
     positions = torch.tensor([[0, 1, hf.max_position_embeddings - 1]])
     found = [rotated(getattr(module, name)(hf), hf, positions, layer) for layer in layers_of(hf, config)]
     if hf.model_type in ("llama", "mistral"):
-        x = torch.zeros(1, 1, 1, config["hidden_size"] // config["num_attention_heads"])
+        x = torch.zeros(1, 1, 1, hf.hidden_size // hf.num_attention_heads)
         module.apply_rotary_pos_emb(x, x, *found[0][2])
     steps = 16 if hf.model_type in ("llama", "mistral") else 6
     made = reading(*found[0][:2], hf.max_position_embeddings, steps=steps)
@@ -239,12 +323,15 @@ def rotated(rope, hf, positions, layer):
         hf = copy.deepcopy(hf)
         hf.rope_theta, hf.rope_scaling = hf.rope_local_base_freq, {"rope_type": "default"}
         rope = type(rope)(config=hf)
+    if "mrope_section" in (getattr(hf, "rope_parameters", None) or {}):
+        positions = positions.expand(3, *positions.shape)
     out = rope(torch.zeros(1, 1, 1, 2), positions, *([layer] if layer in ("full_attention", "sliding_attention") else []))
     prefix = f"{layer}_" if hasattr(rope, f"{layer}_inv_freq") else ""
     angles = getattr(rope, f"{prefix}inv_freq")
     scale = getattr(rope, f"{prefix}attention_scaling")
     if isinstance(out, torch.Tensor):  # deepseek_v2: complex numbers
         out = (out.real, out.imag)
+    out = tuple(x[0] if x.ndim == 4 else x for x in out)
     half = len(angles)
     cos, sin = (angles.cos() * scale, angles.sin() * scale)
     pairs = slice(0, None, 2) if rope.__class__.__name__.startswith("Cohere") else slice(half)
@@ -254,9 +341,16 @@ def rotated(rope, hf, positions, layer):
 
 def run_mlx(config):
     import mlx.core as mx
+    from mlx_lm.utils import MODEL_REMAPPING
 
-    model_type = {"mistral": "llama", "mixtral": "mixtral"}.get(config["model_type"], config["model_type"])
+    model_type = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
     module = importlib.import_module(f"mlx_lm.models.{model_type}")
+    if "text_config" in config:
+        layers = module.Model(module.ModelArgs.from_dict(config)).layers
+        ropes = [layer.self_attn.rope for layer in layers if hasattr(layer, "self_attn")]
+        made = mlx_reading(mx, ropes[-1], dims_of(ropes[-1], config["text_config"]))
+        others = mlx_reading(mx, ropes[0], dims_of(ropes[0], config["text_config"]))
+        return made | ({"others": others} if model_type == "gemma3" else {})
     asked = {"rope_theta", "head_dim", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "max_position_embeddings"}
     required = [f.name for f in dataclasses.fields(module.ModelArgs) if f.default is f.default_factory is dataclasses.MISSING]
     args = module.ModelArgs.from_dict({name: 1 for name in required if name not in asked} | config)
@@ -344,6 +438,15 @@ def functions(path, names, scope):
     return scope
 
 
+def turned(built, hf, head):
+    """Five tokens turned, each by three positions where the model has those (vLLM `uses_mrope`, SGLang `model_is_mrope`)."""
+    import torch
+
+    if "mrope_section" in hf.rope_parameters:
+        q = torch.ones(5, hf.num_attention_heads * head)
+        getattr(built, "forward_native", built.forward)(torch.arange(5).expand(3, 5), q.clone(), q.clone())
+
+
 def from_cache(cache, row, context):
     half = cache.shape[-1] // 2
     return reading(cache[row, :half], cache[row, half:], context)
@@ -370,15 +473,25 @@ def vllm(root):
     sys.modules["vllm.config.utils"] = types.SimpleNamespace(getattr_iter=utils["getattr_iter"])
 
     def run(config):
-        hf = hf_config(config)
-        scope["patch_rope_parameters"](hf)
+        whole = hf_config(config)
+        hf = whole.get_text_config()
+        for part in (whole, hf, *(getattr(whole, name) for name in getattr(whole, "sub_configs", ()))):  # as get_config does
+            scope["patch_rope_parameters"](part)
         derived = scope["derive_max_model_len_and_key"](types.SimpleNamespace(hf_text_config=hf))
         arch = types.SimpleNamespace(derived_max_model_len_and_key=derived)
         context = scope["_get_and_verify_max_len"](hf, arch, None, None, False, None)
         state.model_config.max_model_len = context
         head = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
         rope._ROPE_DICT.clear()
-        built = rope.get_rope(head, hf.max_position_embeddings, True, hf.rope_parameters, torch.float32)
+        if hf.model_type == "gemma3_text":  # models/gemma3.py: Gemma3Attention
+            full, others = (table_of(hf, head, hf.rope_parameters[f"{name}_attention"], context) for name in ("full", "sliding"))
+            return full | {"others": others | {"context": None}}
+        return table_of(hf, head, hf.rope_parameters, context)
+
+    def table_of(hf, head, parameters, context):
+        times = 1 if hf.model_type.startswith("qwen3") else 4  # models/qwen3_vl.py: mrope_positions_factor, unless video is pruned
+        built = rope.get_rope(head, hf.max_position_embeddings, True, parameters, torch.float32, None, times)
+        turned(built, hf, head)
         if hasattr(built, "long_short_cos_sin_cache"):
             offset = built.original_max_position_embeddings if built.use_long_rope else 0
             return from_cache(built.long_short_cos_sin_cache, offset + 1, context)
@@ -392,17 +505,24 @@ def sglang(root):
 
     package = "sglang.srt.layers.rotary_embedding"
     special = {"publish_role": lambda: None, "is_cpu": lambda: True}
-    sys.meta_path.insert(0, Stubs(root, {"sglang", "sgl_kernel", "vllm", "triton"}, {package}, special))
+    own = {f"sglang.srt.configs.{name}" for name in ("qwen3_5", "qwen3_next", "qwen3_vl")}
+    sys.meta_path.insert(0, Stubs(root, {"sglang", "sgl_kernel", "vllm", "triton"}, {package, *own}, special))
+    qwen = importlib.import_module("sglang.srt.configs.qwen3_5")  # in place of transformers' (common.py: _CONFIG_REGISTRY)
+    classes = {"qwen3_5": qwen.Qwen3_5Config, "qwen3_5_moe": qwen.Qwen3_5MoeConfig}
     torch.compile = lambda f=None, **options: f or (lambda g: g)
     factory = importlib.import_module(package + ".factory")
     base = Path(root) / "sglang/srt"
     common = base / "utils/hf_transformers/common.py"
     assigned = [node for node in ast.parse(common.read_text()).body if isinstance(node, ast.Assign)]
     keys = next(ast.literal_eval(n.value) for n in assigned if getattr(n.targets[0], "id", "") == "CONTEXT_LENGTH_KEYS")
-    length = functions(common, {"get_context_length"}, {"CONTEXT_LENGTH_KEYS": keys})
+    scope = {"CONTEXT_LENGTH_KEYS": keys, "torch": torch, "PretrainedConfig": importlib.import_module("transformers").PretrainedConfig}
+    functions(base / "utils/hf_transformers_patches.py", {"normalize_rope_scaling_compat"}, scope)
+    length = functions(common, {"get_context_length", "get_hf_text_config", "_patch_text_config"}, scope)
 
     def run(config):  # the lines between config and get_rope are models/llama.py, LlamaDecoderLayer and LlamaAttention
-        hf = hf_config(config)
+        rest = dict(config)
+        own = classes.get(rest.pop("model_type"))
+        hf = length["get_hf_text_config"](own(**rest) if own else hf_config(config))
         context = length["get_context_length"](hf)
         parameters = hf.rope_parameters
         if getattr(hf, "original_max_position_embeddings", None):
@@ -410,8 +530,9 @@ def sglang(root):
         head = getattr(hf, "head_dim", hf.hidden_size // hf.num_attention_heads)
         factory._ROPE_DICT.clear()
         rotary = int(getattr(hf, "partial_rotary_factor", 1) * head)
-        theta = parameters.get("rope_theta", 10000)
+        theta = parameters.get("rope_theta", getattr(hf, "rope_theta", 10000))  # common.py: get_rope_config
         built = factory.get_rope(head, rotary, hf.max_position_embeddings, theta, True, parameters, torch.float32)
+        turned(built, hf, head)
         if hasattr(built, "long_short_cos_sin_cache"):
             beyond = context - 1 > built.original_max_position_embeddings
             row = built.original_max_position_embeddings * beyond + 1
@@ -425,7 +546,8 @@ def exllamav3(root):
     import torch
 
     special = {"exllamav3_ext": Nothing()}
-    sys.meta_path.insert(0, Stubs(root, {"exllamav3"}, {"exllamav3.util.rope"}, special))
+    real = {"exllamav3.util.rope", "exllamav3.util.file", "exllamav3.model.config", "exllamav3.architecture"}
+    sys.meta_path.insert(0, Stubs(root, {"exllamav3"}, real, special))
     spec = importlib.util.spec_from_file_location("exllamav3.util.rope", Path(root) / "exllamav3/util/rope.py")
     rope = importlib.util.module_from_spec(spec)
     sys.modules["exllamav3.util.rope"] = rope
@@ -434,14 +556,32 @@ def exllamav3(root):
     functions(Path(root) / "exllamav3/util/file.py", {"read_dict"}, scope)
     functions(Path(root) / "exllamav3/model/config.py", {"read_rope_settings_default"}, scope)
 
+    def table_of(settings, context):
+        sin, cos = rope.RoPE("cpu", settings).compute_sincos(torch.tensor([0, 1]))
+        half = cos.shape[-1] // 2
+        return reading(cos[1, :half], sin[1, :half], context)
+
+    def run_nested(config):
+        """The class of the architecture reads the folder: what sees last, which is not there."""
+        file = {"qwen3_5_moe": "qwen3_5"}.get(config["model_type"], config["model_type"])
+        found = vars(importlib.import_module(f"exllamav3.architecture.{file}")).values()
+        kind = next(c for c in found if getattr(c, "arch_string", "") == config["architectures"][0])
+        made = kind.__new__(kind)
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(FileNotFoundError, ValueError):
+            Path(folder, "config.json").write_text(json.dumps(config))
+            made.__init__(folder)
+        if config["model_type"] != "gemma3":
+            return table_of(made.rope_settings, made.max_position_embeddings)
+        others = table_of(made.rope_settings_local, None)
+        return table_of(made.rope_settings_global, made.max_position_embeddings) | {"others": others}
+
     def run(config):
+        if "text_config" in config:
+            return run_nested(config)
         context = scope["read_dict"](config, int, "max_position_embeddings", 8192)
         head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         self = types.SimpleNamespace(config_dict=config, head_dim=head)
-        built = rope.RoPE("cpu", scope["read_rope_settings_default"](self, rope.RopeStyle.NEOX))
-        sin, cos = built.compute_sincos(torch.tensor([0, 1]))
-        half = cos.shape[-1] // 2
-        return reading(cos[1, :half], sin[1, :half], context)
+        return table_of(scope["read_rope_settings_default"](self, rope.RopeStyle.NEOX), context)
 
     return run, (Path(root) / "exllamav3/version.py").read_text().split('"')[1]
 
@@ -472,6 +612,11 @@ def main(runtime, root=None):
     if runtime in RUN_FOR:
         grid = {name: config for name, config in family_configs().items() if config["model_type"] in RUN_FOR[runtime]}
         families[runtime] = {"version": version, "readings": readings_of(runtime, version, run, grid)}
+    if runtime in NESTED_FOR:
+        grid = {name: config for name, config in nested_configs().items() if config["model_type"] in NESTED_FOR[runtime]}
+        nested = json.loads(OUT_NESTED.read_text())["readers"] if OUT_NESTED.exists() else {}
+        nested[runtime] = {"version": version, "readings": readings_of(runtime, version, run, grid)}
+        OUT_NESTED.write_text(layout({"made by": "tools/make_readers.py", "configs": nested_configs(), "readers": nested}) + "\n")
     whole = {"made by": "tools/make_readers.py", "configs": configs(), "readers": readers}
     OUT.write_text(layout(whole | {"families": {"configs": family_configs(), "readers": families}}) + "\n")
 
@@ -490,7 +635,7 @@ def readings_of(runtime, version, run, grid):
 
 def layout(value, depth=0):
     """JSON with one config and one reading to a line."""
-    if not isinstance(value, dict) or "hidden_size" in value or not {"inv_freq", "error"}.isdisjoint(value):
+    if not isinstance(value, dict) or not {"hidden_size", "text_config"}.isdisjoint(value) or not {"inv_freq", "error"}.isdisjoint(value):
         return json.dumps(value)
     pad = "  " * (depth + 1)
     lines = [f"{pad}{json.dumps(key)}: {layout(item, depth + 1)}" for key, item in value.items()]

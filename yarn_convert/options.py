@@ -372,12 +372,13 @@ Preset = Literal["paper", "mistral"]
 Trainer = Literal["axolotl", "ms-swift", "llama-factory", "torchtitan"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class FinetuneOptions:
     """A training at the extended context, and how its output is written. Without a factor or context in `recipe`, a model that is
     extended already is trained as it is. None of a number: as `preset` has it."""
 
     recipe: Recipe = field(default_factory=Recipe)
+    _: KW_ONLY
     texts: Annotated[Texts, Only("files", "dataset")] = field(default_factory=Texts)
     preset: Annotated[Preset, Help("paper: YaRN 4.1; mistral: its B.4, 16k segments and a constant rate.")] = "paper"
     sequence: Annotated[int | None, Help("Tokens of a segment. [default: the context, at most 64k]", read=tokens, metavar=TOKENS)] = None

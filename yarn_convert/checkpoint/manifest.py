@@ -215,8 +215,8 @@ class Finetuning(Struct, frozen=True, kw_only=True):
 class Manifest(Struct, frozen=True, kw_only=True):
     """The whole, in the order in which it is written. `context` is L', `scale` s, `attention_factor` the multiplier of cos and sin;
     `hparams` has config.json's names, `config` is what a folder's says beside its RoPE; `readers`: reader -> "exact", or why not, and
-    `reader_versions` those that were looked at; `converter`: which made the GGUF, if another's did; `finetuning`: each training,
-    the first one first. Defaults say that nothing is known."""
+    `reader_versions` those that were looked at; `converter`: which made the GGUF, if another's did; `mmproj`: the file of what sees or
+    hears beside it, `how` by which converter; `finetuning`: each training, the first one first. Defaults say that nothing is known."""
 
     yarn_convert: str = ""
     created: str = ""
@@ -241,6 +241,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     evaluation: Evaluation | UnsetType | None = UNSET
     converter: str | UnsetType = UNSET
+    mmproj: WeightFile | UnsetType = UNSET
 
 
 def manifest_path(out: Path) -> Path:

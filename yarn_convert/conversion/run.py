@@ -106,9 +106,12 @@ class Conversion:
 
         def manifest(moved: Mapping[str, str], folder: Path) -> list[Job]:
             made.append(self.manifest(moved, folder, progress))
+            if mmproj is not None and self.beside:
+                made.append(structs.replace(made[-1], mmproj=_mmproj_recorded(mmproj, self.beside, self.options)))
             return [WriteBytes(manifest_path(out).name, pretty(as_json(made[-1])))]
 
-        with self.made or contextlib.nullcontext(), _mmproj_written(self.origin or self.checkpoint.source.path, self.beside, self.options):
+        whole = self.origin or self.checkpoint.source.path
+        with self.made or contextlib.nullcontext(), _mmproj_written(whole, self.beside, self.options) as mmproj:
             execute(
                 list(plan.jobs), out, folder=plan.is_folder, progress=progress, link=self.options.link, last=manifest,
                 inputs=self.inputs, say=say, replacing=there,
@@ -259,11 +262,11 @@ def _mmproj(out: Path, o: ConvertOptions) -> Path | None:
 
 
 @contextlib.contextmanager
-def _mmproj_written(model: Path, out: Path | None, o: ConvertOptions) -> Iterator[None]:
+def _mmproj_written(model: Path, out: Path | None, o: ConvertOptions) -> Iterator[Path | None]:
     """The file of what sees or hears, in half precision unless another type is asked for that it has: made first, for it may fail, and put
     into place with the rest."""
     if out is None:
-        yield
+        yield None
         return
     script = converter.find(o.converter)
     assert script is not None
@@ -271,8 +274,14 @@ def _mmproj_written(model: Path, out: Path | None, o: ConvertOptions) -> Iterato
     with converter.place_beside(out) as folder:
         outtype = o.outtype if o.outtype in ("f32", "bf16", "q8_0") else "f16"
         made = converter.run(script, model, folder / "made.gguf", outtype, mmproj=True)
-        yield
+        yield made
         made.replace(out)
+
+
+def _mmproj_recorded(made: Path, out: Path, o: ConvertOptions) -> WeightFile:
+    script = converter.find(o.converter)
+    assert script is not None
+    return WeightFile(out.name, made.stat().st_size, converter.version(script), sha256(made))
 
 
 def outputs(plan: Plan) -> list[Path]:

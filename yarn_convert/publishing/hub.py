@@ -137,7 +137,7 @@ def _planned(model: str, asked: UploadOptions, say: Say) -> Upload:
         raise UsageError(f"{model} has no manifest of yarn-convert: what it is cannot be said", "convert it, or upload it with 'hf upload'")
     if not asked.allow_unvalidated:
         _check_validated(c, manifest, model)
-    files = _files(c)
+    files = _files(c) | _mmproj(c, manifest, say)
     there = _there(repo, [README, *files], revision)
     existing = _remote_card(repo, revision) if README in there else local_card(c.source.path)
     base_card, warnings = ask_base(manifest.base)
@@ -193,6 +193,20 @@ def _files(c: Checkpoint) -> dict[str, Path]:
         return {path.name: path} | {p.name: regular(p.parent, p.name) for p in (*c.weight_files[1:], manifest_path(path))}
     names = {*belonging(path), *(f.name for f in c.weight_files), *(name for name in WRITTEN if exists(path, name))}
     return {n: regular(path / n.rpartition("/")[0], n.rpartition("/")[2]) for n in sorted(names)}
+
+
+def _mmproj(c: Checkpoint, manifest: Manifest, say: Say) -> dict[str, Path]:
+    """The file of what sees or hears that was made with a GGUF, under its name. InputError where it is not that file."""
+    made, folder = manifest.mmproj or None, c.source.path.parent
+    if made is None or not c.gguf:
+        return {}
+    again = "convert the model again with --mmproj"
+    if not made.file.endswith(".gguf"):
+        raise InputError(f"the manifest's mmproj {made.file!r} is no GGUF file", again)
+    path = regular(folder, made.file)
+    if made.sha256 and _told(path, say) != made.sha256:
+        raise InputError(f"{made.file} is not the file that was made with {c.source.path.name}: its SHA-256 differs", again)
+    return {made.file: path}
 
 
 def _left(c: Checkpoint, files: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -51,8 +51,11 @@ def logits(rope: Seen) -> float:
 
 def floor(rope: Seen) -> int:
     """`Beside.floor`: get_llama_4_attn_scale of models/ministral3/modeling_ministral3.py."""
-    scales = rope.facts.floor and rope.dict.get("llama_4_scaling_beta")
-    return int(rope.dict.get("original_max_position_embeddings") or 0) if scales else 0
+    if not (rope.facts.floor and rope.dict.get("llama_4_scaling_beta")):
+        return 0
+    homes = {"dict": rope.dict, "top": rope.config, "yarn": rope.dict if rope.method == "yarn" else {}}
+    found = (homes[x].get("original_max_position_embeddings") if isinstance(x, str) else x for x in rope.row.floor)
+    return int(next((x for x in found if x), 0))
 
 
 def oldest(reader: str, config: Config) -> str:

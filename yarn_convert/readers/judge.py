@@ -75,6 +75,8 @@ def _difference(r: Reading, target: Table, context: int, beside: Beside | None, 
         return "logits", f"multiplies the attention's logits by {r.beside.logits:.6g} instead of {logits:.6g}"
     theirs = r.beside.other_layers
     others = unscaled(theirs) if beside is None and theirs is not None else others
+    if floor and not r.beside.floor:
+        return "logits", f"has no temperature of the position, which is to grow after {floor:,} tokens"
     if r.beside.floor != floor:
         return "logits", f"lets the temperature of the position grow after {r.beside.floor:,} tokens instead of {floor:,}"
     if (theirs is None) != (others is None):

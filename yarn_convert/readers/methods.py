@@ -41,7 +41,8 @@ def dynamic(rope: Seen, length: int) -> tuple[Array, float]:
 
 def yarn(rope: Seen, length: int) -> tuple[Array, float]:
     factor, row = yarn_factor(rope), rope.row
-    low, high = (correction(rope.dim, rope.original, turns, rope.theta) for turns in reader_betas(rope))
+    times = row.yarn_times if rope.dict.get("mrope_section") else 1
+    low, high = (correction(rope.dim, rope.original * times, turns, rope.theta) for turns in reader_betas(rope))
     if not row.rounds_ramp and not 0 < low < high < rope.dim // 2 - 1:
         refuse(row, f"a ramp from {low:.2f} to {high:.2f} that does not lie within the pairs")
     if rounds_ends(rope):
@@ -68,7 +69,7 @@ def rounds_ends(rope: Seen) -> bool:
 
 def by_layer(rope: Seen) -> bool:
     """Whether the dict is one of several by layer: `_compute_yarn_parameters` looks for truncate beside them, not in them."""
-    return bool(rope.facts.layers) and "rope_parameters" in rope.row.dicts
+    return bool(rope.facts.layers) and "rope_parameters" in rope.row.dicts and not rope.row.layers_truncate
 
 
 def reader_betas(rope: Seen) -> tuple[Any, Any]:
@@ -89,13 +90,15 @@ def correction(dim: int, original: float, turns: float, theta: float) -> float:
 
 def yarn_multiplier(rope: Seen, factor: float) -> Any:
     """The first rule that applies, else 0.1·ln s + 1: "attention_factor" if given; the "ratio" of mscale and
-    mscale_all_dim if both are given and not 0, or given at all ("-of-any"), or assumed as 1 and 0 ("-1-0"); "mscale"
-    itself."""
+    mscale_all_dim if both are given and not 0, or given at all ("-of-any"), or assumed as 1 and 0 ("-1-0"); 1 where a temperature
+    of the position is given; "mscale" itself."""
     rules = rope.row.temperature
     given: Any = rope.dict.get("mscale")
     all_dim: Any = rope.dict.get("mscale_all_dim")
     if "attention_factor" in rules and rope.dict.get("attention_factor") is not None:
         return float(rope.dict["attention_factor"])
+    if "one-by-position" in rules and rope.dict.get("llama_4_scaling_beta"):
+        return 1.0
     if "ratio-1-0" in rules:
         weights: list[Any] = [rope.dict.get("mscale", 1), rope.dict.get("mscale_all_dim", 0)]
         if rope.row.null_means_default:

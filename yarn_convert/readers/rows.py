@@ -42,7 +42,7 @@ class Reader:
     context_keys: tuple[str | int, ...] = ("max_position_embeddings",)  # of config.json, or a number that it assumes
     context_rule: str = "given"  # "vllm", "sglang", "tensorrt", "none", "no-window": none with a sliding window
     models: frozenset[str] = LLAMAS  # the model types that this row is modelled for
-    nested: bool = False  # and also where such a model is a part of another, as of one that sees pictures
+    nested: bool = False  # and also within any other model, as one that sees pictures; else see `nested.WITHIN`
     thetas: Mapping[str, float] = field(default_factory=dict)  # where it assumes others than `families.MODEL_TYPES`
     scales_softmax: frozenset[str] = frozenset()  # model types whose attention logits mscale_all_dim scales, whatever m is
     assumes_head_dim: bool = True  # takes an absent head_dim from `families.MODEL_TYPES`; else hidden_size / num_attention_heads
@@ -61,6 +61,13 @@ class Reader:
     yarn_by_layer: str = ""  # the oldest that takes yarn in the object of one layer type; earlier ones refuse the file
     betas: tuple[float, float] | None = None  # assumed whatever is written
     rounds_ramp: bool = True  # False: never, and the ramp must end within the pairs
+    layers_truncate: bool = False  # honours a truncate that stands in the object of one layer type
+    others_theta: float | None = None  # of the other layers, whatever is written
+    floor: tuple[str | float, ...] = ("dict",)  # places of the L that llama_4_scaling_beta counts from; "yarn": the dict of that type
+    three_axes: frozenset[str] = frozenset()  # methods that turn by a picture's three positions; empty: all, or it knows one position
+    yarn_times: int = 1  # by which it takes L for longer where a ramp ends, in a model of pictures
+    assumes_partial: bool = True  # takes an absent partial_rotary_factor from `families.MODEL_TYPES`; else whole heads
+    forbidden: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # method -> keys at which its table fails
 
 
 METHODS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")

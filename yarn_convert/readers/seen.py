@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from ..errors import Unsupported
 from ..families import MODEL_TYPES, ModelType
+from ..families.model_types import SHAPE
+from .nested import WITHIN
 from .others import OTHER_READERS
 from .reading import NOT_MODELLED, Refuses
 from .rows import HF_READERS, SCALED, TYPE_LAST, Reader
@@ -22,18 +24,26 @@ def nested(config: Config) -> bool:
     return any(str(name).endswith("ForConditionalGeneration") for name in config.get("architectures") or ())
 
 
-def seen(reader: str, config: Config, layer: int = 0) -> Seen:
-    """`config` as `reader` sees it, for the layers of that number in `ModelType.layers`. Raises as `read_config` does."""
+def row_of(reader: str, config: Config) -> Reader:
+    """The row by which `reader` reads such a model. Unsupported where there is none."""
     row = READERS[reader]
     model_type = config.get("model_type", "llama")
+    if nested(config) and not row.nested:
+        for around in config["architectures"]:
+            if (around, model_type) in WITHIN.get(reader, {}):
+                return WITHIN[reader][around, model_type]
+        raise Unsupported(f"what {row.name} makes of a {model_type} within another model is not known here", NOT_MODELLED)
     if model_type not in row.models:
         raise Unsupported(f"what {row.name} makes of model_type {model_type!r} is not known here", NOT_MODELLED)
-    if nested(config) and not row.nested:
-        raise Unsupported(f"what {row.name} makes of a language model within another model is not known here", NOT_MODELLED)
+    return row.variants.get(model_type, row)
+
+
+def seen(reader: str, config: Config, layer: int = 0) -> Seen:
+    """`config` as `reader` sees it, for the layers of that number in `ModelType.layers`. Raises as `read_config` does."""
+    row, model_type = row_of(reader, config), config.get("model_type", "llama")
     facts = MODEL_TYPES[model_type]
     if facts.without and config.get(facts.without):
         raise Unsupported(f"{model_type} with {facts.without} has no RoPE", "there is nothing to extend")
-    row = row.variants.get(model_type, row)
     if row.refuses:
         refuse(row, row.refuses)
     return Seen.of(row, config, model_type, layer)
@@ -79,7 +89,8 @@ class Seen:
                     return found
             return None
 
-        theta = find("rope_theta", row.theta, theta_key)
+        fail(row, chosen, method)
+        theta = find("rope_theta", row.theta, theta_key) if row.others_theta is None or layer == 0 else row.others_theta
         if theta is None:
             refuse(row, "without rope_theta")
         original = find("original_max_position_embeddings", original_places(row, facts, method))
@@ -88,7 +99,8 @@ class Seen:
         if row.whole_lengths and isinstance(original, float):
             refuse(row, f"original_max_position_embeddings {original!r} is not written as an integer")
         partial = find("partial_rotary_factor", row.partial[1], facts.partial_key)
-        dim = rotary_dim(row, config, method, facts.part(config) if partial is None else partial, model_type)
+        partial = facts.part(config) if partial is None and row.assumes_partial else partial
+        dim = rotary_dim(row, config, method, partial, model_type)
         return Seen(row, facts, config, followed, chosen, method, float(theta), dim, max_position, original or 0.0)
 
     def number(self, key: str) -> Any:
@@ -149,6 +161,15 @@ def require(row: Reader, config: Config, rope: Config | None, spelled: str, more
         refuse(row, f"{spelled} without {missing[0]}")
 
 
+def fail(row: Reader, rope: Config, method: str) -> None:
+    """Refuse a table that the reader makes and cannot use, or cannot make."""
+    if row.three_axes and method not in row.three_axes and rope.get("mrope_section"):
+        refuse(row, f"{method} in a model of pictures: its table takes one position of a token, which has three there")
+    found = [key for key in row.forbidden.get(method, ()) if key in rope]
+    if found:
+        refuse(row, f"{method} with {found[0]}, which its class for pictures does not take")
+
+
 def spelling(row: Reader, rope: Config, model_type: str) -> Any:
     """The type as it is written where the reader looks for it; None or empty: nowhere."""
     first, second = row.type_keys.get(model_type, TYPE_LAST)
@@ -175,7 +196,7 @@ def method_of(row: Reader, rope: Config, model_type: str, given: bool) -> str:
 def rotary_dim(row: Reader, config: Config, method: str, partial: float | None, model_type: str) -> int:
     facts = MODEL_TYPES[model_type]
     head_dim = config.get(facts.head_key)
-    if row.derives_head_dim and head_dim not in (None, derived := quotient(config)):
+    if row.derives_head_dim and head_dim not in (None, derived := quotient(config, facts)):
         refuse(row, f"head_dim {head_dim}: it takes heads for hidden_size / num_attention_heads = {derived} dimensions")
     if head_dim is None:
         if model_type in row.head_dim_unfilled and method in row.head_dim_required:
@@ -183,7 +204,7 @@ def rotary_dim(row: Reader, config: Config, method: str, partial: float | None, 
         usual = facts.head_dim if row.assumes_head_dim else None
         if usual and facts.head_key in config:
             raise Unsupported(f"{facts.head_key} null in a {model_type} is not modelled", NOT_MODELLED)
-        head_dim = usual or quotient(config)
+        head_dim = usual or quotient(config, facts if row.assumes_length else None)
     if not facts.other_head_dim and "head_dim" in config and (not facts.head_key or config["head_dim"] != head_dim):
         refuse(row, f"head_dim {config['head_dim']}: the attention of {model_type} has {head_dim}")
     dim, attitude = int(head_dim * (1.0 if partial is None else partial)), row.partial[0]
@@ -196,9 +217,10 @@ def rotary_dim(row: Reader, config: Config, method: str, partial: float | None, 
     return dim
 
 
-def quotient(config: Config) -> int:
-    """The dimensions of a head, where config.json does not say it."""
-    return int(config["hidden_size"] // config["num_attention_heads"])
+def quotient(config: Config, facts: ModelType | None) -> int:
+    """The dimensions of a head, where config.json does not say it. `facts`: what a config class takes for the two, if one reads it."""
+    usual = dict(zip(SHAPE, facts.shape, strict=False)) if facts else {}
+    return int(config.get("hidden_size", usual.get("hidden_size")) // config.get("num_attention_heads", usual.get("num_attention_heads")))
 
 
 def context_of(rope: Seen) -> int | None:

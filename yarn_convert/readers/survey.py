@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import ArrayLike
 
+from ..errors import Unsupported
 from ..families.schema import ROPE_OBJECTS
 from ..rope import RTOL, Array, Table
 from .config import oldest, read_config
@@ -22,8 +23,8 @@ from .judge import Verdict, judge
 from .methods import reader_betas, rounds_ends, yarn_factor
 from .others_gguf import GGUF_READERS, GgufReader
 from .reading import Beside, Reading
-from .rows import HF_READERS
-from .seen import READERS, Seen, seen
+from .rows import HF_READERS, Reader
+from .seen import READERS, Seen, row_of, seen
 
 WIDTH = 120
 RUNTIMES = (*HF_READERS, "llama.cpp", *(name for name in READERS if name not in HF_READERS))
@@ -70,14 +71,13 @@ class Surveyed:
 
 def survey_config(config: Mapping[str, Any], intended: Table, context: int, beside: Beside | None = None) -> list[Surveyed]:
     """What each of RUNTIMES computes from `config`, config.json as a dict, and `judge`'s verdict on it."""
-    model_type = config.get("model_type", "llama")
     found = []
     for name in RUNTIMES:
         if name not in READERS:
             why = "reads GGUF alone: convert with --out gguf"
             found.append(Surveyed(name, GGUF_READERS[name].version, (), Verdict("refuses", text=why)))
             continue
-        row, summary = READERS[name].variants.get(model_type, READERS[name]), [Summary()]
+        row, summary = known_row(name, config), [Summary()]
 
         def read(name: str = name, summary: list[Summary] = summary) -> Reading:
             reading = read_config(name, config)
@@ -89,6 +89,14 @@ def survey_config(config: Mapping[str, Any], intended: Table, context: int, besi
         shown = Surveyed(name, row.version, row.evidence, verdict, summary[0], follows=follows)
         found.append(replace(shown, note=note_of(shown, "config.json") or (since(name, config) if shown.exact else "")))
     return found
+
+
+def known_row(reader: str, config: Mapping[str, Any]) -> Reader:
+    """`row_of`, and the reader's row where there is none for such a model."""
+    try:
+        return row_of(reader, config)
+    except Unsupported:
+        return READERS[reader]
 
 
 def survey_gguf(
@@ -132,9 +140,11 @@ def note_of(v: Surveyed, file: str) -> str:
 
 
 def since(reader: str, config: Mapping[str, Any]) -> str:
-    """That earlier versions of a reader refuse such a config.json, or ""."""
-    first = oldest(reader, config)
-    return f"from {first} on; earlier versions refuse it" if READERS[reader].oldest not in ("", first) else ""
+    """That earlier versions of a reader refuse such a config.json, or were not run on one; or ""."""
+    first, row = oldest(reader, config), READERS[reader]
+    if first == row.yarn_by_layer:
+        return f"from {first} on; earlier versions refuse it"
+    return f"run in no version before {first}" if row.oldest not in ("", first) else ""
 
 
 def summary_of(rope: Seen) -> Summary:

@@ -138,8 +138,10 @@ def versions_of(config: Mapping[str, Any], verdicts: Mapping[str, Verdict]) -> t
     for name in (name for name, v in verdicts.items() if v.exact):
         row, first = readers.HF_READERS[name], readers.oldest(name, config)
         found[name] = row.version if first == row.version else f"{first} to {row.version}"
-        if row.oldest and first != row.oldest:
+        if first == row.yarn_by_layer:
             notes.append(f"{name} takes this from {first} on: earlier versions refuse such a config.json; --carry tensors suits all")
+        elif row.oldest and first != row.oldest:
+            notes.append(f"{name} was run on such a config.json in no version before {first}")
     return found, notes
 
 
