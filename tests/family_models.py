@@ -1107,6 +1107,45 @@ TINY: Mapping[str, Tiny] = {
         },
         {"alpha": {"max_position_embeddings": 262144, "rope_scaling": HUNYUAN_ALPHA}},
     ),
+    "minicpm": Tiny(
+        "minicpm",
+        "MiniCPMForCausalLM",
+        {"attention_bias": False, "dim_model_base": 32, "rms_norm_eps": 1e-05, "scale_depth": 1.4, "scale_emb": 12},
+        {
+            "longrope": {
+                "max_position_embeddings": 4 * CONTEXT,
+                "rope_scaling": LONGROPE | {"original_max_position_embeddings": CONTEXT},
+                "tie_word_embeddings": True,
+            },
+            "sparse": {"sparse_config": {"kernel_size": 32, "dense_len": 8192}},
+        },
+    ),
+    "minicpm3": Tiny(
+        "minicpm3",
+        "MiniCPM3ForCausalLM",
+        {
+            "attention_bias": False,
+            "dim_model_base": 256,
+            "kv_lora_rank": 32,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 48,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "rms_norm_eps": 1e-05,
+            "scale_depth": 1.4,
+            "scale_emb": 12,
+            "tie_word_embeddings": True,
+        },
+        {
+            "longrope": {
+                "max_position_embeddings": 4 * CONTEXT,
+                "rope_scaling": LONGROPE | {"original_max_position_embeddings": CONTEXT},
+                "v_head_dim": 24,
+            },
+            "scaled": {"scale_emb": 10},
+        },
+        {"kv_lora_rank": 256, "num_key_value_heads": 8, "q_lora_rank": 256, "qk_nope_head_dim": 32},
+    ),
     "internlm3": Tiny(
         "internlm3",
         "InternLM3ForCausalLM",
@@ -1174,7 +1213,7 @@ def internlm2(config: Config) -> Iterator[tuple[str, Shape]]:
     yield "output.weight", (config["vocab_size"], hidden)
 
 
-RUN_AS = {"kimi_k2": "deepseek_v3"}  # its own code is remote
+RUN_AS = {"kimi_k2": "deepseek_v3", "minicpm": "granite"}  # its own code is remote
 EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = dict.fromkeys(("mixtral", "minimax_m2", "lfm2_moe"), ("w1", "w3", "w2"))
 GRANITEMOE: Mapping[str, str] = {
     "experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight", "router.weight": "router.layer.weight",

@@ -71,6 +71,19 @@ SHAPES_MLA = {
 }
 
 
+def latent_sizes(h: Values) -> dict[str, int]:
+    """Sizes of tensors where a part of each head turns."""
+    heads, head, value = h["num_attention_heads"], h["qk_head_dim"], h["v_head_dim"]
+    nope = head - h["head_dim"]
+    return {
+        "nope": nope,
+        "q_mla": heads * head,
+        "o_mla": heads * value,
+        "kv_a": h["kv_lora_rank"] + h["head_dim"],
+        "kv_b": heads * (nope + value),
+    }
+
+
 def _leading(h: Values, layer: int) -> bool:
     return layer < (h.get("first_k_dense_replace") or 0)
 
@@ -162,12 +175,14 @@ DEEPSEEK_V2 = Family(
         unsaid=frozenset({"qk_head_dim", "latent_key", "latent_value"}),
         reads=_reads,
         writes=_writes_v2,
+        latent=True,
     ),
     gguf=Arch("deepseek2", mla=True),
     tensors=TENSORS,
     only_where=ONLY_WHERE,
     transforms=LATENT,
     shapes=SHAPES_MLA,
+    sizes=latent_sizes,
     hparams=HPARAMS_MLA,
     may_lack=MAY_LACK | {"q_lora_rank"},
     fixed={**FIXED, "n_group": (1,), "scoring_func": ("softmax",), "norm_topk_prob": (False,)},

@@ -53,6 +53,7 @@ class ModelType:
     layers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
     alpha: bool = False  # "dynamic" with alpha is no scaling there: θ is multiplied by alpha^(D/(D − 2))
+    latent: bool = False  # multi-head latent attention: mscale_all_dim of its RoPE object multiplies the logits (`yarn_apply_mscale`)
     floor: bool = False  # llama_4_scaling_beta of its RoPE object counts from original_max_position_embeddings there, whatever the type
     windowed: bool = False  # it has a sliding window in every layer, which its GGUF architecture lacks
     without: str = ""  # a key that, when true, means that there is no RoPE
