@@ -1146,6 +1146,41 @@ TINY: Mapping[str, Tiny] = {
         },
         {"kv_lora_rank": 256, "num_key_value_heads": 8, "q_lora_rank": 256, "qk_nope_head_dim": 32},
     ),
+    "glm4_moe_lite": Tiny(
+        "glm4_moe_lite",
+        "Glm4MoeLiteForCausalLM",
+        {k: v for k, v in MLA.items() if k != "moe_layer_freq"}
+        | {
+            "n_group": 1,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_nextn_predict_layers": 0,
+            "routed_scaling_factor": 1.8,
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+        },
+        {"yarn": {"max_position_embeddings": 4 * CONTEXT, "rope_scaling": YARN_MSCALE | {"mscale": 1.0, "mscale_all_dim": 1.0}}},
+        WIDE_MLA,
+    ),
+    "youtu": Tiny(
+        "youtu",
+        "YoutuForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "kv_lora_rank": 32,
+            "mlp_bias": False,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 48,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "rope_interleave": True,
+            "tie_word_embeddings": True,
+            "v_head_dim": 16,
+        },
+        {"own head": {"tie_word_embeddings": False}},
+        {k: v for k, v in WIDE_MLA.items() if k != "moe_intermediate_size"},
+    ),
     "internlm3": Tiny(
         "internlm3",
         "InternLM3ForCausalLM",

@@ -100,7 +100,8 @@ byte_level = base.TextModel._set_vocab_gpt2
 for model in (conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel, conversion.internlm.InternLM2Model,
               conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.ernie.Ernie4_5Model, conversion.glm.Glm4MoeModel,
               conversion.glm.SolarOpenModel, conversion.gemma.GemmaModel, conversion.nemotron.NemotronModel,
-              conversion.internlm.InternLM3Model, conversion.minicpm.MiniCPMModel, conversion.minicpm.MiniCPM3Model):
+              conversion.internlm.InternLM3Model, conversion.minicpm.MiniCPMModel, conversion.minicpm.MiniCPM3Model,
+              conversion.glm.Glm4MoeLiteModel):
     model.set_vocab = lambda self: byte_level(self)  # the toy tokenizer is none of SentencePiece
 # Three faults of the converter: a generator that is never consumed, keys that transformers 5 renames under it, a word that it does not know.
 stablelm = conversion.stablelm.StableLMModel
@@ -169,6 +170,13 @@ DIFFERS = {  # docs/families.md says why
     "gemma2": {"rope.freq_base"},
     "glm4": {"tokenizer.ggml.unknown_token_id"},  # of the toy tokenizer, which the oracle is made to take for another kind
     "glm4_moe": {"tokenizer.ggml.unknown_token_id"},
+    "glm4_moe_lite": {"expert_gating_func", "tokenizer.ggml.unknown_token_id"},
+    "glm4_moe_lite/yarn": {
+        "expert_gating_func",
+        "tokenizer.ggml.unknown_token_id",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+    },
     "exaone_moe": {"attention.sliding_window_pattern"},
     "solar_open": {"tokenizer.ggml.eot_token_id"},
     "phi3": {"rope.scaling.original_context_length", "attention.sliding_window"},

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import CONTEXT
 from family_models import make
+from safetensors.numpy import load_file
 from test_hybrids import with_keys
 from test_mla import edited, opened, put
 
@@ -20,7 +22,7 @@ M = 0.1 * math.log(4) + 1
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
 
 
-@pytest.mark.parametrize(("name", "on_logits"), [("minicpm3", False)])
+@pytest.mark.parametrize(("name", "on_logits"), [("minicpm3", False), ("glm4_moe_lite", True), ("youtu", True)])
 def test_where_yarns_temperature_goes(name: str, on_logits: bool, tmp_path: Path) -> None:
     """To the logits where every reader of the family multiplies them."""
     model = make(name, tmp_path / "model")
@@ -47,6 +49,31 @@ def test_a_gguf_of_minicpm_that_does_not_say_its_scales_is_extended_as_it_is(tmp
     put(old, tmp_path / "b.gguf", method="yarn", scale=4)
     with pytest.raises(Unsupported, match="no names"):
         put(old, tmp_path / "out")
+
+
+def test_glms_gguf_of_llama_cpps_converter_becomes_its_folder(tmp_path: Path) -> None:
+    """Which does not say how experts are chosen: it is read by their bias, and not as DeepSeek V2. One that says it is a DeepSeek V3."""
+    model = make("glm4_moe_lite", tmp_path / "m")
+    ours = put(model, tmp_path / "a.gguf")
+    theirs = with_keys(ours, tmp_path / "b.gguf", drop="expert_gating_func")
+    for path, name in ((ours, "deepseek_v3"), (theirs, "glm4_moe_lite")):
+        assert opened(path).family.model_type == name
+        assert opened(put(path, tmp_path / name)).family.model_type == name
+    assert load_file(tmp_path / "glm4_moe_lite" / "model.safetensors").keys() == load_file(model / "model.safetensors").keys()
+
+
+def test_glms_gguf_with_a_layer_of_further_tokens_is_extended_as_it_is(tmp_path: Path) -> None:
+    """As llama.cpp's converter writes it by default: no row has names for what is in that layer."""
+    path = with_keys(put(make("glm4_moe_lite", tmp_path / "m"), tmp_path / "a.gguf"), tmp_path / "b.gguf", nextn_predict_layers=1)
+    assert not opened(path).family.listed
+    found = effect(opened(put(path, tmp_path / "c.gguf", method="yarn", scale=4)).rope)
+    assert (found.multiplier, found.logits) == pytest.approx((1.0, M**2), rel=1e-6)
+
+
+@pytest.mark.parametrize(("said", "dense"), [({}, 1), ({"first_k_dense_replace": 2}, 1), ({"mlp_layer_types": ["dense", "dense"]}, 2)])
+def test_which_of_glms_layers_are_dense_is_what_transformers_takes(said: dict[str, Any], dense: int, tmp_path: Path) -> None:
+    config = {"first_k_dense_replace": 1, "mlp_layer_types": None} | said
+    assert opened(make("glm4_moe_lite", tmp_path / "m", config=config)).hparams["first_k_dense_replace"] == dense
 
 
 def test_keys_and_values_are_counted_as_each_keeps_them(tmp_path: Path) -> None:

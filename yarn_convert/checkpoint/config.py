@@ -79,6 +79,7 @@ OTHERS: dict[str, Any] = {
     "dual_chunk_attention_config": DualChunks,
     "architectures": list[str],
     "layer_types": list[str],
+    "mlp_layer_types": list[str],
     "no_rope_layers": list[int],
     "mlp_only_layers": list[int],
     "moe_layers": list[int],

@@ -124,7 +124,7 @@ MINICPM3 = Family(
         "dim_model_base": (256,),
     },
     evidence="llama.cpp 0c1e570: src/models/minicpm3.cpp (halves turn, as in HF; the three scales are written in; no temperature of the "
-    "logits; loads the pair whatever the type); conversion/minicpm.py MiniCPM3Model; transformers 5.23: models/minicpm3/modeling_minicpm3.py "
-    "(yarn_apply_mscale)",
+    "logits; loads the pair whatever the type); conversion/minicpm.py MiniCPM3Model; transformers 5.23: "
+    "models/minicpm3/modeling_minicpm3.py (yarn_apply_mscale)",
     twin={"qk_nope_head_dim": 16},
 )
