@@ -1181,6 +1181,21 @@ TINY: Mapping[str, Tiny] = {
         {"own head": {"tie_word_embeddings": False}},
         {k: v for k, v in WIDE_MLA.items() if k != "moe_intermediate_size"},
     ),
+    "iquestcoder": Tiny(
+        "iquestcoder",
+        "IQuestCoderForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "clip_qkv": None,
+            "head_dim": 16,
+            "mlp_bias": False,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 5e5,
+            "use_sliding_window": False,
+        },
+    ),
     "internlm3": Tiny(
         "internlm3",
         "InternLM3ForCausalLM",

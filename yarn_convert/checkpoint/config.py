@@ -25,7 +25,7 @@ WHOLE = """
     moe_layer_interval num_shared_experts num_dense_layers shared_intermediate_size intermediate_size_mlp interleave_moe_layer_step
     floor_scale max_window_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers full_attention_interval
     linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads conv_L_cache block_ff_dim
-    block_multiple_of mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand mamba_d_ssm dim_model_base
+    block_multiple_of mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand mamba_d_ssm dim_model_base kv_channels num_layers
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps

@@ -6,6 +6,7 @@ stand with these; here are the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,10 +108,30 @@ class ModelType:
 NEW = "5.23.0"
 GEMMA3_LAYERS = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LATENT_HEAD = {"head_dim": "qk_rope_head_dim"}
+NO_LIMIT = (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}])  # of time steps; the last as transformers 5 saves it
+
+
+def _bamba(c: Values) -> dict[str, Any]:
+    return {"time_step_limit": [0.0, math.inf]} if c.get("time_step_limit") in NO_LIMIT else {}
+
+
+def _jetmoe(c: Values) -> dict[str, Any]:
+    """Each expert of the attention has as many heads as there are of keys."""
+    return {"num_attention_heads": (c.get("num_key_value_heads") or 16) * (c.get("num_experts_per_tok") or 2)}
+
+
+def _longcat(c: Values) -> dict[str, Any]:
+    """Each layer attends twice. transformers turns as many dimensions as head_dim says, and splits off qk_rope_head_dim of them."""
+    return {"num_hidden_layers": 2 * (c.get("num_layers") or 28)}
+
+
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
     ModelType("apertus", 65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
     ModelType("aria_text", 2048, since=NEW),
+    ModelType("axk1", 32768, head_dim=64, renamed=LATENT_HEAD, latent=True, since=NEW),
+    ModelType("bamba", 262144, partial=0.5, reads=_bamba, since=NEW),
     ModelType("bitnet", 2048, 500000.0),
     ModelType("cwm", 131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
     ModelType("diffllama", 2048),
@@ -122,9 +143,12 @@ OTHER_TYPES = (
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hrm_text", 2048, since=NEW),
     ModelType("hyperclovax", 2048),
+    ModelType("jetmoe", 4096, head_dim=128, renamed={"head_dim": "kv_channels"}, reads=_jetmoe, since=NEW),
     ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
+    ModelType("longcat_flash", 131072, 1e7, head_dim=64, reads=_longcat, latent=True, since=NEW),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),
+    ModelType("mllama_text_model", 131072, 500000.0, since=NEW),
     ModelType("nanochat", 2048),
     ModelType("olmo_hybrid", 65536, since=NEW),
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),
