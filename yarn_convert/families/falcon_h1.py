@@ -9,7 +9,7 @@ from typing import Any
 from .architectures import Arch
 from .layers import Values
 from .llama import PLAIN_TENSORS, SILU
-from .model_types import ModelType, NEW, NO_LIMIT
+from .model_types import NEW, NO_LIMIT, ModelType
 from .schema import HPARAMS, Family, Times
 
 _MAMBA, _BEFORE, _LAYER = "model.layers.{i}.mamba.", "model.layers.{i}.pre_ff_layernorm", "blk.{i}."
