@@ -95,6 +95,7 @@ GPT_OSS_YARN: Config = {
 MINISTRAL3_YARN: Config = {
     "beta_fast": 32.0, "beta_slow": 1.0, "factor": 4.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0,
     "original_max_position_embeddings": CONTEXT, "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn",
+    "max_position_embeddings": 4 * CONTEXT,
 }  # fmt: skip
 HUNYUAN_ALPHA: Config = {
     "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic",

@@ -14,6 +14,7 @@ from .. import dialects, families, readers
 from ..errors import FormatError, InputError, Unsupported
 from ..families import Family
 from ..families.derived import absent
+from ..families.schema import rope_says
 from ..formats import layout
 from ..formats.contents import PAPERS, belonging
 from ..formats.files import exists
@@ -242,7 +243,7 @@ class Checkpoint:
         """What is computed besides the table of `rope` where it is this model's."""
         logits, arch = effect(rope).logits, self.family.gguf_arch
         if self.gguf is None or self.family.layer_type:
-            floor = rope.original_context if self.family.hf.floor and self.hparams.get("llama_4_scaling_beta") else 0
+            floor = rope.original_context if self.family.hf.floor and any(rope_says(self.config, "llama_4_scaling_beta")) else 0
             return Beside(logits, self.other_layers, floor)
         return Beside(logits, dialects.gguf_window_layers(self.config, arch, rope), readers.gguf_floor(arch, self.config))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import Unsupported
 from .layers import SLIDES, Layer, Values, farthest, hf_flint, hf_kolibri1, whole_number
 
 
@@ -112,6 +113,25 @@ LATENT_HEAD = {"head_dim": "qk_rope_head_dim"}
 NO_LIMIT = (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}])  # of time steps; the last as transformers 5 saves it
 
 
+MISTRAL4_ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 128.0, "original_max_position_embeddings": 8192, "beta_fast": 32.0, "beta_slow": 1.0,
+    "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1, "partial_rotary_factor": 0.5,
+}  # fmt: skip
+
+
+def _mistral4(c: Values) -> dict[str, Any]:
+    """The size of a whole head, which transformers makes of its two parts whatever is written.
+
+    Raises Unsupported for a RoPE object that does not say which part turns: of rope_scaling transformers would turn all, and then fail.
+    """
+    rope, nope = (64 if (n := c.get(key)) is None else n for key in ("qk_rope_head_dim", "qk_nope_head_dim"))
+    said = [x.get("partial_rotary_factor") for key in ("rope_scaling", "rope_parameters") if (x := c.get(key))]
+    if min(rope, nope) < 1 or any(part is None or int(part * (rope + nope)) != rope for part in said):
+        why = f"a mistral4 with partial_rotary_factor {said!r} whose heads turn {rope!r} of {rope + nope!r} dimensions"
+        raise Unsupported(why, "write that part into its RoPE object")
+    return {"head_dim": rope + nope}
+
+
 def _bamba(c: Values) -> dict[str, Any]:
     return {"time_step_limit": [0.0, math.inf]} if c.get("time_step_limit") in NO_LIMIT else {}
 
@@ -148,6 +168,7 @@ OTHER_TYPES = (
     ModelType("longcat_flash", 131072, 1e7, head_dim=64, reads=_longcat, latent=True, since=NEW),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),
+    ModelType("mistral4", 1048576, head_dim=128, partial=1.0, rope=MISTRAL4_ROPE, reads=_mistral4, latent=True, floor=True, since=NEW),
     ModelType("mllama_text_model", 131072, 500000.0, since=NEW),
     ModelType("nanochat", 2048),
     ModelType("olmo_hybrid", 65536, since=NEW),
