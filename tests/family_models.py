@@ -1136,12 +1136,13 @@ TINY: Mapping[str, Tiny] = {
             "scale_depth": 1.4,
             "scale_emb": 12,
             "tie_word_embeddings": True,
+            "v_head_dim": 24,
         },
         {
             "longrope": {
                 "max_position_embeddings": 4 * CONTEXT,
                 "rope_scaling": LONGROPE | {"original_max_position_embeddings": CONTEXT},
-                "v_head_dim": 24,
+                "v_head_dim": None,
             },
             "scaled": {"scale_emb": 10},
         },

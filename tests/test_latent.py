@@ -77,7 +77,7 @@ def test_which_of_glms_layers_are_dense_is_what_transformers_takes(said: dict[st
 
 
 def test_keys_and_values_are_counted_as_each_keeps_them(tmp_path: Path) -> None:
-    """transformers a vector of 32 numbers and 16 that turn in each of two layers, llama.cpp four heads of 32 and 16."""
+    """transformers a vector of 32 numbers and 16 that turn in each of two layers, llama.cpp four heads of 32 and 24."""
     model = make("minicpm3", tmp_path / "m")
     assert opened(model).kv_bytes(100) == 2 * (32 + 16) * 100 * 2
-    assert opened(put(model, tmp_path / "a.gguf")).kv_bytes(100) == 2 * 4 * (32 + 16) * 100 * 2
+    assert opened(put(model, tmp_path / "a.gguf")).kv_bytes(100) == 2 * 4 * (32 + 24) * 100 * 2

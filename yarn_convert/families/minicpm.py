@@ -67,6 +67,11 @@ def _latent(c: Values) -> dict[str, Any]:
     return {"head_dim": rope, "qk_head_dim": nope + rope, "v_head_dim": value, "num_key_value_heads": heads}
 
 
+def _fills(h: Values) -> dict[str, Any]:
+    """What llama.cpp takes for the size of a value, which its converter leaves out."""
+    return {"v_head_dim": h["hidden_size"] // h["num_attention_heads"]}
+
+
 def _writes(c: Values, names: Container[str]) -> dict[str, Any]:
     """The three scales are what llama.cpp's graph has written in."""
     scales = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
@@ -107,6 +112,7 @@ MINICPM3 = Family(
     },
     shapes={**SHAPES_MLA, "attn_kv_b.weight": ("kv_b", "kv_lora")},
     sizes=latent_sizes,
+    fills=_fills,
     hparams={
         **{k: v for k, v in HPARAMS.items() if k != "head_dim"},
         "head_dim": "rope.dimension_count",  # of the part that turns

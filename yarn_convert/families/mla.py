@@ -190,7 +190,7 @@ DEEPSEEK_V2 = Family(
     may_lack=MAY_LACK | {"q_lora_rank"},
     fixed={**FIXED, "n_group": (1,), "scoring_func": ("softmax",), "norm_topk_prob": (False,)},
     constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 1)},
-    marks=frozenset({f"!{DRAFTS}", f"!{BIASED}"}),
+    marks=frozenset({f"!{DRAFTS}"}),
     evidence=EVIDENCE + "; groups of experts are scored by their best in transformers, by their best two in llama.cpp "
     "(src/llama-graph.cpp, build_moe_ffn), and transformers never normalizes the weights of experts",
     twin={"qk_nope_head_dim": 16},
@@ -315,6 +315,6 @@ YOUTU = replace(
     may_lack=frozenset({"q_lora_rank"}),
     fixed={**SILU, "attention_bias": (False,), "usual_q_lora": (True,), "rope_interleave": (True,)},
     constants={"attention.head_count_kv": ("u32", 1), "expert_shared_count": ("u32", 0)},
-    marks=frozenset({"!expert_count", f"!{DRAFTS}", f"!{BIASED}"}),
+    marks=frozenset({"!expert_count", f"!{DRAFTS}"}),
     evidence=f"{EVIDENCE}; transformers 5.23: models/youtu; no layer has experts",
 )
