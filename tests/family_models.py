@@ -95,6 +95,7 @@ GPT_OSS_YARN: Config = {
 MINISTRAL3_YARN: Config = {
     "beta_fast": 32.0, "beta_slow": 1.0, "factor": 4.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0,
     "original_max_position_embeddings": CONTEXT, "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn",
+    "max_position_embeddings": 4 * CONTEXT,
 }  # fmt: skip
 HUNYUAN_ALPHA: Config = {
     "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic",
@@ -1107,6 +1108,96 @@ TINY: Mapping[str, Tiny] = {
         },
         {"alpha": {"max_position_embeddings": 262144, "rope_scaling": HUNYUAN_ALPHA}},
     ),
+    "minicpm": Tiny(
+        "minicpm",
+        "MiniCPMForCausalLM",
+        {"attention_bias": False, "dim_model_base": 32, "rms_norm_eps": 1e-05, "scale_depth": 1.4, "scale_emb": 12},
+        {
+            "longrope": {
+                "max_position_embeddings": 4 * CONTEXT,
+                "rope_scaling": LONGROPE | {"original_max_position_embeddings": CONTEXT},
+                "tie_word_embeddings": True,
+            },
+            "sparse": {"sparse_config": {"kernel_size": 32, "dense_len": 8192}},
+        },
+    ),
+    "minicpm3": Tiny(
+        "minicpm3",
+        "MiniCPM3ForCausalLM",
+        {
+            "attention_bias": False,
+            "dim_model_base": 256,
+            "kv_lora_rank": 32,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 48,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "rms_norm_eps": 1e-05,
+            "scale_depth": 1.4,
+            "scale_emb": 12,
+            "tie_word_embeddings": True,
+            "v_head_dim": 24,
+        },
+        {
+            "longrope": {
+                "max_position_embeddings": 4 * CONTEXT,
+                "rope_scaling": LONGROPE | {"original_max_position_embeddings": CONTEXT},
+                "v_head_dim": None,
+            },
+            "scaled": {"scale_emb": 10},
+        },
+        {"kv_lora_rank": 256, "num_key_value_heads": 8, "q_lora_rank": 256, "qk_nope_head_dim": 32},
+    ),
+    "glm4_moe_lite": Tiny(
+        "glm4_moe_lite",
+        "Glm4MoeLiteForCausalLM",
+        {k: v for k, v in MLA.items() if k != "moe_layer_freq"}
+        | {
+            "n_group": 1,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_nextn_predict_layers": 0,
+            "routed_scaling_factor": 1.8,
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+        },
+        {"yarn": {"max_position_embeddings": 4 * CONTEXT, "rope_scaling": YARN_MSCALE | {"mscale": 1.0, "mscale_all_dim": 1.0}}},
+        WIDE_MLA,
+    ),
+    "youtu": Tiny(
+        "youtu",
+        "YoutuForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "kv_lora_rank": 32,
+            "mlp_bias": False,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 48,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "rope_interleave": True,
+            "tie_word_embeddings": True,
+            "v_head_dim": 16,
+        },
+        {"own head": {"tie_word_embeddings": False}},
+        {k: v for k, v in WIDE_MLA.items() if k != "moe_intermediate_size"},
+    ),
+    "iquestcoder": Tiny(
+        "iquestcoder",
+        "IQuestCoderForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "clip_qkv": None,
+            "head_dim": 16,
+            "mlp_bias": False,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 5e5,
+            "use_sliding_window": False,
+        },
+    ),
     "internlm3": Tiny(
         "internlm3",
         "InternLM3ForCausalLM",
@@ -1174,7 +1265,7 @@ def internlm2(config: Config) -> Iterator[tuple[str, Shape]]:
     yield "output.weight", (config["vocab_size"], hidden)
 
 
-RUN_AS = {"kimi_k2": "deepseek_v3"}  # its own code is remote
+RUN_AS = {"kimi_k2": "deepseek_v3", "minicpm": "granite"}  # its own code is remote
 EXPERT_NAMES: Mapping[str, tuple[str, str, str]] = dict.fromkeys(("mixtral", "minimax_m2", "lfm2_moe"), ("w1", "w3", "w2"))
 GRANITEMOE: Mapping[str, str] = {
     "experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight", "router.weight": "router.layer.weight",

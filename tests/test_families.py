@@ -58,13 +58,22 @@ REFUSED = {  # variants that llama.cpp's graph would not compute, and the word t
     "lfm2_moe/unbiased": "use_expert_bias",
     "falcon_h1/gated after": "norms where",
     "falcon_h1/tied": "tied head",
+    "minicpm/sparse": "sparse_config",
+    "minicpm3/scaled": "scale_emb = 10",
 }
 ALL = [n for n in names() if TINY[n.partition("/")[0]].model_type in ROWS]
 ONLY_CONVERTED = {"cohere2", "cohere2/six", "gemma3_text/linear", "exaone_moe", "afmoe", "exaone4/32b"}  # the refusal is of the extension
 NOT_AS_IT_IS = {"gpt_oss", "kimi_k2/released"}  # the refusal is of the base's own RoPE: tests/test_gpt_oss.py, test_mla.py
 CARRIED = [n for n in ALL if n not in {*REFUSED, *NOT_AS_IT_IS} or n in ONLY_CONVERTED]
 BASES = [n for n in CARRIED if "/" not in n and n not in REFUSED] + ["gpt_oss/plain"]
-HF_LESS = {"internlm2", "kimi_k2", "kimi_k2/released"}  # remote code only: transformers could not follow a scaling in config.json
+HF_LESS = {
+    "internlm2",
+    "kimi_k2",
+    "kimi_k2/released",
+    "minicpm",
+    "minicpm/longrope",
+    "minicpm/sparse",
+}  # remote code only: transformers could not follow a scaling in config.json
 
 
 @pytest.fixture(scope="session")
@@ -82,14 +91,17 @@ import json, os, runpy, sys
 from pathlib import Path
 tree, *folders = sys.argv[1:]
 sys.path[:0] = [tree, tree + "/gguf-py"]
-import conversion.chatglm, conversion.ernie, conversion.gemma, conversion.glm, conversion.internlm, conversion.nemotron, conversion.phi, conversion.qwen, conversion.stablelm
+import conversion.chatglm, conversion.ernie, conversion.gemma, conversion.glm, conversion.internlm, conversion.minicpm, conversion.nemotron, conversion.phi, conversion.qwen, conversion.stablelm
 from conversion import base
+import transformers
+transformers.AutoConfig.register("minicpm", type("MiniCPMConfig", (transformers.GraniteConfig,), {"model_type": "minicpm"}))  # to read its tokenizer
 base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"  # it knows pre-tokenizers by a hash of the real vocabulary
 byte_level = base.TextModel._set_vocab_gpt2
 for model in (conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel, conversion.internlm.InternLM2Model,
               conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.ernie.Ernie4_5Model, conversion.glm.Glm4MoeModel,
               conversion.glm.SolarOpenModel, conversion.gemma.GemmaModel, conversion.nemotron.NemotronModel,
-              conversion.internlm.InternLM3Model):
+              conversion.internlm.InternLM3Model, conversion.minicpm.MiniCPMModel, conversion.minicpm.MiniCPM3Model,
+              conversion.glm.Glm4MoeLiteModel):
     model.set_vocab = lambda self: byte_level(self)  # the toy tokenizer is none of SentencePiece
 # Three faults of the converter: a generator that is never consumed, keys that transformers 5 renames under it, a word that it does not know.
 stablelm = conversion.stablelm.StableLMModel
@@ -101,7 +113,7 @@ stablelm.modify_tensors = consumed
 load = base.ModelBase.load_hparams
 def raw(folder, is_mistral_format=False):
     config = json.loads((Path(folder) / "config.json").read_text())
-    if config["model_type"] in ("gpt_neox", "falcon"):
+    if config["model_type"] in ("gpt_neox", "falcon", "minicpm"):
         return config
     loaded = load(folder, is_mistral_format)
     return loaded | {"scoring_func": "sigmoid"} if loaded.get("scoring_func") == "noaux_tc" else loaded  # dots1's word for it
@@ -158,6 +170,13 @@ DIFFERS = {  # docs/families.md says why
     "gemma2": {"rope.freq_base"},
     "glm4": {"tokenizer.ggml.unknown_token_id"},  # of the toy tokenizer, which the oracle is made to take for another kind
     "glm4_moe": {"tokenizer.ggml.unknown_token_id"},
+    "glm4_moe_lite": {"expert_gating_func", "tokenizer.ggml.unknown_token_id"},
+    "glm4_moe_lite/yarn": {
+        "expert_gating_func",
+        "tokenizer.ggml.unknown_token_id",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+    },
     "exaone_moe": {"attention.sliding_window_pattern"},
     "solar_open": {"tokenizer.ggml.eot_token_id"},
     "phi3": {"rope.scaling.original_context_length", "attention.sliding_window"},
@@ -171,6 +190,9 @@ DIFFERS = {  # docs/families.md says why
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
     "granitemoehybrid": {"rope.scaling.finetuned"},
     "deepseek_v3/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
+    "minicpm/longrope": {"rope.scaling.attn_factor", "rope.scaling.original_context_length"},
+    "minicpm3": {"rope.freq_base"},
+    "minicpm3/longrope": {"rope.freq_base", "rope.scaling.attn_factor", "rope.scaling.original_context_length"},
 }
 
 
@@ -308,7 +330,7 @@ def test_a_window_that_no_text_reaches_yet_goes_along_with_a_gguf(models: dict[s
     assert "weights" not in found_of(tmp_path / "b.gguf", models[name]), "its recipe says so too"
 
 
-@pytest.mark.parametrize("name", [n for n in ALL if n not in HF_LESS | {"phi3/longrope", "qwen3_moe/dense first"}])
+@pytest.mark.parametrize("name", [n for n in ALL if n not in HF_LESS | {"phi3/longrope", "minicpm3/longrope", "qwen3_moe/dense first"}])
 def test_the_reference_computes_what_transformers_does(models: dict[str, Path], name: str) -> None:
     """With the base's own table, over its own context."""
     c = open_checkpoint(Source(models[name], name))
@@ -362,7 +384,7 @@ def test_yarn_past_the_window_is_what_transformers_computes(models: dict[str, Pa
     assert max(w["end"] for s in result["studies"] for r in s["runtimes"] for w in r["windows"]) == 4 * CONTEXT
 
 
-@pytest.mark.parametrize(("name", "kin"), [("internlm2", "llama"), ("kimi_k2", "deepseek_v3")])
+@pytest.mark.parametrize(("name", "kin"), [("internlm2", "llama"), ("kimi_k2", "deepseek_v3"), ("minicpm", "granite")])
 def test_a_gguf_of_remote_code_becomes_a_folder_of_what_computes_the_same(
     models: dict[str, Path], tmp_path: Path, name: str, kin: str, in_process: None
 ) -> None:
@@ -371,6 +393,18 @@ def test_a_gguf_of_remote_code_becomes_a_folder_of_what_computes_the_same(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kin
     assert name == "kimi_k2" or f"it is written as {kin}, which computes what {name} does" in done.notes
     result = judged(tmp_path / "a.gguf", tmp_path / "out", "transformers")
+    assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
+
+
+@pytest.mark.parametrize("name", ["minicpm/longrope", "minicpm3/longrope"])
+def test_two_lists_are_carried_as_llama_cpp_looks_for_them(
+    oracles: dict[str, Path], models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """With type longrope, or whatever the type; the long one is computed past the window."""
+    assert open_checkpoint(Source(oracles[name], name)).rope.method == "longrope"
+    convert(str(models[name]), Recipe(method="none"), out="gguf", output=tmp_path / "out.gguf")
+    assert fields_of(tmp_path / "out.gguf")["rope.scaling.type"] == ("longrope" if name.startswith("minicpm/") else "none")
+    result = judged(models[name], tmp_path / "out.gguf", "llama.cpp")
     assert (result["verdict"], result["weights"]["verdict"]) == ("passed", "passed"), result["reasons"]
 
 

@@ -50,12 +50,23 @@ MINISTRAL = rope(1e6, type="yarn", factor=4.0, original_max_position_embeddings=
                  llama_4_scaling_beta=0.1)  # fmt: skip
 MINISTRAL["rope_parameters"]["rope_type"] = "yarn"
 
+MISTRAL = {"rope_parameters": {**MINISTRAL["rope_parameters"], "rope_theta": 1e4, "partial_rotary_factor": 0.25}}
+MISTRAL4 = {
+    "model_type": "mistral4", "num_key_value_heads": 4, "head_dim": 64, "q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 48,
+    "qk_rope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2,
+}  # fmt: skip
 # model_type -> (what its text_config has besides TEXT, its vision_config)
 MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "aria": ({}, SEES),
     "gemma3": ({"num_hidden_layers": 6, "layer_types": GEMMA_LAYERS, "sliding_window": 16, "query_pre_attn_scalar": 16}, SEES),
     "llava": ({"model_type": "llama"}, {**SEES, "model_type": "clip_vision_model"}),
     "mistral3-ministral3": ({"model_type": "ministral3", **MINISTRAL}, SEES),
+    "mistral3-mistral4": ({**MISTRAL4, **MISTRAL}, SEES),
+    "mllama": (
+        {"cross_attention_layers": [1], "num_hidden_layers": 3},
+        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2, "image_size": 16}
+        | {"patch_size": 4, "vision_output_dim": 64, "intermediate_layers_indices": [0]},
+    ),
     "mistral3": ({"model_type": "mistral", "sliding_window": None}, SEES),
     "paddleocr_vl": (rope(5e5, mrope_section=[2, 3, 3]), SEES),
     "qwen2_5_vl": (rope(1e6, mrope_section=[2, 3, 3]), {**QWEN_SEES, "fullatt_block_indexes": [1]}),
@@ -70,7 +81,7 @@ MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "qwen3_vl_moe": (rope(5e5, mrope_section=[3, 3, 2], mrope_interleaved=True) | MOE, {**QWEN_SEES, "deepstack_visual_indexes": [0]}),
 }
 S = 4
-NAMED = [name for name in MODELS if name not in ("aria", "paddleocr_vl", "gemma3n")]  # with a row
+NAMED = [name for name in MODELS if name not in ("aria", "paddleocr_vl", "gemma3n", "mistral3-mistral4", "mllama")]  # with a row
 
 
 def spread(folder: Path) -> None:
@@ -148,6 +159,22 @@ def test_transformers_computes_what_is_meant_past_the_window(name: str, models: 
     theirs, meant = logits(extended(models[name]), ids), Reference(base, "cpu").logits(effect(out.rope), ids, [(0, len(ids))])
     assert nmse(theirs, meant) < 1e-9
     assert nmse(logits(models[name], ids), meant) > 1e-6
+
+
+def test_latent_attention_has_its_temperature_on_the_logits_within_others_too(models: dict[str, Path]) -> None:
+    out = effect(open_checkpoint(resolve(str(extended(models["mistral3-mistral4"])))).rope)
+    assert out.multiplier == 1 and out.logits == pytest.approx((0.1 * np.log(16) + 1) ** 2)
+
+
+@pytest.mark.parametrize("part", [None, 0.5])
+def test_a_mistral4_that_does_not_say_which_part_of_a_head_turns_is_refused(part: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    """Of rope_scaling alone transformers would turn whole heads, and then fail."""
+    folder = shutil.copytree(models["mistral3-mistral4"], tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"]["partial_rotary_factor"] = part
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(YarnConvertError, match="partial_rotary_factor"):
+        open_checkpoint(resolve(str(folder)))
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "qwen2_5_vl"])

@@ -472,7 +472,9 @@ def rotary_of(torch, transformers, config, facts):
     hf = transformers.AutoConfig.for_model(
         config["model_type"] if known else facts.run_as, **{k: v for k, v in config.items() if k != "model_type"}
     )
-    code = type(hf).__module__.replace("configuration_", "modeling_").replace("internlm3", "llama")  # which has Llama's
+    code = (
+        type(hf).__module__.replace("configuration_", "modeling_").replace("internlm3", "llama").replace("iquestcoder", "llama")
+    )  # which have Llama's
     module = importlib.import_module(code)
     (name,) = [
         n for n, c in vars(module).items() if n.endswith("RotaryEmbedding") and c.__module__ == module.__name__ and "Vision" not in n

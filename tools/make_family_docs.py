@@ -36,7 +36,7 @@ def carried(f: Family) -> str:
 
 def rotated(f: Family) -> str:
     if f.hf.partial is None:
-        return f"a part: `{f.hf.head_key}`" if f.latent else "whole heads"
+        return f"a part: `{f.hf.head_key}`" if f.hf.latent else "whole heads"
     return f"`{f.hf.partial_key}`, {f.hf.partial:g} if absent"
 
 

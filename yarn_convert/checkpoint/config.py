@@ -25,14 +25,14 @@ WHOLE = """
     moe_layer_interval num_shared_experts num_dense_layers shared_intermediate_size intermediate_size_mlp interleave_moe_layer_step
     floor_scale max_window_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers full_attention_interval
     linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads conv_L_cache block_ff_dim
-    block_multiple_of mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand mamba_d_ssm
+    block_multiple_of mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand mamba_d_ssm dim_model_base kv_channels num_layers
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping embedding_multiplier
     residual_multiplier attention_multiplier logits_scaling logit_scale routed_scaling_factor swiglu_alpha swiglu_limit norm_eps
     block_ffn_dim_multiplier lm_head_multiplier key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier
-    ssm_out_multiplier clip_qkv route_scale router_scaling_factor attn_scale
+    ssm_out_multiplier clip_qkv route_scale router_scaling_factor attn_scale scale_emb scale_depth
 """
 FLAGS = """
     tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
@@ -79,6 +79,7 @@ OTHERS: dict[str, Any] = {
     "dual_chunk_attention_config": DualChunks,
     "architectures": list[str],
     "layer_types": list[str],
+    "mlp_layer_types": list[str],
     "no_rope_layers": list[int],
     "mlp_only_layers": list[int],
     "moe_layers": list[int],

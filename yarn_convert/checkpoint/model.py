@@ -13,6 +13,8 @@ from typing import Any
 from .. import dialects, families, readers
 from ..errors import FormatError, InputError, Unsupported
 from ..families import Family
+from ..families.derived import absent
+from ..families.schema import rope_says
 from ..formats import layout
 from ..formats.contents import PAPERS, belonging
 from ..formats.files import exists
@@ -155,18 +157,7 @@ class Checkpoint:
         sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
         sizes.setdefault("shared_ff", (self.hparams.get("n_shared_experts") or 0) * sizes["expert_ff"])
         sizes |= {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
-        sizes |= self.family.sizes(h)
-        return sizes | (self._latent_sizes(sizes) if self.family.latent else {})
-
-    def _latent_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Those of multi-head latent attention, where a part of each head turns."""
-        h, heads = self.hparams, sizes["heads"]
-        return {
-            "nope": h["qk_head_dim"] - self.head_dim,
-            "q_mla": heads * h["qk_head_dim"],
-            "o_mla": heads * h["v_head_dim"],
-            "kv_a": h["kv_lora_rank"] + self.head_dim,
-        }
+        return sizes | self.family.sizes(h)
 
     @cached_property
     def names(self) -> Mapping[str, str]:
@@ -237,19 +228,22 @@ class Checkpoint:
 
     def kv_bytes(self, context: int, element: int = 2) -> int:
         """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16). With multi-head latent
-        attention it holds one latent vector a token and layer."""
-        if self.family.latent:
-            return self.layers * int(self.hparams["latent_key"]) * context * element
+        attention it holds one latent vector a token and layer, but where llama.cpp makes whole heads of it."""
+        h = self.hparams
+        if self.family.latent or (self.family.hf.latent and self.gguf is None):
+            latent = h.get("latent_key") or (self.config.get("kv_lora_rank") or 0) + self.head_dim
+            return self.layers * int(latent) * context * element
         by_layer = self.config.get(f"{self.family.gguf_arch}.attention.head_count_kv") if self.gguf else None
         layers = self.layers - (sum(self.family.linear(self.hparams)) if self.family.linear else 0)
         heads = sum(by_layer) if isinstance(by_layer, list) else layers * self.heads("k")
-        return 2 * heads * self.head_dim * context * element
+        both = h.get("qk_head_dim", self.head_dim) + h.get("v_head_dim", self.head_dim)
+        return int(heads * both) * context * element
 
     def beside(self, rope: Rope) -> Beside:
         """What is computed besides the table of `rope` where it is this model's."""
         logits, arch = effect(rope).logits, self.family.gguf_arch
         if self.gguf is None or self.family.layer_type:
-            floor = rope.original_context if self.family.hf.floor and self.hparams.get("llama_4_scaling_beta") else 0
+            floor = rope.original_context if self.family.hf.floor and any(rope_says(self.config, "llama_4_scaling_beta")) else 0
             return Beside(logits, self.other_layers, floor)
         return Beside(logits, dialects.gguf_window_layers(self.config, arch, rope), readers.gguf_floor(arch, self.config))
 
@@ -270,6 +264,7 @@ class Checkpoint:
         if self.gguf is None and family.tensors != self.family.tensors:
             return self
         hparams = {k: v for k, v in self.hparams.items() if k in family.hparams or k not in self.family.hparams}
+        hparams |= absent(family, dict.fromkeys(family.hparams) | hparams)
         return replace(self, family=family, hparams=hparams)
 
     def parts(self, gguf: bool) -> dict[str, Part]:

@@ -52,7 +52,7 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
     family = families.for_nested(written) if beside else families.for_config(written)
     _check_known(family, "model_type", str(written["model_type"]), families.MODEL_TYPES, UnknownModel)
     config = normalized(family, {**dict(zip(SHAPE, family.hf.shape, strict=False)), **written} if beside else written)
-    own, rope, rival = rivals.read_rivals(of_one_layer(family, config), family.latent, keep)
+    own, rope, rival = rivals.read_rivals(of_one_layer(family, config), family.hf.latent, keep)
     context = dialects.hf_context(config)
     if rival and not doubtful:
         raise rival

@@ -62,7 +62,7 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
     for name in ("beta_fast", "beta_slow", "attention_factor"):
         if getattr(asked, name) is not None:
             params[name] = float(getattr(asked, name))
-    if c.family.gguf.mla and "attention_factor" in row.takes:
+    if c.family.on_logits and "attention_factor" in row.takes:
         params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
     params |= {"ramp": asked.ramp} if asked.ramp != "index" else {}
     params |= {} if asked.truncate else {"truncate": False}
@@ -135,7 +135,7 @@ def _check_family(c: Checkpoint, o: Recipe, context: int) -> None:
             f"{c.family.name} has RoPE {where}, and no positions in the others: there is nothing to extend",
             "; ".join([*ways, f"for longer texts {length} alone is to be raised, by hand"]),
         )
-    if c.family.gguf.mla and o.attention_factor is not None:
+    if c.family.on_logits and o.attention_factor is not None:
         raise UsageError(
             f"{c.family.name} turns a part of each head only: its temperature is mscale_all_dim's, on the logits",
             "leave out --attention-factor",

@@ -20,6 +20,7 @@ from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, s
 
 ROPE_FREQS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 FACTORS = (ROPE_FREQS, SHORT, LONG)  # tensors of a GGUF by which llama.cpp divides the angles, F32[D/2]
+LISTS = "longrope"  # the method of two lists, and the type with which most architectures look for them
 BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # where a YaRN ramp ends, in turns over the original context; these are usual
 _SCALING = ("type", "factor", "attn_factor", "original_context_length", "finetuned", *readers.UNREAD)
 
@@ -87,6 +88,8 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Map
     if factor < 0 or attn <= 0:
         raise FormatError(f"the GGUF's rope.scaling has factor {factor:g} and attn_factor {attn:g}, not above 0", "write the GGUF again")
     *others, last = (row.gguf for row in METHODS.values() if row.gguf)
+    if kind == LISTS == facts.pair and SHORT in factors and factor == 1:
+        kind = "none"  # but that it has the pair loaded
     if kind not in (*others, last):
         raise Unsupported(f"rope.scaling.type {kind!r} is not read for architecture {arch!r}", f"{', '.join(others)} and {last} are")
     if factors:
@@ -152,7 +155,7 @@ def temperature_slope(s: float) -> float:
 
 def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
-    if not rope.row.static and not (rope.method == "longrope" and family.gguf.pair == "always"):
+    if not rope.row.static and not (rope.method == "longrope" and family.gguf.pair != "never"):
         static_table(rope, "a GGUF of this architecture")  # says why
     name = spelled_as(rope)
     if rope.inner is not None or name not in GGUF_WRITERS:
@@ -231,7 +234,8 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
 
     Inexpressible when the architecture's loader reads no such tensor.
     """
-    pair = family.gguf.pair == "always"
+    asked = rope.method == LISTS == family.gguf.pair  # which is loaded with that type alone
+    pair = family.gguf.pair == "always" or asked
     if not pair and family.gguf.freqs != "applied":
         raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", _ways_out(family, False))
     switching = pair and rope.method == "longrope"
@@ -242,7 +246,7 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
         factors = dict.fromkeys((SHORT, LONG) if pair else (ROPE_FREQS,), geometric(f32(rope.theta), rope.rotary_dim) / target.inv_freq)
     attn = {} if target.multiplier == 1 else {"attn_factor": Value("f32", target.multiplier)}
     original = Value("u32", rope.original_context)
-    keys = _gguf_keys(family, context, rope.theta, type=Value("str", "none"), original_context_length=original, **attn)
+    keys = _gguf_keys(family, context, rope.theta, type=Value("str", LISTS if asked else "none"), original_context_length=original, **attn)
     unused = np.ones(readers.factor_pairs(family.gguf, rope.rotary_dim) - rope.rotary_dim // 2)
     return keys, {name: np.append(values, unused).astype(np.float32).astype(np.float64) for name, values in factors.items()}
 

@@ -36,7 +36,7 @@ def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal
     rows, described = [], []
     for subject in subjects:
         yarn = line_of(subject.c, s, "yarn")
-        if subject.c.family.latent:
+        if subject.c.family.on_logits:
             raise UsageError(
                 f"{subject.c.family.model_type} turns a part of each head only: no multiplier of cos and sin is its temperature",
                 "evaluate perplexity measures yarn with the one it has",

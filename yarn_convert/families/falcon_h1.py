@@ -9,7 +9,7 @@ from typing import Any
 from .architectures import Arch
 from .layers import Values
 from .llama import PLAIN_TENSORS, SILU
-from .model_types import NEW, ModelType
+from .model_types import NEW, NO_LIMIT, ModelType
 from .schema import HPARAMS, Family, Times
 
 _MAMBA, _BEFORE, _LAYER = "model.layers.{i}.mamba.", "model.layers.{i}.pre_ff_layernorm", "blk.{i}."
@@ -23,7 +23,6 @@ MAMBA = {
     f"{_MAMBA}norm.weight": f"{_LAYER}ssm_norm.weight",
     f"{_MAMBA}out_proj.weight": f"{_LAYER}ssm_out.weight",
 }
-NO_LIMIT = (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}])  # of time steps; the last as transformers 5 saves it
 RENAMED = {".mlp.": ".feed_forward.", "model.norm.": "model.final_layernorm.", "post_attention_layernorm": "pre_ff_layernorm"}
 ONE: dict[str, Any] = {  # what config.json multiplies by, where it says it
     **dict.fromkeys(("embedding_multiplier", "lm_head_multiplier", "key_multiplier"), 1.0),

@@ -304,3 +304,17 @@ INTERNLM3 = replace(
     fixed={**SILU, **dict.fromkeys(("qkv_bias", "bias", "attention_bias", "mlp_bias"), (False,))},
     evidence=LLAMA.evidence + "; conversion/internlm.py InternLM3Model; transformers 5.23: models/auto/modeling_auto.py takes Llama's code",
 )
+
+IQUEST_CODER = replace(
+    INTERNLM3,
+    hf=ModelType(
+        "iquestcoder",
+        131072,
+        head_dim=128,
+        since=NEW,
+        architectures=("IQuestCoderForCausalLM", "LlamaForCausalLM"),
+        defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 8},
+    ),
+    fixed={**SILU, **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), (False,))},
+    evidence=LLAMA.evidence + "; conversion/llama.py LlamaModel; transformers 5.23: models/auto/modeling_auto.py takes Llama's code",
+)

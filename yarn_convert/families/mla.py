@@ -8,11 +8,14 @@ from typing import Any
 
 from ..errors import FormatError, Unsupported
 from .architectures import Arch
-from .layers import Values
+from .layers import MOST, Values
 from .llama import EXPERT_HPARAMS, NOT_DENSE, PLAIN_TENSORS, SILU
-from .model_types import ModelType
+from .model_types import NEW, ModelType
 from .qwen import EXPERTS, PARTS
 from .schema import HPARAMS, Family
+
+DRAFTS = "nextn_predict_layers"  # of a GGUF with layers that predict a token further on, for whose tensors no row has names
+BIASED = "blk.1.exp_probs_b.bias"  # of one whose second layer chooses experts by a bias, as V3 does
 
 _ATTENTION, _LAYER = "model.layers.{i}.self_attn.", "blk.{i}."
 DENSE = {hf: gguf for hf, gguf in PLAIN_TENSORS.items() if ".mlp." in hf}
@@ -69,6 +72,19 @@ SHAPES_MLA = {
     "attn_v_b.weight": ("heads", "value", "kv_lora"),
     "attn_output.weight": ("hidden", "o_mla"),
 }
+
+
+def latent_sizes(h: Values) -> dict[str, int]:
+    """Sizes of tensors where a part of each head turns."""
+    heads, head, value = h["num_attention_heads"], h["qk_head_dim"], h["v_head_dim"]
+    nope = head - h["head_dim"]
+    return {
+        "nope": nope,
+        "q_mla": heads * head,
+        "o_mla": heads * value,
+        "kv_a": h["kv_lora_rank"] + h["head_dim"],
+        "kv_b": heads * (nope + value),
+    }
 
 
 def _leading(h: Values, layer: int) -> bool:
@@ -162,16 +178,19 @@ DEEPSEEK_V2 = Family(
         unsaid=frozenset({"qk_head_dim", "latent_key", "latent_value"}),
         reads=_reads,
         writes=_writes_v2,
+        latent=True,
     ),
     gguf=Arch("deepseek2", mla=True),
     tensors=TENSORS,
     only_where=ONLY_WHERE,
     transforms=LATENT,
     shapes=SHAPES_MLA,
+    sizes=latent_sizes,
     hparams=HPARAMS_MLA,
     may_lack=MAY_LACK | {"q_lora_rank"},
     fixed={**FIXED, "n_group": (1,), "scoring_func": ("softmax",), "norm_topk_prob": (False,)},
     constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 1)},
+    marks=frozenset({f"!{DRAFTS}"}),
     evidence=EVIDENCE + "; groups of experts are scored by their best in transformers, by their best two in llama.cpp "
     "(src/llama-graph.cpp, build_moe_ffn), and transformers never normalizes the weights of experts",
     twin={"qk_nope_head_dim": 16},
@@ -202,7 +221,100 @@ DEEPSEEK_V3 = replace(
     tensors={**TENSORS, **SCORE_BIAS},
     only_where={**ONLY_WHERE, f"{_LAYER}exp_probs_b.bias": not_leading},
     fixed={**FIXED, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",), "rope_interleave": (True,)},
-    marks=frozenset({"expert_gating_func"}),
+    marks=frozenset({"expert_gating_func", f"!{DRAFTS}"}),
     constants={"attention.head_count_kv": ("u32", 1), "expert_gating_func": ("u32", 2)},
     evidence=EVIDENCE + ", which skips the layers that predict a token further on",
+)
+
+
+def _layer_types(c: Values) -> dict[str, Any]:
+    """How many of the first layers are dense, which mlp_layer_types says, else one is; a first_k_dense_replace is passed over."""
+    kinds = c.get("mlp_layer_types")
+    dense = 1 if kinds is None else next((i for i, kind in enumerate(kinds) if kind != "dense"), len(kinds))
+    return _reads(c) | {"first_k_dense_replace": dense, "usual_experts": kinds is None or "dense" not in kinds[dense:]}
+
+
+def _writes_layer_types(c: Values, names: Container[str]) -> dict[str, Any]:
+    said = {k: v for k, v in _writes_v3(c, names).items() if k != "first_k_dense_replace"}
+    dense, layers = c["first_k_dense_replace"] or 0, min(c["num_hidden_layers"], MOST)
+    return said | {"mlp_layer_types": ["dense"] * min(dense, layers) + ["sparse"] * (layers - dense)}
+
+
+GLM4_MOE_LITE = replace(
+    DEEPSEEK_V3,
+    hf=replace(
+        DEEPSEEK_V3.hf,
+        name="glm4_moe_lite",
+        length=202752,
+        since=NEW,
+        architectures=("Glm4MoeLiteForCausalLM",),
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "kv_lora_rank": 512,
+            "q_lora_rank": 768,
+            "n_routed_experts": 64,
+            "num_experts_per_tok": 4,
+            "n_shared_experts": 1,
+            "qk_nope_head_dim": 192,
+            "v_head_dim": 256,
+            "moe_intermediate_size": 1536,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.8,
+            "norm_topk_prob": True,
+        },
+        unsaid=DEEPSEEK_V3.hf.unsaid | {"first_k_dense_replace"},
+        reads=_layer_types,
+        writes=_writes_layer_types,
+    ),
+    fixed={**DEEPSEEK_V3.fixed, "usual_experts": (True,)},
+    marks=frozenset({BIASED, "!expert_gating_func", f"!{DRAFTS}"}),  # as llama.cpp's converter writes it
+    evidence=f"{EVIDENCE}; conversion/glm.py Glm4MoeLiteModel with --no-mtp; transformers 5.23: models/glm4_moe_lite, whose code is V3's",
+)
+
+
+def _dense(c: Values) -> dict[str, Any]:
+    """No layer has experts; llama.cpp asks for the size of one all the same (conversion/deepseek.py)."""
+    said = {"first_k_dense_replace": c.get("num_hidden_layers"), "moe_intermediate_size": c.get("intermediate_size")}
+    return _reads(c) | said
+
+
+def _writes_dense(c: Values, names: Container[str]) -> dict[str, Any]:
+    return {k: v for k, v in _writes(c).items() if k not in ("first_k_dense_replace", "moe_layer_freq")}
+
+
+ALL_DENSE = ("first_k_dense_replace", "moe_intermediate_size")
+YOUTU = replace(
+    DEEPSEEK_V2,
+    hf=ModelType(
+        "youtu",
+        131072,
+        head_dim=64,
+        latent=True,
+        other_head_dim=False,
+        since=NEW,
+        architectures=("YoutuForCausalLM",),
+        defaults={
+            "rms_norm_eps": 1e-6,
+            "kv_lora_rank": 512,
+            "q_lora_rank": 1536,
+            "qk_nope_head_dim": 128,
+            "v_head_dim": 128,
+            "tie_word_embeddings": True,
+        },
+        renamed={"head_dim": "qk_rope_head_dim"},
+        unsaid=DEEPSEEK_V2.hf.unsaid | set(ALL_DENSE),
+        reads=_dense,
+        writes=_writes_dense,
+    ),
+    tensors={hf: gguf for hf, gguf in TENSORS.items() if ".mlp." not in hf} | DENSE,
+    only_where={name: where for name, where in ONLY_WHERE.items() if where in (_q_lora, _not_q_lora)},
+    hparams={
+        key: name for key, name in HPARAMS_MLA.items() if key in ALL_DENSE or (key not in ROUTED_HPARAMS and key not in EXPERT_HPARAMS)
+    },
+    may_lack=frozenset({"q_lora_rank"}),
+    fixed={**SILU, "attention_bias": (False,), "usual_q_lora": (True,), "rope_interleave": (True,)},
+    constants={"attention.head_count_kv": ("u32", 1), "expert_shared_count": ("u32", 0)},
+    marks=frozenset({"!expert_count", f"!{DRAFTS}"}),
+    evidence=f"{EVIDENCE}; transformers 5.23: models/youtu; no layer has experts",
 )

@@ -6,10 +6,12 @@ stand with these; here are the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import Unsupported
 from .layers import SLIDES, Layer, Values, farthest, hf_flint, hf_kolibri1, whole_number
 
 
@@ -53,6 +55,7 @@ class ModelType:
     layers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
     alpha: bool = False  # "dynamic" with alpha is no scaling there: θ is multiplied by alpha^(D/(D − 2))
+    latent: bool = False  # multi-head latent attention: mscale_all_dim of its RoPE object multiplies the logits (`yarn_apply_mscale`)
     floor: bool = False  # llama_4_scaling_beta of its RoPE object counts from original_max_position_embeddings there, whatever the type
     windowed: bool = False  # it has a sliding window in every layer, which its GGUF architecture lacks
     without: str = ""  # a key that, when true, means that there is no RoPE
@@ -106,10 +109,49 @@ class ModelType:
 NEW = "5.23.0"
 GEMMA3_LAYERS = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
 LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LATENT_HEAD = {"head_dim": "qk_rope_head_dim"}
+NO_LIMIT = (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}])  # of time steps; the last as transformers 5 saves it
+
+
+MISTRAL4_ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 128.0, "original_max_position_embeddings": 8192, "beta_fast": 32.0, "beta_slow": 1.0,
+    "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1, "partial_rotary_factor": 0.5,
+}  # fmt: skip
+
+
+def _mistral4(c: Values) -> dict[str, Any]:
+    """The size of a whole head, which transformers makes of its two parts whatever is written.
+
+    Raises Unsupported for a RoPE object that does not say which part turns: of rope_scaling transformers would turn all, and then fail.
+    """
+    rope, nope = (64 if (n := c.get(key)) is None else n for key in ("qk_rope_head_dim", "qk_nope_head_dim"))
+    said = [x.get("partial_rotary_factor") for key in ("rope_scaling", "rope_parameters") if (x := c.get(key))]
+    if min(rope, nope) < 1 or any(part is None or int(part * (rope + nope)) != rope for part in said):
+        why = f"a mistral4 with partial_rotary_factor {said!r} whose heads turn {rope!r} of {rope + nope!r} dimensions"
+        raise Unsupported(why, "write that part into its RoPE object")
+    return {"head_dim": rope + nope}
+
+
+def _bamba(c: Values) -> dict[str, Any]:
+    return {"time_step_limit": [0.0, math.inf]} if c.get("time_step_limit") in NO_LIMIT else {}
+
+
+def _jetmoe(c: Values) -> dict[str, Any]:
+    """Each expert of the attention has as many heads as there are of keys."""
+    return {"num_attention_heads": (c.get("num_key_value_heads") or 16) * (c.get("num_experts_per_tok") or 2)}
+
+
+def _longcat(c: Values) -> dict[str, Any]:
+    """Each layer attends twice. transformers turns as many dimensions as head_dim says, and splits off qk_rope_head_dim of them."""
+    return {"num_hidden_layers": 2 * (c.get("num_layers") or 28)}
+
+
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
     ModelType("apertus", 65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
     ModelType("aria_text", 2048, since=NEW),
+    ModelType("axk1", 32768, head_dim=64, renamed=LATENT_HEAD, latent=True, since=NEW),
+    ModelType("bamba", 262144, partial=0.5, reads=_bamba, since=NEW),
     ModelType("bitnet", 2048, 500000.0),
     ModelType("cwm", 131072, 1e6, head_dim=128, rope=LLAMA3_ROPE | {"factor": 16.0, "rope_theta": 1e6}),
     ModelType("diffllama", 2048),
@@ -121,9 +163,13 @@ OTHER_TYPES = (
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hrm_text", 2048, since=NEW),
     ModelType("hyperclovax", 2048),
+    ModelType("jetmoe", 4096, head_dim=128, renamed={"head_dim": "kv_channels"}, reads=_jetmoe, since=NEW),
     ModelType("kolibri1", 262144, head_dim=128, turning=hf_kolibri1),
+    ModelType("longcat_flash", 131072, 1e7, head_dim=64, reads=_longcat, latent=True, since=NEW),
     ModelType("minimax", 131072, 1e6),
     ModelType("ministral", 131072),
+    ModelType("mistral4", 1048576, head_dim=128, partial=1.0, rope=MISTRAL4_ROPE, reads=_mistral4, latent=True, floor=True, since=NEW),
+    ModelType("mllama_text_model", 131072, 500000.0, since=NEW),
     ModelType("nanochat", 2048),
     ModelType("olmo_hybrid", 65536, since=NEW),
     ModelType("paddleocr_vl_text", 131072, 500000.0, head_dim=128, since=NEW),

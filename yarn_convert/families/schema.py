@@ -126,8 +126,13 @@ class Family:
 
     @property
     def latent(self) -> bool:
-        """Whether it has multi-head latent attention, whose logits YaRN scales by mscale_all_dim."""
+        """Whether its GGUF has multi-head latent attention in the form of one latent key, whose logits YaRN scales by mscale_all_dim."""
         return self.listed and self.gguf.mla
+
+    @property
+    def on_logits(self) -> bool:
+        """Whether YaRN's temperature goes to the logits by mscale_all_dim, and not to cos and sin: where all its readers do that."""
+        return self.gguf.mla or (self.hf.latent and not self.listed)
 
     @property
     def layer_type(self) -> str:

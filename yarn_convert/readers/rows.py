@@ -156,7 +156,7 @@ _ROWS = {
                 "models/*/configuration_*.py: convert_rope_params_to_dict; models/*/modeling_*.py: *RotaryEmbedding, yarn_apply_mscale",
             ),
             models=frozenset(MODEL_TYPES),
-            scales_softmax=frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2"}),
+            scales_softmax=frozenset(name for name, row in MODEL_TYPES.items() if row.latent),
             types=SPELLED,
             temperature=("attention_factor", "ratio"),
             longrope_multiplier="attention_factor",

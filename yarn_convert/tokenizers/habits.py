@@ -42,7 +42,7 @@ HABITS: dict[str, Habit] = {  # model_type of config.json -> conversion/*.py, th
     "internlm3": Habit(llama=True, instead={"eos": "<|im_end|>"}),  # internlm.py, InternLM3Model
     "glm": Habit(absent=_GLM),  # chatglm.py
     "glm4": Habit(absent={**_GLM, "bos": "<|endoftext|>"}),  # glm.py, Glm4Model
-    "glm4_moe": Habit(absent=_MOE),  # base.py, _set_vocab_glm
+    **dict.fromkeys(("glm4_moe", "glm4_moe_lite"), Habit(absent=_MOE)),  # base.py, _set_vocab_glm
     "solar_open": Habit(  # glm.py, SolarOpenModel
         absent={"bos": "<|startoftext|>", "eos": "<|endoftext|>", "eot": "<|endoftext|>", "unk": "<unk>"}
     ),

@@ -107,7 +107,7 @@ def _sizes(c: Checkpoint) -> dict[str, Any]:
     sizes["num_hidden_layers"] = layers = min(sizes["num_hidden_layers"], c.layers)
     for key in (k for k in c.family.hparams if c.family.by_layer(k) and k != families.SECTIONS):
         sizes[key] = [sizes[LISTS[key]] if key in LISTS and n else n for n in c.hparams[key][:layers]]
-    latent = c.family.hf.reads({**sizes, "qk_rope_head_dim": c.head_dim}) if c.family.latent else {}
+    latent = c.family.hf.reads({**sizes, "qk_rope_head_dim": c.head_dim}) if c.family.hf.latent else {}
     return sizes | {k: n for k, n in latent.items() if k in c.family.hparams}
 
 
