@@ -138,6 +138,7 @@ class Recipe:
 Like = Annotated[str | None, Help("Another checkpoint that says what is intended.")]
 Force = Annotated[bool, Help("Replace an existing output.")]
 Revision = Annotated[str | None, Help("Branch, tag or commit of a model on the Hub.")]
+Device = Annotated[str, Help("auto, cuda, mps or cpu.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +280,7 @@ class EvaluateOptions:
     recipe: Annotated[Recipe, Only("scale", "context", "original_context")] = field(default_factory=Recipe)
     texts: Texts = field(default_factory=Texts)
     runtime: Annotated[str, Help("transformers, any recipe; or one that runs a file as it is, as llama.cpp.")] = "transformers"
-    device: Annotated[str, Help("auto, cuda, mps or cpu.")] = "auto"
+    device: Device = "auto"
     dtype: Annotated[Dtype, Help("Of the computation: f32 or bf16.")] = "f32"
 
 
@@ -407,7 +408,7 @@ class FinetuneOptions:
     output: Annotated[Path | None, Help("Where to write; default NAME-METHOD-CONTEXT-tuned.", names=("-o", "--output"))] = None
     sliding_window: Annotated[Literal["keep", "off"] | None, Help("keep, or off: full attention. [default: keep]")] = None
     log: Annotated[Path | None, Help("A line of JSON for each step. [default: OUTPUT.jsonl]")] = None
-    device: Annotated[str, Help("auto, cuda, mps or cpu.")] = "auto"
+    device: Device = "auto"
     dtype: Annotated[Dtype | None, Help("Of the computation: f32 or bf16. [default: bf16 on a GPU]")] = None
     resume: Annotated[bool, Help("Only go on with what was interrupted.")] = False
     emit: Annotated[Trainer | None, Help("Train nothing: write what another trainer needs to train this recipe.")] = None
