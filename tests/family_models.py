@@ -99,6 +99,10 @@ MINISTRAL3_YARN: Config = {
 HUNYUAN_ALPHA: Config = {
     "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic",
 }  # fmt: skip
+LLAMA3_SCALING: Config = {
+    "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": CONTEXT // 4, "rope_type": "llama3",
+    "type": "llama3",
+}  # fmt: skip
 FALCON: Config = {
     "alibi": False, "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0, "layer_norm_epsilon": 1e-05, "multi_query": True,
     "new_decoder_architecture": False, "parallel_attn": True, "tie_word_embeddings": True,
@@ -1107,6 +1111,23 @@ TINY: Mapping[str, Tiny] = {
         },
         {"alpha": {"max_position_embeddings": 262144, "rope_scaling": HUNYUAN_ALPHA}},
     ),
+    "apertus": Tiny(
+        "apertus",
+        "ApertusForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "hidden_act": "xielu",
+            "mlp_bias": False,
+            "pad_token_id": 0,
+            "post_norm": False,
+            "qk_norm": True,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": LLAMA3_SCALING,
+            "rope_theta": 12000000,
+        },
+        {"biased": {"attention_bias": True}},
+    ),
     "internlm3": Tiny(
         "internlm3",
         "InternLM3ForCausalLM",
@@ -1233,7 +1254,9 @@ def position_rows(name: str, rows: int, config: Config) -> np.ndarray:
 
 def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, config: Config) -> np.ndarray:
     """float32; matrices keep the size of what they multiply, Q and K are four times that (normed Q and K: twice)."""
-    w = rng.standard_normal(shape).astype(np.float32)
+    w = np.asarray(rng.standard_normal(shape), np.float32)
+    if ".act_fn." in name:
+        return np.asarray(-1e-6 * np.exp(w) if name.endswith("eps") else 0.5 + 0.2 * w, np.float32)
     if re.search(r"(bias|sinks)$", name):
         return 0.1 * w
     if name.endswith(("A_log", "mamba.D", "linear_attn.norm.weight")):

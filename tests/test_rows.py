@@ -31,6 +31,7 @@ def lacking(family: Family) -> Iterator[str]:
         yield from (f"{of} names {t}, which no tensor of the row is" for t in set(names) - templates)
     switched = {part for parts in family.hf.switches.values() for part in parts}
     yield from (f"a switch turns on {part}, which no tensor of the row is" for part in switched if f"blk.{{i}}.{part}" not in templates)
+    yield from (f"in_keys names {k}, which is no list of hparams, or unsaid" for k in family.in_tensors if k not in family.hf.unsaid)
     yield from (f"{key} is in no hparams" for key in (family.may_lack | family.hf.unsaid) - family.hparams.keys())
     said = {family.hf.own(key) for key in family.hparams.keys() - family.hf.unsaid} | family.hf.renamed.keys() - family.hf.unsaid
     yield from (f"{key} has no type: config.TYPES" for key in said - TYPES.keys())

@@ -89,7 +89,7 @@ OTHER_ARCHS = (
     *(Arch(name, freqs="forgotten") for name in FORGOTTEN),
     Arch("pangu-embedded", freqs="forgotten", pair="longrope"),  # pangu-embed.cpp
     *(Arch(name, pair="always") for name in ("phimoe", "minicpm3")),
-    *(Arch(name, freqs="applied", pair="longrope") for name in ("minicpm", "apertus")),
+    Arch("minicpm", freqs="applied", pair="longrope"),
     Arch("granite_swa", freqs="applied", pair="longrope", turning=gguf_granite_swa),
     Arch("granitehybrid", freqs="applied", switch=FINETUNED),  # granite-hybrid.cpp
     Arch("graniteswitch", switch=FINETUNED),  # granite-switch.cpp: asks for rope_factors that load_arch_tensors never loads
