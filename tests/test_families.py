@@ -58,6 +58,7 @@ REFUSED = {  # variants that llama.cpp's graph would not compute, and the word t
     "lfm2_moe/unbiased": "use_expert_bias",
     "falcon_h1/gated after": "norms where",
     "falcon_h1/tied": "tied head",
+    "hunyuan_v1_moe/uneven": "differ in number or size",
 }
 ALL = [n for n in names() if TINY[n.partition("/")[0]].model_type in ROWS]
 ONLY_CONVERTED = {"cohere2", "cohere2/six", "gemma3_text/linear", "exaone_moe", "afmoe", "exaone4/32b"}  # the refusal is of the extension
@@ -82,14 +83,14 @@ import json, os, runpy, sys
 from pathlib import Path
 tree, *folders = sys.argv[1:]
 sys.path[:0] = [tree, tree + "/gguf-py"]
-import conversion.chatglm, conversion.ernie, conversion.gemma, conversion.glm, conversion.internlm, conversion.nemotron, conversion.phi, conversion.qwen, conversion.stablelm
+import conversion.chatglm, conversion.ernie, conversion.gemma, conversion.glm, conversion.hunyuan, conversion.internlm, conversion.nemotron, conversion.phi, conversion.qwen, conversion.stablelm
 from conversion import base
 base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"  # it knows pre-tokenizers by a hash of the real vocabulary
 byte_level = base.TextModel._set_vocab_gpt2
 for model in (conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conversion.phi.Phi3MiniModel, conversion.internlm.InternLM2Model,
               conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.ernie.Ernie4_5Model, conversion.glm.Glm4MoeModel,
               conversion.glm.SolarOpenModel, conversion.gemma.GemmaModel, conversion.nemotron.NemotronModel,
-              conversion.internlm.InternLM3Model):
+              conversion.internlm.InternLM3Model, conversion.hunyuan.HunYuanMoEModel):
     model.set_vocab = lambda self: byte_level(self)  # the toy tokenizer is none of SentencePiece
 # Three faults of the converter: a generator that is never consumed, keys that transformers 5 renames under it, a word that it does not know.
 stablelm = conversion.stablelm.StableLMModel
@@ -167,6 +168,7 @@ DIFFERS = {  # docs/families.md says why
     "nemotron": {"attention.layer_norm_rms_epsilon"},
     "olmo3": {"attention.sliding_window_pattern", "rope.freq_base_swa"},
     "hunyuan_v1_dense/alpha": {"rope.scaling.factor", "rope.scaling.original_context_length"},
+    "hunyuan_v1_moe/alpha": {"rope.scaling.factor", "rope.scaling.original_context_length"},
     "exaone4/32b": {"attention.sliding_window_pattern"},
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
     "granitemoehybrid": {"rope.scaling.finetuned"},

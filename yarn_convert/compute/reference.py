@@ -265,7 +265,8 @@ def _class_of(c: Checkpoint, config: Any) -> Any:
 LEFT_OUT = {  # of config.json: its scaling, and what no forward pass depends on
     "rope_scaling", "rope_parameters", "auto_map", "quantization_config", "model_type", "transformers_version", "torch_dtype", "dtype",
     "architectures", "initializer_range", "id2label", "label2id", "bos_token_id", "eos_token_id", "pad_token_id", "_name_or_path",
-    "eod_token_id", "tokenizer_class", "use_cache", "pretraining_tp", "cache_implementation", "attention_dropout", "hidden_dropout",
+    "eod_token_id", "sep_token_id", "tokenizer_class", "use_cache", "pretraining_tp", "cache_implementation", "attention_dropout",
+    "hidden_dropout",
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from .layers import whole_number
 from .lfm2 import LFM2, LFM2_MOE
 from .llama import GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, INTERNLM2, INTERNLM3, LLAMA, MINISTRAL3, MISTRAL, MIXTRAL, SMOLLM3
 from .llama4 import LLAMA4
-from .mixtures import HY_V3, MINIMAX_M2, OLMOE
+from .mixtures import HUNYUAN_MOE, HY_V3, MINIMAX_M2, OLMOE
 from .mla import DEEPSEEK_V2, DEEPSEEK_V3
 from .model_types import OTHER_TYPES, ModelType
 from .neox import FALCON, GPT_NEOX, PHI, PHI3, STABLELM, STARCODER2
@@ -63,7 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     OLMOE, ERNIE4_5_MOE, DOTS1, GLM4_MOE, KIMI_K2, MINIMAX_M2, GRANITE_MOE_SHARED, EXAONE_MOE, AFMOE, SOLAR_OPEN, LLAMA4, HY_V3,
     SEED_OSS, ARCEE, ERNIE4_5, OLMO, GEMMA, PHI, GLM, NEMOTRON, EXAONE4, OLMO3,
     QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE, LFM2, LFM2_MOE, GRANITE_HYBRID, FALCON_H1,
-    MINISTRAL3, JAIS2, HUNYUAN_DENSE, INTERNLM3, APERTUS,
+    MINISTRAL3, JAIS2, HUNYUAN_DENSE, INTERNLM3, APERTUS, HUNYUAN_MOE,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if f.hf.length), *OTHER_TYPES)}

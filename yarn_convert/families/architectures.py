@@ -75,7 +75,7 @@ LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "codeshell", "dbrx", "deepseek", "dream", "grovemoe", "hrm_text",
-    "hunyuan-moe", "llada-moe", "maincoder", "minimax-01", "openelm", "orion", "plamo", "plamo2", "plm", "qwen", "rnd1", "talkie",
+    "llada-moe", "maincoder", "minimax-01", "openelm", "orion", "plamo", "plamo2", "plm", "qwen", "rnd1", "talkie",
     "xverse",
 )  # fmt: skip
 FREQS = ("exaone", "nanbeige")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
+from ..rope import ntk_theta
 from .architectures import Arch
 from .layers import FULL, MOST, Values, alternating, gguf_exaone4, hf_exaone4
 from .llama import ATTENTION, ATTENTION_BIASES, INTERLEAVED, LLAMA, MLP, PLAIN_TENSORS, SILU, TENSORS
@@ -117,13 +118,13 @@ APERTUS = Family(
 )
 
 
-def _hunyuan(c: Values) -> dict[str, Any]:
+def hunyuan(c: Values) -> dict[str, Any]:
     """A dynamic scaling with alpha as what it is: another θ."""
     size = c.get("head_dim") or (c.get("hidden_size") or 0) // (c.get("num_attention_heads") or 1)
     for name in ROPE_OBJECTS:
         said = c.get(name) or {}
         if rope_type(said) == "dynamic" and said.get("alpha") and size > 2:
-            theta = (said.get("rope_theta") or c.get("rope_theta") or 10000.0) * said["alpha"] ** (size / (size - 2))
+            theta = ntk_theta(said.get("rope_theta") or c.get("rope_theta") or 10000.0, said["alpha"], size)
             return dict.fromkeys(ROPE_OBJECTS) | {name: {"rope_type": "default", "rope_theta": theta}, "rope_theta": theta}
     return {}
 
@@ -136,7 +137,7 @@ HUNYUAN_DENSE = Family(
         architectures=("HunYuanDenseV1ForCausalLM",),
         defaults={"rms_norm_eps": 1e-5},
         switches={"attention_bias": ATTENTION},
-        reads=_hunyuan,
+        reads=hunyuan,
         alpha=True,
     ),
     gguf=Arch("hunyuan-dense", sections="blocks", alpha=True),
