@@ -103,6 +103,7 @@ LLAMA3_SCALING: Config = {
     "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": CONTEXT // 4, "rope_type": "llama3",
     "type": "llama3",
 }  # fmt: skip
+HYBRID: Config = {"layer_types": ["mamba", "attention"], "vocab_size": VOCAB + 1}  # which the converter makes a multiple of 8
 FALCON: Config = {
     "alibi": False, "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0, "layer_norm_epsilon": 1e-05, "multi_query": True,
     "new_decoder_architecture": False, "parallel_attn": True, "tie_word_embeddings": True,
@@ -1023,6 +1024,10 @@ TINY: Mapping[str, Tiny] = {
             "shared_intermediate_size": 96,
             "tie_word_embeddings": True,
         },
+        {
+            "released": HYBRID | {"num_experts_per_tok": 2, "num_local_experts": 4, "position_embedding_type": "nope"},
+            "turning": HYBRID,
+        },
         wide={"mamba_d_head": 128, "shared_intermediate_size": 512},
     ),
     "falcon_h1": Tiny(
@@ -1251,7 +1256,7 @@ def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Sha
     elif model_type == "exaone_moe":
         name = name.replace(".gate.e_score", ".e_score")
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
-    if ".block_sparse_moe." in name and model_type in ("granitemoe", "granitemoeshared"):
+    if ".block_sparse_moe." in name and model_type in ("granitemoe", "granitemoeshared", "granitemoehybrid"):
         yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape
     elif fused is None or model_type in ("gpt_oss", "llama4_text", "qwen3_5_moe_text"):
         yield name, shape

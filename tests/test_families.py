@@ -58,13 +58,22 @@ REFUSED = {  # variants that llama.cpp's graph would not compute, and the word t
     "lfm2_moe/unbiased": "use_expert_bias",
     "falcon_h1/gated after": "norms where",
     "falcon_h1/tied": "tied head",
+    "granitemoehybrid/released": "nothing to extend",
     "hunyuan_v1_moe/uneven": "differ in number or size",
 }
 ALL = [n for n in names() if TINY[n.partition("/")[0]].model_type in ROWS]
-ONLY_CONVERTED = {"cohere2", "cohere2/six", "gemma3_text/linear", "exaone_moe", "afmoe", "exaone4/32b"}  # the refusal is of the extension
+ONLY_CONVERTED = {
+    "cohere2",
+    "cohere2/six",
+    "gemma3_text/linear",
+    "exaone_moe",
+    "afmoe",
+    "exaone4/32b",
+    "granitemoehybrid/released",
+}  # the refusal is of the extension
 NOT_AS_IT_IS = {"gpt_oss", "kimi_k2/released"}  # the refusal is of the base's own RoPE: tests/test_gpt_oss.py, test_mla.py
 CARRIED = [n for n in ALL if n not in {*REFUSED, *NOT_AS_IT_IS} or n in ONLY_CONVERTED]
-BASES = [n for n in CARRIED if "/" not in n and n not in REFUSED] + ["gpt_oss/plain"]
+BASES = [n for n in CARRIED if "/" not in n and n not in REFUSED] + ["gpt_oss/plain", "granitemoehybrid/turning"]
 HF_LESS = {"internlm2", "kimi_k2", "kimi_k2/released"}  # remote code only: transformers could not follow a scaling in config.json
 
 
@@ -171,7 +180,8 @@ DIFFERS = {  # docs/families.md says why
     "hunyuan_v1_moe/alpha": {"rope.scaling.factor", "rope.scaling.original_context_length"},
     "exaone4/32b": {"attention.sliding_window_pattern"},
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
-    "granitemoehybrid": {"rope.scaling.finetuned"},
+    "granitemoehybrid/released": {"context_length"},
+    "granitemoehybrid/turning": {"context_length", "rope.scaling.finetuned"},
     "apertus": {"rope.scaling.original_context_length"},
     "deepseek_v3/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
 }

@@ -214,6 +214,7 @@ SLIDES, FULL = "sliding_attention", "full_attention"
         ("granite", {"attention_multiplier": 0.0}, "attention_multiplier = 0"),
         ("smollm3", {"layer_types": [SLIDES] * 4, "sliding_window": 16}, "layer_types"),
         ("olmo3", {"layer_types": [FULL, SLIDES] * 2}, "in this order of layers"),
+        ("granitemoehybrid/turning", {"time_step_limit": [0.0, 0.01]}, "time steps within such limits"),
         ("exaone4", {"layer_types": [SLIDES, FULL], "sliding_window": 16}, "in this order of layers"),
     ],
 )

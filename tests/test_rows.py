@@ -74,7 +74,7 @@ def test_what_a_row_writes_it_reads_back(family: Family) -> None:
     hparams |= {"num_key_value_heads": 4, "norm_topk_prob": None, "n_group": 1, "qk_head_dim": 40, "latent_key": 20, "latent_value": 4}
     hparams |= {"moe_intermediate_size": hparams.get("intermediate_size"), "linear_inner": 16, "mamba_inner": 128}
     hparams |= {k: [4] * (4 if k == families.SECTIONS else 12) for k in family.hparams if family.by_layer(k)}
-    hparams |= {"recurrent_layers": [True] * 12}
+    hparams |= {"recurrent_layers": [True] * 12, "turns": True}
     names = {t.format(i=i) for hf in family.tensors for t in family.parts(hf) for i in range(12)}
     said = {family.hf.own(k): v for k, v in hparams.items() if k not in family.hf.unsaid}
     config = {"model_type": family.model_type, **said, **family.hf.writes(hparams, names)}

@@ -53,7 +53,7 @@ class Reference:
         self.offloaded = not fits and not self.placed
         self.net: Any = (self._offloaded if self.offloaded else self._loaded)(config, weights).eval()
         decoder = self.net.get_decoder() if c.around else self.net  # whose RoPE it is; what sees or hears has one of its own
-        self.rotary = replace_rotary(decoder, c.family.layer_type)
+        self.rotary = replace_rotary(decoder, c.family.layer_type, c.farthest == 0)
         self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling")] if c.family.latent else []
         self.layers = max((m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.seconds = 0.0

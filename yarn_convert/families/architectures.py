@@ -91,7 +91,6 @@ OTHER_ARCHS = (
     *(Arch(name, pair="always") for name in ("phimoe", "minicpm3")),
     Arch("minicpm", freqs="applied", pair="longrope"),
     Arch("granite_swa", freqs="applied", pair="longrope", turning=gguf_granite_swa),
-    Arch("granitehybrid", freqs="applied", switch=FINETUNED),  # granite-hybrid.cpp
     Arch("graniteswitch", switch=FINETUNED),  # granite-switch.cpp: asks for rope_factors that load_arch_tensors never loads
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),

@@ -72,6 +72,10 @@ def _nothing(h: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _always(c: Mapping[str, Any]) -> bool:
+    return True
+
+
 class InKey(NamedTuple):
     """A tensor of one number in each layer of HF, of which a GGUF has a list in a key: that of `Family.hparams`, the tensor's shape there,
     and what a twin has where no weights say it."""
@@ -94,6 +98,7 @@ class Family:
     # several GGUF names stand, the HF tensor is split into them; where none stands, it is a buffer that no runtime reads.
     tensors: Mapping[str, str | tuple[str, ...]]
     evidence: str  # where all this was read
+    where: Callable[[Mapping[str, Any]], bool] = _always  # config.json -> whether it is this row's, where several have its model type
     in_keys: Mapping[str, InKey] = field(default_factory=dict)  # HF name, besides `tensors` -> the key of a GGUF that says it
     transforms: Mapping[str, str] = field(default_factory=dict)  # GGUF name -> how rows move, a key of `layout.TRANSFORMS`
     # config.json -> GGUF name -> what its tensor is multiplied by on the way there, which config.json says, and not on the way back

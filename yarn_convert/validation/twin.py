@@ -102,6 +102,8 @@ def _sizes(c: Checkpoint) -> dict[str, Any]:
         **{key: size for key, size in SMALL.items() if key in c.family.hparams},
         **c.family.twin,
     }
+    if "mamba_inner" in c.family.hparams:
+        sizes["mamba_inner"] = 2 * sizes["hidden_size"]
     if c.family.linear:  # up to the first layer that attends, and one more at least
         sizes["num_hidden_layers"] = max(2, [*c.family.linear(c.hparams), False].index(False) + 1)
     sizes["num_hidden_layers"] = layers = min(sizes["num_hidden_layers"], c.layers)
