@@ -100,6 +100,11 @@ MINISTRAL3_YARN: Config = {
 HUNYUAN_ALPHA: Config = {
     "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic",
 }  # fmt: skip
+LLAMA3_SCALING: Config = {
+    "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": CONTEXT // 4, "rope_type": "llama3",
+    "type": "llama3",
+}  # fmt: skip
+HYBRID: Config = {"layer_types": ["mamba", "attention"], "vocab_size": VOCAB + 1}  # which the converter makes a multiple of 8
 FALCON: Config = {
     "alibi": False, "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0, "layer_norm_epsilon": 1e-05, "multi_query": True,
     "new_decoder_architecture": False, "parallel_attn": True, "tie_word_embeddings": True,
@@ -1020,6 +1025,10 @@ TINY: Mapping[str, Tiny] = {
             "shared_intermediate_size": 96,
             "tie_word_embeddings": True,
         },
+        {
+            "released": HYBRID | {"num_experts_per_tok": 2, "num_local_experts": 4, "position_embedding_type": "nope"},
+            "turning": HYBRID,
+        },
         wide={"mamba_d_head": 128, "shared_intermediate_size": 512},
     ),
     "falcon_h1": Tiny(
@@ -1198,6 +1207,54 @@ TINY: Mapping[str, Tiny] = {
             "use_sliding_window": False,
         },
     ),
+    "hunyuan_v1_moe": Tiny(
+        "hunyuan_v1_moe",
+        "HunYuanMoEV1ForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "eod_token_id": 2,
+            "head_dim": 16,
+            "intermediate_size": 32,
+            "mlp_bias": False,
+            "moe_intermediate_size": [32, 32],
+            "moe_topk": [2, 2],
+            "num_experts": 4,
+            "num_shared_expert": [1, 1],
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-05,
+            "sep_token_id": 0,
+            "use_qk_norm": True,
+        },
+        {
+            "alpha": {
+                "head_dim": 128,
+                "hidden_size": 256,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 262144,
+                "rope_scaling": HUNYUAN_ALPHA,
+            },
+            "uneven": {"moe_topk": [2, 1]},
+        },
+        {"intermediate_size": 256, "moe_intermediate_size": [256, 256]},
+    ),
+    "apertus": Tiny(
+        "apertus",
+        "ApertusForCausalLM",
+        {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "hidden_act": "xielu",
+            "mlp_bias": False,
+            "pad_token_id": 0,
+            "post_norm": False,
+            "qk_norm": True,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": LLAMA3_SCALING,
+            "rope_theta": 12000000,
+        },
+        {"biased": {"attention_bias": True}},
+    ),
     "internlm3": Tiny(
         "internlm3",
         "InternLM3ForCausalLM",
@@ -1290,7 +1347,7 @@ def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Sha
     elif model_type == "exaone_moe":
         name = name.replace(".gate.e_score", ".e_score")
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
-    if ".block_sparse_moe." in name and model_type in ("granitemoe", "granitemoeshared"):
+    if ".block_sparse_moe." in name and model_type in ("granitemoe", "granitemoeshared", "granitemoehybrid"):
         yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape
     elif fused is None or model_type in ("gpt_oss", "llama4_text", "qwen3_5_moe_text"):
         yield name, shape
@@ -1324,7 +1381,9 @@ def position_rows(name: str, rows: int, config: Config) -> np.ndarray:
 
 def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, config: Config) -> np.ndarray:
     """float32; matrices keep the size of what they multiply, Q and K are four times that (normed Q and K: twice)."""
-    w = rng.standard_normal(shape).astype(np.float32)
+    w = np.asarray(rng.standard_normal(shape), np.float32)
+    if ".act_fn." in name:
+        return np.asarray(-1e-6 * np.exp(w) if name.endswith("eps") else 0.5 + 0.2 * w, np.float32)
     if re.search(r"(bias|sinks)$", name):
         return 0.1 * w
     if name.endswith(("A_log", "mamba.D", "linear_attn.norm.weight")):

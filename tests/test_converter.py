@@ -19,7 +19,7 @@ from family_models import make
 from safetensors.numpy import load_file, save_file
 from test_nested import MODELS, TEXT
 
-from yarn_convert import Recipe, convert, runtimes, tokenizers, validate
+from yarn_convert import Recipe, convert, families, runtimes, tokenizers, validate
 from yarn_convert.conversion import converter as by
 from yarn_convert.conversion import prepare
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
@@ -32,7 +32,7 @@ pytest.importorskip("llama_cpp")
 
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 HEADS = {"head_dim": 16}
-KINDS: dict[str, dict[str, Any]] = {  # the last two have no row, the others are made by name
+KINDS: dict[str, dict[str, Any]] = {  # the last has no row, apertus as if it had none, the others are made by name
     "arcee": HEADS, "seed_oss": HEADS, "jais2": {}, "hy_v3": HEADS | EXPERTS, "granitemoeshared": EXPERTS, "apertus": {},
     "hrm_text": HEADS | {"prefix_lm": False, "num_key_value_heads": 4},
 }  # fmt: skip
@@ -151,8 +151,18 @@ def renamed(folder: Path, kind: str) -> Path:
     return folder
 
 
+def hidden(monkeypatch: pytest.MonkeyPatch, kind: str, known: bool = True) -> None:
+    """As if a model type had no row, or were not even known."""
+    monkeypatch.setattr(families, "FAMILIES", tuple(f for f in families.FAMILIES if f.model_type != kind))
+    if not known:
+        monkeypatch.setattr(families, "MODEL_TYPES", {k: v for k, v in families.MODEL_TYPES.items() if k != kind})
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_goes_through_it_is_extended_and_computed_as_meant(kind: str, script: Path, tmp_path: Path, forked: None) -> None:
+def test_a_model_goes_through_it_is_extended_and_computed_as_meant(
+    kind: str, script: Path, tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden(monkeypatch, "apertus")
     base, out = saved(tmp_path / "base", kind), tmp_path / "out.gguf"
     manifest = convert(str(base), Recipe(scale=4), out="gguf", output=out, outtype="f32", converter=script).manifest
     assert (manifest.context, manifest.base.format, manifest.outtype) == (4 * CONTEXT, "safetensors", "f32")
@@ -165,9 +175,10 @@ def test_a_model_goes_through_it_is_extended_and_computed_as_meant(kind: str, sc
 
 @pytest.mark.parametrize("kind", [*UNREAD, *KIN])
 def test_a_model_type_that_is_not_read_here_is_what_the_converter_took_it_for(
-    kind: str, script: Path, tmp_path: Path, forked: None
+    kind: str, script: Path, tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """llama.cpp computes from it what transformers does whose config.json, or its kin's, is given the recipe."""
+    hidden(monkeypatch, kind, known=False)
     base, out = renamed(tmp_path / "base", kind) if kind in KIN else saved(tmp_path / "base", kind), tmp_path / "out.gguf"
     with pytest.raises(Unsupported, match=f"unknown model_type '{kind}'"):
         convert(str(base), Recipe(scale=4), output=tmp_path / "folder")

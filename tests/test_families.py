@@ -60,12 +60,22 @@ REFUSED = {  # variants that llama.cpp's graph would not compute, and the word t
     "falcon_h1/tied": "tied head",
     "minicpm/sparse": "sparse_config",
     "minicpm3/scaled": "scale_emb = 10",
+    "granitemoehybrid/released": "nothing to extend",
+    "hunyuan_v1_moe/uneven": "differ in number or size",
 }
 ALL = [n for n in names() if TINY[n.partition("/")[0]].model_type in ROWS]
-ONLY_CONVERTED = {"cohere2", "cohere2/six", "gemma3_text/linear", "exaone_moe", "afmoe", "exaone4/32b"}  # the refusal is of the extension
+ONLY_CONVERTED = {
+    "cohere2",
+    "cohere2/six",
+    "gemma3_text/linear",
+    "exaone_moe",
+    "afmoe",
+    "exaone4/32b",
+    "granitemoehybrid/released",
+}  # the refusal is of the extension
 NOT_AS_IT_IS = {"gpt_oss", "kimi_k2/released"}  # the refusal is of the base's own RoPE: tests/test_gpt_oss.py, test_mla.py
 CARRIED = [n for n in ALL if n not in {*REFUSED, *NOT_AS_IT_IS} or n in ONLY_CONVERTED]
-BASES = [n for n in CARRIED if "/" not in n and n not in REFUSED] + ["gpt_oss/plain"]
+BASES = [n for n in CARRIED if "/" not in n and n not in REFUSED] + ["gpt_oss/plain", "granitemoehybrid/turning"]
 HF_LESS = {
     "internlm2",
     "kimi_k2",
@@ -91,7 +101,7 @@ import json, os, runpy, sys
 from pathlib import Path
 tree, *folders = sys.argv[1:]
 sys.path[:0] = [tree, tree + "/gguf-py"]
-import conversion.chatglm, conversion.ernie, conversion.gemma, conversion.glm, conversion.internlm, conversion.minicpm, conversion.nemotron, conversion.phi, conversion.qwen, conversion.stablelm
+import conversion.chatglm, conversion.ernie, conversion.gemma, conversion.glm, conversion.hunyuan, conversion.internlm, conversion.minicpm, conversion.nemotron, conversion.phi, conversion.qwen, conversion.stablelm
 from conversion import base
 import transformers
 transformers.AutoConfig.register("minicpm", type("MiniCPMConfig", (transformers.GraniteConfig,), {"model_type": "minicpm"}))  # to read its tokenizer
@@ -101,7 +111,7 @@ for model in (conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conver
               conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.ernie.Ernie4_5Model, conversion.glm.Glm4MoeModel,
               conversion.glm.SolarOpenModel, conversion.gemma.GemmaModel, conversion.nemotron.NemotronModel,
               conversion.internlm.InternLM3Model, conversion.minicpm.MiniCPMModel, conversion.minicpm.MiniCPM3Model,
-              conversion.glm.Glm4MoeLiteModel):
+              conversion.glm.Glm4MoeLiteModel, conversion.hunyuan.HunYuanMoEModel):
     model.set_vocab = lambda self: byte_level(self)  # the toy tokenizer is none of SentencePiece
 # Three faults of the converter: a generator that is never consumed, keys that transformers 5 renames under it, a word that it does not know.
 stablelm = conversion.stablelm.StableLMModel
@@ -186,9 +196,12 @@ DIFFERS = {  # docs/families.md says why
     "nemotron": {"attention.layer_norm_rms_epsilon"},
     "olmo3": {"attention.sliding_window_pattern", "rope.freq_base_swa"},
     "hunyuan_v1_dense/alpha": {"rope.scaling.factor", "rope.scaling.original_context_length"},
+    "hunyuan_v1_moe/alpha": {"rope.scaling.factor", "rope.scaling.original_context_length"},
     "exaone4/32b": {"attention.sliding_window_pattern"},
     "deepseek_v2/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
-    "granitemoehybrid": {"rope.scaling.finetuned"},
+    "granitemoehybrid/released": {"context_length"},
+    "granitemoehybrid/turning": {"context_length", "rope.scaling.finetuned"},
+    "apertus": {"rope.scaling.original_context_length"},
     "deepseek_v3/yarn": {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"},
     "minicpm/longrope": {"rope.scaling.attn_factor", "rope.scaling.original_context_length"},
     "minicpm3": {"rope.freq_base"},
@@ -197,9 +210,9 @@ DIFFERS = {  # docs/families.md says why
 
 
 def assert_tensors_equal(ours: Tensors, theirs: Tensors, name: str) -> None:
-    """Byte for byte; but for numbers that are an exponential, which are the nearest here and a unit beside it, at times, in torch."""
+    """Byte for byte; but for numbers that are an exponential or a table's, the nearest here and a unit beside it, at times, in torch."""
     family = families.for_config({"model_type": TINY[name.partition("/")[0]].model_type})
-    for key in [key for key in ours if "decay" in family.transform(key)]:
+    for key in [key for key in ours if "decay" in family.transform(key) or key == "rope_freqs.weight"]:
         (kind, shape, mine), (*beside, other) = ours.pop(key), theirs.pop(key)
         assert [kind, shape] == beside
         np.testing.assert_array_max_ulp(*(np.frombuffer(x, np.float32) for x in (mine, other)), maxulp=1)
@@ -239,7 +252,8 @@ def test_hf_to_gguf_to_hf_keeps_every_weight_and_what_it_computes(models: dict[s
     tied = {k for k in back if k == "lm_head.weight"} - set(there)
     assert there.keys() == back.keys() - tied
     for key, w in there.items():
-        if steps := c.family.times(c.config).get(numbered(c.family.to_gguf(key)[0][0]).template):  # which a GGUF has in its weights
+        times = c.family.times(c.config)  # which a GGUF has in its weights
+        if steps := next((times[t] for name, *_ in c.family.to_gguf(key) if (t := numbered(name).template) in times), ()):
             w = multiplied(w.reshape(len(w), -1), steps, 0)
         if rounded_by_gguf(c.family, key, c.sizes):
             np.testing.assert_allclose(back[key], w, atol=1.2e-7, rtol=0)

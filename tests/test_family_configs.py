@@ -182,8 +182,18 @@ def test_a_yarn_without_its_original_context_means_what_transformers_makes_of_it
     assert same(effect(opened(tmp_path, config).rope), computed(config))
 
 
-def test_hunyuans_dynamic_scaling_with_alpha_is_another_theta(tmp_path: Path) -> None:
-    config = described("hunyuan_v1_dense/alpha")
+@pytest.mark.parametrize(("said", "used"), [({"moe_topk": 3}, 3), ({"num_experts_per_tok": 2}, 2), ({}, 1)])
+def test_hunyuans_experts_have_two_names(said: dict[str, int], used: int, tmp_path: Path) -> None:
+    config = (
+        {k: v for k, v in described("hunyuan_v1_moe").items() if k not in ("moe_topk", "num_experts")} | said | {"num_local_experts": 4}
+    )
+    c, theirs = opened(tmp_path, config), transformers.AutoConfig.for_model(**config)
+    assert (c.hparams["chosen_experts"], c.hparams["num_experts"]) == (used, 4) == (theirs.moe_topk, theirs.num_experts)
+
+
+@pytest.mark.parametrize("name", ["hunyuan_v1_dense/alpha", "hunyuan_v1_moe/alpha"])
+def test_hunyuans_dynamic_scaling_with_alpha_is_another_theta(name: str, tmp_path: Path) -> None:
+    config = described(name)
     rope, reading = opened(tmp_path, config).rope, read_config("transformers-5", config)
     assert rope.method == "none"
     assert same(effect(rope), computed(config))
@@ -204,6 +214,7 @@ SLIDES, FULL = "sliding_attention", "full_attention"
         ("granite", {"attention_multiplier": 0.0}, "attention_multiplier = 0"),
         ("smollm3", {"layer_types": [SLIDES] * 4, "sliding_window": 16}, "layer_types"),
         ("olmo3", {"layer_types": [FULL, SLIDES] * 2}, "in this order of layers"),
+        ("granitemoehybrid/turning", {"time_step_limit": [0.0, 0.01]}, "time steps within such limits"),
         ("exaone4", {"layer_types": [SLIDES, FULL], "sliding_window": 16}, "in this order of layers"),
     ],
 )

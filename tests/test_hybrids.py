@@ -89,7 +89,23 @@ def test_granite_without_rope_says_so(kind: str | None, tmp_path: Path) -> None:
         convert(str(folder), Recipe(scale=4), output=tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2", "falcon_h1"])
+def test_mamba_beside_attention_without_rope_is_converted_and_not_extended(tmp_path: Path) -> None:
+    """Whichever format says so; without the key something turns."""
+    folder, path = make("granitemoehybrid/released", tmp_path / "model"), tmp_path / "a.gguf"
+    convert(str(folder), Recipe(method="none"), out="gguf", output=path)
+    for model in (folder, path):
+        with pytest.raises(Unsupported, match="RoPE in no layer"):
+            convert(str(model), Recipe(scale=4), output=tmp_path / "out")
+        assert open_checkpoint(Source(model, "m")).farthest == 0
+    result = check(str(path), ValidateOptions(base=str(folder), runtimes=("llama.cpp",)))
+    assert (result["verdict"], result["weights"]["verdict"]) == ("inconclusive", "passed"), result["reasons"]
+    bamba = with_keys(path, tmp_path / "bamba.gguf", drop="expert_shared_feed_forward_length")
+    assert not open_checkpoint(Source(bamba, "bamba")).family.listed
+    silent = with_keys(path, tmp_path / "silent.gguf", drop="rope.scaling.finetuned")
+    assert (c := open_checkpoint(Source(silent, "silent"))).farthest is None and c.hparams["turns"] is True
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2", "falcon_h1", "granitemoehybrid/turning"])
 def test_a_text_grows_by_tokens_as_a_fresh_pass_has_it(name: str, tmp_path: Path) -> None:
     """What layers keep that are no attention goes along with the keys."""
     c = open_checkpoint(Source(make(name, tmp_path / "model"), name))

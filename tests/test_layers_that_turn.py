@@ -30,6 +30,7 @@ SMALL = {
 }  # fmt: skip
 SLIDING, FULL = "sliding_attention", "full_attention"
 WINDOWED = {"sliding_window": WINDOW}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_state": 16, "layer_types": ["linear_attention", FULL] * 4}
 CONFIGS: dict[str, list[dict[str, Any]]] = {  # what each says of its layers, besides SMALL
     "afmoe": [WINDOWED, WINDOWED | {"global_attn_every_n_layers": 3}, WINDOWED | {"layer_types": [FULL, *[SLIDING] * 7]}],
     "cohere2": [WINDOWED, WINDOWED | {"sliding_window_pattern": 3}, WINDOWED | {"layer_types": [FULL, *[SLIDING] * 7]}],
@@ -39,6 +40,7 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {  # what each says of its layers, be
     ],
     "exaone_moe": [WINDOWED, WINDOWED | {"layer_types": [SLIDING] * 4 + [FULL] * 4}],
     "flint": [WINDOWED, WINDOWED | {"layer_types": [FULL] * 4 + [SLIDING] * 4}],
+    "granitemoehybrid": [MAMBA | {"position_embedding_type": kind} for kind in ("rope", "nope", None)],
     "kolibri1": [WINDOWED],
     "llama4_text": [
         {"attention_chunk_size": WINDOW}, {"attention_chunk_size": WINDOW, "no_rope_layer_interval": 2},
@@ -81,10 +83,10 @@ def run(model_type: str, config: dict[str, Any]) -> tuple[list[bool], list[int]]
     def attends(_: Any, __: Any, kwargs: Any) -> None:
         turned.append(False)
         mask = kwargs["attention_mask"]
-        seen.append(int((mask[0, 0, -1] == 0).sum()))
+        seen.append(0 if mask is None else int((mask[0, 0, -1] == 0).sum()))
 
     for layer in net.model.layers:
-        layer.self_attn.register_forward_pre_hook(attends, with_kwargs=True)
+        (layer.self_attn or layer.mamba).register_forward_pre_hook(attends, with_kwargs=True)
     setattr(module, name, counted)
     try:
         with torch.no_grad():
@@ -115,6 +117,9 @@ KEYS: list[tuple[str, dict[str, Any], int | None]] = [  # architecture, keys, ho
     ("granite_swa", {"block_count": 4, "attention.sliding_window": 128, PATTERN: [False, True, True, True]}, None),
     ("granite_swa", {"block_count": 4, "attention.sliding_window": 128, PATTERN: [False, True] * 2, "attention.rope_pattern": [0, 1] * 2}, 128),
     ("granite_swa", {"block_count": 4, "attention.sliding_window": 128, PATTERN: [False, True] * 2, "attention.rope_pattern": [1, 1] * 2}, None),
+    ("granitehybrid", {"block_count": 2, "attention.head_count_kv": [0, 2]}, None),
+    ("granitehybrid", {"block_count": 2, "attention.head_count_kv": [0, 2], "rope.scaling.finetuned": False}, 0),
+    ("granitehybrid", {"block_count": 2, "attention.head_count_kv": [0, 0]}, 0),
     ("smollm3", {"block_count": 36}, None),
     ("gemma3", {"block_count": 26, "attention.sliding_window": 512}, None),
     ("gpt-oss", {"block_count": 24, "attention.sliding_window": 128}, None),

@@ -54,7 +54,7 @@ def told(command: Any) -> list[Option]:
 
 def test_the_commands_are_all_there() -> None:
     assert set(COMMANDS) == {
-        "", "convert", "validate", "upload", "card", "inspect", "repair", "methods", "runtimes", "runtimes add",
+        "", "convert", "validate", "finetune", "upload", "card", "inspect", "repair", "methods", "runtimes", "runtimes add",
         "evaluate perplexity", "evaluate passkey", "evaluate temperature", "evaluate advise",
     }  # fmt: skip
 
@@ -79,8 +79,9 @@ def dataclasses_of(module: Any) -> list[type]:
 def all_fields() -> Iterator[tuple[type, str, Help]]:
     from yarn_convert.cli import commands
     from yarn_convert.cli import evaluate as cli_evaluate
+    from yarn_convert.cli import finetune as cli_finetune
 
-    for module in (options, commands, cli, cli_evaluate):
+    for module in (options, commands, cli, cli_evaluate, cli_finetune):
         for kind in dataclasses_of(module):
             for f in fields(kind):
                 if f.name in hints(kind):

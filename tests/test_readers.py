@@ -456,7 +456,7 @@ def test_every_model_type_live_in_transformers_5(model_type, case):
     except Exception as refused:  # KeyError, TypeError, or what the config class's validator makes of them
         with pytest.raises(Refuses):
             read_config("transformers-5", config, 1000)
-        assert model_type in ("phi3", "mixtral", "minimax", "ministral", "hunyuan_v1_dense"), refused
+        assert model_type in ("phi3", "mixtral", "minimax", "ministral", "hunyuan_v1_dense", "hunyuan_v1_moe"), refused
         return
     reading = read_config("transformers-5", config, 1000)
     found = [(reading.inv_freq, reading.multiplier)] + ([reading.beside.other_layers] if reading.beside.other_layers else [])

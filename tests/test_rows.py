@@ -31,6 +31,7 @@ def lacking(family: Family) -> Iterator[str]:
         yield from (f"{of} names {t}, which no tensor of the row is" for t in set(names) - templates)
     switched = {part for parts in family.hf.switches.values() for part in parts}
     yield from (f"a switch turns on {part}, which no tensor of the row is" for part in switched if f"blk.{{i}}.{part}" not in templates)
+    yield from (f"in_keys names {k}, which is no list of hparams, or unsaid" for k in family.in_tensors if k not in family.hf.unsaid)
     yield from (f"{key} is in no hparams" for key in (family.may_lack | family.hf.unsaid) - family.hparams.keys())
     said = {family.hf.own(key) for key in family.hparams.keys() - family.hf.unsaid} | family.hf.renamed.keys() - family.hf.unsaid
     yield from (f"{key} has no type: config.TYPES" for key in said - TYPES.keys())
@@ -74,7 +75,7 @@ def test_what_a_row_writes_it_reads_back(family: Family) -> None:
     hparams |= {"moe_intermediate_size": hparams.get("intermediate_size"), "linear_inner": 16, "mamba_inner": 128}
     hparams |= {k: [4] * (4 if k == families.SECTIONS else 12) for k in family.hparams if family.by_layer(k)}
     hparams |= {"first_k_dense_replace": 12} if "first_k_dense_replace" in family.hf.unsaid else {}
-    hparams |= {"recurrent_layers": [True] * 12}
+    hparams |= {"recurrent_layers": [True] * 12, "turns": True}
     names = {t.format(i=i) for hf in family.tensors for t in family.parts(hf) for i in range(12)}
     said = {family.hf.own(k): v for k, v in hparams.items() if k not in family.hf.unsaid}
     config = {"model_type": family.model_type, **said, **family.hf.writes(hparams, names)}

@@ -14,7 +14,7 @@ WIDTH = 132  # characters of a line of names
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [head, ["---"] * len(head), *dict.fromkeys(map(tuple, rows))]  # rows of one model type may say the same
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

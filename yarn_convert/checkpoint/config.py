@@ -92,6 +92,7 @@ OTHERS: dict[str, Any] = {
     "rope_parameters": RopeObject,
     # Lists in models that have more of them; a number where ours read one.
     **dict.fromkeys(("intermediate_size", "num_experts", "n_shared_experts", "moe_intermediate_size", "moe_layer_freq"), int | list[int]),
+    **dict.fromkeys(("moe_topk", "num_shared_expert"), int | list[int]),
     "sliding_window_pattern": int | str,  # exaone4's is "LLLG"
     **dict.fromkeys((f"{name}_token_id" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")), int | list[int]),
 }

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import dialects, families, readers
 from ..errors import FormatError, InputError, Unsupported
 from ..families import Family
@@ -20,7 +22,7 @@ from ..formats.contents import PAPERS, belonging
 from ..formats.files import exists
 from ..formats.gguf_file import Gguf
 from ..formats.layout import Part
-from ..formats.tensors import INDEXES, Tensor
+from ..formats.tensors import INDEXES, Tensor, in_memory
 from ..readers import Beside
 from ..rope import Array, Rope, Table, effect, geometric
 from .lengths import DUAL_CHUNKS, checked_length, reach, stale
@@ -278,6 +280,16 @@ class Checkpoint:
             return {name: Part(t.shape, (t,)) for name, t in self.tensors.items()}
         return dict(self._gguf_parts if gguf else self._hf_parts)
 
+    @property
+    def in_keys(self) -> dict[str, Part]:
+        """The tensors of a folder that a GGUF has in keys instead, in the float32 of these."""
+        made = {
+            template.replace("{i}", str(i)): np.full(told.shape, value, np.float32)
+            for template, told in self.family.in_keys.items()
+            for i, value in enumerate(self.hparams[told.key])
+        }
+        return {name: Part(array.shape, (in_memory(name, array, "F32"),)) for name, array in made.items()}
+
     @cached_property
     def _used(self) -> Mapping[str, Tensor]:
         """What the family knows, by its names."""
@@ -298,7 +310,7 @@ class Checkpoint:
     @cached_property
     def _hf_parts(self) -> dict[str, Part]:
         if self.gguf:
-            return layout.hf_parts(self.family, self.tensors, self.sizes)
+            return layout.hf_parts(self.family, self.tensors, self.sizes) | self.in_keys
         known = layout.as_they_are(self.family, self._used, self.sizes, False)
         there = {name: known[self.names[name]] for name in self.names if self.names[name] in known and name not in self.unused}
         others = (name for name in self.tensors if name in self.unused or name not in self.names)

@@ -18,6 +18,7 @@ from ..families.layers import MOST
 from ..families.model_types import SHAPE
 from ..families.schema import numbered
 from ..formats import layout
+from ..formats.dtypes import to_f32
 from ..formats.gguf_file import Gguf
 from ..formats.inputs import notice
 from ..formats.layout import Part
@@ -63,7 +64,8 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
         tensors, files = dict(source.headers), list[Path]()
     else:
         tensors, files = read_folder(source.path)
-    hparams = {k: config.get(k) if family.listed else _first(k, config.get(k)) for k in family.hparams} | {
+    said = family.hparams.keys() - family.in_tensors.keys()
+    hparams = {k: config.get(k) if family.listed else _first(k, config.get(k)) for k in family.hparams if k in said} | {
         "head_dim": dialects.hf_head_dim(config),
         "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
         "tie_word_embeddings": _tied(beside, written, config),
@@ -72,8 +74,24 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
         source, family, rope, found.context, hparams, config, tensors, tuple(files), None, (), ours, written=written, nest=nest,
         around=beside, note=found.note, doubt=rival or found.doubt,
     )  # fmt: skip
+    checkpoint = replace(checkpoint, hparams={**hparams, **_in_tensors(checkpoint)})
     _check(checkpoint)
     return checkpoint
+
+
+def _in_tensors(c: Checkpoint) -> dict[str, list[float]]:
+    """The lists that a folder has as tensors of one number in each layer; not those of which one is missing, or its headers alone are here.
+    FormatError for a tensor that is no number."""
+    found: dict[str, dict[int, float]] = {}
+    for name, known in c.names.items():
+        n, t = numbered(known), c.tensors[name]
+        if n.template not in c.family.in_keys or c.source.headers is not None:
+            continue
+        if t.elements != 1:
+            raise FormatError(f"{name} has the shape {list(t.shape)}, and is one number in each layer", MISMATCH)
+        found.setdefault(c.family.in_keys[n.template].key, {})[n.layer] = float(to_f32(t.read(), t.dtype)[0])
+    whole = {key: numbers for key, numbers in found.items() if len(numbers) == c.layers == max(numbers) + 1}
+    return {key: [numbers[i] for i in range(c.layers)] for key, numbers in whole.items()}
 
 
 def _tied(*configs: Mapping[str, Any]) -> bool:
@@ -146,7 +164,7 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
 def _each(value: Any, keys: Mapping[str, Any]) -> Any:
     """A list with an entry for each layer, of which a file may say one for all."""
     layers = keys.get(f"{keys['general.architecture']}.block_count")
-    return [value] * layers if isinstance(value, int) and type(layers) is int and 0 < layers <= MOST else value
+    return [value] * layers if isinstance(value, int | float) and type(layers) is int and 0 < layers <= MOST else value
 
 
 def _first(name: str, value: Any) -> Any:
@@ -201,13 +219,26 @@ def _check(c: Checkpoint) -> None:
     missing = [name for name in dict.fromkeys(required) if name not in named]
     if missing:
         raise _incomplete(c, missing)
+    if c.gguf is None:
+        _check_in_keys(c)
     for name, part in named.items():
         _check_part(c, name, part)
 
 
+def _check_in_keys(c: Checkpoint) -> None:
+    """Raise unless a folder has, in each of its layers and in no more, the tensors of one number that a GGUF has in keys."""
+    wanted = [template.replace("{i}", str(i)) for template in c.family.in_keys for i in range(c.layers)]
+    there = {known: name for name, known in c.names.items() if numbered(known).template in c.family.in_keys}
+    if missing := [name for name in wanted if name not in there]:
+        raise _incomplete(c, missing)
+    if beyond := there.keys() - set(wanted):
+        raise FormatError(f"{there[min(beyond)]} is in a layer beyond the {c.layers} of the config", MISMATCH)
+
+
 def _incomplete(c: Checkpoint, missing: list[str]) -> InputError:
-    """What to say of tensors that are not there, given by their GGUF names."""
-    first = missing[0] if c.gguf is not None else c.hf_name(missing[0]).replace("{e}", "0")
+    """What to say of tensors that are not there, given by their GGUF names, or by the only ones that they have."""
+    named = c.gguf is not None or numbered(missing[0]).template in c.family.in_keys
+    first = missing[0] if named else c.hf_name(missing[0]).replace("{e}", "0")
     if missing == ["output.weight"]:
         why = f"the head {first!r} is missing, and config.json does not say tie_word_embeddings: true"
         return InputError(why, "set it where the head is the embedding, as the base's config.json says; else get the checkpoint again")
@@ -216,6 +247,8 @@ def _incomplete(c: Checkpoint, missing: list[str]) -> InputError:
 
 def _check_number(c: Checkpoint, key: str) -> None:
     """Raise FormatError for a value that its GGUF key could not hold."""
+    if key not in c.hparams:
+        return  # in tensors, which are not here or not all: `_check` looks for them
     value, kind = c.hparams[key], c.family.gguf_key(key)[1]
     if kind.endswith("[]"):
         _check_list(c, key, value)
@@ -232,10 +265,12 @@ def _check_number(c: Checkpoint, key: str) -> None:
 
 
 def _check_list(c: Checkpoint, key: str, value: Any) -> None:
-    """Raise FormatError for what is no list of whole numbers with one for each layer, or four of M-RoPE."""
-    wanted = 4 if key == families.SECTIONS else c.layers
-    if not isinstance(value, list) or len(value) != wanted or not all(isinstance(n, int) and n >= 0 for n in value):
-        raise FormatError(f"{key} is {value!r}, not {wanted:,} whole numbers", "fix the model's config.json or GGUF key")
+    """Raise FormatError for what is no list of numbers with one for each layer, or four of M-RoPE; whole ones where its key has such."""
+    wanted, whole = 4 if key == families.SECTIONS else c.layers, c.family.gguf_key(key)[1] != "f32[]"
+    if not isinstance(value, list) or len(value) != wanted or (whole and not all(isinstance(n, int) and n >= 0 for n in value)):
+        raise FormatError(f"{key} is {value!r}, not {wanted:,} {'whole ' * whole}numbers", "fix the model's config.json or GGUF key")
+    for n in () if whole else value:
+        dialects.number(n, key)
 
 
 def _check_part(c: Checkpoint, name: str, part: Part) -> None:

@@ -53,7 +53,7 @@ class Reference:
         self.offloaded = not fits and not self.placed
         self.net: Any = (self._offloaded if self.offloaded else self._loaded)(config, weights).eval()
         decoder = self.net.get_decoder() if c.around else self.net  # whose RoPE it is; what sees or hears has one of its own
-        self.rotary = replace_rotary(decoder, c.family.layer_type)
+        self.rotary = replace_rotary(decoder, c.family.layer_type, c.farthest == 0)
         self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling")] if c.family.hf.latent else []
         self.layers = max((m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.seconds = 0.0
@@ -279,7 +279,8 @@ def class_of(c: Checkpoint, config: Any) -> Any:
 LEFT_OUT = {  # of config.json: its scaling, and what no forward pass depends on
     "rope_scaling", "rope_parameters", "auto_map", "quantization_config", "model_type", "transformers_version", "torch_dtype", "dtype",
     "architectures", "initializer_range", "id2label", "label2id", "bos_token_id", "eos_token_id", "pad_token_id", "_name_or_path",
-    "eod_token_id", "tokenizer_class", "use_cache", "pretraining_tp", "cache_implementation", "attention_dropout", "hidden_dropout",
+    "eod_token_id", "sep_token_id", "tokenizer_class", "use_cache", "pretraining_tp", "cache_implementation", "attention_dropout",
+    "hidden_dropout",
 }  # fmt: skip
 
 

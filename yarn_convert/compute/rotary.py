@@ -15,15 +15,24 @@ Spans = Sequence[tuple[int, int]]
 BLOCK = 256  # rows of attention that are computed at a time
 
 
-def replace_rotary(net: Any, layer_type: str) -> Any:
+class _Nothing:
+    """In the place of a rotary module, of a model that has none."""
+
+    def serve(self, table: Table, n: int, device: str, dtype: Any) -> None:
+        pass
+
+
+def replace_rotary(net: Any, layer_type: str, nothing_turns: bool = False) -> Any:
     """Put one module that serves our table in the place of every rotary module of `net`; it is returned.
 
     How cos and sin are laid out is learnt from the module that is replaced. Layers of another type than `layer_type`, where
-    there is one, keep their own frequencies.
+    there is one, keep their own frequencies. `nothing_turns`: there may be none to replace.
     """
     import torch
 
     names = [name for name, m in net.named_modules() if type(m).__name__.endswith("RotaryEmbedding")]
+    if nothing_turns and not names:
+        return _Nothing()
     if not names:
         raise UsageError(f"{type(net).__name__} keeps its rotary embedding where it is not found", "validate it with --runtime only")
     old = net.get_submodule(names[0])

@@ -47,7 +47,8 @@ def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
     folder, base = base, base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
     if base.own_window and not c.window and base.own_window < c.context and not off:
         return f"every token sees all before it, in the base a window of {base.own_window:,} (nothing records --sliding-window off)"
-    mine, theirs = ({k: x.hparams.get(k) for k in c.family.hparams} for x in (c, base))
+    unread = c.family.in_tensors.keys() - (c.hparams.keys() & base.hparams.keys())  # of a model whose weights are not here
+    mine, theirs = ({k: x.hparams.get(k) for k in c.family.hparams if k not in unread} for x in (c, base))
     if not c.gguf and not base.gguf:
         no_window = off or bool(base.own_window)  # one that is left out is none to this context, by what is above
         sees_all = no_window and not c.window and {*(c.config.get("layer_types") or ())} <= {"full_attention"}

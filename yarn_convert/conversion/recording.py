@@ -52,7 +52,7 @@ def manifest_of(
         carrier=plan.carrier,
         outtype=plan.outtype,
         finetuned=False,
-        hparams={key: c.hparams.get(key) for key in c.family.hparams},
+        hparams={key: c.hparams.get(key) for key in c.family.hparams if key in c.hparams or key not in c.family.in_tensors},
         config=_written_config(plan),
         weights=WeightsRecord(
             plan.identical,

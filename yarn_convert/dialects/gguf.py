@@ -259,7 +259,8 @@ def _gguf_keys(family: Family, context: int, theta: float, **scaling: Value) -> 
         f"{arch}.rope.scale_linear": None,
     }
     baked = ("alpha",) if family.gguf.alpha else ()  # into θ
-    return keys | {f"{arch}.rope.scaling.{k}": scaling.get(k) for k in (*_SCALING, *baked)}
+    named = {family.gguf_key(k)[0] for k in family.hparams}  # whether anything turns at all is no recipe's
+    return keys | {name: scaling.get(k) for k in (*_SCALING, *baked) if (name := f"{arch}.rope.scaling.{k}") not in named}
 
 
 def gguf_window_layers(keys: Mapping[str, Any], arch: str, rope: Rope) -> Table | None:

@@ -13,13 +13,13 @@ from typing import Any
 from ..errors import FormatError, UnknownModel, Unsupported
 from .aliases import ALIASES, Alias
 from .architectures import OTHER_ARCHS, Arch
-from .dense import ARCEE, ERNIE4_5, EXAONE4, HUNYUAN_DENSE, JAIS2, NEMOTRON, SEED_OSS
+from .dense import APERTUS, ARCEE, ERNIE4_5, EXAONE4, HUNYUAN_DENSE, JAIS2, NEMOTRON, SEED_OSS
 from .derived import normalized
 from .experts import AFMOE, DOTS1, ERNIE4_5_MOE, EXAONE_MOE, GLM4_MOE, KIMI_K2, SOLAR_OPEN
 from .falcon_h1 import FALCON_H1
 from .gemma import GEMMA, GEMMA2, GEMMA3
 from .gpt_oss import GPT_OSS
-from .granite import GRANITE_HYBRID
+from .granite import GRANITE_ATTENTIVE, GRANITE_HYBRID, GRANITE_HYBRID_MOE
 from .layers import whole_number
 from .lfm2 import LFM2, LFM2_MOE
 from .llama import (
@@ -37,7 +37,7 @@ from .llama import (
 )
 from .llama4 import LLAMA4
 from .minicpm import MINICPM, MINICPM3
-from .mixtures import HY_V3, MINIMAX_M2, OLMOE
+from .mixtures import HUNYUAN_MOE, HY_V3, MINIMAX_M2, OLMOE
 from .mla import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
 from .model_types import OTHER_TYPES, ModelType
 from .neox import FALCON, GPT_NEOX, PHI, PHI3, STABLELM, STARCODER2
@@ -75,9 +75,9 @@ FAMILIES: tuple[Family, ...] = (
     QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE,
     OLMOE, ERNIE4_5_MOE, DOTS1, GLM4_MOE, KIMI_K2, MINIMAX_M2, GRANITE_MOE_SHARED, EXAONE_MOE, AFMOE, SOLAR_OPEN, LLAMA4, HY_V3,
     SEED_OSS, ARCEE, ERNIE4_5, OLMO, GEMMA, PHI, GLM, NEMOTRON, EXAONE4, OLMO3,
-    QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE, LFM2, LFM2_MOE, GRANITE_HYBRID, FALCON_H1,
+    QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE, LFM2, LFM2_MOE, GRANITE_ATTENTIVE, GRANITE_HYBRID, GRANITE_HYBRID_MOE, FALCON_H1,
     MINISTRAL3, JAIS2, HUNYUAN_DENSE, INTERNLM3, MINICPM, MINICPM3,
-    GLM4_MOE_LITE, YOUTU, IQUEST_CODER,
+    GLM4_MOE_LITE, YOUTU, IQUEST_CODER, APERTUS, HUNYUAN_MOE,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if f.hf.length), *OTHER_TYPES)}
@@ -128,7 +128,7 @@ def for_config(config: Mapping[str, Any]) -> Family:
     architectures = config.get("architectures")  # absent or null in some old checkpoints
     first = architectures[0] if architectures else None
     for family in FAMILIES:
-        if family.model_type == model_type:
+        if family.model_type == model_type and family.where(config):
             if architectures is not None and first not in family.hf.architectures:
                 raise Unsupported(f"architectures {architectures!r} is not a {model_type} language model", known())
             return family
@@ -141,7 +141,7 @@ def for_nested(config: Mapping[str, Any]) -> Family:
     """The row of a language model within another model, whose architecture config.json says, or a stand-in. Unsupported as `for_config`."""
     model_type, first = str(config.get("model_type")), next(iter(config.get("architectures") or ()), "")
     _check_refused(model_type, REFUSED)
-    row = next((f for f in FAMILIES if f.model_type == model_type), None)
+    row = next((f for f in FAMILIES if f.model_type == model_type and f.where(config)), None)
     return replace(row, hf=replace(row.hf, architectures=(first,))) if row else stand_in(model_type, first, "")
 
 
@@ -186,13 +186,13 @@ def sections(arch: str, keys: Mapping[str, Any]) -> list[int]:
 
 def architectures(family: Family) -> tuple[str, ...]:
     """The GGUF architectures that a family can be written as, its own first."""
-    return tuple(f.gguf_arch for f in FAMILIES if f.model_type == family.model_type)
+    return tuple(f.gguf_arch for f in FAMILIES if (f.model_type, f.where) == (family.model_type, family.where))
 
 
 def as_architecture(family: Family, arch: str) -> Family:
     """The row of the same family for another GGUF architecture. Unsupported if it cannot be written as that."""
     for row in FAMILIES:
-        if row.model_type == family.model_type and row.gguf_arch == arch:
+        if (row.model_type, row.where, row.gguf_arch) == (family.model_type, family.where, arch):
             return row
     raise Unsupported(
         f"{family.model_type} cannot be written as the GGUF architecture {arch!r}", f"one of {', '.join(architectures(family))}"

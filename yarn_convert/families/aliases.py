@@ -135,7 +135,7 @@ ALIASES: Mapping[str, Alias] = {
     "ernie-4.5-0.3b": Alias("baidu/ERNIE-4.5-0.3B-PT"),
     "ernie-4.5-21b-a3b": Alias("baidu/ERNIE-4.5-21B-A3B-PT"),
     "hunyuan-4b": Alias("tencent/Hunyuan-4B-Instruct", note="its own alpha, replaced"),
-    "apertus-8b": Alias("swiss-ai/Apertus-8B-Instruct-2509", note="llama3 scaling, composed; its GGUF by llama.cpp's converter"),
+    "apertus-8b": Alias("swiss-ai/Apertus-8B-Instruct-2509", note="llama3 scaling, composed"),
     "afm-4.5b": Alias("arcee-ai/AFM-4.5B"),
     "minitron-4b": Alias("nvidia/Minitron-4B-Base"),
     "dots.llm1": Alias("rednote-hilab/dots.llm1.inst"),

@@ -75,7 +75,7 @@ LLAMA = Arch("llama", freqs="applied", pair="longrope", whole_head=True)
 # One RoPE, from the context's parameters alone: nothing of its own is read, nothing loaded.
 PLAIN = (
     "arctic", "bailingmoe", "bailingmoe2", "bitnet", "chameleon", "codeshell", "dbrx", "deepseek", "dream", "grovemoe", "hrm_text",
-    "hunyuan-moe", "llada-moe", "maincoder", "minimax-01", "openelm", "orion", "plamo", "plamo2", "plm", "qwen", "rnd1", "talkie",
+    "llada-moe", "maincoder", "minimax-01", "openelm", "orion", "plamo", "plamo2", "plm", "qwen", "rnd1", "talkie",
     "xverse",
 )  # fmt: skip
 FREQS = ("exaone", "nanbeige")
@@ -89,9 +89,7 @@ OTHER_ARCHS = (
     *(Arch(name, freqs="forgotten") for name in FORGOTTEN),
     Arch("pangu-embedded", freqs="forgotten", pair="longrope"),  # pangu-embed.cpp
     Arch("phimoe", pair="always"),
-    Arch("apertus", freqs="applied", pair="longrope"),
     Arch("granite_swa", freqs="applied", pair="longrope", turning=gguf_granite_swa),
-    Arch("granitehybrid", freqs="applied", switch=FINETUNED),  # granite-hybrid.cpp
     Arch("graniteswitch", switch=FINETUNED),  # granite-switch.cpp: asks for rope_factors that load_arch_tensors never loads
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),

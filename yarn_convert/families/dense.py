@@ -1,17 +1,18 @@
-"""Dense models that differ little from Llama: Seed-OSS, Arcee, ERNIE 4.5, Nemotron, Hunyuan, Jais 2, EXAONE 4."""
+"""Dense models that differ little from Llama: Seed-OSS, Arcee, ERNIE 4.5, Nemotron, Apertus, Hunyuan, Jais 2, EXAONE 4."""
 
 from __future__ import annotations
 
 from collections.abc import Container
 from typing import Any
 
+from ..rope import ntk_theta
 from .architectures import Arch
 from .layers import FULL, MOST, Values, alternating, gguf_exaone4, hf_exaone4
 from .llama import ATTENTION, ATTENTION_BIASES, INTERLEAVED, LLAMA, MLP, PLAIN_TENSORS, SILU, TENSORS
-from .model_types import NEW, ModelType
+from .model_types import LLAMA3_ROPE, NEW, ModelType
 from .neox import LAYER_NORM_HPARAMS, NORM_BIASES
 from .qwen import QK_NORMS, QKV_BIASES
-from .schema import HPARAMS, ROPE_OBJECTS, Family, rope_type
+from .schema import HPARAMS, ROPE_OBJECTS, Family, InKey, rope_type
 
 NO_BIASES = {"attention_bias": (False,), "mlp_bias": (False,)}
 UNGATED = {hf: gguf for hf, gguf in TENSORS.items() if "gate_proj" not in hf}
@@ -83,14 +84,47 @@ NEMOTRON = Family(
     "loaded; ReLU² without a gate); conversion/nemotron.py NemotronModel",
 )
 
+_LAYER = "model.layers.{i}."
+APERTUS = Family(
+    hf=ModelType(
+        "apertus",
+        65536,
+        12e6,
+        rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6},
+        architectures=("ApertusForCausalLM",),
+        defaults={"rms_norm_eps": 1e-5, "hidden_act": "xielu"},
+        unsaid=frozenset({"xielu_alpha_n", "xielu_alpha_p", "xielu_beta", "xielu_eps"}),
+        switches={"attention_bias": ATTENTION},
+    ),
+    gguf=Arch("apertus", freqs="applied", pair="longrope", whole_head=True, head="required"),
+    tensors={
+        **{hf: gguf for hf, gguf in UNGATED.items() if "layernorm" not in hf and not hf.endswith("_proj.bias")},
+        **ATTENTION_BIASES,
+        **QK_NORMS,
+        f"{_LAYER}attention_layernorm.weight": "blk.{i}.attn_norm.weight",
+        f"{_LAYER}feedforward_layernorm.weight": "blk.{i}.ffn_norm.weight",
+    },
+    in_keys={  # alphas before the softplus that both runtimes take of them; a twin's are those of a new model
+        f"{_LAYER}mlp.act_fn.alpha_n": InKey("xielu_alpha_n", (1,), -1.05),
+        f"{_LAYER}mlp.act_fn.alpha_p": InKey("xielu_alpha_p", (1,), 0.2),
+        f"{_LAYER}mlp.act_fn.beta": InKey("xielu_beta", (), 0.5),
+        f"{_LAYER}mlp.act_fn.eps": InKey("xielu_eps", (), -1e-6),
+    },
+    hparams={**HPARAMS, **{f"xielu_{x}": f"/xielu.{x}:f32[]" for x in ("alpha_n", "alpha_p", "beta", "eps")}},
+    fixed={"hidden_act": ("xielu",)},
+    evidence="llama.cpp 0c1e570: src/models/apertus.cpp (halves turn, whole heads by an assertion; loads rope_freqs.weight), "
+    "ggml/src/ggml.c ggml_xielu; conversion/llama.py ApertusModel, which writes the tensors' own numbers; transformers 5.23: "
+    "models/apertus, activations.py XIELUActivation",
+)
 
-def _hunyuan(c: Values) -> dict[str, Any]:
+
+def hunyuan(c: Values) -> dict[str, Any]:
     """A dynamic scaling with alpha as what it is: another θ."""
     size = c.get("head_dim") or (c.get("hidden_size") or 0) // (c.get("num_attention_heads") or 1)
     for name in ROPE_OBJECTS:
         said = c.get(name) or {}
         if rope_type(said) == "dynamic" and said.get("alpha") and size > 2:
-            theta = (said.get("rope_theta") or c.get("rope_theta") or 10000.0) * said["alpha"] ** (size / (size - 2))
+            theta = ntk_theta(said.get("rope_theta") or c.get("rope_theta") or 10000.0, said["alpha"], size)
             return dict.fromkeys(ROPE_OBJECTS) | {name: {"rope_type": "default", "rope_theta": theta}, "rope_theta": theta}
     return {}
 
@@ -103,7 +137,7 @@ HUNYUAN_DENSE = Family(
         architectures=("HunYuanDenseV1ForCausalLM",),
         defaults={"rms_norm_eps": 1e-5},
         switches={"attention_bias": ATTENTION},
-        reads=_hunyuan,
+        reads=hunyuan,
         alpha=True,
     ),
     gguf=Arch("hunyuan-dense", sections="blocks", alpha=True),

@@ -77,6 +77,7 @@ ODD = {  # a key that `ModelType.reads` derives -> what llama.cpp cannot compute
     "usual_windows": "sliding and full attention in this order of layers",
     "usual_caps": "logits without a cap",
     "usual_qk_norm": "norms of Q and K in a model of so many experts",
+    "usual_layers": "layers whose experts differ in number or size",
     "usual_experts": "experts in these layers alone",
 }
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logit_scale", "routed_scaling_factor")

@@ -73,7 +73,7 @@ def _times(c: Values) -> Mapping[str, Times]:
     }
 
 
-def _sizes(h: Values) -> dict[str, int]:
+def mamba_sizes(h: Values) -> dict[str, int]:
     inner, groups = _inner(h), h.get("mamba_n_groups") or 1
     parts = _parts(h)
     return {
@@ -167,7 +167,7 @@ FALCON_H1 = Family(
         "usual_steps": (True,),
     },
     twin={"mamba_d_conv": 4, "mamba_d_ssm": 64, "mamba_d_state": 16, "mamba_n_heads": 4, "mamba_n_groups": 1},
-    sizes=_sizes,
+    sizes=mamba_sizes,
     evidence="llama.cpp 0c1e570: src/models/falcon-h1.cpp, mamba-base.cpp (the gate before the norm; rope_freqs.weight is loaded and not "
     "used); conversion/falcon_h1.py, which multiplies the weights; transformers 5.23: models/falcon_h1",
 )

@@ -13,7 +13,7 @@ from ..errors import FormatError
 
 Values = Mapping[str, Any]
 MOST = 4096  # layers that are looked at: eight times what llama.cpp takes (llama-hparams.h, LLAMA_MAX_LAYERS)
-SLIDES, CHUNKED, FULL = "sliding_attention", "chunked_attention", "full_attention"
+SLIDES, CHUNKED, FULL, LINEAR = "sliding_attention", "chunked_attention", "full_attention", "linear_attention"
 
 
 class Layer(NamedTuple):
@@ -100,6 +100,12 @@ def hf_smollm3(c: Values, n: int) -> list[Layer]:
     return [Layer(t, window if kind == SLIDES else None) for t, kind in zip(turns, types, strict=True)]
 
 
+def hf_granite_hybrid(c: Values, n: int) -> list[Layer]:
+    """models/granitemoehybrid/modeling_granitemoehybrid.py: no rotary module unless position_embedding_type is "rope"; Mamba has none."""
+    turns = c.get("position_embedding_type") == "rope"
+    return [Layer(turns and kind in (FULL, "attention")) for kind in (c.get("layer_types") or [])[: min(n, MOST)]]
+
+
 def alternating(n: int, every: int) -> list[str]:
     """The types of `n` layers, at most `MOST`, of which every so-manieth sees all, and the others a window."""
     return [SLIDES if (i + 1) % every else FULL for i in range(min(n, MOST))]
@@ -171,6 +177,12 @@ def gguf_cohere2moe(m: Values, n: int) -> list[Layer]:
 def gguf_baichuan(m: Values, n: int) -> list[Layer]:
     """baichuan.cpp: LLM_TYPE_7B is a model of 32 layers; one of 40 has ALiBi, any other no positions at all."""
     return [Layer(n == 32)]
+
+
+def gguf_granite_hybrid(m: Values, n: int) -> list[Layer]:
+    """granite-hybrid.cpp: has_rope(il), which is rope.scaling.finetuned in every layer; one without K/V heads is Mamba's."""
+    turns = bool(m.get("rope.scaling.finetuned", True))
+    return [Layer(turns and layer.turns) for layer in gguf_lfm2(m, n)]
 
 
 def gguf_lfm2(m: Values, n: int) -> list[Layer]:

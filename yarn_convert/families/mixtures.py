@@ -1,12 +1,14 @@
-"""Other mixtures of experts: OLMoE, MiniMax M2, Hy3."""
+"""Other mixtures of experts: OLMoE, MiniMax M2, Hy3, Hunyuan."""
 
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import replace
 from typing import Any
 
 from .architectures import Arch
-from .layers import Values
+from .dense import HUNYUAN_DENSE, hunyuan
+from .layers import MOST, Values
 from .llama import EXPERT_HPARAMS, MIXTRAL, NOT_DENSE, SILU
 from .mla import DENSE
 from .model_types import NEW, ModelType
@@ -85,10 +87,11 @@ def _not_first(h: Values, layer: int) -> bool:
     return layer > 0
 
 
+SHARED_MLP = {f"model.layers.{{i}}.mlp.shared_mlp.{x}_proj.weight": f"blk.{{i}}.ffn_{x}_shexp.weight" for x in PARTS}
 _SPARSE = {
     **{hf.replace(".gate.", ".router.gate."): gguf for hf, gguf in EXPERTS.items()},
     "model.layers.{i}.mlp.expert_bias": "blk.{i}.exp_probs_b",
-    **{f"model.layers.{{i}}.mlp.shared_mlp.{x}_proj.weight": f"blk.{{i}}.ffn_{x}_shexp.weight" for x in PARTS},
+    **SHARED_MLP,
 }
 HY_V3 = Family(
     hf=ModelType(
@@ -128,4 +131,57 @@ HY_V3 = Family(
     evidence="llama.cpp 0c1e570: src/models/hy-v3.cpp (halves turn; rope_freqs.weight is not loaded; which layers have experts is told by "
     "their tensors); conversion/hunyuan.py HYV3Model",
     twin={"num_hidden_layers": 2},
+)
+
+_BY_LAYER = {"chosen_experts": "moe_topk", "moe_intermediate_size": "moe_intermediate_size", "n_shared_experts": "num_shared_expert"}
+
+
+def _hunyuan(c: Values) -> dict[str, Any]:
+    """Of lists with a number for each layer the first. transformers' experts have the size of the layer, and so has the shared one."""
+    size, own = c.get("intermediate_size"), {"moe_topk": c.get("num_experts_per_tok", 1), **c}  # as transformers' attribute_map has it
+    said = {key: [n] if isinstance(n := own.get(name), int) else n or [] for key, name in _BY_LAYER.items()}
+    sizes = {*said["moe_intermediate_size"]} | {size}
+    return hunyuan(c) | {
+        **{key: next(iter(numbers), None) for key, numbers in said.items()},
+        "num_experts": c.get("num_experts", c.get("num_local_experts", 1)),
+        "moe_intermediate_size": size,
+        "shared_expert_intermediate_size": size,
+        "usual_layers": len(sizes) == 1 and all(len({*numbers}) < 2 for numbers in said.values()),
+    }
+
+
+def _hunyuan_writes(c: Values, names: Container[str]) -> dict[str, Any]:
+    return {own: [c[key]] * min(c["num_hidden_layers"], MOST) for key, own in _BY_LAYER.items() if c[key] is not None}
+
+
+HUNYUAN_MOE = replace(
+    HUNYUAN_DENSE,
+    hf=replace(
+        HUNYUAN_DENSE.hf,
+        name="hunyuan_v1_moe",
+        architectures=("HunYuanMoEV1ForCausalLM",),
+        unsaid=frozenset({*_BY_LAYER, "shared_expert_intermediate_size"}),
+        reads=_hunyuan,
+        writes=_hunyuan_writes,
+    ),
+    gguf=Arch("hunyuan-moe", whole_head=True),
+    tensors={
+        **{hf: gguf for hf, gguf in HUNYUAN_DENSE.tensors.items() if ".mlp." not in hf},
+        **{hf.replace(".gate.", ".gate.wg."): gguf for hf, gguf in EXPERTS.items()},
+        **SHARED_MLP,
+    },
+    hparams={
+        **HPARAMS,
+        "num_experts": "expert_count",
+        "chosen_experts": "expert_used_count",  # not by its usual name, which transformers would take for moe_topk
+        "moe_intermediate_size": "expert_feed_forward_length",
+        "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+        "n_shared_experts": "expert_shared_count",
+    },
+    may_lack=frozenset({"n_shared_experts"}),
+    fixed={**HUNYUAN_DENSE.fixed, "usual_layers": (True,)},
+    twin={"chosen_experts": 1},
+    evidence="llama.cpp 0c1e570: src/models/hunyuan-moe.cpp (rope_freqs.weight is not loaded; Q and K are normed after they turn; whole "
+    "heads by an assertion); conversion/hunyuan.py HunYuanMoEModel; transformers 5.23: models/hunyuan_v1_moe/modeling_hunyuan_v1_moe.py "
+    "(experts are of intermediate_size)",
 )

@@ -148,7 +148,6 @@ def _longcat(c: Values) -> dict[str, Any]:
 
 # Those whose tensors have no names here. Their rotary class, attention and config class were found to be the usual ones.
 OTHER_TYPES = (
-    ModelType("apertus", 65536, 12e6, rope=LLAMA3_ROPE | {"factor": 8.0, "rope_theta": 12e6}),
     ModelType("aria_text", 2048, since=NEW),
     ModelType("axk1", 32768, head_dim=64, renamed=LATENT_HEAD, latent=True, since=NEW),
     ModelType("bamba", 262144, partial=0.5, reads=_bamba, since=NEW),

@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from .architectures import Arch
-from .layers import FULL, MOST, Values
+from .layers import FULL, LINEAR, MOST, Values
 from .llama import NOT_DENSE, PLAIN_TENSORS, SILU
 from .model_types import NEW, ModelType
 from .qwen import ALL_SPARSE, EXPERTS, PARTS, QK_NORMS, QWEN2_MOE, SPARSE_DEFAULTS
 from .schema import HPARAMS, Family, rope_says
 
-LINEAR = "linear_attention"
 _LINEAR, _LAYER = "model.layers.{i}.linear_attn.", "blk.{i}."
 _ATTENTION = {hf: gguf for hf, gguf in {**PLAIN_TENSORS, **QK_NORMS}.items() if ".self_attn." in hf}
 _AFTER = {"model.layers.{i}.post_attention_layernorm.weight": f"{_LAYER}post_attention_norm.weight"}

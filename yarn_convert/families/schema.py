@@ -20,7 +20,8 @@ NO_EXPERT = -1
 ROPE_OBJECTS = ("rope_scaling", "rope_parameters")  # where config.json spells RoPE for transformers 4, and for 5
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 
-HPARAMS = {  # config.json key -> GGUF key below `{arch}.`, with its type where that is not u32 ("f32", "bool", …): those of Llama
+# config.json key -> GGUF key below `{arch}.`, or after "/" the whole of it, with its type where that is not u32 ("f32", "bool", …)
+HPARAMS = {  # those of Llama
     "num_hidden_layers": "block_count",
     "max_position_embeddings": "context_length",
     "hidden_size": "embedding_length",
@@ -71,6 +72,19 @@ def _nothing(h: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _always(c: Mapping[str, Any]) -> bool:
+    return True
+
+
+class InKey(NamedTuple):
+    """A tensor of one number in each layer of HF, of which a GGUF has a list in a key: that of `Family.hparams`, the tensor's shape there,
+    and what a twin has where no weights say it."""
+
+    key: str
+    shape: tuple[int, ...]
+    usual: float
+
+
 @dataclass(frozen=True)
 class Family:
     """One row: what transformers makes of its config.json, what llama.cpp's code makes of its GGUF, and the tensors of both.
@@ -84,6 +98,8 @@ class Family:
     # several GGUF names stand, the HF tensor is split into them; where none stands, it is a buffer that no runtime reads.
     tensors: Mapping[str, str | tuple[str, ...]]
     evidence: str  # where all this was read
+    where: Callable[[Mapping[str, Any]], bool] = _always  # config.json -> whether it is this row's, where several have its model type
+    in_keys: Mapping[str, InKey] = field(default_factory=dict)  # HF name, besides `tensors` -> the key of a GGUF that says it
     transforms: Mapping[str, str] = field(default_factory=dict)  # GGUF name -> how rows move, a key of `layout.TRANSFORMS`
     # config.json -> GGUF name -> what its tensor is multiplied by on the way there, which config.json says, and not on the way back
     times: Callable[[Mapping[str, Any]], Mapping[str, Times]] = _nothing
@@ -157,9 +173,11 @@ class Family:
     def to_gguf(self, name: str) -> list[tuple[str, int, int]]:
         """(GGUF name, which part of the HF tensor, which expert) for each GGUF tensor that an HF tensor goes into.
 
-        Empty for a buffer that is dropped. Raises Unsupported if no template fits.
+        Empty for a buffer that is dropped, or a number that is said in a key. Raises Unsupported if no template fits.
         """
         n = numbered(name)
+        if n.template in self.in_keys:
+            return []
         if n.template not in self.tensors:
             if BUFFER.search(name):
                 return []
@@ -226,9 +244,9 @@ class Family:
         return any("gelu" in str(self.fixed.get(key)) for key in ACTIVATIONS)
 
     def gguf_key(self, key: str) -> tuple[str, str]:
-        """(GGUF key with the architecture, its type) of a key of `hparams`."""
+        """(GGUF key, with the architecture if that is in it, its type) of a key of `hparams`."""
         name, _, kind = self.hparams[key].partition(":")
-        return f"{self.gguf_arch}.{name}", kind or "u32"
+        return (name[1:] if name.startswith("/") else f"{self.gguf_arch}.{name}"), kind or "u32"
 
     def folded(self, config: Mapping[str, Any], base: Mapping[str, Any]) -> Mapping[str, Times]:
         """What the tensors of a folder with this config are multiplied by if it was made of a GGUF of the base, by their GGUF names:
@@ -239,6 +257,11 @@ class Family:
     def by_layer(self, key: str) -> bool:
         """Whether a key of `hparams` is a list."""
         return self.hparams[key].endswith("[]")
+
+    @property
+    def in_tensors(self) -> dict[str, InKey]:
+        """The keys of `hparams` that a folder has as tensors."""
+        return {told.key: told for told in self.in_keys.values()}
 
 
 class Numbered(NamedTuple):

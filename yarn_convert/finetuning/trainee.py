@@ -55,7 +55,7 @@ class Trainee:
         self.decoder = self.net.get_decoder() if c.around else self.net
         self.rotary = replace_rotary(self.decoder, c.family.layer_type)
         self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling") and isinstance(m.scaling, float)]
-        self.scaled = self.scaled if c.family.latent else []
+        self.scaled = self.scaled if c.family.hf.latent else []
         self.layers = max((m for m in self.decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.prefix = self.net.base_model_prefix
         if not hasattr(self.net, self.prefix):

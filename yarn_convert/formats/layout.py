@@ -411,7 +411,8 @@ def as_they_are(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes, ggu
         names = [name] if gguf else [n for n, _, _ in family.to_gguf(name)]
         return Order(sizes["head"]) if any(family.transform(n) == "interleave" for n in names) else AS_IT_IS
 
-    return {name: Part(t.shape, (t,), order(name)) for name, t in tensors.items() if gguf or family.to_gguf(name)}
+    kept = (name for name in tensors if gguf or family.to_gguf(name) or numbered(name).template in family.in_keys)
+    return {name: Part(tensors[name].shape, (tensors[name],), order(name)) for name in kept}
 
 
 def rounded_by_gguf(family: Family, name: str, sizes: Sizes) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from ..rope import Array, geometric, temperature
+from ..rope import Array, geometric, ntk_theta, temperature
 from .reading import NOT_MODELLED
 from .rows import MSCALES
 from .seen import Seen, context_of, refuse
@@ -30,13 +30,13 @@ def dynamic(rope: Seen, length: int) -> tuple[Array, float]:
     the text ("static"), or L itself unless `max_trained_positions` says otherwise ("trained": no scaling at all)."""
     f, at = rope.number("factor"), rope.max_position
     if rope.facts.alpha and rope.dict.get("alpha"):
-        return geometric(rope.theta * rope.dict["alpha"] ** (rope.dim / (rope.dim - 2)), rope.dim), 1.0
+        return geometric(ntk_theta(rope.theta, rope.dict["alpha"], rope.dim), rope.dim), 1.0
     if "alpha" in rope.dict and rope.row.dynamic != "length":
         raise Unsupported("dynamic scaling with alpha is not modelled", NOT_MODELLED)
     trained = rope.dict.get("max_trained_positions", at) if rope.row.dynamic == "trained" else at
     reached: float = {"length": max(length, at), "trained": at, "static": at * f}[rope.row.dynamic]
     s = f * reached / trained - (f - 1)
-    return geometric(rope.theta * s ** (rope.dim / (rope.dim - 2)), rope.dim), 1.0
+    return geometric(ntk_theta(rope.theta, s, rope.dim), rope.dim), 1.0
 
 
 def yarn(rope: Seen, length: int) -> tuple[Array, float]:

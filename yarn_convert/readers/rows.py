@@ -165,7 +165,7 @@ _ROWS = {
             yarn_factor="null-lengths",
             null_means_default=True,
             head_dim_required=NEED_HEAD_DIM,
-            head_dim_unfilled=frozenset({"mixtral", "minimax", "ministral", "hunyuan_v1_dense"}),
+            head_dim_unfilled=frozenset({"mixtral", "minimax", "ministral", "hunyuan_v1_dense", "hunyuan_v1_moe"}),
             partial=("refuses-scaled", ("dict", "top")),
             ignores={"longrope": MSCALES},
         ),

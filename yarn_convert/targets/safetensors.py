@@ -116,7 +116,7 @@ def hf_piece(name: str, part: Part, outtype: str) -> Piece:
     """How a part becomes a tensor of a folder in HF layout."""
     own = part.dtype
     plain = EXACT.get(own, own if own in SAFETENSORS_BITS else "F32")
-    dtype = plain if outtype == "auto" or len(part.shape) == 1 else outtype.upper()
+    dtype = plain if outtype == "auto" or len(part.shape) <= 1 else outtype.upper()
     if dtype != own and own in SAFETENSORS_BITS and own not in TORCH_NAMES:
         raise Unsupported(f"tensor {name!r} is {own}: its type cannot be changed", "--outtype auto")
     size = math.prod(part.shape) * SAFETENSORS_BITS[dtype] // 8

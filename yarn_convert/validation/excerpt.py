@@ -57,7 +57,8 @@ def write_excerpt(c: Checkpoint, ids: NDArray[np.int64], out: Path) -> tuple[Che
 def _fields(c: Checkpoint, gguf: Gguf, layers: int, tokens: int) -> dict[str, Field | Value]:
     """The architecture's keys, with the excerpt's sizes; of an array that has an entry for each layer, the first."""
     arch = gguf.arch
-    fields: dict[str, Field | Value] = {k: v for k, v in gguf.fields.items() if k == "general.architecture" or k.startswith(f"{arch}.")}
+    named = {"general.architecture", *(c.family.gguf_key(k)[0] for k in c.family.hparams)}
+    fields: dict[str, Field | Value] = {k: v for k, v in gguf.fields.items() if k in named or k.startswith(f"{arch}.")}
     for key, field in fields.items():
         value: Any = gguf.get(key)
         if isinstance(value, list) and len(value) == c.layers > 1:

@@ -102,11 +102,14 @@ def _sizes(c: Checkpoint) -> dict[str, Any]:
         **{key: size for key, size in SMALL.items() if key in c.family.hparams},
         **c.family.twin,
     }
+    if "mamba_inner" in c.family.hparams:
+        sizes["mamba_inner"] = 2 * sizes["hidden_size"]
     if c.family.linear:  # up to the first layer that attends, and one more at least
         sizes["num_hidden_layers"] = max(2, [*c.family.linear(c.hparams), False].index(False) + 1)
     sizes["num_hidden_layers"] = layers = min(sizes["num_hidden_layers"], c.layers)
     for key in (k for k in c.family.hparams if c.family.by_layer(k) and k != families.SECTIONS):
-        sizes[key] = [sizes[LISTS[key]] if key in LISTS and n else n for n in c.hparams[key][:layers]]
+        numbers = c.hparams[key][:layers] if key in c.hparams else [c.family.in_tensors[key].usual] * layers
+        sizes[key] = [sizes[LISTS[key]] if key in LISTS and n else n for n in numbers]
     latent = c.family.hf.reads({**sizes, "qk_rope_head_dim": c.head_dim}) if c.family.hf.latent else {}
     return sizes | {k: n for k, n in latent.items() if k in c.family.hparams}
 
@@ -164,7 +167,7 @@ def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, ND
     changes |= {k: "float32" for k in ("dtype", "torch_dtype") if k in config}
     changes |= dict.fromkeys([k for k in REFUSED_IN_A_TWIN if k in config], REMOVE)
     made = {name: in_memory(name, a, "F32") for name, a in arrays.items()}
-    parts = layout.hf_parts(family, made, small.sizes)
+    parts = layout.hf_parts(family, made, small.sizes) | small.in_keys
     if small.around:
         text, parts = _around(small, text, changes, parts)
     else:
