@@ -56,6 +56,8 @@ def finetune(
         if asked.printing.as_json:
             answer(plan.to_dict(), True)
         return
+    if asked.options.emit and not first:
+        return
     if asked.options.emit:
         made = emit(plan)
         answer(made.to_dict(), asked.printing.as_json, made.path, *(f"note      {note}" for note in made.notes))
