@@ -158,6 +158,15 @@ class Checkpoint:
         sizes |= self.family.sizes(h)
         return sizes | (self._latent_sizes(sizes) if self.family.latent else {})
 
+    def sizes_of(self, layer: int) -> Mapping[str, int]:
+        """`sizes`, as they are in one layer."""
+        return {**self.sizes, **self.family.layer_sizes(self.hparams, layer)} if self.family.layer_sizes else self.sizes
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        """All that says which tensors there are: the hparams, and config.json where there is one."""
+        return self.hparams if self.gguf else {**self.config, **self.hparams}
+
     def _latent_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Those of multi-head latent attention, where a part of each head turns."""
         h, heads = self.hparams, sizes["heads"]
@@ -225,7 +234,7 @@ class Checkpoint:
         """The RoPE of the layers that a recipe does not extend; None where all have one."""
         if not self.family.layer_type:
             return None
-        return Table(geometric(self.other_theta, self.rope.rotary_dim), 1.0)
+        return Table(geometric(self.other_theta, self.hparams.get("rotary_dim_swa") or self.rope.rotary_dim), 1.0)
 
     @property
     def other_theta(self) -> float:
@@ -240,6 +249,9 @@ class Checkpoint:
         attention it holds one latent vector a token and layer."""
         if self.family.latent:
             return self.layers * int(self.hparams["latent_key"]) * context * element
+        if self.family.layer_sizes:  # where some share the keys of others, those have none
+            own = range(self.layers - (self.hparams.get("num_kv_shared_layers") or 0))
+            return 2 * sum(self.sizes_of(i)["kv"] for i in own) * context * element
         by_layer = self.config.get(f"{self.family.gguf_arch}.attention.head_count_kv") if self.gguf else None
         layers = self.layers - (sum(self.family.linear(self.hparams)) if self.family.linear else 0)
         heads = sum(by_layer) if isinstance(by_layer, list) else layers * self.heads("k")

@@ -357,7 +357,7 @@ def _inputs(c: Checkpoint) -> list[Path]:
 
 def carry_in_place(c: Checkpoint, o: ConvertOptions) -> str:
     """Frequencies that lie in the file as a tensor can be replaced in place, but not taken out."""
-    return "tensors" if o.in_place and o.carry == "auto" and c.factors else o.carry
+    return "tensors" if o.in_place and o.carry == "auto" and c.factors and c.family.gguf.freqs != "required" else o.carry
 
 
 def _check_in_place(c: Checkpoint, o: ConvertOptions, fmt: str, model: str) -> None:

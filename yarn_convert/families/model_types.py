@@ -51,6 +51,9 @@ class ModelType:
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # spelling -> keys that a dict must have
     # For rope dicts per layer type: the layers that a recipe extends come first, each with its theta's key in config.json, and the default
     layers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    nested_alone: bool = False  # it reads these dicts alone: no θ, and no rope_scaling, at the top
+    first_layers: Callable[[Values], dict[str, Any]] = _nothing  # config -> what the first kind of them has otherwise than it says
+    permits: Mapping[str, str] = field(default_factory=dict)  # rope_type -> the key of config.json without which it is refused
     turning: Callable[[Values, int], list[Layer]] | None = None  # where some layers have no RoPE: which have
     alpha: bool = False  # "dynamic" with alpha is no scaling there: θ is multiplied by alpha^(D/(D − 2))
     floor: bool = False  # llama_4_scaling_beta of its RoPE object counts from original_max_position_embeddings there, whatever the type

@@ -202,7 +202,8 @@ def _from_hf(c: Checkpoint, about: Mapping[str, Value], r: Request, files: Files
     }
     for hf in c.family.hparams:
         key, kind = c.family.gguf_key(hf)
-        if c.hparams[hf] is not None:
+        alike = kind.endswith("[]") and key in fields and len(set(c.hparams[hf])) == 1  # its one number says it
+        if c.hparams[hf] is not None and not alike:
             fields[key] = Value(kind, c.hparams[hf])
     fields |= {f"{arch}.{key}": Value(*value) for key, value in c.family.constants.items()}
     fields.setdefault(f"{arch}.attention.value_length", Value("u32", c.head_dim))
