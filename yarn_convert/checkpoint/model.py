@@ -13,6 +13,7 @@ from typing import Any
 from .. import dialects, families, readers
 from ..errors import FormatError, InputError, Unsupported
 from ..families import Family
+from ..families.schema import ACTIVATIONS
 from ..formats import layout
 from ..formats.contents import PAPERS, belonging
 from ..formats.files import exists
@@ -161,6 +162,11 @@ class Checkpoint:
     def sizes_of(self, layer: int) -> Mapping[str, int]:
         """`sizes`, as they are in one layer."""
         return {**self.sizes, **self.family.layer_sizes(self.hparams, layer)} if self.family.layer_sizes else self.sizes
+
+    @property
+    def gelu(self) -> bool:
+        """Whether its feed-forward layers use GELU: by its row, or where it has none by its config.json."""
+        return self.family.gelu or any("gelu" in str(self.config.get(key)) for key in ACTIVATIONS)
 
     @property
     def described(self) -> Mapping[str, Any]:
