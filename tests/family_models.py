@@ -260,6 +260,52 @@ TINY: Mapping[str, Tiny] = {
         norm=0.0,
         drop=("hidden_act", "tie_word_embeddings"),
     ),
+    "gemma4_text": Tiny(
+        "gemma4_text",
+        "Gemma4ForCausalLM",
+        RMS
+        | {
+            "attention_bias": False,
+            "attention_k_eq_v": False,
+            "enable_moe_block": False,
+            "final_logit_softcapping": 30.0,
+            "global_head_dim": 32,
+            "head_dim": 16,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size_per_layer_input": 16,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_experts": None,
+            "num_global_key_value_heads": None,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "pad_token_id": 0,
+            "rope_parameters": {
+                "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+                "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+            },
+            "sliding_window": 16,
+            "use_bidirectional_attention": None,
+            "use_double_wide_mlp": True,
+            "vocab_size_per_layer_input": VOCAB,
+        },
+        {
+            "experts": {
+                "attention_k_eq_v": True,
+                "enable_moe_block": True,
+                "hidden_size_per_layer_input": 0,
+                "moe_intermediate_size": 32,
+                "num_experts": 4,
+                "num_global_key_value_heads": 1,
+                "num_hidden_layers": 2,
+                "layer_types": ["sliding_attention", "full_attention"],
+                "num_kv_shared_layers": 0,
+                "top_k_experts": 2,
+                "use_bidirectional_attention": "vision",
+                "use_double_wide_mlp": False,
+            },
+        },
+        drop=("hidden_act", "rope_scaling", "rope_theta", "tie_word_embeddings"),
+    ),
     "gpt_neox": Tiny(
         "gpt_neox",
         "GPTNeoXForCausalLM",
@@ -1349,7 +1395,7 @@ def on_disk(model_type: str, name: str, shape: Shape) -> Iterator[tuple[str, Sha
     fused = re.fullmatch(r"(.*\.experts\.)(gate_up|down)_proj", name)
     if ".block_sparse_moe." in name and model_type in ("granitemoe", "granitemoeshared", "granitemoehybrid"):
         yield re.sub(r"(?<=block_sparse_moe\.).*", lambda m: GRANITEMOE[m[0]], name), shape
-    elif fused is None or model_type in ("gpt_oss", "llama4_text", "qwen3_5_moe_text"):
+    elif fused is None or model_type in ("gpt_oss", "llama4_text", "qwen3_5_moe_text", "gemma4_text"):
         yield name, shape
     else:
         gate, up, down = EXPERT_NAMES.get(model_type, ("gate_proj", "up_proj", "down_proj"))
@@ -1386,7 +1432,7 @@ def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, confi
         return np.asarray(-1e-6 * np.exp(w) if name.endswith("eps") else 0.5 + 0.2 * w, np.float32)
     if re.search(r"(bias|sinks)$", name):
         return 0.1 * w
-    if name.endswith(("A_log", "mamba.D", "linear_attn.norm.weight")):
+    if name.endswith(("A_log", "mamba.D", "linear_attn.norm.weight", "layer_scalar", "scale")):
         return (1 + 0.1 * w).astype(np.float32)
     if re.search(r"norm|\.ln_", name):
         middle = norm if not re.search(r"\.[qk]_(layer)?norm", name) else norm + 1

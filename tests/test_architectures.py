@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ KINDS: dict[str, dict[str, Any]] = {
 def keys(arch: str, kind: str) -> dict[str, Any]:
     facts, changes = ARCHS[arch], KINDS[kind]
     if kind == "yarn" and facts.dims:
-        changes = changes | {"rope__dimension_count_swa": 32, "rope__dimension_count": 48}
+        whole = facts.freqs == "required"  # a tensor of as many factors as half a head has
+        changes = changes | {"rope__dimension_count_swa": 32} | ({} if whole else {"rope__dimension_count": 48})
     return keys_of(arch, **changes)
 
 
@@ -113,8 +115,6 @@ def read(arch: str, kind: str, found: Made) -> Any:
     """The row's reading of what was run."""
     full = {"general.architecture": arch} | {f"{arch}.{k}": v for k, v in keys(arch, kind).items()}
     tensors = {name: np.array(FACTORS[: shape[0]], float) for name, shape in found.shapes.items() if name.startswith("rope_f")}
-    if ARCHS[arch].freqs == "still":
-        tensors = {}  # the factors of this test are none that it may have
     pair = [tensors[f"rope_factors_{x}.weight"] for x in ("short", "long")] if len(tensors) == 2 else None
     return read_gguf(full, tensors.get("rope_freqs.weight"), pair and (pair[0], pair[1]))
 
@@ -126,7 +126,7 @@ def test_llama_cpp_turns_the_layers_as_the_row_says(arch: str, kind: str) -> Non
     found = run(arch, kind)
     reading = read(arch, kind, found)
     main, second = Table(reading.inv_freq, reading.multiplier), reading.beside.other_layers
-    tables = [turned(t._replace(factors=t.factors and ARCHS[arch].freqs != "still")) for t in found.turns]
+    tables = [turned(t) for t in found.turns]
     which = [0 if same(t, main) else 1 if second is not None and same(t, second) else None for t in tables]
     assert None not in which, [t for t, k in zip(found.turns, which, strict=True) if k is None][:2]
     only_windows = second is not None and arch == "smallthinker"
@@ -210,10 +210,10 @@ def base(tmp_path: Path) -> Callable[..., Path]:
 
     def write(arch: str, **changes: Any) -> Path:
         facts = ARCHS[arch]
-        job = Job(arch, keys_of(arch, **WHOLE.get(arch, {}), **changes), factors=STILL if facts.freqs == "still" else (1.0,))
+        job = Job(arch, keys_of(arch, **WHOLE.get(arch, {}), **changes), factors=STILL if facts.freqs == "required" else (1.0,))
         found = made(job)
         assert not found.error
-        optional = set() if facts.freqs == "still" or facts.pair == "always" else set(FACTOR_TENSORS)
+        optional = set() if facts.freqs == "required" or facts.pair == "always" else set(FACTOR_TENSORS)
         known = {t for f in FAMILIES if f.gguf_arch == arch for hf in f.tensors for t in f.parts(hf)}
         optional |= {n for n in found.shapes if known and n not in FACTOR_TENSORS and numbered(n).template not in known}
         return file_of(tmp_path / "base.gguf", job, {n: s for n, s in found.shapes.items() if n not in optional})
@@ -271,7 +271,7 @@ def test_a_gguf_is_extended_by_other_methods_too(arch: str, method: str, base: C
     assert contents(out) == contents(path)
     fields = {k: f.contents() for k, f in gguf.GGUFReader(out).fields.items()}
     assert {k: fields.get(f"{arch}.rope.{k}") for k in METHODS[method]} == METHODS[method]
-    found, meant = made(Job(arch, {}, file=str(out))), table(open_checkpoint(Source(out, "out")).rope)
+    found, meant = made(Job(arch, {}, file=str(out))), table(replace(open_checkpoint(Source(out, "out")).rope, still=0))
     assert any(same(turned(t._replace(factors=False)), meant) for t in found.turns)
 
 
@@ -329,7 +329,7 @@ def test_what_an_architecture_alone_reads_is_written_for_it(
     fields = {k: f.contents() for k, f in gguf.GGUFReader(out).fields.items()}
     assert {k: fields.get(f"{arch}.rope.{k}") for k in written} == {k: v and pytest.approx(v, rel=1e-6) for k, v in written.items()}
     c, found = open_checkpoint(Source(out, "out")), made(Job(arch, {}, file=str(out)))
-    meant, others = table(c.rope), c.beside(c.rope).other_layers
+    meant, others = table(replace(c.rope, still=0)), c.beside(c.rope).other_layers
     tables = [turned(t._replace(factors=False)) for t in found.turns]
     assert any(same(t, meant) for t in tables)
     assert all(same(t, meant) or (others is not None and same(t, others)) for t in tables)
@@ -414,7 +414,7 @@ def test_the_pairs_that_text_leaves_still_are_those_of_llama_cpp() -> None:
             "M-RoPE in sections of 16, 8, 8, 0; text turns all pairs by one position, but for 5 of 32 that llama.cpp leaves still",
         ),
         ("qwen35", {"rope__dimension_sections": [11, 11, 10, 0]}, "sections of 11, 11, 10, 0; text turns all pairs by one position\n"),
-        ("gemma4", {}, "those within a window of 32 tokens keep theta 10000, D 64\n"),
+        ("gemma4", {}, "those within a window of 32 tokens keep theta 10000\n"),
         ("gemma4", {}, "8 of 32 pairs turn, by rope_freqs.weight"),
     ],
 )

@@ -502,7 +502,7 @@ def test_the_first_number_is_the_answer(make_model: MakeModel, monkeypatch: pyte
 
 ROTATIONS = {
     "qwen3": "halves", "gpt_neox": "halves", "phi3/partial": "halves", "cohere": "neighbours", "glm4": "neighbours",
-    "gemma2": "", "gemma3_text": "", "smollm3": "", "granite": "halves", "falcon": "", "stablelm": "halves",
+    "gemma2": "", "gemma3_text": "", "gemma4_text": "", "smollm3": "", "granite": "halves", "falcon": "", "stablelm": "halves",
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from yarn_convert.errors import FormatError, Inexpressible, Unsupported, YarnCon
 from yarn_convert.families import MODEL_TYPES, ModelType
 from yarn_convert.families.model_types import SHAPE
 from yarn_convert.options import ConvertOptions, Recipe
-from yarn_convert.readers import read_config
+from yarn_convert.readers import Refuses, read_config
 from yarn_convert.rope import Table, effect
 
 torch = pytest.importorskip("torch")
@@ -67,7 +67,7 @@ def same(ours: Any, theirs: Table) -> bool:
     )
 
 
-BY_LAYER = ("gemma3_text", "olmo3")  # an object for each type of layers
+BY_LAYER = ("gemma3_text", "olmo3", "gemma4_text")  # an object for each type of layers
 
 
 @pytest.mark.parametrize("model_type", ALONE)
@@ -170,7 +170,7 @@ def test_of_two_names_for_one_key_the_familys_own_is_read(name: str, other: dict
 
 
 @pytest.mark.parametrize("where", ["rope_scaling", "rope_parameters"])
-@pytest.mark.parametrize("model_type", [t for t in ALONE if t != "phi3"])  # which takes yarn for another name of longrope
+@pytest.mark.parametrize("model_type", [t for t in ALONE if t not in ("phi3", "gemma4_text")])  # one takes yarn for longrope, one fails
 def test_a_yarn_without_its_original_context_means_what_transformers_makes_of_it(model_type: str, where: str, tmp_path: Path) -> None:
     """It counts from max_position_embeddings, even where the model was trained on another length (Command R)."""
     objects = ("rope_scaling", "rope_parameters", "original_max_position_embeddings")
@@ -180,6 +180,31 @@ def test_a_yarn_without_its_original_context_means_what_transformers_makes_of_it
     config |= {"max_position_embeddings": 16 * CONTEXT, where: {FULL: yarn} if nested else yarn}
     config |= {"head_dim": 16} if model_type in ("mistral", "mixtral") else {}  # their config class leaves it None, and yarn fails
     assert same(effect(opened(tmp_path, config).rope), computed(config))
+
+
+GEMMA4 = {
+    "full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+
+def test_what_gemma_4_fails_at_is_refused(tmp_path: Path) -> None:
+    config = {k: v for k, v in described("gemma4_text").items() if k != "rope_parameters"}
+    for given, why in (
+        ({"rope_scaling": LINEAR}, "transformers takes it for one of all layers"),
+        ({"per_layer_config": {"0": {"head_dim": 32}}}, "global_head_dim"),
+    ):
+        with pytest.raises(Unsupported) as refused:
+            opened(tmp_path, config | given)
+        assert why in f"{refused.value.message} {refused.value.hint}"
+    for dicts, word in (
+        (GEMMA4, "original_max_position_embeddings"),
+        ({"full_attention": GEMMA4["sliding_attention"]}, "without sliding_attention"),
+    ):
+        with pytest.raises(Refuses, match=word):
+            read_config("transformers-5", config | {"rope_parameters": dicts})
+        with pytest.raises(KeyError):
+            computed(config | {"rope_parameters": dicts})
 
 
 @pytest.mark.parametrize(("said", "used"), [({"moe_topk": 3}, 3), ({"num_experts_per_tok": 2}, 2), ({}, 1)])

@@ -9,9 +9,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
     "errors", "options", "formats.inputs", "formats.files", "formats.digests", "formats.decoding", "formats.pickles",
-    "formats.contents", "rope.methods", "rope.comparing", "rope", "families.layers", "families.model_types", "families.architectures",
+    "formats.contents", "rope.methods", "rope.comparing", "rope.factors", "rope", "families.layers", "families.model_types", "families.architectures",
     "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.qwen_vl", "families.qwen_linear",
-    "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma",
+    "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma", "families.gemma4",
     "families.others", "families.mla", "families.minicpm", "families.gpt_oss", "families.experts", "families.mixtures", "families.llama4",
     "families", "formats.tensors", "formats.changes", "formats.layout", "formats.gguf_file",
     "formats.general", "formats.split", "formats.json_text", "checkpoint.manifest", "checkpoint.config", "formats.dtypes",

@@ -59,6 +59,20 @@ MISTRAL4 = {
 MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "aria": ({}, SEES),
     "gemma3": ({"num_hidden_layers": 6, "layer_types": GEMMA_LAYERS, "sliding_window": 16, "query_pre_attn_scalar": 16}, SEES),
+    "gemma4": (
+        {
+            "num_hidden_layers": 2,
+            "layer_types": GEMMA_LAYERS[-2:],
+            "sliding_window": 16,
+            "global_head_dim": 32,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": VOCAB,
+            "initializer_range": 0.08,
+        },
+        {**SEES, "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 64},
+    ),
     "llava": ({"model_type": "llama"}, {**SEES, "model_type": "clip_vision_model"}),
     "mistral3-ministral3": ({"model_type": "ministral3", **MINISTRAL}, SEES),
     "mistral3-mistral4": ({**MISTRAL4, **MISTRAL}, SEES),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from yarn_convert.checkpoint.config import language_model
+from yarn_convert.dialects import hf_read
 from yarn_convert.errors import FormatError, Unsupported
 from yarn_convert.families import ARCHS, MODEL_TYPES, Arch
 from yarn_convert.readers import HF_READERS, Beside, Refuses, read_config, read_gguf
@@ -451,6 +452,7 @@ def test_every_model_type_live_in_transformers_5(model_type, case):
     lists = {"1": [1.0 + i / 64 for i in range(pairs_of(facts))], "2": [2.0 + i for i in range(pairs_of(facts))]}
     rope = {k: lists.get(v, v) if isinstance(v, str) and k != "rope_type" else v for k, v in FAMILY_LIVE[case].items()}
     config = family(model_type, None if case == "default" else rope)
+    config = by_layer(config, facts) if facts.nested_alone else config
     try:
         wanted = rotary_of(torch, transformers, json.loads(json.dumps(config)), facts)
     except Exception as refused:  # KeyError, TypeError, or what the config class's validator makes of them
@@ -464,6 +466,50 @@ def test_every_model_type_live_in_transformers_5(model_type, case):
     for (mine, m), (theirs, scaling) in zip(found, wanted, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=3 * FLOAT32)
         assert m == pytest.approx(scaling, rel=FLOAT32)
+
+
+P_ROPE = {
+    "plain": {"partial_rotary_factor": 0.25},
+    "of another part": {"partial_rotary_factor": 0.3},
+    "linear": {"partial_rotary_factor": 0.25, "factor": 4.0},
+    "whole": {},
+}
+
+
+@pytest.mark.parametrize("case", P_ROPE)
+def test_p_rope_live_in_transformers_5(case):
+    """The pairs that turn have the frequencies of the whole head's, the others none."""
+    transformers = pytest.importorskip("transformers", minversion="5.23")
+    torch = pytest.importorskip("torch")
+    facts = MODEL_TYPES["gemma4_text"]
+    config = by_layer(family("gemma4_text", {"rope_type": "proportional", **P_ROPE[case]}), facts)
+    reading, (wanted, _) = read_config("transformers-5", config, 1000), rotary_of(torch, transformers, config, facts)
+    np.testing.assert_allclose(reading.inv_freq, wanted[0], rtol=3 * FLOAT32)
+    assert (reading.inv_freq == 0).sum() == {"of another part": 90, "whole": 0}.get(case, 96)
+    c = hf_read({**config, "head_dim": facts.head_dim, "rope_parameters": config["rope_parameters"]["full_attention"]})
+    np.testing.assert_allclose(table(c).inv_freq, wanted[0], rtol=3 * FLOAT32)
+
+
+def test_longrope_of_heads_of_two_sizes_needs_a_key_beside_it():
+    facts, ones = MODEL_TYPES["gemma4_text"], [1.0] * 128
+    rope = {"rope_type": "longrope", "factor": 4.0, "short_factor": ones, "long_factor": ones, "original_max_position_embeddings": 8192}
+    config = by_layer(family("gemma4_text", rope), facts)
+    assert read_config("transformers-5", config).multiplier > 1
+    with pytest.raises(Refuses, match="longrope without allow_global_per_layer_attribute_access"):
+        read_config("transformers-5", {k: v for k, v in config.items() if k not in facts.permits.values()})
+
+
+def by_layer(config, facts):
+    """`config` with its scaling where a model has it that knows one dict for each type of layers alone."""
+    rope = config.pop("rope_scaling", {"rope_type": "default"})
+    (first, (_, theta)), (second, (_, other)) = facts.layers.items()
+    dicts = {first: {"rope_theta": theta, **rope}, second: {"rope_type": "default", "rope_theta": other}}
+    kinds = ["sliding_attention"] * 7 + ["full_attention"]
+    return (
+        config
+        | {"rope_parameters": dicts, "layer_types": kinds, "global_head_dim": facts.head_dim}
+        | dict.fromkeys(facts.permits.values(), True)
+    )
 
 
 def rotary_of(torch, transformers, config, facts):
@@ -540,7 +586,8 @@ def keyed(arch, **scaling):
 def test_gguf_yarn_by_metadata_is_that_of_llama_in_every_architecture(arch):
     own = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0} if ARCHS[arch].betas else {}
     own |= {"rope.dimension_count": 256} if ARCHS[arch].halved else {}
-    reading, wanted = read_gguf(keyed(arch, **YARN, **own)), read_gguf(gguf(**YARN))
+    ones = np.ones(64) if ARCHS[arch].freqs == "required" else None
+    reading, wanted = read_gguf(keyed(arch, **YARN, **own), ones), read_gguf(gguf(**YARN))
     np.testing.assert_array_equal(reading.inv_freq, wanted.inv_freq)
     assert (reading.multiplier, reading.context) == (wanted.multiplier, wanted.context)
 

@@ -27,7 +27,12 @@ def lacking(family: Family) -> Iterator[str]:
     templates = {t for hf in family.tensors for t in family.parts(hf)}
     yield from (f"{t} has no shape: Family.shapes" for t in templates if layout.part_of(t.format(i=0)) not in SHAPES | family.shapes)
     yield from (f"{x} is no transform: layout.TRANSFORMS" for x in family.transforms.values() if x not in layout.TRANSFORMS)
-    for of, names in (("optional", family.optional), ("only_where", family.only_where), ("instead", family.instead)):
+    for of, names in (
+        ("optional", family.optional),
+        ("only_where", family.only_where),
+        ("needed_where", family.needed_where),
+        ("instead", family.instead),
+    ):
         yield from (f"{of} names {t}, which no tensor of the row is" for t in set(names) - templates)
     switched = {part for parts in family.hf.switches.values() for part in parts}
     yield from (f"a switch turns on {part}, which no tensor of the row is" for part in switched if f"blk.{{i}}.{part}" not in templates)
@@ -75,7 +80,7 @@ def test_what_a_row_writes_it_reads_back(family: Family) -> None:
     hparams |= {"moe_intermediate_size": hparams.get("intermediate_size"), "linear_inner": 16, "mamba_inner": 128}
     hparams |= {k: [4] * (4 if k == families.SECTIONS else 12) for k in family.hparams if family.by_layer(k)}
     hparams |= {"first_k_dense_replace": 12} if "first_k_dense_replace" in family.hf.unsaid else {}
-    hparams |= {"recurrent_layers": [True] * 12, "turns": True}
+    hparams |= {"recurrent_layers": [True] * 12, "turns": True, "slides_by_layer": [True, False] * 6}
     names = {t.format(i=i) for hf in family.tensors for t in family.parts(hf) for i in range(12)}
     said = {family.hf.own(k): v for k, v in hparams.items() if k not in family.hf.unsaid}
     config = {"model_type": family.model_type, **said, **family.hf.writes(hparams, names)}

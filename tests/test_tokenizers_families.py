@@ -230,6 +230,7 @@ def sentencepiece_cases(corpus: list[str], root: Path) -> dict[str, Keys]:
     gemma = gemma_case(corpus, root)
     cases["gemma2"] = named(json_copy(gemma), "Gemma2ForCausalLM", "gemma2")
     cases["gemma3"] = named(json_copy(gemma), "Gemma3ForCausalLM", "gemma3_text") | {"attn_logit_softcapping": None}
+    cases["gemma4"] = named(gemma4_case(gemma, root), "Gemma4ForCausalLM", "gemma4_text") | GEMMA4
     return cases
 
 
@@ -249,6 +250,20 @@ def gemma_case(corpus: list[str], root: Path) -> Keys:
     settings["added_tokens_decoder"] = {str(index): token for index, token in sorted(tokens.items())}
     added = [{"id": index, **token} for index, token in sorted(tokens.items())]
     return {"tokenizer.model": model, "tokenizer.json": {"added_tokens": added}, "tokenizer_config.json": settings, "vocab_size": 912}
+
+
+GEMMA4 = {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 16, "global_head_dim": 16}
+SHOWN = ("<|channel>", "<turn|>")
+
+
+def gemma4_case(gemma: Keys, root: Path) -> Keys:
+    """Gemma's vocabulary in tokenizer.json alone, with control tokens of Gemma 4, one of which is to be shown."""
+    keys = plain_keys(keys_of(write(root / "gemma-as-4", json_copy(gemma) | {"model_type": "gemma3_text", "vocab_size": 900})))
+    data, settings = gemma_json(keys), json_copy(gemma)["tokenizer_config.json"]
+    for text, index in zip(SHOWN, range(900, 902), strict=True):
+        data["added_tokens"].append({"id": index, **entry(text)})
+        settings["added_tokens_decoder"][str(index)] = entry(text)
+    return {"tokenizer.json": data, "tokenizer_config.json": settings, "vocab_size": 902}
 
 
 def json_copy(case: Keys) -> Keys:
@@ -271,7 +286,7 @@ NAMES = (
     "gpt_oss",
     "smollm3",
 )
-NAMES += ("phi3", "internlm2", "mixtral", "gemma2", "gemma3")
+NAMES += ("phi3", "internlm2", "mixtral", "gemma2", "gemma3", "gemma4")
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +303,7 @@ def oracle(families: dict[str, Path], llama_cpp_source: Path) -> dict[str, dict[
 
 
 PRE, BOS = "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token"
+TOKENS, TYPE = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 REASONS: dict[str, dict[str, Any]] = {
     # Recognized by its hash, which Smaug's Llama 3 has too; ignore_merges tells the two apart. The name that fits adds a
     # BOS unless it is told not to.
@@ -306,11 +322,15 @@ def test_keys_are_the_converters(name: str, families: dict[str, Path], oracle: d
         assert theirs["tokenizer.ggml.tokens"][1][nul] == "🐉"  # type: ignore[index]
         for key, value in (("tokens", f"[PAD{nul}]"), ("scores", -10000.0), ("token_type", 5)):
             theirs[f"tokenizer.ggml.{key}"][1][nul] = value  # type: ignore[index]
+    if name == "gemma4":  # the converter takes added tokens for plain pieces, or plain words, if tokenizer_config.json does not name them
+        kinds, theirs[TYPE] = theirs[TYPE][1], ours[TYPE]  # type: ignore[index]
+        changed = {text for text, one, other in zip(ours[TOKENS][1], ours[TYPE][1], kinds, strict=True) if one != other}  # type: ignore[index]
+        assert changed == {t for t in GEMMA_USER if "▁" not in t} - {"<mask>"} | {"<start_of_turn>", "<end_of_turn>", "<turn|>"}
     assert ours == theirs
 
 
 def test_the_forms_are_named_by_themselves(families: dict[str, Path]) -> None:
-    named = {name: plain_keys(keys_of(folder))[PRE] for name, folder in families.items()}
+    named = {name: plain_keys(keys_of(folder)).get(PRE, "default") for name, folder in families.items()}
     assert named == {name: (folder / "pre.txt").read_text() or "default" for name, folder in families.items()} | {"smollm3": "llama-bpe"}
 
 
@@ -341,7 +361,7 @@ def test_same_ids_as_hf(name: str, families: dict[str, Path], tmp_path: Path) ->
             keys["general.name"] = ("str", "Phi-3-tiny")
         source = unpack(to_hf(plain_keys(keys)), tmp_path) / "tokenizer.json"
     hf = tokenizers.Tokenizer.from_file(str(source))
-    strings = strings_for(keys[PRE][1], 1000 if name == "gpt_oss" else 2000, 11)
+    strings = strings_for(keys.get(PRE, ("str", "default"))[1], 1000 if name == "gpt_oss" else 2000, 11)
     if name == "phi3":
         strings = [text for text in strings if not STRIPPED.search(text)]
     assert differences(keys, hf, strings, tmp_path / "vocab.gguf", (True,)) == []

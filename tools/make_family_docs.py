@@ -29,12 +29,14 @@ def carried(f: Family) -> str:
     if within(f):
         return "its RoPE as it is"
     metadata = "metadata, usual m" if f.gguf.other_layers == "own" else "metadata"
-    if f.gguf.freqs == "applied":
+    if f.gguf.freqs in ("applied", "required"):
         return metadata + "; any table"
     return metadata + ("; any table (pair)" if f.gguf.pair == "always" else " only")
 
 
 def rotated(f: Family) -> str:
+    if f.gguf.freqs == "required":
+        return "the fastest pairs (p-RoPE)"
     if f.hf.partial is None:
         return f"a part: `{f.hf.head_key}`" if f.hf.latent else "whole heads"
     return f"`{f.hf.partial_key}`, {f.hf.partial:g} if absent"

@@ -26,6 +26,7 @@ WHOLE = """
     floor_scale max_window_layers no_rope_layer_interval attention_chunk_size global_attn_every_n_layers full_attention_interval
     linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads conv_L_cache block_ff_dim
     block_multiple_of mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand mamba_d_ssm dim_model_base kv_channels num_layers
+    global_head_dim num_global_key_value_heads num_kv_shared_layers vocab_size_per_layer_input hidden_size_per_layer_input top_k_experts
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
@@ -35,13 +36,16 @@ NUMBERS = """
     ssm_out_multiplier clip_qkv route_scale router_scaling_factor attn_scale scale_emb scale_depth
 """
 FLAGS = """
-    tie_word_embeddings use_sliding_window use_bidirectional_attention is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
+    tie_word_embeddings use_sliding_window is_causal alibi bias use_bias attention_bias mlp_bias qkv_bias
     use_qkv_bias qk_layernorm use_qk_norm use_parallel_residual parallel_attn multi_query new_decoder_architecture norm_topk_prob
     rope_interleave tie_embedding conv_bias block_auto_adjust_ff_dim use_expert_bias projectors_bias mamba_proj_bias
     mamba_conv_bias mamba_rms_norm mamba_norm_before_gate route_norm mup_enabled attention_out_bias
+    attention_k_eq_v use_double_wide_mlp enable_moe_block allow_global_per_layer_attribute_access
 """
 TEXTS = "model_type position_embedding_type hidden_act hidden_activation activation topk_method scoring_func"
-OBJECTS = "quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map"
+OBJECTS = """
+    quantization_config quantization compression_config text_config llm_config language_config thinker_config auto_map per_layer_config
+"""
 
 
 class RopeObject(msgspec.Struct):
@@ -81,6 +85,7 @@ OTHERS: dict[str, Any] = {
     "layer_types": list[str],
     "mlp_layer_types": list[str],
     "no_rope_layers": list[int],
+    "use_bidirectional_attention": bool | str,
     "mlp_only_layers": list[int],
     "moe_layers": list[int],
     "attn_temperature_tuning": bool | int,

@@ -40,12 +40,13 @@ class RopeRecord(Struct, frozen=True):
     inner: RopeRecord | UnsetType | None = UNSET
     sliding_window: str | Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     kept: bool | UnsetType = UNSET
+    still: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
 
     def rope(self) -> Rope:
         """FormatError for parameters that give no table."""
         params: dict[str, Param] = dict(self.params)
         inner = self.inner.rope() if isinstance(self.inner, RopeRecord) else None
-        rope = Rope(self.method, self.rope_theta, self.rotary_dim, self.original_context, params, inner)
+        rope = Rope(self.method, self.rope_theta, self.rotary_dim, self.original_context, params, inner, self.still or 0)
         try:
             table(rope)
         except YarnConvertError as e:

@@ -16,7 +16,7 @@ from .. import dialects, families, readers
 from ..errors import FormatError, InputError, Unsupported
 from ..families import Family
 from ..families.derived import absent
-from ..families.schema import rope_says
+from ..families.schema import ACTIVATIONS, rope_says
 from ..formats import layout
 from ..formats.contents import PAPERS, belonging
 from ..formats.files import exists
@@ -161,6 +161,20 @@ class Checkpoint:
         sizes |= {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
         return sizes | self.family.sizes(h)
 
+    def sizes_of(self, layer: int) -> Mapping[str, int]:
+        """`sizes`, as they are in one layer."""
+        return {**self.sizes, **self.family.layer_sizes(self.hparams, layer)} if self.family.layer_sizes else self.sizes
+
+    @property
+    def gelu(self) -> bool:
+        """Whether its feed-forward layers use GELU: by its row, or where it has none by its config.json."""
+        return self.family.gelu or any("gelu" in str(self.config.get(key)) for key in ACTIVATIONS)
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        """All that says which tensors there are: the hparams, and config.json where there is one."""
+        return self.hparams if self.gguf else {**self.config, **self.hparams}
+
     @cached_property
     def names(self) -> Mapping[str, str]:
         """Every tensor of the language model -> its name where that stands alone, which the family knows; those of a model around it have
@@ -218,7 +232,7 @@ class Checkpoint:
         """The RoPE of the layers that a recipe does not extend; None where all have one."""
         if not self.family.layer_type:
             return None
-        return Table(geometric(self.other_theta, self.rope.rotary_dim), 1.0)
+        return Table(geometric(self.other_theta, self.hparams.get("rotary_dim_swa") or self.rope.rotary_dim), 1.0)
 
     @property
     def other_theta(self) -> float:
@@ -235,6 +249,9 @@ class Checkpoint:
         if self.family.latent or (self.family.hf.latent and self.gguf is None):
             latent = h.get("latent_key") or (self.config.get("kv_lora_rank") or 0) + self.head_dim
             return self.layers * int(latent) * context * element
+        if self.family.layer_sizes:  # where some share the keys of others, those have none
+            own = range(self.layers - (h.get("num_kv_shared_layers") or 0))
+            return 2 * sum(self.sizes_of(i)["kv"] for i in own) * context * element
         by_layer = self.config.get(f"{self.family.gguf_arch}.attention.head_count_kv") if self.gguf else None
         layers = self.layers - (sum(self.family.linear(self.hparams)) if self.family.linear else 0)
         heads = sum(by_layer) if isinstance(by_layer, list) else layers * self.heads("k")

@@ -113,9 +113,7 @@ def _open_gguf(source: Source) -> Checkpoint:
         raise FormatError(f"rope.dimension_count {rotary_dim:,} is more than the {hparams['head_dim']:,} of a head", "write the GGUF again")
     rotary_dim //= 2 if family.gguf.halved else 1
     factors = _factors(gguf, family, rotary_dim)
-    other_layers = {family.gguf_key(hf)[0] for hf, key in family.hparams.items() if key.startswith("rope.")}
-    rope_keys = {k: v for k, v in keys.items() if k not in other_layers}
-    rope, ignored = dialects.gguf_read(rope_keys, arch, rotary_dim, factors)
+    rope, ignored = dialects.gguf_read(keys, arch, rotary_dim, factors)
     context = dialects.positive_int(hparams["max_position_embeddings"], "context_length")
     rope, left, ours = _left_recipe(keys.get(RECIPE), rope, context)
     found = Lengths(rope.original_context, context) if left else of_gguf(gguf, family.model_type, source, rope, context)
@@ -152,7 +150,8 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
         hparams["num_key_value_heads"] = next((n for n in (by_layer if isinstance(by_layer, list) else [by_layer]) if n), 0)
     for key, default in (("head_dim", hidden // heads), ("num_key_value_heads", heads)):
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
-    _check_by_layer(gguf, keys, hparams["head_dim"])
+    if family.layer_sizes is None:
+        _check_by_layer(gguf, keys, hparams["head_dim"])
     hparams |= absent(family, hparams)
     hparams |= {k: v for k, v in family.fills(hparams).items() if hparams[k] is None}
     hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
@@ -196,10 +195,7 @@ def _factors(gguf: Gguf, family: Family, rotary_dim: int) -> dict[str, Array]:
     for name, t in found.items():
         if t.dtype != "F32" or t.shape != (pairs,):
             raise FormatError(f"{name} is {t.dtype}{list(t.shape)}, not F32[{pairs}]", "write the GGUF again")
-    factors = {name: t.read().view(np.float32).astype(np.float64)[: rotary_dim // 2] for name, t in found.items()}
-    if family.gguf.freqs == "still" and dialects.ROPE_FREQS in factors:
-        readers.check_still(gguf.arch, factors.pop(dialects.ROPE_FREQS))
-    return factors
+    return {name: t.read().view(np.float32).astype(np.float64)[: rotary_dim // 2] for name, t in found.items()}
 
 
 def _check(c: Checkpoint) -> None:
@@ -215,7 +211,7 @@ def _check(c: Checkpoint) -> None:
             c.family.to_hf(name)
     if c.layers > len(named):
         raise InputError(f"the model claims {c.layers:,} layers and holds {len(named):,} tensors", "it is incomplete: get it again")
-    required = [*c.family.required(c.hparams), *_turned_on(c), *([] if c.hparams["tie_word_embeddings"] else ["output.weight"])]
+    required = [*c.family.required(c.described), *_turned_on(c), *([] if c.hparams["tie_word_embeddings"] else ["output.weight"])]
     missing = [name for name in dict.fromkeys(required) if name not in named]
     if missing:
         raise _incomplete(c, missing)
@@ -278,10 +274,10 @@ def _check_part(c: Checkpoint, name: str, part: Part) -> None:
     n, what = numbered(name), part.sources[0].name
     if name.startswith("blk.") and n.layer >= c.layers:
         raise FormatError(f"{what} is in a layer beyond the {c.layers} of the config", MISMATCH)
-    if not c.family.has(n.template, c.hparams, n.layer):
+    if not c.family.has(n.template, c.described, n.layer):
         raise FormatError(f"{what} is in a layer that has none by the config", MISMATCH)
     part_name = layout.part_of(name)
-    expected = tuple(c.sizes[size] for size in c.family.shape(part_name))
+    expected = tuple(c.sizes_of(n.layer)[size] for size in c.family.shape(part_name))
     if part.shape != expected:
         raise FormatError(f"{what} has the shape {list(part.shape)}, the config describes {list(expected)}", MISMATCH)
     switched = any(part_name in parts for parts in c.family.hf.switches.values())

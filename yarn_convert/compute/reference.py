@@ -300,7 +300,7 @@ def config_of(c: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     source = c.config if c.gguf is None else new_config(c, "f32")
-    values = {k: v for k, v in source.items() if k not in LEFT_OUT} | {"rope_theta": c.rope.theta, "pad_token_id": None}
+    values = {k: v for k, v in source.items() if k not in LEFT_OUT} | {"rope_theta": c.rope.theta, "pad_token_id": 0 if c.around else None}
     values |= _beside(c, source)
     model_type = c.family.model_type
     if c.around:
@@ -318,6 +318,10 @@ def _beside(c: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: x[k] for name in ROPE_OBJECTS if (x := config.get(name)) for k in dialects.BESIDE if k in x}
     kept |= {"original_max_position_embeddings": c.rope.original_context} if "llama_4_scaling_beta" in kept else {}
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": c.rope.theta, **kept, **part}} if kept else {}
+    if hf.nested_alone:
+        others = {"rope_type": "default", "rope_theta": c.other_theta}
+        rope = {"rope_parameters": {"sliding_attention": others, c.family.layer_type: {"rope_type": "default", "rope_theta": c.rope.theta}}}
+        rope |= {k: v for k, v in hf.writes(c.hparams, c.parts(gguf=True)).items() if k.endswith("head_dim")}  # of both kinds of layers
     return {hf.own(k): v for k, v in part.items()} | rope
 
 

@@ -43,9 +43,10 @@ class Pair:
 
 
 def pairs(rope: Rope) -> list[Pair]:
-    """Every pair of a recipe, fastest first. A ratio of 1 is kept, of 1/s (or below) interpolated, else on the ramp."""
+    """Every pair of a recipe that turns, fastest first. A ratio of 1 is kept, of 1/s (or below) interpolated, else on the ramp."""
     omega = table(rope).inv_freq
-    ratio = omega / geometric(rope.theta, rope.rotary_dim)
+    omega = omega[: len(omega) - rope.still]
+    ratio = omega / geometric(rope.theta, rope.rotary_dim)[: len(omega)]
     slowest = ratio.min()
     kinds = [KEPT if r > 1 - 1e-6 else INTERPOLATED if r < slowest * (1 + 1e-6) else RAMP for r in ratio]
     return [
@@ -68,9 +69,9 @@ class Description(Result):
     `commit` on the Hub, like `repo`; `packed`: the tool that packed its weights; `parameters`: None where they are packed; `types`: the
     tensors of each type; `heads` of queries, `kv_heads` of keys and values. `rope`: the recipe, of all but `other_layers`, which says in
     words how those turn; `attention_factor` multiplies cos and sin; `original_context` is L, with a note where that is not what the file
-    says, `context` L', in tokens, `scale` s = L'/L. `inv_freq` in radians a token and `wavelengths` in tokens, both by pair, fastest
-    first; `pairs`: how many are kept, on the ramp and interpolated; `kv_cache_bytes` by length, in float16; `inconsistencies`: what a
-    reader could get wrong, one line each.
+    says, `context` L', in tokens, `scale` s = L'/L. `inv_freq` in radians a token, 0 for a pair that stands still, and `wavelengths` in
+    tokens of those that turn, both by pair, fastest first; `pairs`: how many are kept, on the ramp and interpolated; `kv_cache_bytes` by
+    length, in float16; `inconsistencies`: what a reader could get wrong, one line each.
     """
 
     name: str
@@ -162,22 +163,24 @@ def other_layers(c: Checkpoint) -> str:
         theta = f"theta {own.inv_freq[1] ** -pairs:g}, D {2 * pairs}" if pairs > 1 else f"D {2 * pairs}"
         return f"those within {f'a window of {within:,} tokens' if within else 'their window'} keep {theta}"
     window = f"a window of {c.window:,} tokens" if c.window else "their window"
-    return f"those within {window} keep theta {c.other_theta:g}" if c.other_layers else ""
+    if c.other_layers is None:
+        return ""
+    dim = 2 * len(c.other_layers.inv_freq)
+    return f"those within {window} keep theta {c.other_theta:g}" + (f", D {dim}" if dim != c.rope.rotary_dim else "")
 
 
 def positions(c: Checkpoint) -> str:
     """Which pairs have positions of their own, or none; "" where all turn by a token's one."""
+    arch, of = c.family.gguf_arch, c.rope.rotary_dim // 2
+    if c.rope.still:
+        return f"{of - c.rope.still} of {of} pairs turn" + (f", by {ROPE_FREQS}" if c.gguf else "")
     if c.gguf is None:
         return ""
-    arch, of = c.family.gguf_arch, c.rope.rotary_dim // 2
     if given := sections(arch, c.config):
         unmoved = still(arch, given, of)
         rest = f", but for {len(unmoved)} of {of} that llama.cpp leaves still" if unmoved else ""
         return f"M-RoPE in sections of {', '.join(map(str, given))}; text turns all pairs by one position{rest}"
-    factors = c.tensors.get(ROPE_FREQS)
-    if c.family.gguf.freqs != "still" or factors is None:
-        return ""
-    return f"{int((factors.read().view(np.float32) == 1).sum())} of {of} pairs turn, by {ROPE_FREQS}"
+    return ""
 
 
 def findings(c: Checkpoint) -> list[str]:

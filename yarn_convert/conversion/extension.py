@@ -66,7 +66,8 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
         params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
     params |= {"ramp": asked.ramp} if asked.ramp != "index" else {}
     params |= {} if asked.truncate else {"truncate": False}
-    rope = Rope(asked.method, c.rope.theta, c.rope.rotary_dim, original, params, c.rope if composed else c.rope.inner)
+    inner = c.rope if composed else c.rope.inner
+    rope = replace(c.rope, method=asked.method, original_context=original, params=params, inner=inner)
     if row.baked_as:
         rope = bake(rope, context)
         notes.append(

@@ -240,6 +240,8 @@ def _check_made(c: Checkpoint, made: Checkpoint) -> None:
     differ = [what for what, (ours, theirs) in sizes.items() if ours != theirs]
     if c.other_layers and not ((others := made.beside(made.rope).other_layers) and same(c.other_layers, others)):
         differ.append("the RoPE of other layers")
+    if c.family.hf.unlike and (what := c.family.hf.unlike(c.config, made.tensors)):
+        raise Inexpressible(f"llama.cpp's architecture {made.family.gguf_arch!r} cannot compute {what}", "--out safetensors")
     if differ:
         raise Inexpressible(f"llama.cpp's converter makes another model of it: {', '.join(differ)} differ", "--out safetensors")
 
@@ -367,7 +369,7 @@ def _inputs(c: Checkpoint) -> list[Path]:
 
 def carry_in_place(c: Checkpoint, o: ConvertOptions) -> str:
     """Frequencies that lie in the file as a tensor can be replaced in place, but not taken out."""
-    return "tensors" if o.in_place and o.carry == "auto" and c.factors else o.carry
+    return "tensors" if o.in_place and o.carry == "auto" and c.factors and c.family.gguf.freqs != "required" else o.carry
 
 
 def _check_in_place(c: Checkpoint, o: ConvertOptions, fmt: str, model: str) -> None:

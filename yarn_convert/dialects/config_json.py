@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ..errors import Disagreement, FormatError, Inexpressible, Unsupported
 from ..families.schema import ROPE_OBJECTS
 from ..formats.json_text import REMOVE
-from ..rope import METHODS, MSCALES, Rope, effect, geometric, same_effect, table, temperature
+from ..rope import METHODS, MSCALES, Rope, effect, factors_of, same_effect, table, temperature, undivided
 from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled_as, static_table, usable
 
+PROPORTIONAL = "proportional"  # p-RoPE: a part of the pairs turns, by the whole head's frequencies; with a factor it is linear
 HF_METHODS = {word: name for name, row in METHODS.items() for word in row.hf}
 LISTS = {name for row in METHODS.values() for name in row.lists}
 # What a RoPE object says beside the recipe and keeps: how positions of pictures are dealt to the pairs, of which a text has one for all;
@@ -63,10 +66,12 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
         )
     kind = kinds[0] if kinds else spelling.get("rope_type", spelling.get("type", "default"))
     method = HF_METHODS.get(kind)
+    if kind == PROPORTIONAL:
+        method = "linear" if spelling.get("factor") not in (None, 1) else "none"
     if method is None:
         raise Unsupported(f"unknown rope_type {kind!r} in config.json", f"known: {', '.join(HF_METHODS)}")
     row = METHODS[method]
-    own = {*row.hf_keys, *row.lists}
+    own = {*row.hf_keys, *row.lists, *(("factor",) if kind == PROPORTIONAL else ())}
     unknown = {k for k, v in spelling.items() if v is not None} - own - _COMMON
     if unknown:
         keys = ", ".join(sorted(unknown))
@@ -86,8 +91,11 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
     context = hf_context(config)
     original = positive_int(_first("original_max_position_embeddings", spelling, config, context), "original_max_position_embeddings")
     original = context if row.baked_as else original  # which is L to all of its readers, whatever stands beside it
+    given = {k: v for k, v in given.items() if k in (*row.hf_keys, *row.lists)}
+    if kind == PROPORTIONAL:
+        head = hf_head_dim(config)
+        return Rope(method, theta, head, original, given, still=head // 2 - int(partial * head // 2))
     rope = Rope(method, theta, int(hf_head_dim(config) * partial), original)
-    given = {k: v for k, v in given.items() if k in own}
     if method == "longrope":
         return _hf_longrope(rope, given, context)
     params = {k: v for k, v in given.items() if k not in (*MSCALES, "finetuned")}
@@ -132,7 +140,12 @@ def _typed(key: str, value: Any) -> Any:
 
 
 def _hf_longrope(rope: Rope, given: Mapping[str, Any], context: int) -> Rope:
-    params: dict[str, Any] = {k: given.get(k, ()) for k in rope.row.lists}
+    divided = {k: undivided(np.asarray(given.get(k, ()))) for k in rope.row.lists}
+    resting = {still for _, still in divided.values()}
+    if len(resting) > 1:
+        raise Unsupported("longrope with lists in which other pairs stand still", "write the same of them with 1e30 in both")
+    params: dict[str, Any] = {k: tuple(turning.tolist()) for k, (turning, _) in divided.items()}
+    rope = replace(rope, still=resting.pop())
     params["factor"] = given.get("factor", context / rope.original_context)
     multipliers = {given[k] for k in ("attention_factor", "short_mscale", "long_mscale") if k in given}
     if len(multipliers) > 1:
@@ -148,17 +161,25 @@ def _hf_longrope(rope: Rope, given: Mapping[str, Any], context: int) -> Rope:
 def hf_metadata(rope: Rope, context: int) -> dict[str, Any]:
     """Changes to config.json that spell `rope` with its own type; Inexpressible when config.json has no word for it."""
     name = spelled_as(rope)
+    if rope.still and METHODS[name].proportional and rope.inner is None:
+        part = 2 * (rope.rotary_dim // 2 - rope.still) / rope.rotary_dim
+        own = {"rope_type": PROPORTIONAL, "partial_rotary_factor": part, **HF_WRITERS[name](rope)}
+        return _hf_members(own, plain_theta(rope), context) | _length_of_linear(rope, context)
     if (
         name not in HF_WRITERS
+        or rope.still
         or rope.inner is not None
         or rope.params.get("ramp", "index") != "index"
         or (rope.row.baked_as and rope.original_context != context)  # which its readers take for L
     ):
         raise no_word(rope, "config.json", "--carry tensors")
     spelling = {"rope_type": METHODS[name].hf[0], **HF_WRITERS[name](rope)}
-    # For linear vLLM and SGLang multiply the context by the factor once more, unless this key names L.
-    said = {"model_max_length": rope.original_context} if rope.method == "linear" and rope.original_context < context else {}
-    return _hf_members(spelling, plain_theta(rope), context) | said
+    return _hf_members(spelling, plain_theta(rope), context) | _length_of_linear(rope, context)
+
+
+def _length_of_linear(rope: Rope, context: int) -> dict[str, Any]:
+    """For linear vLLM and SGLang multiply the context by the factor once more, unless this key names L."""
+    return {"model_max_length": rope.original_context} if rope.method == "linear" and rope.original_context < context else {}
 
 
 def _hf_default(rope: Rope) -> dict[str, Any]:
@@ -217,7 +238,7 @@ def hf_tensors(rope: Rope, context: int) -> dict[str, Any]:
         m = table(rope).multiplier
     else:
         target = static_table(rope, "config.json")
-        short = long = [float(x) for x in geometric(rope.theta, rope.rotary_dim) / target.inv_freq]
+        short = long = [float(x) for x in factors_of(target.inv_freq, rope.theta)]
         m = target.multiplier
     spelling = {
         "rope_type": "longrope",

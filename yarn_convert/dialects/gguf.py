@@ -15,7 +15,7 @@ from ..families import ARCHS, Arch, Family, architectures
 from ..families.aliases import scaled_by_its_makers
 from ..families.architectures import below
 from ..formats.gguf_file import Value, f32
-from ..rope import METHODS, MSCALES, RTOL, Array, Rope, Table, effect, geometric, table, temperature
+from ..rope import METHODS, MSCALES, RTOL, STILL, Array, Rope, Table, effect, factors_of, geometric, table, temperature, undivided
 from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled_as, static_table, usable
 
 ROPE_FREQS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
@@ -81,6 +81,10 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Map
     if facts.alpha and number(rope_keys.get("scaling.alpha", 0.0), "scaling.alpha") > 0:
         theta = readers.gguf_theta(arch, meta)
     rope = Rope("none", theta, rotary_dim, original)
+    if facts.freqs == "required" and ROPE_FREQS in factors:
+        turning, still = undivided(factors[ROPE_FREQS])
+        rope = replace(rope, still=still)
+        factors = {} if (turning == 1).all() else {**factors, ROPE_FREQS: turning}
     kind = rope_keys.get("scaling.type", "linear")
     # llama.cpp looks for the older key only where the newer is not there, and takes a factor of 0 for none.
     factor = number(rope_keys.get("scaling.factor", rope_keys.get("scale_linear", 0)), "scaling.factor") or 1.0
@@ -158,7 +162,7 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     if not rope.row.static and not (rope.method == "longrope" and family.gguf.pair != "never"):
         static_table(rope, "a GGUF of this architecture")  # says why
     name = spelled_as(rope)
-    if rope.inner is not None or name not in GGUF_WRITERS:
+    if rope.inner is not None or name not in GGUF_WRITERS or (rope.still and family.gguf.freqs != "required"):
         raise no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family, False))
     scaling = GGUF_WRITERS[name](rope, context, family)
     if family.gguf.floor:
@@ -203,7 +207,7 @@ GGUF_WRITERS: Mapping[str, Callable[[Rope, int, Family], dict[str, Value]]] = {
 
 def _ways_out(family: Family, anew: bool) -> str:
     """What a user can do where llama.cpp's metadata does not carry a recipe. `anew`: the plain form of the same method would be carried."""
-    if family.gguf.freqs == "applied" or family.gguf.pair == "always":
+    if family.gguf.freqs in ("applied", "required") or family.gguf.pair == "always":
         return "--carry tensors"
     others = [arch for arch in architectures(family) if arch != family.gguf_arch]
     if family.listed and others:
@@ -228,6 +232,12 @@ def _log_multiplier(rope: Rope) -> dict[str, Value]:
     return {"yarn_log_multiplier": Value("f32", key)}
 
 
+def gguf_still(rope: Rope, family: Family) -> dict[str, Array]:
+    """The tensor that metadata stands beside, where the architecture asks for one: which pairs stand still."""
+    pairs = rope.rotary_dim // 2
+    return {ROPE_FREQS: np.where(np.arange(pairs) < pairs - rope.still, 1.0, STILL)} if family.gguf.freqs == "required" else {}
+
+
 def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Value | None], dict[str, Array]]:
     """(GGUF keys, some of the tensors `FACTORS`, float32-valued[D/2]) that carry the whole table of `rope`: llama.cpp divides
     each angle by them. Where it takes a pair, of which it chooses by the allocated context, both are the same, or longrope's.
@@ -236,14 +246,14 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
     """
     asked = rope.method == LISTS == family.gguf.pair  # which is loaded with that type alone
     pair = family.gguf.pair == "always" or asked
-    if not pair and family.gguf.freqs != "applied":
+    if not pair and family.gguf.freqs not in ("applied", "required"):
         raise Inexpressible(f"llama.cpp does not load {ROPE_FREQS} for architecture {family.gguf_arch!r}", _ways_out(family, False))
     switching = pair and rope.method == "longrope"
     target = table(rope) if switching else static_table(rope, "GGUF")
     if switching:
         factors = {SHORT: np.asarray(rope.numbers("short_factor")), LONG: np.asarray(rope.numbers("long_factor"))}
     else:
-        factors = dict.fromkeys((SHORT, LONG) if pair else (ROPE_FREQS,), geometric(f32(rope.theta), rope.rotary_dim) / target.inv_freq)
+        factors = dict.fromkeys((SHORT, LONG) if pair else (ROPE_FREQS,), factors_of(target.inv_freq, f32(rope.theta)))
     attn = {} if target.multiplier == 1 else {"attn_factor": Value("f32", target.multiplier)}
     original = Value("u32", rope.original_context)
     keys = _gguf_keys(family, context, rope.theta, type=Value("str", LISTS if asked else "none"), original_context_length=original, **attn)

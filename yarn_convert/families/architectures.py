@@ -29,8 +29,8 @@ class Arch:
     """One architecture. The default is code that hands the context's parameters to ggml_rope_ext, and loads no factors."""
 
     name: str
-    # rope_freqs.weight. "forgotten": loaded, not used, as is the pair; "still": a large number for a pair that does not turn, else 1
-    freqs: Literal["applied", "forgotten", "refused", "still"] = "refused"
+    # rope_freqs.weight. "forgotten": loaded, not used, as is the pair; "required": applied, and says which pairs stand still
+    freqs: Literal["applied", "forgotten", "refused", "required"] = "refused"
     pair: Literal["never", "longrope", "always"] = "never"  # when rope_factors_*.weight are loaded: "longrope": with that type
     whole_head: bool = False  # src/llama-model.cpp: load_hparams, "invalid n_rot"
     betas: tuple[float, float] | None = None  # reads yarn_beta_fast and yarn_beta_slow, and takes these where they are not there
@@ -95,7 +95,6 @@ OTHER_ARCHS = (
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),
     Arch("step35", freqs="applied", pair="longrope", other_layers="own", window=1, halved=True),  # load_arch_hparams: n_rot_full / 2
     Arch("gemma3n", other_layers="own", window=1),
-    Arch("gemma4", freqs="still", other_layers="own", window=1, dims=True),
     Arch("mimo2", other_layers="own", window=1),
     Arch("plamo3", other_layers="own"),
     Arch("mellum", other_layers="plain"),

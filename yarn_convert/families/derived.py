@@ -50,6 +50,8 @@ def of_one_layer(family: Family, config: Values) -> Values:
     """
     if not family.layer_type:
         return config
+    if family.hf.nested_alone and config.get("rope_scaling"):
+        raise Unsupported(f"rope_scaling of a {family.model_type}: transformers takes it for one of all layers, and fails", BY_LAYER)
     by_layer, config = _by_layer(family, config), {k: v for k, v in config.items() if k != "original_max_position_embeddings"}
     if config.get("rope_parameters") and not by_layer:
         raise Unsupported(f"rope_parameters of a {family.model_type} without {family.layer_type}: transformers passes it over", BY_LAYER)
@@ -79,6 +81,8 @@ ODD = {  # a key that `ModelType.reads` derives -> what llama.cpp cannot compute
     "usual_qk_norm": "norms of Q and K in a model of so many experts",
     "usual_layers": "layers whose experts differ in number or size",
     "usual_experts": "experts in these layers alone",
+    "usual_sharing": "keys that these layers share",
+    "usual_vocabulary": "embeddings of each layer for another number of tokens than the model's own",
 }
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logit_scale", "routed_scaling_factor")
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")

@@ -111,6 +111,9 @@ class Family:
     only_where: Mapping[str, Callable[[Mapping[str, Any], int], bool]] = field(
         default_factory=dict
     )  # GGUF name -> (hparams, layer) -> has it
+    needed_where: Mapping[str, Callable[[Mapping[str, Any], int], bool]] = field(
+        default_factory=dict
+    )  # GGUF name -> (hparams, layer) -> has to have it; elsewhere it may, and nobody reads it
     instead: Mapping[str, tuple[str, str]] = field(
         default_factory=dict
     )  # GGUF name -> (its other HF name, the GGUF name that calls for it)
@@ -125,6 +128,8 @@ class Family:
     # hparams of a GGUF -> what llama.cpp takes for those that are not there; a list has an entry for each layer
     fills: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
     sizes: Callable[[Mapping[str, Any]], dict[str, int]] = _nothing  # hparams -> sizes besides those of `Checkpoint.sizes`
+    # (hparams, layer) -> those that are other than in `Checkpoint.sizes`; None: all layers are alike
+    layer_sizes: Callable[[Mapping[str, Any], int], Mapping[str, int]] | None = None
     linear: Callable[[Mapping[str, Any]], list[bool]] | None = None  # hparams -> which layers are no attention
 
     @property
@@ -225,13 +230,18 @@ class Family:
         where = self.only_where.get(template)
         return where is None or where(hparams, layer)
 
+    def needs(self, template: str, hparams: Mapping[str, Any], layer: int) -> bool:
+        """Whether that layer cannot be without it."""
+        where = self.needed_where.get(template)
+        return self.has(template, hparams, layer) and (where is None or where(hparams, layer))
+
     def required(self, hparams: Mapping[str, Any]) -> list[str]:
         """The GGUF names that a checkpoint with these numbers must hold."""
         layers = range(int(hparams["num_hidden_layers"] or 0))
         optional = {f"blk.{{i}}.{part}" for parts in self.hf.switches.values() for part in parts} | self.optional
         optional |= set() if self.gguf.head == "required" else {"output.weight"}
         templates = [t for t in self._reverse if t not in optional]
-        return [t.format(i=i) for t in templates for i in (layers if "{i}" in t else range(1)) if self.has(t, hparams, i)]
+        return [t.format(i=i) for t in templates for i in (layers if "{i}" in t else range(1)) if self.needs(t, hparams, i)]
 
     @property
     def name(self) -> str:

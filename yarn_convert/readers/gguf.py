@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from ..errors import FormatError, Unsupported
 from ..families import ARCHS, REFUSED, Arch, sections
 from ..families.architectures import below
-from ..rope import RTOL, Array, Table, geometric, temperature
+from ..rope import RTOL, STILL, Array, Table, geometric, temperature
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
 LLAMA_CPP = "llama.cpp 0c1e570"
@@ -238,10 +238,11 @@ def divisors(
     rope_factors: tuple[ArrayLike, ArrayLike] | None,
 ) -> Array | float:
     """What llama.cpp divides the angles by (llama_model::get_rope_factors), 1.0 without a tensor."""
-    found = rope_freqs if rope_freqs is not None else rope_factors and rope_factors[beyond]
+    found, facts = rope_freqs if rope_freqs is not None else rope_factors and rope_factors[beyond], ARCHS[arch]
     if found is None:
+        if facts.freqs == "required":
+            gguf_refuses(f"missing tensor: {arch} does not load without rope_freqs.weight")
         return 1.0
-    facts = ARCHS[arch]
     pair = facts.pair == "always" or (kind == "longrope" and facts.pair == "longrope")
     unwanted = facts.freqs == "refused" or pair if rope_freqs is not None else not pair
     if unwanted:
@@ -249,16 +250,10 @@ def divisors(
         gguf_refuses(f"wrong number of tensors: {arch} does not load {name} with rope.scaling.type {kind}")
     if np.shape(found) != (factor_pairs(facts, dim),):
         gguf_refuses(f"a factor tensor of shape {np.shape(found)}, expected {factor_pairs(facts, dim)}")
-    if rope_freqs is not None and facts.freqs == "still":
-        check_still(arch, np.asarray(found))
-    return 1.0 if facts.freqs in ("forgotten", "still") else np.asarray(found, dtype=np.float64)[: dim // 2]
-
-
-def check_still(arch: str, factors: Array) -> None:
-    """Unsupported for factors that do more than to say which pairs turn. `Reading.inv_freq` is of these; the others stand still, however
-    a file is scaled."""
-    if not np.isin(factors, (1.0, STILL)).all():
-        raise Unsupported(f"a {arch} whose rope_freqs.weight is not 1 or {STILL:g} is not modelled", NOT_MODELLED)
+    if facts.freqs == "forgotten":
+        return 1.0
+    factors = np.asarray(found, dtype=np.float64)[: dim // 2]
+    return np.where(factors >= STILL, np.inf, factors)
 
 
 def still(arch: str, sections: Sequence[int], pairs: int) -> list[int]:
@@ -268,9 +263,6 @@ def still(arch: str, sections: Sequence[int], pairs: int) -> list[int]:
     if ARCHS[arch].sections == "blocks":
         return [i for i in range(pairs) if i % sum(sections) >= turn]
     return [i for i in range(pairs) if (at := i % sum(sections)) >= 3 * sections[at % 3]]  # time, height and width by turns
-
-
-STILL = float(float32(1e30))  # conversion/gemma.py generate_extra_tensors: the factor of a pair that does not turn
 
 
 def gguf_betas(arch: str, meta: Mapping[str, Any]) -> tuple[float, float]:

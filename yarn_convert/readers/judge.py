@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import Unsupported
-from ..rope import RTOL, Array, Rope, Table, same, table
+from ..rope import RTOL, Array, Rope, Table, largest_error, same, table
 from .config import read_config
 from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS
@@ -59,7 +59,7 @@ def judge(read: Callable[[], Reading], target: Table, context: int, beside: Besi
     except (ArithmeticError, ValueError, TypeError) as e:  # a number in the file that has no logarithm, or is none
         return Verdict("refuses", text=f"cannot compute from this: {e}")
     alike = reading.inv_freq.shape == target.inv_freq.shape
-    error = float(np.abs(reading.inv_freq / target.inv_freq - 1).max()) if alike else None
+    error = largest_error(reading.inv_freq, target.inv_freq) if alike else None
     layer, text = _difference(reading, target, context, beside, rtol)
     off = abs(reading.multiplier / target.multiplier - 1)
     return Verdict("differs" if layer else "exact", layer, text, reading, error, off)
@@ -93,7 +93,7 @@ def _of_tables(found: Table, wanted: Table, where: str, rtol: float | Array = RT
     if found.inv_freq.shape != wanted.inv_freq.shape:
         return f"rotates {2 * len(found.inv_freq)} dimensions instead of {2 * len(wanted.inv_freq)}{where}"
     if not same(found._replace(multiplier=wanted.multiplier), wanted, rtol):
-        return f"frequencies off by up to {np.abs(found.inv_freq / wanted.inv_freq - 1).max():.2g}{where}"
+        return f"frequencies off by up to {largest_error(found.inv_freq, wanted.inv_freq):.2g}{where}"
     if not same(wanted._replace(multiplier=found.multiplier), wanted):
         return f"multiplier {found.multiplier:.6g} instead of {wanted.multiplier:.6g}{where}"
     return ""

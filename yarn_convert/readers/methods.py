@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from ..rope import Array, geometric, ntk_theta, temperature
+from ..rope import Array, geometric, ntk_theta, temperature, undivided
 from .reading import NOT_MODELLED
 from .rows import MSCALES
 from .seen import Seen, context_of, refuse
@@ -23,6 +23,13 @@ def linear(rope: Seen, length: int) -> tuple[Array, float]:
     if not rope.row.integer_linear and not isinstance(factor, float):
         refuse(rope.row, f"linear needs a factor written as a float, {factor}.0 and not {factor}")
     return geometric(rope.theta, rope.dim) / factor, 1.0
+
+
+def proportional(rope: Seen, length: int) -> tuple[Array, float]:
+    """The fastest pairs of the whole head's turn, the others stand still (transformers 5.23, `_compute_proportional_rope_parameters`)."""
+    turning = int(rope.dict.get("partial_rotary_factor", 1.0) * rope.dim // 2)
+    omega = geometric(rope.theta, rope.dim) / rope.dict.get("factor", 1.0)
+    return np.where(np.arange(len(omega)) < turning, omega, 0.0), 1.0
 
 
 def dynamic(rope: Seen, length: int) -> tuple[Array, float]:
@@ -137,6 +144,7 @@ def longrope(rope: Seen, length: int) -> tuple[Array, float]:
     factors = np.asarray(rope.dict.get(f"{name}_factor") or [], dtype=np.float64)
     if factors.shape != (rope.dim // 2,):
         refuse(row, f"{name}_factor must be {rope.dim // 2} numbers")
+    factors = np.where(np.arange(len(factors)) < len(factors) - undivided(factors)[1], factors, np.inf)
     pair = all(rope.dict.get(key) is not None for key in MSCALES)
     if row.longrope_multiplier == "stretches" and pair:
         return geometric(rope.theta, rope.dim) / factors * rope.number(f"{name}_mscale"), 1.0
@@ -160,4 +168,4 @@ def longrope_factor(rope: Seen) -> Any:
 
 
 FUNCTIONS = {"default": default, "linear": linear, "dynamic": dynamic, "yarn": yarn, "llama3": llama3}
-FUNCTIONS |= {"longrope": longrope}
+FUNCTIONS |= {"longrope": longrope, "proportional": proportional}

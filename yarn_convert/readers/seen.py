@@ -67,12 +67,16 @@ class Seen:
     @staticmethod
     def of(row: Reader, config: Config, model_type: str, layer: int = 0) -> Seen:
         facts = MODEL_TYPES[model_type]
+        config = {**config, **facts.first_layers(config)} if layer == 0 else config
         followed, chosen = rope_dict(row, config, facts, layer)
         theta_key, usual_theta = list(facts.layers.values())[layer] if facts.layers else (facts.theta_key, facts.theta)
         usual_theta = row.thetas.get(model_type, usual_theta)
         method = method_of(row, chosen, model_type, bool(followed))
         spelled = spelling(row, chosen, model_type) or "default"
-        require(row, config, chosen if followed else None, spelled, facts.required.get(spelled, ()))
+        alone = ("rope_theta", *(("original_max_position_embeddings",) if method in SCALED else ())) if facts.nested_alone else ()
+        require(row, config, chosen if followed else None, spelled, (*facts.required.get(spelled, ()), *alone))
+        if (key := facts.permits.get(spelled)) and config.get(key) is not True:
+            refuse(row, f"{spelled} without {key}")
         max_position = config.get("max_position_embeddings") or ((facts.length or 0) if row.assumes_length else 0)
         if not max_position and method in row.max_position_required:
             refuse(row, f"{method} without max_position_embeddings")
@@ -100,7 +104,7 @@ class Seen:
             refuse(row, f"original_max_position_embeddings {original!r} is not written as an integer")
         partial = find("partial_rotary_factor", row.partial[1], facts.partial_key)
         partial = facts.part(config) if partial is None and row.assumes_partial else partial
-        dim = rotary_dim(row, config, method, partial, model_type)
+        dim = rotary_dim(row, config, method, None if method == "proportional" else partial, model_type)
         return Seen(row, facts, config, followed, chosen, method, float(theta), dim, max_position, original or 0.0)
 
     def number(self, key: str) -> Any:
@@ -118,7 +122,7 @@ def refuse(row: Reader, reason: str) -> NoReturn:
 def rope_dict(row: Reader, config: Config, facts: ModelType, layer: int) -> tuple[str, Config]:
     """The name of the rope dict that is followed, "" for none, and the dict."""
     if facts.layers:
-        return layer_dict(row, config, list(facts.layers)[layer], layer)
+        return layer_dict(row, config, facts, layer)
     followed = next((name for name in row.dicts if config.get(name)), "")
     silent = config.get("rope_parameters") is None if "rope_parameters" in row.dicts else "rope_scaling" not in config
     if not followed and silent and row.assumes_length:  # it reads config.json through a config class of transformers
@@ -129,16 +133,23 @@ def rope_dict(row: Reader, config: Config, facts: ModelType, layer: int) -> tupl
     return followed, chosen
 
 
-def layer_dict(row: Reader, config: Config, name: str, layer: int) -> tuple[str, Config]:
+def layer_dict(row: Reader, config: Config, facts: ModelType, layer: int) -> tuple[str, Config]:
     """The dict of one layer type: `rope_parameters` by layer, `rope_scaling` flat and over the first of them.
 
     Source: transformers 5.23 models/gemma3/configuration_gemma3.py convert_rope_params_to_dict. A flat `rope_parameters`
     is passed over, and an error together with `rope_scaling`; an absent dict is one of rope_type default.
     """
     nested, flat = config.get("rope_parameters"), config.get("rope_scaling") if layer == 0 else None
+    if facts.nested_alone:
+        if flat:
+            refuse(row, "rope_scaling, which it takes for one of all layers")
+        nested, flat = nested or facts.rope, None
+    name = list(facts.layers)[layer]
     if "rope_parameters" not in row.dicts:  # transformers 4 knows one dict, for the first
         return ("rope_scaling", flat) if flat else ("", {})
     mine = (nested or {}).get(name)
+    if facts.nested_alone and not mine:
+        refuse(row, f"rope_parameters without {name}")
     if flat is None:
         return (f"rope_parameters.{name}", mine) if mine else ("", {})
     if nested is not None and mine is None:

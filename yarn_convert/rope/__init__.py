@@ -10,7 +10,8 @@ Symbols: θ rotary base, D rotary dimensions per head, L original context, L' ex
 Source, unless a docstring names another: YaRN, arXiv 2309.00071.
 """
 
-from .comparing import rounding_of, same, same_at_all_lengths, same_effect
+from .comparing import largest_error, rounding_of, same, same_at_all_lengths, same_effect
+from .factors import STILL, factors_of, undivided
 from .methods import (
     MAX_CONTEXT,
     MAX_ROTARY_DIM,
@@ -40,6 +41,7 @@ __all__ = [
     "METHODS",
     "MSCALES",
     "RTOL",
+    "STILL",
     "UNIT",
     "Array",
     "Effect",
@@ -49,7 +51,9 @@ __all__ = [
     "Table",
     "bake",
     "effect",
+    "factors_of",
     "geometric",
+    "largest_error",
     "ntk_theta",
     "recipe_of",
     "rounding_of",
@@ -59,4 +63,5 @@ __all__ = [
     "same_effect",
     "table",
     "temperature",
+    "undivided",
 ]

@@ -31,6 +31,12 @@ def same(a: Table, b: Table, rtol: float | Array = RTOL) -> bool:
         return bool((abs(a.inv_freq - b.inv_freq) <= rtol * abs(b.inv_freq)).all())
 
 
+def largest_error(found: Array, wanted: Array) -> float:
+    """The largest relative error of a frequency; of a pair that is to stand still any turning is infinite."""
+    with np.errstate(all="ignore"):
+        return float(np.where(found == wanted, 0.0, np.abs(found / wanted - 1)).max())
+
+
 def same_effect(a: Effect, b: Effect, rtol: float | Array = RTOL) -> bool:
     """`same`, and the logits are scaled alike."""
     return same(Table(*a[:2]), Table(*b[:2]), rtol) and math.isclose(a.logits, b.logits, rel_tol=2 * RTOL)

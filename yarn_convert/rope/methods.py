@@ -41,7 +41,8 @@ class Rope:
     """A recipe, not a spelling: the canonical form of every RoPE in this project.
 
     `params` holds the method's own parameters (see its docstring). `inner` is set when the method is applied to
-    frequencies that are already scaled, as when a Llama 3.1 base is extended: the recipe then says both.
+    frequencies that are already scaled, as when a Llama 3.1 base is extended: the recipe then says both. `still`: how many pairs, the
+    slowest, turn in no recipe of the model (p-RoPE, arXiv 2410.06205).
     """
 
     method: str
@@ -50,6 +51,7 @@ class Rope:
     original_context: int
     params: Mapping[str, Param] = field(default_factory=dict)
     inner: Rope | None = None
+    still: int = 0
 
     @property
     def row(self) -> Method:
@@ -86,9 +88,16 @@ def table(rope: Rope, length: int | None = None) -> Table:
     `length` serves the dynamic methods and longrope; the static ones ignore it, None means "as long as the recipe goes".
     Raises UsageError for parameters out of range and Unsupported for an unknown method.
     """
+    found = _all_turning(rope, length)
+    turning = np.arange(len(found.inv_freq)) < len(found.inv_freq) - rope.still
+    return found._replace(inv_freq=np.where(turning, found.inv_freq, 0.0)) if rope.still else found
+
+
+def _all_turning(rope: Rope, length: int | None) -> Table:
+    """`table`, as though no pair stood still: what a method does to a pair does not hang on that."""
     check_rope(rope)
     whole = rope.inner is not None and rope.inner.row.switches  # what is composed with it takes its long list at every length
-    base = table(rope.inner, None if whole else length) if rope.inner else Table(geometric(rope.theta, rope.rotary_dim), 1.0)
+    base = _all_turning(rope.inner, None if whole else length) if rope.inner else Table(geometric(rope.theta, rope.rotary_dim), 1.0)
     try:
         with np.errstate(all="ignore"):
             inv_freq, multiplier = rope.row.function(base.inv_freq, rope, length)
@@ -117,6 +126,8 @@ def check_rope(rope: Rope) -> None:
         raise UsageError(f"rope_theta must be a finite number above 1, not {rope.theta!r}", "10000 is usual")
     if rope.rotary_dim < 2 or rope.rotary_dim % 2:
         raise UsageError(f"the rotary dimension must be even and at least 2, not {rope.rotary_dim}", "it is a part of the head dimension")
+    if not 0 <= rope.still < rope.rotary_dim // 2:
+        raise UsageError(f"{rope.still} of {rope.rotary_dim // 2} pairs cannot stand still", "leave some that turn")
     if rope.original_context < 1:
         raise UsageError(f"the original context must be at least one token, not {rope.original_context}", "--original-context sets it")
 
@@ -259,6 +270,7 @@ class Method:
     nameless: bool = False  # files have its numbers and no word for a method: so they may be those of any
     hf: tuple[str, ...] = ()  # rope_type in config.json; the first is written
     hf_keys: tuple[str, ...] = ()  # and what that object may hold, beside `lists` and what all of them may
+    proportional: bool = False  # config.json has it, under p-RoPE's word, where some pairs stand still
     gguf: str = ""  # rope.scaling.type
     spelled_as: str = ""  # without words of its own: the method in whose words files have it, by other numbers
 
@@ -299,8 +311,8 @@ YARN_KEYS = ("factor", "beta_fast", "beta_slow", "attention_factor", *MSCALES, "
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
 LONGROPE_KEYS = ("factor", "attention_factor", "short_mscale", "long_mscale")
 METHODS: Mapping[str, Method] = {
-    "none": Method(none, nameless=True, hf=("default", "mrope"), gguf="none"),
-    "linear": Method(linear, spans=True, hf=("linear",), hf_keys=("factor",), gguf="linear"),
+    "none": Method(none, nameless=True, hf=("default", "mrope"), proportional=True, gguf="none"),
+    "linear": Method(linear, spans=True, hf=("linear",), hf_keys=("factor",), proportional=True, gguf="linear"),
     "ntk-aware": Method(ntk_aware, spans=True, spelled_as="none"),
     "ntk-by-parts": Method(ntk_by_parts, spans=True, says_length=True, takes=RAMP_OPTIONS, spelled_as="yarn"),
     "yarn": Method(yarn, spans=True, says_length=True, takes=YARN_OPTIONS, hf=("yarn",), hf_keys=YARN_KEYS, gguf="yarn"),
@@ -430,4 +442,5 @@ def recipe_of(rope: Rope) -> dict[str, Any]:
         "original_context": rope.original_context,
         "params": dict(rope.params),
     }
+    fields |= {"still": rope.still} if rope.still else {}
     return fields | ({"inner": recipe_of(rope.inner)} if rope.inner else {})

@@ -201,9 +201,10 @@ def _from_hf(c: Checkpoint, about: Mapping[str, Value], r: Request, files: Files
         **about,
     }
     for hf in c.family.hparams:
-        key, kind = c.family.gguf_key(hf)
-        if c.hparams.get(hf) is not None:
-            fields[key] = Value(kind, c.hparams[hf])
+        (key, kind), value = c.family.gguf_key(hf), c.hparams.get(hf)
+        alike = kind.endswith("[]") and key in fields and len(set(value)) == 1  # its one number says it
+        if value is not None and not alike:
+            fields[key] = Value(kind, value)
     fields |= {f"{arch}.{key}": Value(*value) for key, value in c.family.constants.items()}
     fields.setdefault(f"{arch}.attention.value_length", Value("u32", c.head_dim))
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)

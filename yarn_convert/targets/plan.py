@@ -124,7 +124,11 @@ def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping
         spelled["original_max_position_embeddings"] = spelled["rope_parameters"]["original_max_position_embeddings"]
     if layer_type:
         others = {"rope_type": "default", "rope_theta": c.other_theta}
-        spelled["rope_parameters"] = {"sliding_attention": others, layer_type: spelled["rope_parameters"]}
+        said = spelled["rope_parameters"]
+        spelled["rope_parameters"] = {"sliding_attention": others, layer_type: said}
+        if c.family.hf.nested_alone:
+            spelled |= {"rope_scaling": REMOVE, "rope_theta": REMOVE}
+            spelled |= {key: True for key in c.family.hf.permits.values() if key == c.family.hf.permits.get(said["rope_type"])}
     return spelled
 
 
@@ -154,7 +158,7 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
     for carrier in CARRIERS[1:] if carry == "auto" else (carry,):
         try:
             keys, factors = (
-                (dialects.gguf_metadata(rope, context, c.family), {})
+                (dialects.gguf_metadata(rope, context, c.family), dialects.gguf_still(rope, c.family))
                 if carrier == "metadata"
                 else dialects.gguf_tensors(rope, context, c.family)
             )

@@ -1,12 +1,13 @@
 """Tokenizer files of an HF folder ↔ the `tokenizer.*` keys of a GGUF file.
 
-Two kinds are known:
+Three kinds are known:
 
 - `gpt2`: byte-level BPE from `tokenizer.json` (Llama 3, Qwen, DeepSeek, GPT-NeoX, Falcon, …). What a GGUF cannot carry is
   the pre-tokenizer: it has only a name, `tokenizer.ggml.pre`. PRETOKENIZERS is the dictionary between those names and
   the JSON, read in both directions; what is not in it is refused.
 - `llama`: SentencePiece BPE from `tokenizer.model`, or from a `tokenizer.json` with byte fallback (Llama 2, Mixtral, Phi-3,
   Gemma, InternLM2, …). What the converter does for one model type only is in HABITS.
+- `gemma4`: a `tokenizer.json` with byte fallback that is merged by rank, not by score (Gemma 4).
 
 The keys are those of llama.cpp's converter (conversion/*.py and gguf-py/gguf/vocab.py as of
 llama-cpp-python 0.3.36), except where it would write a file that reads text wrongly; see `reading._fallback_vocabulary`.

@@ -16,7 +16,8 @@ class Habit:
     false, which is not llama.cpp's default, or always. `guess`: added tokens that look special are CONTROL, and a ▁ in
     others is a space. `listed`: added_tokens of tokenizer.json count too, beside a tokenizer.model. `unused`: how pieces
     begin that are UNUSED. `instead` and `absent` are special tokens by text: for what the files name, and for what they
-    do not.
+    do not. `ranked`: a byte-fallback tokenizer.json becomes the kind `gemma4`, which merges by rank and puts BOS before every text;
+    `shown` are its special tokens that llama.cpp is to render.
     """
 
     llama: bool = False
@@ -26,14 +27,18 @@ class Habit:
     unused: str = ""
     instead: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    ranked: bool = False
+    shown: frozenset[str] = frozenset()
 
 
 _LLAMA = Habit(llama=True)  # llama.py, granite.py and the classes under them
 _GLM = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>"}
 _MOE = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
+_GEMMA4 = frozenset({'<|"|>', "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"})
 HABITS: dict[str, Habit] = {  # model_type of config.json -> conversion/*.py, the class's set_vocab
     **dict.fromkeys(("llama", "mistral", "mixtral", "granite", "granitemoe", "granitemoeshared", "smollm3", "afmoe"), _LLAMA),
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), Habit(prefix="always")),  # gemma.py
+    **dict.fromkeys(("gemma4", "gemma4_text"), Habit(ranked=True, shown=_GEMMA4)),  # gemma.py, Gemma4Model
     "phi3": Habit(guess=False, listed=True),  # phi.py, Phi3MiniModel
     "internlm2": Habit(  # internlm.py, InternLM2Model
         prefix="always", guess=False, listed=True, unused="[UNUSED", instead={"eos": "<|im_end|>"}

@@ -70,6 +70,9 @@ def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None, 
         if byte_level:
             vocabulary = _byte_level_vocabulary(files, size)
             name, merges = _byte_level_merges(files, pre)
+        elif habit.ranked:
+            vocabulary, merges = _ranked_vocabulary(files, size, habit)
+            keys[PREFIX_KEY] = ("bool", False)
         elif exists(folder, "tokenizer.model"):
             vocabulary, prepends = _sentencepiece_vocabulary(files, read(folder, "tokenizer.model"), size, habit)
             if not habit.llama and (habit.prefix == "always" or not prepends):
@@ -78,17 +81,20 @@ def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None, 
             vocabulary, prepends = _fallback_vocabulary(files, size)
             if not prepends:
                 keys.setdefault(PREFIX_KEY, ("bool", False))
-        keys["tokenizer.ggml.model"] = ("str", "gpt2" if byte_level else "llama")
-        keys["tokenizer.ggml.pre"] = ("str", name)
+        keys["tokenizer.ggml.model"] = ("str", "gpt2" if byte_level else "gemma4" if habit.ranked else "llama")
+        if byte_level or not habit.ranked:
+            keys["tokenizer.ggml.pre"] = ("str", name)
         keys["tokenizer.ggml.tokens"] = ("str[]", vocabulary.tokens)
         if not byte_level:
             keys["tokenizer.ggml.scores"] = ("f32[]", vocabulary.scores)
         keys["tokenizer.ggml.token_type"] = ("i32[]", vocabulary.types)
-        if byte_level:
+        if byte_level or habit.ranked:
             keys["tokenizer.ggml.merges"] = ("str[]", merges)
         keys.update(special_keys(files, config, SPECIAL_TYPES, len(vocabulary.tokens)))
         keys.update(chat_templates(files))
         keys.update(_exceptions(files, config, habit, vocabulary.tokens))
+        if habit.ranked and not byte_level:
+            keys[ADD_KEYS["bos"]] = ("bool", True)
         if byte_level and pretokenizer_of(name).add_bos:  # which llama.cpp would do; the converter leaves the key out
             keys.setdefault(ADD_KEYS["bos"], ("bool", False))
     except (AttributeError, TypeError, LookupError, ValueError, RecursionError, OSError) as error:
@@ -331,6 +337,20 @@ def _fallback_vocabulary(files: Files, size: int | None) -> tuple[Vocabulary, bo
         types.append(kind)
         scores.append(score)
     return Vocabulary(tokens, types, scores), prepends
+
+
+def _ranked_vocabulary(files: Files, size: int | None, habit: Habit) -> tuple[Vocabulary, list[str]]:
+    """(vocabulary, merges) of a tokenizer.json with byte fallback, which llama.cpp merges by rank; conversion/gemma.py, Gemma4Model.
+
+    Types are `_fallback_vocabulary`'s but for those that are to be shown, and no score counts.
+    """
+    found, prepends = _fallback_vocabulary(files, size)
+    if prepends:
+        raise Unsupported("the tokenizer puts a space before a text, and llama.cpp puts none for such a model", "--converter")
+    types = [USER_DEFINED if text in habit.shown else kind for text, kind in zip(found.tokens, found.types, strict=True)]
+    model = files.tokenizer["model"]
+    merges = merge_pairs(as_list(model.get("merges"), "model.merges of tokenizer.json"), model["vocab"])
+    return Vocabulary(found.tokens, types, [ADDED_SCORE] * len(types)), [" ".join(pair) for pair in merges]
 
 
 def _prepends(tokenizer: Json) -> bool:

@@ -35,6 +35,7 @@ from .vocabulary import (
     merge_pairs,
 )
 
+KINDS = ("gpt2", "llama", "gemma4")
 TOKENIZER_ORDER = ("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
 KNOWN = {*SPECIAL_KEYS.values(), *ADD_KEYS.values(), TEMPLATE, "tokenizer.chat_templates"}
 KNOWN |= {f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "scores", "token_type", "merges", "add_space_prefix")}
@@ -61,8 +62,11 @@ def to_hf(keys: Mapping[str, Any]) -> dict[str, bytes]:
         settings["add_prefix_space"] = as_flag(prefix, "tokenizer.ggml.add_space_prefix")
     added = _gguf_added(vocabulary, ids, kind, strips(str(keys.get("general.name", ""))))
     decoder, files = added, {}
-    if row is None:
-        tokenizer = _sentencepiece_json(vocabulary, ids, prefix is not False)
+    if kind == "gemma4":
+        pairs = merge_pairs(as_list(keys.get("tokenizer.ggml.merges"), "tokenizer.ggml.merges"), _without_padding(vocabulary))
+        tokenizer = _sentencepiece_json(vocabulary, ids, False, pairs)
+    elif row is None:
+        tokenizer = _sentencepiece_json(vocabulary, ids, prefix is not False, _merges(vocabulary))
         decoder, extra = _expressible(vocabulary, added, ids)
         files["tokenizer.model"] = write_model(vocabulary, ids, prefix is not False)
         if extra:
@@ -87,8 +91,8 @@ def to_hf(keys: Mapping[str, Any]) -> dict[str, bytes]:
 def vocabulary_of(keys: Mapping[str, Any]) -> tuple[str, Vocabulary]:
     """(kind; tokens, types and scores) of the keys, checked; Unsupported for another kind, or a key that HF files cannot carry."""
     kind = keys.get("tokenizer.ggml.model")
-    if kind not in ("gpt2", "llama"):
-        raise Unsupported(f"the GGUF holds a tokenizer of kind {kind!r}", "only gpt2 (byte-level BPE) and llama can be read")
+    if kind not in KINDS:
+        raise Unsupported(f"the GGUF holds a tokenizer of kind {kind!r}", f"only {', '.join(KINDS)} can be read")
     left = [key for key in keys if key.startswith("tokenizer.") and key not in KNOWN and not DROPPED.fullmatch(key)]
     if left := [key for key in left if not key.startswith(TEMPLATE + ".")]:
         raise Unsupported(f"HF files cannot carry {', '.join(sorted(left))}", "start from the model's HF folder instead")
@@ -96,11 +100,11 @@ def vocabulary_of(keys: Mapping[str, Any]) -> tuple[str, Vocabulary]:
     types = as_list(keys.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens)), "tokenizer.ggml.token_type")
     if not tokens or not all(isinstance(token, str) for token in tokens):
         raise bad("tokenizer.ggml.tokens is empty or holds something else than text", "the GGUF is damaged")
-    kinds = range(NORMAL, BYTE + 1) if kind == "llama" else range(NORMAL, UNUSED + 1)
+    kinds = range(NORMAL, (UNUSED if kind == "gpt2" else BYTE) + 1)
     if len(types) != len(tokens) or not all(isinstance(one, int) and one in kinds for one in types):
         raise bad(f"tokenizer.ggml.token_type does not give each of {len(tokens)} tokens a type", "the GGUF is damaged")
     check_text(tokens)
-    if kind == "gpt2":
+    if kind != "llama":
         return kind, Vocabulary(tokens, types)
     scores = as_list(keys.get("tokenizer.ggml.scores"), "tokenizer.ggml.scores")
     if len(scores) != len(tokens) or not all(isinstance(one, int | float) and abs(one) < 3e38 for one in scores):
@@ -115,6 +119,8 @@ def specials_of(
     names = [name for name in SPECIAL_TYPES if SPECIAL_KEYS.get(name) in keys]
     ids = {name: as_id(keys[SPECIAL_KEYS[name]], len(vocabulary.tokens), SPECIAL_KEYS[name]) for name in names}
     adds = {name: as_flag(keys[key], key) for name, key in ADD_KEYS.items() if key in keys}
+    if kind == "gemma4":  # whatever is written
+        adds["bos"] = True
     if kind == "llama" or (row and row.add_bos):
         adds.setdefault("bos", True)
     if kind == "llama" and adds["bos"] and len(vocabulary.tokens) > 1:
@@ -164,8 +170,8 @@ def _byte_level_json(vocabulary: Vocabulary, keys: Mapping[str, Any], row: PreTo
     }
 
 
-def _sentencepiece_json(vocabulary: Vocabulary, ids: Mapping[str, int], prefix: bool) -> Json:
-    """normalizer, decoder and model of a tokenizer.json that does what llama.cpp does with the `llama` kind.
+def _sentencepiece_json(vocabulary: Vocabulary, ids: Mapping[str, int], prefix: bool, merges: Iterable[tuple[str, str]]) -> Json:
+    """normalizer, decoder and model of a tokenizer.json that does what llama.cpp does with the kinds `llama` and `gemma4`.
 
     That is the form of LlamaTokenizerFast with legacy=True: a space before the text and after every special token.
     """
@@ -179,7 +185,7 @@ def _sentencepiece_json(vocabulary: Vocabulary, ids: Mapping[str, int], prefix: 
         "normalizer": {"type": "Sequence", "normalizers": [*normalizers, replace]},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": [unreplace, {"type": "ByteFallback"}, {"type": "Fuse"}, *decoders]},
-        "model": _model_json(vocab, _merges(vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes(vocabulary)),
+        "model": _model_json(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes(vocabulary)),
     }
 
 

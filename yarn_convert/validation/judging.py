@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..compute.rotary import Spans
 from ..errors import YarnConvertError
-from ..rope import MSCALES, Effect, Param, Rope, effect, geometric
+from ..rope import MSCALES, Effect, Param, Rope, effect, largest_error, table
 
 F32 = NDArray[np.float32]
 ROWS = 1024  # rows compared at a time: float64 copies of a whole vocabulary are large
@@ -117,12 +117,14 @@ def _logsumexp(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def wrong_tables(rope: Rope, length: int) -> dict[str, Effect]:
     """Recipes that a check must tell from `rope` for a text of `length` tokens: name -> effect. Those that equal it are left out."""
     right = effect(rope, length)
-    plain = geometric(rope.theta, rope.rotary_dim)
+    plain = table(replace(rope, method="none", params={}, inner=None)).inv_freq
     candidates: dict[str, Rope | Effect] = {
         "no scaling": Effect(plain, 1.0),
         "multiplier 1": right._replace(multiplier=1.0, logits=1.0),
         "factor × 2": _doubled(rope, right, plain),
     }
+    if rope.still:
+        candidates["every pair turns"] = replace(rope, still=0)
     if rope.row.ramped and "factor" in rope.params:
         candidates["the other ramp"] = rope.with_params(ramp="index" if rope.params.get("ramp") == "paper" else "paper")
     return _tables(candidates, right)
@@ -164,7 +166,7 @@ def _tables(candidates: Mapping[str, Rope | Effect], right: Effect) -> dict[str,
 def differ(a: Effect, b: Effect) -> bool:
     """Whether two recipes are apart by more than float32 rounds."""
     return a.inv_freq.shape != b.inv_freq.shape or bool(
-        abs(a.multiplier / b.multiplier - 1) > 1e-6 or abs(a.logits / b.logits - 1) > 1e-6 or abs(a.inv_freq / b.inv_freq - 1).max() > 1e-6
+        abs(a.multiplier / b.multiplier - 1) > 1e-6 or abs(a.logits / b.logits - 1) > 1e-6 or largest_error(a.inv_freq, b.inv_freq) > 1e-6
     )
 
 

@@ -96,7 +96,7 @@ def _recipe_figure(check: Mapping[str, Any], recipe: Mapping[str, Any]) -> Figur
 def _ratio(axes: Axes, values: NDArray[np.float64], plain: NDArray[np.float64], **style: Any) -> None:
     """Tables of different lengths are drawn as far as both go."""
     n = min(len(values), len(plain))
-    axes.plot(np.arange(n), values[:n] / plain[:n], **style)
+    axes.plot(np.arange(n), np.where(values[:n] > FLOOR, values[:n] / plain[:n], np.nan), **style)  # a pair that stands still has no ratio
 
 
 def _study_figure(study: Mapping[str, Any], lengths: Mapping[str, int]) -> Figure:

@@ -232,7 +232,7 @@ def _studies(
         reference, kinds = Reference(named, device, settings.dtype), rounds(c)
         ids = ids if free else ids[: affordable(reference, c, question, names, ids, BUDGET if settings.budget is None else settings.budget)]
         strict = bool(kinds) and named is c and layers_of(c) > 0
-        tolerance = tolerance_for(settings.dtype, c.family.gelu and c.gguf is not None)
+        tolerance = tolerance_for(settings.dtype, named.gelu and c.gguf is not None)
         studies.append(study(real_subject(c, ids, original, tolerance, kinds, not strict), question, reference, names, say))
         if base is not None:
             studies[0]["within_base"] = within_base(reference, c, base, question, ids)

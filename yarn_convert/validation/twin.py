@@ -48,7 +48,7 @@ DEPTHS = ("depth", "num_hidden_layers", "num_layers", "encoder_layers")  # how m
 OTHER_TOWERS = ("model.visual.", "model.vision", "model.audio")
 EXPERTS = ("num_experts", "num_local_experts")  # which transformers 5 saves both, of one number
 BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
-REFUSED_IN_A_TWIN = ("quantization_config", "auto_map")
+REFUSED_IN_A_TWIN = ("quantization_config", "auto_map", "per_layer_config")  # the last said anew
 
 
 def write_twin(c: Checkpoint, out: Path, seed: int = 0) -> Checkpoint:
@@ -77,7 +77,7 @@ def write_control(out: Path) -> Path:
         c = open_checkpoint(resolve(folder, weights=False))
         if out.suffix != ".gguf":
             return write_twin(c, out).source.path
-        arrays = weights(c, [*c.family.required(c.hparams), "output.weight"], 0)
+        arrays = weights(c, [*c.family.required(c.described), "output.weight"], 0)
         keys = {c.family.gguf_key(k): c.hparams[k] for k in c.family.hparams}
         fields: dict[str, Field | Value] = {"general.architecture": Value("str", c.family.gguf_arch)}
         fields |= {key: Value(kind, value) for (key, kind), value in keys.items() if value is not None}
@@ -99,13 +99,15 @@ def _sizes(c: Checkpoint) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": heads if c.heads("k") == c.heads("q") else 1,
         "head_dim": c.head_dim,
-        **{key: size for key, size in SMALL.items() if key in c.family.hparams},
+        **{key: size for key, size in SMALL.items() if c.hparams.get(key) is not None},
         **c.family.twin,
     }
     if "mamba_inner" in c.family.hparams:
         sizes["mamba_inner"] = 2 * sizes["hidden_size"]
     if c.family.linear:  # up to the first layer that attends, and one more at least
         sizes["num_hidden_layers"] = max(2, [*c.family.linear(c.hparams), False].index(False) + 1)
+    if slides := c.hparams.get("slides_by_layer"):  # up to the first that sees all
+        sizes["num_hidden_layers"] = [*slides, False].index(False) + 1
     sizes["num_hidden_layers"] = layers = min(sizes["num_hidden_layers"], c.layers)
     for key in (k for k in c.family.hparams if c.family.by_layer(k) and k != families.SECTIONS):
         numbers = c.hparams[key][:layers] if key in c.hparams else [c.family.in_tensors[key].usual] * layers
@@ -122,14 +124,15 @@ def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
 def _names(c: Checkpoint, small: Mapping[str, Any], tied: bool) -> list[str]:
     """GGUF names of the twin's tensors: those of the first layers and outside of layers, with a head of its own unless tied.
     `small` are its hparams."""
+    said = {**c.described, **small}
     there, layers, switches = {} if c.packed else c.parts(gguf=True), range(small["num_hidden_layers"]), c.family.hf.switches
     names = [name for name, n in ((name, numbered(name)) for name in there) if n.layer in layers]
     if not there:  # a config.json alone, or packed weights
         names = [f"blk.{i}.{part}" for part in sorted(set(c.family.hf.turned_on(c.config))) for i in layers]
     off = {part for switch, parts in switches.items() if c.family.twin.get(switch) is False for part in parts}
     off |= {"output.weight"} if tied else set()
-    wanted = [name for name in dict.fromkeys([*names, *c.family.required(small), "output.weight"]) if layout.part_of(name) not in off]
-    return [name for name in wanted if c.family.has(numbered(name).template, small, numbered(name).layer)]
+    wanted = [name for name in dict.fromkeys([*names, *c.family.required(said), "output.weight"]) if layout.part_of(name) not in off]
+    return [name for name in wanted if c.family.has(numbered(name).template, said, numbered(name).layer)]
 
 
 def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray[np.float32]]:
@@ -137,7 +140,7 @@ def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray
     rng, arrays = np.random.default_rng(seed), {}
     for name in names:
         part = layout.part_of(name)
-        shape = tuple(small.sizes[size] for size in small.family.shape(part))
+        shape = tuple(small.sizes_of(numbered(name).layer)[size] for size in small.family.shape(part))
         w = rng.standard_normal(shape)
         scale = QK_SCALE if part in QK else 1.0
         if "norm" in part and not part.endswith("bias"):
@@ -161,7 +164,7 @@ def _folder(small: Checkpoint, sizes: Mapping[str, int], arrays: Mapping[str, ND
         family.hf.own("tie_word_embeddings"): small.hparams["tie_word_embeddings"],
         "bos_token_id": 0,
         "eos_token_id": 1,
-        "pad_token_id": None,
+        "pad_token_id": 0 if small.around else None,  # which some of those that see put in the place of pictures
     }
     changes |= {k: sizes["num_experts"] for k in EXPERTS if k in config and "num_experts" in sizes}
     changes |= {k: "float32" for k in ("dtype", "torch_dtype") if k in config}
