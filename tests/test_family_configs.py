@@ -146,6 +146,8 @@ def test_the_defaults_of_a_row_are_those_of_the_config_class(model_type: str) ->
             if (own := family.hf.own(key)) not in usual:
                 continue
             silent = mine.get(own, mine.get(key))
+            if silent is None and (model_type, key) == ("minicpm3", "v_head_dim"):  # made of others
+                silent = family.hf.reads({k: v for k, v in usual.items() if k != key})[key]
             if key in family.fixed and silent is None:
                 assert usual[own] in (*family.fixed[key], None), (model_type, key)
             else:

@@ -202,7 +202,7 @@ def _from_hf(c: Checkpoint, about: Mapping[str, Value], r: Request, files: Files
     }
     for hf in c.family.hparams:
         (key, kind), value = c.family.gguf_key(hf), c.hparams.get(hf)
-        alike = kind.endswith("[]") and key in fields and len(set(value)) == 1  # its one number says it
+        alike = isinstance(value, list) and key in fields and len(set(value)) == 1  # its one number says it
         if value is not None and not alike:
             fields[key] = Value(kind, value)
     fields |= {f"{arch}.{key}": Value(*value) for key, value in c.family.constants.items()}
