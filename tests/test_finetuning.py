@@ -451,3 +451,61 @@ main(sys.argv[1:])
     ((exit_code, _, said),) = ended(started(1, *words, code=code))
     assert exit_code == 1 and "the state after step 2 could not be kept" in said and "File too large" in said and "Traceback" not in said
     assert [p.name for p in (tmp_path / ".out.training").glob("*step-*")] == ["step-000001"]
+
+
+def test_an_attention_that_sees_the_future_is_no_training(
+    make_model: MakeModel, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from yarn_convert.finetuning import attention
+
+    blind = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "_attended", lambda q, k, v, scale, seen: blind(q, k, v, scale=scale, enable_gqa=True))
+    with pytest.raises(YarnConvertError, match="tokens see what comes later"):
+        trained(make_model(), text, tmp_path / "out")
+
+
+def test_an_attention_of_its_own_keeps_its_masks_and_is_not_packed(text: Path, tmp_path: Path) -> None:
+    """Falcon's code does not ask ours."""
+    model = make("falcon", tmp_path / "model")
+    with pytest.raises(YarnConvertError, match="falcon has layers that are no attention, or one of its own"):
+        trained(model, text, tmp_path / "out", pack=True)
+    done = trained(model, text, tmp_path / "out", steps=1, batch=1, held_out=(text,), windows=(90,))
+    convert(str(model), recipe=Recipe(scale=4), output=tmp_path / "extended")
+    assert done.manifest.finetuning[0].held_out[0].before == pytest.approx(measured(text, 96, 90, tmp_path / "extended"), rel=1e-5)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def run(*words: object) -> None:
+    from yarn_convert.cli import main
+
+    with pytest.raises(SystemExit) as e:
+        main([*map(str, words)])
+    assert not e.value.code
+
+
+def test_the_command_plans_trains_and_draws(
+    make_model: MakeModel, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["finetune", make_model(), "--scale", "4", "--text", text, *FLAGS]
+    run(*words, "--dry-run", "--json")
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["output"], plan["tokens"], plan["context"]) == ("tiny-yarn-256-tuned", 3 * 4 * 96, 256)
+    assert plan["memory"]["total"] > plan["memory"]["optimizer"] == 2 * plan["memory"]["parameters"] > 0
+    run(*words, "--report", "curve.html", "--out", "gguf")
+    said = capsys.readouterr()
+    assert said.out.startswith("tiny-yarn-256-tuned.gguf\nloss") and "held out         64 tokens: perplexity" in said.out
+    assert "memory    about" in said.err and "step 1 of 3" in said.err and "not a multiple" not in said.err
+    page = (tmp_path / "curve.html").read_text("utf-8")
+    assert page.count("<svg") == 2 and "sequence 96 where the paper (4.1) has 65,536" in page and "text.txt" in page
+    run("card", "tiny-yarn-256-tuned.gguf")
+    card = capsys.readouterr().out
+    assert "**Fine-tuned** at the new length by 1,152 tokens." in card and "| 64 | " in card and "another type" not in card
+    (tmp_path / "tiny-yarn-256-tuned.gguf").unlink()
+    (tmp_path / "tiny-yarn-256-tuned.yarn_convert.json").unlink()
+    with pytest.raises(YarnConvertError, match=r"tiny-yarn-256-tuned\.gguf\.jsonl exists"):
+        finetune("tiny", Recipe(scale=4), texts=Texts(files=(text,)), out="gguf", **TRAINING)

@@ -44,9 +44,7 @@ class Torch:
 
     def __init__(self, c: Checkpoint, device: str = "auto", dtype: str = "float32") -> None:
         self.reference, self.dtype = Reference(c, device, dtype), dtype
-        self.prefix = self.reference.net.base_model_prefix
-        if not hasattr(self.reference.net, self.prefix):
-            raise UsageError(f"{type(self.reference.net).__name__} does not say which part of it is the decoder", "--runtime llama.cpp")
+        self.prefix = decoder_name(self.reference.net)
 
     def losses(self, rope: Rope, ids: Ids, first: int, progress: FractionDone = lambda f: None) -> NDArray[np.float64]:
         import torch
@@ -66,6 +64,14 @@ class Torch:
 
     def describe(self) -> dict[str, Any]:
         return self.reference.describe()
+
+
+def decoder_name(net: Any) -> str:
+    """What a model calls the part that gives hidden states. UsageError where it does not say."""
+    found = next((name for name in (net.base_model_prefix, "model") if name and hasattr(net, name)), None)
+    if found is None:
+        raise UsageError(f"{type(net).__name__} does not say which part of it is the decoder", "--runtime llama.cpp")
+    return str(found)
 
 
 def head_losses(net: Any, prefix: str, out: Any, rows: Any, targets: Any) -> NDArray[np.float64]:
@@ -89,11 +95,15 @@ def decoder_replaced(net: Any, prefix: str, out: Any) -> Iterator[None]:
     """The model with a decoder that gives `out`, whatever it is asked."""
     import torch
 
+    decoder = getattr(net, prefix)
+
     class Given(torch.nn.Module):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return out
 
-    decoder = getattr(net, prefix)
+        def __getattr__(self, name: str) -> Any:  # some heads look up a number of their decoder
+            return getattr(decoder, name)
+
     setattr(net, prefix, Given())
     try:
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..compute.rotary import BLOCK, chunk_of
@@ -19,12 +19,14 @@ Span = tuple[int, int]
 
 
 @dataclass
-class Texts:
+class Pass:
     """What the attention is told of the pass that is running. `group`: the ranks that hold parts of the same texts, None for one that holds
-    them whole. `documents`: of each row its documents as [begin, end), which do not see each other; None where a row is one."""
+    them whole. `documents`: of each row its documents as [begin, end), which do not see each other; None where a row is one. `calls`: how
+    often it was asked."""
 
     group: Any = None
-    documents: Sequence[Sequence[Span]] | None = field(default=None)
+    documents: Sequence[Sequence[Span]] | None = None
+    calls: int = 0
 
     @property
     def ranks(self) -> int:
@@ -33,25 +35,25 @@ class Texts:
         return 1 if self.group is None else dist.get_world_size(self.group)
 
 
-def register(texts: Texts) -> str:
-    """The name, for transformers, of an attention that obeys `texts`."""
+def register(running: Pass) -> str:
+    """The name, for transformers, of an attention that obeys `running`."""
     from transformers import AttentionInterface
 
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **rest: Any
     ) -> tuple[Any, None]:
-        sinks = rest.get("s_aux")
-        n = texts.ranks
+        sinks, n = rest.get("s_aux"), running.ranks
+        running.calls += 1
         if n > 1:
             key, value = (repeated(x, n) for x in (key, value))
-            query, key, value = (_exchanged(x, texts.group, True) for x in (query, key, value))
-            sinks = None if sinks is None else sinks.chunk(n)[_rank(texts.group)]
+            query, key, value = (_exchanged(x, running.group, True) for x in (query, key, value))
+            sinks = None if sinks is None else sinks.chunk(n)[_rank(running.group)]
         length = query.shape[2]
         window = min(rest.get("sliding_window") or length, length)
         seen = Seen(window, min(chunk_of(module) or length, length), rest.get("softcap"), sinks)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = _by_documents(query, key, value, scale, seen, texts.documents)
-        return (out if n == 1 else _exchanged(out, texts.group, False)).transpose(1, 2), None
+        out = _by_documents(query, key, value, scale, seen, running.documents)
+        return (out if n == 1 else _exchanged(out, running.group, False)).transpose(1, 2), None
 
     AttentionInterface.register(NAME, attend)
     return NAME

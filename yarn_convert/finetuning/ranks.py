@@ -83,6 +83,14 @@ def started_by_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def training_device(wish: str) -> str:
+    """cuda or cpu: FSDP runs on no other. UsageError for a wish that this machine does not grant."""
+    found = pick_device(wish)
+    if found == "mps" and wish != "auto":
+        raise UsageError("PyTorch's FSDP does not run on mps", "--device cpu")
+    return "cpu" if found == "mps" else found
+
+
 def is_first() -> bool:
     """Whether this process speaks: known from the environment, before any group is there."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -101,7 +109,7 @@ def ranks_of(device: str, parallel: int) -> Iterator[Ranks]:
 
     world = world_size()
     check_parallel(world, parallel)
-    device = pick_device(device)
+    device = training_device(device)
     kind, backend = ("cuda", "cpu:gloo,cuda:nccl") if device == "cuda" else ("cpu", "gloo")
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

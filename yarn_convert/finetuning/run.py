@@ -19,22 +19,21 @@ from ..checkpoint.manifest import Base, Finetuning, HeldOut, Manifest, as_json, 
 from ..checkpoint.source import resolve
 from ..compute.identity import identity, key_of
 from ..compute.record import SayStage, silent
-from ..compute.reference import pick_device, with_torch
-from ..conversion import Converted, Extension, prepare
+from ..compute.reference import with_torch
+from ..conversion import Extension, prepare
 from ..conversion.run import check_name, default_output
 from ..errors import InputError, OutputError, UsageError, need
 from ..formats.json_text import pretty
 from ..options import FinetuneOptions, Texts, check_choices, taking
-from ..targets.resume import lock_file
-from . import training
+from ..targets.resume import UNSUPPORTED, lock, open_file
 from .corpus import Segments, check_texts, corpus_of, order_of
-from .ranks import Ranks, check_parallel, others_ended, ranks_of, world_size
+from .ranks import Ranks, check_parallel, others_ended, ranks_of, training_device, world_size
 from .requirements import Requirement, requirement
 from .settings import Settings, deviations, settings_of
 from .speed import Speed
 from .states import latest
 from .trainee import Trainee
-from .training import History
+from .training import History, Training, TrainingTexts
 from .writing import base_folder, check_writable, conversion_options, write_output, write_weights
 
 
@@ -93,7 +92,7 @@ def prepare_training(model: str, options: FinetuneOptions) -> Preparation:
     with_torch()
     check_texts(options.texts)
     check_parallel(world_size(), options.sequence_parallel)
-    device = pick_device(options.device)
+    device = training_device(options.device)
     c = open_checkpoint(resolve(model, options.revision))
     settings, e = settings_of(c, options, device)
     settings.passes(world_size() // settings.parallel)
@@ -134,7 +133,7 @@ def run_training(p: Preparation, say: SayStage = silent) -> Finetuned:
         texts, data = _texts(p, ranks, told)
         trainee = Trainee(p.checkpoint, p.settings, ranks)
         check_writable(p.checkpoint, trainee)
-        run = training.Training(trainee, p.settings, texts, p.folder, p.log, told)
+        run = Training(trainee, p.settings, texts, p.folder, p.log, told)
         history = run.run()
         told("writing the model", 1.0)
         made = p.folder / "model"
@@ -143,14 +142,9 @@ def run_training(p: Preparation, say: SayStage = silent) -> Finetuned:
         record = _record(p, ranks, history, data)
         done = ranks.together(lambda: write_output(made, p.options, p.out, lambda m: _amended(m, p, record)), alone=True)
         ranks.together(lambda: shutil.rmtree(p.folder, ignore_errors=True), alone=True)
-        manifest = done.manifest if isinstance(done, Converted) else _amended_elsewhere(p)
+        manifest = done.manifest if done is not None else read_manifest(p.out)
+        assert manifest is not None
         return Finetuned(p.out, manifest, history)
-
-
-def _amended_elsewhere(p: Preparation) -> Manifest:
-    found = read_manifest(p.out)
-    assert found is not None
-    return found
 
 
 def _clean_base(p: Preparation, made: Path) -> None:
@@ -169,8 +163,9 @@ def _workplace(p: Preparation, ranks: Ranks) -> Iterator[None]:
         plan = _plan(p)
         try:
             p.folder.mkdir(exist_ok=True)
+            fd = _locked(p)
             (p.folder / "plan.json").write_bytes(plan)
-            return lock_file(p.folder / "lock")
+            return fd
         except OSError as e:
             raise OutputError(f"{p.folder} cannot be made: {e.strerror}", "-o in a folder that exists and is yours") from None
 
@@ -184,12 +179,27 @@ def _workplace(p: Preparation, ranks: Ranks) -> Iterator[None]:
                 shutil.rmtree(p.folder, ignore_errors=True)
 
 
+def _locked(p: Preparation) -> int:
+    """A descriptor that no other process holds, as long as this one lives."""
+    fd = open_file(p.folder / "lock")
+    try:
+        lock(fd)
+    except OSError as e:
+        os.close(fd)
+        if e.errno in UNSUPPORTED:
+            return open_file(p.folder / "lock")
+        raise OutputError(f"another process trains {p.out}", "wait for it, or give another name with -o") from None
+    return fd
+
+
 def _plan(p: Preparation) -> bytes:
     """What a training is, as its folder has it. UsageError where the folder is that of another one, unless this is to replace it."""
     plan, begun = p.folder / "plan.json", latest(p.folder)
     mine = pretty({**p.settings.outcome, "model": key_of(identity(p.checkpoint)), "texts": _texts_key(p)})
     if p.options.resume and not begun:
         raise UsageError(f"there is no training of {p.out} to go on with", "leave out --resume")
+    if p.log.exists() and not plan.exists() and not p.options.force:
+        raise OutputError(f"{p.log} exists", "--force replaces it, or --log names another file")
     if begun and plan.read_bytes() != mine:
         old, new = json.loads(plan.read_bytes()), json.loads(mine)
         if not p.options.force:
@@ -214,7 +224,7 @@ def _texts_key(p: Preparation) -> list[Any]:
         raise InputError(f"cannot read the text {e.filename}: {e.strerror}", "--text FILE, in UTF-8") from None
 
 
-def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[training.Texts, list[str]]:
+def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[TrainingTexts, list[str]]:
     """(what is trained on and held out, the names of the texts)."""
     s, t = p.settings, p.options.texts
     key = key_of(identity(p.checkpoint), _texts_key(p), s.pack, s.seed, s.tokens)
@@ -236,7 +246,7 @@ def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[training.Texts,
     order = order_of(len(segments), s.seed, not p.options.held_out)
     names = [path.name for path in t.files] + ([t.dataset] if t.dataset else [])
     _tell(s, segments, order.trained, say)
-    return training.Texts(segments, order, held), names
+    return TrainingTexts(segments, order, held), names
 
 
 def _tell(s: Settings, segments: Segments, trained: int, say: SayStage) -> None:

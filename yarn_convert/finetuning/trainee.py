@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checkpoint import Checkpoint
-from ..compute.reference import TorchWeights, as_run, building, class_of, config_of, loaded, skeleton, unlike, with_torch
+from ..compute.reference import ANY, TorchWeights, as_run, building, class_of, config_of, loaded, skeleton, unlike, with_torch
 from ..compute.rotary import replace_rotary
-from ..compute.scorer import LOGITS, head_losses
+from ..compute.scorer import LOGITS, decoder_name, head_losses
 from ..errors import Unsupported, UsageError, need
 from ..rope import Effect
 from . import attention
@@ -25,6 +25,7 @@ from .losses import chunked_loss
 from .ranks import Ranks
 from .settings import Settings
 
+TRIED = 16  # tokens of each rank by which the attention is tried
 BASE_LAYER = ".base_layer"  # what PEFT puts into the names of parameters that it leaves as they are
 ADAPTER = ".lora_"
 
@@ -48,18 +49,15 @@ class Trainee:
         self.c, self.settings, self.ranks, self.dtype = c, s, ranks, getattr(torch, s.dtype)
         if ranks.parallel > 1:
             _check_parallel(c, ranks.parallel)
-        self.texts = attention.Texts(ranks.group)
+        self.running = attention.Pass(ranks.group)
         net, self.unloaded = _made(c, self.dtype if s.lora else torch.float32, s.lora)
         self.net: Any = net.eval()
-        self.net.set_attn_implementation(attention.register(self.texts))
+        self.net.set_attn_implementation(attention.register(self.running))
         self.decoder = self.net.get_decoder() if c.around else self.net
         self.rotary = replace_rotary(self.decoder, c.family.layer_type)
-        self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling") and isinstance(m.scaling, float)]
-        self.scaled = self.scaled if c.family.hf.latent else []
+        self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling")] if c.family.hf.latent else []
         self.layers = max((m for m in self.decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
-        self.prefix = self.net.base_model_prefix
-        if not hasattr(self.net, self.prefix):
-            raise Unsupported(f"{type(self.net).__name__} does not say which part of it is the decoder", "another family")
+        self.prefix = decoder_name(self.net)
         self.chunk = max(1, LOGITS * (8 if ranks.device == "cuda" else 1) // self.net.config.get_text_config().vocab_size)
         if s.checkpointing:
             for layer in self.layers:
@@ -159,16 +157,46 @@ class Trainee:
                     f"the table that the model turns by is not the recipe's: off by {error:.2g}", "transformers of constraints.txt"
                 )
 
+    def check_attention(self) -> None:
+        """That no token sees what comes later, by changing the last one. An architecture with an attention of its own gets transformers'
+        masks for it; Unsupported where it would have to obey ours. Call it when a table of `TRIED` tokens a rank is served."""
+        linear = sum(self.c.family.linear(self.c.hparams)) if self.c.family.linear else 0
+        self.running.calls = 0
+        causal = self._causal()
+        if self.running.calls < 2 * (len(self.layers) - linear):
+            if self.settings.pack or self.ranks.parallel > 1:
+                hint = "neither --pack nor --sequence-parallel"
+                raise Unsupported(f"{self.c.family.name} has layers that are no attention, or one of its own", hint)
+            self.net.set_attn_implementation(ANY)
+            causal = self._causal()
+        if not causal:
+            raise Unsupported(
+                f"in {self.c.family.name} tokens see what comes later, so nothing is learnt from predicting it", "another family"
+            )
+
+    def _causal(self) -> bool:
+        """Whether a changed last token leaves the losses of those before it."""
+        import torch
+
+        n, ranks = TRIED * self.ranks.parallel, self.ranks
+        ids = torch.arange(n) * 7 % self.net.config.get_text_config().vocab_size
+        changed = torch.cat([ids[:-1], ids[-1:] + 1])
+        mine = slice(ranks.part * TRIED, (ranks.part + 1) * TRIED)
+        parts = [[x[None, mine].to(ranks.device) for x in (given, torch.arange(n), ids)] for given in (ids, changed)]
+        before, after = (self.losses(Part(*tensors))[0] for tensors in parts)
+        last = ranks.part == ranks.parallel - 1
+        return bool(np.abs(before - after)[: -1 if last else None].max() < 1e-3)
+
     def loss(self, part: Part) -> Any:
         """The sum of a part's losses, to be differentiated."""
-        self.texts.documents = part.documents
+        self.running.documents = part.documents
         return self.module(part.ids, part.positions, part.targets)
 
     def losses(self, part: Part) -> list[Any]:
         """Of each row the losses of its targets, float64[n], without gradients; every target has to be a token."""
         import torch
 
-        self.texts.documents = part.documents
+        self.running.documents = part.documents
         with torch.no_grad():
             found: list[Any] = self.module(part.ids, part.positions, part.targets, each=True)
         return found

@@ -29,13 +29,13 @@ from .corpus import Order, Segment, Segments, share
 from .ranks import Ranks
 from .settings import BETAS, Settings
 from .speed import Speed, memory
-from .trainee import Part, Trainee
+from .trainee import TRIED, Part, Trainee
 
 GUESSING = 0.9  # of ln(vocabulary): SmolLM2 reaches 0.91 on the ids of a text by another tokenizer, and 0.26 on those of its own
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class TrainingTexts:
     """What is trained on, in which order, and what is held out."""
 
     segments: Segments
@@ -90,7 +90,7 @@ class Log:
 class Training:
     """A trainee, its optimizer, and how far it is."""
 
-    def __init__(self, trainee: Trainee, s: Settings, texts: Texts, folder: Path, log: Path | None, say: SayStage) -> None:
+    def __init__(self, trainee: Trainee, s: Settings, texts: TrainingTexts, folder: Path, log: Path | None, say: SayStage) -> None:
         """Goes on with the state in `folder` where there is one."""
         import torch
 
@@ -108,6 +108,8 @@ class Training:
     def run(self) -> History:
         """All steps that are left. KeyboardInterrupt when the user stops it: its state is kept then."""
         s = self.s
+        self._serve(s.rope, max(s.sequence, TRIED * self.ranks.parallel))
+        self.ranks.together(self.trainee.check_attention)
         self._serve(s.rope, s.sequence)
         self.ranks.together(lambda: self.trainee.check_table(effect(s.rope, s.sequence), s.sequence))
         if not self.begun:
