@@ -476,6 +476,18 @@ def test_an_attention_of_its_own_keeps_its_masks_and_is_not_packed(text: Path, t
     assert done.manifest.finetuning[0].held_out[0].before == pytest.approx(measured(text, 96, 90, tmp_path / "extended"), rel=1e-5)
 
 
+def test_a_data_set_gives_what_its_texts_would(make_model: MakeModel, text: Path, tmp_path: Path) -> None:
+    """Its split "train", unless another is named."""
+    pytest.importorskip("datasets")
+    model, folder = make_model(), tmp_path / "texts"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(json.dumps({"text": text.read_text("utf-8")}) + "\n")
+    found = trained(model, text, tmp_path / "set", steps=1, texts=Texts(dataset=str(folder)))
+    plain = trained(model, text, tmp_path / "plain", steps=1)
+    assert [s["loss"] for s in found.history.steps] == [s["loss"] for s in plain.history.steps]
+    assert found.manifest.finetuning[0].data == [str(folder)]
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
