@@ -485,7 +485,7 @@ def test_a_data_set_gives_what_its_texts_would(make_model: MakeModel, text: Path
     found = trained(model, text, tmp_path / "set", steps=1, texts=Texts(dataset=str(folder)))
     plain = trained(model, text, tmp_path / "plain", steps=1)
     assert [s["loss"] for s in found.history.steps] == [s["loss"] for s in plain.history.steps]
-    assert found.manifest.finetuning[0].data == [str(folder)]
+    assert found.manifest.finetuning[0].data == ["texts"]  # its name alone, for a manifest is published
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

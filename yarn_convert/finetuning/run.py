@@ -244,7 +244,8 @@ def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[TrainingTexts, 
     segments = corpus(t, s.seed, "tokens")
     held = corpus(Texts(files=p.options.held_out), None, "held-out") if p.options.held_out else segments
     order = order_of(len(segments), s.seed, not p.options.held_out)
-    names = [path.name for path in t.files] + ([t.dataset] if t.dataset else [])
+    names = [path.name for path in t.files]
+    names += [Path(t.dataset).name if Path(t.dataset.partition(":")[0]).exists() else t.dataset] if t.dataset else []
     _tell(s, segments, order.trained, say)
     return TrainingTexts(segments, order, held), names
 
