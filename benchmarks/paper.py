@@ -44,23 +44,25 @@ BOS, EOS = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sizes of the model, its training, the tuning and the measures. `keys`: the share of segments that are passkey prompts; `tokens`: of a
-    step of the tuning; `documents`: of each held-out text; `trials`: of each length."""
+    """Sizes of the model, its training, the tuning and the measures. `keys` and `copies`: the shares of segments that are passkey prompts
+    and, in the first third of the steps, repeated tokens, of which a fifth as many come later. `tokens`: of a step of the tuning;
+    `documents`: of each held-out text; `trials`: of each length."""
 
     layers: int = 4
     hidden: int = 128
     heads: int = 4
     feed: int = 384
     vocabulary: int = 1024
-    steps: int = 1500
+    steps: int = 1000
     batch: int = 16
     lr: float = 3e-3
     keys: float = 0.25
-    tuning_steps: int = 48
+    copies: float = 0.5
+    tuning_steps: int = 40
     tokens: int = 4096
     tuning_lr: float = 3e-4
-    documents: int = 10
-    trials: int = 20
+    documents: int = 8
+    trials: int = 10
 
 
 QUICK = Plan(layers=2, hidden=32, heads=2, feed=64, vocabulary=384, steps=12, batch=4, tuning_steps=2, documents=1, trials=1)
@@ -132,7 +134,8 @@ def key_text(rng: np.random.Generator, most: int) -> str:
 
 
 class Segments:
-    """What the model learns: windows of L tokens, BOS first, from anywhere in the texts; or of passkey prompts, one after the other."""
+    """What the model learns: windows of L tokens, BOS first, from anywhere in the texts; of passkey prompts, one after the other; or of
+    tokens by chance, over and over, without which so small a model is long in learning to copy."""
 
     def __init__(self, folder: Path, texts: Sequence[str], plan: Plan) -> None:
         from tokenizers import Tokenizer
@@ -140,11 +143,17 @@ class Segments:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
         self.ids = np.concatenate([np.asarray([*self.encode(text), EOS], np.int64) for text in texts])
-        self.keys, self.rng = plan.keys, np.random.default_rng(0)
+        self.plan, self.rng = plan, np.random.default_rng(0)
         self.most = next(n for n in range(99) if len(self.encode(f"{text_of(n + 1, 0, 12345)} 12345.")) > L - 2)
 
-    def __call__(self, rows: int) -> Any:
-        return np.stack([[BOS, *(self._keys() if self.rng.random() < self.keys else self._text())] for _ in range(rows)])
+    def __call__(self, step: int) -> Any:
+        """A batch, int64[rows, L]."""
+        copies = self.plan.copies * (1.0 if 3 * step < self.plan.steps else 0.2)
+        return np.stack([[BOS, *self._one(copies)] for _ in range(self.plan.batch)])
+
+    def _one(self, copies: float) -> list[int]:
+        kind, keys = self.rng.random(), self.plan.keys
+        return self._keys() if kind < keys else self._copies() if kind < keys + copies else self._text()
 
     def _text(self) -> list[int]:
         at = int(self.rng.integers(0, len(self.ids) - L))
@@ -156,6 +165,11 @@ class Segments:
         while len(found) < L - 1:
             found += [*self.encode(key_text(self.rng, self.most)), EOS]
         return found[: L - 1]
+
+    def _copies(self) -> list[int]:
+        some = self.rng.integers(EOS + 1, self.plan.vocabulary, int(self.rng.integers(8, 40)))
+        found: list[int] = np.resize(some, L - 1).tolist()
+        return found
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
@@ -186,7 +200,7 @@ def learn(folder: Path, files: Sequence[Path], plan: Plan) -> None:
         rate = min(1.0, (step + 1) / warm) * (0.55 + 0.45 * math.cos(math.pi * step / plan.steps))
         for group in optimizer.param_groups:
             group["lr"] = plan.lr * rate
-        ids = torch.from_numpy(segments(plan.batch))
+        ids = torch.from_numpy(segments(step))
         loss = net(ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
