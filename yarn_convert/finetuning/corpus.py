@@ -7,6 +7,7 @@ with its BOS and EOS, whose positions begin at 0 and which do not see each other
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,18 +28,20 @@ from .attention import Span
 
 Ids = NDArray[np.int64]
 STORED = "<u4"  # how a token lies in the file
+NUMBER = re.compile(r"\[\d+\]$")  # of a document in its file
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """`ids`: the tokens of all documents, uint32[n], mapped; document i ends before `ends[i]`. `bos` and `eos`: what stands around each.
-    `whole`: all texts were read, not only as many as the steps need."""
+    `whole`: all texts were read, not only as many as the steps need; `names`: of those that were, a file of many documents once."""
 
     ids: NDArray[np.uint32]
     ends: Ids
     bos: list[int]
     eos: list[int]
     whole: bool
+    names: tuple[str, ...] = ()
 
     @property
     def documents(self) -> Iterator[Span]:
@@ -163,12 +166,13 @@ def corpus_of(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place:
         _tokenized(texts, c, tokens, seed, place, key, said)
     told = json.loads(index.read_text("utf-8"))
     ends = np.load(place.with_suffix(".npy"))
-    return Corpus(np.memmap(place, dtype=STORED, mode="r"), ends, told["bos"], told["eos"], told["whole"])
+    return Corpus(np.memmap(place, dtype=STORED, mode="r"), ends, told["bos"], told["eos"], told["whole"], tuple(told["names"]))
 
 
 def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place: Path, key: str, said: Callable[[int], None]) -> None:
     tokenizer, vocabulary = tokenizer_of(c), c.hparams["vocab_size"]
     ends, written, whole = [], 0, True
+    names: dict[str, None] = {}
     try:
         with open(place, "wb") as f:
             for name, content in contents(texts, "train", seed):
@@ -181,6 +185,7 @@ def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place
                 f.write(ids.astype(STORED).tobytes())
                 written += len(ids)
                 ends.append(written)
+                names[NUMBER.sub("", name)] = None
                 said(len(ids))
                 if written >= tokens:
                     whole = False
@@ -188,7 +193,7 @@ def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place
         if not written:
             raise InputError("the texts have no tokens", "--text FILE, in UTF-8")
         np.save(place.with_suffix(".npy"), np.asarray(ends, np.int64))
-        told = {"key": key, "bos": bos(c), "eos": eos(c), "whole": whole}
+        told = {"key": key, "bos": bos(c), "eos": eos(c), "whole": whole, "names": list(names)}
         place.with_suffix(".json").write_bytes(pretty(told))
     except OSError as e:
         raise OutputError(f"could not write the tokens, {place}: {e.strerror}", "free some space, or -o on another disk") from None

@@ -232,7 +232,7 @@ def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[training.Texts,
     segments = corpus(t, s.seed, "tokens")
     held = corpus(Texts(files=p.options.held_out), None, "held-out") if p.options.held_out else segments
     order = order_of(len(segments), s.seed, not p.options.held_out)
-    names = [path.name for path in t.files] + ([t.dataset] if t.dataset else [])
+    names = [path.name for path in t.files if path.is_dir() or path.name in segments.corpus.names] + ([t.dataset] if t.dataset else [])
     _tell(s, segments, order.trained, say)
     return training.Texts(segments, order, held), names
 
