@@ -335,6 +335,20 @@ def test_a_gguf_is_trained_and_comes_out_as_one(make_model: MakeModel, text: Pat
     assert result.verdict == "passed", result.reasons
 
 
+def test_texts_that_the_steps_did_not_need_are_not_on_record(make_model: MakeModel, text: Path, tmp_path: Path) -> None:
+    """One of two files is enough; of JSON lines the file counts, of a folder its own name."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    lines = folder / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"text": part}) + "\n" for part in text.read_text("utf-8").split("\n\n") * 2), "utf-8")
+    model = make_model()
+    one, of_folder, of_lines = (
+        trained(model, text, tmp_path / f"out{i}", texts=Texts(files=files), pack=True, steps=1, batch=1).manifest.finetuning[0].data
+        for i, files in enumerate([(text, lines), (folder,), (lines,)])
+    )
+    assert one in (["text.txt"], ["lines.jsonl"]) and of_folder == ["texts"] and of_lines == ["lines.jsonl"]
+
+
 def test_a_dynamic_method_is_trained_at_the_length_of_the_segment(make_model: MakeModel, text: Path, tmp_path: Path) -> None:
     """s = 96 / 64, where the file that comes out has that of its context baked in."""
     done = trained(make_model(), text, tmp_path / "out", recipe=Recipe(scale=4, method="dynamic-yarn"), steps=1)

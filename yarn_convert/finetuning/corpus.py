@@ -7,6 +7,7 @@ with its BOS and EOS, whose positions begin at 0 and which do not see each other
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,12 +28,14 @@ from .attention import Span
 
 Ids = NDArray[np.int64]
 STORED = "<u4"  # how a token lies in the file
+NUMBER = re.compile(r"\[\d+\]$")  # of a document in its file
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """`ids`: the tokens of all documents, uint32[n], mapped; document i ends before `ends[i]`. `bos` and `eos`: what stands around each.
-    `whole`: all texts were read, not only as many as the steps need. `given`: some of them were tokens already, of whatever tokenizer."""
+    `whole`: all texts were read, not only as many as the steps need; `names`: of those that were, a file of many documents once. `given`:
+    some of them were tokens already, of whatever tokenizer."""
 
     ids: NDArray[np.uint32]
     ends: Ids
@@ -40,6 +43,7 @@ class Corpus:
     eos: list[int]
     whole: bool
     given: bool = False
+    names: tuple[str, ...] = ()
 
     @property
     def documents(self) -> Iterator[Span]:
@@ -164,12 +168,14 @@ def corpus_of(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place:
         _tokenized(texts, c, tokens, seed, place, key, said)
     told = json.loads(index.read_text("utf-8"))
     ends = np.load(place.with_suffix(".npy"))
-    return Corpus(np.memmap(place, dtype=STORED, mode="r"), ends, told["bos"], told["eos"], told["whole"], told["given"])
+    around = told["bos"], told["eos"]
+    return Corpus(np.memmap(place, dtype=STORED, mode="r"), ends, *around, told["whole"], told["given"], tuple(told["names"]))
 
 
 def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place: Path, key: str, said: Callable[[int], None]) -> None:
     tokenizer, vocabulary = tokenizer_of(c), c.hparams["vocab_size"]
     ends, written, whole, given = [], 0, True, False
+    names: dict[str, None] = {}
     try:
         with open(place, "wb") as f:
             for name, content in contents(texts, "train", seed):
@@ -183,6 +189,7 @@ def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place
                 written += len(ids)
                 given |= not isinstance(content, str)
                 ends.append(written)
+                names[NUMBER.sub("", name)] = None
                 said(len(ids))
                 if written >= tokens:
                     whole = False
@@ -190,7 +197,7 @@ def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place
         if not written:
             raise InputError("the texts have no tokens", "--text FILE, in UTF-8")
         np.save(place.with_suffix(".npy"), np.asarray(ends, np.int64))
-        told = {"key": key, "bos": bos(c), "eos": eos(c), "whole": whole, "given": given}
+        told = {"key": key, "bos": bos(c), "eos": eos(c), "whole": whole, "given": given, "names": list(names)}
         place.with_suffix(".json").write_bytes(pretty(told))
     except OSError as e:
         raise OutputError(f"could not write the tokens, {place}: {e.strerror}", "free some space, or -o on another disk") from None

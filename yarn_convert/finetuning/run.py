@@ -36,6 +36,8 @@ from .trainee import Trainee
 from .training import History, Training, TrainingTexts
 from .writing import base_folder, check_writable, conversion_options, write_output, write_weights
 
+WHOLE = 1 << 26  # tokens of files that are read though the steps need fewer: a minute, and segments come from all of them
+
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
@@ -228,11 +230,12 @@ def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[TrainingTexts, 
     """(what is trained on and held out, the names of the texts)."""
     s, t = p.settings, p.options.texts
     key = key_of(identity(p.checkpoint), _texts_key(p), s.pack, s.seed, s.tokens)
-    wanted, seen = int(s.tokens * 1.05) + 9 * s.sequence, [0]
+    needed = int(s.tokens * 1.05) + 9 * s.sequence
+    wanted, seen = needed if t.dataset else max(needed, WHOLE), [0]
 
     def count(n: int) -> None:
         seen[0] += n
-        say(f"tokenizing: {seen[0]:,} tokens", min(1.0, seen[0] / wanted))
+        say(f"tokenizing: {seen[0]:,} tokens", min(1.0, seen[0] / needed))
 
     def corpus(texts: Texts, seed: int | None, name: str) -> Segments:
         make = lambda: corpus_of(texts, p.checkpoint, wanted, seed, p.folder / name, key, count)  # noqa: E731
@@ -244,7 +247,7 @@ def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[TrainingTexts, 
     segments = corpus(t, s.seed, "tokens")
     held = corpus(Texts(files=p.options.held_out), None, "held-out") if p.options.held_out else segments
     order = order_of(len(segments), s.seed, not p.options.held_out)
-    names = [path.name for path in t.files]
+    names = [path.name for path in t.files if path.is_dir() or path.name in segments.corpus.names]
     names += [Path(t.dataset).name if Path(t.dataset.partition(":")[0]).exists() else t.dataset] if t.dataset else []
     _tell(s, segments, order.trained, say)
     return TrainingTexts(segments, order, held), names
