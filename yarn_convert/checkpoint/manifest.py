@@ -190,8 +190,8 @@ class HeldOut(Struct, frozen=True):
 
 
 class Finetuning(Struct, frozen=True, kw_only=True):
-    """One training. `tokens`: seen in all; `sequence` of a segment, `batch` in segments; `data`: the texts that were read; `loss`: of the first step and
-    of the last, in nats; `deviations` from the paper's recipe."""
+    """One training. `tokens`: seen in all; `sequence` of a segment, `batch` in segments; `data`: the texts that were read; `loss`: of the
+    first step and of the last, in nats; `deviations` from the paper's recipe."""
 
     created: str = ""
     recipe: RopeRecord | None = None
