@@ -135,7 +135,7 @@ def key_text(rng: np.random.Generator, most: int) -> str:
 
 class Segments:
     """What the model learns: windows of L tokens, BOS first, from anywhere in the texts; of passkey prompts, one after the other; or of
-    tokens by chance, over and over, without which so small a model is long in learning to copy."""
+    tokens by chance, over and over, which are to teach it to copy."""
 
     def __init__(self, folder: Path, texts: Sequence[str], plan: Plan) -> None:
         from tokenizers import Tokenizer
