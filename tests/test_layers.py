@@ -13,7 +13,7 @@ ORDER = [
     "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.qwen_vl", "families.qwen_linear",
     "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma", "families.gemma4",
     "families.others", "families.mla", "families.minicpm", "families.gpt_oss", "families.experts", "families.mixtures", "families.llama4",
-    "families", "formats.tensors", "formats.changes", "formats.layout", "formats.gguf_file",
+    "families", "formats.tensors", "formats.changes", "formats.orders", "formats.layout", "formats.gguf_file",
     "formats.general", "formats.split", "formats.json_text", "checkpoint.manifest", "checkpoint.config", "formats.dtypes",
     "formats.quantizer", "formats", "readers.reading", "readers.rows", "readers.nested", "readers.others", "readers.seen", "readers.methods",
     "readers.config", "readers.judge", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects.shared",
