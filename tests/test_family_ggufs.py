@@ -108,6 +108,7 @@ def test_what_llama_cpp_takes_for_an_absent_key_is_what_a_folder_of_it_says(chan
 M0 = float(np.float32(0.1 * math.log(4) + 1))
 USUAL = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_attn_factor": M0, "yarn_ext_factor": 1.0}
 WINDOWS = [True, False, True, True, False, True]
+GEMMA3N = ("activation_sparsity_scale", "altup.active_idx", "attention.shared_kv_layers")  # which llama.cpp does not read
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,8 @@ WINDOWS = [True, False, True, True, False, True]
         ("gemma3_text", {"attention.sliding_window_pattern": WINDOWS}),
         ("gemma3_text", {"attention.sliding_window_pattern": 3}),
         ("gemma2", {"attention.sliding_window_pattern": WINDOWS[:2]}),
+        ("gemma3n_text", dict.fromkeys(GEMMA3N) | {"attention.sliding_window_pattern": 3}),
+        ("gemma3n_text", dict.fromkeys([*GEMMA3N, "attention.sliding_window_pattern"])),
         ("granite", {"attention.head_count": [4, 4], "attention.head_count_kv": [2, 2], "feed_forward_length": [96, 96]}),
     ],
 )

@@ -11,7 +11,7 @@ ORDER = [
     "errors", "options", "formats.inputs", "formats.files", "formats.digests", "formats.decoding", "formats.pickles",
     "formats.contents", "rope.methods", "rope.comparing", "rope.factors", "rope", "families.layers", "families.model_types", "families.architectures",
     "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.qwen_vl", "families.qwen_linear",
-    "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma", "families.gemma4",
+    "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma", "families.gemma4", "families.gemma3n",
     "families.others", "families.mla", "families.minicpm", "families.gpt_oss", "families.experts", "families.mixtures", "families.llama4",
     "families", "formats.tensors", "formats.changes", "formats.orders", "formats.layout", "formats.gguf_file",
     "formats.general", "formats.split", "formats.json_text", "checkpoint.manifest", "checkpoint.config", "formats.dtypes",

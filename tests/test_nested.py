@@ -29,6 +29,7 @@ from yarn_convert.rope import effect, geometric
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
+from family_models import make  # noqa: E402
 
 TEXT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
@@ -372,6 +373,22 @@ def test_so_it_is_for_new_models_that_stand_alone(more: dict[str, Any], tmp_path
     meant = Reference(base, "cpu").logits(effect(out.rope), ids, [(0, len(ids))])
     assert nmse(logits(tmp_path / "m-x", ids), meant) < 1e-9
     assert nmse(logits(tmp_path / "m", ids), meant) > 1e-6
+
+
+def test_a_gemma_3n_within_its_whole_model_is_the_same_gguf(tmp_path: Path) -> None:
+    """Its vision tower is another package's, so the model around it is made by hand: an object of config.json, longer names, one tensor more."""
+    alone, whole = make("gemma3n_text", tmp_path / "alone", config={"intermediate_size": [64] * 5}), tmp_path / "whole"
+    shutil.copytree(alone, whole)
+    text = json.loads((alone / "config.json").read_text())
+    outer = {"model_type": "gemma3n", "architectures": ["Gemma3nForConditionalGeneration"], "text_config": text, "vision_config": {}}
+    (whole / "config.json").write_text(json.dumps(outer))
+    tensors = {name.replace("model.", "model.language_model.", 1): w for name, w in load_file(alone / "model.safetensors").items()}
+    tensors["model.vision_tower.timm_model.conv_stem.conv.weight"] = np.zeros((2, 2), np.float32)
+    save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+    for folder, out in ((alone, "a.gguf"), (whole, "b.gguf")):
+        convert(str(folder), Recipe(scale=S), out="gguf", output=tmp_path / out)
+    assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "b.gguf")
+    assert fields_of(tmp_path / "a.gguf") == fields_of(tmp_path / "b.gguf")
 
 
 def test_where_a_language_model_stands() -> None:
