@@ -306,6 +306,45 @@ TINY: Mapping[str, Tiny] = {
         },
         drop=("hidden_act", "rope_scaling", "rope_theta", "tie_word_embeddings"),
     ),
+    "gemma3n_text": Tiny(
+        "gemma3n_text",
+        "Gemma3nForCausalLM",
+        RMS
+        | {
+            "activation_sparsity_pattern": [0.95] * 5,
+            "altup_active_idx": 0,
+            "altup_coef_clip": 120.0,
+            "altup_correct_scale": True,
+            "altup_num_inputs": 4,
+            "attention_bias": False,
+            "final_logit_softcapping": 30.0,
+            "head_dim": 16,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size_per_layer_input": 256,
+            "intermediate_size": [2048] * 5,
+            "laurel_rank": 64,
+            "layer_types": ["sliding_attention"] * 4 + ["full_attention"],
+            "num_hidden_layers": 5,
+            "num_key_value_heads": 1,
+            "num_kv_shared_layers": 0,
+            "pad_token_id": 0,
+            "rope_local_base_freq": 10000,
+            "rope_theta": 1000000,
+            "sliding_window": 16,
+            "vocab_size_per_layer_input": VOCAB,
+        },
+        {
+            "sharing": {
+                "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12,
+                "intermediate_size": [64] * 22,
+                "layer_types": ((["sliding_attention"] * 4 + ["full_attention"]) * 5)[:22],
+                "num_hidden_layers": 22,
+                "num_kv_shared_layers": 2,
+                "vocab_size_per_layer_input": VOCAB - 3,
+            },
+        },
+        drop=("hidden_act", "tie_word_embeddings"),
+    ),
     "gpt_neox": Tiny(
         "gpt_neox",
         "GPTNeoXForCausalLM",
@@ -1348,6 +1387,9 @@ def shapes(folder: Path) -> dict[str, Shape]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(read)
     inner = {k: tuple(t.shape) for k, t in model.state_dict().items() if not (read.tie_word_embeddings and k == "lm_head.weight")}
+    if config["model_type"] == "gemma3n_text":  # files have keys in layers that do not read them, which transformers leaves out
+        keys = {k: s for k, s in inner.items() if re.search(r"layers\.0\.self_attn\.[kv]_", k)}
+        inner |= {k.replace(".0.", f".{i}.", 1): s for i in range(config["num_hidden_layers"]) for k, s in keys.items()}
     return {n: s for k, shape in inner.items() for n, s in on_disk(config["model_type"], k, shape)}
 
 
@@ -1436,6 +1478,8 @@ def values(name: str, shape: Shape, rng: np.random.Generator, norm: float, confi
         return (1 + 0.1 * w).astype(np.float32)
     if re.search(r"norm|\.ln_", name):
         middle = norm if not re.search(r"\.[qk]_(layer)?norm", name) else norm + 1
+        if ".q_norm." in name and config["model_type"] == "gemma3n_text":  # whose scores are not divided by anything
+            middle /= 4
         return (middle + 0.1 * w).astype(np.float32)
     inputs = shape[1] if config["model_type"] in ("gpt_oss", "llama4_text") and ".experts." in name else shape[-1]
     w /= np.float32(np.sqrt(inputs))

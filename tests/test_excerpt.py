@@ -128,6 +128,19 @@ def test_every_kind_of_family_has_an_excerpt(tmp_path: Path, name: str) -> None:
     assert [r["why"] for r in small["runtimes"]] == [""]
 
 
+@pytest.mark.parametrize(("name", "sharing"), [("gemma4_text", 1), ("gemma3n_text", 0)])
+def test_an_excerpt_has_the_embeddings_of_its_layers_and_shares_keys_as_the_whole_does(
+    name: str, sharing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four layers of that Gemma 4 the last two have no keys of their own."""
+    monkeypatch.setattr(excerpt, "LAYERS", 3)
+    kinds = ["sliding_attention", *["full_attention"] * (4 - sharing)]
+    out = written(make(name, tmp_path / "base", config={"layer_types": kinds}), tmp_path / "out.gguf", "f16", scale=None, method="none")
+    assert [r["why"] for r in by_kind(check(str(out), TEXT))["excerpt"]["runtimes"]] == [""]
+    small, _ = write_excerpt(opened(out), np.arange(9), tmp_path / "small.gguf")
+    assert (small.layers, small.hparams["num_kv_shared_layers"]) == (3, sharing)
+
+
 def test_the_noise_counts_the_inputs_of_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     c = opened(written(make("mixtral", tmp_path / "base"), tmp_path / "out.gguf", "f16"))
     seen: list[int] = []

@@ -111,7 +111,7 @@ for model in (conversion.gemma.Gemma2Model, conversion.gemma.Gemma3Model, conver
               conversion.glm.Glm4Model, conversion.chatglm.ChatGLMModel, conversion.ernie.Ernie4_5Model, conversion.glm.Glm4MoeModel,
               conversion.glm.SolarOpenModel, conversion.gemma.GemmaModel, conversion.nemotron.NemotronModel,
               conversion.internlm.InternLM3Model, conversion.minicpm.MiniCPMModel, conversion.minicpm.MiniCPM3Model,
-              conversion.glm.Glm4MoeLiteModel, conversion.hunyuan.HunYuanMoEModel, conversion.gemma.Gemma4Model):
+              conversion.glm.Glm4MoeLiteModel, conversion.hunyuan.HunYuanMoEModel, conversion.gemma.Gemma4Model, conversion.gemma.Gemma3NModel):
     model.set_vocab = lambda self: byte_level(self)  # the toy tokenizer is none of SentencePiece
 # Three faults of the converter: a generator that is never consumed, keys that transformers 5 renames under it, a word that it does not know.
 stablelm = conversion.stablelm.StableLMModel

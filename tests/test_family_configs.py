@@ -67,7 +67,7 @@ def same(ours: Any, theirs: Table) -> bool:
     )
 
 
-BY_LAYER = ("gemma3_text", "olmo3", "gemma4_text")  # an object for each type of layers
+BY_LAYER = ("gemma3_text", "olmo3", "gemma4_text", "gemma3n_text")  # an object for each type of layers
 
 
 @pytest.mark.parametrize("model_type", ALONE)
@@ -130,7 +130,8 @@ SILENT = {  # keys of which the tiny models say what transformers assumes, or th
 @pytest.mark.parametrize("row", [row for row in MODEL_TYPES.values() if row.shape], ids=lambda row: row.name)
 def test_the_shape_of_a_row_is_that_of_the_config_class(row: ModelType) -> None:
     read = transformers.CONFIG_MAPPING[row.name]()
-    assert row.shape == tuple(getattr(read, key) for key in SHAPE)
+    found = (getattr(read, key) for key in SHAPE)
+    assert row.shape == tuple(max(n) if isinstance(n, list) else n for n in found)  # one for each layer
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -243,6 +244,11 @@ SLIDES, FULL = "sliding_attention", "full_attention"
         ("olmo3", {"layer_types": [FULL, SLIDES] * 2}, "in this order of layers"),
         ("granitemoehybrid/turning", {"time_step_limit": [0.0, 0.01]}, "time steps within such limits"),
         ("exaone4", {"layer_types": [SLIDES, FULL], "sliding_window": 16}, "in this order of layers"),
+        ("gemma3n_text", {"activation_sparsity_pattern": [0.0] * 5}, "activation_sparsity_pattern"),
+        ("gemma3n_text", {"altup_active_idx": 1}, "altup_active_idx = 1"),
+        ("gemma3n_text", {"altup_correct_scale": False}, "altup_correct_scale = False"),
+        ("gemma3n_text", {"final_logit_softcapping": 20.0}, "final_logit_softcapping = 20.0"),
+        ("gemma3n_text/sharing", {"num_kv_shared_layers": 3}, "keys that these layers share"),
     ],
 )
 def test_what_changes_a_graph_is_refused_as_a_gguf(name: str, other: dict[str, Any], word: str, tmp_path: Path) -> None:
@@ -257,6 +263,31 @@ def test_what_changes_a_graph_is_refused_as_a_gguf(name: str, other: dict[str, A
     prepare(str(base), ConvertOptions(Recipe(method="none"), out="gguf"))
     with pytest.raises(Inexpressible, match=word):
         prepare(str(changed), ConvertOptions(Recipe(method="none"), out="gguf"))
+
+
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        ({"laurel_rank": 8}, "laurel_rank = 8"),
+        ({"altup_num_inputs": 3}, "altup_num_inputs = 3"),
+        ({"hidden_size_per_layer_input": 32}, "hidden_size_per_layer_input = 32"),
+        ({"intermediate_size": [64] * 4 + [32]}, "feed-forward layers of more than one size"),
+        ({"vocab_size_per_layer_input": 300}, "embeddings of each layer for another number of tokens"),
+    ],
+)
+def test_a_gemma_3n_of_other_sizes_stays_a_folder(other: dict[str, Any], word: str, tmp_path: Path) -> None:
+    base = make("gemma3n_text", tmp_path / "base", config={"intermediate_size": [64] * 5, **other})
+    convert(str(base), Recipe(scale=4), output=tmp_path / "out")
+    assert open_checkpoint(Source(tmp_path / "out", "out")).rope.method == "yarn"
+    with pytest.raises(Inexpressible, match=word):
+        prepare(str(base), ConvertOptions(Recipe(scale=4), out="gguf"))
+
+
+def test_a_gguf_of_gemma_3n_is_known_by_its_vocabulary() -> None:
+    """As published, without the key that ours have: 256 tokens are of images and sounds, and have no embeddings for each layer."""
+    fills = families.for_config({"model_type": "gemma3n_text"}).fills
+    rows = [fills({"vocab_size": n, "num_hidden_layers": 30})["vocab_size_per_layer_input"] for n in (262400, 262144, 1000)]
+    assert rows == [262144, 262144, 1000]
 
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}

@@ -13,6 +13,8 @@ import pytest
 from conftest import CONTEXT, split_options, write_tensors_of
 
 from yarn_convert import runtimes
+from yarn_convert.checkpoint import open_checkpoint
+from yarn_convert.checkpoint.source import Source
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import InputError, Unsupported, UsageError, YarnConvertError
@@ -108,6 +110,7 @@ def test_what_llama_cpp_takes_for_an_absent_key_is_what_a_folder_of_it_says(chan
 M0 = float(np.float32(0.1 * math.log(4) + 1))
 USUAL = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_attn_factor": M0, "yarn_ext_factor": 1.0}
 WINDOWS = [True, False, True, True, False, True]
+GEMMA3N = ("activation_sparsity_scale", "altup.active_idx", "attention.shared_kv_layers")  # which llama.cpp does not read
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,8 @@ WINDOWS = [True, False, True, True, False, True]
         ("gemma3_text", {"attention.sliding_window_pattern": WINDOWS}),
         ("gemma3_text", {"attention.sliding_window_pattern": 3}),
         ("gemma2", {"attention.sliding_window_pattern": WINDOWS[:2]}),
+        ("gemma3n_text", dict.fromkeys(GEMMA3N) | {"attention.sliding_window_pattern": 3}),
+        ("gemma3n_text", dict.fromkeys([*GEMMA3N, "attention.sliding_window_pattern"])),
         ("granite", {"attention.head_count": [4, 4], "attention.head_count_kv": [2, 2], "feed_forward_length": [96, 96]}),
     ],
 )
@@ -135,6 +140,11 @@ def test_a_file_of_another_converter_is_what_llama_cpp_computes(changed: Changed
     assert nmse(in_transformers(path.with_name("hf")), in_llama_cpp(path)) < 1e-5
     convert(str(path), Recipe(scale=8), output=path.with_name("long.gguf"))
     assert check(str(path.with_name("long.gguf")), ValidateOptions(twin=False, tokens=4 * CONTEXT))["verdict"] == "passed"
+
+
+def test_one_number_says_of_how_many_layers_the_last_sees_all(changed: Changed) -> None:
+    path = changed("gemma3n_text", {"attention.sliding_window_pattern": 3})
+    assert open_checkpoint(Source(path, "m")).hparams["slides_by_layer"] == [True, True, False, True, True]
 
 
 def test_a_gguf_without_a_suffix_is_known_by_its_first_bytes(changed: Changed, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from yarn_convert.formats.layout import TRANSFORMS, Order
+from yarn_convert.formats.layout import TRANSFORMS
+from yarn_convert.formats.orders import Order
 from yarn_convert.formats.tensors import Tensor, in_memory
 from yarn_convert.targets import rows
 from yarn_convert.targets.moving import Piece, converted
@@ -24,7 +25,8 @@ SIZES = {
 GROUP = HEADS // KV
 KEYS, PER_KEY, KEY_HEAD, VALUE_HEAD, KERNEL = 2, 3, 5, 4, 3  # linear attention
 ALL_KEYS, ALL_VALUES = KEYS * KEY_HEAD, KEYS * PER_KEY * VALUE_HEAD
-SIZES |= {"ff": FF, "groups": 2, "group": 4, "inner": 8}
+VOCAB = 11
+SIZES |= {"ff": FF, "groups": 2, "group": 4, "inner": 8, "vocab": VOCAB, "vocab_ple": VOCAB - 3, "ple_all": HIDDEN}
 LINEAR = {
     "k_heads": KEYS, "v_heads": KEYS * PER_KEY, "head_k": KEY_HEAD, "head_v": VALUE_HEAD, "linear_v": ALL_VALUES, "kernel": KERNEL,
     "linear_qkv": 2 * ALL_KEYS + ALL_VALUES,
@@ -109,6 +111,7 @@ CASES: Mapping[str, tuple[tuple[int, ...], Callable[[Array], list[Array]]]] = {
     "column": ((KEYS * PER_KEY,), lambda w: [w[:, None]]),
     "decay_column": ((KEYS * PER_KEY,), lambda w: [decay(w)[:, None]]),
     "by_group": ((8,), lambda w: [w.reshape(2, 4)]),
+    "padded": ((VOCAB - 3, HIDDEN), lambda w: [np.concatenate([w, np.zeros((3, HIDDEN), np.float32)])]),
     "split_key_heads": ((2 * (ALL_KEYS + ALL_VALUES), HIDDEN), by_key_head),
 }
 
@@ -145,7 +148,7 @@ def test_rows_move_as_numpy_moves_them_and_back(name: str, piece: int, worth: in
 @pytest.mark.parametrize(
     "sizes", [SIZES, {k: 2 * n + 1 - n % 2 for k, n in SIZES.items()} | {"head": 8, "heads": 8, "kv_heads": 8} | LINEAR], ids=str
 )
-@pytest.mark.parametrize("name", [name for name in TRANSFORMS if TRANSFORMS[name].to_hf(SIZES).index is not None])
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "padded" and TRANSFORMS[name].to_hf(SIZES).index is not None])
 def test_each_row_is_taken_once_and_goes_back_to_its_place(name: str, sizes: Mapping[str, int]) -> None:
     """By the indices alone: what an inverse is computed of must be a permutation, or it would be no inverse."""
     taken, back = TRANSFORMS[name].take(sizes), TRANSFORMS[name].to_hf(sizes)

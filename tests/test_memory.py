@@ -20,7 +20,7 @@ from conftest import CONTEXT, VOCAB, tokenizer_files
 from yarn_convert.conversion import prepare
 from yarn_convert.formats import quantizer
 from yarn_convert.formats.gguf_file import nbytes_of
-from yarn_convert.formats.layout import AS_IT_IS, Order
+from yarn_convert.formats.orders import AS_IT_IS, Order
 from yarn_convert.formats.tensors import Tensor, in_memory, safetensors_header
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.targets import moving, rows
@@ -110,7 +110,7 @@ def test_a_stacked_tensor_of_a_gguf_becomes_experts_in_little_memory(room: Path)
 TURN = """
 from pathlib import Path
 from yarn_convert.formats.gguf_file import nbytes_of
-from yarn_convert.formats.layout import Order
+from yarn_convert.formats.orders import Order
 from yarn_convert.targets.moving import Mover, Piece, WriteTensors
 from yarn_convert.formats.tensors import Tensor
 folder, which = Path(sys.argv[1]), sys.argv[2]

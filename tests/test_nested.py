@@ -29,6 +29,7 @@ from yarn_convert.rope import effect, geometric
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
+from family_models import make  # noqa: E402
 
 TEXT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
@@ -221,12 +222,11 @@ def test_a_config_alone_has_a_twin(models: dict[str, Path], tmp_path: Path) -> N
 NO_CONTEXT, NO_CLAIM = "takes 8,192 tokens for the longest context", "not known"
 # What the readers (vLLM, SGLang, mlx-lm, exllamav3) say of each extension, "" for exact
 CLAIMS: Mapping[str, tuple[str, str, str, str]] = {
-    "aria": (NO_CLAIM, NO_CLAIM, NO_CLAIM, NO_CLAIM),
+    **dict.fromkeys(("aria", "gemma4", "mistral3-mistral4", "mllama", "paddleocr_vl"), (NO_CLAIM,) * 4),
     "gemma3": ("", "frequencies off", "", "takes 131,072 tokens"),
     "llava": ("", "", "", NO_CLAIM),
     "mistral3-ministral3": ("no temperature of the position", "grow after 16,384 tokens instead of 16", "", NO_CONTEXT),
     "mistral3": ("", "", "", NO_CONTEXT),
-    "paddleocr_vl": (NO_CLAIM, NO_CLAIM, NO_CLAIM, NO_CLAIM),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), ("frequencies off", "", "", NO_CLAIM)),
     "qwen3_5": ("", "rotates 4 dimensions instead of 8", "", NO_CONTEXT),
     "qwen3_vl": ("", "", "without tie_word_embeddings", NO_CONTEXT),  # which published ones have, and those that transformers saves not
@@ -372,6 +372,22 @@ def test_so_it_is_for_new_models_that_stand_alone(more: dict[str, Any], tmp_path
     meant = Reference(base, "cpu").logits(effect(out.rope), ids, [(0, len(ids))])
     assert nmse(logits(tmp_path / "m-x", ids), meant) < 1e-9
     assert nmse(logits(tmp_path / "m", ids), meant) > 1e-6
+
+
+def test_a_gemma_3n_within_its_whole_model_is_the_same_gguf(tmp_path: Path) -> None:
+    """Its vision tower is another package's, so the model around it is made by hand: an object of config.json, longer names, one tensor more."""
+    alone, whole = make("gemma3n_text", tmp_path / "alone", config={"intermediate_size": [64] * 5}), tmp_path / "whole"
+    shutil.copytree(alone, whole)
+    text = json.loads((alone / "config.json").read_text())
+    outer = {"model_type": "gemma3n", "architectures": ["Gemma3nForConditionalGeneration"], "text_config": text, "vision_config": {}}
+    (whole / "config.json").write_text(json.dumps(outer))
+    tensors = {name.replace("model.", "model.language_model.", 1): w for name, w in load_file(alone / "model.safetensors").items()}
+    tensors["model.vision_tower.timm_model.conv_stem.conv.weight"] = np.zeros((2, 2), np.float32)
+    save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+    for folder, out in ((alone, "a.gguf"), (whole, "b.gguf")):
+        convert(str(folder), Recipe(scale=S), out="gguf", output=tmp_path / out)
+    assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "b.gguf")
+    assert fields_of(tmp_path / "a.gguf") == fields_of(tmp_path / "b.gguf")
 
 
 def test_where_a_language_model_stands() -> None:

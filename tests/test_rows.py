@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterator
 
@@ -81,6 +82,7 @@ def test_what_a_row_writes_it_reads_back(family: Family) -> None:
     hparams |= {k: [4] * (4 if k == families.SECTIONS else 12) for k in family.hparams if family.by_layer(k)}
     hparams |= {"first_k_dense_replace": 12} if "first_k_dense_replace" in family.hf.unsaid else {}
     hparams |= {"recurrent_layers": [True] * 12, "turns": True, "slides_by_layer": [True, False] * 6}
+    hparams |= {"sparsity_by_layer": [1.6448535919189453] * 10 + [-math.inf] * 2}
     names = {t.format(i=i) for hf in family.tensors for t in family.parts(hf) for i in range(12)}
     said = {family.hf.own(k): v for k, v in hparams.items() if k not in family.hf.unsaid}
     config = {"model_type": family.model_type, **said, **family.hf.writes(hparams, names)}

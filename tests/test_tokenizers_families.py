@@ -230,6 +230,7 @@ def sentencepiece_cases(corpus: list[str], root: Path) -> dict[str, Keys]:
     gemma = gemma_case(corpus, root)
     cases["gemma2"] = named(json_copy(gemma), "Gemma2ForCausalLM", "gemma2")
     cases["gemma3"] = named(json_copy(gemma), "Gemma3ForCausalLM", "gemma3_text") | {"attn_logit_softcapping": None}
+    cases["gemma3n"] = named(json_copy(gemma), "Gemma3nForCausalLM", "gemma3n_text") | GEMMA3N
     cases["gemma4"] = named(gemma4_case(gemma, root), "Gemma4ForCausalLM", "gemma4_text") | GEMMA4
     return cases
 
@@ -252,6 +253,7 @@ def gemma_case(corpus: list[str], root: Path) -> Keys:
     return {"tokenizer.model": model, "tokenizer.json": {"added_tokens": added}, "tokenizer_config.json": settings, "vocab_size": 912}
 
 
+GEMMA3N = {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 900}  # fewer than vocab_size, which counts
 GEMMA4 = {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 16, "global_head_dim": 16}
 SHOWN = ("<|channel>", "<turn|>")
 
@@ -286,7 +288,7 @@ NAMES = (
     "gpt_oss",
     "smollm3",
 )
-NAMES += ("phi3", "internlm2", "mixtral", "gemma2", "gemma3", "gemma4")
+NAMES += ("phi3", "internlm2", "mixtral", "gemma2", "gemma3", "gemma3n", "gemma4")
 
 
 @pytest.fixture(scope="module")

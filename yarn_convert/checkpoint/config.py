@@ -27,6 +27,7 @@ WHOLE = """
     linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim linear_num_key_heads linear_num_value_heads conv_L_cache block_ff_dim
     block_multiple_of mamba_d_conv mamba_d_state mamba_n_groups mamba_n_heads mamba_expand mamba_d_ssm dim_model_base kv_channels num_layers
     global_head_dim num_global_key_value_heads num_kv_shared_layers vocab_size_per_layer_input hidden_size_per_layer_input top_k_experts
+    laurel_rank altup_num_inputs altup_active_idx
 """
 NUMBERS = """
     rope_theta rotary_emb_base rope_local_base_freq partial_rotary_factor rotary_pct model_max_length rms_norm_eps layer_norm_eps
@@ -41,6 +42,7 @@ FLAGS = """
     rope_interleave tie_embedding conv_bias block_auto_adjust_ff_dim use_expert_bias projectors_bias mamba_proj_bias
     mamba_conv_bias mamba_rms_norm mamba_norm_before_gate route_norm mup_enabled attention_out_bias
     attention_k_eq_v use_double_wide_mlp enable_moe_block allow_global_per_layer_attribute_access
+    altup_correct_scale
 """
 TEXTS = "model_type position_embedding_type hidden_act hidden_activation activation topk_method scoring_func"
 OBJECTS = """
@@ -91,6 +93,7 @@ OTHERS: dict[str, Any] = {
     "attn_temperature_tuning": bool | int,
     "full_attn_idxs": list[int],
     "mlp_multipliers": list[float],
+    "activation_sparsity_pattern": list[float],
     "ssm_multipliers": list[float],
     "time_step_limit": list[Any],
     "rope_scaling": RopeObject,

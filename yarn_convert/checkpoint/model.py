@@ -159,7 +159,7 @@ class Checkpoint:
         sizes["expert_ff"] = sizes.get("expert_ff", sizes.get("ff", 0))
         sizes.setdefault("shared_ff", (self.hparams.get("n_shared_experts") or 0) * sizes["expert_ff"])
         sizes |= {"qkv": sizes["q"] + 2 * sizes["kv"], "gate_up": 2 * sizes.get("ff", 0), "one": 1}
-        return sizes | self.family.sizes(h)
+        return sizes | self.family.sizes(self.described)
 
     def sizes_of(self, layer: int) -> Mapping[str, int]:
         """`sizes`, as they are in one layer."""

@@ -14,7 +14,7 @@ from ..dialects import rivals
 from ..errors import FormatError, InputError, UnknownModel, Unsupported, UsageError, YarnConvertError
 from ..families import Family, normalized
 from ..families.derived import absent, of_one_layer
-from ..families.layers import MOST
+from ..families.layers import MOST, slides
 from ..families.model_types import SHAPE
 from ..families.schema import numbered
 from ..formats import layout
@@ -143,7 +143,9 @@ def _check_known(family: Family, what: str, name: str, known: Container[str], er
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The hparams of a GGUF under their standard names, with what llama.cpp takes for absent ones."""
     said = {hf: (family.gguf_key(hf)[0], keys.get(family.gguf_key(hf)[0])) for hf in family.hparams}
-    hparams: dict[str, Any] = {hf: _each(v, keys) if family.by_layer(hf) else _first(name, v) for hf, (name, v) in said.items()}
+    hparams: dict[str, Any] = {
+        hf: _each(v, keys, family.gguf_key(hf)[1]) if family.by_layer(hf) else _first(name, v) for hf, (name, v) in said.items()
+    }
     hidden, heads = (dialects.positive_int(hparams[k], k) for k in ("hidden_size", "num_attention_heads"))
     by_layer = keys.get(f"{gguf.arch}.attention.head_count_kv")
     if isinstance(by_layer, list) or "kv_heads_by_layer" in family.hparams:  # 0 in layers without attention
@@ -152,18 +154,20 @@ def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[s
         hparams[key] = dialects.positive_int(default if hparams.get(key) is None else hparams[key], key)
     if family.layer_sizes is None:
         _check_by_layer(gguf, keys, hparams["head_dim"])
+    if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
+        hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
     hparams |= absent(family, hparams)
     hparams |= {k: v for k, v in family.fills(hparams).items() if hparams[k] is None}
     hparams["tie_word_embeddings"] = "output.weight" not in gguf.tensors
-    if hparams.get("vocab_size") is None and "token_embd.weight" in gguf.tensors:
-        hparams["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
     return hparams
 
 
-def _each(value: Any, keys: Mapping[str, Any]) -> Any:
-    """A list with an entry for each layer, of which a file may say one for all."""
+def _each(value: Any, keys: Mapping[str, Any], kind: str) -> Any:
+    """A list with an entry for each layer, of which a file may say one for all, or of how many layers the last sees all."""
     layers = keys.get(f"{keys['general.architecture']}.block_count")
-    return [value] * layers if isinstance(value, int | float) and type(layers) is int and 0 < layers <= MOST else value
+    if not isinstance(value, int | float) or type(layers) is not int or not 0 < layers <= MOST:
+        return value
+    return slides(value, layers) if kind == "bool[]" and type(value) is int else [value] * layers
 
 
 def _first(name: str, value: Any) -> Any:
@@ -265,7 +269,7 @@ def _check_list(c: Checkpoint, key: str, value: Any) -> None:
     wanted, whole = 4 if key == families.SECTIONS else c.layers, c.family.gguf_key(key)[1] != "f32[]"
     if not isinstance(value, list) or len(value) != wanted or (whole and not all(isinstance(n, int) and n >= 0 for n in value)):
         raise FormatError(f"{key} is {value!r}, not {wanted:,} {'whole ' * whole}numbers", "fix the model's config.json or GGUF key")
-    for n in () if whole else value:
+    for n in value if key in c.family.in_tensors else ():
         dialects.number(n, key)
 
 

@@ -27,7 +27,7 @@ from ..formats.split import first_part, stem_of
 from ..options import ConvertOptions, check_choices, taking
 from ..rope import recipe_of
 from ..rope.comparing import same
-from ..targets.gguf import plan_gguf
+from ..targets.gguf import check_written_in, plan_gguf
 from ..targets.in_place import edited_sha256, plan_in_place, recover, refuse_shared, run_in_place
 from ..targets.moving import WEIGHTS, CopyFile, Job, WriteBytes
 from ..targets.output import check_output, execute, settle_output
@@ -240,8 +240,7 @@ def _check_made(c: Checkpoint, made: Checkpoint) -> None:
     differ = [what for what, (ours, theirs) in sizes.items() if ours != theirs]
     if c.other_layers and not ((others := made.beside(made.rope).other_layers) and same(c.other_layers, others)):
         differ.append("the RoPE of other layers")
-    if c.family.hf.unlike and (what := c.family.hf.unlike(c.config, made.tensors)):
-        raise Inexpressible(f"llama.cpp's architecture {made.family.gguf_arch!r} cannot compute {what}", "--out safetensors")
+    check_written_in(c, made.tensors)
     if differ:
         raise Inexpressible(f"llama.cpp's converter makes another model of it: {', '.join(differ)} differ", "--out safetensors")
 

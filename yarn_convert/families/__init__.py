@@ -18,6 +18,7 @@ from .derived import normalized
 from .experts import AFMOE, DOTS1, ERNIE4_5_MOE, EXAONE_MOE, GLM4_MOE, KIMI_K2, SOLAR_OPEN
 from .falcon_h1 import FALCON_H1
 from .gemma import GEMMA, GEMMA2, GEMMA3
+from .gemma3n import GEMMA3N
 from .gemma4 import GEMMA4
 from .gpt_oss import GPT_OSS
 from .granite import GRANITE_ATTENTIVE, GRANITE_HYBRID, GRANITE_HYBRID_MOE
@@ -78,7 +79,7 @@ FAMILIES: tuple[Family, ...] = (
     SEED_OSS, ARCEE, ERNIE4_5, OLMO, GEMMA, PHI, GLM, NEMOTRON, EXAONE4, OLMO3,
     QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE, LFM2, LFM2_MOE, GRANITE_ATTENTIVE, GRANITE_HYBRID, GRANITE_HYBRID_MOE, FALCON_H1,
     MINISTRAL3, JAIS2, HUNYUAN_DENSE, INTERNLM3, MINICPM, MINICPM3,
-    GLM4_MOE_LITE, YOUTU, IQUEST_CODER, APERTUS, HUNYUAN_MOE, GEMMA4,
+    GLM4_MOE_LITE, YOUTU, IQUEST_CODER, APERTUS, HUNYUAN_MOE, GEMMA4, GEMMA3N,
 )  # fmt: skip
 # What is known of each model_type that readers are modelled for, and of each GGUF architecture, converted or not
 MODEL_TYPES: Mapping[str, ModelType] = {row.name: row for row in (*(f.hf for f in FAMILIES if f.hf.length), *OTHER_TYPES)}

@@ -94,7 +94,6 @@ OTHER_ARCHS = (
     Arch("mistral4", mla=True, ratio=True),  # deepseek2.cpp; src/llama-context.cpp makes an exception of the ratio for DEEPSEEK2 alone
     Arch("grok", betas=(8.0, 1.0), unmodelled=GROKS),
     Arch("step35", freqs="applied", pair="longrope", other_layers="own", window=1, halved=True),  # load_arch_hparams: n_rot_full / 2
-    Arch("gemma3n", other_layers="own", window=1),
     Arch("mimo2", other_layers="own", window=1),
     Arch("plamo3", other_layers="own"),
     Arch("mellum", other_layers="plain"),

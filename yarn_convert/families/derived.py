@@ -83,6 +83,8 @@ ODD = {  # a key that `ModelType.reads` derives -> what llama.cpp cannot compute
     "usual_experts": "experts in these layers alone",
     "usual_sharing": "keys that these layers share",
     "usual_vocabulary": "embeddings of each layer for another number of tokens than the model's own",
+    "usual_sparsity": "this activation_sparsity_pattern",
+    "usual_widths": "feed-forward layers of more than one size",
 }
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logit_scale", "routed_scaling_factor")
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")

@@ -35,6 +35,14 @@ EXPERTS = {
     f"{_FROM}post_feedforward_layernorm_1.weight": f"{_TO}post_ffw_norm_1.weight",
     f"{_FROM}post_feedforward_layernorm_2.weight": f"{_TO}post_ffw_norm_2.weight",
 }
+SHAPES = {  # of `BY_LAYER`
+    "per_layer_token_embd.weight": ("vocab", "ple_all"),
+    "per_layer_model_proj.weight": ("ple_all", "hidden"),
+    "per_layer_proj_norm.weight": ("ple",),
+    "inp_gate.weight": ("ple", "hidden"),
+    "proj.weight": ("hidden", "ple"),
+    "post_norm.weight": ("hidden",),
+}
 SHARED = tuple(f"{_TO}attn_{x}.weight" for x in ("k", "v", "k_norm"))
 SWA = {
     "head_dim_swa": "attention.key_length_swa",
@@ -123,13 +131,13 @@ def _writes(h: Values, names: Container[str]) -> dict[str, Any]:
     }
 
 
-def _own_keys(h: Values, layer: int) -> bool:
+def own_keys(h: Values, layer: int) -> bool:
     return layer < _first_shared(h)
 
 
 def _own_values(h: Values, layer: int) -> bool:
     """config.json says whether they are the keys; a GGUF by having them or not."""
-    return _own_keys(h, layer) and bool(h["slides_by_layer"][layer] or h.get("attention_k_eq_v") is False)
+    return own_keys(h, layer) and bool(h["slides_by_layer"][layer] or h.get("attention_k_eq_v") is False)
 
 
 def _values(h: Values, layer: int) -> bool:
@@ -193,16 +201,12 @@ GEMMA4 = Family(
     gguf=Arch("gemma4", freqs="required", other_layers="own", window=1, dims=True),
     tensors={**GEMMA_TENSORS, **QK_NORMS, f"{_FROM}layer_scalar": f"{_TO}layer_output_scale.weight", **BY_LAYER, **EXPERTS},
     shapes={
-        "per_layer_token_embd.weight": ("vocab", "ple_all"),
-        "per_layer_model_proj.weight": ("ple_all", "hidden"),
-        "per_layer_proj_norm.weight": ("ple",),
-        "inp_gate.weight": ("ple", "hidden"),
-        "proj.weight": ("hidden", "ple"),
+        **SHAPES,
         "layer_output_scale.weight": ("scalar",),
         "ffn_gate_inp.scale": ("hidden",),
         "ffn_down_exps.scale": ("experts",),
         "ffn_gate_up_exps.weight": ("experts", "expert_gate_up", "hidden"),
-        **{f"{x}.weight": ("hidden",) for x in ("post_norm", "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2")},
+        **{f"{x}.weight": ("hidden",) for x in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2")},
     },
     hparams={
         **HPARAMS,
@@ -224,7 +228,7 @@ GEMMA4 = Family(
         **dict.fromkeys(BY_LAYER.values(), _by_layer),
         f"{_TO}attn_v.weight": _values,
     },
-    needed_where={**dict.fromkeys(SHARED, _own_keys), f"{_TO}attn_v.weight": _own_values},
+    needed_where={**dict.fromkeys(SHARED, own_keys), f"{_TO}attn_v.weight": _own_values},
     fixed={
         "hidden_activation": ("gelu_pytorch_tanh",),
         "attention_bias": (False,),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Unsupported
-from .layers import MOST, SLIDES, Layer, Values, farthest, hf_flint, hf_kolibri1, whole_number
+from .layers import SLIDES, Layer, Values, farthest, hf_flint, hf_kolibri1, whole_number
 
 
 def _nothing(*of: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class ModelType:
     without: str = ""  # a key that, when true, means that there is no RoPE
     spread_in: str = ""  # the model_type of a model around it that says all this at the top of config.json, where there is no object for it
     since: str = ""  # the oldest transformers that it was run in, where that is not the oldest of all
-    # Of one without a row, (config, names in llama.cpp's GGUF of it) -> what llama.cpp computes otherwise; "": nothing
+    # (config, names in a GGUF of it) -> what llama.cpp cannot compute of those; "": nothing
     unlike: Callable[[Values, Container[str]], str] | None = None
     run_as: str = ""  # the model_type whose code in transformers computes what its GGUF does, where it has none of its own
 
@@ -109,28 +109,6 @@ class ModelType:
         given = None if self.turning or config.get("use_sliding_window") is False else config.get("sliding_window")
         every = self.windowed or set(config.get("layer_types") or ()) == {SLIDES} or config.get("max_window_layers") == 0
         return given if given and every else None
-
-
-def _gemma3n(c: Values, names: Container[str]) -> str:
-    """What src/models/gemma3n.cpp and src/llama-hparams.h of llama.cpp have written in, and what it wants of every layer."""
-    n = whole_number(c.get("num_hidden_layers", 35), "num_hidden_layers")
-    sparse = [0.95] * min(n, 10) + [0.0] * min(max(n - 10, 0), MOST)
-    usual: dict[str, Any] = {
-        "hidden_size_per_layer_input": 256,
-        "laurel_rank": 64,
-        "altup_num_inputs": 4,
-        "altup_active_idx": 0,
-        "altup_correct_scale": True,
-        "final_logit_softcapping": 30.0,
-        "num_kv_shared_layers": max(n - 20, 0),
-        "activation_sparsity_pattern": sparse,
-    }
-    assumed: dict[str, Any] = usual | {"num_kv_shared_layers": 15, "activation_sparsity_pattern": sparse if n > 10 else [0.0] * n}
-    for key, value in usual.items():
-        if c.get(key, assumed[key]) != value:
-            return f"this {key}"
-    bare = next((i for i in range(min(n, MOST)) if f"blk.{i}.attn_k.weight" not in names), None)
-    return "" if bare is None else f"layer {bare} without keys, which transformers 5 leaves out where published files have them"
 
 
 NEW = "5.23.0"
@@ -184,7 +162,6 @@ OTHER_TYPES = (
     ModelType("doge", 2048),
     ModelType("flex_olmo", 4096, 500000.0),
     ModelType("flint", 262144, head_dim=128, turning=hf_flint),
-    ModelType("gemma3n_text", 32768, head_dim=256, layers=GEMMA3_LAYERS, since=NEW, unlike=_gemma3n),
     ModelType("glm4v_moe_text", 65536, partial=0.5, since=NEW),
     ModelType("helium", 4096, 100000.0, head_dim=128),
     ModelType("hrm_text", 2048, since=NEW),

@@ -89,7 +89,7 @@ class InKey(NamedTuple):
 class Family:
     """One row: what transformers makes of its config.json, what llama.cpp's code makes of its GGUF, and the tensors of both.
 
-    Names of tensors are templates: `{i}` is the layer, `{e}` the expert, which HF's names alone have.
+    Names of tensors are templates: `{i}` is the layer, `{e}` the expert, or which of several tensors, which HF's names alone have.
     """
 
     hf: ModelType
@@ -180,7 +180,7 @@ class Family:
 
         Empty for a buffer that is dropped, or a number that is said in a key. Raises Unsupported if no template fits.
         """
-        n = numbered(name)
+        n = self._numbered(name)
         if n.template in self.in_keys:
             return []
         if n.template not in self.tensors:
@@ -191,7 +191,13 @@ class Family:
 
     def is_buffer(self, name: str) -> bool:
         """Whether an HF tensor is one that every reader computes anew, or passes over."""
-        return BUFFER.search(name) is not None or self.tensors.get(numbered(name).template) == ()
+        return BUFFER.search(name) is not None or self.tensors.get(self._numbered(name).template) == ()
+
+    def _numbered(self, name: str) -> Numbered:
+        """`numbered`; of an HF tensor outside of the layers of which several are stacked, the only number is which it is of them."""
+        n = numbered(name)
+        stacked = n.template.replace("{i}", "{e}")
+        return n if n.template in self.tensors or stacked not in self.tensors else Numbered(stacked, 0, n.layer)
 
     def to_hf(self, name: str, there: Container[str] = ()) -> tuple[str, int]:
         """(HF template with only `{e}` left, which of its parts this GGUF tensor is); `there`: the GGUF's other names.

@@ -58,7 +58,7 @@ def requirement(c: Checkpoint, s: Settings, device: str, world: int) -> Requirem
     """Of a training on so many ranks."""
     parts = {name: math.prod(p.shape) for name, p in c.parts(gguf=False).items() if name not in c.unused}
     h, layers = c.hparams, max(1, c.layers)
-    hidden, ff = int(h.get("hidden_size") or 0), max(int(h.get(k) or 0) for k in ("intermediate_size", "moe_intermediate_size"))
+    hidden, ff = int(h.get("hidden_size") or 0), max(c.sizes.get(k, 0) for k in ("ff", "expert_ff"))
     element = 4 if s.dtype == "float32" else 2
     total, outside = sum(parts.values()), sum(n for name, n in parts.items() if ".layers." not in name and ".h." not in name)
     layer = (total - outside) / layers

@@ -17,49 +17,11 @@ from numpy.typing import NDArray
 from ..errors import FormatError, Unsupported
 from ..families import Family
 from ..families.schema import NO_EXPERT, Times, numbered
-from .changes import CHANGES, without_ones
+from .changes import without_ones
+from .orders import AS_IT_IS, Apart, Order, rows_of
 from .tensors import Tensor
 
 Sizes = Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """The rows of a target, taken from its sources laid end to end.
-
-    They come in blocks of `unit` rows (0: all are one block), in the order of `index` (None: as they lie). Inside a block
-    rows (2, unit/2) become (unit/2, 2) where `turn` is 1, and back where it is −1. `sources_turned` and `target_turned` are
-    rows of the matrices that are transposed before and after that, 0 for none. `change`: what is made of every number, a key of
-    `CHANGES`; "" for none. `times`: what it is multiplied by, the rows' numbers being the target's. `shape` is the target's, where it
-    does not follow from the sources' and `index`. `mxfp4`: the sources are two, nibbles in the order of the numbers and the scales of
-    32 of them, and their rows are MXFP4's.
-    """
-
-    unit: int = 0
-    index: Sequence[int] | NDArray[np.int64] | None = None
-    turn: int = 0
-    sources_turned: tuple[int, ...] = ()
-    target_turned: int = 0
-    change: str = ""
-    times: Times = ()
-    shape: tuple[int, ...] = ()
-    mxfp4: bool = False
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the bytes stay as they are."""
-        moved = self.turn or any(self.sources_turned) or self.target_turned or self.mxfp4
-        return self.index is None and not (moved or self.change or self.times)
-
-    def dtype(self, sources: Sequence[Tensor]) -> str:
-        """The type of what the sources hold; F32 where they differ."""
-        if self.mxfp4:
-            return "MXFP4"
-        first = sources[0].dtype
-        return first if len(sources) == 1 or all(t.dtype == first for t in sources) else "F32"
-
-
-AS_IT_IS = Order()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,39 +40,6 @@ class Part:
         """The same with its rows interleaved once more (1) or once less (−1); None where rows never are."""
         wanted = self.order.turn + by
         return replace(self, order=replace(self.order, turn=wanted)) if self.order.unit > 1 and abs(wanted) <= 1 else None
-
-
-@dataclass(frozen=True, slots=True)
-class Apart:
-    """An HF tensor taken apart: `parts` are the orders of the GGUF tensors that it gives, one for all of them where no rows are chosen.
-
-    `shape` is the HF tensor's, () where any will do.
-    """
-
-    parts: tuple[Order, ...]
-    shape: tuple[int, ...] = ()
-
-    def back(self) -> Order:
-        """The inverse: the HF tensor from the GGUF tensors laid end to end. What was transposed first is so last, and vice versa."""
-        first, turned = self.parts[0], any(p.target_turned for p in self.parts)
-        alike = all((p.unit, p.turn) == (first.unit, first.turn) for p in self.parts)
-        chosen = None if first.index is None else [p.index if alike else _rows(p) for p in self.parts]
-        return Order(
-            first.unit if alike else 0,
-            None if chosen is None else np.argsort(np.concatenate(chosen)),  # type: ignore[arg-type]
-            -first.turn if alike else 0,
-            sources_turned=tuple(p.shape[-2] if p.target_turned else 0 for p in self.parts) if turned else (),
-            target_turned=self.shape[-1] if first.sources_turned else 0,
-            change=CHANGES[first.change].back if first.change else "",
-            shape=self.shape,
-        )
-
-
-def _rows(order: Order) -> NDArray[np.int64]:
-    """The rows of the source that an order takes, one by one."""
-    rows = np.asarray(order.index)[:, None] * order.unit + np.arange(order.unit)
-    halves = (2, order.unit // 2) if order.turn > 0 else (order.unit // 2, 2)
-    return (rows.reshape(-1, *halves).swapaxes(1, 2) if order.turn else rows).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +157,17 @@ def _two_halves(s: Sizes) -> Apart:
 # Linear attention: a key head has several value heads, one after another in HF; ggml repeats key heads in turn
 
 
+def _padded(s: Sizes) -> Apart:
+    """Embeddings of fewer tokens than the model has: a GGUF has rows of zeros for the others."""
+    own, columns = s["vocab_ple"], s["ple_all"]
+    if own >= s["vocab"]:
+        return Apart((AS_IT_IS,))
+    return Apart((Order(shape=(s["vocab"], columns), zeros=s["vocab"] - own),), (own, columns))
+
+
 def _by_rows(unit: int, blocks: NDArray[np.int64], shape: tuple[int, ...] = ()) -> Order:
     """Rows one by one, in blocks of `unit`: what is no head of attention never turns."""
-    return Order(1, _rows(Order(unit, blocks)), shape=shape)
+    return Order(1, rows_of(Order(unit, blocks)), shape=shape)
 
 
 def _of_values(s: Sizes) -> NDArray[np.int64]:
@@ -249,7 +186,7 @@ def _value_columns(s: Sizes) -> Apart:
 
 def _after_keys(s: Sizes, shape: tuple[int, ...] = ()) -> Order:
     """Queries and keys as they lie, then the values in a GGUF's order."""
-    values = _rows(Order(s["head_v"], _of_values(s)))
+    values = rows_of(Order(s["head_v"], _of_values(s)))
     keys = s["linear_qkv"] - len(values)
     return _by_rows(1, np.concatenate([np.arange(keys), keys + values]), shape)
 
@@ -297,6 +234,7 @@ TRANSFORMS: Mapping[str, Transform] = {
     "column": Transform(lambda s: Apart((Order(shape=(s["v_heads"], 1)),), (s["v_heads"],))),
     "decay_column": Transform(lambda s: Apart((Order(change="-exp(x)", shape=(s["v_heads"], 1)),), (s["v_heads"],))),
     "by_group": Transform(lambda s: Apart((Order(shape=(s["groups"], s["group"])),), (s["inner"],))),
+    "padded": Transform(_padded),
     "split_key_heads": Transform(_split_key_heads),
 }
 

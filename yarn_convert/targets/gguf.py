@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from .. import tokenizers
@@ -51,6 +51,7 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     if r.imatrix is not None and not any(name in r.imatrix.weights for name in parts):
         raise UsageError(f"{r.imatrix.file} has nothing for any tensor of this model", OTHER_MODEL)
     if c.family.listed:
+        check_written_in(c, parts)
         _check_computable(c, r)
     carrier, keys, factors = carry_gguf(c, r.rope, r.context, r.carry)
     files = None if c.gguf else tokenizers.files_of(c.source.path)
@@ -127,11 +128,6 @@ def _quantized(fields: Mapping[str, Field | Value], parts: Mapping[str, Part], r
 
 def _check_computable(c: Checkpoint, r: Request) -> None:
     """Raise Inexpressible for what llama.cpp's graph of this architecture does not compute."""
-    for key, values in c.family.fixed.items():
-        value = c.config.get(key)
-        if c.gguf is None and value is not None and value not in values:
-            what = ODD.get(key, f"{key} = {value!r}")
-            raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {what}", "--out safetensors")
     for key in MULTIPLIERS:
         if c.gguf is None and key in c.hparams and c.hparams[key] == 0:
             raise Inexpressible(f"llama.cpp takes {key} = 0 for one that is not there", "--out safetensors")
@@ -159,6 +155,15 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
             f"llama.cpp's architecture {c.family.gguf_arch!r} has no sliding window, and this model's is {c.own_window:,} tokens",
             "--sliding-window off extends it with full attention, as the YaRN authors did with Mistral",
         )
+
+
+def check_written_in(c: Checkpoint, names: Container[str]) -> None:
+    """Raise Inexpressible for a folder with other values than llama.cpp has written in, or without what it asks for; `names` are those of
+    the tensors in a GGUF of it."""
+    odd = (ODD.get(key, f"{key} = {v!r}") for key, values in c.family.fixed.items() if (v := c.config.get(key)) not in (None, *values))
+    unlike = c.family.hf.unlike(c.config, names) if c.family.hf.unlike else ""
+    if c.gguf is None and (what := next(odd, unlike)):
+        raise Inexpressible(f"llama.cpp's architecture {c.family.gguf_arch!r} cannot compute {what}", "--out safetensors")
 
 
 def _check_head(c: Checkpoint) -> None:

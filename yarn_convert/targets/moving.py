@@ -22,7 +22,7 @@ from ..formats.digests import Progress
 from ..formats.dtypes import F32, PLAIN, from_f32, refuse_lost, to_f32
 from ..formats.files import open_regular
 from ..formats.gguf_file import Field, Value
-from ..formats.layout import AS_IT_IS, Order
+from ..formats.orders import AS_IT_IS, Order
 from ..formats.quantizer import rows
 from ..formats.tensors import Bytes, Tensor, read_into
 from .resume import OutputJournal

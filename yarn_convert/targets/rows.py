@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..formats.dtypes import PLAIN, to_f32
 from ..formats.gguf_file import block_sizes, type_numbers
-from ..formats.layout import Order
+from ..formats.orders import Order
 from ..formats.tensors import SAFETENSORS_BITS, Bytes, Tensor
 
 READ_PIECE = 4 << 20  # bytes read at a time
@@ -65,7 +65,7 @@ def ordered(sources: Sequence[Tensor], order: Order, first: int = 0, last: int |
 
 def _rows(sources: Sequence[Tensor], order: Order) -> Rows:
     dtype = plain_dtype(sources, order)
-    return Mxfp4(sources, dtype) if order.mxfp4 else Ends(sources, order.sources_turned, dtype)
+    return Mxfp4(sources, dtype) if order.mxfp4 else Ends(sources, order.sources_turned, dtype, order.zeros)
 
 
 def _interleaved(data: Bytes, unit: int, row: int, turn: int) -> Bytes:
@@ -145,9 +145,10 @@ class Mxfp4:
 
 
 class Ends:
-    """Tensors laid end to end, as rows of `row` bytes. `turned`: rows of the matrices of each that are transposed first."""
+    """Tensors laid end to end, and `zeros` rows behind them, as rows of `row` bytes. `turned`: rows of the matrices of each that are
+    transposed first."""
 
-    def __init__(self, sources: Sequence[Tensor], turned: Sequence[int], dtype: str) -> None:
+    def __init__(self, sources: Sequence[Tensor], turned: Sequence[int], dtype: str, zeros: int = 0) -> None:
         self.sources, self.dtype = sources, dtype
         self.turned = tuple(turned) or (0,) * len(sources)
         self.starts: list[int] = []
@@ -156,16 +157,20 @@ class Ends:
             columns, self.row = (n, n * PLAIN[dtype]) if n else row_size(t.dtype if dtype == t.dtype else dtype, t.shape)
             self.starts.append(self.rows)
             self.rows += t.elements // columns
+        self.filled = self.rows
+        self.rows += zeros
         self.kept: tuple[int, int, int, NDArray[Any]] | None = None  # the strip that was transposed last
 
     def read(self, start: int, stop: int) -> Bytes:
         """Rows [start, stop), uint8."""
         pieces = []
         for k, first in enumerate(self.starts):
-            end = self.starts[k + 1] if k + 1 < len(self.starts) else self.rows
+            end = self.starts[k + 1] if k + 1 < len(self.starts) else self.filled
             a, b = max(start, first), min(stop, end)
             if a < b:
                 pieces.append(self._of(k, a - first, b - first))
+        if stop > self.filled:
+            pieces.append(np.zeros((stop - max(start, self.filled)) * self.row, np.uint8))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _of(self, k: int, start: int, stop: int) -> Bytes:

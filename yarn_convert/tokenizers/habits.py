@@ -37,7 +37,7 @@ _MOE = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|o
 _GEMMA4 = frozenset({'<|"|>', "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"})
 HABITS: dict[str, Habit] = {  # model_type of config.json -> conversion/*.py, the class's set_vocab
     **dict.fromkeys(("llama", "mistral", "mixtral", "granite", "granitemoe", "granitemoeshared", "smollm3", "afmoe"), _LLAMA),
-    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), Habit(prefix="always")),  # gemma.py
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text"), Habit(prefix="always")),  # gemma.py
     **dict.fromkeys(("gemma4", "gemma4_text"), Habit(ranked=True, shown=_GEMMA4)),  # gemma.py, Gemma4Model
     "phi3": Habit(guess=False, listed=True),  # phi.py, Phi3MiniModel
     "internlm2": Habit(  # internlm.py, InternLM2Model

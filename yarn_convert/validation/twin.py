@@ -47,7 +47,7 @@ LISTS = {"kv_heads_by_layer": "num_key_value_heads", "ff_by_layer": "intermediat
 DEPTHS = ("depth", "num_hidden_layers", "num_layers", "encoder_layers")  # how many layers what sees or hears has
 OTHER_TOWERS = ("model.visual.", "model.vision", "model.audio")
 EXPERTS = ("num_experts", "num_local_experts")  # which transformers 5 saves both, of one number
-BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry for each layer
+BY_LAYER = ("layer_types", "no_rope_layers", "activation_sparsity_pattern")  # lists of config.json with an entry for each layer
 REFUSED_IN_A_TWIN = ("quantization_config", "auto_map", "per_layer_config")  # the last said anew
 
 
