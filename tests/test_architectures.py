@@ -168,6 +168,13 @@ LAYERS: list[tuple[str, dict[str, Any]]] = [
     ("exaone4", {"block_count": 64}),
     ("granite_swa", {"block_count": 4, "attention__sliding_window_pattern": [True] * 4, "attention__rope_pattern": [1, 0, 0, 1]}),
     ("lfm2", {"block_count": 4, "attention__head_count_kv": [2, 0, 0, 2], "attention__head_count": 2}),
+    *(
+        (
+            "granitehybrid",
+            {"block_count": 4, "attention__head_count_kv": [2, 0, 0, 2], "attention__head_count": 2, "rope__scaling__finetuned": on},
+        )
+        for on in (True, False)
+    ),
     ("llama4", {"block_count": 8}),
     ("smallthinker", {"block_count": 8, "attention__sliding_window_pattern": None}),
     ("smallthinker", {"block_count": 8, "attention__sliding_window": None}),
