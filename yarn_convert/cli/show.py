@@ -17,6 +17,7 @@ from ..errors import printable
 from ..formats.files import TEMPLATES
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
     from ..checkpoint import Checkpoint
@@ -221,6 +222,15 @@ def progress(total: int, quiet: bool) -> Iterator[Progress]:
         yield lambda n: bar.advance(task, n)
 
 
+def _timed_bar() -> Bar:
+    """Bars on stderr with a text, the time that went and the time that is left; they go when all is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
 @contextlib.contextmanager
 def stages(quiet: bool) -> Iterator[SayStage]:
     """What is running and how far it is, on stderr: a bar on a terminal, else a line when something new begins."""
@@ -237,13 +247,9 @@ def stages(quiet: bool) -> Iterator[SayStage]:
 
         yield line
         return
-    from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with _timed_bar() as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, fraction: float) -> None:
@@ -300,13 +306,9 @@ def training_steps(quiet: bool) -> Iterator[SayStage]:
 
         yield line
         return
-    from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with _timed_bar() as bar:
         task = bar.add_task("", total=1.0)
         yield lambda what, fraction: bar.update(task, description=escape(printable(what)), completed=fraction)
 

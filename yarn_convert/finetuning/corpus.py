@@ -25,6 +25,7 @@ from ..formats.digests import Progress
 from ..formats.json_text import pretty
 from ..options import Texts
 from .attention import Span
+from .losses import IGNORED
 
 Ids = NDArray[np.int64]
 STORED = "<u4"  # how a token lies in the file
@@ -69,9 +70,9 @@ class Segment(NamedTuple):
 
     @property
     def targets(self) -> Ids:
-        """The token after each, within its document; −100, which is not predicted, at a document's end."""
-        found = np.append(self.ids[1:], -100)
-        found[[b - 1 for _, b in self.documents]] = -100
+        """The token after each, within its document; `IGNORED` at a document's end."""
+        found = np.append(self.ids[1:], IGNORED)
+        found[[b - 1 for _, b in self.documents]] = IGNORED
         return found
 
 

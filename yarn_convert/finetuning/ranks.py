@@ -79,10 +79,6 @@ def _said(e: Exception, ranks: Ranks) -> tuple[str, str]:
     return (message if ranks.world == 1 else f"rank {ranks.rank}: {message}"), hint
 
 
-def started_by_torchrun() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def training_device(wish: str) -> str:
     """cuda or cpu: FSDP runs on no other. UsageError for a wish that this machine does not grant."""
     found = pick_device(wish)
@@ -102,18 +98,17 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def ranks_of(device: str, parallel: int) -> Iterator[Ranks]:
-    """The group of all processes, until the end. UsageError where `parallel` does not divide their number."""
+    """The group of all processes on a `training_device`, until the end. UsageError where `parallel` does not divide their number."""
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
     world = world_size()
     check_parallel(world, parallel)
-    device = training_device(device)
     kind, backend = ("cuda", "cpu:gloo,cuda:nccl") if device == "cuda" else ("cpu", "gloo")
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    alone = {} if started_by_torchrun() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    alone = {} if world > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(backend, **alone)
     try:
         mesh = init_device_mesh(kind, (world,))

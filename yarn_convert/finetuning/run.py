@@ -129,7 +129,7 @@ def finetune(model: str, options: FinetuneOptions) -> Finetuned:
 
 def run_training(p: Preparation, say: SayStage = silent) -> Finetuned:
     """Train and write. Under torchrun every process calls it, and the first one writes; all get what was found."""
-    with others_ended(), ranks_of(p.options.device, p.settings.parallel) as ranks, _workplace(p, ranks):
+    with others_ended(), ranks_of(p.device, p.settings.parallel) as ranks, _workplace(p, ranks):
         ranks.together(lambda: prepare(p.model, conversion_options(p.options, p.out)).check(), alone=True)
         told = say if ranks.first else silent
         texts, data = _texts(p, ranks, told)
