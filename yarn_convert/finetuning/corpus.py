@@ -35,14 +35,12 @@ NUMBER = re.compile(r"\[\d+\]$")  # of a document in its file
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """`ids`: the tokens of all documents, uint32[n], mapped; document i ends before `ends[i]`. `bos` and `eos`: what stands around each.
-    `whole`: all texts were read, not only as many as the steps need; `names`: of those that were, a file of many documents once. `given`:
-    some of them were tokens already, of whatever tokenizer."""
+    `given`: some of them were tokens already, of whatever tokenizer; `names`: of what was read, a file of many documents once."""
 
     ids: NDArray[np.uint32]
     ends: Ids
     bos: list[int]
     eos: list[int]
-    whole: bool
     given: bool = False
     names: tuple[str, ...] = ()
 
@@ -170,12 +168,12 @@ def corpus_of(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place:
     told = json.loads(index.read_text("utf-8"))
     ends = np.load(place.with_suffix(".npy"))
     around = told["bos"], told["eos"]
-    return Corpus(np.memmap(place, dtype=STORED, mode="r"), ends, *around, told["whole"], told["given"], tuple(told["names"]))
+    return Corpus(np.memmap(place, dtype=STORED, mode="r"), ends, *around, told["given"], tuple(told["names"]))
 
 
 def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place: Path, key: str, said: Callable[[int], None]) -> None:
     tokenizer, vocabulary = tokenizer_of(c), c.hparams["vocab_size"]
-    ends, written, whole, given = [], 0, True, False
+    ends, written, given = [], 0, False
     names: dict[str, None] = {}
     try:
         with open(place, "wb") as f:
@@ -193,12 +191,11 @@ def _tokenized(texts: Texts, c: Checkpoint, tokens: int, seed: int | None, place
                 names[NUMBER.sub("", name)] = None
                 said(len(ids))
                 if written >= tokens:
-                    whole = False
                     break
         if not written:
             raise InputError("the texts have no tokens", "--text FILE, in UTF-8")
         np.save(place.with_suffix(".npy"), np.asarray(ends, np.int64))
-        told = {"key": key, "bos": bos(c), "eos": eos(c), "whole": whole, "given": given, "names": list(names)}
+        told = {"key": key, "bos": bos(c), "eos": eos(c), "given": given, "names": list(names)}
         place.with_suffix(".json").write_bytes(pretty(told))
     except OSError as e:
         raise OutputError(f"could not write the tokens, {place}: {e.strerror}", "free some space, or -o on another disk") from None
