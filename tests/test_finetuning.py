@@ -369,7 +369,7 @@ def test_a_dynamic_method_is_trained_at_the_length_of_the_segment(make_model: Ma
 
 def corpus(*lengths: int) -> Corpus:
     ends = np.cumsum(lengths)
-    return Corpus(np.arange(10, 10 + ends[-1], dtype=np.uint32), ends, [1], [2], True)
+    return Corpus(np.arange(10, 10 + ends[-1], dtype=np.uint32), ends, [1], [2])
 
 
 def test_segments_are_cut_from_one_document_between_bos_and_eos() -> None:
@@ -503,6 +503,18 @@ def test_a_data_set_gives_what_its_texts_would(make_model: MakeModel, text: Path
     plain = trained(model, text, tmp_path / "plain", steps=1)
     assert [s["loss"] for s in found.history.steps] == [s["loss"] for s in plain.history.steps]
     assert found.manifest.finetuning[0].data == ["texts"]  # its name alone, for a manifest is published
+
+
+def test_a_window_that_is_turned_off_is_off_while_training_too(text: Path, tmp_path: Path) -> None:
+    """What is trained is what the written config.json has."""
+    model = make("starcoder2", tmp_path / "model", config={"sliding_window": 48})
+    found = {}
+    for window in ("keep", "off"):
+        done = trained(model, text, tmp_path / window, steps=1, batch=1, held_out=(text,), windows=(90,), sliding_window=window)
+        convert(str(model), recipe=Recipe(scale=4), output=tmp_path / f"{window}-x", sliding_window=window)
+        found[window] = done.manifest.finetuning[0].held_out[0].before
+        assert found[window] == pytest.approx(measured(text, 96, 90, tmp_path / f"{window}-x"), rel=1e-5)
+    assert found["keep"] != pytest.approx(found["off"], rel=1e-4)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

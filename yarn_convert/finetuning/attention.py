@@ -21,10 +21,11 @@ Span = tuple[int, int]
 @dataclass
 class Pass:
     """What the attention is told of the pass that is running. `group`: the ranks that hold parts of the same texts, None for one that holds
-    them whole. `documents`: of each row its documents as [begin, end), which do not see each other; None where a row is one. `calls`: how
-    often it was asked."""
+    them whole. `documents`: of each row its documents as [begin, end), which do not see each other; None where a row is one. `windows`:
+    whether a layer's sliding window counts. `calls`: how often it was asked."""
 
     group: Any = None
+    windows: bool = True
     documents: Sequence[Sequence[Span]] | None = None
     calls: int = 0
 
@@ -49,7 +50,7 @@ def register(running: Pass) -> str:
             query, key, value = (_exchanged(x, running.group, True) for x in (query, key, value))
             sinks = None if sinks is None else sinks.chunk(n)[_rank(running.group)]
         length = query.shape[2]
-        window = min(rest.get("sliding_window") or length, length)
+        window = min((running.windows and rest.get("sliding_window")) or length, length)
         seen = Seen(window, min(chunk_of(module) or length, length), rest.get("softcap"), sinks)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         out = _by_documents(query, key, value, scale, seen, running.documents)

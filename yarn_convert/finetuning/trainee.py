@@ -49,7 +49,7 @@ class Trainee:
         self.c, self.settings, self.ranks, self.dtype = c, s, ranks, getattr(torch, s.dtype)
         if ranks.parallel > 1:
             _check_parallel(c, ranks.parallel)
-        self.running = attention.Pass(ranks.group)
+        self.running = attention.Pass(ranks.group, windows=s.sliding_window != "off")
         net, self.unloaded = _made(c, self.dtype if s.lora else torch.float32, s.lora)
         self.net: Any = net.eval()
         self.net.set_attn_implementation(attention.register(self.running))
@@ -164,8 +164,8 @@ class Trainee:
         self.running.calls = 0
         causal = self._causal()
         if self.running.calls < 2 * (len(self.layers) - linear):
-            if self.settings.pack or self.ranks.parallel > 1:
-                hint = "neither --pack nor --sequence-parallel"
+            if self.settings.pack or self.ranks.parallel > 1 or not self.running.windows:
+                hint = "neither --pack nor --sequence-parallel nor --sliding-window off"
                 raise Unsupported(f"{self.c.family.name} has layers that are no attention, or one of its own", hint)
             self.net.set_attn_implementation(ANY)
             causal = self._causal()
