@@ -164,7 +164,7 @@ def _prepared(model: str, options: ConvertOptions, weights: bool, say: converter
         raise UsageError(
             "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
         )
-    plan = replace(plan, notes=(*extension.notes, *plan.notes, *_window_note(c, extension, options), *_link_note(c)))
+    plan = replace(plan, notes=(*extension.notes, *plan.notes, *window_note(c, extension, options), *_link_note(c)))
     return Conversion(c, extension, plan, options, beside=_mmproj(out, options))
 
 
@@ -323,7 +323,8 @@ def _check_windows(c: Checkpoint, o: ConvertOptions) -> None:
         raise UsageError(f"only some layers of {c.family.name} see a window, as it was trained", "leave out --sliding-window")
 
 
-def _window_note(c: Checkpoint, e: Extension, o: ConvertOptions) -> list[str]:
+def window_note(c: Checkpoint, e: Extension, o: ConvertOptions) -> list[str]:
+    """What becomes of a sliding window."""
     if o.sliding_window == "off" and c.own_window:
         return [f"the sliding window of {c.own_window:,} tokens is turned off: every token sees all before it"]
     if o.sliding_window == "keep" and c.own_window and c.own_window < e.context:

@@ -21,7 +21,7 @@ from ..compute.identity import identity, key_of
 from ..compute.record import SayStage, silent
 from ..compute.reference import with_torch
 from ..conversion import Extension, prepare
-from ..conversion.run import check_name, default_output
+from ..conversion.run import check_name, default_output, window_note
 from ..errors import InputError, OutputError, UsageError, need
 from ..formats.json_text import pretty
 from ..options import FinetuneOptions, Texts, check_choices, taking
@@ -101,7 +101,7 @@ def prepare_training(model: str, options: FinetuneOptions) -> Preparation:
     out = Path(options.output or _name(c, e, options)).expanduser()
     check_name(out, options.out)
     needs = requirement(c, settings, device, world_size())
-    notes = (*e.notes, *deviations(settings, e), *_window_note(c, settings), *needs.notes)
+    notes = (*e.notes, *deviations(settings, e), *window_note(c, e, conversion_options(options, out)), *needs.notes)
     seconds = Speed(c, settings, device, world_size()).expected
     return Preparation(model, options, c, settings, e, out, device, world_size(), needs, seconds, notes)
 
@@ -110,13 +110,6 @@ def _name(c: Checkpoint, e: Extension, o: FinetuneOptions) -> str:
     """NAME-METHOD-CONTEXT-tuned; a model that is extended already has the first three in its name."""
     plain = default_output(c, e, conversion_options(o, None), "safetensors").name.removeprefix("converted-")
     return f"{plain}-tuned" + (".gguf" if o.out == "gguf" else "")
-
-
-def _window_note(c: Checkpoint, s: Settings) -> list[str]:
-    window = c.sliding_window
-    if not window or s.sliding_window == "off":
-        return []
-    return [f"attention keeps its sliding window of {window:,} tokens (--sliding-window off trains without)"]
 
 
 @taking(FinetuneOptions)
