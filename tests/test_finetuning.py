@@ -335,6 +335,14 @@ def test_a_gguf_is_trained_and_comes_out_as_one(make_model: MakeModel, text: Pat
     assert result.verdict == "passed", result.reasons
 
 
+def test_a_notebook_that_has_turned_gradients_off_trains_all_the_same(make_model: MakeModel, text: Path, tmp_path: Path) -> None:
+    import torch
+
+    with torch.no_grad():
+        (step,) = trained(make_model(), text, tmp_path / "out", steps=1).history.steps
+    assert step["gradient_norm"] > 0
+
+
 def test_texts_that_the_steps_did_not_need_are_not_on_record(
     make_model: MakeModel, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

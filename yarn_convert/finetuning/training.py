@@ -143,7 +143,7 @@ class Training:
         total, loss = self._predicted(step), 0.0
         for i in range(self.passes):
             self.say(self.speed.told(step, self.log.history.steps), (step + i / self.passes) / s.steps)
-            with enough_memory(s.sequence):
+            with enough_memory(s.sequence), torch.enable_grad():  # a notebook may have turned gradients off
                 found = self.trainee.loss(self._part(step, i))
                 (found * (self.ranks.world / total)).backward()  # FSDP takes the mean over ranks
             loss += float(found.detach())

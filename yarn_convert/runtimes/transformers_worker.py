@@ -13,7 +13,6 @@ def main(job: WorkerJob) -> None:
     import torch
     import transformers
 
-    torch.set_grad_enabled(False)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = job.device if there.get(job.device) else "cpu"  # this build of torch may be another than the reference's
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -28,10 +27,12 @@ def main(job: WorkerJob) -> None:
         raise SystemExit(f"transformers cannot load the model: {(str(e) or type(e).__name__).splitlines()[0]}") from None
     ids = torch.from_numpy(job.ids)[None].to(device)
     # torch's first pass after a load is now and then off by some 1e-5 in a part of the positions, the second never was.
-    model(ids[:, :WARM_UP], use_cache=False)
-    job.start()
     kept = torch.from_numpy(job.positions).to(device)
-    job.put_all(model(ids, use_cache=False, logits_to_keep=kept).logits[0].float().cpu().numpy())
+    with torch.inference_mode():
+        model(ids[:, :WARM_UP], use_cache=False)
+        job.start()
+        logits = model(ids, use_cache=False, logits_to_keep=kept).logits[0]
+    job.put_all(logits.float().cpu().numpy())
     job.progress(len(job.ids))
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     job.finish(version=version("transformers"), device=device, peak_device_bytes=peak)
