@@ -27,6 +27,7 @@ from yarn_convert.finetuning.ranks import ranks_of
 from yarn_convert.finetuning.requirements import requirement
 from yarn_convert.finetuning.settings import Settings, settings_of
 from yarn_convert.finetuning.trainee import Part, Trainee
+from yarn_convert.finetuning.training import optimizer_of
 from yarn_convert.options import FinetuneOptions, Recipe
 from yarn_convert.rope import effect
 
@@ -50,7 +51,7 @@ def ours(folder: Path, n: int, device: str, checkpointing: bool = True, chunked:
         trainee.serve(effect(s.rope, n), n)
         ids = torch.from_numpy(text_ids(c, None, n + 1))[None].to(device)
         part = Part(ids[:, :-1], torch.arange(n, device=device)[None], ids[:, 1:].contiguous())
-        optimizer = torch.optim.AdamW(trainee.module.parameters(), lr=1e-5, foreach=True)
+        optimizer = optimizer_of(trainee, s)
         seconds = []
         for _ in range(steps):
             begin = time.perf_counter()

@@ -41,7 +41,8 @@ class Part(NamedTuple):
 
 
 class Trainee:
-    """A model on its rank. `module(part.ids, part.positions, part.targets)` gives the sum of the losses; `parameters` are DTensors."""
+    """A model on its rank. `module(part.ids, part.positions, part.targets)` gives the sum of the losses. Its parameters are DTensors,
+    unless one process trains in float32."""
 
     def __init__(self, c: Checkpoint, s: Settings, ranks: Ranks) -> None:
         """Raises UsageError for heads that the ranks do not divide, Unsupported for an attention that cannot be spread over them."""
@@ -84,9 +85,10 @@ class Trainee:
                 return chunked_loss(self.net, trainee.prefix, out, targets, trainee.chunk)
 
         module, policy = Losses(), MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
-        for layer in self.layers:
-            fully_shard(layer, mesh=self.ranks.mesh, mp_policy=policy)
-        fully_shard(module, mesh=self.ranks.mesh, mp_policy=policy)
+        if self.ranks.world > 1 or self.dtype != torch.float32:  # else there is nothing to gather and nothing to cast
+            for layer in self.layers:
+                fully_shard(layer, mesh=self.ranks.mesh, mp_policy=policy)
+            fully_shard(module, mesh=self.ranks.mesh, mp_policy=policy)
         self._load(module)
         return module
 
@@ -94,20 +96,20 @@ class Trainee:
         """Fill what has no values yet, tensor by tensor: each rank reads all and keeps its shards. An adapter begins as PEFT's does, A by
         Kaiming's rule and B with zeros, alike on all ranks."""
         import torch
-        from torch.distributed.tensor import distribute_tensor
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
+        device = torch.device(self.ranks.device if self.ranks.device != "cuda" else torch.cuda.current_device())
         state, made = {}, dict[int, Any]()
         for name, p in module.named_parameters(remove_duplicate=False):
             whole = self._adapter(name, p) if ADAPTER in name else self._weight(name, p)
             if whole is not None:
                 if id(p) not in made:  # a tied head stays the embedding
-                    made[id(p)] = torch.nn.Parameter(distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None))
+                    sharded = isinstance(p, DTensor)
+                    mine = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None) if sharded else whole
+                    made[id(p)] = torch.nn.Parameter(mine)
                 state[name] = made[id(p)]
         module.load_state_dict(state, strict=False, assign=True)
-        device = torch.device(self.ranks.device if self.ranks.device != "cuda" else torch.cuda.current_device())
-        for part in module.modules():
-            for name, buffer in part.named_buffers(recurse=False):
-                part._buffers[name] = buffer.to(device)
+        module.to(device)
         trained = self._trained()
         for name, p in module.named_parameters():
             p.requires_grad_(ADAPTER in name if self.settings.lora else id(p) in trained)
@@ -210,12 +212,18 @@ class Trainee:
         for name, p in named.items():
             if ADAPTER in name:
                 continue
-            whole = p.detach().full_tensor().float().cpu()
+            whole = _whole(p)
             stem = name.removesuffix(f"{BASE_LAYER}.weight")
             if stem != name:
-                a, b = (named[f"{stem}{ADAPTER}{which}.default.weight"].detach().full_tensor().float().cpu() for which in "AB")
+                a, b = (_whole(named[f"{stem}{ADAPTER}{which}.default.weight"]) for which in "AB")
                 whole = whole + b @ a * SCALING
             yield file_name(name), whole
+
+
+def _whole(p: Any) -> Any:
+    """A parameter, float32, on the CPU; one that is sharded is gathered, by all ranks."""
+    found = p.detach()
+    return (found.full_tensor() if hasattr(found, "full_tensor") else found).float().cpu()
 
 
 def _made(c: Checkpoint, dtype: Any, lora: int | None) -> tuple[Any, Mapping[str, Any] | None]:

@@ -87,18 +87,23 @@ class Log:
             raise OutputError(f"could not write {self.path}: {e.strerror}", "free some space; the same command goes on") from None
 
 
+def optimizer_of(trainee: Trainee, s: Settings) -> Any:
+    """AdamW over what is trained; fused, or it would hold a root of each second moment at once."""
+    import torch
+
+    trained = [p for p in trainee.module.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=s.lr, betas=BETAS, weight_decay=0.0, fused=True)
+
+
 class Training:
     """A trainee, its optimizer, and how far it is."""
 
     def __init__(self, trainee: Trainee, s: Settings, texts: TrainingTexts, folder: Path, log: Path | None, say: SayStage) -> None:
         """Goes on with the state in `folder` where there is one."""
-        import torch
-
         self.trainee, self.s, self.texts, self.folder, self.say = trainee, s, texts, folder, say
         self.ranks: Ranks = trainee.ranks
         self.passes = s.passes(self.ranks.copies)
-        trained = [p for p in trainee.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=s.lr, betas=BETAS, weight_decay=0.0, foreach=True)
+        self.optimizer = optimizer_of(trainee, s)
         self.begun = self.ranks.together(lambda: states.latest(folder)) or 0
         if self.begun:
             states.load(folder, self.begun, trainee.module, self.optimizer)
