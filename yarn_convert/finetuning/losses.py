@@ -30,7 +30,7 @@ def chunked_loss(net: Any, prefix: str, out: Any, targets: Any, chunk: int) -> A
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
-            return tuple(saved * grad for saved in ctx.saved_tensors)
+            return tuple(saved.mul_(grad) for saved in ctx.saved_tensors)  # in place: nobody asks for them twice
 
     return Chunked.apply(out.last_hidden_state, *params)
 
@@ -40,7 +40,7 @@ def _summed(net: Any, prefix: str, out: Any, rows: Any, targets: Any, params: An
     import torch
 
     total = torch.zeros((), dtype=torch.float32, device=rows.device)
-    by_rows, sums = torch.zeros_like(rows), [torch.zeros_like(p, dtype=torch.float32) for p in params]
+    by_rows, sums = torch.zeros_like(rows), dict[int, Any]()
     with torch.enable_grad(), decoder_replaced(net, prefix, out):
         for row in range(rows.shape[0]):
             for i in range(0, rows.shape[1], chunk):
@@ -50,11 +50,11 @@ def _summed(net: Any, prefix: str, out: Any, rows: Any, targets: Any, params: An
                 loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORED)
                 own, *grads = torch.autograd.grad(loss, [part, *params], allow_unused=True)
                 by_rows[row, i : i + chunk] = own[0]
-                for kept, grad in zip(sums, grads, strict=True):
+                for k, grad in enumerate(grads):
                     if grad is not None:
-                        kept += grad
+                        sums[k] = sums[k].add_(grad) if k in sums else grad.float()
                 total += loss.detach()
-    return total, by_rows, [kept.to(p.dtype) for kept, p in zip(sums, params, strict=True)]
+    return total, by_rows, [sums[k].to(p.dtype) if k in sums else torch.zeros_like(p) for k, p in enumerate(params)]
 
 
 def head_parameters(net: Any, prefix: str) -> list[Any]:
