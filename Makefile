@@ -23,7 +23,8 @@ demo: $(VENV)/runtimes.stamp
 # A file goes to one of two processes, for it makes its models once, and those of SLOW first, the longest before the others: the other way
 # round one process waits for the other at the end. One thread each: llama.cpp would start one a core, and they would wait for each other.
 ALL := $(wildcard tests/test_*.py)
-SLOW := $(patsubst %,tests/test_%.py,real_model families evaluate finetuning lm_eval tokenizers validate targets mla architectures)
+SLOW := $(patsubst %,tests/test_%.py,real_model families gpu_run architectures in_place places tokenizers_families evaluate finetuning hub \
+	quantizer nested hostile options lm_eval validate weights resume cli tokenizers targets mla)
 PYTEST := OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: check $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py

@@ -165,9 +165,9 @@ def test_a_hash_in_the_manifest_is_of_the_bytes_that_were_written(client: Client
 
 
 @pytest.mark.parametrize(
-    "where", ["GET /api/models/some-org/tiny", "(GET|HEAD) .*/resolve/.*config.json", "(GET|HEAD) .*/resolve/.*safetensors"]
+    ("where", "status"),
+    [("GET /api/models/some-org/tiny", 429), ("(GET|HEAD) .*/resolve/.*config.json", 500), ("(GET|HEAD) .*/resolve/.*safetensors", 503)],
 )
-@pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_hub_is_asked_again(client: Client, where: str, status: int) -> None:
     client.hub.faults = [Fault(where, status=status, headers={"Retry-After": "1"} if status == 429 else {}, times=2)]
     done = client.run("some-org/tiny", "--scale", "4", "-o", "out", "-q")

@@ -138,7 +138,7 @@ def hidden() -> list[str]:
 
 def test_a_kill_at_any_step_is_finished_by_the_same_command(edit: Edited) -> None:
     finished = 0
-    for at in range(1, edit.steps + 1, 2):  # `tools/kill_runs.py` kills between them
+    for at in range(1, edit.steps + 1, 3):  # `tools/kill_runs.py` kills between them
         edit.reset()
         result, _ = dies(at, edit.run)
         assert result == "dead", f"step {at}: {result}"
@@ -162,7 +162,7 @@ def test_a_kill_while_a_killed_edit_is_finished(edit: Edited) -> None:
         torn = {p.name: p.read_bytes() for p in Path().iterdir() if p.is_file()}
         result, steps = dies(None, lambda: in_place.recover(edit.path))
         assert result == "done"
-        for second in range(1, steps + 1, 5):
+        for second in range(1, steps + 1, 7):
             for p in Path().iterdir():
                 if p.is_file():
                     p.unlink()
@@ -178,7 +178,7 @@ def test_a_kill_while_a_killed_edit_is_finished(edit: Edited) -> None:
 def test_a_disk_that_fails_at_any_step_is_an_error_that_says_how_to_go_on(edit: Edited, number: int) -> None:
     fail = OSError(number, os.strerror(number))
     _, steps = dies(None, edit.run, fail)
-    for at in range(1 + 2 * (number == 5), steps + 1, 4):
+    for at in range(1 + 3 * (number == 5), steps + 1, 7):
         edit.reset()
         result, _ = dies(at, edit.run, fail)
         assert result == "done" or result.startswith("OutputError"), f"step {at}: {result}"

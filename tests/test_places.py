@@ -204,7 +204,7 @@ def test_a_kill_at_any_step_leaves_nothing_half(renames: None, kind: str, large:
     expected, steps = dies(None, lambda: start(kind))
     assert expected == "done" and steps > 20
     names = sorted(p.name for p in Path().iterdir())
-    for at in [*range(1, 2 * steps // 3, 19), *range(2 * steps // 3, steps + 1, 2)]:  # the end is where it takes its place
+    for at in [*range(1, 2 * steps // 3, 23), *range(2 * steps // 3, steps + 1, 3)]:  # the end is where it takes its place
         for name in names:
             if name != "tiny":
                 places.delete(Path(name))
@@ -231,7 +231,7 @@ def test_a_kill_while_an_output_is_replaced(renames: None, kind: str) -> None:
     result, steps = dies(None, lambda: start(kind, scale=4, force=True))
     assert result == "done"
     names = sorted(p.name for p in Path().iterdir())
-    for at in range(3 * steps // 4, steps + 1, 2):
+    for at in range(3 * steps // 4, steps + 1, 3):
         for name in names:
             if name != "tiny":
                 places.delete(Path(name))
@@ -254,7 +254,7 @@ def test_a_disk_that_fails_at_any_step_is_an_error_and_leaves_nothing(kind: str,
     result, steps = dies(None, lambda: start(kind), fail)
     assert result == "done"
     names = sorted(p.name for p in Path().iterdir())
-    for at in range(1 + 4 * (fail is FULL), steps + 1, 8):
+    for at in range(1 + 6 * (fail is FULL), steps + 1, 13):
         for name in names:
             if name != "tiny":
                 places.delete(Path(name))
