@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_ori
 import typer
 
 from ..formats.files import FOLLOW
-from ..options import After, Help, Only, hints, option_names, split
+from ..options import After, Help, Only, Recipe, hints, option_names, split
 
 D = TypeVar("D")
 Report = Annotated[Path | None, Help("Write an HTML page with plots to this file.")]
@@ -31,6 +31,23 @@ class ReadOptions:
         """Lets all that this command opens be a link to elsewhere; `cli.main` runs it in a context of its own."""
         if self.follow_links:
             FOLLOW.set(True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeOption:
+    """A recipe that stands in a file; what is given beside it wins."""
+
+    recipe: Annotated[
+        Path | None,
+        Help("A recipe's file, a manifest, or a list of factors (docs/formats.md); options given beside it win."),
+        After("clip_pairs"),
+    ] = None
+
+    def over(self, given: Recipe, like: str | None = None) -> Recipe:
+        """The recipe of the command that runs, which was `given` these options: see `conversion.recipes.chosen`."""
+        from ..conversion.recipes import chosen
+
+        return chosen(given, told(), self.recipe, like)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +128,14 @@ def built(kind: type[D], values: dict[tuple[str, ...], Any], path: tuple[str, ..
         elif here in values:
             given[f.name] = values[here]
     return kind(**given)
+
+
+def told() -> frozenset[str]:
+    """The names of the fields whose options stand at the command line of the command that is running."""
+    from typer._click.globals import get_current_context  # of the Click that typer brings, and has no other name for
+
+    context = get_current_context()
+    return frozenset(name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE")
 
 
 def command(app: typer.Typer, **more: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

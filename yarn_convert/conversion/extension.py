@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.lengths import LINEAR
 from ..errors import Unsupported, UsageError, no_such
 from ..options import Recipe, check_choices, spelled
-from ..rope import MAX_CONTEXT, METHODS, MSCALES, Rope, bake, table, undivided
+from ..rope import MAX_CONTEXT, METHODS, MSCALES, STILL, Rope, bake, table, undivided
 
 EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends or row.needs))  # with none, the base's own stays
 OPTIONS = {  # what a method may take, by its field -> its default
@@ -96,6 +96,14 @@ def given(asked: Recipe) -> dict[str, Any]:
     return {name: value for name, usual in OPTIONS.items() if (value := getattr(asked, name)) != usual}
 
 
+def asked_by(rope: Rope) -> dict[str, Any]:
+    """The options by which `extend` makes this recipe of its base, but for the method and the lengths: the inverse of `given`."""
+    turning = np.arange(rope.rotary_dim // 2) < rope.rotary_dim // 2 - rope.still
+    found: dict[str, Any] = {name: rope.params[name] for name in OPTIONS if name in rope.row.takes and name in rope.params}
+    found |= {name: tuple(np.where(turning, found[name], STILL).tolist()) for name in rope.row.lists}
+    return found | ({"clip_pairs": int(found["clip_pairs"])} if "clip_pairs" in found else {})
+
+
 def _number(value: Any) -> float | tuple[float, ...]:
     return tuple(map(float, value)) if isinstance(value, tuple) else float(value)
 
@@ -105,18 +113,23 @@ def _of_lists(rope: Rope) -> tuple[Rope, list[str]]:
     that is not given, and two that are the same are explicit; a pair that is divided by 1e30 or more stands still.
 
     UsageError for a list that is not one of this model's."""
-    pairs, notes = rope.rotary_dim // 2, []
+    pairs, notes, params = rope.rotary_dim // 2, [], dict(rope.params)
+    if (theirs := params.pop("theta", rope.theta)) != rope.theta:
+        says = f"the lists divide the frequencies of a rope_theta of {theirs:,g}, and the base's is {rope.theta:,g}"
+        raise UsageError(says, "they belong to another base")
     divided, resting = dict[str, tuple[float, ...]](), set[int]()
     for name in rope.row.lists:
-        values: Any = rope.params.get(name, rope.params[rope.row.lists[-1]])
+        given_as = name if name in params else rope.row.lists[-1]
+        values: Any = params[given_as]
         if len(values) != pairs:
-            raise UsageError(f"{name} has {len(values)} numbers, and {pairs} pairs of a head turn in this model", "one for each pair")
+            more = "; LongRoPE's dim_mono_n and dim_piece_mono put others before them" if 0 < len(values) - pairs < 3 else ""
+            raise UsageError(f"{given_as} has {len(values)} numbers, and {pairs} pairs of a head turn in this model", f"one each{more}")
         turning, still = undivided(replace(rope, params={name: values}).numbers(name))
         divided[name], resting = tuple(turning.tolist()), resting | {still}
-        notes += _oddities(name, turning[: pairs - still]) if name in rope.params else []
+        notes += _oddities(name, turning[: pairs - still]) if name in params else []
     if len(resting) > 1:
         raise UsageError(f"the lists let {' or '.join(map(str, sorted(resting)))} pairs stand still", "the same pairs do so at all lengths")
-    rope = replace(rope, params={**rope.params, **divided}, still=max(rope.still, *resting))
+    rope = replace(rope, params=divided | {k: v for k, v in params.items() if k not in divided}, still=max(rope.still, *resting))
     if len(set(divided.values())) < len(divided):
         rope = replace(rope, method="explicit", params={"factors": divided["long_factor"], "attention_factor": table(rope).multiplier})
     return rope, notes

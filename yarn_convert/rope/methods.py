@@ -359,9 +359,9 @@ METHODS: Mapping[str, Method] = {
     "linear": Method(linear, spans=True, hf=("linear",), hf_keys=("factor",), proportional=True, gguf="linear"),
     "ntk-aware": Method(ntk_aware, spans=True, spelled_as="none"),
     "abf": Method(abf, reaches=True, takes=("theta",), needs=("theta",), spelled_as="none"),
+    "cope": Method(cope, reaches=True, says_length=True, takes=("clip_pairs", "theta"), rests=1),
     "ntk-by-parts": Method(ntk_by_parts, spans=True, says_length=True, takes=RAMP_OPTIONS, spelled_as="yarn"),
     "yarn": Method(yarn, spans=True, says_length=True, takes=YARN_OPTIONS, hf=("yarn",), hf_keys=YARN_KEYS, gguf="yarn"),
-    "cope": Method(cope, reaches=True, says_length=True, takes=("clip_pairs", "theta"), rests=1),
     "dynamic-ntk": Method(dynamic_ntk, baked_as="ntk-aware", says_length=True, hf=("dynamic",), hf_keys=("factor",)),
     "dynamic-linear": Method(dynamic_linear, baked_as="linear", says_length=True),
     "dynamic-yarn": Method(dynamic_yarn, baked_as="yarn", says_length=True, takes=YARN_OPTIONS),
@@ -370,12 +370,12 @@ METHODS: Mapping[str, Method] = {
         longrope,
         says_length=True,
         lists=LONGROPE_LISTS,
-        takes=(*LONGROPE_LISTS, "attention_factor"),
+        takes=(*LONGROPE_LISTS, "attention_factor", "theta"),
         needs=("long_factor",),
         hf=("longrope", "su"),
         hf_keys=LONGROPE_KEYS,
     ),
-    "explicit": Method(explicit, nameless=True, lists=("factors",), takes=("factors", "attention_factor"), needs=("factors",)),
+    "explicit": Method(explicit, nameless=True, lists=("factors",), takes=("factors", "attention_factor", "theta"), needs=("factors",)),
 }
 
 
