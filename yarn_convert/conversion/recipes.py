@@ -139,7 +139,12 @@ def _member(key: str, value: Any, name: str) -> Any:
 def as_mapping(asked: Recipe) -> dict[str, Any]:
     """A recipe as JSON: its method, and all that is not as usual."""
     said = {"method": asked.method} | {name: v for name, f in KNOWN.items() if (v := getattr(asked, name)) != f.default}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in said.items()}
+    return {name: _written(v, split(hints(Recipe)[name])[0]) for name, v in said.items()}
+
+
+def _written(value: Any, kind: Any) -> Any:
+    """A whole number that was given for another is written as a file is read."""
+    return [float(x) for x in value] if isinstance(value, tuple) else float(value) if kind is float else value
 
 
 def as_text(asked: Recipe, note: str = "", as_json: bool = False) -> str:
@@ -193,7 +198,8 @@ def of_rope(rope: Rope, context: int) -> Recipe:
     if row.extends and not row.baked_as:
         return Recipe(method=rope.method, context=context, original_context=rope.original_context, **asked_by(rope))
     if row.lists and rope.inner is None:
-        asked = {"attention_factor": table(rope).multiplier, "theta": rope.theta, **asked_by(rope)}
+        usual = {"attention_factor": table(rope).multiplier} if row.switches else {}  # explicit has none, but 1
+        asked = {**usual, "theta": rope.theta, **asked_by(rope)}
         return Recipe(method=rope.method, context=context, original_context=rope.original_context, **asked)
     if not rope.static or row.baked_as:
         raise Unsupported(
