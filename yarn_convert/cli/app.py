@@ -163,7 +163,7 @@ def validate(
         check_report(asked.report, asked.force)
     options = replace(asked.options, real=asked.real or not asked.twin, twin=asked.twin or not asked.real)
     if asked.file.recipe:
-        options = replace(options, recipe=asked.file.over(options.recipe or Recipe()))
+        options = replace(options, recipe=asked.file.over(options.recipe or Recipe(), options.like))
     with stages(asked.printing.silent) as say:
         result = check(model, options, say)
     answer(result, asked.printing.as_json, *lines(validated(result), asked.printing.quiet))
@@ -279,7 +279,7 @@ def inspect(model: Model, asked: InspectCommand) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairCommand:
     options: RepairOptions = field(default_factory=RepairOptions)
-    dry_run: Annotated[bool, Help("Print what would change and stop."), After("truncate")] = False
+    dry_run: Annotated[bool, Help("Print what would change and stop."), After("clip_pairs")] = False
     reading: ReadOptions = field(default_factory=ReadOptions)
     printing: PrintOptions = field(default_factory=PrintOptions)
 
