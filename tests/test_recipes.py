@@ -245,7 +245,7 @@ def test_options_beside_a_recipe_win_and_another_method_is_refused(
 HOSTILE = {
     "empty": ("", "it is empty"),
     "text": ("hello", "it is 'hello', not a mapping"),
-    "list": ("- yarn\n", "is no number"),
+    "list": ("- yarn\n", "is no finite number"),
     "unknown": ("methd: yarn", "unknown key 'methd'"),
     "alias": ("method: &a yarn\nramp: *a\n", "an anchor, an alias or a tag"),
     "bomb": ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "an anchor, an alias or a tag"),
@@ -271,7 +271,7 @@ HOSTILE = {
     "one pair": ("clip_pairs: 1", "clip_pairs is 1, and 2 is the least"),
     "control": ("method: \x1b[31m", "special characters are not allowed"),
     "log": ('{"population": [[1, 2]]}', "its population has no factors"),
-    "lists of texts": ('[["a"]]', "is no number"),
+    "lists of texts": ('[["a"]]', "is no finite number"),
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint.config import checked_config, language_model
-from ..dialects import hf_read
+from ..dialects import hf_read, number, positive_int
 from ..errors import FormatError
 from ..families.schema import ROPE_OBJECTS
 from ..options import Recipe
@@ -23,6 +23,7 @@ from .extension import asked_by
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 LISTS = next(row.lists for row in METHODS.values() if row.switches)
 PLACES = ("partial_rotary_factor", "max_position_embeddings")  # in a RoPE object: the lists say how many pairs turn
+LARGEST = 1e300
 FORMS = "LongRoPE's are D/2 numbers, one a line, or the same row for every layer"
 
 
@@ -60,22 +61,26 @@ def of_json(value: Any, name: str) -> Recipe | None:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FormatError(f"{name}: {str(value)[:40]!r} is no number", FORMS)
+    if isinstance(value, bool) or not _finite(value):
+        raise FormatError(f"{name}: {repr(value)[:40]} is no finite number", FORMS)
     return float(value)
 
 
 def _best(population: list[Any], name: str) -> list[float]:
     """The factors of the individual with the least perplexity."""
-    found = [x for x in population if isinstance(x, list) and len(x) == 2 and isinstance(x[0], list) and isinstance(x[1], int | float)]
+    found = [x for x in population if isinstance(x, list) and len(x) == 2 and isinstance(x[0], list) and _finite(x[1])]
     if not found:
         raise FormatError(f"{name}: its population has no factors with a perplexity", FORMS)
     return [_number(x, name) for x in min(found, key=lambda x: float(x[1]))[0]]
 
 
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= LARGEST
+
+
 def _lists(config: Mapping[str, Any], key: str) -> bool:
     inner = language_model(config).get(key) if isinstance(config, dict) else None
-    return isinstance(inner, dict) and any(inner.get(name) is not None for name in LISTS)
+    return isinstance(inner, dict) and inner.get(LISTS[-1]) is not None
 
 
 def _of_config(config: Mapping[str, Any], name: str) -> Recipe:
@@ -83,7 +88,9 @@ def _of_config(config: Mapping[str, Any], name: str) -> Recipe:
     config = checked_config(dict(config))
     given = next(x for k in ROPE_OBJECTS if (x := config.get(k)) and x.get(LISTS[-1]) is not None)
     original = given.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-    longest = config.get("max_position_embeddings") or (round(original * (given.get("factor") or 0)) if original else None)
+    longest, factor = config.get("max_position_embeddings"), number(given.get("factor") or 0, "factor")
+    if longest is None and original and factor:
+        longest = round(positive_int(original, "original_max_position_embeddings") * factor)
     if not original or not longest:
         what = "max_position_embeddings" if original else "original_max_position_embeddings"
         raise FormatError(f"{name} does not say {what}: how far its lists lead is not known", "the config.json of the whole model says it")

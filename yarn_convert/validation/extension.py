@@ -90,6 +90,7 @@ def _difference(meant: Intention, base: Checkpoint, told: int | None) -> str:
         return f"it rotates {rope.rotary_dim} dimensions of a head, the base {own.rotary_dim}"
     if rope.method != "explicit" and not math.isclose(rope.theta, own.theta, rel_tol=ALIKE):
         usual = f"; ntk-aware over {n:,} tokens would have {_ntk(base, n, original):,.6g}" if rope.method == "none" and n > original else ""
+        usual += "; --method abf says that it is meant" if usual and rope.theta > own.theta else ""
         return f"its rope_theta is {rope.theta:,.6g}, the base's {own.theta:,.6g}{usual}"
     if rope.method == "none" or (composes(base) and rope.method != "explicit" and not _keeps(rope, own)):
         return f"the base's own {own.method} scaling is gone"
