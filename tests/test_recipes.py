@@ -240,6 +240,13 @@ def test_options_beside_a_recipe_win_and_another_method_is_refused(
         assert why in err.splitlines()[0]
         assert len(err.splitlines()) == 2
         assert not (tmp_path / "no.gguf").exists()
+    for words, why in [
+        (("validate", out, "--recipe", file, "--like", out), "--recipe and --like both say"),
+        (("validate", out, "--recipe", file, "--method", "linear"), "--method linear is given, and r.yaml says yarn"),
+        (("finetune", base, "--recipe", file, "--method", "linear"), "--method linear is given, and r.yaml says yarn"),
+    ]:
+        code, _, err = run(capsys, *words)
+        assert (code, why in err) == (1, True)
 
 
 HOSTILE = {

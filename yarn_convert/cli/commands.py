@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..formats.files import FOLLOW
 from ..options import After, Help, Only, Recipe, hints, option_names, split
 
 D = TypeVar("D")
+TOLD = ContextVar("TOLD", default=frozenset[str]())  # the fields whose options stand at the command line of the command that runs
+CONTEXT = "typer_context"  # the parameter by which Typer hands a command its context, where the command asks for none itself
 Report = Annotated[Path | None, Help("Write an HTML page with plots to this file.")]
 Replace = Annotated[bool, Help("Replace an existing report.")]
 Quiet = Annotated[bool, Help("Only the result: no plan, no progress, no hints.", names=("-q", "--quiet"))]
@@ -47,7 +50,7 @@ class RecipeOption:
         """The recipe of the command that runs, which was `given` these options: see `conversion.recipes.chosen`."""
         from ..conversion.recipes import chosen
 
-        return chosen(given, told(), self.recipe, like)
+        return chosen(given, TOLD.get(), self.recipe, like)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,14 +133,6 @@ def built(kind: type[D], values: dict[tuple[str, ...], Any], path: tuple[str, ..
     return kind(**given)
 
 
-def told() -> frozenset[str]:
-    """The names of the fields whose options stand at the command line of the command that is running."""
-    from typer._click.globals import get_current_context  # of the Click that typer brings, and has no other name for
-
-    context = get_current_context()
-    return frozenset(name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE")
-
-
 def command(app: typer.Typer, **more: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Registers a function, whose dataclass parameters become options, one for each field that has a `Help`; they are built of what was
     given, and the function gets them. All other parameters are Typer's own."""
@@ -155,13 +150,18 @@ def spread(function: Callable[..., None]) -> Callable[..., None]:
     own = inspect.signature(function).parameters
     parts = {name: types[name] for name in own if is_dataclass(types[name])}
     options = {name: options_of(kind) for name, kind in parts.items()}
+    context = next((name for name in own if types[name] is typer.Context), None)
     parameters = [own[name].replace(annotation=types[name]) for name in own if name not in parts]
     parameters += [parameter(option) for name in parts for option in options[name]]
+    if context is None:
+        parameters.append(inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     # Python wants those without a default first; Typer keeps the order among options, and that among arguments.
     parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
 
     @wraps(function)
     def run(**given: Any) -> None:
+        running = given[context] if context else given.pop(CONTEXT)
+        TOLD.set(frozenset(name for name in running.params if getattr(running.get_parameter_source(name), "name", "") == "COMMANDLINE"))
         for name, kind in parts.items():
             found = {o.path: value for o in options[name] if (value := value_of(o, given.pop(o.name))) is not MISSING}
             given[name] = built(kind, found)
