@@ -28,6 +28,7 @@ from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.manifest import MANIFEST, read_manifest, rope_of
 from yarn_convert.checkpoint.source import Source
 from yarn_convert.conversion.describe import describe
+from yarn_convert.conversion.recipes import read_recipe
 from yarn_convert.errors import YarnConvertError
 from yarn_convert.evaluation.journal import ResultJournal
 from yarn_convert.formats import general
@@ -180,6 +181,7 @@ def kinds(root: Path) -> dict[str, Kind]:
     made["recipe in a GGUF"] = Kind(
         recipe_file, json.dumps(recipe).encode(), lambda: rope_of(recipe_file.read_bytes().decode("utf-8", "surrogateescape"))
     )
+    made |= recipes(root)
     generation = root / "generation_config.json"
     sampling = {"temperature": 0.6, "top_p": 0.9, "top_k": 40, "do_sample": True, "eos_token_id": [1, 2], "repetition_penalty": 1.1}
     made["generation_config.json"] = Kind(
@@ -207,6 +209,20 @@ def kinds(root: Path) -> dict[str, Kind]:
         made[name] = Kind(path, sound, lambda path=path, read=read: read(path), False)
     made |= journals(root)
     return made
+
+
+def recipes(root: Path) -> dict[str, Kind]:
+    """What --recipe takes: our own form in both, a log of LongRoPE's, a config.json with lists, and a table."""
+    lists = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [1.0, 4.0], "original_max_position_embeddings": 64}
+    files = {
+        "r.yaml": b"method: explicit\ncontext: 32k\nfactors: [1.0, 2.5, 1e3]\nattention_factor: 1.1\nnote: x\n",
+        "r.json": json.dumps({"method": "yarn", "scale": 4, "truncate": False, "ramp": "index", "original_context": 64}).encode(),
+        "log.json": json.dumps({"iteration": 1, "population": [[[1.0, 2.0], 3.5], [[1.0, 3.0], 2.5]]}).encode(),
+        "lists.json": json.dumps({"rope_scaling": lists, "max_position_embeddings": 256, "rope_theta": 1e4}).encode(),
+        "table.csv": b"1.0,2.5,4\n1.0,2.5,4\n",
+    }
+    read = {name: (lambda name=name: read_recipe(root / name)) for name in files}
+    return {f"recipe, {name}": Kind(root / name, sound, read[name], name.endswith("json")) for name, sound in files.items()}
 
 
 def journals(root: Path) -> dict[str, Kind]:

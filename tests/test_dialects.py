@@ -32,6 +32,9 @@ ROPES = {
     "none": roped("none"),
     "linear": roped("linear", factor=4.0),
     "ntk-aware": roped("ntk-aware", factor=4.0),
+    "abf": roped("abf", theta=1e6),
+    "abf over llama3": roped("abf", INNER, theta=1e6),
+    "cope": roped("cope"),
     "ntk-by-parts": roped("ntk-by-parts", factor=4.0),
     "yarn": roped("yarn", factor=4.0),
     "yarn, s = 1.5": roped("yarn", factor=1.5),
@@ -47,8 +50,8 @@ ROPES = {
 }
 # What has no word of its own: llama.cpp reads no betas for llama (Inexpressible), config.json no paper's ramp.
 NO_METADATA = {
-    "hf": {"paper", "yarn over llama3", "ntk-aware over llama3", "explicit"},
-    "gguf": {"betas", "no truncate", "paper", "yarn over llama3", "ntk-aware over llama3", "llama3", "explicit"},
+    "hf": {"abf over llama3", "cope", "paper", "yarn over llama3", "ntk-aware over llama3", "explicit"},
+    "gguf": {"abf over llama3", "cope", "betas", "no truncate", "paper", "yarn over llama3", "ntk-aware over llama3", "llama3", "explicit"},
 }
 
 

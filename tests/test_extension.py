@@ -96,6 +96,33 @@ def test_a_lost_name_is_found_again_by_what_the_base_gives(make_model: MakeModel
         assert found.meant.rope.number("factor") == 4.0
 
 
+LISTED = tuple(1.0 + i / 2 for i in range(16))
+
+
+def test_a_table_that_no_factor_enters_is_an_extension_where_it_is_on_record(make_model: MakeModel, tmp_path: Path) -> None:
+    """A file alone tells cope's table from any other's, of lists nobody but the file, and of another θ nothing that it is meant."""
+    model = make_model(head_dim=32)
+    for i, (options, method, why, doubt) in enumerate(
+        [
+            ({"method": "cope"}, "cope", "", ""),
+            ({"method": "cope", "clip_pairs": 5}, "explicit", "", "frequency factors"),
+            ({"method": "explicit", "factors": LISTED}, "explicit", "", "frequency factors"),
+            ({"method": "longrope", "long_factor": LISTED}, "explicit", "", "frequency factors"),
+            ({"method": "abf", "theta": 5e5}, "none", "rope_theta is 500,000, the base's 10,000", ""),
+        ]
+    ):
+        out = extended(model, tmp_path / f"{i}.gguf", **options)
+        found = of(out, model)
+        assert (found.why, found.doubt) == ("", "")
+        assert found.meant.rope.method in (options["method"], "explicit")
+        bare = of(without_record(out), model)
+        assert bare.meant.rope.method == method
+        assert why in bare.why
+        assert doubt in bare.doubt
+        assert bool(bare.why) == bool(why)
+        assert bool(bare.doubt) == bool(doubt)
+
+
 # -- negative controls: each is claimed by the file itself and was believed once ---------------------------------------
 
 

@@ -8,8 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "options", "formats.inputs", "formats.files", "formats.digests", "formats.decoding", "formats.pickles",
-    "formats.contents", "rope.methods", "rope.comparing", "rope.factors", "rope", "families.layers", "families.model_types", "families.architectures",
+    "errors", "options", "formats.inputs", "formats.files", "formats.digests", "formats.yaml_text", "formats.decoding", "formats.pickles",
+    "formats.contents", "rope.methods", "rope.comparing", "rope.factors", "rope.recording", "rope", "families.layers", "families.model_types", "families.architectures",
     "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.qwen_vl", "families.qwen_linear",
     "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma", "families.gemma4", "families.gemma3n",
     "families.others", "families.mla", "families.minicpm", "families.gpt_oss", "families.experts", "families.mixtures", "families.llama4",
@@ -22,7 +22,7 @@ ORDER = [
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing",
     "tokenizers.spelling", "tokenizers", "checkpoint.packing", "checkpoint.model", "checkpoint.opening", "checkpoint", "targets.rows",
     "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf",
-    "targets.safetensors", "targets.in_place", "conversion.extension", "conversion.intention", "conversion.converter", "conversion.recording", "conversion.run", "conversion.describe",
+    "targets.safetensors", "targets.in_place", "conversion.extension", "conversion.intention", "conversion.lists", "conversion.recipes", "conversion.converter", "conversion.recording", "conversion.run", "conversion.describe",
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
     "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.values", "compute.scorer", "compute.growing", "compute.documents",
     "compute", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding",

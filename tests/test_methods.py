@@ -45,7 +45,10 @@ def test_a_row_is_whole(name: str) -> None:
     if row.spelled_as:
         assert METHODS[row.spelled_as].hf
         assert METHODS[row.spelled_as].gguf
-    assert (name in EXTENDING) == (row.extends or name == "none")
+    assert (name in EXTENDING) == (row.extends or bool(row.needs) or name == "none")
+    assert set(row.needs) <= set(row.takes)
+    assert set(row.lists) <= set(row.takes)
+    assert not (row.reaches and row.spans), "either its table has L'/L in it or not"
 
 
 def test_every_word_of_a_file_is_read_and_written() -> None:

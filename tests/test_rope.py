@@ -71,6 +71,43 @@ def test_longrope_equals_transformers() -> None:
         equal(rope, transformers_table("longrope", 1e4, 4096, 64, length=length, max_position=131072, **keys), length)
 
 
+@pytest.mark.parametrize(("theta", "context", "s", "dim"), GRID[::7])
+def test_abf_is_another_rope_theta_of_transformers(theta: float, context: int, s: float, dim: int) -> None:
+    pytest.importorskip("transformers")
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    raised = {"rope_type": "default", "rope_theta": 20 * theta}
+    config = LlamaConfig(hidden_size=dim * 4, num_attention_heads=4, head_dim=dim, rope_parameters=raised)
+    theirs = LlamaRotaryEmbedding(config).inv_freq.double().numpy()
+    equal(Rope("abf", theta, dim, context, {"theta": 20 * theta}), (theirs, 1.0), rtol=1e-6)
+    scaled = Rope("linear", theta, dim, context, {"factor": s})
+    equal(Rope("abf", theta, dim, context, {"theta": 20 * theta}, inner=scaled), (theirs / s, 1.0), rtol=1e-6)
+    for no_higher in (theta, theta / 2, 1e39):
+        with pytest.raises(UsageError, match="is not above it"):
+            table(Rope("abf", theta, dim, context, {"theta": no_higher}))
+
+
+def test_cope_is_its_authors_taper() -> None:
+    """Llama 3 8B as they trained it: 20 of 64 pairs, from the 44th on (arXiv 2602.05258, 5.1), over rope_theta 1e7; by their torch code's
+    linspace from 0 to π. The paper's 29 pairs that turn less than once are by the base's own 5e5."""
+    torch = pytest.importorskip("torch")
+    mask = torch.ones(64)
+    mask[44:] = 0.5 * (1.0 + torch.cos(torch.linspace(0.0, torch.pi, 20)))
+    for theta, params in ((5e5, {}), (1e7, {"theta": 1e7})):
+        theirs = (1.0 / theta ** (torch.arange(0, 128, 2) / 128) * mask).double().numpy()
+        found, multiplier = table(Rope("cope", 5e5, 128, 8192, params))
+        np.testing.assert_allclose(found[:-1], theirs[:-1], rtol=2e-5)  # float32 near π: 1 + cos loses
+        assert (found[-1], theirs[-1], multiplier) == (0.0, 0.0, 1.0)
+        assert found[44] == geometric(theta, 128)[44] > found[45]
+    assert table(Rope("cope", 5e5, 128, 8192, {"clip_pairs": 29.0})).inv_freq[35] == geometric(5e5, 128)[35]
+    for odd in (1.0, 65.0, 0.0):
+        with pytest.raises(UsageError, match="29 of its 64 pairs turn less than once"):
+            table(Rope("cope", 5e5, 128, 8192, {"clip_pairs": odd}))
+    with pytest.raises(Unsupported, match="stand still already"):
+        table(Rope("cope", 5e5, 128, 8192, still=3))
+
+
 @pytest.mark.parametrize(("theta", "context", "s", "dim"), GRID[::3])
 def test_the_paper_in_float64(theta: float, context: int, s: float, dim: int) -> None:
     """Eq. 10, 16, 17–20 and 22 transcribed pair by pair, with `math` alone."""

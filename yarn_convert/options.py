@@ -116,7 +116,8 @@ Ramp = Literal["index", "paper"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A method and its parameters, as a user asks for them: what `extend` makes a RoPE of, given a base."""
+    """A method and its parameters, as a user asks for them: what `extend` makes a RoPE of, given a base. Fields without a Help are lists of
+    D/2 numbers, one a pair, that divide the base's frequencies; they come from a file, `factors` for explicit, the others for longrope."""
 
     scale: Annotated[float | None, Help("s = L'/L, on the original pretraining context.")] = None
     context: Annotated[
@@ -131,6 +132,13 @@ class Recipe:
         "index"
     )
     truncate: Annotated[bool, Help("Round the ramp's ends to whole pairs.", names=("--truncate/--no-truncate",))] = True
+    theta: Annotated[float | None, Help("The rope_theta of abf, and of cope where it is raised too.")] = None
+    clip_pairs: Annotated[
+        int | None, Help("Pairs, the slowest, that cope clips. [default: 20 of every 29 that turn less than once over L]", least=2)
+    ] = None
+    factors: tuple[float, ...] | None = None
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
 
 
 # -- the commands' own ------------------------------------------------------------------------------------------------
@@ -433,6 +441,12 @@ def split(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     if get_origin(hint) in (Union, UnionType):
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     return hint, marks
+
+
+def spelled(kind: type, name: str) -> str:
+    """A field of a dataclass as a user writes it: at the command line, or in a file alone."""
+    told = next((m for m in split(hints(kind)[name])[1] if isinstance(m, Help)), None)
+    return option_names(name, told)[0] if told else name
 
 
 @cache

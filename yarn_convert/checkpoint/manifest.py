@@ -65,11 +65,12 @@ class Base(Struct, frozen=True):
 
 class AskedRecord(Struct, frozen=True):
     """Options of the conversion of which nothing else tells: the method, an original context that the base's files do not say,
-    and "off" for a sliding window."""
+    and "off" for a sliding window; and all of the `options.Recipe` that is not as usual, by its names."""
 
     method: str | None = None
     original_context: Tokens | None = None
     sliding_window: str | None = None
+    recipe: dict[str, Any] | UnsetType = UNSET
 
 
 class WeightFile(Struct, frozen=True):

@@ -8,13 +8,14 @@ import shlex
 import sys
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError, YarnConvertError, missing
-from ..options import After, ConvertOptions, Help, InspectOptions, RepairOptions, UploadOptions, ValidateOptions
-from .commands import JsonAlone, PrintOptions, Quiet, ReadOptions, Replace, Report, command, spread
+from ..options import After, ConvertOptions, Help, InspectOptions, Like, Recipe, RepairOptions, UploadOptions, ValidateOptions
+from .commands import JsonAlone, PrintOptions, Quiet, ReadOptions, RecipeOption, Replace, Report, command, spread
 from .evaluate import evaluate_app
 from .finetune import finetune
 from .show import (
@@ -60,6 +61,8 @@ Model = Annotated[
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertCommand:
     options: ConvertOptions = field(default_factory=ConvertOptions)
+    file: RecipeOption = field(default_factory=RecipeOption)
+    like: Annotated[Like, After("recipe")] = None
     push: Annotated[
         str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("hash")
     ] = None
@@ -76,6 +79,7 @@ def convert(model: Model, asked: ConvertCommand) -> None:
     from ..conversion import prepare
 
     asked.reading.obey()
+    asked = replace(asked, options=replace(asked.options, recipe=asked.file.over(asked.options.recipe, asked.like)))
     if not asked.push and (asked.private or asked.allow_unvalidated):
         which = "--private" if asked.private else "--allow-unvalidated"
         raise UsageError(f"{which} belongs to --push", "--push user/name, or leave it out")
@@ -129,6 +133,7 @@ def _publication(conversion: Conversion, repo: str, private: bool, talk: Talk) -
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateCommand:
     options: ValidateOptions = field(default_factory=ValidateOptions)
+    file: RecipeOption = field(default_factory=RecipeOption)
     real: Annotated[bool, Help("Only the file's own weights, not the twin."), After("runtimes")] = False
     twin: Annotated[bool, Help("Only the twin: a tiny random model with the file's RoPE keys."), After("real")] = False
     report: Annotated[Report, After("dtype")] = None
@@ -157,6 +162,8 @@ def validate(
     if asked.report:
         check_report(asked.report, asked.force)
     options = replace(asked.options, real=asked.real or not asked.twin, twin=asked.twin or not asked.real)
+    if asked.file.recipe:
+        options = replace(options, recipe=asked.file.over(options.recipe or Recipe(), options.like))
     with stages(asked.printing.silent) as say:
         result = check(model, options, say)
     answer(result, asked.printing.as_json, *lines(validated(result), asked.printing.quiet))
@@ -272,7 +279,7 @@ def inspect(model: Model, asked: InspectCommand) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairCommand:
     options: RepairOptions = field(default_factory=RepairOptions)
-    dry_run: Annotated[bool, Help("Print what would change and stop."), After("truncate")] = False
+    dry_run: Annotated[bool, Help("Print what would change and stop."), After("clip_pairs")] = False
     reading: ReadOptions = field(default_factory=ReadOptions)
     printing: PrintOptions = field(default_factory=PrintOptions)
 
@@ -294,6 +301,25 @@ def repair(
     if not asked.dry_run and (plan.changes or asked.options.output):
         plan.run()
     answer(plan.as_json(), asked.printing.as_json, plan.conversion.plan.out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeCommand:
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    json: JsonAlone = field(default_factory=JsonAlone)
+
+
+@command(app)
+def recipe(
+    model: Annotated[str, typer.Argument(help="A model, as for 'convert', a manifest, or a file for --recipe.", show_default=False)],
+    asked: RecipeCommand,
+) -> None:
+    """Print the recipe of a model as a file that --recipe takes: of the same base it makes the same RoPE."""
+    from ..conversion.recipes import as_text
+    from ..conversion.recipes import recipe as found
+
+    asked.reading.obey()
+    print(as_text(found(model), f"of {Path(model).name}", asked.json.as_json), end="")
 
 
 @command(app)

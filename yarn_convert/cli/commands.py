@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_ori
 import typer
 
 from ..formats.files import FOLLOW
-from ..options import After, Help, Only, hints, option_names, split
+from ..options import After, Help, Only, Recipe, hints, option_names, split
 
 D = TypeVar("D")
+TOLD = ContextVar("TOLD", default=frozenset[str]())  # the fields whose options stand at the command line of the command that runs
+CONTEXT = "typer_context"  # the parameter by which Typer hands a command its context, where the command asks for none itself
 Report = Annotated[Path | None, Help("Write an HTML page with plots to this file.")]
 Replace = Annotated[bool, Help("Replace an existing report.")]
 Quiet = Annotated[bool, Help("Only the result: no plan, no progress, no hints.", names=("-q", "--quiet"))]
@@ -31,6 +34,23 @@ class ReadOptions:
         """Lets all that this command opens be a link to elsewhere; `cli.main` runs it in a context of its own."""
         if self.follow_links:
             FOLLOW.set(True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeOption:
+    """A recipe that stands in a file; what is given beside it wins."""
+
+    recipe: Annotated[
+        Path | None,
+        Help("A recipe's file, a manifest, or a list of factors (docs/formats.md); options given beside it win."),
+        After("clip_pairs"),
+    ] = None
+
+    def over(self, given: Recipe, like: str | None = None) -> Recipe:
+        """The recipe of the command that runs, which was `given` these options: see `conversion.recipes.chosen`."""
+        from ..conversion.recipes import chosen
+
+        return chosen(given, TOLD.get(), self.recipe, like)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +150,18 @@ def spread(function: Callable[..., None]) -> Callable[..., None]:
     own = inspect.signature(function).parameters
     parts = {name: types[name] for name in own if is_dataclass(types[name])}
     options = {name: options_of(kind) for name, kind in parts.items()}
+    context = next((name for name in own if types[name] is typer.Context), None)
     parameters = [own[name].replace(annotation=types[name]) for name in own if name not in parts]
     parameters += [parameter(option) for name in parts for option in options[name]]
+    if context is None:
+        parameters.append(inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     # Python wants those without a default first; Typer keeps the order among options, and that among arguments.
     parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
 
     @wraps(function)
     def run(**given: Any) -> None:
+        running = given[context] if context else given.pop(CONTEXT)
+        TOLD.set(frozenset(name for name in running.params if getattr(running.get_parameter_source(name), "name", "") == "COMMANDLINE"))
         for name, kind in parts.items():
             found = {o.path: value for o in options[name] if (value := value_of(o, given.pop(o.name))) is not MISSING}
             given[name] = built(kind, found)

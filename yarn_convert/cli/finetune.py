@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..options import After, FinetuneOptions, Help
-from .commands import PrintOptions, ReadOptions
+from .commands import PrintOptions, ReadOptions, RecipeOption
 from .show import Talk, answer, duration, human, next_steps, training_steps
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneCommand:
     options: FinetuneOptions = field(default_factory=FinetuneOptions)
+    file: RecipeOption = field(default_factory=RecipeOption)
     report: Annotated[
         Path | None, Help("Write an HTML page with the learning curve to this file.", names=("--report", "--record")), After("log")
     ] = None
@@ -50,7 +51,7 @@ def finetune(
     silent = asked.printing.silent or not first
     if asked.report and first:
         check_report(asked.report, asked.options.force)
-    plan = prepare_training(model, asked.options)
+    plan = prepare_training(model, replace(asked.options, recipe=asked.file.over(asked.options.recipe)))
     Talk(silent).lines(plan_lines(plan))
     if asked.dry_run:
         if asked.printing.as_json:

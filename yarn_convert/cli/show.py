@@ -100,6 +100,7 @@ def plan_lines(conversion: Conversion) -> list[str]:
         f"method    {plan.rope.method}{over}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
         f"rope      theta {plan.rope.theta:g}, D {plan.rope.rotary_dim}; pairs: "
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        + (f", {plan.rope.resting} still" if plan.rope.resting else "")
         + f"; cos and sin × {table(plan.rope).multiplier:.6g}",
         *([f"layers    {others}"] if (others := other_layers(c)) else []),
         f"carrier   {plan.carrier} in {plan.format}; weights {'byte-identical' if plan.identical else 'converted'}",

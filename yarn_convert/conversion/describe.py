@@ -45,7 +45,7 @@ class Pair:
 def pairs(rope: Rope) -> list[Pair]:
     """Every pair of a recipe that turns, fastest first. A ratio of 1 is kept, of 1/s (or below) interpolated, else on the ramp."""
     omega = table(rope).inv_freq
-    omega = omega[: len(omega) - rope.still]
+    omega = omega[: len(omega) - rope.resting]
     ratio = omega / geometric(rope.theta, rope.rotary_dim)[: len(omega)]
     slowest = ratio.min()
     kinds = [KEPT if r > 1 - 1e-6 else INTERPOLATED if r < slowest * (1 + 1e-6) else RAMP for r in ratio]
@@ -172,8 +172,8 @@ def other_layers(c: Checkpoint) -> str:
 def positions(c: Checkpoint) -> str:
     """Which pairs have positions of their own, or none; "" where all turn by a token's one."""
     arch, of = c.family.gguf_arch, c.rope.rotary_dim // 2
-    if c.rope.still:
-        return f"{of - c.rope.still} of {of} pairs turn" + (f", by {ROPE_FREQS}" if c.gguf else "")
+    if c.rope.resting:
+        return f"{of - c.rope.resting} of {of} pairs turn" + (f", by {ROPE_FREQS}" if c.gguf else "")
     if c.gguf is None:
         return ""
     if given := sections(arch, c.config):

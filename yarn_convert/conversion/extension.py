@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.lengths import LINEAR
 from ..errors import Unsupported, UsageError, no_such
-from ..options import Recipe, check_choices
-from ..rope import MAX_CONTEXT, METHODS, MSCALES, Rope, bake, table
+from ..options import Recipe, check_choices, spelled
+from ..rope import MAX_CONTEXT, METHODS, MSCALES, STILL, Rope, bake, table, undivided
 
-EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends))  # with none, the base's own stays
+EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends or row.needs))  # with none, the base's own stays
+OPTIONS = {  # what a method may take, by its field -> its default
+    f.name: f.default for f in fields(Recipe) if any(f.name in row.takes for row in METHODS.values())
+}
+RAMP = ("ramp", "truncate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +64,16 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
             rope, context, s, (*notes, f"linear over the base's own linear scaling: linear with s = {rope.number('factor'):g}")
         )
     row = METHODS[asked.method]
-    params: dict[str, Any] = {"factor": s} if row.spans else {}
-    for name in ("beta_fast", "beta_slow", "attention_factor"):
-        if getattr(asked, name) is not None:
-            params[name] = float(getattr(asked, name))
-    if c.family.on_logits and "attention_factor" in row.takes:
+    params: dict[str, Any] = {"factor": s} if row.spans or row.switches else {}
+    params |= {name: _number(value) for name, value in given(asked).items() if name not in RAMP}
+    if c.family.on_logits and row.ramped:
         params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
-    params |= {"ramp": asked.ramp} if asked.ramp != "index" else {}
-    params |= {} if asked.truncate else {"truncate": False}
+    params |= {name: value for name, value in given(asked).items() if name in RAMP}
     inner = c.rope if composed else c.rope.inner
     rope = replace(c.rope, method=asked.method, original_context=original, params=params, inner=inner)
+    if row.lists:
+        rope, said = _of_lists(rope)
+        notes += said
     if row.baked_as:
         rope = bake(rope, context)
         notes.append(
@@ -83,6 +89,56 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
         notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
     table(rope)  # raises for parameters out of range
     return Extension(rope, context, s, tuple(notes))
+
+
+def given(asked: Recipe) -> dict[str, Any]:
+    """The options of a recipe that say something else than their defaults, but for the method and the lengths."""
+    return {name: value for name, usual in OPTIONS.items() if (value := getattr(asked, name)) != usual}
+
+
+def asked_by(rope: Rope) -> dict[str, Any]:
+    """The options by which `extend` makes this recipe of its base, but for the method and the lengths: the inverse of `given`."""
+    turning = np.arange(rope.rotary_dim // 2) < rope.rotary_dim // 2 - rope.still
+    found: dict[str, Any] = {name: rope.params[name] for name in OPTIONS if name in rope.row.takes and name in rope.params}
+    found |= {name: tuple(np.where(turning, found[name], STILL).tolist()) for name in rope.row.lists}
+    return found | ({"clip_pairs": int(found["clip_pairs"])} if "clip_pairs" in found else {})
+
+
+def _number(value: Any) -> float | tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, tuple) else float(value)
+
+
+def _of_lists(rope: Rope) -> tuple[Rope, list[str]]:
+    """(a recipe of lists as a file that has them is read, what is odd in them). Of two lists the long one is the short one, too, where
+    that is not given, and two that are the same are explicit; a pair that is divided by 1e30 or more stands still.
+
+    UsageError for a list that is not one of this model's."""
+    pairs, notes, params = rope.rotary_dim // 2, [], dict(rope.params)
+    if (theirs := params.pop("theta", rope.theta)) != rope.theta:
+        says = f"the lists divide the frequencies of a rope_theta of {theirs:,g}, and the base's is {rope.theta:,g}"
+        raise UsageError(says, "they belong to another base")
+    divided, resting = dict[str, tuple[float, ...]](), set[int]()
+    for name in rope.row.lists:
+        given_as = name if name in params else rope.row.lists[-1]
+        values: Any = params[given_as]
+        if len(values) != pairs:
+            more = "; LongRoPE's dim_mono_n and dim_piece_mono put others before them" if 0 < len(values) - pairs < 3 else ""
+            raise UsageError(f"{given_as} has {len(values)} numbers, and {pairs} pairs of a head turn in this model", f"one each{more}")
+        turning, still = undivided(replace(rope, params={name: values}).numbers(name))
+        divided[name], resting = tuple(turning.tolist()), resting | {still}
+        notes += _oddities(name, turning[: pairs - still]) if name in params else []
+    if len(resting) > 1:
+        raise UsageError(f"the lists let {' or '.join(map(str, sorted(resting)))} pairs stand still", "the same pairs do so at all lengths")
+    rope = replace(rope, params=divided | {k: v for k, v in params.items() if k not in divided}, still=max(rope.still, *resting))
+    if len(set(divided.values())) < len(divided):
+        rope = replace(rope, method="explicit", params={"factors": divided["long_factor"], "attention_factor": table(rope).multiplier})
+    return rope, notes
+
+
+def _oddities(name: str, values: Any) -> list[str]:
+    falls, fewer = np.flatnonzero(np.diff(values) < 0), int((values < 1).sum())
+    notes = [f"{name} does not rise from pair to pair: it falls after {falls[0]}{' and others' * (len(falls) > 1)}"] if len(falls) else []
+    return notes + ([f"{name} is below 1 for {fewer} of {len(values)} pairs, which turn faster than in the base"] if fewer else [])
 
 
 def unbaked(e: Extension, method: str) -> Rope:
@@ -136,10 +192,10 @@ def _check_family(c: Checkpoint, o: Recipe, context: int) -> None:
             f"{c.family.name} has RoPE {where}, and no positions in the others: there is nothing to extend",
             "; ".join([*ways, f"for longer texts {length} alone is to be raised, by hand"]),
         )
-    if c.family.on_logits and o.attention_factor is not None:
+    if c.family.on_logits and (o.attention_factor is not None or METHODS[o.method].switches):
         raise UsageError(
             f"{c.family.name} turns a part of each head only: its temperature is mscale_all_dim's, on the logits",
-            "leave out --attention-factor",
+            "leave out --attention-factor; lists come by --method explicit" if METHODS[o.method].lists else "leave out --attention-factor",
         )
 
 
@@ -152,9 +208,12 @@ def _check(o: Recipe) -> None:
     if o.method not in EXTENDING:
         raise no_such("--method", o.method, EXTENDING)
     row = METHODS[o.method]
-    for name in ("beta_fast", "beta_slow", "attention_factor"):
-        if getattr(o, name) is not None and name not in row.takes:
-            raise UsageError(f"--{name.replace('_', '-')} means nothing to the method {o.method}", f"it belongs to {_takers(name)}")
+    for name in given(o):
+        if name not in (*row.takes, *RAMP):
+            raise UsageError(f"{spelled(Recipe, name)} means nothing to the method {o.method}", f"it belongs to {_takers(name)}")
+    if missing := [name for name in row.needs if getattr(o, name) is None]:
+        ways = f"{spelled(Recipe, missing[0])} 1000000" if missing[0] not in row.lists else "--recipe FILE gives it"
+        raise UsageError(f"the method {o.method} needs {missing[0]}", ways)
     if (o.ramp != "index" or not o.truncate) and not row.ramped:
         raise UsageError(f"the method {o.method} has no ramp", f"--ramp and --no-truncate belong to {_takers('ramp')}")
     if o.ramp == "paper" and not o.truncate:

@@ -26,6 +26,7 @@ from ..targets.moving import WEIGHTS, CopyFile, Job, WriteBytes, WriteTensors
 from ..targets.plan import Plan
 from . import converter
 from .extension import Extension, beside
+from .recipes import as_mapping
 
 
 def weight_jobs(plan: Plan) -> list[WriteTensors | CopyFile]:
@@ -44,7 +45,9 @@ def manifest_of(
         created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         base=Base(c.source.name, c.source.repo, c.source.commit, "gguf" if c.gguf and not script else "safetensors"),
         format=plan.format,
-        asked=AskedRecord(options.recipe.method, options.recipe.original_context, "off" if _turned_off(c, options) else "keep"),
+        asked=AskedRecord(
+            options.recipe.method, options.recipe.original_context, "off" if _turned_off(c, options) else "keep", as_mapping(options.recipe)
+        ),
         recipe=recorded(plan.rope, **beside(c, options.recipe)),
         context=plan.context,
         scale=e.scale,

@@ -99,7 +99,7 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Map
     if factors:
         if kind == "yarn" or (kind == "linear" and factor != 1):
             raise Unsupported(f"{next(iter(factors))} together with a scaling type", "a plain, Llama 3 or Phi-3 GGUF has one of them only")
-        return _of_factors(rope, {name: tuple(map(float, values)) for name, values in factors.items()}, attn)
+        return _of_factors(rope, factors, attn)
     if kind == "yarn":
         params = {"factor": factor} if attn == 1 else {"factor": factor, "attention_factor": attn * temperature(factor)}
         betas = {k: number(v, k) for k, v in zip(BETAS, readers.gguf_betas(arch, meta), strict=True)}
@@ -112,12 +112,17 @@ def _gguf_rope(keys: Mapping[str, Any], arch: str, rotary_dim: int, factors: Map
     return rope
 
 
-def _of_factors(rope: Rope, factors: Mapping[str, tuple[float, ...]], attn: float) -> Rope:
+def _of_factors(rope: Rope, factors: Mapping[str, Array], attn: float) -> Rope:
     if factors.keys() not in ({ROPE_FREQS}, {SHORT, LONG}):
         raise Unsupported(f"a GGUF with {' and '.join(factors)}", f"it has {ROPE_FREQS}, or {SHORT} and {LONG}")
-    if ROPE_FREQS in factors or factors[SHORT] == factors[LONG]:
-        return replace(rope, method="explicit", params={"factors": next(iter(factors.values())), "attention_factor": attn})
-    return replace(rope, method="longrope", params={"short_factor": factors[SHORT], "long_factor": factors[LONG], "attention_factor": attn})
+    divided = {name: undivided(values) for name, values in factors.items()}
+    if len(resting := {still for _, still in divided.values()}) > 1:
+        raise Unsupported(f"{SHORT} and {LONG} in which other pairs stand still", "write the same of them with 1e30 in both")
+    rope = replace(rope, still=max(rope.still, *resting))
+    lists = {name: tuple(map(float, turning)) for name, (turning, _) in divided.items()}
+    if ROPE_FREQS in lists or lists[SHORT] == lists[LONG]:
+        return replace(rope, method="explicit", params={"factors": next(iter(lists.values())), "attention_factor": attn})
+    return replace(rope, method="longrope", params={"short_factor": lists[SHORT], "long_factor": lists[LONG], "attention_factor": attn})
 
 
 def pair_of(factors: Mapping[str, Array]) -> tuple[Array, Array] | None:

@@ -43,9 +43,9 @@ def spelled_as(rope: Rope) -> str:
 
 
 def plain_theta(rope: Rope) -> float:
-    """The θ of a file that has `rope` as metadata; ntk-aware's, which alone spells it, is rounded to float32, as GGUF holds it."""
+    """The θ of a file that has `rope` as metadata: abf says it; ntk-aware's is rounded to float32, as GGUF holds it."""
     if rope.method != "ntk-aware":
-        return rope.theta
+        return rope.number("theta", rope.theta)
     return f32(ntk_theta(rope.theta, rope.number("factor"), rope.rotary_dim))
 
 

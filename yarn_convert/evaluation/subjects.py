@@ -68,7 +68,7 @@ def line_of(c: Checkpoint, s: EvaluateOptions, method: str, factor: float | None
     if method not in EXTENDING:
         raise no_such("method", method, EXTENDING)
     row = METHODS[method]
-    if factor is not None and not row.spans:
+    if factor is not None and not (row.spans or row.reaches):
         raise UsageError(f"the method {method} takes no factor, and was given {factor:g}", f"--method {method}")
     if method == "none":
         return Line("none", "none", c.rope, c.context)

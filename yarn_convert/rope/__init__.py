@@ -29,11 +29,11 @@ from .methods import (
     effect,
     geometric,
     ntk_theta,
-    recipe_of,
     row_of,
     table,
     temperature,
 )
+from .recording import recipe_of
 
 __all__ = [
     "MAX_CONTEXT",

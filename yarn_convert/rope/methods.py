@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,11 @@ class Rope:
             raise UsageError(f"RoPE parameter {name!r} must be {self.rotary_dim // 2} finite numbers above zero", RANGE)
         return value
 
+    @property
+    def resting(self) -> int:
+        """How many pairs, the slowest, turn in its table by nothing: the model's own, or those that its method stops."""
+        return max(self.still, self.row.rests)
+
     def with_params(self, **params: Param) -> Rope:
         return replace(self, params={**self.params, **params})
 
@@ -89,8 +94,8 @@ def table(rope: Rope, length: int | None = None) -> Table:
     Raises UsageError for parameters out of range and Unsupported for an unknown method.
     """
     found = _all_turning(rope, length)
-    turning = np.arange(len(found.inv_freq)) < len(found.inv_freq) - rope.still
-    return found._replace(inv_freq=np.where(turning, found.inv_freq, 0.0)) if rope.still else found
+    turning = np.arange(len(found.inv_freq)) < len(found.inv_freq) - rope.resting
+    return found._replace(inv_freq=np.where(turning, found.inv_freq, 0.0)) if rope.resting else found
 
 
 def _all_turning(rope: Rope, length: int | None) -> Table:
@@ -167,6 +172,39 @@ def ntk_aware(omega: Array, rope: Rope, length: int | None) -> Table:
     The slowest pair is divided by s exactly, the fastest is untouched. D must be above 2.
     """
     return Table(omega * ntk_shrink(factor_of(rope), rope.rotary_dim), 1.0)
+
+
+def abf(omega: Array, rope: Rope, length: int | None) -> Table:
+    """Adjusted base frequency: θ itself is raised to θ', as Code Llama (arXiv 2308.12950, 2.3) and Xiong et al. (arXiv 2309.16039) do.
+
+    Parameter: `theta` θ'. Over frequencies that are already scaled each is multiplied by what that makes of its plain one,
+    (θ/θ')^(2i/D). The context that it serves is what one trains it for.
+    """
+    theta = raised(rope)
+    plain = geometric(theta, rope.rotary_dim)
+    return Table(plain if rope.inner is None else omega * plain / geometric(rope.theta, rope.rotary_dim), 1.0)
+
+
+def cope(omega: Array, rope: Rope, length: int | None) -> Table:
+    """CoPE, clipped RoPE (arXiv 2602.05258, 4.2): the slowest pairs fade out by a cosine taper, and the last stands still.
+
+    Parameters: `clip_pairs` n, and `theta` as abf has it, by which the paper's models were trained too. Of the last n pairs the k-th, from
+    0, is multiplied by (1 + cos(π·k/(n−1)))/2: by pair, as the authors' code has it (github.com/hrlics/CoPE, modeling_cope.py), where
+    the paper's weights are said of the frequency. They have 20 of Llama 3 8B's 64, of which 29 turn less than once over its L; the
+    default is that share of those, by the base's own frequencies. Their models were trained with it.
+    """
+    slow = int((turns(omega, rope) < 1).sum())
+    n = int(rope.number("clip_pairs", round(slow * CLIPPED)))
+    if not 2 <= n <= len(omega):
+        why = f"{slow} of its {len(omega)} pairs turn less than once over {rope.original_context:,} tokens"
+        raise UsageError(f"cope clips 2 to {len(omega)} pairs, not {n}: {why}", "--clip-pairs says how many")
+    if rope.still:
+        raise Unsupported(
+            f"{rope.still} of its pairs, the slowest, stand still already (p-RoPE): there is nothing to clip", "--method yarn"
+        )
+    taper = np.ones(len(omega))
+    taper[-n:-1] = (1 + np.cos(np.pi * np.arange(n - 1) / (n - 1))) / 2  # and 0 for the last: `Method.rests`
+    return Table((abf(omega, rope, length).inv_freq if "theta" in rope.params else omega) * taper, 1.0)
 
 
 def ntk_by_parts(omega: Array, rope: Rope, length: int | None) -> Table:
@@ -265,8 +303,11 @@ class Method:
     spans: bool = False  # its factor is L'/L, so that a length can be asked of it
     baked_as: str = ""  # of a dynamic one: the static method that it is at one length
     says_length: bool = False  # what has it says from which length L it counts
+    reaches: bool = False  # a base is extended with it, by a table that L'/L does not enter
     takes: tuple[str, ...] = ()  # the options of a conversion that mean something to it, beside the length
+    needs: tuple[str, ...] = ()  # those of them without which it says nothing
     lists: tuple[str, ...] = ()  # its parameters that are D/2 numbers; of two, the first serves texts within L
+    rests: int = 0  # how many pairs, the slowest, it makes stand still
     nameless: bool = False  # files have its numbers and no word for a method: so they may be those of any
     hf: tuple[str, ...] = ()  # rope_type in config.json; the first is written
     hf_keys: tuple[str, ...] = ()  # and what that object may hold, beside `lists` and what all of them may
@@ -276,8 +317,9 @@ class Method:
 
     @property
     def extends(self) -> bool:
-        """Whether a base can be extended with it; the others are what models come with."""
-        return self.spans or bool(self.baked_as)
+        """Whether a base can be extended with it by its numbers alone; the others are what models come with, or lists in a recipe's
+        file."""
+        return self.spans or self.reaches or bool(self.baked_as)
 
     @property
     def leads(self) -> bool:
@@ -304,24 +346,36 @@ class Method:
         return (self.function.__doc__ or "").split("\n\n")[0]
 
 
+CLIPPED = 20 / 29  # of the pairs that turn less than once over L, those that CoPE clips by default
 MSCALES = ("mscale", "mscale_all_dim")
 RAMP_OPTIONS = ("beta_fast", "beta_slow", "ramp", "truncate")
 YARN_OPTIONS = (*RAMP_OPTIONS, "attention_factor")
 YARN_KEYS = ("factor", "beta_fast", "beta_slow", "attention_factor", *MSCALES, "truncate", "finetuned")
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
 LONGROPE_KEYS = ("factor", "attention_factor", "short_mscale", "long_mscale")
+LONGROPE_LISTS = ("short_factor", "long_factor")
 METHODS: Mapping[str, Method] = {
     "none": Method(none, nameless=True, hf=("default", "mrope"), proportional=True, gguf="none"),
     "linear": Method(linear, spans=True, hf=("linear",), hf_keys=("factor",), proportional=True, gguf="linear"),
     "ntk-aware": Method(ntk_aware, spans=True, spelled_as="none"),
+    "abf": Method(abf, reaches=True, takes=("theta",), needs=("theta",), spelled_as="none"),
+    "cope": Method(cope, reaches=True, says_length=True, takes=("clip_pairs", "theta"), rests=1),
     "ntk-by-parts": Method(ntk_by_parts, spans=True, says_length=True, takes=RAMP_OPTIONS, spelled_as="yarn"),
     "yarn": Method(yarn, spans=True, says_length=True, takes=YARN_OPTIONS, hf=("yarn",), hf_keys=YARN_KEYS, gguf="yarn"),
     "dynamic-ntk": Method(dynamic_ntk, baked_as="ntk-aware", says_length=True, hf=("dynamic",), hf_keys=("factor",)),
     "dynamic-linear": Method(dynamic_linear, baked_as="linear", says_length=True),
     "dynamic-yarn": Method(dynamic_yarn, baked_as="yarn", says_length=True, takes=YARN_OPTIONS),
     "llama3": Method(llama3, says_length=True, hf=("llama3",), hf_keys=LLAMA3_KEYS),
-    "longrope": Method(longrope, says_length=True, lists=("short_factor", "long_factor"), hf=("longrope", "su"), hf_keys=LONGROPE_KEYS),
-    "explicit": Method(explicit, nameless=True, lists=("factors",)),
+    "longrope": Method(
+        longrope,
+        says_length=True,
+        lists=LONGROPE_LISTS,
+        takes=(*LONGROPE_LISTS, "attention_factor", "theta"),
+        needs=("long_factor",),
+        hf=("longrope", "su"),
+        hf_keys=LONGROPE_KEYS,
+    ),
+    "explicit": Method(explicit, nameless=True, lists=("factors",), takes=("factors", "attention_factor", "theta"), needs=("factors",)),
 }
 
 
@@ -354,6 +408,14 @@ def factor_of(rope: Rope) -> float:
 def dynamic_factor(rope: Rope, length: int | None) -> float:
     """s = max(1, l'/L)."""
     return max(1.0, (length or rope.original_context) / rope.original_context)
+
+
+def raised(rope: Rope) -> float:
+    """θ' of abf, which is above the base's own."""
+    theta = rope.number("theta")
+    if not rope.theta < theta <= np.finfo(np.float32).max:
+        raise UsageError(f"rope_theta is raised from the base's {rope.theta:,g}, and {theta:,g} is not above it", "--theta 1000000")
+    return theta
 
 
 def ntk_shrink(s: float, rotary_dim: int) -> Array:
@@ -428,19 +490,3 @@ def correction_index(omega: Array, rope: Rope, beta: float) -> float:
     target, log_omega = math.log(2 * math.pi * beta / rope.original_context), np.log(omega)
     i = int(np.clip(np.searchsorted(-log_omega, -target) - 1, 0, len(omega) - 2))
     return float(i + (log_omega[i] - target) / (log_omega[i] - log_omega[i + 1]))
-
-
-# -- as JSON ----------------------------------------------------------------------------------------------------------
-
-
-def recipe_of(rope: Rope) -> dict[str, Any]:
-    """A recipe as JSON."""
-    fields: dict[str, Any] = {
-        "method": rope.method,
-        "rope_theta": rope.theta,
-        "rotary_dim": rope.rotary_dim,
-        "original_context": rope.original_context,
-        "params": dict(rope.params),
-    }
-    fields |= {"still": rope.still} if rope.still else {}
-    return fields | ({"inner": recipe_of(rope.inner)} if rope.inner else {})

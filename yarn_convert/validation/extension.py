@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import MEANT, Manifest
-from ..conversion.extension import composes, counted_from, extend
+from ..conversion.extension import asked_by, composes, counted_from, extend
 from ..conversion.intention import Intention
 from ..errors import UsageError, YarnConvertError
 from ..formats.tensors import same_bytes
@@ -22,7 +21,7 @@ RAMPS: tuple[tuple[Ramp, bool], ...] = (("index", True), ("index", False), ("pap
 USUAL = tuple(  # what a table without a name is compared with: each method with its usual parameters and every ramp that it has, yarn first
     Recipe(method=method, ramp=ramp, truncate=truncate)
     for method, row in reversed(tuple(METHODS.items()))
-    if row.spans
+    if row.extends and not row.baked_as and not row.needs
     for ramp, truncate in (RAMPS if row.ramped else RAMPS[:1])
 )
 
@@ -65,7 +64,7 @@ def _other_length(meant: Intention, base: Checkpoint) -> str:
 
 def _made(meant: Intention, base: Checkpoint, told: int | None) -> Iterator[Rope]:
     """The recipes that `extend` makes of the base at this context and that give the very tables that are meant."""
-    for asked in _ways(meant.rope):
+    for asked in _ways(meant):
         try:
             rope = extend(base, replace(asked, context=meant.context, original_context=told)).rope
         except YarnConvertError:  # no extension, or not of this model
@@ -74,14 +73,13 @@ def _made(meant: Intention, base: Checkpoint, told: int | None) -> Iterator[Rope
             yield rope
 
 
-def _ways(rope: Rope) -> tuple[Recipe, ...]:
-    """What may have been asked for that led to a recipe: its own method and parameters, or those of every method where it has no name."""
-    if rope.row.nameless:
-        return USUAL
-    if not rope.row.spans:
-        return ()
-    given: dict[str, Any] = {k: rope.params[k] for k in rope.row.takes if k in rope.params}
-    return (Recipe(method=rope.method, **given),)
+def _ways(meant: Intention) -> tuple[Recipe, ...]:
+    """What may have been asked for that led to a recipe: its own method and parameters, or those of every method where it has no name.
+    Lists count as asked for where they are on record: a file has them of whomever."""
+    row = meant.rope.row
+    named = (row.extends and not row.baked_as) or (row.lists and meant.recorded)
+    own = (Recipe(method=meant.rope.method, **asked_by(meant.rope)),) if named else ()
+    return (*own, *USUAL) if row.nameless else own
 
 
 def _difference(meant: Intention, base: Checkpoint, told: int | None) -> str:
@@ -92,6 +90,7 @@ def _difference(meant: Intention, base: Checkpoint, told: int | None) -> str:
         return f"it rotates {rope.rotary_dim} dimensions of a head, the base {own.rotary_dim}"
     if rope.method != "explicit" and not math.isclose(rope.theta, own.theta, rel_tol=ALIKE):
         usual = f"; ntk-aware over {n:,} tokens would have {_ntk(base, n, original):,.6g}" if rope.method == "none" and n > original else ""
+        usual += "; --method abf says that it is meant" if usual and rope.theta > own.theta else ""
         return f"its rope_theta is {rope.theta:,.6g}, the base's {own.theta:,.6g}{usual}"
     if rope.method == "none" or (composes(base) and rope.method != "explicit" and not _keeps(rope, own)):
         return f"the base's own {own.method} scaling is gone"
