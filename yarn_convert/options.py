@@ -131,6 +131,9 @@ class Recipe:
         "index"
     )
     truncate: Annotated[bool, Help("Round the ramp's ends to whole pairs.", names=("--truncate/--no-truncate",))] = True
+    short: Annotated[
+        Literal["base"] | None, Help("base: texts within the base's own length keep its table. [default: one table for all lengths]")
+    ] = None
 
 
 # -- the commands' own ------------------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ Tokens = Annotated[int, Meta(ge=1, lt=MAX_CONTEXT)]
 
 class RopeRecord(Struct, frozen=True):
     """A `rope.Rope` as `rope.recipe_of` spells it. `sliding_window`: of a GGUF whose base has one, "off" where it was turned off, else its
-    tokens, which are no fewer than the context's. `kept`: a scaling that the base came with, of which the format alone was changed."""
+    tokens, which are no fewer than the context's. `kept`: a scaling that the base came with, of which the format alone was changed. `long`:
+    of two lists of which the first is the base's own table, the recipe that gave the second."""
 
     method: str
     rope_theta: float
@@ -41,6 +42,12 @@ class RopeRecord(Struct, frozen=True):
     sliding_window: str | Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     kept: bool | UnsetType = UNSET
     still: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    long: RopeRecord | UnsetType = UNSET
+
+    @property
+    def long_rope(self) -> Rope | None:
+        """`long` as a recipe. FormatError as `rope`."""
+        return self.long.rope() if isinstance(self.long, RopeRecord) else None
 
     def rope(self) -> Rope:
         """FormatError for parameters that give no table."""
@@ -65,11 +72,12 @@ class Base(Struct, frozen=True):
 
 class AskedRecord(Struct, frozen=True):
     """Options of the conversion of which nothing else tells: the method, an original context that the base's files do not say,
-    and "off" for a sliding window."""
+    "off" for a sliding window, and "base" where short texts keep the base's table."""
 
     method: str | None = None
     original_context: Tokens | None = None
     sliding_window: str | None = None
+    short: str | UnsetType = UNSET
 
 
 class WeightFile(Struct, frozen=True):

@@ -94,10 +94,11 @@ def plan_lines(conversion: Conversion) -> list[str]:
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
     kinds = [p.kind for p in pairs(plan.rope)]
     over = f" over {plan.rope.inner.method}" if plan.rope.inner else ""
+    beyond = f" ({e.long.method} beyond {plan.rope.original_context:,} tokens)" if e.long else ""
     parts = f" in {len(plan.jobs)} parts" if len(plan.jobs) > 1 and not plan.is_folder else ""
     lines = [
         f"base      {c.source.name} ({c.family.name}, {'GGUF' if c.gguf else 'HF'}, {len(c.tensors)} tensors)",
-        f"method    {plan.rope.method}{over}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
+        f"method    {plan.rope.method}{over}{beyond}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
         f"rope      theta {plan.rope.theta:g}, D {plan.rope.rotary_dim}; pairs: "
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         + f"; cos and sin × {table(plan.rope).multiplier:.6g}",

@@ -139,7 +139,7 @@ def _planned(model: str, asked: RepairOptions) -> Repair:
     if c.source.commit and output is None:
         raise OutputError(f"{model} is in the Hub's cache, which others share", "-o PATH writes a repaired copy")
     wish = ConvertOptions(Recipe(method="none"), output=output, in_place=output is None, force=asked.force)
-    recorded = recipe_of(meant.rope) | beside(c, wish.recipe)
+    recorded = recipe_of(meant.rope) | beside(c, wish.recipe, meant.long)
     request = Request(meant.rope, meant.context, output or c.source.path, recorded, carry_in_place(c, wish))
     before = _served(c)
     plans = [(plan, _readers(c, meant, before, plan)) for plan in _plans(c, request)]
@@ -151,7 +151,7 @@ def _planned(model: str, asked: RepairOptions) -> Repair:
     files = () if c.gguf else tuple(job for job in _changed_files(c, plan) if not sound or job.name in TOKENIZER)
     changes = ([] if sound else _gguf_changes(c, plan)) if c.gguf else _folder_changes(c, files)
     plan = replace(plan, notes=(*plan.notes, *(f"repaired: {line}" for line in changes)))
-    extension = Extension(meant.rope, meant.context, meant.context / meant.rope.original_context)
+    extension = Extension(meant.rope, meant.context, meant.context / meant.rope.original_context, long=meant.long)
     return Repair(Conversion(c, extension, plan, wish), meant, found, files, tuple(changes))
 
 

@@ -131,6 +131,7 @@ TGI = Reader(
     temperature=("ratio-1-0",),
     longrope_multiplier="stretches",
     longrope_list="length",
+    switching_note="Positions below the original context keep the short list in a long text, too",
     truncate=False,
     betas=(32.0, 1.0),
     derives_head_dim=True,

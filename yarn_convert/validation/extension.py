@@ -65,7 +65,7 @@ def _other_length(meant: Intention, base: Checkpoint) -> str:
 
 def _made(meant: Intention, base: Checkpoint, told: int | None) -> Iterator[Rope]:
     """The recipes that `extend` makes of the base at this context and that give the very tables that are meant."""
-    for asked in _ways(meant.rope):
+    for asked in _ways(meant):
         try:
             rope = extend(base, replace(asked, context=meant.context, original_context=told)).rope
         except YarnConvertError:  # no extension, or not of this model
@@ -74,7 +74,14 @@ def _made(meant: Intention, base: Checkpoint, told: int | None) -> Iterator[Rope
             yield rope
 
 
-def _ways(rope: Rope) -> tuple[Recipe, ...]:
+def _ways(meant: Intention) -> tuple[Recipe, ...]:
+    """What may have been asked for that led to what is meant; of two lists the one of them, beside the base's own."""
+    if not meant.rope.row.switches:
+        return _ways_of(meant.rope)
+    return tuple(replace(way, short="base") for way in (_ways_of(meant.long) if meant.long else USUAL))
+
+
+def _ways_of(rope: Rope) -> tuple[Recipe, ...]:
     """What may have been asked for that led to a recipe: its own method and parameters, or those of every method where it has no name."""
     if rope.row.nameless:
         return USUAL
@@ -133,7 +140,7 @@ def check_base(c: Checkpoint, base: Checkpoint, mine: Manifest | None, theirs: M
     """Raise UsageError for a base that is the model itself, a copy of it, or an output as it is. `mine` and `theirs`: the manifests."""
     if c.source.path.samefile(base.source.path) or _copies(c, base, mine, theirs):
         raise UsageError(f"{base.source.name} is the model itself, so that nothing is compared", NOT_ITS_BASE)
-    if base.ours and base.rope.row.extends and not (theirs and theirs.asked.method == "none"):
+    if base.ours and (base.long or base.rope).row.extends and not (theirs and theirs.asked.method == "none"):
         raise UsageError(f"{base.source.name} is an output of yarn-convert itself, extended by {base.rope.method}", NOT_ITS_BASE)
 
 
