@@ -275,7 +275,8 @@ class EvaluateOptions:
     methods: Annotated[
         tuple[str, ...],
         Help(
-            "Recipes to measure on the base, as none,linear,yarn,dynamic-yarn or yarn:4,yarn:8; repeatable. [default: the model as it is]",
+            "Recipes to measure on the base, as none,linear,yarn,dynamic-yarn, yarn:4,yarn:8 or yarn+base (--short base); repeatable. "
+            "[default: the model as it is]",
             names=("--method", "--methods"),
             made=methods,
         ),

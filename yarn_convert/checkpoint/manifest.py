@@ -124,9 +124,12 @@ class Ran(Struct, frozen=True):
 
 
 class StudyRecord(Struct, frozen=True):
+    """`within`: see `validation.result.Study`."""
+
     kind: str
     tokens: int
     runtimes: list[Ran] = []
+    within: int | UnsetType = UNSET
 
 
 class Answer(Struct, frozen=True):

@@ -14,7 +14,7 @@ from ..checkpoint.lengths import unsaid
 from ..checkpoint.manifest import read_manifest, recipe_in
 from ..checkpoint.source import resolve
 from ..dialects import ROPE_FREQS, pair_of
-from ..errors import InputError
+from ..errors import InputError, Unsupported
 from ..formats.files import exists, regular
 from ..formats.tensors import read_safetensors
 from ..options import Recipe
@@ -158,6 +158,17 @@ def survey(c: Checkpoint, meant: Intention) -> list[Surveyed]:
 def llama_cpps(c: Checkpoint) -> readers.Reading:
     """What llama.cpp makes of a GGUF; Refuses where it does not load it."""
     return readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors))
+
+
+def reading_at(c: Checkpoint, reader: str, n: int, served: int) -> readers.Reading | None:
+    """What `reader` makes of the file for a text of `n` tokens where it is started for a context of `served`; None where it refuses it, or
+    nothing is known."""
+    try:
+        if c.gguf:
+            return readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors), served)
+        return readers.read_config(reader, c.written, n, served)
+    except (readers.Refuses, Unsupported):
+        return None
 
 
 def main_reader(c: Checkpoint) -> str:

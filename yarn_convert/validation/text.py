@@ -80,7 +80,7 @@ def _study(s: Study) -> list[str]:
     ref = s.reference
     memory = f", peak {ref.peak_device_bytes / 2**30:.2f} GiB" if ref.peak_device_bytes else ""
     out = [
-        f"{what_ran(s)}, {s.tokens:,} tokens; reference on {ref.device}, {ref.dtype}, {ref.seconds:.1f} s{memory}",
+        f"{what_ran(s)}, {s.tokens:,} tokens{where(s)}; reference on {ref.device}, {ref.dtype}, {ref.seconds:.1f} s{memory}",
         f"  {'positions':>17}  {'runtime':<21}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
     ]
     for r in s.runtimes:
@@ -115,6 +115,11 @@ def what_ran(s: Study) -> str:
     if s.kind == "excerpt":
         return f"the first {s.layers} of its layers in float32"
     return "the file's own weights" if s.kind == "real" else "the twin: its RoPE keys, random weights"
+
+
+def where(s: Study) -> str:
+    """Of two lists, which this study is of."""
+    return f" by the list of texts of up to {s.within:,}" if s.within else ""
 
 
 def shown(windows: Sequence[WindowResult]) -> Sequence[WindowResult]:
