@@ -211,7 +211,7 @@ def _beyond(c: Checkpoint, asked: Recipe) -> Extension:
     e = extend(c, replace(asked, short=None))
     if c.long or not c.rope.static:
         why = f"{c.source.name} switches tables itself, by {c.rope.method}"
-        raise Unsupported(f"{why}: there are two lists, and its own take both", ONE_TABLE)
+        raise Unsupported(f"{why}: of two lists none is left for the extension", ONE_TABLE)
     c = c.counting_from(asked.original_context).certain()
     base, own, long = c.rope, effect(c.rope), effect(e.rope)
     within = base.original_context if base.method == "none" else counted_from(c, asked.original_context) if composes(c) else c.context
