@@ -205,6 +205,18 @@ def test_what_was_asked_goes_along_with_every_format(make_model: MakeModel, tmp_
         extend(opened(tmp_path / "b"), NTK)
 
 
+@pytest.mark.parametrize("asked", [NTK, Recipe(method="none")], ids=lambda asked: asked.method)
+def test_a_record_is_of_the_recipe_that_the_manifest_has(make_model: MakeModel, tmp_path: Path, asked: Recipe) -> None:
+    """Whatever stands beside it there: the recipe of the long list, or that a scaling is the base's own."""
+    from yarn_convert.publishing import hub
+
+    base = make_model(config={**BASE, "rope_scaling": LLAMA3})
+    convert(str(base), asked, out="gguf", output=tmp_path / "out.gguf")
+    check(str(tmp_path / "out.gguf"), ValidateOptions(base=str(base), real=False, twin=False))
+    made = read_manifest(tmp_path / "out.gguf")
+    assert made and made.validation and hub._changed(opened(tmp_path / "out.gguf"), made) == ""
+
+
 def test_a_base_that_differs_is_told_from_it(make_model: MakeModel, tmp_path: Path) -> None:
     """Lists whose first is not the table of the base are no extension of it."""
     base, other = make_model(config=BASE), make_model("other", config=BASE)

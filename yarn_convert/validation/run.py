@@ -86,7 +86,7 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
         "model": c.source.name,
         "format": "gguf" if c.gguf else "safetensors",
         "dtype": main_dtype(c),
-        "intention": {"recipe": recipe_of(meant.rope), "context": meant.context, "origin": meant.origin},
+        "intention": {"recipe": as_recorded(meant), "context": meant.context, "origin": meant.origin},
         "files": files,
         "settings": {name: str(v) if isinstance(v := getattr(settings, name), Path) else v for name in ON_RECORD},
     }
@@ -123,6 +123,11 @@ def _lineage(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, 
     if c.doubt and not base.doubt:
         c = c.counting_from(told or counted_from(base))  # the base says what the file leaves out
     return lineage(intention_of(c, settings.recipe, base, None, doubtful=True), base, told)
+
+
+def as_recorded(meant: Intention) -> dict[str, Any]:
+    """The recipe that is meant as JSON, as a manifest has it."""
+    return recipe_of(meant.rope) | ({"long": recipe_of(meant.long)} if meant.long else {})
 
 
 def _recipe(c: Checkpoint, of_base: Lineage) -> dict[str, Any]:
@@ -279,15 +284,12 @@ def _sides(c: Checkpoint, case: Case, q: Question, within: int) -> list[tuple[Ca
     """A case, and where the recipe has two lists the same on a text that has the first, with what each runtime then reads of the file."""
     if not within:
         return [(case, q)]
-    n = min(len(case.ids), within)
-    ids, rebuilt = case.ids[:n], twin_subject if case.kind == "twin" else None
-    original = q.meant.rope.original_context
-    short = (
-        rebuilt(case.checkpoint, ids, original)
-        if rebuilt
-        else replace(real_subject(case.checkpoint, ids, original, case.tolerance, case.rounds, case.controls), kind=case.kind)
-    )
-    found = {name: reading_at(c, runtime_of(name).reader, n, within) for name in q.readings}
+    small, ids = case.checkpoint, case.ids[:within]
+    if case.kind == "twin":
+        short = twin_subject(small, ids, within)
+    else:
+        short = replace(real_subject(small, ids, within, case.tolerance, case.rounds, case.controls), kind=case.kind)
+    found = {name: reading_at(c, runtime_of(name).reader, len(ids), within) for name in q.readings}
     readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in found.items() if r is not None}
     sides = [(replace(short, served=within), replace(q, readings=readings))]
     return [(case, q), *sides] if len(case.ids) > within else sides

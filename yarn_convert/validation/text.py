@@ -21,6 +21,7 @@ def lines(result: Validated, quiet: bool = False) -> list[str]:
     meant = result.intention
     recipe = meant.recipe
     over = f" over {recipe.inner.method}" if isinstance(recipe.inner, RopeRecord) else ""
+    over += f" ({recipe.long.method} beyond {recipe.original_context:,} tokens)" if isinstance(recipe.long, RopeRecord) else ""
     out = [
         f"model     {result.model} ({result.format}, mostly {result.dtype})",
         f"intended  {recipe.method}{over}: {recipe.original_context:,} -> {meant.context:,} tokens, {meant.origin}",
