@@ -286,6 +286,11 @@ def recorded(rope: Rope, **beside: Any) -> RopeRecord:
     return msgspec.convert(recipe_of(rope) | beside, RopeRecord)
 
 
+def whole_recipe(rope: Rope, long: Rope | None) -> dict[str, Any]:
+    """`rope.recipe_of`, with `RopeRecord.long`."""
+    return recipe_of(rope) | ({"long": recipe_of(long)} if long else {})
+
+
 def as_json(manifest: Manifest) -> dict[str, Any]:
     """A manifest of our own making as JSON. One that was read has lost what this version does not know: see `changed`."""
     made: dict[str, Any] = msgspec.to_builtins(manifest)

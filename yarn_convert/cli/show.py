@@ -138,6 +138,7 @@ def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:
     types = ", ".join(f"{t} × {n.tensors} ({human(n.bytes)})" for t, n in facts.types.items())
     params = {k: v for k, v in c.rope.params.items() if not isinstance(v, tuple)}
     recipe = ", ".join([c.rope.method, *(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())])
+    recipe += f" ({c.long.method} beyond {facts.original_context:,} tokens, the base's own table within)" if c.long else ""
     many = f"weights packed by {facts.packed}" if facts.packed else f"{(facts.parameters or 0) / 1e6:,.0f} M parameters"
     lines = [
         f"name        {facts.name}" + (f" ({facts.repo} at {facts.commit})" if facts.repo else ""),

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import language_model
-from ..checkpoint.manifest import MANIFEST, as_json, changed, manifest_path
+from ..checkpoint.manifest import MANIFEST, as_json, changed, manifest_path, whole_recipe
 from ..checkpoint.source import resolve
 from ..errors import Inexpressible, InputError, OutputError, Unsupported
 from ..formats.contents import CONFIG
@@ -107,7 +107,11 @@ class Repair:
     def as_json(self) -> dict[str, Any]:
         return {
             "output": str(self.conversion.plan.out),
-            "intention": {"recipe": recipe_of(self.meant.rope), "context": self.meant.context, "origin": self.meant.origin},
+            "intention": {
+                "recipe": whole_recipe(self.meant.rope, self.meant.long),
+                "context": self.meant.context,
+                "origin": self.meant.origin,
+            },
             "changes": list(self.changes),
             "readers": {
                 name: {"before": r.before or "exact", "after": r.after or "exact", "gain": r.gain} for name, r in self.readers.items()

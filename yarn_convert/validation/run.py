@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.manifest import Manifest, read_manifest
+from ..checkpoint.manifest import Manifest, read_manifest, whole_recipe
 from ..checkpoint.source import resolve
 from ..compute.record import DTYPES, SHORTEST, SayStage, made, record, silent
 from ..compute.reference import Reference, pick_device
@@ -29,7 +29,7 @@ from ..errors import UsageError, need
 from ..formats.digests import Progress, digests
 from ..formats.inputs import noticing
 from ..options import Recipe, ValidateOptions, check_choices, taking
-from ..rope import Effect, recipe_of
+from ..rope import Effect
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES, runtime_of
 from . import twin
@@ -86,7 +86,7 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
         "model": c.source.name,
         "format": "gguf" if c.gguf else "safetensors",
         "dtype": main_dtype(c),
-        "intention": {"recipe": as_recorded(meant), "context": meant.context, "origin": meant.origin},
+        "intention": {"recipe": whole_recipe(meant.rope, meant.long), "context": meant.context, "origin": meant.origin},
         "files": files,
         "settings": {name: str(v) if isinstance(v := getattr(settings, name), Path) else v for name in ON_RECORD},
     }
@@ -123,11 +123,6 @@ def _lineage(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, 
     if c.doubt and not base.doubt:
         c = c.counting_from(told or counted_from(base))  # the base says what the file leaves out
     return lineage(intention_of(c, settings.recipe, base, None, doubtful=True), base, told)
-
-
-def as_recorded(meant: Intention) -> dict[str, Any]:
-    """The recipe that is meant as JSON, as a manifest has it."""
-    return recipe_of(meant.rope) | ({"long": recipe_of(meant.long)} if meant.long else {})
 
 
 def _recipe(c: Checkpoint, of_base: Lineage) -> dict[str, Any]:
