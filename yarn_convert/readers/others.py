@@ -29,6 +29,7 @@ OPENVINO = replace(
     HF_READERS["transformers-5"],
     name="OpenVINO",
     version="optimum-intel 2.2.0",
+    oldest="",
     evidence=(
         "optimum/exporters/openvino/model_patcher.py: OVDecoderModelPatcher, _longrope_forward",
         "optimum/exporters/openvino/model_configs.py: LlamaOpenVINOConfig, MistralOpenVINOConfig",

@@ -33,7 +33,7 @@ def switches(reader: str, gguf: bool, rope: Rope, context: int) -> str:
         short = f"{row.chosen.format(n=chosen)} takes the short list" if chosen else f"none of its contexts is within {within:,} tokens"
         text += f": {short}, {row.chosen.format(n=context)} the long one for every text"
     if row.longrope_list in AT_EACH_PASS:
-        text += f"; when a text grows past {within:,} tokens, keys cached before keep the angles of the short list"
+        text += f"; a text that grows past {within:,} tokens on cached keys, which keep the short list's angles, is to be read anew there"
     return text + (f". {row.switching_note}" if row.switching_note else "")
 
 
