@@ -16,7 +16,7 @@ ORDER = [
     "families", "formats.tensors", "formats.changes", "formats.orders", "formats.layout", "formats.gguf_file",
     "formats.general", "formats.split", "formats.json_text", "checkpoint.manifest", "checkpoint.config", "formats.dtypes",
     "formats.quantizer", "formats", "readers.reading", "readers.rows", "readers.nested", "readers.others", "readers.seen", "readers.methods",
-    "readers.config", "readers.judge", "readers.gguf", "readers.others_gguf", "readers.survey", "readers", "dialects.shared",
+    "readers.config", "readers.judge", "readers.gguf", "readers.others_gguf", "readers.switching", "readers.survey", "readers", "dialects.shared",
     "dialects.config_json", "dialects.gguf", "dialects", "dialects.rivals", "checkpoint.source", "checkpoint.lengths",
     "tokenizers.schema", "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing",

@@ -139,6 +139,9 @@ class Recipe:
     factors: tuple[float, ...] | None = None
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
+    short: Annotated[
+        Literal["base"] | None, Help("base: texts within the base's own length keep its table. [default: one table for all lengths]")
+    ] = None
 
 
 # -- the commands' own ------------------------------------------------------------------------------------------------
@@ -280,7 +283,8 @@ class EvaluateOptions:
     methods: Annotated[
         tuple[str, ...],
         Help(
-            "Recipes to measure on the base, as none,linear,yarn,dynamic-yarn or yarn:4,yarn:8; repeatable. [default: the model as it is]",
+            "Recipes to measure on the base, as none,linear,yarn,dynamic-yarn, yarn:4,yarn:8 or yarn+base (--short base); repeatable. "
+            "[default: the model as it is]",
             names=("--method", "--methods"),
             made=methods,
         ),

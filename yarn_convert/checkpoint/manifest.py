@@ -30,7 +30,8 @@ Tokens = Annotated[int, Meta(ge=1, lt=MAX_CONTEXT)]
 
 class RopeRecord(Struct, frozen=True):
     """A `rope.Rope` as `rope.recipe_of` spells it. `sliding_window`: of a GGUF whose base has one, "off" where it was turned off, else its
-    tokens, which are no fewer than the context's. `kept`: a scaling that the base came with, of which the format alone was changed."""
+    tokens, which are no fewer than the context's. `kept`: a scaling that the base came with, of which the format alone was changed. `long`:
+    of two lists of which the first is the base's own table, the recipe that gave the second."""
 
     method: str
     rope_theta: float
@@ -41,6 +42,12 @@ class RopeRecord(Struct, frozen=True):
     sliding_window: str | Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     kept: bool | UnsetType = UNSET
     still: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    long: RopeRecord | UnsetType = UNSET
+
+    @property
+    def long_rope(self) -> Rope | None:
+        """`long` as a recipe. FormatError as `rope`."""
+        return self.long.rope() if isinstance(self.long, RopeRecord) else None
 
     def rope(self) -> Rope:
         """FormatError for parameters that give no table."""
@@ -117,9 +124,12 @@ class Ran(Struct, frozen=True):
 
 
 class StudyRecord(Struct, frozen=True):
+    """`within`: see `validation.result.Study`."""
+
     kind: str
     tokens: int
     runtimes: list[Ran] = []
+    within: int | UnsetType = UNSET
 
 
 class Answer(Struct, frozen=True):
@@ -274,6 +284,11 @@ def recipe_in(recipe: Any) -> RopeRecord:
 
 def recorded(rope: Rope, **beside: Any) -> RopeRecord:
     return msgspec.convert(recipe_of(rope) | beside, RopeRecord)
+
+
+def whole_recipe(rope: Rope, long: Rope | None) -> dict[str, Any]:
+    """`rope.recipe_of`, with `RopeRecord.long`."""
+    return recipe_of(rope) | ({"long": recipe_of(long)} if long else {})
 
 
 def as_json(manifest: Manifest) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class Checkpoint:
     `factors`: a GGUF's tensors by which llama.cpp divides the angles. `written`: config.json as it stands, which is what
     other readers than transformers know; empty for a GGUF. `nest`: the keys that lead there, of a language model within another,
     and `around` what else stands there. `note`: where L comes from, if the file does not say it; `doubt`: raised
-    by all that count from L where nobody says it, and then `rope` and `context` are what readers take.
+    by all that count from L where nobody says it, and then `rope` and `context` are what readers take. `long`: of two lists of
+    yarn-convert's, the first of which is its base's table, the recipe that gave the second.
     """
 
     source: Source
@@ -86,6 +87,7 @@ class Checkpoint:
     around: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     doubt: InputError | None = None
+    long: Rope | None = None
 
     def counting_from(self, original: int | None) -> Checkpoint:
         """The same checkpoint with the L that a user says; None changes nothing, nor does any where L is said and makes the table.

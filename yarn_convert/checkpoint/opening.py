@@ -57,7 +57,7 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
     context = dialects.hf_context(config)
     if rival and not doubtful:
         raise rival
-    rope, left, ours = _left_recipe(_manifest_recipe(source.path), rope, context)
+    rope, left, ours, long = _left_recipe(_manifest_recipe(source.path), rope, context)
     found = Lengths(rope.original_context, context) if left else of_config(own, source, rope)
     rope = replace(rope, original_context=found.original)
     if source.headers is not None:
@@ -72,7 +72,7 @@ def _open_folder(source: Source, keep: Sequence[str], doubtful: bool) -> Checkpo
     }
     checkpoint = Checkpoint(
         source, family, rope, found.context, hparams, config, tensors, tuple(files), None, (), ours, written=written, nest=nest,
-        around=beside, note=found.note, doubt=rival or found.doubt,
+        around=beside, note=found.note, doubt=rival or found.doubt, long=long,
     )  # fmt: skip
     checkpoint = replace(checkpoint, hparams={**hparams, **_in_tensors(checkpoint)})
     _check(checkpoint)
@@ -115,14 +115,14 @@ def _open_gguf(source: Source) -> Checkpoint:
     factors = _factors(gguf, family, rotary_dim)
     rope, ignored = dialects.gguf_read(keys, arch, rotary_dim, factors)
     context = dialects.positive_int(hparams["max_position_embeddings"], "context_length")
-    rope, left, ours = _left_recipe(keys.get(RECIPE), rope, context)
+    rope, left, ours, long = _left_recipe(keys.get(RECIPE), rope, context)
     found = Lengths(rope.original_context, context) if left else of_gguf(gguf, family.model_type, source, rope, context)
     rope = replace(rope, original_context=found.original)
     tensors = _with_one_row(family, {name: t for name, t in gguf.tensors.items() if name not in factors})
     files = tuple(part.path for part in gguf.parts) or (source.path,)
     checkpoint = Checkpoint(
         source, family, rope, found.context, hparams, keys, tensors, files, gguf, tuple(ignored), ours, factors,
-        note=found.note, doubt=found.doubt,
+        note=found.note, doubt=found.doubt, long=long,
     )  # fmt: skip
     _check(checkpoint)
     return checkpoint
@@ -295,9 +295,9 @@ def _turned_on(c: Checkpoint) -> list[str]:
     return [f"blk.{i}.{part}" for i in range(c.layers) for part in on] if c.gguf is None else []
 
 
-def _left_recipe(recipe: Any, rope: Rope, context: int) -> tuple[Rope, bool, bool]:
-    """(the recipe that yarn-convert left, True, whether it is an extension of ours) where it gives the very tables that the file
-    carries and says L, else (`rope`, False, False).
+def _left_recipe(recipe: Any, rope: Rope, context: int) -> tuple[Rope, bool, bool, Rope | None]:
+    """(the recipe that yarn-convert left, True, whether it is an extension of ours, `Checkpoint.long`) where it gives the very tables
+    that the file carries and says L, else (`rope`, False, False, None).
 
     A file cannot spell everything: the new base of ntk-aware hides the old one, explicit frequencies their method.
     """
@@ -306,10 +306,10 @@ def _left_recipe(recipe: Any, rope: Rope, context: int) -> tuple[Rope, bool, boo
         left = found.rope()
         other_length = left.method == rope.method == "yarn" and left.original_context != rope.original_context  # which a file spells
         if same_at_all_lengths(left, rope) and not unsaid(left, context) and not other_length:
-            return left, True, found.kept is not True
+            return left, True, found.kept is not True, found.long_rope
     except YarnConvertError:
         pass  # absent, or not ours
-    return rope, False, False
+    return rope, False, False, None
 
 
 def _manifest_recipe(folder: Path) -> Any:

@@ -94,10 +94,11 @@ def plan_lines(conversion: Conversion) -> list[str]:
     c, e, plan = conversion.checkpoint, conversion.extension, conversion.plan
     kinds = [p.kind for p in pairs(plan.rope)]
     over = f" over {plan.rope.inner.method}" if plan.rope.inner else ""
+    beyond = f" ({e.long.method} beyond {plan.rope.original_context:,} tokens)" if e.long else ""
     parts = f" in {len(plan.jobs)} parts" if len(plan.jobs) > 1 and not plan.is_folder else ""
     lines = [
         f"base      {c.source.name} ({c.family.name}, {'GGUF' if c.gguf else 'HF'}, {len(c.tensors)} tensors)",
-        f"method    {plan.rope.method}{over}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
+        f"method    {plan.rope.method}{over}{beyond}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
         f"rope      theta {plan.rope.theta:g}, D {plan.rope.rotary_dim}; pairs: "
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         + (f", {plan.rope.resting} still" if plan.rope.resting else "")
@@ -138,6 +139,7 @@ def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:
     types = ", ".join(f"{t} × {n.tensors} ({human(n.bytes)})" for t, n in facts.types.items())
     params = {k: v for k, v in c.rope.params.items() if not isinstance(v, tuple)}
     recipe = ", ".join([c.rope.method, *(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())])
+    recipe += f" ({c.long.method} beyond {facts.original_context:,} tokens, the base's own table within)" if c.long else ""
     many = f"weights packed by {facts.packed}" if facts.packed else f"{(facts.parameters or 0) / 1e6:,.0f} M parameters"
     lines = [
         f"name        {facts.name}" + (f" ({facts.repo} at {facts.commit})" if facts.repo else ""),

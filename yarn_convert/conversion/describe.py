@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, convert
 
 from ..checkpoint import WINDOW, Checkpoint, open_checkpoint
 from ..checkpoint.lengths import DUAL_CHUNKS
-from ..checkpoint.manifest import RopeRecord, recorded
+from ..checkpoint.manifest import RopeRecord, whole_recipe
 from ..checkpoint.source import resolve
 from ..dialects import ROPE_FREQS
 from ..errors import Disagreement, YarnConvertError
@@ -139,7 +139,7 @@ def describe(c: Checkpoint) -> Description:
         heads=c.heads("q"),
         kv_heads=c.heads("k"),
         head_dim=c.head_dim,
-        rope=recorded(c.rope),
+        rope=convert(whole_recipe(c.rope, c.long), RopeRecord),
         other_layers=other_layers(c),
         positions=positions(c) or None,
         attention_factor=float(multiplier),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.lengths import LINEAR
 from ..errors import Unsupported, UsageError, no_such
 from ..options import Recipe, check_choices, spelled
-from ..rope import MAX_CONTEXT, METHODS, MSCALES, STILL, Rope, bake, table, undivided
+from ..rope import MAX_CONTEXT, METHODS, MSCALES, RTOL, STILL, Array, Rope, bake, effect, factors_of, recipe_of, row_of, table, undivided
 
 EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends or row.needs))  # with none, the base's own stays
 OPTIONS = {  # what a method may take, by its field -> its default
@@ -22,12 +23,14 @@ RAMP = ("ramp", "truncate")
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """A recipe and the length it serves, with what a user should know about how they came to be."""
+    """A recipe and the length it serves, with what a user should know about how they came to be. `long`: where it has the base's own
+    table for short texts, the recipe of the other."""
 
     rope: Rope
     context: int
     scale: float
     notes: tuple[str, ...] = ()
+    long: Rope | None = None
 
 
 def extend(c: Checkpoint, asked: Recipe) -> Extension:
@@ -38,6 +41,8 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
     Raises InputError for a base whose L nobody says.
     """
     _check(asked)
+    if asked.short:
+        return _beyond(c, asked)
     if asked.method == "none":
         if asked.original_context is not None and not c.doubt:
             raise UsageError("--method none keeps the base's RoPE as it is", "leave out --original-context")
@@ -49,7 +54,8 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
         c = c.counting_from(asked.original_context)
         c = c if c.rope.method == "linear" else c.certain()  # as it is, linear is the same whatever it counts from
         open_still = (f"{c.doubt.message} It stays as open in the output ({c.doubt.hint})",) if c.doubt else ()
-        return Extension(c.rope, c.context, c.context / c.rope.original_context, open_still + _as_stale(c))
+        return Extension(c.rope, c.context, c.context / c.rope.original_context, open_still + _as_stale(c), c.long)
+    c = replace(c, rope=c.long, long=None) if c.long else c  # an extension of ours, which is replaced as any
     c = c.counting_from(asked.original_context).certain()
     composed, original = composes(c), counted_from(c, asked.original_context)
     context, s, notes = _lengths(original, asked)
@@ -156,18 +162,19 @@ def composes(c: Checkpoint) -> bool:
     """Whether a method is applied over the base's own scaling and does not replace it. An extension is replaced that says from which
     length it counts, or that is yarn-convert's; 0.1.0 did not record of which recipes it changed the format alone, but llama3 and
     longrope are no extension of its."""
-    return c.rope.method != "none" and not (c.rope.row.extends and (c.rope.row.says_length or c.ours))
+    rope = c.long or c.rope
+    return rope.method != "none" and not (rope.row.extends and (rope.row.says_length or c.ours))
 
 
-def beside(c: Checkpoint, o: Recipe) -> dict[str, Any]:
-    """What is recorded beside a recipe: see `manifest.RopeRecord`."""
-    return {"kept": True} if o.method == "none" and composes(c) else {}
+def beside(c: Checkpoint, o: Recipe, long: Rope | None) -> dict[str, Any]:
+    """What is recorded beside a recipe, whose `Extension.long` this is: see `manifest.RopeRecord`."""
+    return {"long": recipe_of(long)} if long else {"kept": True} if o.method == "none" and composes(c) else {}
 
 
 def counted_from(c: Checkpoint, given: int | None = None) -> int:
     """L, from which s counts: what a base serves by a scaling that is kept, else its original context. `given`: what a user says."""
     if not composes(c):
-        return given or c.rope.original_context
+        return given or (c.long or c.rope).original_context
     return c.context if given is None or c.rope.method == LINEAR else given
 
 
@@ -218,6 +225,9 @@ def _check(o: Recipe) -> None:
         raise UsageError(f"the method {o.method} has no ramp", f"--ramp and --no-truncate belong to {_takers('ramp')}")
     if o.ramp == "paper" and not o.truncate:
         raise UsageError("--no-truncate belongs to the ramp by pair index", "the paper's ramp has nothing to truncate")
+    if o.short and not (row.extends and row.static):
+        ways = "the extended table stands beside the base's, and is to be the same for every longer text"
+        raise UsageError(f"--short is for a static method, not {o.method}: {ways}", "--method ntk-by-parts, or yarn")
     if o.method == "none" and (o.scale is not None or o.context is not None):
         raise UsageError("--method none does not extend", "leave out --scale and --context, or choose a method")
 
@@ -244,3 +254,51 @@ def _lengths(original: int, o: Recipe) -> tuple[int, float, list[str]]:
         )
     rounded = o.scale is not None and s != o.scale
     return context, s, [f"the scale is {s!r}, so that the context is a whole number of tokens"] if rounded else []
+
+
+# -- the base's own table for short texts -----------------------------------------------------------------------------
+
+SWITCHING = next(name for name, row in METHODS.items() if row.switches)
+ONE_TABLE = "leave out --short: the extended table then serves every length"
+
+
+def _beyond(c: Checkpoint, asked: Recipe) -> Extension:
+    """The extension for texts that are longer than what the base serves, and the base's own table for all others: two lists.
+
+    Raises Unsupported where no two lists say that: readers have one multiplier for both, and nothing else that changes with the length.
+    """
+    e = extend(c, replace(asked, short=None))
+    if c.long or not c.rope.static:
+        why = f"{c.source.name} switches tables itself, by {c.rope.method}"
+        raise Unsupported(f"{why}: of two lists none is left for the extension", ONE_TABLE)
+    c = c.counting_from(asked.original_context).certain()
+    base, own, long = c.rope, effect(c.rope), effect(e.rope)
+    within = base.original_context if base.method == "none" else counted_from(c, asked.original_context) if composes(c) else c.context
+    if e.context <= within:
+        raise UsageError(f"the base itself serves {within:,} tokens, and no text of {e.context:,} is longer", "choose a longer --context")
+    if (own.logits, long.logits) != (1, 1):
+        why = f"the temperature of {c.family.name} is on the logits at every length, where no list of frequencies carries it"
+        raise Unsupported(why, f"--method ntk-by-parts, which has none; or {ONE_TABLE}" if own.logits == 1 else ONE_TABLE)
+    if base.method != "none" and not math.isclose(own.multiplier, long.multiplier, rel_tol=RTOL):
+        why = f"the base multiplies cos and sin by {own.multiplier:.6g}, {asked.method} by {long.multiplier:.6g}"
+        ways = [f"--method yarn --attention-factor {own.multiplier!r}", *(["--method ntk-by-parts"] if own.multiplier == 1 else [])]
+        raise Unsupported(f"{why}, and both lists have one multiplier in every reader", " or ".join(reversed(ways)))
+    if (floor := c.beside(base).floor) not in (0, within):
+        why = f"the temperature of the position counts from {floor:,} tokens in {c.family.name}"
+        raise Unsupported(f"{why}, and where lists are switched from {within:,}: readers have one key for both", ONE_TABLE)
+
+    def divisors(found: Array) -> tuple[float, ...]:
+        return tuple(undivided(factors_of(found, base.theta))[0].tolist())
+
+    lists = dict(zip(row_of(SWITCHING).lists, (divisors(own.inv_freq), divisors(long.inv_freq)), strict=True))
+    rope = Rope(SWITCHING, base.theta, base.rotary_dim, within, {**lists, "attention_factor": long.multiplier}, still=base.still)
+    both = f"texts of up to {within:,} tokens have the base's own table, longer ones that of {asked.method}: {SWITCHING}'s two lists"
+    return Extension(rope, e.context, e.scale, (*e.notes, both, *_costs(own.multiplier, long.multiplier, within)), e.rope)
+
+
+def _costs(own: float, both: float, within: int) -> list[str]:
+    """What one multiplier for both lists costs where the base has another."""
+    if math.isclose(own, both, rel_tol=RTOL):
+        return []
+    says = f"cos and sin are multiplied by {both:.6g} in both lists, for readers have one number: within {within:,} tokens the frequencies"
+    return [f"{says} are the base's, its logits not quite (--method ntk-by-parts, or --attention-factor {own:g}, leaves them as they are)"]

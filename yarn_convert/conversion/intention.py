@@ -11,15 +11,16 @@ import numpy as np
 from .. import readers
 from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
 from ..checkpoint.lengths import unsaid
-from ..checkpoint.manifest import read_manifest, rope_of
+from ..checkpoint.manifest import read_manifest, recipe_in
 from ..checkpoint.source import resolve
 from ..dialects import ROPE_FREQS, pair_of
-from ..errors import InputError
+from ..errors import InputError, Unsupported
 from ..formats.files import exists, regular
 from ..formats.tensors import read_safetensors
 from ..options import Recipe
 from ..readers.judge import Verdict, elsewhere, grown, judge, judge_configs, unknown
 from ..readers.survey import Surveyed, survey_config, survey_gguf
+from ..readers.switching import switches
 from ..rope import RTOL, Array, Rope, rounding_of, same_at_all_lengths, table
 from ..targets.plan import DECISIVE
 from ..targets.safetensors import ROPE_FILE
@@ -30,12 +31,14 @@ LLAMA_CPP = "llama.cpp"
 
 @dataclass(frozen=True, slots=True)
 class Intention:
-    """The recipe that is meant, over `context` tokens, and where that was said. `recorded`: the recipe itself, when the file was made."""
+    """The recipe that is meant, over `context` tokens, and where that was said. `recorded`: the recipe itself, when the file was made.
+    `long`: see `Extension.long`."""
 
     rope: Rope
     context: int
     origin: str
     recorded: bool = False
+    long: Rope | None = None
 
 
 def intention_of(c: Checkpoint, asked: Recipe | None, base: Checkpoint | None, like: str | None, doubtful: bool = False) -> Intention:
@@ -46,24 +49,25 @@ def intention_of(c: Checkpoint, asked: Recipe | None, base: Checkpoint | None, l
     Raises InputError for a claim of which nobody says what it counts from, unless `doubtful`: then as readers take it."""
     if like is not None:
         other = open_checkpoint(resolve(like, weights=False)).certain()
-        return Intention(claimed(other), other.context, f"as {like} says")
+        return Intention(claimed(other), other.context, f"as {like} says", long=other.long)
     if asked == (counted := Recipe(original_context=asked.original_context if asked else None)) and counted != Recipe():
         c = c.counting_from(counted.original_context)
-        return Intention(claimed(c), c.context, f"as the file claims, counted from {c.rope.original_context:,} tokens")
+        return Intention(claimed(c), c.context, f"as the file claims, counted from {c.rope.original_context:,} tokens", long=c.long)
     if asked is not None:
         e = extend(base or c, asked)
-        return Intention(e.rope, e.context, "as the options say")
+        return Intention(e.rope, e.context, "as the options say", long=e.long)
     manifest = read_manifest(c.source.path)
     if manifest is not None:
-        return Intention(manifest.recipe.rope(), manifest.context, "as the manifest says", True)
+        return Intention(manifest.recipe.rope(), manifest.context, "as the manifest says", True, manifest.recipe.long_rope)
     if c.gguf and RECIPE in c.gguf.fields:
-        rope = rope_of(c.gguf.get(RECIPE))
+        record = recipe_in(c.gguf.get(RECIPE))
+        rope = record.rope()
         factor = rope.params.get("factor")
         spans = rope.row.spans and not unsaid(rope, c.context)
         length = round(rope.original_context * factor) if spans and isinstance(factor, float) else c.context
-        return Intention(rope, length, "as the recipe in the file says", True)
+        return Intention(rope, length, "as the recipe in the file says", True, record.long_rope)
     c = c if doubtful else c.certain()
-    return Intention(claimed(c), c.context, "as the file itself claims")
+    return Intention(claimed(c), c.context, "as the file itself claims", long=c.long)
 
 
 def claimed(c: Checkpoint) -> Rope:
@@ -141,16 +145,30 @@ def survey(c: Checkpoint, meant: Intention) -> list[Surveyed]:
     target, beside = table(meant.rope, meant.context), c.beside(meant.rope)
     if c.gguf:
         names = {k: c.gguf.get(k) for k in ("general.name", "general.basename") if k in c.gguf.fields}
-        found = survey_gguf({**c.config, **names}, c.factors.get(ROPE_FREQS), target, meant.context, written(c, meant), beside)
+        keys, pair = {**c.config, **names}, pair_of(c.factors)
+        found = survey_gguf(keys, c.factors.get(ROPE_FREQS), target, meant.context, written(c, meant), beside, pair)
     else:
         found = survey_config(c.written, target, meant.context, beside=beside)
         found = [replace(v, verdict=grown(v.runtime, v.verdict, c.written, meant.rope)) for v in found]
+    by = {v.runtime: switches(v.runtime, bool(c.gguf), meant.rope, meant.context) for v in found if v.reading}
+    found = [replace(v, switches=by.get(v.runtime, "")) for v in found]
     return found if _at_all_lengths(c, meant) else [replace(v, verdict=elsewhere(v.verdict)) if v.exact else v for v in found]
 
 
 def llama_cpps(c: Checkpoint) -> readers.Reading:
     """What llama.cpp makes of a GGUF; Refuses where it does not load it."""
     return readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors))
+
+
+def reading_at(c: Checkpoint, reader: str, n: int, served: int) -> readers.Reading | None:
+    """What `reader` makes of the file for a text of `n` tokens where it is started for a context of `served`; None where it refuses it, or
+    nothing is known."""
+    try:
+        if c.gguf:
+            return readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors), served)
+        return readers.read_config(reader, c.written, n, served)
+    except (readers.Refuses, Unsupported):
+        return None
 
 
 def main_reader(c: Checkpoint) -> str:

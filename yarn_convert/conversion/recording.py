@@ -48,7 +48,7 @@ def manifest_of(
         asked=AskedRecord(
             options.recipe.method, options.recipe.original_context, "off" if _turned_off(c, options) else "keep", as_mapping(options.recipe)
         ),
-        recipe=recorded(plan.rope, **beside(c, options.recipe)),
+        recipe=recorded(plan.rope, **beside(c, options.recipe, e.long)),
         context=plan.context,
         scale=e.scale,
         attention_factor=table(plan.rope).multiplier,

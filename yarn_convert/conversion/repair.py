@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import language_model
-from ..checkpoint.manifest import MANIFEST, as_json, changed, manifest_path
+from ..checkpoint.manifest import MANIFEST, as_json, changed, manifest_path, whole_recipe
 from ..checkpoint.source import resolve
 from ..errors import Inexpressible, InputError, OutputError, Unsupported
 from ..formats.contents import CONFIG
@@ -107,7 +107,11 @@ class Repair:
     def as_json(self) -> dict[str, Any]:
         return {
             "output": str(self.conversion.plan.out),
-            "intention": {"recipe": recipe_of(self.meant.rope), "context": self.meant.context, "origin": self.meant.origin},
+            "intention": {
+                "recipe": whole_recipe(self.meant.rope, self.meant.long),
+                "context": self.meant.context,
+                "origin": self.meant.origin,
+            },
             "changes": list(self.changes),
             "readers": {
                 name: {"before": r.before or "exact", "after": r.after or "exact", "gain": r.gain} for name, r in self.readers.items()
@@ -139,7 +143,7 @@ def _planned(model: str, asked: RepairOptions) -> Repair:
     if c.source.commit and output is None:
         raise OutputError(f"{model} is in the Hub's cache, which others share", "-o PATH writes a repaired copy")
     wish = ConvertOptions(Recipe(method="none"), output=output, in_place=output is None, force=asked.force)
-    recorded = recipe_of(meant.rope) | beside(c, wish.recipe)
+    recorded = recipe_of(meant.rope) | beside(c, wish.recipe, meant.long)
     request = Request(meant.rope, meant.context, output or c.source.path, recorded, carry_in_place(c, wish))
     before = _served(c)
     plans = [(plan, _readers(c, meant, before, plan)) for plan in _plans(c, request)]
@@ -151,7 +155,7 @@ def _planned(model: str, asked: RepairOptions) -> Repair:
     files = () if c.gguf else tuple(job for job in _changed_files(c, plan) if not sound or job.name in TOKENIZER)
     changes = ([] if sound else _gguf_changes(c, plan)) if c.gguf else _folder_changes(c, files)
     plan = replace(plan, notes=(*plan.notes, *(f"repaired: {line}" for line in changes)))
-    extension = Extension(meant.rope, meant.context, meant.context / meant.rope.original_context)
+    extension = Extension(meant.rope, meant.context, meant.context / meant.rope.original_context, long=meant.long)
     return Repair(Conversion(c, extension, plan, wish), meant, found, files, tuple(changes))
 
 

@@ -25,6 +25,7 @@ from ..formats.json_text import pretty
 from ..formats.quantizer import read_imatrix
 from ..formats.split import first_part, stem_of
 from ..options import ConvertOptions, check_choices, taking
+from ..readers.switching import switches
 from ..rope import recipe_of
 from ..rope.comparing import same
 from ..targets.gguf import check_written_in, plan_gguf
@@ -164,13 +165,15 @@ def _prepared(model: str, options: ConvertOptions, weights: bool, say: converter
         raise UsageError(
             "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
         )
-    plan = replace(plan, notes=(*extension.notes, *plan.notes, *window_note(c, extension, options), *_link_note(c)))
+    plan = replace(
+        plan, notes=(*extension.notes, *_switching_notes(plan), *plan.notes, *window_note(c, extension, options), *_link_note(c))
+    )
     return Conversion(c, extension, plan, options, beside=_mmproj(out, options))
 
 
 def _request(c: Checkpoint, e: Extension, o: ConvertOptions, out: Path) -> Request:
     return Request(
-        e.rope, e.context, out, recipe_of(e.rope) | beside(c, o.recipe) | window_recorded(c, o), carry_in_place(c, o), o.outtype,
+        e.rope, e.context, out, recipe_of(e.rope) | beside(c, o.recipe, e.long) | window_recorded(c, o), carry_in_place(c, o), o.outtype,
         o.cos_sin, o.sliding_window == "off", o.pretokenizer, read_imatrix(o.imatrix) if o.imatrix else None, part_size(o.split_max_size),
     )  # fmt: skip
 
@@ -220,7 +223,7 @@ def _by_converter(source: Source, c: Checkpoint | UnknownModel, o: ConvertOption
         e, out = _extended(theirs if isinstance(c, UnknownModel) else c, o)
         plan = plan_gguf(theirs, replace(_request(theirs, e, o, out), outtype="auto"))
         made = undo.pop_all()
-    plan = replace(plan, outtype=o.outtype, identical=False, notes=(*e.notes, by, *taken, *plan.notes))
+    plan = replace(plan, outtype=o.outtype, identical=False, notes=(*e.notes, *_switching_notes(plan), by, *taken, *plan.notes))
     return Conversion(theirs, e, plan, o, origin=source.path, made=made, beside=_mmproj(out, o))
 
 
@@ -335,6 +338,12 @@ def window_note(c: Checkpoint, e: Extension, o: ConvertOptions) -> list[str]:
     return []
 
 
+def _switching_notes(plan: Plan) -> list[str]:
+    """By what each reader that computes two lists takes one of them."""
+    by = {name: switches(name, not plan.is_folder, plan.rope, plan.context) for name, v in plan.verdicts.items() if v.exact}
+    return [f"{name} switches by {how}" for name, how in by.items() if how]
+
+
 def _link_note(c: Checkpoint) -> list[str]:
     """Which files of the model were read elsewhere; not where, for a manifest is published."""
     asked, folder = FOLLOW.get() and not c.gguf, c.source.path
@@ -343,8 +352,9 @@ def _link_note(c: Checkpoint) -> list[str]:
 
 
 def default_output(c: Checkpoint, e: Extension, options: ConvertOptions, fmt: str) -> Path:
-    """`NAME-METHOD-CONTEXT`, as smollm2-135m-yarn-32k, in the current folder."""
-    parts = [c.source.name] + ([options.recipe.method, short_length(e.context)] if options.recipe.method != "none" else [])
+    """`NAME-METHOD-CONTEXT`, as smollm2-135m-yarn-32k, or -yarn-base-32k where short texts keep the base's table, in the current folder."""
+    how = [options.recipe.method, *([options.recipe.short] if options.recipe.short else [])]
+    parts = [c.source.name] + ([*how, short_length(e.context)] if options.recipe.method != "none" else [])
     parts += [options.outtype] if options.outtype != "auto" else []
     name = "-".join(parts) + (".gguf" if fmt == "gguf" else "")
     # A format conversion in the folder of its input would get the input's own name.

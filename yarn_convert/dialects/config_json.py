@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import Disagreement, FormatError, Inexpressible, Unsupported
 from ..families.schema import ROPE_OBJECTS
 from ..formats.json_text import REMOVE
-from ..rope import METHODS, MSCALES, Rope, effect, factors_of, same_effect, table, temperature, undivided
+from ..rope import METHODS, MSCALES, STILL, Rope, effect, factors_of, same_effect, table, temperature, undivided
 from .shared import DEFAULT_THETA, no_word, number, plain_theta, positive_int, spelled_as, static_table, usable
 
 PROPORTIONAL = "proportional"  # p-RoPE: a part of the pairs turns, by the whole head's frequencies; with a factor it is linear
@@ -234,7 +234,8 @@ def hf_tensors(rope: Rope, context: int) -> dict[str, Any]:
     if rope.method == "linear" and rope.original_context == context and rope.number("factor") != 1:
         raise Inexpressible("lists of frequencies stand beside an original context, which nobody says here", "--original-context N")
     if rope.method == "longrope" and rope.inner is None:
-        short, long = ([float(x) for x in rope.numbers(name)] for name in ("short_factor", "long_factor"))
+        turning = rope.rotary_dim // 2 - rope.still
+        short, long = ([*map(float, rope.numbers(name)[:turning]), *[STILL] * rope.still] for name in ("short_factor", "long_factor"))
         m = table(rope).multiplier
     else:
         target = static_table(rope, "config.json")

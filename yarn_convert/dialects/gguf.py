@@ -164,8 +164,7 @@ def temperature_slope(s: float) -> float:
 
 def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value | None]:
     """GGUF keys (None removes one) that spell `rope` with a scaling type; Inexpressible when llama.cpp has no key for it."""
-    if not rope.row.static and not (rope.method == "longrope" and family.gguf.pair != "never"):
-        static_table(rope, "a GGUF of this architecture")  # says why
+    _check_lengths(rope, family)
     name = spelled_as(rope)
     if rope.inner is not None or name not in GGUF_WRITERS or (rope.still and family.gguf.freqs != "required"):
         raise no_word(rope, f"llama.cpp's metadata for {family.gguf_arch}", _ways_out(family, False))
@@ -173,6 +172,18 @@ def gguf_metadata(rope: Rope, context: int, family: Family) -> dict[str, Value |
     if family.gguf.floor:
         scaling["original_context_length"] = Value("u32", rope.original_context)
     return _gguf_keys(family, context, plain_theta(rope), type=Value("str", METHODS[name].gguf), **scaling)
+
+
+def _check_lengths(rope: Rope, family: Family) -> None:
+    """Raise Inexpressible for a recipe of several tables, but for two lists where the architecture loads two."""
+    if rope.row.switches and family.gguf.pair == "never":
+        others = [arch for arch in architectures(family) if ARCHS[arch].pair != "never"] if family.listed else []
+        ways = [f"--gguf-arch {others[0]}, which does"] if others else []
+        ways += ["--out safetensors"] if family.listed else []
+        what = f"llama.cpp's architecture {family.gguf_arch!r} loads no two lists of factors, of which it would take one by the context"
+        raise Inexpressible(what, "; or ".join([*ways, "one table for all lengths (a static method, without --short)"]))
+    if not rope.row.static and not rope.row.switches:
+        static_table(rope, "a GGUF of this architecture")  # says why
 
 
 def _gguf_none(rope: Rope, context: int, family: Family) -> dict[str, Value]:
@@ -249,6 +260,7 @@ def gguf_tensors(rope: Rope, context: int, family: Family) -> tuple[dict[str, Va
 
     Inexpressible when the architecture's loader reads no such tensor.
     """
+    _check_lengths(rope, family)
     asked = rope.method == LISTS == family.gguf.pair  # which is loaded with that type alone
     pair = family.gguf.pair == "always" or asked
     if not pair and family.gguf.freqs not in ("applied", "required"):

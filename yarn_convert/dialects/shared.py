@@ -61,4 +61,5 @@ def static_table(rope: Rope, target: str) -> Table:
 
 def no_word(rope: Rope, target: str, way_out: str) -> Inexpressible:
     what = f"{rope.method} over {rope.inner.method}" if rope.inner else rope.method
-    return Inexpressible(f"{target} has no word for {what} with {dict(rope.params)}", way_out)
+    params = {k: f"{len(v)} numbers" if isinstance(v, tuple) else v for k, v in rope.params.items()}
+    return Inexpressible(f"{target} has no word for {what} with {params}", way_out)

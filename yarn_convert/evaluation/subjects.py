@@ -60,26 +60,29 @@ def _wish(text: str) -> tuple[str, float | None]:
     try:
         return method, float(factor) if factor else None
     except ValueError:
-        raise UsageError(f"--method {text!r} is no method and factor", "--method none,linear,yarn:8") from None
+        raise UsageError(f"--method {text!r} is no method and factor", "--method none,linear,yarn:8,yarn+base:8") from None
 
 
-def line_of(c: Checkpoint, s: EvaluateOptions, method: str, factor: float | None = None, attention_factor: float | None = None) -> Line:
-    """The recipe of a conversion with `method`; a dynamic one is not baked: s follows the length of each pass."""
+def line_of(c: Checkpoint, s: EvaluateOptions, wish: str, factor: float | None = None, attention_factor: float | None = None) -> Line:
+    """The recipe of a conversion with a method, or with METHOD+base, which leaves short texts the base's table. A dynamic one is not baked:
+    s follows the length of each pass."""
+    method, plus, short = wish.partition("+")
     if method not in EXTENDING:
         raise no_such("method", method, EXTENDING)
     row = METHODS[method]
     if factor is not None and not (row.spans or row.reaches):
         raise UsageError(f"the method {method} takes no factor, and was given {factor:g}", f"--method {method}")
-    if method == "none":
+    if wish == "none":
         return Line("none", "none", c.rope, c.context)
     asked = s.recipe
-    given = Recipe(method=method, original_context=asked.original_context, attention_factor=attention_factor)
+    kept: Any = short if plus else None  # whose choices are checked by its field
+    given = Recipe(method=method, original_context=asked.original_context, attention_factor=attention_factor, short=kept)
     if row.baked_as:
         context = None if asked.scale or asked.context else 2 * (asked.original_context or c.context)  # of any s: it is dropped again
         e = extend(c, replace(given, scale=asked.scale, context=asked.context or context))
         return Line(method, method, unbaked(e, method))
     e = extend(c, replace(given, scale=asked.scale, context=asked.context) if factor is None else replace(given, scale=factor))
-    return Line(method + ("" if factor is None else f":{factor:g}"), method, e.rope, e.context)
+    return Line(wish + ("" if factor is None else f":{factor:g}"), wish, e.rope, e.context)
 
 
 class Subject:

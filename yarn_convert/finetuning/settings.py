@@ -107,7 +107,9 @@ def _extends(o: FinetuneOptions) -> bool:
 
 
 def _extension(c: Checkpoint, o: FinetuneOptions) -> Extension:
-    if not _extends(o) and not c.rope.row.extends:
+    if o.recipe.short:
+        raise UsageError("--short base keeps the base's logits on short texts, and a training changes its weights", "leave out --short")
+    if not _extends(o) and not (c.long or c.rope).row.extends:
         raise UsageError(f"{c.source.name} is not extended, and neither --scale nor --context says how far it shall be", "--scale 16")
     return extend(c, recipe_asked(o))
 

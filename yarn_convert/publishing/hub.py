@@ -181,7 +181,7 @@ def _changed(c: Checkpoint, manifest: Manifest) -> str:
     record = manifest.validation
     if record is None or not record.files or record.intention is None:
         return "its record does not say of which files"
-    if (record.intention.recipe, record.intention.context) != (manifest.recipe, manifest.context):
+    if (record.intention.recipe.rope(), record.intention.context) != (manifest.recipe.rope(), manifest.context):
         return "the manifest has another recipe or context"
     return differing(record.files, c.files) or str(check_recipe(c, intention_of(c, None, None, None))["why"])
 

@@ -21,6 +21,7 @@ from ..formats.files import TEMPLATES
 from ..formats.general import card_text, front_matter, read_card, to_card
 from ..formats.gguf_file import is_gguf
 from ..formats.split import stem_of
+from ..readers.switching import switches, whole_context
 from ..rope import Rope, table
 
 BEGIN, END = "<!-- yarn-convert: begin -->", "<!-- yarn-convert: end -->"
@@ -93,7 +94,8 @@ def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Manifest) -> dict
     said = to_card(c.config) if c.gguf else {}
     known |= {k: v for k, v in said.items() if k in (*INHERITED, *(() if base else ("base_model",)), "datasets") and k not in old}
     extended = manifest.context > manifest.recipe.original_context
-    tags = [*(old.get("tags") or []), *(["gguf"] if c.gguf else []), *([manifest.recipe.method, "long-context"] if extended else [])]
+    method = (manifest.recipe.long_rope or manifest.recipe).method
+    tags = [*(old.get("tags") or []), *(["gguf"] if c.gguf else []), *([method, "long-context"] if extended else [])]
     return {**old, **known, "tags": list(dict.fromkeys(tags))}
 
 
@@ -107,14 +109,18 @@ def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
     environment.filters["gib"] = lambda n: f"{n / 2**30:.2f} GiB"
     environment.filters |= {"zip": zip, "figure": figure, "percent": percent, "code": code, "shell": shell}
     rope, context = manifest.recipe.rope(), manifest.context
-    original = rope.original_context
+    original, long = rope.original_context, manifest.recipe.long_rope
+    gguf = c.gguf is not None
+    by = {name: switches(name, gguf, rope, context) for name, why in manifest.readers.items() if why == "exact" and context > original}
+    switching = {name: how for name, how in by.items() if how}
     doubling = [original << k for k in range(40) if original << k < context]
     text = environment.get_template("model_card.md.j2").render(
-        title=repo.rpartition("/")[2] if first or not c.gguf else stem_of(c.source.path), repo=repo, gguf=c.gguf is not None,
+        title=repo.rpartition("/")[2] if first or not c.gguf else stem_of(c.source.path), repo=repo, gguf=gguf,
         file=c.source.path.name, m=manifest, rope=rope, linked=HUB_ID.fullmatch(manifest.base.repo or ""),
         context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,
         identical=manifest.weights.identical_to_base, readers=manifest.readers, versions=manifest.reader_versions,
         validation=manifest.validation, memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],
+        short=whole_context("llama.cpp" if gguf else "vllm", original), named=long or rope, long=long, switching=switching,
         window=c.sliding_window, evaluation=manifest.evaluation or None, trainings=manifest.finetuning or [],
     )  # fmt: skip
     return str(text).strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,22 @@ from .rows import MSCALES
 from .seen import READERS, Config, Seen, context_of, nested, refuse, seen, spelling
 
 
-def read_config(reader: str, config: Config, length: int | None = None) -> Reading:
-    """What `reader`, a key of READERS, computes for a text of `length` tokens; None: as long as its context.
+def read_config(reader: str, config: Config, length: int | None = None, served: int | None = None) -> Reading:
+    """What `reader`, a key of READERS, computes for a text of `length` tokens; None: as long as its context. `served`: the context for
+    which it is asked when it is started; None: its own.
 
     Without a context of its own the reader is taken at max_position_embeddings. Raises Refuses if it would fail, and
     Unsupported for what this module does not know.
     """
     try:
         with np.errstate(all="ignore"):
-            return _read(reader, config, length)
+            return _read(reader, config, length, served)
     except (ArithmeticError, ValueError, TypeError) as e:  # a number in the file that has no logarithm, or is none
         refuse(READERS[reader], f"cannot compute from this: {e}")
 
 
-def _read(reader: str, config: Config, length: int | None) -> Reading:
-    rope = seen(reader, config)
+def _read(reader: str, config: Config, length: int | None, served: int | None) -> Reading:
+    rope = replace(seen(reader, config), served=served)
     context = context_of(rope)
     length = length or context or rope.max_position or 1
     inv_freq, multiplier = FUNCTIONS[rope.method](rope, length)
@@ -61,6 +63,8 @@ def floor(rope: Seen) -> int:
 def oldest(reader: str, config: Config) -> str:
     """The oldest version of `reader` that was run on such a config.json of yarn-convert's and takes it as `read_config` says."""
     rope = seen(reader, config)
+    if rope.method == "longrope" and rope.dict.get("short_factor") != rope.dict.get("long_factor"):
+        return rope.row.version  # of two lists no other was run
     newer = rope.row.yarn_by_layer if by_layer(rope) and rope.method == "yarn" else ""
     return rope.row.version if nested(config) else newer or rope.facts.since or rope.row.oldest or rope.row.version
 

@@ -17,6 +17,7 @@ from ..rope import RTOL, STILL, Array, Table, geometric, temperature
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
 LLAMA_CPP = "llama.cpp 0c1e570"
+ALLOCATED = 256  # tokens, of which a context has a multiple (src/llama-context.cpp: n_ctx, n_ctx_seq)
 GGUF_TYPES = ("none", "linear", "yarn", "longrope")
 float32 = np.float32
 
@@ -25,9 +26,10 @@ def read_gguf(
     keys: Mapping[str, Any],
     rope_freqs: ArrayLike | None = None,
     rope_factors: tuple[ArrayLike, ArrayLike] | None = None,
+    served: int | None = None,
 ) -> Reading:
-    """What llama.cpp computes at its full context. `rope_freqs` is rope_freqs.weight, `rope_factors` the pair
-    rope_factors_short.weight, rope_factors_long.weight.
+    """What llama.cpp computes at its full context, or at one of `served` tokens for each text. `rope_freqs` is rope_freqs.weight,
+    `rope_factors` the pair rope_factors_short.weight, rope_factors_long.weight.
 
     Source: src/llama-model.cpp load_hparams, src/llama-context.cpp llama_context::llama_context, ggml/src/ggml.c
     ggml_rope_yarn_corr_dims, ggml/src/ggml-cpu/ops.cpp rope_yarn. The numbers of the file and the ramp's ends are float32, as
@@ -35,12 +37,14 @@ def read_gguf(
     """
     try:
         with np.errstate(all="ignore"):
-            return _read(keys, rope_freqs, rope_factors)
+            return _read(keys, rope_freqs, rope_factors, served)
     except (ArithmeticError, ValueError, TypeError) as e:  # a number in the file that has no logarithm, or is none
         gguf_refuses(f"cannot compute from this: {e}")
 
 
-def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: tuple[ArrayLike, ArrayLike] | None) -> Reading:
+def _read(
+    keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: tuple[ArrayLike, ArrayLike] | None, served: int | None
+) -> Reading:
     arch = keys["general.architecture"]
     if arch not in ARCHS:
         why = f"{arch} {REFUSED[arch]}" if arch in REFUSED else f"what llama.cpp makes of the architecture {arch!r} is not known here"
@@ -52,7 +56,7 @@ def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: t
     context = int(meta["context_length"])
     original = int(meta.get("rope.scaling.original_context_length") or context)
     dim = gguf_dim(arch, meta)
-    divided = divisors(arch, kind, dim, context > original, rope_freqs, rope_factors)
+    divided = divisors(arch, kind, dim, (served or context) > original, rope_freqs, rope_factors)
     written = float32(meta.get("rope.scaling.factor", meta.get("rope.scale_linear", 0.0)))
     layers = Layers(arch, meta, kind, original, 1.0 if written == 0 else 1 / float(written))
     theta, scale = gguf_theta(arch, meta), 1.0 if kind == "none" else layers.trained

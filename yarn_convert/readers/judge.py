@@ -111,11 +111,19 @@ def elsewhere(v: Verdict) -> Verdict:
 
 
 def grown(name: str, v: Verdict, config: Mapping[str, Any], rope: Rope) -> Verdict:
-    """`v`, of what the reader `name` makes of a config.json; of a dynamic recipe, which begins where its context ends, there too."""
-    length = 4 * rope.original_context
-    if not v.exact or rope.method != "dynamic-ntk":
-        return v
-    return v if same(Table(*read_config(name, config, length)[:2]), table(rope, length)) else elsewhere(v)
+    """`v`, of what the reader `name` makes of a config.json; of a recipe with other tables for other lengths, there too: of a dynamic one,
+    which begins where its context ends, beyond it; of two lists on both sides of L, with a reader that is started for that."""
+    original = rope.original_context
+    lengths: tuple[tuple[int, int | None], ...] = ()
+    if rope.method == "dynamic-ntk":
+        lengths = ((4 * original, None),)
+    elif rope.row.switches:
+        lengths = ((original, original), (original + 2, None))  # two, for SGLang switches one token later
+    try:
+        read = [(read_config(name, config, n, served), table(rope, n)) for n, served in lengths if v.exact]
+    except Refuses:
+        return elsewhere(v)
+    return v if all(same(Table(*found[:2]), wanted) for found, wanted in read) else elsewhere(v)
 
 
 def judge_configs(config: Mapping[str, Any], rope: Rope, context: int, beside: Beside = NOTHING) -> dict[str, Verdict]:

@@ -139,7 +139,7 @@ def longrope(rope: Seen, length: int) -> tuple[Array, float]:
     """
     row, original = rope.row, rope.original
     reached = {"length": length, "position": length - 1, "max_position": rope.max_position, "always": math.inf}
-    reached["context"] = context_of(rope) or math.inf
+    reached["context"] = rope.served or context_of(rope) or math.inf
     name = "long" if reached[row.longrope_list] > original else "short"
     factors = np.asarray(rope.dict.get(f"{name}_factor") or [], dtype=np.float64)
     if factors.shape != (rope.dim // 2,):

@@ -29,6 +29,7 @@ OPENVINO = replace(
     HF_READERS["transformers-5"],
     name="OpenVINO",
     version="optimum-intel 2.2.0",
+    oldest="",
     evidence=(
         "optimum/exporters/openvino/model_patcher.py: OVDecoderModelPatcher, _longrope_forward",
         "optimum/exporters/openvino/model_configs.py: LlamaOpenVINOConfig, MistralOpenVINOConfig",
@@ -131,6 +132,7 @@ TGI = Reader(
     temperature=("ratio-1-0",),
     longrope_multiplier="stretches",
     longrope_list="length",
+    switching_note="Positions below the original context keep the short list in a long text, too",
     truncate=False,
     betas=(32.0, 1.0),
     derives_head_dim=True,

@@ -21,6 +21,8 @@ from .others import OTHER_READERS
 from .reading import NOT_MODELLED, Reading, Refuses
 
 Keys = Mapping[str, Any]
+Pair = tuple[ArrayLike, ArrayLike] | None
+PAIR = "rope_factors_long.weight"
 MENDED = frozenset(  # llama-ollama-compat.cpp: handle_*
     {"gemma3", "gemma3n", "gemma4", "lfm2", "llama4", "mistral3", "qwen35", "qwen35moe", "qwen3next", "qwen3vl", "qwen3vlmoe"}
 )
@@ -28,18 +30,22 @@ TABLE = 4096  # candle: quantized_llama.rs, MAX_SEQ_LEN
 
 
 class GgufReader(NamedTuple):
-    """One runtime's reading of a GGUF file: `read(keys, rope_freqs)` as `read_gguf`, with its version and evidence."""
+    """One runtime's reading of a GGUF file: `read(keys, rope_freqs, rope_factors)` as `read_gguf`, with its version and evidence, and by
+    what it takes one of two lists, as `rows.Reader` says it."""
 
     version: str
     evidence: tuple[str, ...]
-    read: Callable[[Keys, ArrayLike | None], Reading]
+    read: Callable[[Keys, ArrayLike | None, Pair], Reading]
+    longrope_list: str = ""
+    chosen: str = ""
+    switching_note: str = ""
 
 
 def refuses(runtime: str, reason: str) -> NoReturn:
     raise Refuses(f"{runtime} {GGUF_READERS[runtime].version}: {reason}")
 
 
-def read_ollama(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
+def read_ollama(keys: Keys, rope_freqs: ArrayLike | None = None, rope_factors: Pair = None) -> Reading:
     """What Ollama computes: what llama.cpp does, but for architectures whose keys it mends before llama.cpp sees them.
 
     Raises Unsupported for these. Of gemma3 it only fills gaps: it takes a missing scaling at 131,072 tokens for linear, ×8.
@@ -48,10 +54,10 @@ def read_ollama(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
     scaled = all(f"gemma3.rope.{key}" in keys for key in ("scaling.type", "scaling.factor", "freq_base", "freq_base_swa"))
     if arch in MENDED and not (arch == "gemma3" and scaled):
         raise Unsupported(f"what Ollama makes of the architecture {arch!r} is not known here: it mends its keys", NOT_MODELLED)
-    return read_gguf(keys, rope_freqs)
+    return read_gguf(keys, rope_freqs, rope_factors)
 
 
-def read_candle(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
+def read_candle(keys: Keys, rope_freqs: ArrayLike | None = None, rope_factors: Pair = None) -> Reading:
     """What candle's quantized Llama computes: rope.freq_base and rope.dimension_count, for its fixed 4,096 positions.
 
     Raises Refuses without rope.dimension_count, and Unsupported for an architecture that other code of candle reads.
@@ -61,10 +67,10 @@ def read_candle(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
     if keys.get("llama.rope.dimension_count") is None:
         refuses("candle", "cannot find llama.rope.dimension_count in metadata")
     dim, theta = int(keys["llama.rope.dimension_count"]), float(keys.get("llama.rope.freq_base", 10000.0))
-    return Reading(geometric(theta, dim), 1.0, TABLE, passed_over(keys, rope_freqs))
+    return Reading(geometric(theta, dim), 1.0, TABLE, passed_over(keys, rope_freqs, rope_factors))
 
 
-def read_mistral_rs(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
+def read_mistral_rs(keys: Keys, rope_freqs: ArrayLike | None = None, rope_factors: Pair = None) -> Reading:
     """What mistral.rs computes without the original config.json.
 
     A sliding window makes it take architecture llama for a Mistral, and so does a name that starts with that word; that
@@ -84,7 +90,7 @@ def read_mistral_rs(keys: Keys, rope_freqs: ArrayLike | None = None) -> Reading:
         inv_freq = inv_freq / np.asarray(freqs, dtype=np.float64)
     scaled = mistral and keys.get(f"{arch}.rope.scaling.type") == "yarn"
     followed = {"type", "factor"} if config.get("rope_scaling") or scaled else set()
-    return Reading(inv_freq, multiplier, context, passed_over(keys, rope_freqs if freqs is None else None, followed))
+    return Reading(inv_freq, multiplier, context, passed_over(keys, rope_freqs if freqs is None else None, rope_factors, followed))
 
 
 def synthesized(keys: Keys, arch: str, mistral: bool, baked: bool) -> dict[str, Any]:
@@ -113,8 +119,8 @@ def synthesized(keys: Keys, arch: str, mistral: bool, baked: bool) -> dict[str, 
     return config | {"rope_parameters": rope}
 
 
-def passed_over(keys: Keys, rope_freqs: ArrayLike | None, followed: set[str] | None = None) -> tuple[str, ...]:
-    """The keys of the scaling that a reader does not look at although they say something, and the tensor."""
+def passed_over(keys: Keys, rope_freqs: ArrayLike | None, rope_factors: Pair, followed: set[str] | None = None) -> tuple[str, ...]:
+    """The keys of the scaling that a reader does not look at although they say something, and the tensors."""
     arch = keys["general.architecture"]
     silent = {"type": "none", "factor": 1.0, "attn_factor": 1.0}
     kind = keys.get(f"{arch}.rope.scaling.type", "linear")
@@ -122,7 +128,7 @@ def passed_over(keys: Keys, rope_freqs: ArrayLike | None, followed: set[str] | N
     if kind == "none":
         unread = [name for name in unread if name != "factor"]
     said = [f"{arch}.rope.scaling.{n}" for n in unread if keys.get(f"{arch}.rope.scaling.{n}", silent[n]) != silent[n]]
-    return tuple(said + (["rope_freqs.weight"] if rope_freqs is not None else []))
+    return tuple(said + ["rope_freqs.weight"] * (rope_freqs is not None) + [PAIR] * (rope_factors is not None))
 
 
 GGUF_READERS: Mapping[str, GgufReader] = {
@@ -133,6 +139,9 @@ GGUF_READERS: Mapping[str, GgufReader] = {
             "ggml/src/ggml.c: ggml_rope_yarn_corr_dims; ggml/src/ggml-cpu/ops.cpp: rope_yarn",
         ),
         read_gguf,
+        longrope_list="allocated",
+        chosen="-c {n}",
+        switching_note="llama-server with -np N allocates an N-th of -c for each of its texts, unless their cache is one (-kvu)",
     ),
     "Ollama": GgufReader(
         OTHER_READERS["Ollama"].version,
@@ -142,6 +151,8 @@ GGUF_READERS: Mapping[str, GgufReader] = {
             "server/routes.go: Serve (num_ctx by VRAM); llm/server.go: num_ctx is capped to context_length",
         ),
         read_ollama,
+        longrope_list="allocated",
+        chosen="num_ctx {n}",
     ),
     "candle": GgufReader(
         OTHER_READERS["candle"].version,

@@ -25,7 +25,7 @@ class Reader:
     original: Mapping[str, tuple[str | float, ...]]  # method -> places of original_max_position_embeddings
     temperature: tuple[str, ...]  # yarn: rules in order, see `yarn_multiplier`
     longrope_multiplier: str  # "attention_factor", "mscale", "mscales", "stretches" or "lengths", see `longrope`
-    longrope_list: str  # which list serves a long text: see `longrope`
+    longrope_list: str  # which list serves a long text: see `longrope`; in words `switching.BY`
     longrope_factor: tuple[str, ...] = ("lengths",)  # s of its default multiplier: rules in order
     type_keys: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # model_type -> order of the two spellings
     types_must_agree: bool = False
@@ -68,6 +68,8 @@ class Reader:
     yarn_times: int = 1  # by which it takes L for longer where a ramp ends, in a model of pictures
     assumes_partial: bool = True  # takes an absent partial_rotary_factor from `families.MODEL_TYPES`; else whole heads
     forbidden: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # method -> keys at which its table fails
+    chosen: str = ""  # how it is told the context that it serves, {n} tokens, by which it takes a list
+    switching_note: str = ""  # what else there is to say of that
 
 
 METHODS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
@@ -186,6 +188,7 @@ _ROWS = {
             temperature=("attention_factor", "ratio"),
             longrope_multiplier="mscale",
             longrope_list="context",
+            chosen="--max-model-len {n}",
             dynamic="trained",
             integer_linear=False,
             partial=("rotates", ("dict", "top")),
@@ -210,6 +213,7 @@ _ROWS = {
             temperature=("ratio-of-any", "times-attn_factor"),
             longrope_multiplier="mscale",
             longrope_list="position",
+            switching_note="Requests of one batch have one list; of a prompt that is read in chunks the first ones have the short list",
             dynamic="static",
             integer_linear=False,
             context_keys=SGLANG_LENGTHS,

@@ -63,6 +63,7 @@ class Seen:
     dim: int
     max_position: int  # 0 if unknown; the reader then has no use for it
     original: float  # likewise
+    served: int | None = None  # the context for which it was started, where that is not its own
 
     @staticmethod
     def of(row: Reader, config: Config, model_type: str, layer: int = 0) -> Seen:

@@ -21,7 +21,7 @@ from .config import oldest, read_config
 from .gguf import gguf_betas
 from .judge import Verdict, judge
 from .methods import reader_betas, rounds_ends, yarn_factor
-from .others_gguf import GGUF_READERS, GgufReader
+from .others_gguf import GGUF_READERS, PAIR, GgufReader, Pair
 from .reading import Beside, Reading
 from .rows import HF_READERS, Reader
 from .seen import READERS, Seen, row_of, seen
@@ -48,6 +48,7 @@ class Surveyed:
     verdict: Verdict
     summary: Summary = field(default_factory=Summary)
     note: str = ""
+    switches: str = ""  # by what it takes one of two lists, where the recipe has two
     follows: str = ""  # the RoPE object of config.json, "" for none or a GGUF
 
     @property
@@ -106,8 +107,9 @@ def survey_gguf(
     context: int,
     rtol: float | Array = RTOL,
     beside: Beside | None = None,
+    rope_factors: Pair = None,
 ) -> list[Surveyed]:
-    """The same of GGUF keys, as plain values with `general.architecture`, and rope_freqs.weight."""
+    """The same of GGUF keys, as plain values with `general.architecture`, rope_freqs.weight and the pair of rope_factors."""
     found = []
     for name in RUNTIMES:
         if name not in GGUF_READERS:
@@ -117,8 +119,8 @@ def survey_gguf(
         row, summary = GGUF_READERS[name], [Summary()]
 
         def read(row: GgufReader = row, summary: list[Summary] = summary) -> Reading:
-            reading = row.read(keys, rope_freqs)
-            summary[0] = gguf_summary(keys, rope_freqs is not None, reading)
+            reading = row.read(keys, rope_freqs, rope_factors)
+            summary[0] = gguf_summary(keys, rope_freqs is not None or rope_factors is not None, reading)
             return reading
 
         shown = Surveyed(name, row.version, row.evidence, judge(read, intended, context, beside, rtol), summary[0])
@@ -134,8 +136,6 @@ def note_of(v: Surveyed, file: str) -> str:
         return "serves 4,096, 32,768 or 262,144 tokens by its VRAM, at most the context, unless num_ctx says how many"
     if v.runtime == "TensorRT-LLM" and ("'default'" in v.refuses or (v.reading and "rope_parameters" in v.reading.ignored)):
         return "release candidates of 1.3 also read rope_parameters, and take type default"
-    if v.runtime == "TGI" and v.summary.method == "longrope":
-        return "positions below the original context keep the short list"
     return ""
 
 
@@ -163,7 +163,7 @@ def gguf_summary(keys: Mapping[str, Any], baked: bool, reading: Reading) -> Summ
     arch = keys["general.architecture"]
     meta = {k.removeprefix(f"{arch}."): v for k, v in keys.items()}
     kind = "none" if f"{arch}.rope.scaling.type" in reading.ignored else meta.get("rope.scaling.type", "linear")
-    explicit = baked and "rope_freqs.weight" not in reading.ignored
+    explicit = baked and not {"rope_freqs.weight", PAIR} & set(reading.ignored)
     factor = float(meta.get("rope.scaling.factor", 1.0)) if kind != "none" else 1.0
     ramp = "explicit" if explicit else "none"
     if kind == "yarn":
@@ -199,6 +199,7 @@ def table_lines(verdicts: list[Surveyed]) -> list[str]:
         rival = v.follows and not set(r.ignored).isdisjoint(ROPE_OBJECTS)
         lines += wrapped("    ", f"{f'follows {v.follows}, ' if rival else ''}ignores {', '.join(r.ignored)}") if r.ignored else []
         lines += wrapped("    ", v.differs) if v.differs and (v.verdict.layer != "table" or v.verdict.error is None) else []
+        lines += wrapped("    ", f"switches by {v.switches}") if v.switches else []
         lines += wrapped("    ", v.note) if v.note else []
     return [*lines, "(error is the largest relative error of a frequency; factor, ramp and multiplier are what the runtime uses)"]
 
@@ -210,7 +211,14 @@ def wrapped(start: str, text: str) -> list[str]:
 def verdict_json(v: Surveyed) -> dict[str, Any]:
     """A verdict as JSON, without the frequencies."""
     facts: dict[str, Any] = {"runtime": v.runtime, "version": v.version, "evidence": list(v.evidence), "exact": v.exact}
-    facts |= {"refuses": v.refuses, "differs": v.differs, "note": v.note, "follows": v.follows or None, **v.summary._asdict()}
+    facts |= {
+        "refuses": v.refuses,
+        "differs": v.differs,
+        "note": v.note,
+        "switches": v.switches,
+        "follows": v.follows or None,
+        **v.summary._asdict(),
+    }
     facts |= {"frequency_error": v.verdict.error, "multiplier_error": v.verdict.multiplier_error}
     if v.reading is not None:
         facts |= {"multiplier": v.reading.multiplier, "context": v.reading.context, "ignores": list(v.reading.ignored)}

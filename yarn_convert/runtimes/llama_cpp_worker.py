@@ -1,5 +1,5 @@
 """Logits of a GGUF file in llama.cpp: on the CPU, or on the GPU where it was built for one. The cache is float32 unless a mode says
-float16, and cuBLAS keeps to float32, where it may round to TF32."""
+float16, and cuBLAS keeps to float32, where it may round to TF32. The context, which chooses one of two lists, is as long as the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Logits of an HF folder in vLLM, with float32 weights and cache, as a stranger loads it: the length limit is vLLM's own.
+"""Logits of an HF folder in vLLM, with float32 weights and cache, as a stranger loads it: the length limit is vLLM's own, unless
+a context is asked for.
 
 `LLM.generate` gives prompt log-probabilities only as Python objects, one for each token of the vocabulary: a hook on the
 model takes its hidden states instead, and asks the model itself for their logits.
@@ -22,6 +23,7 @@ def main(job: WorkerJob) -> None:
 
     n, done = len(job.ids), 0
     given = {"model": job.model, "dtype": "float32", "enforce_eager": True}
+    given |= {"max_model_len": job.options["served"]} if job.options.get("served") else {}
     try:
         config = EngineArgs(**given).create_model_config()
         if n >= config.max_model_len:  # that many with one to write: the last position is never read

@@ -169,6 +169,9 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
         written = {k: v for k, v in (said | {k: v and v.data for k, v in keys.items()}).items() if v is not None}
         read = partial(readers.read_gguf, written, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors))
         v = judge(read, table(rope), context, c.beside(rope))
+        if v.exact and rope.row.switches:  # its other list, too
+            within = rope.original_context
+            v = judge(partial(read, served=within), table(rope, within), context, c.beside(rope))
         if v.exact:
             return carrier, keys, factors
         refused = Inexpressible(

@@ -74,11 +74,20 @@ def _made(meant: Intention, base: Checkpoint, told: int | None) -> Iterator[Rope
 
 
 def _ways(meant: Intention) -> tuple[Recipe, ...]:
+    """What may have been asked for that led to what is meant; of two lists also the one of them, beside the base's own."""
+    if not meant.rope.row.switches:
+        return _ways_of(meant.rope, meant.recorded)
+    if meant.long:
+        return tuple(replace(way, short="base") for way in _ways_of(meant.long, meant.recorded))
+    return (*_ways_of(meant.rope, meant.recorded), *(replace(way, short="base") for way in USUAL))
+
+
+def _ways_of(rope: Rope, recorded: bool) -> tuple[Recipe, ...]:
     """What may have been asked for that led to a recipe: its own method and parameters, or those of every method where it has no name.
     Lists count as asked for where they are on record: a file has them of whomever."""
-    row = meant.rope.row
-    named = (row.extends and not row.baked_as) or (row.lists and meant.recorded)
-    own = (Recipe(method=meant.rope.method, **asked_by(meant.rope)),) if named else ()
+    row = rope.row
+    named = (row.extends and not row.baked_as) or (row.lists and recorded)
+    own = (Recipe(method=rope.method, **asked_by(rope)),) if named else ()
     return (*own, *USUAL) if row.nameless else own
 
 
@@ -132,7 +141,7 @@ def check_base(c: Checkpoint, base: Checkpoint, mine: Manifest | None, theirs: M
     """Raise UsageError for a base that is the model itself, a copy of it, or an output as it is. `mine` and `theirs`: the manifests."""
     if c.source.path.samefile(base.source.path) or _copies(c, base, mine, theirs):
         raise UsageError(f"{base.source.name} is the model itself, so that nothing is compared", NOT_ITS_BASE)
-    if base.ours and base.rope.row.extends and not (theirs and theirs.asked.method == "none"):
+    if base.ours and (base.long or base.rope).row.extends and not (theirs and theirs.asked.method == "none"):
         raise UsageError(f"{base.source.name} is an output of yarn-convert itself, extended by {base.rope.method}", NOT_ITS_BASE)
 
 

@@ -115,7 +115,8 @@ def _logsumexp(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def wrong_tables(rope: Rope, length: int) -> dict[str, Effect]:
-    """Recipes that a check must tell from `rope` for a text of `length` tokens: name -> effect. Those that equal it are left out."""
+    """Recipes that a check must tell from `rope` for a text of `length` tokens: name -> effect. Those that equal it are left out. Of two
+    lists the other is among them."""
     right = effect(rope, length)
     plain = table(replace(rope, method="none", params={}, inner=None)).inv_freq
     candidates: dict[str, Rope | Effect] = {
@@ -123,6 +124,10 @@ def wrong_tables(rope: Rope, length: int) -> dict[str, Effect]:
         "multiplier 1": right._replace(multiplier=1.0, logits=1.0),
         "factor × 2": _doubled(rope, right, plain),
     }
+    if rope.row.switches:
+        within = length <= rope.original_context
+        other = effect(rope, rope.original_context + within)
+        candidates["the long list" if within else "the short list"] = other
     if rope.still:
         candidates["every pair turns"] = replace(rope, still=0)
     if rope.row.ramped and "factor" in rope.params:

@@ -168,6 +168,7 @@ class Study(Struct, frozen=True, kw_only=True):
     `text_loss` and `guessing_loss` in nats a token; `permuted`: whether Q and K lie in another order."""
 
     kind: Literal["real", "excerpt", "twin"]
+    within: int | UnsetType = UNSET  # of two lists, the length up to which texts have the first, which this study is of
     tokens: int
     reference: Computed
     tolerance: Tolerance

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.manifest import Manifest, read_manifest
+from ..checkpoint.manifest import Manifest, read_manifest, whole_recipe
 from ..checkpoint.source import resolve
 from ..compute.record import DTYPES, SHORTEST, SayStage, made, record, silent
 from ..compute.reference import Reference, pick_device
@@ -24,12 +24,12 @@ from ..compute.values import changed_since, other_model
 from ..compute.weights import check_weights
 from ..conversion import window_off
 from ..conversion.extension import counted_from
-from ..conversion.intention import Intention, check_recipe, intention_of, verdicts_of
+from ..conversion.intention import Intention, check_recipe, intention_of, reading_at, verdicts_of
 from ..errors import UsageError, need
 from ..formats.digests import Progress, digests
 from ..formats.inputs import noticing
 from ..options import Recipe, ValidateOptions, check_choices, taking
-from ..rope import Effect, recipe_of
+from ..rope import Effect
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES, runtime_of
 from . import twin
@@ -43,6 +43,7 @@ from .study import (
     FAILED,
     PREFIX,
     WIDTH,
+    Case,
     Question,
     base_text_loss,
     guessed,
@@ -85,7 +86,7 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
         "model": c.source.name,
         "format": "gguf" if c.gguf else "safetensors",
         "dtype": main_dtype(c),
-        "intention": {"recipe": recipe_of(meant.rope), "context": meant.context, "origin": meant.origin},
+        "intention": {"recipe": whole_recipe(meant.rope, meant.long), "context": meant.context, "origin": meant.origin},
         "files": files,
         "settings": {name: str(v) if isinstance(v := getattr(settings, name), Path) else v for name in ON_RECORD},
     }
@@ -219,6 +220,7 @@ def _studies(
         for name in names
         if (v := judged.get(runtime_of(name).reader)) and (r := v.reading)
     }
+    within = _short_side(meant)
     device = pick_device(settings.device)
     question = Question(meant, readings, predicted, device, settings.dtype)
     original, studies = meant.rope.original_context, []
@@ -230,17 +232,19 @@ def _studies(
         free = settings.tokens is not None or (device != "cpu" and settings.budget is None)
         say("reference, real" if free else "measuring the speed", 0.0)
         reference, kinds = Reference(named, device, settings.dtype), rounds(c)
-        ids = ids if free else ids[: affordable(reference, c, question, names, ids, BUDGET if settings.budget is None else settings.budget)]
+        budget = (BUDGET if settings.budget is None else settings.budget) / (2 if within else 1)
+        ids = ids if free else ids[: affordable(reference, c, question, names, ids, budget)]
         strict = bool(kinds) and named is c and layers_of(c) > 0
         tolerance = tolerance_for(settings.dtype, named.gelu and c.gguf is not None)
-        studies.append(study(real_subject(c, ids, original, tolerance, kinds, not strict), question, reference, names, say))
+        real = real_subject(c, ids, original, tolerance, kinds, not strict)
+        studies += [study(case, q, reference, names, say) for case, q in _sides(c, real, question, within)]
         if base is not None:
             studies[0]["within_base"] = within_base(reference, c, base, question, ids)
         del reference  # a large one makes room for the others'
         if guessed(studies[0]) and base is not None:
             studies[0]["base_text_loss"] = base_text_loss(base, ids, device, settings.dtype)
         if strict:
-            studies.append(_excerpt(c, text[: max(len(ids), EXCERPT_TOKENS)], original, question, names, say))
+            studies += _excerpt(c, text[: max(len(ids), EXCERPT_TOKENS)], original, question, names, within, say)
     if not c.family.listed:
         return studies
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
@@ -249,13 +253,14 @@ def _studies(
         limit = min(limit, WINDOWED_TOKENS) if c.window else limit
         if settings.twin:
             subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
-            studies.append(study(subject, replace(question, dtype="float32"), Reference(small, device), names, say))
+            whole, reference = replace(question, dtype="float32"), Reference(small, device)
+            studies += [study(case, q, reference, names, say) for case, q in _sides(c, subject, whole, within)]
         told = {w["name"] for s in studies for w in s["wrong_recipes"] if w["told_apart"]}
         for s in studies:
             for w in s["wrong_recipes"]:
                 if w["name"] not in told:  # then nothing is proved, and the user wants to know what would
                     tolerance = Tolerance(s["tolerance"]["nmse"], s["tolerance"]["kl"], "")
-                    w["needs"] = telling_position(small, question, w["name"], tolerance, limit)
+                    w["needs"] = telling_position(small, question, w["name"], tolerance, min(limit, s.get("within", limit)))
     return studies
 
 
@@ -264,13 +269,36 @@ def stands_for(base: Checkpoint, c: Checkpoint) -> bool:
     return base.gguf is None and not base.packed and main_dtype(c) in ("F32", main_dtype(base))
 
 
-def _excerpt(c: Checkpoint, ids: NDArray[np.int64], original: int, question: Question, names: list[str], say: SayStage) -> dict[str, Any]:
-    """The study of the first layers in float32, which no rounding blurs."""
+def _short_side(meant: Intention) -> int:
+    """The tokens of the longest text that has the first of two lists, where longer ones have the other; 0 for a recipe of one table."""
+    within = meant.rope.original_context
+    return within if meant.rope.row.switches and within < meant.context else 0
+
+
+def _sides(c: Checkpoint, case: Case, q: Question, within: int) -> list[tuple[Case, Question]]:
+    """A case, and where the recipe has two lists the same on a text that has the first, with what each runtime then reads of the file."""
+    if not within:
+        return [(case, q)]
+    small, ids = case.checkpoint, case.ids[:within]
+    if case.kind == "twin":
+        short = twin_subject(small, ids, within)
+    else:
+        short = replace(real_subject(small, ids, within, case.tolerance, case.rounds, case.controls), kind=case.kind)
+    found = {name: reading_at(c, runtime_of(name).reader, len(ids), within) for name in q.readings}
+    readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in found.items() if r is not None}
+    sides = [(replace(short, served=within), replace(q, readings=readings))]
+    return [(case, q), *sides] if len(case.ids) > within else sides
+
+
+def _excerpt(
+    c: Checkpoint, ids: NDArray[np.int64], original: int, question: Question, names: list[str], within: int, say: SayStage
+) -> list[dict[str, Any]]:
+    """The studies of the first layers in float32, which no rounding blurs."""
     with tempfile.TemporaryDirectory(prefix="yarn-convert-excerpt-") as folder:
         small, own = write_excerpt(c, ids, Path(folder, "excerpt.gguf"))
         subject = replace(real_subject(small, own, original, tolerance_for(gelu=c.family.gelu)), kind="excerpt")
-        done = study(subject, replace(question, dtype="float32"), Reference(small, question.device), names, say)
-        return done | {"layers": small.layers}
+        reference, q = Reference(small, question.device), replace(question, dtype="float32")
+        return [study(case, asked, reference, names, say) | {"layers": small.layers} for case, asked in _sides(c, subject, q, within)]
 
 
 def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float) -> int:

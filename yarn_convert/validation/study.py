@@ -24,6 +24,7 @@ from ..compute.rotary import Spans
 from ..conversion.intention import Intention
 from ..errors import YarnConvertError
 from ..readers.judge import Verdict
+from ..readers.switching import whole_context
 from ..rope import Effect, effect
 from ..runtimes.table import mode_of, runtime_of
 from . import twin
@@ -63,7 +64,8 @@ class Case:
 
     `spans` are what every computation returns; `cuts` divide them further into windows; `probes` are the windows in which
     wrong recipes are tried. `rounds`: what a runtime rounds by columns (`rounding.rounds`), whose noise is allowed for.
-    `controls`: whether wrong recipes are tried here, and not on an excerpt.
+    `controls`: whether wrong recipes are tried here, and not on an excerpt. `served`: the context for which runtimes are started, by which
+    some take the first of two lists; 0: their own, or that of the text.
     """
 
     kind: str
@@ -75,6 +77,7 @@ class Case:
     tolerance: Tolerance
     rounds: Mapping[int, str] = field(default_factory=dict)
     controls: bool = True
+    served: int = 0
 
     @property
     def path(self) -> Path:
@@ -136,6 +139,7 @@ def study(s: Case, q: Question, reference: Reference, names: Sequence[str], say:
     loss = text_loss(s, expected) if s.kind == "real" and len(s.ids) > 1 else None
     return {
         "kind": s.kind,
+        **({"within": s.served} if s.served else {}),
         "tokens": len(s.ids),
         "reference": {**reference.describe(), "seconds": seconds, "tokens_per_second": len(s.ids) / seconds},
         "tolerance": s.tolerance.as_json(),
@@ -284,11 +288,16 @@ def _runtime(s: Case, q: Question, name: str, reference: Reference, expected: ND
     predicted = q.predicted.get(name, Verdict("exact"))
     s = replace(s, tolerance=_in_mode(s, q, name, reference, expected, say))
     result: dict[str, Any] = {"runtime": name, "predicted": predicted.why, "as_predicted": False, "tolerance": s.tolerance.as_json()}
-    n = min(len(s.ids), q.meant.context - runtime_of(name).spare)
+    served = whole_context(runtime_of(name).reader, s.served)
+    if s.served and not served:
+        why = f"none of its contexts is within {s.served:,} tokens, so that it never takes the short list"
+        return result | {"verdict": NOT_RUN, "windows": [], "layer": "", "why": why}
+    n = min(len(s.ids), (served or q.meant.context) - runtime_of(name).spare)
     spans = [(a, min(b, n)) for a, b in s.spans if a < n]
     say(f"{name}, {s.kind}", 0.0)
     try:
-        done = runtimes.run(name, s.path, s.ids[:n], spans, {"device": q.device}, lambda f: say(f"{name}, {s.kind}", f))
+        options = {"device": q.device, "served": served}
+        done = runtimes.run(name, s.path, s.ids[:n], spans, options, lambda f: say(f"{name}, {s.kind}", f))
     except runtimes.Failed as e:
         if why := e.message if e.killed else _out_of_order(name):
             return result | {"verdict": NOT_RUN, "windows": [], "layer": "", "why": why}

@@ -21,6 +21,7 @@ def lines(result: Validated, quiet: bool = False) -> list[str]:
     meant = result.intention
     recipe = meant.recipe
     over = f" over {recipe.inner.method}" if isinstance(recipe.inner, RopeRecord) else ""
+    over += f" ({recipe.long.method} beyond {recipe.original_context:,} tokens)" if isinstance(recipe.long, RopeRecord) else ""
     out = [
         f"model     {result.model} ({result.format}, mostly {result.dtype})",
         f"intended  {recipe.method}{over}: {recipe.original_context:,} -> {meant.context:,} tokens, {meant.origin}",
@@ -80,7 +81,7 @@ def _study(s: Study) -> list[str]:
     ref = s.reference
     memory = f", peak {ref.peak_device_bytes / 2**30:.2f} GiB" if ref.peak_device_bytes else ""
     out = [
-        f"{what_ran(s)}, {s.tokens:,} tokens; reference on {ref.device}, {ref.dtype}, {ref.seconds:.1f} s{memory}",
+        f"{what_ran(s)}, {s.tokens:,} tokens{where(s)}; reference on {ref.device}, {ref.dtype}, {ref.seconds:.1f} s{memory}",
         f"  {'positions':>17}  {'runtime':<21}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
     ]
     for r in s.runtimes:
@@ -115,6 +116,11 @@ def what_ran(s: Study) -> str:
     if s.kind == "excerpt":
         return f"the first {s.layers} of its layers in float32"
     return "the file's own weights" if s.kind == "real" else "the twin: its RoPE keys, random weights"
+
+
+def where(s: Study) -> str:
+    """Of two lists, which this study is of."""
+    return f" by the list of texts of up to {s.within:,}" if s.within else ""
 
 
 def shown(windows: Sequence[WindowResult]) -> Sequence[WindowResult]:
