@@ -72,7 +72,7 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
     row = METHODS[asked.method]
     params: dict[str, Any] = {"factor": s} if row.spans or row.switches else {}
     params |= {name: _number(value) for name, value in given(asked).items() if name not in RAMP}
-    if c.family.on_logits and row.ramped:
+    if c.family.on_logits and row.ramped and "attention_factor" in row.takes:
         params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
     params |= {name: value for name, value in given(asked).items() if name in RAMP}
     inner = c.rope if composed else c.rope.inner
