@@ -109,6 +109,25 @@ def test_what_only_the_file_says_reproduces_its_tables(make_model: MakeModel, tm
             assert (table(a.rope).multiplier, a.context) == (table(b.rope).multiplier, b.context)
 
 
+def test_what_others_made_is_a_recipe_by_its_own_word_or_its_table(make_model: MakeModel) -> None:
+    """Applied to a plain model it gives their table; a dynamic one has none, and a linear without L is asked for it."""
+    plain = open_checkpoint(resolve(str(make_model("plain", head_dim=32))))
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT, "beta_fast": 16.0, "attention_factor": 1.1}
+    for i, (said, method) in enumerate([(LLAMA3, "explicit"), (yarn, "yarn")]):
+        theirs = make_model(f"theirs{i}", head_dim=32, config={"rope_scaling": said, "max_position_embeddings": LONG})
+        asked, c = recipe(str(theirs)), open_checkpoint(resolve(str(theirs)))
+        e = extend(plain, asked)
+        assert (asked.method, e.context) == (method, LONG)
+        np.testing.assert_allclose(table(e.rope).inv_freq, table(c.rope).inv_freq, rtol=1e-15)
+        assert table(e.rope).multiplier == table(c.rope).multiplier
+    dynamic = make_model("dynamic", config={"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}})
+    with pytest.raises(Unsupported, match="a table for each length"):
+        recipe(str(dynamic))
+    linear = make_model("linear", config={"rope_scaling": {"rope_type": "linear", "factor": 4.0}})
+    with pytest.raises(InputError, match="does not say from which length"):
+        recipe(str(linear))
+
+
 # -- imports ------------------------------------------------------------------------------------------------------------
 
 

@@ -80,18 +80,16 @@ def _text(path: Path) -> str:
 
 def _value(text: str, name: str) -> Any:
     """JSON where it begins as JSON does and is such, else YAML."""
-    as_json = ""
     try:
         if text.lstrip()[:1] in ("{", "["):
             try:
                 return parse(text.encode())
-            except ValueError as e:
-                as_json = str(e)
+            except ValueError:
                 if name.endswith(".json"):
                     raise
         return parse_yaml(text)
     except ValueError as e:
-        raise FormatError(f"{name} is no recipe: {as_json or e}", FIX) from None
+        raise FormatError(f"{name} is no recipe: {e}", FIX) from None
 
 
 def _word(value: Any) -> str:
