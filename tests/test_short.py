@@ -167,6 +167,14 @@ def _by_gguf(c: Checkpoint, rope: Any, context: int, folder: Path) -> Any:
     return gguf_read({k: v.data for k, v in keys.items() if v is not None}, c.family.gguf_arch, rope.rotary_dim, factors)[0]
 
 
+def test_a_temperature_of_the_position_counts_from_one_length(tmp_path: Path) -> None:
+    from family_models import described
+
+    c = described_alone(tmp_path / "ministral3", described("ministral3"))
+    with pytest.raises(Unsupported, match="the temperature of the position counts from 64 tokens in ministral3"):
+        extend(c, Recipe(scale=16, method="ntk-by-parts", short="base"))
+
+
 def test_an_architecture_without_a_pair_says_which_has_one(tmp_path: Path) -> None:
     from family_models import described
 
