@@ -77,7 +77,7 @@ def test_transformers_turns_short_texts_as_the_base_and_long_ones_as_the_extensi
 def test_yarns_multiplier_stands_for_both_lists_and_is_said(make_model: MakeModel) -> None:
     e = extend(opened(make_model(config=BASE)), Recipe(scale=4, short="base"))
     assert table(e.rope, L).multiplier == table(e.rope, L + 1).multiplier == pytest.approx(1.138629)
-    assert any("its logits not quite" in note and "--attention-factor 1" in note for note in e.notes)
+    assert any("its logits are not" in note and "--attention-factor 1" in note for note in e.notes)
     alone = extend(opened(Path(str(make_model("two", config=BASE)))), Recipe(scale=4, short="base", attention_factor=1.0))
     assert table(alone.rope, L).multiplier == 1.0
     assert not any("its logits" in note for note in alone.notes)
