@@ -77,7 +77,7 @@ def test_transformers_turns_short_texts_as_the_base_and_long_ones_as_the_extensi
 def test_yarns_multiplier_stands_for_both_lists_and_is_said(make_model: MakeModel) -> None:
     e = extend(opened(make_model(config=BASE)), Recipe(scale=4, short="base"))
     assert table(e.rope, L).multiplier == table(e.rope, L + 1).multiplier == pytest.approx(1.138629)
-    assert any("its logits not quite" in note and "--attention-factor 1" in note for note in e.notes)
+    assert any("its logits are not" in note and "--attention-factor 1" in note for note in e.notes)
     alone = extend(opened(Path(str(make_model("two", config=BASE)))), Recipe(scale=4, short="base", attention_factor=1.0))
     assert table(alone.rope, L).multiplier == 1.0
     assert not any("its logits" in note for note in alone.notes)
@@ -165,6 +165,14 @@ def _by_gguf(c: Checkpoint, rope: Any, context: int, folder: Path) -> Any:
     _, keys, factors = carry_gguf(c, rope, context, "auto")
     assert ROPE_FREQS not in factors
     return gguf_read({k: v.data for k, v in keys.items() if v is not None}, c.family.gguf_arch, rope.rotary_dim, factors)[0]
+
+
+def test_a_temperature_of_the_position_counts_from_one_length(tmp_path: Path) -> None:
+    from family_models import described
+
+    c = described_alone(tmp_path / "ministral3", described("ministral3"))
+    with pytest.raises(Unsupported, match="the temperature of the position counts from 64 tokens in ministral3"):
+        extend(c, Recipe(scale=16, method="ntk-by-parts", short="base"))
 
 
 def test_an_architecture_without_a_pair_says_which_has_one(tmp_path: Path) -> None:

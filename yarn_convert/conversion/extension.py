@@ -301,4 +301,5 @@ def _costs(own: float, both: float, within: int) -> list[str]:
     if math.isclose(own, both, rel_tol=RTOL):
         return []
     says = f"cos and sin are multiplied by {both:.6g} in both lists, for readers have one number: within {within:,} tokens the frequencies"
-    return [f"{says} are the base's, its logits not quite (--method ntk-by-parts, or --attention-factor {own:g}, leaves them as they are)"]
+    less = f"--method ntk-by-parts, or --attention-factor {own:g}, leaves them as they are"
+    return [f"{says} are the base's and its logits are not, which may cost as much there as one table for all lengths ({less})"]

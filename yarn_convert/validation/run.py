@@ -29,6 +29,7 @@ from ..errors import UsageError, need
 from ..formats.digests import Progress, digests
 from ..formats.inputs import noticing
 from ..options import Recipe, ValidateOptions, check_choices, taking
+from ..readers.switching import whole_context
 from ..rope import Effect
 from ..runtimes.environments import listing, python_of
 from ..runtimes.table import RUNTIMES, runtime_of
@@ -237,11 +238,11 @@ def _studies(
         strict = bool(kinds) and named is c and layers_of(c) > 0
         tolerance = tolerance_for(settings.dtype, named.gelu and c.gguf is not None)
         real = real_subject(c, ids, original, tolerance, kinds, not strict)
-        studies += [study(case, q, reference, names, say) for case, q in _sides(c, real, question, within)]
-        if base is not None:
+        studies += [study(case, q, reference, names, say) for case, q in _sides(c, real, question, names, within)]
+        if base is not None and studies:
             studies[0]["within_base"] = within_base(reference, c, base, question, ids)
         del reference  # a large one makes room for the others'
-        if guessed(studies[0]) and base is not None:
+        if base is not None and studies and guessed(studies[0]):
             studies[0]["base_text_loss"] = base_text_loss(base, ids, device, settings.dtype)
         if strict:
             studies += _excerpt(c, text[: max(len(ids), EXCERPT_TOKENS)], original, question, names, within, say)
@@ -254,7 +255,7 @@ def _studies(
         if settings.twin:
             subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
             whole, reference = replace(question, dtype="float32"), Reference(small, device)
-            studies += [study(case, q, reference, names, say) for case, q in _sides(c, subject, whole, within)]
+            studies += [study(case, q, reference, names, say) for case, q in _sides(c, subject, whole, names, within)]
         told = {w["name"] for s in studies for w in s["wrong_recipes"] if w["told_apart"]}
         for s in studies:
             for w in s["wrong_recipes"]:
@@ -275,8 +276,9 @@ def _short_side(meant: Intention) -> int:
     return within if meant.rope.row.switches and within < meant.context else 0
 
 
-def _sides(c: Checkpoint, case: Case, q: Question, within: int) -> list[tuple[Case, Question]]:
-    """A case, and where the recipe has two lists the same on a text that has the first, with what each runtime then reads of the file."""
+def _sides(c: Checkpoint, case: Case, q: Question, names: Sequence[str], within: int) -> list[tuple[Case, Question]]:
+    """A case, and where the recipe has two lists the same on a text that has the first, with what each runtime then reads of the file;
+    that alone for a text which is no longer, and nothing where no runtime ever takes the first."""
     if not within:
         return [(case, q)]
     small, ids = case.checkpoint, case.ids[:within]
@@ -286,7 +288,8 @@ def _sides(c: Checkpoint, case: Case, q: Question, within: int) -> list[tuple[Ca
         short = replace(real_subject(small, ids, within, case.tolerance, case.rounds, case.controls), kind=case.kind)
     found = {name: reading_at(c, runtime_of(name).reader, len(ids), within) for name in q.readings}
     readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in found.items() if r is not None}
-    sides = [(replace(short, served=within), replace(q, readings=readings))]
+    able = any(whole_context(runtime_of(name).reader, within) for name in names)
+    sides = [(replace(short, served=within), replace(q, readings=readings))] if able else []
     return [(case, q), *sides] if len(case.ids) > within else sides
 
 
@@ -298,7 +301,9 @@ def _excerpt(
         small, own = write_excerpt(c, ids, Path(folder, "excerpt.gguf"))
         subject = replace(real_subject(small, own, original, tolerance_for(gelu=c.family.gelu)), kind="excerpt")
         reference, q = Reference(small, question.device), replace(question, dtype="float32")
-        return [study(case, asked, reference, names, say) | {"layers": small.layers} for case, asked in _sides(c, subject, q, within)]
+        return [
+            study(case, asked, reference, names, say) | {"layers": small.layers} for case, asked in _sides(c, subject, q, names, within)
+        ]
 
 
 def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float) -> int:

@@ -133,7 +133,8 @@ def study(s: Case, q: Question, reference: Reference, names: Sequence[str], say:
     if s.rounds:
         s = replace(s, tolerance=_noise(s, q, reference, expected, say))
     wrong = _wrong(s, q, reference, expected, say) if s.controls else []
-    done = [_runtime(s, q, name, reference, expected, say) for name in names]
+    able = [name for name in names if not s.served or whole_context(runtime_of(name).reader, s.served)]  # the others never take that list
+    done = [_runtime(s, q, name, reference, expected, say) for name in able]
     for r in done:  # one that is judged by a coarser measure may not see what the others do
         r["blind_to"] = [w["name"] for w in wrong if all(within(x, r["tolerance"]) for x in w["windows"])]
     loss = text_loss(s, expected) if s.kind == "real" and len(s.ids) > 1 else None
@@ -289,9 +290,6 @@ def _runtime(s: Case, q: Question, name: str, reference: Reference, expected: ND
     s = replace(s, tolerance=_in_mode(s, q, name, reference, expected, say))
     result: dict[str, Any] = {"runtime": name, "predicted": predicted.why, "as_predicted": False, "tolerance": s.tolerance.as_json()}
     served = whole_context(runtime_of(name).reader, s.served)
-    if s.served and not served:
-        why = f"none of its contexts is within {s.served:,} tokens, so that it never takes the short list"
-        return result | {"verdict": NOT_RUN, "windows": [], "layer": "", "why": why}
     n = min(len(s.ids), (served or q.meant.context) - runtime_of(name).spare)
     spans = [(a, min(b, n)) for a, b in s.spans if a < n]
     say(f"{name}, {s.kind}", 0.0)
