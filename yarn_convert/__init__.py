@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import evaluation as evaluate
     from .conversion import convert
     from .conversion.describe import inspect
+    from .conversion.overriding import overrides
     from .errors import YarnConvertError
     from .finetuning import finetune
     from .options import Recipe
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Recipe", "YarnConvertError", "__version__", "convert", "evaluate", "finetune", "inspect", "upload", "validate"]
+__all__ = ["Recipe", "YarnConvertError", "__version__", "convert", "evaluate", "finetune", "inspect", "overrides", "upload", "validate"]
 
 _WHERE = {  # the modules that are imported when a name is first asked for
     "Recipe": "options",
@@ -35,6 +36,7 @@ _WHERE = {  # the modules that are imported when a name is first asked for
     "convert": "conversion",
     "finetune": "finetuning",
     "inspect": "conversion.describe",
+    "overrides": "conversion.overriding",
     "upload": "publishing.hub",
     "validate": "validation",
 }
