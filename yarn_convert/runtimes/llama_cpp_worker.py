@@ -15,12 +15,13 @@ ALL = -1  # layers
 CACHES = {"float32": 0, "float16": 1}  # as ggml numbers its types
 # llama-cpp-python has numbers of its own where llama.cpp has "as the file says" (common/common.h: common_params)
 AS_THE_FILE = {f"yarn_{name}": -1.0 for name in ("ext_factor", "attn_factor", "beta_fast", "beta_slow")}
-SCALINGS = {"none": 0, "linear": 1, "yarn": 2}
 VALUES = {"bool": lambda text: text == "true", "int": int, "float": float, "str": str}
 
 
 def told(arguments: list[str]) -> dict[str, Any]:
     """The arguments of `Llama` that say what these words say on llama.cpp's command line (common/arg.cpp)."""
+    import llama_cpp
+
     found: dict[str, Any] = {**AS_THE_FILE}
     keys: dict[str, Any] = {}
     for option, text in zip(arguments[::2], arguments[1::2], strict=True):
@@ -29,7 +30,7 @@ def told(arguments: list[str]) -> dict[str, Any]:
             kind, _, value = value.partition(":")
             keys[key] = VALUES[kind](value)
         elif option == "--rope-scaling":
-            found["rope_scaling_type"] = SCALINGS[text]
+            found["rope_scaling_type"] = int(getattr(llama_cpp, f"LLAMA_ROPE_SCALING_TYPE_{text.upper()}"))
         elif option == "--rope-scale":
             found["rope_freq_scale"] = float(np.float32(1) / np.float32(text))
         elif option == "--yarn-orig-ctx":
