@@ -107,10 +107,8 @@ class Override:
         if not self.takes:
             return ""
         if self.row.language == "python":
-            said = (
-                ", ".join(f"{k}={v!r}" for k, v in (self.members or {}).items()) if "={told}" not in self.row.says else repr(self.members)
-            )
-            return self.row.says.format(model=json.dumps(model), told=said)
+            named = ", ".join(f"{k}={v!r}" for k, v in (self.members or {}).items())
+            return self.row.says.format(model=json.dumps(model), named=named, told=repr(self.members))
         words = self.arguments() if self.keys is not None else [json.dumps(self.members, separators=(",", ":"))]
         return self.row.says.format(model=shlex.quote(model), tokens=self.flags.tokens, told=shlex.join(words))
 
@@ -300,7 +298,8 @@ def _without_usual(members: dict[str, Any], rope: Rope) -> dict[str, Any]:
     usual = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": f32(temperature(rope.number("factor")))}
 
     def shorter(x: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: shorter(v) if isinstance(v, Mapping) else v for k, v in x.items() if k not in usual or f32(v) != usual[k]}
+        left_out = usual if x.get("rope_type") == "yarn" else {}
+        return {k: shorter(v) if isinstance(v, Mapping) else v for k, v in x.items() if k not in left_out or f32(v) != usual[k]}
 
     return {k: shorter(v) if k in ROPE_OBJECTS and isinstance(v, Mapping) else v for k, v in members.items()}
 
