@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from msgspec import Struct
@@ -31,7 +31,7 @@ from ..formats.gguf_file import f32
 from ..formats.json_text import REMOVE
 from ..options import Help, OverridesOptions, Recipe, check_choices, hints, option_names, split, taking
 from ..readers import Flags
-from ..readers.judge import Verdict, judge
+from ..readers.judge import Verdict, VerdictLayer, judge
 from ..readers.told import TOLD, Told
 from ..rope import METHODS, RTOL, Array, Rope, rounding_of, table, temperature
 from ..targets.plan import carry_gguf, hf_spellings, shape_keys
@@ -179,16 +179,20 @@ def overrides_of(c: Checkpoint, e: Extension, names: Sequence[str] = ()) -> list
 
 
 def override(c: Checkpoint, e: Extension, row: Told) -> Override:
-    """How one runtime is told: the first way that is exact, else the first that it takes at all."""
+    """How one runtime is told: the first way that is exact, else the one of which least is lost, else the first that it takes at all."""
     if row.refuses:
         return Override(row, Verdict("refuses", text=row.refuses))
     try:
         ways = list(_gguf_ways(c, e, row) if row.name == LLAMA_CPP else _config_ways(c, e, row))
     except YarnConvertError as error:
         return Override(row, Verdict("refuses", text=f"there is no GGUF of it as it is: {error.message}"))
-    order = {"exact": 0, "differs": 1, "unknown": 2, "refuses": 3}
-    best = min(ways, key=lambda o: order[o.verdict.kind], default=Override(row, Verdict("refuses", text=_no_word(e.rope))))
+    best = min(ways, key=lambda o: _loss(o.verdict), default=Override(row, Verdict("refuses", text=_no_word(e.rope))))
     return best if best.verdict.kind != "refuses" else Override(row, best.verdict)
+
+
+def _loss(v: Verdict) -> tuple[int, int]:
+    """How bad a verdict is: of those that differ, what comes first in a reading is worst."""
+    return ("exact", "differs", "unknown", "refuses").index(v.kind), -get_args(VerdictLayer).index(v.layer)
 
 
 def _no_word(rope: Rope) -> str:
