@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CONTEXT, MakeModel
-from family_models import described, names
+from family_models import described, make, names
 
 from yarn_convert import overrides, runtimes
 from yarn_convert.checkpoint import open_checkpoint
@@ -29,6 +29,7 @@ from yarn_convert.validation import check
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 LONG = 4 * CONTEXT
+BETAS = {"beta_fast": 1.0, "beta_slow": 0.1}  # both move the ramps of these models
 IDS = np.random.default_rng(5).integers(3, 263, LONG)
 
 
@@ -47,7 +48,7 @@ def nmse(a: np.ndarray, b: np.ndarray) -> float:
 RECIPES: Mapping[str, dict[str, Any]] = {
     "yarn": {},
     "an odd scale": {"scale": 3.7},
-    "other betas": {"beta_fast": 1.0, "beta_slow": 0.1},
+    "other betas": BETAS,
     "another temperature": {"attention_factor": 1.3},
     "by parts": {"method": "ntk-by-parts"},
     "linear": {"method": "linear"},
@@ -84,6 +85,24 @@ def test_a_line_for_llama_cpp_computes_the_recipe_past_the_window(name: str, ggu
         lost = [w for i, w in enumerate(words) if not any("beta" in x for x in (w, words[i - 1]))]
         assert len(lost) == len(words) - 4
         assert nmse(runtimes.run("llama.cpp", gguf, ids, span, {"arguments": lost}).logits, wanted) > 1e-6
+
+
+def test_layers_with_a_window_that_share_the_scaling_are_told_by_keys(tmp_path: Path) -> None:
+    """No flag reaches them: by flags alone they keep the file's factor."""
+    pytest.importorskip("llama_cpp")
+    from yarn_convert.compute.reference import Reference
+
+    gguf = tmp_path / "gemma2.gguf"
+    convert(str(make("gemma2", tmp_path / "m")), Recipe(method="none"), out="gguf", output=gguf)
+    found, (c, e) = of(gguf, "llama.cpp", **BETAS), opened(str(gguf), Recipe(scale=4.0, **BETAS))
+    assert found.verdict.exact
+    words = found.arguments()
+    assert "gemma2.rope.scaling.type=str:yarn" in words and "--rope-scaling" not in words
+    wanted = Reference(c).logits(effect(e.rope, LONG), IDS, [(0, LONG)])
+    assert nmse(runtimes.run("llama.cpp", gguf, IDS, [(0, LONG)], {"arguments": words}).logits, wanted) < 2e-6  # with GELU
+    flags = ["--rope-scaling", "yarn", "--rope-scale", "4", "--yarn-orig-ctx", "64", *words[:4]]
+    assert words[:4:2] == ["--yarn-beta-fast", "--yarn-beta-slow"]
+    assert nmse(runtimes.run("llama.cpp", gguf, IDS, [(0, LONG)], {"arguments": flags}).logits, wanted) > 1e-4
 
 
 def test_what_llama_cpp_cannot_be_told_is_said(gguf: Path, make_model: MakeModel) -> None:
@@ -150,7 +169,6 @@ LOADS = {
     "vllm": lambda folder, told: vllms(transformers.AutoConfig.from_pretrained(folder), told),
     "sglang": lambda folder, told: sglangs(transformers.AutoConfig.from_pretrained(folder), told),
 }
-BETAS = {"beta_fast": 1.0, "beta_slow": 0.1}  # both move the ramp of these
 TEXT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "vocab_size": 263, "max_position_embeddings": CONTEXT,
