@@ -453,7 +453,7 @@ def test_keys_and_the_parameters_of_the_context_are_two_ways_of_one_model(arch: 
 
 
 TOLD = Flags(kind="yarn", factor=4.0, original=32, theta=70000.0, fast=12.0, slow=2.0)
-SCALED = {"context_length": 64, "rope__freq_base": 50000.0, "rope__freq_base_swa": 20000.0, "rope__scaling__factor": 2.0}
+SCALED = {"context_length": 64, "rope__freq_base": 50000.0, "rope__scaling__factor": 2.0}
 
 
 @pytest.mark.parametrize("arch", sorted({f.gguf_arch for f in FAMILIES}))

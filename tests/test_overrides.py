@@ -117,7 +117,8 @@ def test_what_llama_cpp_cannot_be_told_is_said(gguf: Path, make_model: MakeModel
 def test_a_server_is_let_know_the_context_that_no_flag_raises(gguf: Path) -> None:
     """llama-server caps -c at n_ctx_train, which YaRN alone raises."""
     assert "context_length" not in of(gguf, "llama.cpp").command("m")
-    assert f"llama.context_length=int:{LONG}" in of(gguf, "llama.cpp", method="linear").command("m")
+    linear = of(gguf, "llama.cpp", method="linear").command("m")
+    assert linear == f"llama-server -m m -c {LONG} --rope-scaling linear --rope-scale 4 --override-kv llama.context_length=int:{LONG}"
 
 
 # -- transformers, and what loads config.json through it --------------------------------------------------------------
@@ -237,6 +238,18 @@ def test_what_is_told_arrives_as_each_runtime_merges_it(kind: str, reader: str, 
     assert np.allclose(computed(loaded, None).inv_freq, wanted.inv_freq, rtol=2e-6, atol=1e-30)
     assert np.isclose(computed(loaded, None).multiplier, wanted.multiplier, rtol=1e-6)
     assert loaded.max_position_embeddings == e.context
+
+
+def test_what_stays_of_the_files_own_object_is_read_with_what_is_told(tmp_path: Path) -> None:
+    """SGLang merges the two, so that a temperature of the file stays: it is told a list, to which that says nothing."""
+    llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_theta": 1e4, **TEXT}
+    before = {**QWEN_YARN, "rope_type": "yarn", "mscale": 0.5, "mscale_all_dim": 1.0}
+    folder = written(tmp_path / "m", {**llama, "rope_scaling": before})
+    sglang, vllm = of(folder, "sglang"), of(folder, "vllm")
+    assert sglang.verdict.exact and vllm.verdict.exact
+    assert (sglang.told["rope_parameters"]["rope_type"], vllm.told["rope_parameters"]["rope_type"]) == ("longrope", "yarn")
+    assert LOADS["sglang"](folder, vllm.told).rope_parameters["mscale"] == 0.5
+    assert "mscale" not in LOADS["vllm"](folder, vllm.told).rope_parameters
 
 
 def test_a_part_of_a_head_that_is_not_told_is_lost(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ ON_RECORD = (
     "twin",
     "overrides",
 )  # of the options
-ITS_OWN = {"verdict": "passed", "why": ""}  # of what a model that is not converted cannot have lost
+ITS_OWN = "the model's own"  # which nothing was done to
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
 
 
@@ -109,8 +109,8 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
     }
     say("recipe", 0.0)
     result["recipe"] = answered(c, meant, told.verdicts) if told else _recipe(c, of_base)
-    result["weights"] = {**ITS_OWN, "how": "the model's own", "different": []} if told else _weights(c, base, manifest, say)
-    result["tokenizer"] = {**ITS_OWN, "differences": []} if told else check_tokenizer(c, base)
+    result["weights"] = {"verdict": "passed", "how": ITS_OWN, "why": "", "different": []} if told else _weights(c, base, manifest, say)
+    result["tokenizer"] = {"verdict": "passed", "why": ITS_OWN, "differences": []} if told else check_tokenizer(c, base)
     result["warnings"] = warnings(c)
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
     judged = told.verdicts if told else verdicts_of(c, meant)
