@@ -43,6 +43,7 @@ FLAGS = {  # field of `Flags` -> its option; {tokens} has its own place
     "fast": "--yarn-beta-fast", "slow": "--yarn-beta-slow",
 }  # fmt: skip
 NEUTRAL = {"attn_factor": 1.0, "factor": 1.0, **readers.UNREAD}  # GGUF keys of a scaling, at which they say nothing
+AUTO = "AutoModelForCausalLM"
 KINDS = {bool: "bool", int: "int", float: "float", str: "str"}  # as --override-kv names them
 
 
@@ -77,13 +78,15 @@ class Overrides(Result):
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """What one runtime is told, and the verdict on what it then computes; `words`: the same as its command has it, "" for nothing."""
+    """What one runtime is told, and the verdict on what it then computes: members of config.json, or flags and keys; None, where it is
+    told nothing. `kind`: the class of transformers that loads the model."""
 
     row: Told
     verdict: Verdict
     members: Mapping[str, Any] | None = None
     flags: Flags = readers.UNTOLD
     keys: Mapping[str, Any] | None = None
+    kind: str = AUTO
 
     @property
     def told(self) -> dict[str, Any]:
@@ -108,7 +111,7 @@ class Override:
             return ""
         if self.row.language == "python":
             named = ", ".join(f"{k}={v!r}" for k, v in (self.members or {}).items())
-            return self.row.says.format(model=json.dumps(model), named=named, told=repr(self.members))
+            return self.row.says.format(kind=self.kind, model=json.dumps(model), named=named, told=repr(self.members))
         words = self.arguments() if self.keys is not None else [json.dumps(self.members, separators=(",", ":"))]
         return self.row.says.format(model=shlex.quote(model), tokens=self.flags.tokens, told=shlex.join(words))
 
@@ -185,7 +188,8 @@ def override(c: Checkpoint, e: Extension, row: Told) -> Override:
     try:
         ways = list(_gguf_ways(c, e, row) if row.name == LLAMA_CPP else _config_ways(c, e, row))
     except YarnConvertError as error:
-        return Override(row, Verdict("refuses", text=f"there is no GGUF of it as it is: {error.message}"))
+        before = "there is no GGUF of it as it is: " if row.name == LLAMA_CPP else ""
+        return Override(row, Verdict("refuses", text=before + error.message))
     best = min(ways, key=lambda o: _loss(o.verdict), default=Override(row, Verdict("refuses", text=_no_word(e.rope))))
     return best if best.verdict.kind != "refuses" else Override(row, best.verdict)
 
@@ -250,6 +254,7 @@ def nest_of(c: Checkpoint, row: Told) -> tuple[str, ...]:
 def _config_ways(c: Checkpoint, e: Extension, row: Told) -> Iterator[Override]:
     """By the words of the method, without what every reader assumes and with it; then by lists of frequencies."""
     nest = nest_of(c, row)
+    kind = str(((c.around and c.written.get("architectures")) or [AUTO])[0])
     for _, changes in hf_spellings(c, c.written, e.rope, e.context):
         full = members_of(c, e, row, changes)
         for members in (_without_usual(full, e.rope), full):
@@ -257,7 +262,7 @@ def _config_ways(c: Checkpoint, e: Extension, row: Told) -> Iterator[Override]:
             verdict = judge(read, table(e.rope, e.context), e.context, c.beside(e.rope))
             for key in reversed(nest):
                 members = {key: members}
-            yield Override(row, verdict, members, Flags(tokens=e.context))
+            yield Override(row, verdict, members, Flags(tokens=e.context), kind=kind)
             if verdict.exact:
                 return
 

@@ -23,7 +23,7 @@ Members = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """How one runtime is told. `says`: the command, of {model}, {tokens} and the members, {told} or {named} by keyword, or the flags."""
+    """How one runtime is told. `says`: the command, of {model}, {tokens}, {kind}, and the members, {told} or {named}, or the flags."""
 
     name: str
     reads: Literal["safetensors", "gguf", "both"]
@@ -70,7 +70,7 @@ class Told:
         return {**seen, **members, "rope_parameters": {**stays, **told}}
 
 
-_SNIPPET = "AutoModelForCausalLM.from_pretrained({model}, {named})"
+_SNIPPET = "{kind}.from_pretrained({model}, {named})"
 _V5 = (
     "configuration_utils.py: PreTrainedConfig.from_dict sets attributes of the class that was made, and makes that of a nested config anew",
     "modeling_rope_utils.py: what a table is made of is config.rope_parameters alone",

@@ -98,7 +98,8 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
     of_base = Lineage(told.meant) if told else _lineage(c, base, manifest, settings)
     meant = of_base.meant
     names, missing = chosen_runtimes(c, settings.runtimes)
-    names = told.taking(names, settings.runtimes) if told else names
+    if told:
+        names, missing = told.taking(names, settings.runtimes), [row for row in missing if RUNTIMES[row["name"]].told]
     result: dict[str, Any] = {
         "model": c.source.name,
         "format": "gguf" if c.gguf else "safetensors",
