@@ -474,6 +474,7 @@ def test_llama_cpp_turns_the_layers_as_it_is_told(arch: str) -> None:
     wanted = [Table(told.inv_freq, told.multiplier), *([told.beside.other_layers] if told.beside.other_layers else [])]
     assert all(any(same(t, w) for w in wanted) for t in tables)
     assert not any(same(t, Table(untold.inv_freq, untold.multiplier)) for t in tables)
+    np.testing.assert_allclose(found.scales, [told.beside.logits * scale for scale in run(arch, "plain").scales], rtol=RTOL)
 
 
 def nmse(a: np.ndarray, b: np.ndarray) -> float:
