@@ -57,7 +57,7 @@ class Told:
         """config.json as it is to this runtime, as though a file said so.
 
         Where transformers' classes have read it, its RoPE objects are one, which has θ and the part of a head that turns; neither is looked
-        for elsewhere after that (transformers 5.23 modeling_rope_utils.py, convert_rope_params_to_dict).
+        for elsewhere after that (transformers 5.23 modeling_rope_utils.py, convert_rope_params_to_dict). `members` always have θ.
         """
         if self.object not in members or not self.parsed or self.object != "rope_parameters":
             return {**config, **members}
@@ -75,7 +75,6 @@ _V5 = (
     "configuration_utils.py: PreTrainedConfig.from_dict sets attributes of the class that was made, and makes that of a nested config anew",
     "modeling_rope_utils.py: what a table is made of is config.rope_parameters alone",
 )
-_NO_GGUF = "its reading of GGUF is not surveyed"
 _CONVERTS = "it reads what lies in the model's folder, and takes no other RoPE"
 TOLD: Mapping[str, Told] = {
     row.name: row
