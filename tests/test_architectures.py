@@ -26,7 +26,7 @@ from yarn_convert.dialects import FACTORS as FACTOR_TENSORS
 from yarn_convert.errors import Unsupported, YarnConvertError
 from yarn_convert.families import ARCHS, FAMILIES, NO_ROPE, REFUSED, for_gguf
 from yarn_convert.families.schema import numbered
-from yarn_convert.readers import read_gguf, still
+from yarn_convert.readers import UNTOLD, Flags, read_gguf, still
 from yarn_convert.readers.gguf import LLAMA_CPP, gguf_corrections, gguf_ramp
 from yarn_convert.rope import Table, geometric, table
 
@@ -450,6 +450,31 @@ def test_keys_and_the_parameters_of_the_context_are_two_ways_of_one_model(arch: 
     assert np.isfinite(plain).all()
     assert nmse(keys, context) < 1e-10
     assert nmse(keys, plain) > 1e-6
+
+
+TOLD = Flags(kind="yarn", factor=4.0, original=32, theta=70000.0, fast=12.0, slow=2.0)
+SCALED = {"context_length": 64, "rope__freq_base": 50000.0, "rope__scaling__factor": 2.0}
+
+
+@pytest.mark.parametrize("arch", sorted({f.gguf_arch for f in FAMILIES}))
+def test_llama_cpp_turns_the_layers_as_it_is_told(arch: str) -> None:
+    """The parameters of the context, over a file that has a scaling and a θ of its own: each call has a table of the reading's."""
+    of_file = keys_of(arch, **SCALED)
+    params = {
+        "rope_scaling_type": 2, "rope_freq_scale": 0.25, "yarn_orig_ctx": 32, "rope_freq_base": 70000.0, "yarn_beta_fast": 12.0,
+        "yarn_beta_slow": 2.0,
+    }  # fmt: skip
+    found = made(Job(arch, of_file, params, FACTORS))
+    assert not found.error
+    full = {"general.architecture": arch} | {f"{arch}.{k}": v for k, v in of_file.items()}
+    tensors = {name: np.array(FACTORS[: shape[0]], float) for name, shape in found.shapes.items() if name.startswith("rope_f")}
+    pair = [tensors[f"rope_factors_{x}.weight"] for x in ("short", "long")] if len(tensors) == 2 else None
+    told, untold = (read_gguf(full, tensors.get("rope_freqs.weight"), pair and (pair[0], pair[1]), f) for f in (TOLD, UNTOLD))
+    tables = [turned(t) for t in found.turns]
+    wanted = [Table(told.inv_freq, told.multiplier), *([told.beside.other_layers] if told.beside.other_layers else [])]
+    assert all(any(same(t, w) for w in wanted) for t in tables)
+    assert not any(same(t, Table(untold.inv_freq, untold.multiplier)) for t in tables)
+    np.testing.assert_allclose(found.scales, [told.beside.logits * scale for scale in run(arch, "plain").scales], rtol=RTOL)
 
 
 def nmse(a: np.ndarray, b: np.ndarray) -> float:

@@ -54,7 +54,7 @@ def told(command: Any) -> list[Option]:
 
 def test_the_commands_are_all_there() -> None:
     assert set(COMMANDS) == {
-        "", "convert", "validate", "finetune", "upload", "card", "inspect", "repair", "recipe", "methods", "runtimes", "runtimes add",
+        "", "convert", "overrides", "validate", "finetune", "upload", "card", "inspect", "repair", "recipe", "methods", "runtimes", "runtimes add",
         "evaluate perplexity", "evaluate passkey", "evaluate temperature", "evaluate advise",
     }  # fmt: skip
 

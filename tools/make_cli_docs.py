@@ -10,6 +10,7 @@ EVALUATE = (["evaluate"], *(["evaluate", name] for name in ("perplexity", "passk
 COMMANDS = (
     [],
     ["convert"],
+    ["overrides"],
     ["validate"],
     ["inspect"],
     ["repair"],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import evaluation as evaluate
     from .conversion import convert
     from .conversion.describe import inspect
+    from .conversion.overriding import overrides
     from .conversion.recipes import recipe
     from .errors import YarnConvertError
     from .finetuning import finetune
@@ -28,7 +29,19 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Recipe", "YarnConvertError", "__version__", "convert", "evaluate", "finetune", "inspect", "recipe", "upload", "validate"]
+__all__ = [
+    "Recipe",
+    "YarnConvertError",
+    "__version__",
+    "convert",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "overrides",
+    "recipe",
+    "upload",
+    "validate",
+]
 
 _WHERE = {  # the modules that are imported when a name is first asked for
     "Recipe": "options",
@@ -36,6 +49,7 @@ _WHERE = {  # the modules that are imported when a name is first asked for
     "convert": "conversion",
     "finetune": "finetuning",
     "inspect": "conversion.describe",
+    "overrides": "conversion.overriding",
     "recipe": "conversion.recipes",
     "upload": "publishing.hub",
     "validate": "validation",

@@ -197,6 +197,9 @@ class ValidateOptions:
     base: Annotated[str | None, Help("The base model: are the weights its own?")] = None
     like: Like = None
     recipe: Recipe | None = None
+    overrides: Annotated[
+        bool, Help("MODEL is not extended: each runtime is told the recipe of the options, as 'yarn-convert overrides' prints it.")
+    ] = False
     runtimes: Annotated[
         tuple[str, ...],
         Help(
@@ -235,6 +238,16 @@ class RepairOptions:
     ] = ()
     recipe: Recipe | None = None
     force: Force = False
+
+
+@dataclass(frozen=True, slots=True)
+class OverridesOptions:
+    """A recipe, and which runtimes are to be told it."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    _: KW_ONLY
+    runtimes: Annotated[tuple[str, ...], Help("A runtime to tell; can be repeated. [default: all]", names=("--runtime",))] = ()
+    revision: Revision = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

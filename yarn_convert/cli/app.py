@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError, YarnConvertError, missing
-from ..options import After, ConvertOptions, Help, InspectOptions, Like, Recipe, RepairOptions, UploadOptions, ValidateOptions
+from ..options import (
+    After,
+    ConvertOptions,
+    Help,
+    InspectOptions,
+    Like,
+    OverridesOptions,
+    Recipe,
+    RepairOptions,
+    UploadOptions,
+    ValidateOptions,
+)
 from .commands import JsonAlone, PrintOptions, Quiet, ReadOptions, RecipeOption, Replace, Report, command, spread
 from .evaluate import evaluate_app
 from .finetune import finetune
@@ -24,6 +35,7 @@ from .show import (
     answer,
     inspect_lines,
     next_steps,
+    overrides_lines,
     plan_json,
     plan_lines,
     print_anywhere,
@@ -171,6 +183,24 @@ def validate(
         write_report(asked.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if result["verdict"] != "passed":
         raise typer.Exit(NOT_PASSED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverridesCommand:
+    options: OverridesOptions = field(default_factory=OverridesOptions)
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    json: JsonAlone = field(default_factory=JsonAlone)
+
+
+@command(app)
+def overrides(model: Model, asked: OverridesCommand) -> None:
+    """Print how each runtime extends MODEL as it is, without a file of its own, and what of the recipe each loses."""
+    from ..conversion.overriding import overrides as told
+
+    asked.reading.obey()
+    o = asked.options
+    found = told(model, o.recipe, runtimes=o.runtimes, revision=o.revision)
+    answer(found.to_dict(), asked.json.as_json, *overrides_lines(found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

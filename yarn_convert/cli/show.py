@@ -8,6 +8,7 @@ import io
 import json
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..compute.record import SayStage
     from ..conversion import Conversion
     from ..conversion.describe import Description
+    from ..conversion.overriding import Overrides
     from ..conversion.repair import Repair
     from ..formats.digests import Progress
     from ..publishing.hub import Upload
@@ -155,6 +157,20 @@ def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:
         *plot(c.rope, c.context),
     ]
     return lines + [f"inconsistent: {line}" for line in facts.inconsistencies]
+
+
+def overrides_lines(found: Overrides) -> list[str]:
+    """A verdict for each runtime, wrapped, and below it the command on a line of its own; those that cannot be told come last."""
+    over = f" over {found.recipe.inner.method}" if found.recipe.inner else ""
+    lines = [
+        f"recipe    {found.recipe.method}{over}, s = {found.scale:g}: {found.recipe.original_context:,} -> {found.context:,} tokens; "
+        f"cos and sin × {found.attention_factor:.6g}",
+        *(f"note      {note}" for note in found.notes),
+    ]
+    for r in sorted(found.runtimes, key=lambda r: r.command is None):
+        verdict = "exact" if r.exact else r.why if r.command else f"cannot be told: {r.why}"
+        lines += ["", *textwrap.wrap(f"{r.runtime} ({r.version}): {verdict}", 100, subsequent_indent="    "), r.command or r.instead]
+    return lines
 
 
 def upload_lines(plan: Upload) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -96,14 +97,19 @@ def check_recipe(c: Checkpoint, meant: Intention) -> dict[str, Any]:
     JSON: `verdict` "passed" or "failed", `reader`, `why`, `doubt`, the two tables, the largest relative error, the multiplier and
     context of both, and every known reader's verdict.
     """
-    target, reader, verdicts = table(meant.rope, meant.context), main_reader(c), verdicts_of(c, meant)
-    judged = verdicts[reader]
-    why, decoded = judged.why, judged.reading
-    layer = judged.layer if judged.layer not in ("", "lengths") else "table"  # other lengths have other tables
-    if not why and c.rope.method == meant.rope.method == "yarn" and c.rope.original_context != meant.rope.original_context:
+    verdicts, why = verdicts_of(c, meant), ""
+    if c.rope.method == meant.rope.method == "yarn" and c.rope.original_context != meant.rope.original_context:
         why = f"it counts from {c.rope.original_context:,} tokens instead of {meant.rope.original_context:,}"
-    if not why and (file := rope_file_error(c, target)):
-        why = file
+    return answered(c, meant, verdicts, why or rope_file_error(c, table(meant.rope, meant.context)))
+
+
+def answered(c: Checkpoint, meant: Intention, verdicts: Mapping[str, Verdict], more: str = "") -> dict[str, Any]:
+    """The answer of `check_recipe`, from what each reader makes of the file or of what it is told; `more`: why not, where the format's
+    own reader finds nothing."""
+    target, reader = table(meant.rope, meant.context), main_reader(c)
+    judged = verdicts[reader]
+    why, decoded = judged.why or more, judged.reading
+    layer = judged.layer if judged.layer not in ("", "lengths") else "table"  # other lengths have other tables
     result: dict[str, Any] = {
         "verdict": "failed" if why else "passed",
         "reader": reader,
@@ -165,7 +171,7 @@ def reading_at(c: Checkpoint, reader: str, n: int, served: int) -> readers.Readi
     nothing is known."""
     try:
         if c.gguf:
-            return readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors), served)
+            return readers.read_gguf(c.config, c.factors.get(ROPE_FREQS), pair_of(c.factors), readers.Flags(tokens=served))
         return readers.read_config(reader, c.written, n, served)
     except (readers.Refuses, Unsupported):
         return None

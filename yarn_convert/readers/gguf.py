@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,13 +22,29 @@ GGUF_TYPES = ("none", "linear", "yarn", "longrope")
 float32 = np.float32
 
 
+class Flags(NamedTuple):
+    """What llama.cpp's command line says of a context's RoPE, which goes before the file's keys (common/arg.cpp, llama_context_params);
+    None: as the file has it. `--yarn-attn-factor` is none of them: where YaRN is on, llama-context.cpp writes over it."""
+
+    tokens: int | None = None  # -c: n_ctx
+    kind: str | None = None  # --rope-scaling
+    factor: float | None = None  # --rope-scale, whose inverse is rope_freq_scale
+    original: int | None = None  # --yarn-orig-ctx
+    theta: float | None = None  # --rope-freq-base
+    fast: float | None = None  # --yarn-beta-fast
+    slow: float | None = None  # --yarn-beta-slow
+
+
+UNTOLD = Flags()
+
+
 def read_gguf(
     keys: Mapping[str, Any],
     rope_freqs: ArrayLike | None = None,
     rope_factors: tuple[ArrayLike, ArrayLike] | None = None,
-    served: int | None = None,
+    flags: Flags = UNTOLD,
 ) -> Reading:
-    """What llama.cpp computes at its full context, or at one of `served` tokens for each text. `rope_freqs` is rope_freqs.weight,
+    """What llama.cpp computes at its full context, or at that of `flags`, what it is told besides. `rope_freqs` is rope_freqs.weight,
     `rope_factors` the pair rope_factors_short.weight, rope_factors_long.weight.
 
     Source: src/llama-model.cpp load_hparams, src/llama-context.cpp llama_context::llama_context, ggml/src/ggml.c
@@ -37,32 +53,31 @@ def read_gguf(
     """
     try:
         with np.errstate(all="ignore"):
-            return _read(keys, rope_freqs, rope_factors, served)
+            return _read(keys, rope_freqs, rope_factors, flags)
     except (ArithmeticError, ValueError, TypeError) as e:  # a number in the file that has no logarithm, or is none
         gguf_refuses(f"cannot compute from this: {e}")
 
 
-def _read(
-    keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: tuple[ArrayLike, ArrayLike] | None, served: int | None
-) -> Reading:
+def _read(keys: Mapping[str, Any], rope_freqs: ArrayLike | None, rope_factors: tuple[ArrayLike, ArrayLike] | None, flags: Flags) -> Reading:
     arch = keys["general.architecture"]
     if arch not in ARCHS:
         why = f"{arch} {REFUSED[arch]}" if arch in REFUSED else f"what llama.cpp makes of the architecture {arch!r} is not known here"
         raise Unsupported(why, NOT_MODELLED)
     meta = check_keys(arch, keys)
-    kind = meta.get("rope.scaling.type", "linear")
-    if kind not in GGUF_TYPES:
-        gguf_refuses(f"aborts on rope.scaling.type {kind!r}")
+    loaded = meta.get("rope.scaling.type", "linear")
+    kind = flags.kind or loaded
+    for name in {loaded, kind} - {*GGUF_TYPES}:
+        gguf_refuses(f"aborts on rope.scaling.type {name!r}")
     context = int(meta["context_length"])
     original = int(meta.get("rope.scaling.original_context_length") or context)
     dim = gguf_dim(arch, meta)
-    divided = divisors(arch, kind, dim, (served or context) > original, rope_freqs, rope_factors)
+    divided = divisors(arch, loaded, dim, (flags.tokens or context) > original, rope_freqs, rope_factors)
     written = float32(meta.get("rope.scaling.factor", meta.get("rope.scale_linear", 0.0)))
-    layers = Layers(arch, meta, kind, original, 1.0 if written == 0 else 1 / float(written))
-    theta, scale = gguf_theta(arch, meta), 1.0 if kind == "none" else layers.trained
-    read = layers.table(dim, theta, scale, divided)
-    beside = Beside(layers.logits(scale), layers.other_layers(read, dim, theta, divided), gguf_floor(arch, keys))
-    return Reading(*read, context, gguf_ignored(arch, meta, kind, read.multiplier), beside)
+    layers = Layers(arch, meta, kind, flags.original or original, 1.0 if written == 0 else 1 / float(written), flags)
+    theta = gguf_theta(arch, meta) if flags.theta is None else float(float32(flags.theta))
+    read = layers.table(dim, theta, layers.scale, divided)
+    beside = Beside(layers.logits(layers.scale), layers.other_layers(read, dim, theta, divided), gguf_floor(arch, keys))
+    return Reading(*read, layers.served(context), gguf_ignored(arch, meta, kind, read.multiplier), beside)
 
 
 BETAS = ("yarn_beta_fast", "yarn_beta_slow")
@@ -127,6 +142,28 @@ class Layers:
     kind: str
     original: int
     trained: float  # rope_freq_scale_train, 1/s whatever the type
+    flags: Flags
+
+    @property
+    def told(self) -> float:
+        """rope_freq_scale, before the type is looked at."""
+        return self.trained if self.flags.factor is None else 1 / float(float32(self.flags.factor))
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.kind == "none" else self.told
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        fast, slow = gguf_betas(self.arch, self.meta)
+        return fast if self.flags.fast is None else self.flags.fast, slow if self.flags.slow is None else self.flags.slow
+
+    def served(self, context: int) -> int:
+        """How long a text the server takes: no longer than n_ctx_train, which another YaRN than the file's sets anew, to a whole number
+        of tokens below a quotient in float32 (llama_init_from_model; tools/server/server-context.cpp, n_ctx_slot)."""
+        if self.kind == "yarn" and float32(self.told) != float32(self.trained):
+            context = int(float32(self.original) / float32(self.told))
+        return context if self.flags.tokens is None else min(context, self.flags.tokens)
 
     @property
     def written(self) -> float:
@@ -155,22 +192,23 @@ class Layers:
         omega, multiplier = geometric(theta, dim) / divided, self.attn_factor(scale)
         inv_freq = omega * own
         if self.kind == "yarn":
-            keep = gguf_ramp(dim, *gguf_corrections(dim, self.original, theta, *gguf_betas(self.arch, self.meta)))
+            keep = gguf_ramp(dim, *gguf_corrections(dim, self.original, theta, *self.betas))
             inv_freq = inv_freq * (1 - keep) + omega * keep
             multiplier *= m0(own)
         return Table(inv_freq, multiplier)
 
     def other_layers(self, first: Table, dim: int, theta: float, divided: Array | float) -> Table | None:
-        """The RoPE of the sliding-window layers; None if there are none, or it is that of the others."""
+        """The RoPE of the sliding-window layers; None if there are none, or it is that of the others. Their factor is the file's, whatever
+        the context's, and so is their θ but where they are "plain"."""
         facts = ARCHS[self.arch]
         if not has_other_layers(self.arch, self.meta):
             return None
+        theta = theta if facts.other_layers == "plain" else gguf_theta(self.arch, self.meta)
         theirs, dim = gguf_other_layers(self.arch, self.meta, theta, dim)
         if facts.other_layers in ("plain", "apart"):
             return Table(geometric(theirs, dim), 1.0)
         own = 1.0 if facts.other_layers == "own" else self.trained
-        scale = 1.0 if self.kind == "none" else self.trained
-        found = self.table(dim, theirs, scale, divided if facts.other_layers == "shared" else 1.0, own)
+        found = self.table(dim, theirs, self.scale, divided if facts.other_layers == "shared" else 1.0, own)
         same = facts.other_layers == "shared" and np.array_equal(found.inv_freq, first.inv_freq) and found.multiplier == first.multiplier
         return None if same else found
 

@@ -13,6 +13,33 @@ from protocol import WorkerJob
 BATCH = 512
 ALL = -1  # layers
 CACHES = {"float32": 0, "float16": 1}  # as ggml numbers its types
+# llama-cpp-python has numbers of its own where llama.cpp has "as the file says" (common/common.h: common_params)
+AS_THE_FILE = {f"yarn_{name}": -1.0 for name in ("ext_factor", "attn_factor", "beta_fast", "beta_slow")}
+VALUES = {"bool": lambda text: text == "true", "int": int, "float": float, "str": str}
+
+
+def told(arguments: list[str]) -> dict[str, Any]:
+    """The arguments of `Llama` that say what these words say on llama.cpp's command line (common/arg.cpp)."""
+    import llama_cpp
+
+    found: dict[str, Any] = {**AS_THE_FILE}
+    keys: dict[str, Any] = {}
+    for option, text in zip(arguments[::2], arguments[1::2], strict=True):
+        if option == "--override-kv":
+            key, _, value = text.partition("=")
+            kind, _, value = value.partition(":")
+            keys[key] = VALUES[kind](value)
+        elif option == "--rope-scaling":
+            found["rope_scaling_type"] = int(getattr(llama_cpp, f"LLAMA_ROPE_SCALING_TYPE_{text.upper()}"))
+        elif option == "--rope-scale":
+            found["rope_freq_scale"] = float(np.float32(1) / np.float32(text))
+        elif option == "--yarn-orig-ctx":
+            found["yarn_orig_ctx"] = int(text)
+        elif option in ("--rope-freq-base", "--yarn-beta-fast", "--yarn-beta-slow"):
+            found[option[2:].replace("-", "_")] = float(text)
+        else:
+            raise SystemExit(f"no option of RoPE: {option}")
+    return {**found, "kv_overrides": keys or None}
 
 
 def main(job: WorkerJob) -> None:
@@ -40,7 +67,7 @@ def main(job: WorkerJob) -> None:
         return llama_cpp.Llama(
             job.model, n_ctx=n, n_batch=BATCH, n_ubatch=BATCH, type_k=kind, type_v=kind, flash_attn=flash, n_threads=threads,
             n_threads_batch=threads, n_gpu_layers=layers, offload_kqv=bool(layers), op_offload=bool(layers),
-            verbose=False, logits_all=False,
+            verbose=False, logits_all=False, **told(job.options.get("arguments", [])),
         )  # fmt: skip
 
     try:

@@ -49,6 +49,7 @@ class Runtime:
     linux_only: bool = False
     spare: int = 0  # tokens by which a text must be shorter than the model's context
     modes: Mapping[str, Mode] = field(default_factory=dict)
+    told: bool = False  # whether its worker takes what `readers.told` says of it
 
 
 _ROWS = (
@@ -60,6 +61,7 @@ _ROWS = (
         also=("torch",),
         env=OFFLINE,
         note="1.1 GB; the extra yarn-convert[transformers] brings it too",
+        told=True,
         modes={
             "eager": Mode({"attention": "eager"}, "attention written out"),
             "bf16": Mode({"dtype": "bfloat16"}, "bfloat16", "bfloat16"),
@@ -73,6 +75,7 @@ _ROWS = (
         cost=3.0,
         build={"SKBUILD_CMAKE_DEFINE": "LLAVA_BUILD=OFF"},  # mtmd reads images
         note="compiles for about 5 minutes, with a C++ compiler; the extra yarn-convert[llama-cpp] brings it too",
+        told=True,
         modes={"fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16")},
     ),
     Runtime(

@@ -1,4 +1,5 @@
-"""Logits of an HF folder in transformers as a stranger loads it: no argument but the type of the arithmetic and the kind of attention."""
+"""Logits of an HF folder in transformers as a stranger loads it: no argument but the type of the arithmetic, the kind of attention, and
+members of config.json that it is told besides."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def main(job: WorkerJob) -> None:
     try:
         config = transformers.AutoConfig.from_pretrained(job.model)  # a model that sees or hears is of the class that it names
         kind = getattr(transformers, config.architectures[0]) if config.sub_configs else transformers.AutoModelForCausalLM
-        model = kind.from_pretrained(job.model, dtype=dtype, attn_implementation=attention).eval().to(device)
+        members = job.options.get("members", {})
+        model = kind.from_pretrained(job.model, dtype=dtype, attn_implementation=attention, **members).eval().to(device)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as e:

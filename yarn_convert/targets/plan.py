@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -88,18 +88,8 @@ def carry_hf(
     Inexpressible when the wished carrier has no spelling or transformers 5 would not follow it.
     """
     found = []
-    for carrier, spell in (("metadata", dialects.hf_metadata), ("tensors", dialects.hf_tensors)):
-        if carry in (carrier, "auto"):
-            try:
-                changes = _as_family_spells(c, config, spell(rope, context))
-                if c.family.model_type in readers.HEAD_DIM_UNFILLED and config.get("head_dim") is None:
-                    changes["head_dim"] = c.head_dim
-            except Inexpressible:
-                if carry == carrier:
-                    raise
-                continue
-            verdicts = judge_configs(edited(config, changes), rope, context, c.beside(rope))
-            found.append((carrier, changes, verdicts))
+    for carrier, changes in hf_spellings(c, config, rope, context, carry):
+        found.append((carrier, changes, judge_configs(edited(config, changes), rope, context, c.beside(rope))))
     if not found:
         dialects.static_table(rope, "config.json")  # says why
         raise Inexpressible(f"config.json cannot carry {rope.method}", "--out gguf")
@@ -108,6 +98,24 @@ def carry_hf(
         hint = "--out gguf" if carry == "auto" else "--carry auto, or --out gguf"
         raise Inexpressible(f"{DECISIVE} would not compute this from config.json: {why}", hint)
     return best
+
+
+def hf_spellings(
+    c: Checkpoint, config: Mapping[str, Any], rope: Rope, context: int, carry: str = "auto"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(carrier, changes to config.json) of each carrier that has a spelling; Inexpressible when the wished one has none."""
+    for carrier, spell in (("metadata", dialects.hf_metadata), ("tensors", dialects.hf_tensors)):
+        if carry not in (carrier, "auto"):
+            continue
+        try:
+            changes = _as_family_spells(c, config, spell(rope, context))
+        except Inexpressible:
+            if carry == carrier:
+                raise
+            continue
+        if c.family.model_type in readers.HEAD_DIM_UNFILLED and config.get("head_dim") is None:
+            changes["head_dim"] = c.head_dim
+        yield carrier, changes
 
 
 def _as_family_spells(c: Checkpoint, config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,13 +173,13 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
         except Inexpressible as e:
             refused = refused or e
             continue
-        said = {"general.architecture": c.family.gguf_arch, **_shape_keys(c)}
+        said = {"general.architecture": c.family.gguf_arch, **shape_keys(c)}
         written = {k: v for k, v in (said | {k: v and v.data for k, v in keys.items()}).items() if v is not None}
         read = partial(readers.read_gguf, written, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors))
         v = judge(read, table(rope), context, c.beside(rope))
         if v.exact and rope.row.switches:  # its other list, too
             within = rope.original_context
-            v = judge(partial(read, served=within), table(rope, within), context, c.beside(rope))
+            v = judge(partial(read, flags=readers.Flags(tokens=within)), table(rope, within), within, c.beside(rope))
         if v.exact:
             return carrier, keys, factors
         refused = Inexpressible(
@@ -181,7 +189,8 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
     raise refused
 
 
-def _shape_keys(c: Checkpoint) -> dict[str, Any]:
+def shape_keys(c: Checkpoint) -> dict[str, Any]:
+    """The keys of its GGUF, those of RoPE only where it is one."""
     if c.gguf:
         return dict(c.config)
     own = {c.family.gguf_key(hf)[0]: value for hf, value in c.hparams.items() if hf in c.family.hparams and value is not None}

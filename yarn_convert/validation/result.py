@@ -52,6 +52,7 @@ class AskedOptions(Struct, frozen=True):
     text: str | None
     real: bool
     twin: bool
+    overrides: bool = False
 
 
 class Rotation(Struct, frozen=True):

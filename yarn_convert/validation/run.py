@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from ..compute.tokens import text_ids
 from ..compute.values import changed_since, other_model
 from ..compute.weights import check_weights
 from ..conversion import window_off
-from ..conversion.extension import counted_from
-from ..conversion.intention import Intention, check_recipe, intention_of, reading_at, verdicts_of
+from ..conversion.extension import counted_from, extend
+from ..conversion.intention import Intention, answered, check_recipe, intention_of, reading_at, verdicts_of
+from ..conversion.overriding import Override, overrides_of
 from ..errors import UsageError, need
 from ..formats.digests import Progress, digests
 from ..formats.inputs import noticing
 from ..options import Recipe, ValidateOptions, check_choices, taking
+from ..readers.judge import Verdict
 from ..readers.switching import whole_context
 from ..rope import Effect
 from ..runtimes.environments import listing, python_of
@@ -60,7 +62,21 @@ from .verdict import verdict_of
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
 EXCERPT_TOKENS = 256  # of an excerpt at least, where the text goes so far
-ON_RECORD = ("base", "like", "runtimes", "device", "dtype", "budget", "tokens", "twin_tokens", "text", "real", "twin")  # of the options
+ON_RECORD = (
+    "base",
+    "like",
+    "runtimes",
+    "device",
+    "dtype",
+    "budget",
+    "tokens",
+    "twin_tokens",
+    "text",
+    "real",
+    "twin",
+    "overrides",
+)  # of the options
+ITS_OWN = "the model's own"  # which nothing was done to
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
 
 
@@ -75,14 +91,17 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
     with noticing() as inputs:
         c = open_checkpoint(resolve(model, settings.revision, weights=settings.real))
         base = open_checkpoint(resolve(settings.base)) if settings.base else None
-        manifest = read_manifest(c.source.path)
+        manifest = read_manifest(c.source.path) if not settings.overrides else None
         files = _digests(c, say)
     if base is not None:
         base = base.standing_alone() if base.gguf and not c.gguf else base
         check_base(c, base, manifest, read_manifest(base.source.path))
-    of_base = _lineage(c, base, manifest, settings)
+    told = _told(c, settings)
+    of_base = Lineage(told.meant) if told else _lineage(c, base, manifest, settings)
     meant = of_base.meant
     names, missing = chosen_runtimes(c, settings.runtimes)
+    if told:
+        names, missing = told.taking(names, settings.runtimes), [row for row in missing if RUNTIMES[row["name"]].told]
     result: dict[str, Any] = {
         "model": c.source.name,
         "format": "gguf" if c.gguf else "safetensors",
@@ -92,12 +111,14 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
         "settings": {name: str(v) if isinstance(v := getattr(settings, name), Path) else v for name in ON_RECORD},
     }
     say("recipe", 0.0)
-    result["recipe"] = _recipe(c, of_base)
-    result["weights"] = _weights(c, base, manifest, say)
-    result["tokenizer"] = check_tokenizer(c, base)
+    result["recipe"] = answered(c, meant, told.verdicts) if told else _recipe(c, of_base)
+    result["weights"] = {"verdict": "passed", "how": ITS_OWN, "why": "", "different": []} if told else _weights(c, base, manifest, say)
+    result["tokenizer"] = {"verdict": "passed", "why": ITS_OWN, "differences": []} if told else check_tokenizer(c, base)
     result["warnings"] = warnings(c)
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
-    result["studies"] = _studies(c, base, meant, names, settings, say) if names and same_size else []
+    judged = told.verdicts if told else verdicts_of(c, meant)
+    question = _question(c, meant, judged, names, settings, told.options(names) if told else {})
+    result["studies"] = _studies(c, base, question, names, settings, say) if names and same_size else []
     result["missing"] = missing
     inputs.check()
     result |= verdict_of(result, settings.runtimes, settings.real, settings.twin, c.family.listed)
@@ -114,6 +135,46 @@ def validate(model: str, options: ValidateOptions) -> Validated:
     base="smollm2-135m")`. The result also goes into the manifest where there is one. Raises as `check` does; a model that fails its
     check raises nothing."""
     return validated(check(model, options))
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What runtimes are told of a model that is as it was, where that is what is checked."""
+
+    meant: Intention
+    overrides: Mapping[str, Override]  # by reader
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        return {name: o.verdict for name, o in self.overrides.items()}
+
+    def taking(self, names: Sequence[str], wished: Sequence[str]) -> list[str]:
+        """Those of the runtimes `names` that can be told here; UsageError for one that was wished for and cannot."""
+        found = [name for name in names if (row := runtime_of(name)).told and self.overrides[row.reader].takes]
+        if lost := [name for name in wished if name not in found]:
+            ways = [name for name, row in RUNTIMES.items() if row.told and row.reader in self.overrides]
+            raise UsageError(
+                f"{lost[0]} is not told anything here", f"--overrides runs {' and '.join(ways)}; 'yarn-convert overrides' says why"
+            )
+        return found
+
+    def options(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """For the workers, by runtime."""
+        return {row.name: self.overrides[row.reader].options for row in map(runtime_of, names)}
+
+
+def _told(c: Checkpoint, settings: ValidateOptions) -> Told | None:
+    """None where the file itself is checked. UsageError for --overrides without a recipe, or beside what says another."""
+    if not settings.overrides:
+        return None
+    if settings.recipe is None or settings.base is not None or settings.like is not None:
+        raise UsageError(
+            "--overrides tells runtimes the recipe of the options over the model itself", "--scale 4, without --base and --like"
+        )
+    c = c.counting_from(settings.recipe.original_context)
+    e = extend(c, settings.recipe)
+    meant = Intention(e.rope, e.context, "as each runtime is told")
+    return Told(meant, {o.row.reader: o for o in overrides_of(c, e) if o.row.reader})
 
 
 def _lineage(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, settings: ValidateOptions) -> Lineage:
@@ -206,25 +267,28 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, 
 # -- the studies ------------------------------------------------------------------------------------------------------
 
 
-def _studies(
+def _question(
     c: Checkpoint,
-    base: Checkpoint | None,
     meant: Intention,
-    names: list[str],
+    judged: Mapping[str, Verdict],
+    names: Sequence[str],
     settings: ValidateOptions,
-    say: SayStage,
-) -> list[dict[str, Any]]:
-    judged = verdicts_of(c, meant)
+    told: Mapping[str, Mapping[str, Any]],
+) -> Question:
     predicted = {name: v for name in names if (v := judged.get(runtime_of(name).reader)) and v.kind != "unknown"}
     readings = {
         name: Effect(r.inv_freq, r.multiplier, r.beside.logits)
         for name in names
         if (v := judged.get(runtime_of(name).reader)) and (r := v.reading)
     }
-    within = _short_side(meant)
-    device = pick_device(settings.device)
-    question = Question(meant, readings, predicted, device, settings.dtype)
-    original, studies = meant.rope.original_context, []
+    return Question(meant, readings, predicted, pick_device(settings.device), settings.dtype, told)
+
+
+def _studies(
+    c: Checkpoint, base: Checkpoint | None, question: Question, names: list[str], settings: ValidateOptions, say: SayStage
+) -> list[dict[str, Any]]:
+    meant, device, studies = question.meant, question.device, []
+    original, within = meant.rope.original_context, _short_side(meant)
     named = c if c.family.listed or not c.gguf else base  # whose tensors have names that a reference could take
     if named is None or (named is base and not stands_for(base, c)):
         return []

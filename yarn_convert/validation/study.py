@@ -44,13 +44,15 @@ WORDS = 1000  # tokens of the smallest vocabulary whose loss says anything: belo
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked of every runtime. `readings`: runtime -> the table that its source takes from the file, to recognize one
-    that follows the file and not the intention. `predicted`: runtime -> whether it follows, by its source."""
+    that follows the file and not the intention. `predicted`: runtime -> whether it follows, by its source. `told`: runtime -> the
+    options by which its worker is told what the file does not say."""
 
     meant: Intention
     readings: Mapping[str, Effect] = field(default_factory=dict)
     predicted: Mapping[str, Verdict] = field(default_factory=dict)
     device: str = "auto"
     dtype: str = "float32"
+    told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def right(self, n: int) -> Effect:
         """What is intended for a text of `n` tokens: some methods depend on it."""
@@ -293,8 +295,8 @@ def _runtime(s: Case, q: Question, name: str, reference: Reference, expected: ND
     n = min(len(s.ids), (served or q.meant.context) - runtime_of(name).spare)
     spans = [(a, min(b, n)) for a, b in s.spans if a < n]
     say(f"{name}, {s.kind}", 0.0)
+    options = {"device": q.device, "served": served, **q.told.get(runtime_of(name).name, {})}
     try:
-        options = {"device": q.device, "served": served}
         done = runtimes.run(name, s.path, s.ids[:n], spans, options, lambda f: say(f"{name}, {s.kind}", f))
     except runtimes.Failed as e:
         if why := e.message if e.killed else _out_of_order(name):

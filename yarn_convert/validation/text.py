@@ -11,6 +11,7 @@ from msgspec import convert
 from ..checkpoint.manifest import RopeRecord, Validation
 from .result import CheckedRecipe, CheckedTokenizer, CheckedWeights, RanRuntime, Study, Validated, WindowResult
 
+ITS_BASES = "it is the base's, and reads a text as that does"
 SHOWN = 8  # windows of a study in the table; all are in the JSON and in the HTML report
 
 
@@ -69,7 +70,7 @@ def _recipe(r: CheckedRecipe) -> list[str]:
 
 def _tokenizer(t: CheckedTokenizer) -> list[str]:
     if t.verdict == "passed":
-        return ["tokenizer passed: it is the base's, and reads a text as that does"]
+        return [f"tokenizer passed: {t.why or ITS_BASES}"]
     return [f"tokenizer {t.verdict if t.verdict != 'failed' else 'FAILED'}: {t.why}"]
 
 
