@@ -266,6 +266,11 @@ def test_a_part_of_a_head_that_is_not_told_is_lost(tmp_path: Path) -> None:
 # -- what is printed --------------------------------------------------------------------------------------------------
 
 
+def test_two_tables_are_for_a_file(make_model: MakeModel) -> None:
+    with pytest.raises(UsageError, match="is for a file"):
+        overrides(str(make_model()), Recipe(scale=4, short="base"))
+
+
 def test_commands_are_quoted_and_lines_are_short(make_model: MakeModel) -> None:
     model = str(make_model("it's tiny"))
     found = overrides(model, Recipe(scale=4.0, beta_fast=24.0))

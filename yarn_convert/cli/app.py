@@ -188,6 +188,7 @@ def validate(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverridesCommand:
     options: OverridesOptions = field(default_factory=OverridesOptions)
+    file: RecipeOption = field(default_factory=RecipeOption)
     reading: ReadOptions = field(default_factory=ReadOptions)
     json: JsonAlone = field(default_factory=JsonAlone)
 
@@ -199,7 +200,7 @@ def overrides(model: Model, asked: OverridesCommand) -> None:
 
     asked.reading.obey()
     o = asked.options
-    found = told(model, o.recipe, runtimes=o.runtimes, revision=o.revision)
+    found = told(model, asked.file.over(o.recipe), runtimes=o.runtimes, revision=o.revision)
     answer(found.to_dict(), asked.json.as_json, *overrides_lines(found))
 
 

@@ -165,6 +165,8 @@ def opened(model: str, recipe: Recipe, revision: str | None = None) -> tuple[Che
     check_choices(recipe)
     if recipe.method == "none":
         raise UsageError("--method none keeps the model's own RoPE: there is nothing to tell a runtime", "--scale 4")
+    if recipe.short:
+        raise UsageError("--short base is for a file that serves both: a runtime that is told nothing has the base's table", "leave it out")
     c = open_checkpoint(resolve(model, revision, weights=False))
     return c.counting_from(recipe.original_context), extend(c, recipe)
 
@@ -233,11 +235,13 @@ def _shown(c: Checkpoint, o: Override, model: str, asked: Recipe) -> ToldRuntime
 
 
 def asked_words(asked: Recipe) -> list[str]:
-    """The options of a recipe as they are given at the command line."""
+    """The options of a recipe as they are given at the command line; lists come from a file."""
     words: list[str] = []
     for f in fields(asked):
-        value, told = getattr(asked, f.name), next(m for m in split(hints(Recipe)[f.name])[1] if isinstance(m, Help))
-        if value != f.default:
+        value, told = getattr(asked, f.name), next((m for m in split(hints(Recipe)[f.name])[1] if isinstance(m, Help)), None)
+        if value != f.default and told is None:
+            words += ["--recipe", "FILE"] if "FILE" not in words else []
+        elif value != f.default and told:
             yes, *no = option_names(f.name, told)[0].split("/")
             words += no if value is False else [yes, f"{value:.17g}" if isinstance(value, float) else str(value)]
     return words
