@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel
+from conftest import MakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.evaluation import space as spaces
-from yarn_convert.evaluation.space import PARTS, PLAIN, Candidate, Start, curve, extended
+from yarn_convert.evaluation.space import PARTS, PLAIN, Candidate, Start, extended
 from yarn_convert.options import Recipe
 from yarn_convert.rope import Rope, geometric, table
 from yarn_convert.rope.methods import correction_range

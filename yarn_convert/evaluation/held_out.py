@@ -23,9 +23,9 @@ class Split(NamedTuple):
 
 
 def split(documents: Sequence[TokenizedText], tokens: int, most: int, judges: int, seed: int, pieces: bool = False) -> Split:
-    """Windows of so many tokens, at most `most` to search on and `judges` to judge, of each document the first, then of each the second, and so on. The first
-    half of the documents, in an order by `seed`, is searched on; of one document its first half. `pieces`: documents are pieces of
-    texts. InputError where less than one and two windows are found: one alone shows no error."""
+    """Windows of so many tokens, at most `most` to search on and `judges` to judge: of each document the first, then of each the second,
+    and so on. The first half of the documents, in an order by `seed`, is searched on; of one document its first half. `pieces`: documents
+    are pieces of texts. InputError where less than one and two windows are found: one alone shows no error."""
     texts: dict[str, list[TokenizedText]] = {}
     for d in documents:
         found = [TokenizedText(f"{d.name} from {i}", d.ids[i : i + tokens]) for i in range(0, len(d.ids) - tokens + 1, tokens)]
@@ -40,9 +40,9 @@ def split(documents: Sequence[TokenizedText], tokens: int, most: int, judges: in
         random.Random(seed).shuffle(names)
         half = len(names) // 2
         searched = _in_turn([texts[name] for name in names[:half]])[:most]
-        judges = {w.name: i for i, name in enumerate(names[half:]) for w in texts[name]}
+        places = {w.name: i for i, name in enumerate(names[half:]) for w in texts[name]}
         held_out = _in_turn([texts[name] for name in names[half:]])[:judges]
-        clusters, by = [judges[w.name] for w in held_out], "documents"
+        clusters, by = [places[w.name] for w in held_out], "documents"
         clusters = clusters if len({*clusters}) > 1 else list(range(len(held_out)))
     if not searched or len(held_out) < 2:
         have = f"{len(searched)} and {len(held_out)} windows of {tokens:,} tokens"

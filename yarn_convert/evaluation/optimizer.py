@@ -2,8 +2,8 @@
 
 CMA-ES (Hansen, arXiv 1604.00772; the package cmaes) needs no more than the order of a generation. So all of it is computed on one
 window, the better half of it on two, the better half of these on four, and so on: a candidate that went further stands before those
-that did not. The window that comes first is another one in each generation, and the last generation may be a smaller one. Nothing else is random than what the seed says: the same
-seed gives the same candidates in the same order, however far it goes.
+that did not. The window that comes first is another one in each generation, and the last generation may be smaller. Nothing is
+random but what the seed says: the same seed gives the same candidates in the same order, however far it goes.
 """
 
 from __future__ import annotations

@@ -300,8 +300,7 @@ def _chosen(bench: Bench, found: Found, judged: list[Judged]) -> Judged:
 
 def _result(bench: Bench, wish: AdviseOptions, found: Found, judged: Sequence[Judged], chosen: Judged) -> dict[str, Any]:
     subject, halves = bench.subject, bench.split
-    rivals = [j for j in judged[:3] if j is not chosen and math.isfinite(sum(j.values))]
-    rival = min(rivals, key=lambda j: sum(j.values))
+    rival = min(judged[:3], key=lambda j: mean(j.values))
     gain, error = difference(chosen.values, rival.values, halves.clusters)
     advised = gain < -error and all(chosen is not j for j in judged[:3])
     documents = [d for side in (halves.searched, halves.held_out) for d in side]

@@ -147,6 +147,10 @@ def gain_of(row: JudgedRow) -> str:
 def advised_line(result: Search) -> str:
     """What a search advises."""
     row = result.row(result.chosen)
+    if not result.parts:
+        return "no recipe is advised: there was no time to search, and a larger --budget gives some"
+    if row.label == result.rival:
+        return f"no recipe is advised: nothing that was found is better than {row.label}, which needs no search"
     if not result.advised:
         return f"no recipe is advised: {row.label} is not better than {result.rival} by more than the error ({gain_of(row)})"
     return f"advice: {row.label}, {gain_of(row)} against {result.rival}"
