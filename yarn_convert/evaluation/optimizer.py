@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import need
 from .space import Candidate, Space
 
 Score = Callable[[Candidate, int], float]  # of a candidate on a window; less is better, and infinite what cannot be
@@ -45,7 +44,6 @@ class Enough(Exception):
 def least(space: Space, windows: int, score: Score, trials: float, seed: int, room: Callable[[], float] = lambda: math.inf) -> Outcome:
     """Look for the least of `score`, with so many candidates at most, and no generation for whose passes there is no `room`; else until
     it settles, or `score` raises `Enough`."""
-    need("search", "a search", "cmaes")
     from cmaes import CMA
 
     bounds = np.stack([space.low, space.high], axis=1)

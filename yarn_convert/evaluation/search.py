@@ -39,9 +39,9 @@ ADVICE = ("method", "factors", "tolerance")  # options of AdviseOptions that are
 def measure_search(model: str, wish: AdviseOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Look for the best recipe; the result is JSON. Raises UsageError and InputError before anything long begins."""
     check_wish(wish)
+    need("search", "a search")
     clock = Clock(wish.budget)
     subject = Subject(model, wish.settings, journal)
-    need("search", "a search", "cmaes")
     bench = _bench(subject, wish, say)
     judged = [bench.base_judged(), bench.judged(bench.starts[YARN]), bench.judged(bench.starts[NTK])]
     found = _searched(bench, wish, clock.reserving((1 + _tables(wish)) * bench.seconds(len(bench.split.held_out))))
