@@ -32,7 +32,8 @@ from .subjects import Line, Meter, Subject, line_of
 from .windows import NOTHING, Losses, Pass, Span, segments, sliding
 
 TRIALS = 60  # where neither a number nor a budget is given
-YARN, NTK = "yarn", "ntk-aware"  # what every search begins with; and what else needs none
+YARN = "yarn"  # what every search begins with
+NTK = "ntk-aware"  # what else needs none
 ADVICE = ("method", "factors", "tolerance")  # options of AdviseOptions that are no search's
 
 
