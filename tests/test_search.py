@@ -23,6 +23,7 @@ from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import app as cli
 from yarn_convert.compute.documents import TokenizedText
 from yarn_convert.compute.scorer import Torch
+from yarn_convert.conversion.extension import extend
 from yarn_convert.errors import InputError
 from yarn_convert.evaluation import ResultJournal, measure_search
 from yarn_convert.evaluation.held_out import difference, split
@@ -136,6 +137,18 @@ def test_a_curve_goes_through_its_points_and_between_them_as_they_do(y: list[flo
         found = np.diff(curve(x, points, np.linspace(a, b, 20)[:-1]))
         assert (found * np.sign(q - p) >= -1e-9).all()
     np.testing.assert_allclose(curve(x, 3 * x + 1, np.linspace(0, x[-1], 50)), 3 * np.linspace(0, x[-1], 50) + 1, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", [name for name in PARTS if PARTS[name].begins != "plain"])
+def test_a_file_is_read_as_the_very_recipe_that_was_measured(real_like: Path, tmp_path: Path, part: str) -> None:
+    recipes = pytest.importorskip("yarn_convert.conversion.recipes", reason="recipes are not read from files yet", exc_type=ImportError)
+    c, at = start_of(real_like, Recipe(context=16384), 2.0)
+    space = PARTS[part].space(at)
+    candidate = space.make(np.clip(np.random.default_rng(0).normal(size=len(space.names)), space.low, space.high))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**candidate.as_json(), "note": "a: b"}, sort_keys=False, default_flow_style=None, width=120))
+    read, measured = extend(c, recipes.read_recipe(file)), extended(c, candidate)
+    assert (read.rope, read.context) == (measured.rope, measured.context)
 
 
 # -- the optimizer ----------------------------------------------------------------------------------------------------
@@ -282,7 +295,7 @@ def test_a_better_recipe_is_found_and_advised(make_model: MakeModel, monkeypatch
     assert result["advised"] and result["rival"] == "yarn:4" and result["difference"] < -result["error"]
     chosen = next(row for row in result["rows"] if row["label"] == result["chosen"])
     assert chosen["recipe"]["params"]["attention_factor"] == pytest.approx(1.25, abs=0.01)
-    assert chosen["recipe"]["params"]["factor"] == pytest.approx(6.0, rel=0.05)
+    assert chosen["recipe"]["params"]["factor"] == pytest.approx(6.0, rel=0.1)
     assert chosen["value"] == pytest.approx(0.5 * sum_of(chosen), rel=1e-12)
     said = yaml.safe_load(recipe_text(typed(result)))
     assert said.pop("note")

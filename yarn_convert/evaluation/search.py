@@ -245,19 +245,19 @@ def _lead(best: dict[str, Best], kind: str, found: Best) -> None:
 
 def _score(bench: Bench, clock: Clock, told: Callable[[int], None]) -> Callable[[Candidate, int], float]:
     """Of candidates on the windows that are searched on; `told` how many candidates there were."""
-    seen: list[Candidate] = []
+    lines: dict[Candidate, Line | None] = {}  # None for what no runtime could hold
 
     def score(candidate: Candidate, window: int) -> float:
         if clock.left <= 0:
             raise Enough
-        if candidate not in seen:
-            seen.append(candidate)
-        told(len(seen))
-        try:
-            line = bench.line(candidate)
-        except UsageError:  # no runtime could hold it
-            return math.inf
-        return bench.value(bench.measured(line, bench.split.searched[window]))
+        if candidate not in lines:
+            try:
+                lines[candidate] = bench.line(candidate)
+            except UsageError:
+                lines[candidate] = None
+        told(len(lines))
+        line = lines[candidate]
+        return math.inf if line is None else bench.value(bench.measured(line, bench.split.searched[window]))
 
     return score
 

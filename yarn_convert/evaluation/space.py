@@ -262,7 +262,7 @@ def curve(x: Array, y: Array, at: Array) -> Array:
         before, after = rise[k - 1], rise[k]
         if before * after > 0:
             weights = np.array([2 * width[k] + width[k - 1], width[k] + 2 * width[k - 1]])
-            slope[k] = weights.sum() / (weights / (before, after)).sum()
+            slope[k] = before * after * weights.sum() / (weights @ (after, before))
     i = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
     t, h = (at - x[i]) / width[i], width[i]
     ends = y[i] * (1 + 2 * t) * (1 - t) ** 2 + y[i + 1] * t**2 * (3 - 2 * t)
