@@ -185,7 +185,7 @@ class SearchedPart(Struct, frozen=True):
 class JudgedRow(Struct, frozen=True, kw_only=True):
     """One recipe on the texts that judge: `value`, what a search makes least, in nats a token, and the same on the texts that were searched
     on, where it led there; perplexity on short texts, by segment beyond L and over all of these; `difference` of its value from the
-    rival's, and the error of that; its factors by pair, of the base none."""
+    rival's, and the error of that; `asked`, what a file of it would say, and its factors by pair, of the base none."""
 
     label: str
     method: str
@@ -198,6 +198,7 @@ class JudgedRow(Struct, frozen=True, kw_only=True):
     beyond: float | None
     difference: float | None
     error: float | None
+    asked: Mapping[str, Any] | None
     factors: tuple[float, ...] | None
 
 

@@ -330,6 +330,7 @@ def _row(bench: Bench, j: Judged, base: Judged, rival: Judged, found: Found) -> 
         "short": [{"tokens": s[1], "perplexity": total[s].perplexity, "change": total[s].perplexity / was[s] - 1} for s in bench.short],
         "by_segment": [total[s].perplexity for s in bench.long], "beyond": sum((total[s] for s in bench.long), NOTHING).perplexity,
         "difference": gain, "error": error,
+        "asked": j.candidate.as_json() if j.candidate else None,
         "factors": [float(f) for f in bench.start(j.candidate).factors] if j.candidate else None,
     }  # fmt: skip
 
