@@ -291,21 +291,17 @@ def test_a_better_recipe_is_found_and_advised(make_model: MakeModel, monkeypatch
     """What is found is what the losses were made of; the file of it is the very recipe that was measured."""
     monkeypatch.setattr(Torch, "losses", warmed(best=1.25, factor=6.0))
     base = str(make_model())
-    result = measure_search(base, wish(("temperature", "factor"), trials=60), ResultJournal())
+    result = measure_search(base, wish(("temperature", "factor"), trials=60, short_weight=0.3), ResultJournal())
     assert result["advised"] and result["rival"] == "yarn:4" and result["difference"] < -result["error"]
     chosen = next(row for row in result["rows"] if row["label"] == result["chosen"])
     assert chosen["recipe"]["params"]["attention_factor"] == pytest.approx(1.25, abs=0.01)
     assert chosen["recipe"]["params"]["factor"] == pytest.approx(6.0, rel=0.1)
-    assert chosen["value"] == pytest.approx(0.5 * sum_of(chosen), rel=1e-12)
+    short = sum(math.log(c["perplexity"]) for c in chosen["short"]) / 3
+    assert chosen["value"] == pytest.approx(0.7 * math.log(chosen["beyond"]) + 0.3 * short, rel=1e-12)
     said = yaml.safe_load(recipe_text(typed(result)))
     assert said.pop("note")
     c = open_checkpoint(resolve(base))
     assert json.loads(json.dumps(chosen["recipe"]["params"])) == dict(extended(c, Candidate(Recipe(**said))).rope.params)
-
-
-def sum_of(row: dict[str, Any]) -> float:
-    """Twice what is made least at a weight of a half, of windows that are equally long."""
-    return math.log(row["beyond"]) + sum(math.log(c["perplexity"]) for c in row["short"]) / 3
 
 
 def test_a_table_of_factors_is_found_and_its_file_is_the_very_recipe(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,15 +356,14 @@ def test_a_search_goes_on_from_its_journal_and_computes_nothing_again(
 
 
 def test_a_budget_stops_a_search_and_leaves_time_to_judge(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that goes on by a second with each pass: 60 of them, of which the last two judge."""
-    now, passes_ = [0.0], []
+    """By a clock that goes on by a second with each window's pass: 60 of them, of which the last two judge."""
+    now = [0.0]
     monkeypatch.setattr("yarn_convert.evaluation.search.time.monotonic", lambda: now[0])
     monkeypatch.setattr("yarn_convert.evaluation.subjects.time.perf_counter", lambda: now[0])
     computed = warmed(best=1.25)
 
     def losses(*args: Any) -> np.ndarray:
-        now[0] += 1.0
-        passes_.append(len(args[2]))
+        now[0] += len(args[2]) / (4 * CONTEXT)
         return computed(*args)
 
     monkeypatch.setattr(Torch, "losses", losses)
