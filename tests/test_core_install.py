@@ -81,6 +81,7 @@ def test_every_command_with_the_core_alone(core_only: dict[str, str], make_model
         (["validate", "out"], "validate"), (["validate", "--twin", "out"], "validate"), (["validate", "out", "--report", "r.html"], "validate"),
         (["evaluate", "perplexity", model, "--windows", "32"], "validate"), (["evaluate", "passkey", model], "validate"),
         (["evaluate", "temperature", model, "--scale", 4], "validate"), (["evaluate", "advise", model, "--context", 128], "validate"),
+        (["evaluate", "advise", model, "--context", 128, "--search"], "search"),
         (["evaluate", "perplexity", "out.gguf", "--windows", "32", "--runtime", "llama.cpp"], "validate"),
         ([model, "--scale", 4, "--out", "gguf", "--outtype", "q4_k_m", "-o", "q.gguf"], "llama-cpp"),
         ([pickled, "--scale", 4], "torch"),

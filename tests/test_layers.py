@@ -29,6 +29,7 @@ ORDER = [
     "validation.study", "validation.verdict", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
     "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
     "evaluation.subjects", "evaluation.perplexities", "evaluation.passkeys", "evaluation.temperatures", "evaluation.advice",
+    "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
     "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "finetuning.settings",
     "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.losses", "finetuning.corpus", "finetuning.trainee",
     "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.model_card",
@@ -51,6 +52,7 @@ LAZY = {
     "datasets",
     "yaml",
     "peft",
+    "cmaes",
 }
 WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")}
 

@@ -93,6 +93,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {  # extra of pyproject.toml -> the modu
     "torch": ("torch",),
     "llama-cpp": ("llama_cpp",),
     "datasets": ("datasets",),
+    "search": ("cmaes",),
     "finetune": ("torch", "transformers", "accelerate", "tokenizers", "psutil", "peft"),
 }
 REPORT = ("matplotlib",)  # what only plots and pages need

@@ -108,6 +108,11 @@ def methods(wishes: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
+def part_list(text: str) -> tuple[str, ...]:
+    """Names with commas between."""
+    return tuple(part.strip() for part in text.split(","))
+
+
 TOKENS = "<tokens>"
 Ramp = Literal["index", "paper"]
 
@@ -368,6 +373,9 @@ class TemperatureOptions:
     segments: Annotated[int, Help("Segments of position.", least=1), After("multipliers")] = 4
 
 
+SearchPart = Literal["temperature", "factor", "betas", "method", "ends", "pairs"]
+
+
 @dataclass(frozen=True, slots=True)
 class AdviseOptions:
     """`factors` empty: N/L times each of eight."""
@@ -386,6 +394,17 @@ class AdviseOptions:
     ] = ()
     tolerance: Annotated[float, Help("Share by which a segment's perplexity may exceed the base's.")] = 0.02
     segments: Annotated[int, Help("Segments of the N tokens.", least=1)] = 8
+    search: Annotated[bool, Help("Search the best recipe instead: with texts that are held out.")] = False
+    over: Annotated[
+        tuple[SearchPart, ...],
+        Help(f"Parts of the search: {', '.join(get_args(SearchPart))}. [default: all]", read=part_list, metavar="<str,…>"),
+    ] = ()
+    short_weight: Annotated[float, Help("Of short texts, against long ones, in the search: 0 to 1.")] = 0.5
+    windows: Annotated[int, Help("Windows of N tokens to search on, at most.", least=1)] = 4
+    judges: Annotated[int, Help("Windows of other texts that judge what was found, at most.", least=2)] = 4
+    trials: Annotated[int | None, Help("Recipes to try. [default: 60, or any number within --budget]", least=1)] = None
+    budget: Annotated[float | None, Help("Time for the search, judging included, as 20m.", read=seconds, metavar="<str>")] = None
+    seed: Annotated[int, Help("Of the search, and of which texts judge.", least=0)] = 0
     settings: Annotated[EvaluateOptions, Only("original_context", "files", "dataset", "cut", "most", "device", "dtype")] = field(
         default_factory=EvaluateOptions, kw_only=False
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from ..options import AdviseOptions, After, Help, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .show import answer, steps
@@ -57,7 +58,7 @@ def perplexity(models: Models, asked: PerplexityCommand) -> None:
 
     asked.to.reading.obey()
     outputs = outputs_of(models, asked.options.settings.methods) if asked.record else []
-    then = (lambda result: put_on_record(result, outputs)) if asked.record else None
+    then = (lambda result: put_on_record(result.to_dict(), outputs)) if asked.record else None
     _measure(lambda kept, say: measure_perplexity(models, asked.options, kept, say), asked.to, then)
 
 
@@ -79,28 +80,48 @@ def temperature(models: Models, options: TemperatureOptions, to: Outputs) -> Non
     _measure(lambda kept, say: measure_temperature(models, options, kept, say), to)
 
 
-@command(evaluate_app)
-def advise(model: OneModel, options: AdviseOptions, to: Outputs) -> None:
-    """The smallest factor that keeps perplexity flat to N tokens, and what it costs on short texts."""
-    from ..evaluation import measure_advice
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdviseCommand:
+    options: AdviseOptions
+    recipe_out: Annotated[Path | None, Help("Write the recipe that the search advises to this file, as YAML."), After("seed")] = None
+    to: Outputs = field(default_factory=Outputs)
 
-    to.reading.obey()
-    _measure(lambda kept, say: measure_advice(model, options, kept, say), to)
+
+@command(evaluate_app)
+def advise(model: OneModel, asked: AdviseCommand) -> None:
+    """The smallest factor that keeps perplexity flat to N tokens, and what it costs on short texts; or a search for the best recipe."""
+    from ..compute.pages import write_report
+    from ..evaluation import measure_advice, measure_search
+    from ..evaluation.text import recipe_text
+
+    asked.to.reading.obey()
+    place, search = asked.recipe_out, asked.options.search
+    if place and not search:
+        raise UsageError("--recipe-out writes what a search finds", "--search, or leave it out")
+    measure = measure_search if search else measure_advice
+    then = (lambda result: write_report(place, recipe_text(result)) if result.advised else None) if place else None
+    _measure(lambda kept, say: measure(model, asked.options, kept, say), asked.to, then, place)
 
 
 Found = dict[str, Any]
 
 
-def _measure(run: Callable[[ResultJournal, SayStage], Found], to: Outputs, then: Callable[[Found], None] | None = None) -> None:
-    """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included."""
+def _measure(
+    run: Callable[[ResultJournal, SayStage], Found],
+    to: Outputs,
+    then: Callable[[Any], None] | None = None,
+    recipe: Path | None = None,
+) -> None:
+    """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included, which may
+    write `recipe`."""
     from ..compute.pages import write_report
     from ..evaluation import journal_of
     from ..evaluation.measures import typed
     from ..evaluation.report import check_places, html_report, save_plots
     from ..evaluation.text import lines
 
-    check_places(to.report, to.plot, to.journal, to.force)
-    with journal_of(to.report or to.plot, to.journal) as kept, steps(to.printing.silent) as say:
+    check_places(to.report, to.plot, to.journal, to.force, recipe)
+    with journal_of(to.report or to.plot or recipe, to.journal) as kept, steps(to.printing.silent) as say:
         result = typed(run(kept, say))
     answer(result.to_dict(), to.printing.as_json, *lines(result))
     if to.report:
@@ -108,5 +129,5 @@ def _measure(run: Callable[[ResultJournal, SayStage], Found], to: Outputs, then:
     if to.plot:
         save_plots(result, to.plot, to.force)
     if then:
-        then(result.to_dict())
+        then(result)
     kept.remove()

@@ -30,6 +30,11 @@ STYLE = {
 def check_report(path: Path, force: bool) -> None:
     """Raise before a long run what would stop its report: OutputError for the place, UsageError for missing packages."""
     packages()
+    check_place(path, force)
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Raise OutputError for a place where no file can be written."""
     if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"{path} exists", "--force replaces a file, or give another name")
     if not os.access(path.parent, os.W_OK):

@@ -7,10 +7,11 @@ EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
 from ..options import EvaluateOptions, Recipe, Texts
 from .advice import measure_advice
 from .journal import ResultJournal, journal_of
-from .measures import Advice, Passkey, Perplexity, Temperature, advise, passkey, perplexity, temperature
+from .measures import Advice, Passkey, Perplexity, Search, Temperature, advise, passkey, perplexity, temperature
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished, outputs_of, put_on_record
+from .search import measure_search
 from .temperatures import measure_temperature
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Perplexity",
     "Recipe",
     "ResultJournal",
+    "Search",
     "Temperature",
     "Texts",
     "advise",
@@ -28,6 +30,7 @@ __all__ = [
     "measure_advice",
     "measure_passkey",
     "measure_perplexity",
+    "measure_search",
     "measure_temperature",
     "outputs_of",
     "passkey",

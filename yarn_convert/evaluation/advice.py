@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from ..compute.documents import TokenizedText, names
@@ -27,25 +28,23 @@ from .windows import NOTHING, Losses, Pass, Span, segments, sliding
 
 LADDER = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 SHORT = (4, 2, 1)  # lengths L/4, L/2 and L
+SEARCH = ("over", "short_weight", "windows", "judges", "trials", "budget", "seed")  # options that are of `search` alone
 
 
 def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Try the factors on one base; the result is JSON. `factor` is None where none is flat."""
     s = wish.settings
-    if s.runtime != "transformers" or s.methods:
-        raise UsageError("advice is about one method on a base, in torch", "--method yarn")
+    check(wish)
+    usual = {f.name: f.default for f in fields(wish)}
+    if stray := next((name for name in SEARCH if getattr(wish, name) != usual[name]), None):
+        raise UsageError(f"{stray} belongs to a search of the best recipe", "--search")
     if wish.method in EXTENDING and not METHODS[wish.method].spans:
         raise UsageError(f"the method {wish.method} has no factor to choose", "--method yarn")
-    if not 0 <= wish.tolerance < math.inf or wish.segments < 1:
-        raise UsageError("tolerance and segments must not be below 0 and 1", "--tolerance 0.02 --segments 8")
-    if wish.context < SHORTEST:
-        raise UsageError(f"--context must be at least {SHORTEST} tokens, not {wish.context}", "--context 32k")
     if not all(1 < f < math.inf for f in wish.factors):
         raise UsageError("factors must be above 1; the base itself is always tried", "--factor 2,4,8")
     subject = Subject(model, s, journal)
     n, original = wish.context, subject.original
-    if original < SHORT[0] * SHORTEST:
-        raise UsageError(f"texts of less than {original} tokens are too short to say what a factor costs", "--original-context sets L")
+    check_window(original)
     ratio = n / original
     factors = sorted({f for f in (wish.factors or (ratio * step for step in LADDER)) if f > 1})
     base = line_of(subject.c, s, "none")
@@ -53,12 +52,12 @@ def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say:
     documents = subject.documents(max(n, original))
     lead = len(subject.lead)
     spans = segments(n - lead, wish.segments, 0 if lead else 1)
-    control = [_cut(w.begin, w.end, w.first, spans) for w in sliding(n - lead, min(original, n), max(1, min(original, n) // 2), lead)]
+    control = [cut(w.begin, w.end, w.first, spans) for w in sliding(n - lead, min(original, n), max(1, min(original, n) // 2), lead)]
     short = [(spans[0][0], original // k - lead) for k in SHORT]
-    plans = [(factor, line, _passes(line, n - lead, spans, short)) for factor, line in lines]
+    plans = [(factor, line, passes_of(line, n - lead, spans, short)) for factor, line in lines]
     lengths = [p.end - p.begin for p in (*control, *(p for *_, plan in plans for p in plan))] * len(documents)
     meter = Meter(f"advice for {subject.name}", lengths, say)
-    expected = _control(subject, base, documents, control, spans, meter)
+    expected = control_of(subject, base, documents, control, spans, meter)
     tried: list[dict[str, Any]] = []
     flat = False
     for factor, line, plan in plans:
@@ -78,20 +77,36 @@ def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say:
     }  # fmt: skip
 
 
-def _passes(line: Line, n: int, spans: Sequence[Span], short: Sequence[Span]) -> list[Pass]:
+def check(wish: AdviseOptions) -> None:
+    """Raise UsageError for what no advice can be about."""
+    if wish.settings.runtime != "transformers" or wish.settings.methods:
+        raise UsageError("advice is about one method on a base, in torch", "--method yarn")
+    if not 0 <= wish.tolerance < math.inf or wish.segments < 1:
+        raise UsageError("tolerance and segments must not be below 0 and 1", "--tolerance 0.02 --segments 8")
+    if wish.context < SHORTEST:
+        raise UsageError(f"--context must be at least {SHORTEST} tokens, not {wish.context}", "--context 32k")
+
+
+def check_window(original: int) -> None:
+    """Raise UsageError for an L of which no part is a text."""
+    if original < SHORT[0] * SHORTEST:
+        raise UsageError(f"texts of less than {original} tokens are too short to say what a factor costs", "--original-context sets L")
+
+
+def passes_of(line: Line, n: int, spans: Sequence[Span], short: Sequence[Span]) -> list[Pass]:
     """One over the first `n` tokens by segment and over short texts; where the length says what is computed, one for each of these."""
     if line.static:
         return [Pass(0, max(n, *(b for _, b in short)), (*spans, *short))]
     return [Pass(0, n, tuple(spans)), *(Pass(0, b, ((a, b),)) for a, b in short)]
 
 
-def _cut(begin: int, end: int, first: int, spans: Sequence[Span]) -> Pass:
+def cut(begin: int, end: int, first: int, spans: Sequence[Span]) -> Pass:
     """A control window that counts its tokens by segment."""
     parts = [(max(first, a), min(end, b)) for a, b in spans]
     return Pass(begin, end, tuple((a, b) for a, b in parts if a < b))
 
 
-def _control(
+def control_of(
     subject: Subject, base: Line, documents: Sequence[TokenizedText], control: Sequence[Pass], spans: Sequence[Span], meter: Meter
 ) -> list[Losses]:
     """The base's losses in each segment through its own window."""

@@ -22,6 +22,7 @@ from .journal import ResultJournal
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished
+from .search import measure_search
 from .temperatures import measure_temperature
 
 T = TypeVar("T")
@@ -168,6 +169,39 @@ class Tried(Struct, frozen=True):
     short: tuple[Cost, ...]
 
 
+class SearchedPart(Struct, frozen=True):
+    """One part of a search: the `numbers` that it moved, how many recipes it tried, whether it `settled` before its share was used, the
+    best value of its own and of all so far, and what that is called."""
+
+    part: str
+    numbers: tuple[str, ...]
+    trials: int
+    settled: bool
+    best: float | None
+    so_far: float | None
+    label: str
+
+
+class JudgedRow(Struct, frozen=True, kw_only=True):
+    """One recipe on the texts that judge: `value`, what a search makes least, in nats a token, and the same on the texts that were searched
+    on, where it led there; perplexity on short texts, by segment beyond L and over all of these; `difference` of its value from the
+    rival's, and the error of that; `asked`, what a file of it would say, and its factors by pair, of the base none."""
+
+    label: str
+    method: str
+    recipe: RopeRecord
+    context: int | None
+    value: float | None
+    searched: float | None
+    short: tuple[Cost, ...]
+    by_segment: tuple[float | None, ...]
+    beyond: float | None
+    difference: float | None
+    error: float | None
+    asked: Mapping[str, Any] | None
+    factors: tuple[float, ...] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perplexity(Result):
     """By context window, one row a recipe and model; `tokens` and `stride` of sliding windows."""
@@ -230,8 +264,45 @@ class Advice(Result):
     hardware: Hardware
 
 
-Found = Perplexity | Passkey | Temperature | Advice
-KINDS: Mapping[str, type[Found]] = {"perplexity": Perplexity, "passkey": Passkey, "temperature": Temperature, "advise": Advice}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search(Result):
+    """The recipe that was `chosen` by the texts searched on, and whether it is `advised`: better, on texts that are held out, than `rival`,
+    the best of what needs no search, by more than the `error` of the `difference`. `split`: what is held out, documents or windows of the
+    only one; `clusters` of them are independent. `recipe`: what a file of it says, None where none is advised."""
+
+    measure: Literal["search"]
+    context: int
+    original_context: int
+    short_weight: float
+    seed: int
+    budget: float | None
+    trials: int
+    split: Literal["documents", "windows"]
+    clusters: int
+    searched: tuple[Document, ...]
+    held_out: tuple[Document, ...]
+    segments: tuple[tuple[int, int], ...]
+    parts: tuple[SearchedPart, ...]
+    rows: tuple[JudgedRow, ...]
+    rival: str
+    chosen: str
+    difference: float | None
+    error: float | None
+    advised: bool
+    recipe: Mapping[str, Any] | None
+    models: tuple[Measured, ...]
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+    def row(self, label: str) -> JudgedRow:
+        return next(row for row in self.rows if row.label == label)
+
+
+Found = Perplexity | Passkey | Temperature | Advice | Search
+KINDS: Mapping[str, type[Found]] = {
+    "perplexity": Perplexity, "passkey": Passkey, "temperature": Temperature, "advise": Advice, "search": Search,
+}  # fmt: skip
 
 
 def typed(found: Mapping[str, Any]) -> Found:
@@ -263,6 +334,9 @@ def temperature(models: Sequence[str], options: TemperatureOptions) -> Temperatu
 
 
 @taking(AdviseOptions)
-def advise(model: str, options: AdviseOptions) -> Advice:
-    """Try factors on one base: `advise("smollm2-135m", context=32768)`, with the fields of `AdviseOptions`."""
+def advise(model: str, options: AdviseOptions) -> Advice | Search:
+    """Try factors on one base: `advise("smollm2-135m", context=32768)`, with the fields of `AdviseOptions`; `search=True` gives a
+    `Search`."""
+    if options.search:
+        return _typed(measure_search(model, options, ResultJournal()), Search)
     return _typed(measure_advice(model, options, ResultJournal()), Advice)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compute.pages import BLUE, INK, STYLE, check_report, packages, page, svg, write_report
+from ..compute.pages import BLUE, INK, STYLE, check_place, check_report, packages, page, svg, write_report
 from ..errors import UsageError
-from .measures import Advice, Found, Passkey, Perplexity, Temperature
-from .text import figure, labels_of, percent
+from .measures import Advice, Found, Passkey, Perplexity, Search, Temperature
+from .text import advised_line, figure, judged_table, labels_of, percent, split_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ TITLES = {
     "passkey": "Passkey retrieval",
     "temperature": "The attention's temperature",
     "advise": "The smallest factor that serves",
+    "search": "The best recipe",
 }
 STEEP = 4.0  # the largest perplexity over the smallest, above which the axis is logarithmic
 
@@ -35,16 +36,18 @@ STEEP = 4.0  # the largest perplexity over the smallest, above which the axis is
 FORMATS = (".svg", ".png", ".pdf")
 
 
-def check_places(report: Path | None, plot: Path | None, journal: Path | None, force: bool) -> None:
+def check_places(report: Path | None, plot: Path | None, journal: Path | None, force: bool, recipe: Path | None = None) -> None:
     """Raise before a long run what would stop its outputs: OutputError for a place, UsageError for a format or missing packages."""
-    places = [path.resolve() for path in (report, plot, journal) if path]
+    places = [path.resolve() for path in (report, plot, journal, recipe) if path]
     if len(set(places)) < len(places):
-        raise UsageError("--report, --plot and --journal name the same file twice", "give each a name of its own")
+        raise UsageError("--report, --plot, --journal and --recipe-out name the same file twice", "give each a name of its own")
     if plot and plot.suffix not in FORMATS:
         raise UsageError(f"--plot {plot.name} is no format of a plot", f"a name with {', '.join(FORMATS)}")
     for path in (report, plot, *(_numbered(plot) if plot else ())):
         if path:
             check_report(path, force)
+    if recipe:
+        check_place(recipe, force)
 
 
 def _numbered(plot: Path) -> list[Path]:
@@ -77,7 +80,7 @@ def html_report(result: Found, command: str) -> str:
     head, body = _table(result)
     return page(
         "evaluation.html.j2", r=result.to_dict(), title=TITLES[measure], command=command, plots=plots, head=head, body=body,
-        explanation=EXPLANATIONS[measure],
+        explanation=EXPLANATIONS[measure], advised=[advised_line(result), split_line(result)] if isinstance(result, Search) else [],
     )  # fmt: skip
 
 
@@ -90,6 +93,9 @@ EXPLANATIONS = {
     "line is the recommended 0.1·ln s + 1.",
     "advise": "By how much the perplexity of each segment is above what the base reaches on the same tokens through its own window L. A "
     "factor is flat when all its segments are below the dashed line.",
+    "search": "By how much each pair's frequency is divided. The table has perplexities on texts that were not searched on: short ones "
+    "with their change against the base, those beyond its window, and the mean of logarithms, weighted, that the search made least. "
+    "Errors are of differences over the same texts: chance exceeds them once in twenty.",
 }
 
 
@@ -237,6 +243,21 @@ def _advise_plots(result: Advice) -> list[tuple[str, Figure]]:
     return [("advice", figure)]
 
 
+def _search_plots(result: Search) -> list[tuple[str, Figure]]:
+    figure, axes = _figure()
+    for row, colour, mark in zip([r for r in result.rows if r.factors], cycle(COLOURS), cycle(MARKS), strict=False):
+        found = row.label == result.chosen
+        axes.plot(row.factors or (), color=colour, marker=mark, label=row.label, linewidth=2.2 if found else 1.2)
+    reach = result.context / result.original_context
+    axes.axhline(reach, color=INK, linestyle=":", linewidth=1, label=f"linear:{reach:.4g}")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.set_xlabel("pair, from the fastest on")
+    axes.set_ylabel("its frequency is divided by")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9)
+    return [("factor by pair", figure)]
+
+
 LINEAR = 10  # per cent of excess up to which the axis of an advice is linear
 
 
@@ -251,6 +272,8 @@ def _table(result: Found) -> tuple[list[str], list[list[str]]]:
         return _perplexity_table(result)
     if isinstance(result, Passkey):
         return _passkey_table(result)
+    if isinstance(result, Search):
+        return judged_table(result)
     return _temperature_table(result) if isinstance(result, Temperature) else _advise_table(result)
 
 
@@ -259,4 +282,6 @@ def _plots(result: Found) -> list[tuple[str, Figure]]:
         return _perplexity_plots(result)
     if isinstance(result, Passkey):
         return _passkey_plots(result)
+    if isinstance(result, Search):
+        return _search_plots(result)
     return _temperature_plots(result) if isinstance(result, Temperature) else _advise_plots(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from .measures import Advice, Found, Passkey, Perplexity, Temperature
+from .measures import Advice, Found, JudgedRow, Passkey, Perplexity, Search, Temperature
 
 
 def lines(result: Found) -> list[str]:
@@ -14,6 +14,8 @@ def lines(result: Found) -> list[str]:
         return _perplexity(result)
     if isinstance(result, Passkey):
         return _passkey(result)
+    if isinstance(result, Search):
+        return _search(result)
     return _temperature(result) if isinstance(result, Temperature) else _advise(result)
 
 
@@ -101,6 +103,66 @@ def _advise(result: Advice) -> list[str]:
     if result.factor == 1:
         return [*out, f"no extension is needed: the base is flat to {n:,} tokens, within {tolerance:.1%}"]
     return [*out, f"advice: {result.method} with --scale {result.factor:g} is flat to {n:,} tokens, within {tolerance:.1%}"]
+
+
+def _search(result: Search) -> list[str]:
+    out = [*model_lines(result), split_line(result)]
+    for p in result.parts:
+        out.append(f"  {p.part:<11}  {p.trials:>3} recipes, best so far {figure(p.so_far, '.4f')}: {p.label}")
+    head, body = judged_table(result)
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    out.append("on the texts that judge: perplexity, and what was made least, in nats a token")
+    for cells in (head, *body):
+        row = (f"{c:>{w}}" if i else f"{c:<{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        out.append(f"  {'  '.join(row)}".rstrip())
+    return [*out, advised_line(result)]
+
+
+def split_line(result: Search) -> str:
+    """Which texts were searched on, and which judge."""
+    n, m = len(result.searched), len(result.held_out)
+    other = "other documents" if result.split == "documents" else "the same document: it is the only one"
+    return f"searched on {n} windows of {result.context:,} tokens, judged on {m} of {other}"
+
+
+def judged_table(result: Search) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of what judged recipes are worth."""
+    original = result.original_context
+    lengths = [f"at {c.tokens:,}" for c in result.rows[0].short]
+    head, body = ["", *lengths, f"beyond {original:,}", "weighted", f"against {result.rival}", "searched"], []
+    for row in result.rows:
+        short = [f"{figure(c.perplexity)} {percent(c.change)}" for c in row.short]
+        against = "" if row.label == result.rival else gain_of(row)
+        body.append([row.label, *short, figure(row.beyond), figure(row.value, ".4f"), against, figure(row.searched, ".4f")])
+    return head, body
+
+
+def gain_of(row: JudgedRow) -> str:
+    """A difference of weighted losses as one of perplexities."""
+    if row.difference is None:
+        return "–"
+    return f"{math.expm1(row.difference):+.2%} ± {'–' if row.error is None else format(row.error, '.2%')}"
+
+
+def advised_line(result: Search) -> str:
+    """What a search advises."""
+    row = result.row(result.chosen)
+    if not result.parts:
+        return "no recipe is advised: there was no time to search, and a larger --budget gives some"
+    if row.label == result.rival:
+        return f"no recipe is advised: nothing that was found is better than {row.label}, which needs no search"
+    if not result.advised:
+        return f"no recipe is advised: {row.label} is not better than {result.rival} by more than the error ({gain_of(row)})"
+    return f"advice: {row.label}, {gain_of(row)} against {result.rival}"
+
+
+def recipe_text(result: Search) -> str:
+    """The file of the recipe that is advised, for --recipe: YAML."""
+    import yaml
+
+    note = f"evaluate advise --search of {', '.join(m.model for m in result.models)} to {result.context:,} tokens. {advised_line(result)}"
+    said = {**(result.recipe or {}), "note": note}
+    return str(yaml.safe_dump(said, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120))
 
 
 def percent(x: float | None) -> str:
