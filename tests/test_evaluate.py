@@ -42,15 +42,7 @@ from yarn_convert.evaluation.passkeys import FILLING, prompt
 from yarn_convert.evaluation.text import labels_of
 from yarn_convert.evaluation.text import lines as evaluation_lines
 from yarn_convert.evaluation.windows import NOTHING, Losses, Pass, Window, document_error, mean_of_window_means, passes, segments, sliding
-from yarn_convert.options import (
-    AdviseOptions,
-    EvaluateOptions,
-    PasskeyOptions,
-    PerplexityOptions,
-    Recipe,
-    TemperatureOptions,
-    Texts,
-)
+from yarn_convert.options import AdviseOptions, EvaluateOptions, PasskeyOptions, PerplexityOptions, Recipe, TemperatureOptions, Texts
 from yarn_convert.publishing.model_card import card
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of

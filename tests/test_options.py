@@ -19,6 +19,7 @@ from conftest import CONTEXT, MakeModel
 
 from yarn_convert import Recipe, YarnConvertError, convert, evaluate, options, validate
 from yarn_convert import inspect as inspect_model
+from yarn_convert.asking import Help, check_choices, hints, split
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import app as cli
@@ -26,7 +27,7 @@ from yarn_convert.cli.commands import Option, options_of, value_of
 from yarn_convert.conversion.extension import extend
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import UsageError
-from yarn_convert.options import ConvertOptions, Help, RepairOptions, check_choices, hints, split
+from yarn_convert.options import ConvertOptions, RepairOptions
 
 ROOT = Path(__file__).parents[1]
 TINY = [sys.executable, "-m", "yarn_convert"]

@@ -13,19 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..asking import After, Help
 from ..errors import UsageError, YarnConvertError, missing
-from ..options import (
-    After,
-    ConvertOptions,
-    Help,
-    InspectOptions,
-    Like,
-    OverridesOptions,
-    Recipe,
-    RepairOptions,
-    UploadOptions,
-    ValidateOptions,
-)
+from ..options import ConvertOptions, InspectOptions, Like, OverridesOptions, Recipe, RepairOptions, UploadOptions, ValidateOptions
 from .commands import JsonAlone, PrintOptions, Quiet, ReadOptions, RecipeOption, Replace, Report, command, spread
 from .evaluate import evaluate_app
 from .finetune import finetune

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_ori
 
 import typer
 
+from ..asking import After, Help, Only, hints, option_names, split
 from ..formats.files import FOLLOW
-from ..options import After, Help, Only, Recipe, hints, option_names, split
+from ..options import Recipe
 
 D = TypeVar("D")
 TOLD = ContextVar("TOLD", default=frozenset[str]())  # the fields whose options stand at the command line of the command that runs

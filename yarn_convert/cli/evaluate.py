@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..asking import After, Help
 from ..errors import UsageError
-from ..options import AdviseOptions, After, Help, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .show import answer, steps
 

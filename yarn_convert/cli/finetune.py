@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import After, FinetuneOptions, Help
+from ..asking import After, Help
+from ..options import FinetuneOptions
 from .commands import PrintOptions, ReadOptions, RecipeOption
 from .show import Talk, answer, duration, human, next_steps, training_steps
 

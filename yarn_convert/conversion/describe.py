@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from msgspec import Struct, convert
 
+from ..asking import taking
 from ..checkpoint import WINDOW, Checkpoint, open_checkpoint
 from ..checkpoint.lengths import DUAL_CHUNKS
 from ..checkpoint.manifest import RopeRecord, whole_recipe
@@ -21,7 +22,7 @@ from ..families import sections
 from ..families.derived import of_one_layer
 from ..formats.decoding import Result, parse
 from ..formats.files import exists, read_text
-from ..options import InspectOptions, taking
+from ..options import InspectOptions
 from ..readers import HF_READERS, still
 from ..readers.judge import judge_configs
 from ..readers.seen import seen

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..asking import check_choices, spelled
 from ..checkpoint import Checkpoint
 from ..checkpoint.lengths import LINEAR
 from ..errors import Unsupported, UsageError, no_such
-from ..options import Recipe, check_choices, spelled
+from ..options import Recipe
 from ..rope import MAX_CONTEXT, METHODS, MSCALES, RTOL, STILL, Array, Rope, bake, effect, factors_of, recipe_of, row_of, table, undivided
 
 EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends or row.needs))  # with none, the base's own stays

@@ -17,6 +17,7 @@ import numpy as np
 from msgspec import Struct
 
 from .. import dialects, readers
+from ..asking import Help, check_choices, hints, option_names, split, taking
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import NESTS
 from ..checkpoint.manifest import RopeRecord, recorded
@@ -29,7 +30,7 @@ from ..families.schema import ROPE_OBJECTS
 from ..formats.decoding import Result
 from ..formats.gguf_file import f32
 from ..formats.json_text import REMOVE
-from ..options import Help, OverridesOptions, Recipe, check_choices, hints, option_names, split, taking
+from ..options import OverridesOptions, Recipe
 from ..readers import Flags
 from ..readers.judge import Verdict, VerdictLayer, judge
 from ..readers.told import TOLD, Told

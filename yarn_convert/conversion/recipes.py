@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from ..asking import Help, hints, split
 from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest, recipe_in
 from ..checkpoint.source import resolve
@@ -22,7 +23,7 @@ from ..formats.decoding import decoded, parse
 from ..formats.files import inside, open_regular
 from ..formats.gguf_file import is_gguf
 from ..formats.yaml_text import parse_yaml
-from ..options import Help, Recipe, hints, split
+from ..options import Recipe
 from ..rope import Rope, factors_of, table
 from . import lists
 from .extension import asked_by

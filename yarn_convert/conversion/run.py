@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import structs
 
+from ..asking import check_choices, taking
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import config_of_folder, language_model
 from ..checkpoint.manifest import Manifest, WeightFile, as_json, manifest_path, with_files
@@ -24,7 +25,7 @@ from ..formats.inputs import NOTHING, Inputs, noticing
 from ..formats.json_text import pretty
 from ..formats.quantizer import read_imatrix
 from ..formats.split import first_part, stem_of
-from ..options import ConvertOptions, check_choices, taking
+from ..options import ConvertOptions
 from ..readers.switching import switches
 from ..rope import recipe_of
 from ..rope.comparing import same

@@ -13,10 +13,11 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from ..asking import taking
 from ..checkpoint.manifest import RopeRecord
 from ..compute.record import Hardware
 from ..formats.decoding import Result
-from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions, taking
+from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .advice import measure_advice
 from .journal import ResultJournal
 from .passkeys import measure_passkey

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..asking import check_choices
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import resolve
 from ..compute.documents import TokenizedText, bos, documents
@@ -18,7 +19,7 @@ from ..compute.record import DTYPES, SayStage
 from ..compute.scorer import RuntimeScorer, Scorer, Torch
 from ..conversion.extension import EXTENDING, counted_from, extend, unbaked
 from ..errors import UsageError, need, no_such
-from ..options import EvaluateOptions, Recipe, check_choices
+from ..options import EvaluateOptions, Recipe
 from ..rope import METHODS, Rope, recipe_of
 from .journal import ResultJournal
 from .windows import Losses, Pass, Span

@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec import UNSET, structs
 
+from ..asking import check_choices, taking
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Base, Finetuning, HeldOut, Manifest, as_json, read_manifest, recorded
 from ..checkpoint.source import resolve
@@ -24,7 +25,7 @@ from ..conversion import Extension, prepare
 from ..conversion.run import check_name, default_output, window_note
 from ..errors import InputError, OutputError, UsageError, need
 from ..formats.json_text import pretty
-from ..options import FinetuneOptions, Texts, check_choices, taking
+from ..options import FinetuneOptions, Texts
 from ..targets.resume import UNSUPPORTED, lock, open_file
 from .corpus import Segments, check_texts, corpus_of, order_of
 from .ranks import Ranks, check_parallel, others_ended, ranks_of, training_device, world_size

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..asking import taking
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Base, Manifest, manifest_path, read_manifest
 from ..checkpoint.source import BUSY, Say, answer_of, is_repo, patient, resolve
@@ -22,7 +23,7 @@ from ..formats.digests import differing, sha256
 from ..formats.files import exists, regular
 from ..formats.general import README
 from ..formats.inputs import NOTHING, Inputs, noticing
-from ..options import UploadOptions, taking
+from ..options import UploadOptions
 from ..targets.safetensors import WRITTEN
 from .model_card import local_card, render
 

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..asking import check_choices, taking
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Manifest, read_manifest, whole_recipe
 from ..checkpoint.source import resolve
@@ -29,7 +30,7 @@ from ..conversion.overriding import Override, overrides_of
 from ..errors import UsageError, need
 from ..formats.digests import Progress, digests
 from ..formats.inputs import noticing
-from ..options import Recipe, ValidateOptions, check_choices, taking
+from ..options import Recipe, ValidateOptions
 from ..readers.judge import Verdict
 from ..readers.switching import whole_context
 from ..rope import Effect
