@@ -211,6 +211,10 @@ def test_what_was_asked_goes_along_with_every_format(make_model: MakeModel, tmp_
     assert same_at_all_lengths(again.rope, extend(opened(base), Recipe(scale=8, method="yarn")).rope), "replaced, as any of ours"
     with pytest.raises(Unsupported, match="switches tables itself"):
         extend(opened(tmp_path / "b"), NTK)
+    said = json.loads((tmp_path / "b/yarn_convert.json").read_text())
+    said["recipe"]["long"]["params"]["factor"] = 8.0  # of which the list is not
+    (tmp_path / "b/yarn_convert.json").write_text(json.dumps(said))
+    assert opened(tmp_path / "b").long is None
 
 
 @pytest.mark.parametrize("asked", [NTK, Recipe(method="none")], ids=lambda asked: asked.method)

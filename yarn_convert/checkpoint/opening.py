@@ -24,7 +24,7 @@ from ..formats.inputs import notice
 from ..formats.layout import Part
 from ..formats.split import read_model
 from ..formats.tensors import Tensor, load_json, read_folder
-from ..rope import Array, Rope, same_at_all_lengths
+from ..rope import Array, Rope, effect, same_at_all_lengths, same_effect
 from .config import around, config_of_folder, language_model, nest_of
 from .lengths import Lengths, of_config, of_gguf, unsaid
 from .manifest import MANIFEST, recipe_in
@@ -305,8 +305,10 @@ def _left_recipe(recipe: Any, rope: Rope, context: int) -> tuple[Rope, bool, boo
         found = recipe_in(recipe)
         left = found.rope()
         other_length = left.method == rope.method == "yarn" and left.original_context != rope.original_context  # which a file spells
-        if same_at_all_lengths(left, rope) and not unsaid(left, context) and not other_length:
-            return left, True, found.kept is not True, found.long_rope
+        long = found.long_rope
+        as_said = long is None or (left.row.switches and same_effect(effect(long), effect(left)))
+        if same_at_all_lengths(left, rope) and not unsaid(left, context) and not other_length and as_said:
+            return left, True, found.kept is not True, long
     except YarnConvertError:
         pass  # absent, or not ours
     return rope, False, False, None
