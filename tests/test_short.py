@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import MakeModel, split_options
+from family_models import make
 
 from yarn_convert import runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.checkpoint.manifest import read_manifest
 from yarn_convert.checkpoint.source import Source, resolve
-from yarn_convert.conversion import convert
+from yarn_convert.conversion import convert, prepare
+from yarn_convert.conversion.describe import short_texts
 from yarn_convert.conversion.extension import extend
 from yarn_convert.conversion.intention import intention_of, survey
 from yarn_convert.dialects import ROPE_FREQS, gguf_read
@@ -247,6 +249,18 @@ def surveyed(path: Path) -> dict[str, Surveyed]:
     return {v.runtime: v for v in survey(c, intention_of(c, None, None, None))}
 
 
+def test_an_extension_says_what_it_costs_short_texts_and_how_it_would_not(make_model: MakeModel, tmp_path: Path) -> None:
+    def said(out: str, **changed: Any) -> str:
+        asked = ConvertOptions(Recipe(scale=4, **changed), out=out, output=tmp_path / "x.gguf" if out == "gguf" else tmp_path / "x")  # type: ignore[arg-type]
+        return short_texts(prepare(str(model), asked))
+
+    model = make_model(config=BASE)
+    assert all("--short base" in said(out) and f"up to {L} tokens" in said(out) for out in ("gguf", "safetensors"))
+    assert said("gguf", short="base") == ""
+    model = make("qwen2", tmp_path / "qwen2")
+    assert "--short base" in said("safetensors") and "--short base" not in said("gguf") != ""  # whose loader takes no two lists
+
+
 def test_each_reader_says_by_what_it_switches(make_model: MakeModel, tmp_path: Path) -> None:
     base = make_model(config=BASE)
     folder = convert(str(base), NTK, output=tmp_path / "out").manifest
@@ -301,7 +315,6 @@ def test_both_sides_are_proved_in_the_runtime(make_model: MakeModel, tmp_path: P
     """Twins, at every position of a text by either list; each list is a wrong recipe on the other's side."""
     pytest.importorskip("torch")
     pytest.importorskip("llama_cpp")
-    from family_models import make
 
     more = {"original_max_position_embeddings": L} if name == "phi3" else {}
     base = make_model(config=BASE) if name == "llama" else make(name, tmp_path / "base", config={**BASE, **more})

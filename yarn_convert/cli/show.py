@@ -89,7 +89,7 @@ def plan_json(conversion: Conversion) -> dict[str, Any]:
 
 def plan_lines(conversion: Conversion) -> list[str]:
     """The plan, for people."""
-    from ..conversion.describe import other_layers, pairs
+    from ..conversion.describe import other_layers, pairs, short_texts
     from ..readers.judge import unknown
     from ..rope import table
 
@@ -118,6 +118,7 @@ def plan_lines(conversion: Conversion) -> list[str]:
     silent = unknown(plan.verdicts)
     lines += [f"not in    {name}: {v.why}" for name, v in plan.verdicts.items() if not v.exact and name not in silent]
     lines += [f"unknown   {', '.join(silent)}: how they read {c.family.model_type} was not studied"] if silent else []
+    lines += [f"short     {cost}"] if (cost := short_texts(conversion)) else []
     lines += [f"note      {note}" for note in plan.notes]
     return lines + ([f"left      {listed(plan.left)}: not what the model needs to load"] if plan.left else [])
 
