@@ -26,7 +26,7 @@ from ..options import InspectOptions
 from ..readers import HF_READERS, still
 from ..readers.judge import judge_configs
 from ..readers.seen import seen
-from ..rope import Rope, geometric, table
+from ..rope import RTOL, Rope, geometric, table
 from ..targets.plan import carry_gguf
 from .extension import extend
 from .run import Conversion
@@ -173,7 +173,8 @@ def short_texts(done: Conversion) -> str:
             carry_gguf(c, two.rope, two.context, "auto")
     except YarnConvertError:
         return says
-    return f"{says}; --short base leaves them the base's"
+    as_before = math.isclose(table(two.rope).multiplier, table(c.rope).multiplier, rel_tol=RTOL)
+    return f"{says}; --short base{'' if as_before else ' with --method ntk-by-parts'} leaves them as they are"
 
 
 def other_layers(c: Checkpoint) -> str:
