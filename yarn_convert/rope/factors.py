@@ -18,8 +18,9 @@ def factors_of(found: Array, theta: float) -> Array:
 
 
 def undivided(factors: Array) -> tuple[Array, int]:
-    """(factors with 1 for those of at least `STILL`, how many of these there are). Unsupported unless they are the slowest pairs'."""
-    resting = factors >= STILL
+    """(factors with 1 for those of at least `STILL`, how many of these there are; what is no number stays). Unsupported unless they are the
+    slowest pairs'."""
+    resting = (factors >= STILL) & np.isfinite(factors)
     count = int(resting.sum())
     if resting[: len(factors) - count].any():
         raise Unsupported("a table in which pairs stand still that are not the slowest", "its factors of 1e30 and more belong at its end")
