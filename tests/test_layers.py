@@ -31,7 +31,7 @@ ORDER = [
     "evaluation.subjects", "evaluation.perplexities", "evaluation.passkeys", "evaluation.temperatures", "evaluation.advice",
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
     "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "finetuning.settings",
-    "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.losses", "finetuning.corpus", "finetuning.trainee",
+    "finetuning.losses", "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.corpus", "finetuning.trainee",
     "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.model_card",
     "publishing.hub", "publishing.pushing", "publishing", "cli.show", "cli.commands", "cli.evaluate", "cli.finetune", "cli.app", "cli",
 ]  # fmt: skip

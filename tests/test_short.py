@@ -255,7 +255,9 @@ def test_an_extension_says_what_it_costs_short_texts_and_how_it_would_not(make_m
         return short_texts(prepare(str(model), asked))
 
     model = make_model(config=BASE)
-    assert all("--short base with --method ntk-by-parts" in said(out) and f"up to {L} tokens" in said(out) for out in ("gguf", "safetensors"))
+    assert all(
+        "--short base with --method ntk-by-parts" in said(out) and f"up to {L} tokens" in said(out) for out in ("gguf", "safetensors")
+    )
     assert "--short base leaves them" in said("gguf", method="ntk-by-parts")
     assert said("gguf", short="base") == ""
     model = make("qwen2", tmp_path / "qwen2")

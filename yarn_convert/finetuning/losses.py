@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..compute.scorer import decoder_replaced
+from ..compute.scorer import LOGITS, decoder_replaced
 
 IGNORED = -100  # the target of a token that is not to be predicted, as torch's cross_entropy has it
+
+
+def logits_at_once(device: str) -> int:
+    """How many logits are made at a time: each part costs a pass over the head and its gradient."""
+    return LOGITS * (8 if device == "cuda" else 2)
 
 
 def chunked_loss(net: Any, prefix: str, out: Any, targets: Any, chunk: int) -> Any:
@@ -46,7 +51,7 @@ def _summed(net: Any, prefix: str, out: Any, rows: Any, targets: Any, params: An
             for i in range(0, rows.shape[1], chunk):
                 part, wanted = rows[row : row + 1, i : i + chunk].detach().requires_grad_(), targets[row, i : i + chunk]
                 out.last_hidden_state = part
-                logits = net(wanted[None].clamp(min=0), use_cache=False).logits[0].float()
+                logits = net(wanted[None].clamp(min=0), use_cache=False).logits.float().flatten(0, 1)
                 loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORED)
                 own, *grads = torch.autograd.grad(loss, [part, *params], allow_unused=True)
                 by_rows[row, i : i + chunk] = own[0]

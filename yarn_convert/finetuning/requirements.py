@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..compute.reference import free_memory
-from ..compute.scorer import LOGITS
+from .losses import logits_at_once
 from .settings import Settings
 
 WORKING = 14, 5  # what one layer has at a time for its backward pass: numbers a token, by hidden size and by width of the feed-forward
@@ -72,9 +72,9 @@ def requirement(c: Checkpoint, s: Settings, device: str, world: int) -> Requirem
         parameters=int((4 * trained + element * frozen) / world),
         gradients=int(4 * trained / world),
         optimizer=int(8 * trained / world),
-        gathered=int((outside + 2 * layer) * element + (0 if s.lora else (outside + layer) * (element + 4))),
+        gathered=int((outside + 2 * layer) * element + (0 if s.lora else (outside + layer) * (element + 4))) if s.sharded(world) else 0,
         activations=int(kept + working),
-        logits=int(12 * min(LOGITS * (8 if device == "cuda" else 1), tokens * vocabulary) + 4 * vocabulary * hidden * (not s.lora)),
+        logits=int(12 * min(logits_at_once(device), tokens * vocabulary) + 4 * vocabulary * hidden * (not s.lora)),
         free=free_memory(device) // (1 if device == "cuda" else world),
         lower=tuple(_lower(s, device)),
     )

@@ -57,6 +57,10 @@ class Settings:
         """Of all steps."""
         return self.steps * self.batch * self.sequence
 
+    def sharded(self, world: int) -> bool:
+        """Whether FSDP holds the parameters of so many processes: one in float32 has nothing to gather and nothing to cast."""
+        return world > 1 or self.dtype != "float32"
+
     def passes(self, copies: int) -> int:
         """Of each rank, in one step; UsageError for a batch that cannot be shared out."""
         share = copies * self.micro_batch

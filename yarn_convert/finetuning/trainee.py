@@ -17,11 +17,11 @@ import numpy as np
 from ..checkpoint import Checkpoint
 from ..compute.reference import ANY, TorchWeights, as_run, building, class_of, config_of, loaded, skeleton, unlike, with_torch
 from ..compute.rotary import replace_rotary
-from ..compute.scorer import LOGITS, decoder_name, head_losses
+from ..compute.scorer import decoder_name, head_losses
 from ..errors import Unsupported, UsageError, need
 from ..rope import Effect
 from . import attention
-from .losses import chunked_loss
+from .losses import chunked_loss, logits_at_once
 from .ranks import Ranks
 from .settings import Settings
 
@@ -59,7 +59,7 @@ class Trainee:
         self.scaled = [(m, m.scaling) for m in self.net.modules() if hasattr(m, "scaling")] if c.family.hf.latent else []
         self.layers = max((m for m in self.decoder.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.prefix = decoder_name(self.net)
-        self.chunk = max(1, LOGITS * (8 if ranks.device == "cuda" else 1) // self.net.config.get_text_config().vocab_size)
+        self.chunk = max(1, logits_at_once(ranks.device) // self.net.config.get_text_config().vocab_size)
         if s.checkpointing:
             for layer in self.layers:
                 _checkpointed(layer)
@@ -85,7 +85,7 @@ class Trainee:
                 return chunked_loss(self.net, trainee.prefix, out, targets, trainee.chunk)
 
         module, policy = Losses(), MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
-        if self.ranks.world > 1 or self.dtype != torch.float32:  # else there is nothing to gather and nothing to cast
+        if self.settings.sharded(self.ranks.world):
             for layer in self.layers:
                 fully_shard(layer, mesh=self.ranks.mesh, mp_policy=policy)
             fully_shard(module, mesh=self.ranks.mesh, mp_policy=policy)
