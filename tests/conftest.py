@@ -131,6 +131,16 @@ MakeModel = Callable[..., Path]
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny models lose more by threads than they win."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
     """make_model(name="tiny", dtype="F32", shards=1, rope_scaling=None, config={...}, **shape) -> an HF folder."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from yarn_convert.evaluation import ResultJournal, measure_search
 from yarn_convert.evaluation.held_out import difference, split
 from yarn_convert.evaluation.measures import typed
 from yarn_convert.evaluation.optimizer import Enough, halving, least, order, passes
-from yarn_convert.evaluation.space import FARTHEST, PARTS, PLAIN, Candidate, Space, Start, curve, extended
+from yarn_convert.evaluation.space import FARTHEST, PARTS, PLAIN, Space, Start, curve
 from yarn_convert.evaluation.text import recipe_text
 from yarn_convert.options import AdviseOptions, EvaluateOptions, Recipe, SearchPart, Texts
 from yarn_convert.rope import Rope, geometric, table
@@ -40,19 +40,12 @@ pytest.importorskip("accelerate")
 pytest.importorskip("cmaes")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models lose more by threads than they win."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start_of(folder: Path, recipe: Recipe, reach: float) -> tuple[Any, Start]:
     c = open_checkpoint(resolve(str(folder)))
-    candidate = Candidate(recipe)
-    return c, Start(candidate, extended(c, candidate), reach)
+    return c, Start(recipe, extend(c, recipe), reach)
 
 
 SMOLLM = {"rope_theta": 100000.0, "max_position_embeddings": 8192}  # D = 64, as the real one
@@ -70,7 +63,7 @@ def real_like(make_model: MakeModel) -> Path:
 def test_a_space_begins_where_it_was_told_to(real_like: Path, part: str) -> None:
     """At 0 every space has the table of its start, whatever it spells it as; a multiplier has four digits, a factor six."""
     c, at = start_of(real_like, Recipe(context=20000, beta_fast=20.0, attention_factor=1.02), 16384 / 8192)
-    found, wanted = table(extended(c, PARTS[part].space(at).start).rope), table(at.rope)
+    found, wanted = table(extend(c, PARTS[part].space(at).start).rope), table(at.rope)
     np.testing.assert_allclose(found.inv_freq, wanted.inv_freq, rtol=1e-5)
     assert found.multiplier == pytest.approx(wanted.multiplier, abs=1e-4)
 
@@ -78,13 +71,13 @@ def test_a_space_begins_where_it_was_told_to(real_like: Path, part: str) -> None
 def test_steps_of_a_method_are_its_own_numbers(real_like: Path) -> None:
     c, at = start_of(real_like, Recipe(context=16384), 2.0)
     make = PARTS["factor"].space(at).make
-    e = extended(c, make(np.array([-1.0, 2.0])))
+    e = extend(c, make(np.array([-1.0, 2.0])))
     assert e.rope.number("attention_factor") == pytest.approx(0.1 * math.log(2) + 1 - 0.03, abs=1e-4)
     assert e.context == round(8192 * 2 * math.exp(0.3)) == 8192 * e.rope.number("factor")
-    assert extended(c, make(np.array([0.0, -3.0]))).context == 16384, "a file says the context, which is to be reached"
+    assert extend(c, make(np.array([0.0, -3.0]))).context == 16384, "a file says the context, which is to be reached"
     for method in PLAIN:
         c, at = start_of(real_like, Recipe(method=method, context=16384), 2.0)
-        assert extended(c, PARTS["method"].space(at).make(np.array([1.0]))).rope.number("factor") == pytest.approx(
+        assert extend(c, PARTS["method"].space(at).make(np.array([1.0]))).rope.number("factor") == pytest.approx(
             2 * math.exp(0.15), rel=1e-4
         )
 
@@ -92,7 +85,7 @@ def test_steps_of_a_method_are_its_own_numbers(real_like: Path) -> None:
 def yarn_by_two() -> Start:
     """SmolLM2's RoPE at two windows, without a model."""
     extension: Any = type("E", (), {"rope": Rope("yarn", 100000.0, 64, 8192, {"factor": 2.0})})()
-    return Start(Candidate(Recipe(context=16384)), extension, 2.0)
+    return Start(Recipe(context=16384), extension, 2.0)
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -100,7 +93,7 @@ def yarn_by_two() -> Start:
 def test_betas_say_the_very_pairs_that_were_meant(begin: float, end: float) -> None:
     at, omega = yarn_by_two(), geometric(100000.0, 64)
     low, high = correction_range(omega, at.rope)
-    recipe = PARTS["betas"].space(at).make(np.array([0.0, 0.0, begin, end])).recipe
+    recipe = PARTS["betas"].space(at).make(np.array([0.0, 0.0, begin, end]))
     asked = (max(0, round(low + 2 * begin)), max(round(high + 2 * end), round(low + 2 * begin) + 1, 1))
     params = {"factor": 2.0} | ({} if recipe.beta_fast is None else {"beta_fast": recipe.beta_fast, "beta_slow": recipe.beta_slow})
     assert correction_range(omega, replace(at.rope, params=params)) == asked
@@ -115,7 +108,7 @@ def test_factors_never_fall_and_lie_between_one_and_the_largest(x: list[float], 
     factors = np.array(candidate.factors)
     assert len(factors) == 32 and (np.diff(factors) >= 0).all()
     assert factors[0] >= 1 and factors[-1] <= FARTHEST * 2.0 * (1 + 1e-5)
-    assert candidate.recipe.context == 16384
+    assert candidate.context == 16384
 
 
 def test_a_table_moves_where_its_number_does() -> None:
@@ -146,8 +139,8 @@ def test_a_file_is_read_as_the_very_recipe_that_was_measured(real_like: Path, tm
     space = PARTS[part].space(at)
     candidate = space.make(np.clip(np.random.default_rng(0).normal(size=len(space.names)), space.low, space.high))
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump({**candidate.as_json(), "note": "a: b"}, sort_keys=False, default_flow_style=None, width=120))
-    read, measured = extend(c, recipes.read_recipe(file)), extended(c, candidate)
+    file.write_text(yaml.safe_dump({**recipes.as_mapping(candidate), "note": "a: b"}, sort_keys=False, default_flow_style=None, width=120))
+    read, measured = extend(c, recipes.read_recipe(file)), extend(c, candidate)
     assert (read.rope, read.context) == (measured.rope, measured.context)
 
 
@@ -156,13 +149,13 @@ def test_a_file_is_read_as_the_very_recipe_that_was_measured(real_like: Path, tm
 
 def box(n: int) -> Space:
     """Vectors themselves, as factors."""
-    return Space(tuple(map(str, range(n))), np.full(n, -20.0), np.full(n, 20.0), lambda x: Candidate(Recipe(), tuple(map(float, x))))
+    return Space(tuple(map(str, range(n))), np.full(n, -20.0), np.full(n, 20.0), lambda x: Recipe(factors=tuple(map(float, x))))
 
 
-def bowl(target: Sequence[float], seen: list[tuple[tuple[float, ...], int]] | None = None) -> Callable[[Candidate, int], float]:
+def bowl(target: Sequence[float], seen: list[tuple[tuple[float, ...], int]] | None = None) -> Callable[[Recipe, int], float]:
     """Least at `target` in the mean over windows, each of which has its least elsewhere."""
 
-    def score(candidate: Candidate, window: int) -> float:
+    def score(candidate: Recipe, window: int) -> float:
         if seen is not None:
             seen.append((candidate.factors, window))
         x = np.array(candidate.factors) - np.array(target) - 0.5 * (window - 1.5)
@@ -192,11 +185,11 @@ def test_the_same_seed_tries_the_same_in_the_same_order_however_far_it_goes() ->
 def test_the_better_half_goes_on_to_twice_the_windows() -> None:
     asked: list[int] = []
 
-    def score(candidate: Candidate, window: int) -> float:
+    def score(candidate: Recipe, window: int) -> float:
         asked.append(window)
         return candidate.factors[0] + (10.0 if window == 3 else 0.0)
 
-    candidates = [Candidate(Recipe(), (x,)) for x in (5.0, 1.0, 4.0, 2.0, 3.0)]
+    candidates = [Recipe(factors=(x,)) for x in (5.0, 1.0, 4.0, 2.0, 3.0)]
     values, cut = halving(candidates, [2, 0, 1, 3], score)
     assert [len(v) for v in values] == [1, 4, 1, 4, 2] and not cut
     assert [asked.count(w) for w in (2, 0, 1, 3)] == [5, 3, 2, 2]
@@ -207,7 +200,7 @@ def test_the_better_half_goes_on_to_twice_the_windows() -> None:
 def test_time_that_is_up_stops_it_and_what_was_whole_counts() -> None:
     calls = 0
 
-    def score(candidate: Candidate, window: int) -> float:
+    def score(candidate: Recipe, window: int) -> float:
         nonlocal calls
         calls += 1
         if calls > 20:
@@ -301,7 +294,7 @@ def test_a_better_recipe_is_found_and_advised(make_model: MakeModel, monkeypatch
     said = yaml.safe_load(recipe_text(typed(result)))
     assert said.pop("note")
     c = open_checkpoint(resolve(base))
-    assert json.loads(json.dumps(chosen["recipe"]["params"])) == dict(extended(c, Candidate(Recipe(**said))).rope.params)
+    assert json.loads(json.dumps(chosen["recipe"]["params"])) == dict(extend(c, Recipe(**said)).rope.params)
 
 
 def test_a_table_of_factors_is_found_and_its_file_is_the_very_recipe(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,9 +315,8 @@ def test_a_table_of_factors_is_found_and_its_file_is_the_very_recipe(make_model:
     assert said["method"] == "explicit" and said["context"] == 4 * CONTEXT and len(said["factors"]) == 8
     rope = Rope("explicit", 10000.0, 16, CONTEXT, {"factors": tuple(said["factors"]), "attention_factor": said["attention_factor"]})
     c = open_checkpoint(resolve(base))
-    measured = table(
-        extended(c, Candidate(Recipe(context=said["context"], attention_factor=said["attention_factor"]), tuple(said["factors"]))).rope
-    )
+    del said["note"]
+    measured = table(extend(c, Recipe(**said | {"factors": tuple(said["factors"])})).rope)
     np.testing.assert_array_equal(table(rope).inv_freq, measured.inv_freq)
     np.testing.assert_allclose(geometric(10000.0, 16) / measured.inv_freq, chosen["factors"], rtol=1e-12)
 

@@ -45,17 +45,7 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
     if asked.short:
         return _beyond(c, asked)
     if asked.method == "none":
-        if asked.original_context is not None and not c.doubt:
-            raise UsageError("--method none keeps the base's RoPE as it is", "leave out --original-context")
-        if c.ignored:
-            raise UsageError(
-                f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}",
-                "say what is meant with --method yarn and its options",
-            )
-        c = c.counting_from(asked.original_context)
-        c = c if c.rope.method == "linear" else c.certain()  # as it is, linear is the same whatever it counts from
-        open_still = (f"{c.doubt.message} It stays as open in the output ({c.doubt.hint})",) if c.doubt else ()
-        return Extension(c.rope, c.context, c.context / c.rope.original_context, open_still + _as_stale(c), c.long)
+        return _as_it_is(c, asked)
     c = replace(c, rope=c.long, long=None) if c.long else c  # an extension of ours, which is replaced as any
     c = c.counting_from(asked.original_context).certain()
     composed, original = composes(c), counted_from(c, asked.original_context)
@@ -71,13 +61,8 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
             rope, context, s, (*notes, f"linear over the base's own linear scaling: linear with s = {rope.number('factor'):g}")
         )
     row = METHODS[asked.method]
-    params: dict[str, Any] = {"factor": s} if row.spans or row.switches else {}
-    params |= {name: _number(value) for name, value in given(asked).items() if name not in RAMP}
-    if c.family.on_logits and row.ramped and "attention_factor" in row.takes:
-        params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
-    params |= {name: value for name, value in given(asked).items() if name in RAMP}
     inner = c.rope if composed else c.rope.inner
-    rope = replace(c.rope, method=asked.method, original_context=original, params=params, inner=inner)
+    rope = replace(c.rope, method=asked.method, original_context=original, params=_params(c, asked, s), inner=inner)
     if row.lists:
         rope, said = _of_lists(rope)
         notes += said
@@ -96,6 +81,31 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
         notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
     table(rope)  # raises for parameters out of range
     return Extension(rope, context, s, tuple(notes))
+
+
+def _as_it_is(c: Checkpoint, asked: Recipe) -> Extension:
+    """--method none: the base's own recipe and context. UsageError for a file whose keys leave open what is meant."""
+    if asked.original_context is not None and not c.doubt:
+        raise UsageError("--method none keeps the base's RoPE as it is", "leave out --original-context")
+    if c.ignored:
+        raise UsageError(
+            f"this GGUF has RoPE keys that llama.cpp ignores: {', '.join(c.ignored)}",
+            "say what is meant with --method yarn and its options",
+        )
+    c = c.counting_from(asked.original_context)
+    c = c if c.rope.method == "linear" else c.certain()  # as it is, linear is the same whatever it counts from
+    open_still = (f"{c.doubt.message} It stays as open in the output ({c.doubt.hint})",) if c.doubt else ()
+    return Extension(c.rope, c.context, c.context / c.rope.original_context, open_still + _as_stale(c), c.long)
+
+
+def _params(c: Checkpoint, asked: Recipe, s: float) -> dict[str, Any]:
+    """The parameters of the method that is asked for, with those that the family's attention makes of its temperature."""
+    row, said = METHODS[asked.method], given(asked)
+    params: dict[str, Any] = {"factor": s} if row.spans or row.switches else {}
+    params |= {name: _number(value) for name, value in said.items() if name not in RAMP}
+    if c.family.on_logits and row.ramped and "attention_factor" in row.takes:
+        params |= {name: c.rope.params.get(name, 1.0) for name in MSCALES}
+    return params | {name: value for name, value in said.items() if name in RAMP}
 
 
 def given(asked: Recipe) -> dict[str, Any]:

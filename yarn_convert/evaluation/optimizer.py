@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .space import Candidate, Space
+from ..options import Recipe
+from .space import Space
 
-Score = Callable[[Candidate, int], float]  # of a candidate on a window; less is better, and infinite what cannot be
+Score = Callable[[Recipe, int], float]  # of a candidate on a window; less is better, and infinite what cannot be
 SETTLED = 0.1  # steps within which a generation is all the same
 
 
@@ -24,7 +25,7 @@ SETTLED = 0.1  # steps within which a generation is all the same
 class Best:
     """A candidate, and its mean over all windows."""
 
-    candidate: Candidate
+    candidate: Recipe
     value: float
 
 
@@ -79,7 +80,7 @@ def passes(candidates: int, windows: int) -> int:
     return found
 
 
-def halving(candidates: Sequence[Candidate], windows: Sequence[int], score: Score) -> tuple[list[list[float]], bool]:
+def halving(candidates: Sequence[Recipe], windows: Sequence[int], score: Score) -> tuple[list[list[float]], bool]:
     """(the values of each candidate on the first of `windows`, as many as it was computed on; whether `score` had enough)."""
     found: list[list[float]] = [[] for _ in candidates]
     alive, upto = list(range(len(candidates))), 1
@@ -108,7 +109,7 @@ def mean(values: Sequence[float]) -> float:
     return found if math.isfinite(found) else math.inf
 
 
-def _better(best: Best | None, candidates: Sequence[Candidate], values: Sequence[Sequence[float]], windows: int) -> Best | None:
+def _better(best: Best | None, candidates: Sequence[Recipe], values: Sequence[Sequence[float]], windows: int) -> Best | None:
     for candidate, found in zip(candidates, values, strict=True):
         if len(found) == windows and mean(found) < (math.inf if best is None else best.value):
             best = Best(candidate, mean(found))

@@ -20,6 +20,8 @@ from typing import Any
 
 from ..compute.documents import TokenizedText, names
 from ..compute.record import SayStage, silent
+from ..conversion.extension import extend
+from ..conversion.recipes import as_mapping
 from ..errors import UsageError, need, no_such
 from ..options import AdviseOptions, Recipe
 from ..rope import recipe_of
@@ -27,7 +29,7 @@ from .advice import SHORT, check, check_window, control_of, cut, passes_of
 from .held_out import Split, difference, split
 from .journal import ResultJournal
 from .optimizer import Best, Enough, halving, least, mean
-from .space import PARTS, PLAIN, Candidate, Start, extended
+from .space import PARTS, PLAIN, Start
 from .subjects import Line, Meter, Subject, line_of
 from .windows import NOTHING, Losses, Pass, Span, segments, sliding
 
@@ -92,7 +94,7 @@ class Judged:
     """A line on the texts that judge: what was found in each of them, by span."""
 
     line: Line
-    candidate: Candidate | None
+    candidate: Recipe | None
     windows: list[dict[Span, Losses]]
     values: list[float]
 
@@ -118,7 +120,7 @@ class Bench:
     split: Split
     short: list[Span]
     long: list[Span]
-    starts: Mapping[str, Candidate]
+    starts: Mapping[str, Recipe]
     reach: float
     say: SayStage
 
@@ -126,12 +128,12 @@ class Bench:
     def original(self) -> int:
         return self.subject.original
 
-    def start(self, candidate: Candidate) -> Start:
-        return Start(candidate, extended(self.subject.c, candidate), self.reach)
+    def start(self, candidate: Recipe) -> Start:
+        return Start(candidate, extend(self.subject.c, candidate), self.reach)
 
-    def line(self, candidate: Candidate) -> Line:
-        e = extended(self.subject.c, candidate)
-        return Line(label_of(candidate, e.scale), candidate.as_json()["method"], e.rope, e.context)
+    def line(self, candidate: Recipe) -> Line:
+        e = extend(self.subject.c, candidate)
+        return Line(label_of(candidate, e.scale), candidate.method, e.rope, e.context)
 
     def measured(self, line: Line, window: TokenizedText) -> dict[Span, Losses]:
         found: dict[Span, Losses] = {}
@@ -144,7 +146,7 @@ class Bench:
         beyond = sum((found[s] for s in self.long), NOTHING).mean
         return (1 - self.weight) * beyond + self.weight * sum(found[s].mean for s in self.short) / len(self.short)
 
-    def judged(self, candidate: Candidate) -> Judged:
+    def judged(self, candidate: Recipe) -> Judged:
         line, found = self.line(candidate), []
         for i, window in enumerate(self.split.held_out):
             self.say(f"judging {line.label}", i / len(self.split.held_out))
@@ -183,9 +185,9 @@ def _bench(subject: Subject, wish: AdviseOptions, say: SayStage) -> Bench:
     if n <= original:
         raise UsageError(f"{n:,} tokens are not beyond the {original:,} that the base serves: nothing to search for", "a larger --context")
     given = wish.settings.recipe.original_context
-    starts = {m: Candidate(Recipe(method=m, context=n, original_context=given)) for m in (YARN, *PLAIN)}
+    starts = {m: Recipe(method=m, context=n, original_context=given) for m in (YARN, *PLAIN)}
     for candidate in starts.values():
-        extended(c, candidate)  # raises as a conversion does
+        extend(c, candidate)  # raises as a conversion does
     documents = subject.documents(n)
     lead, texts = len(subject.lead), wish.settings.texts
     tokens = n - lead
@@ -243,11 +245,11 @@ def _lead(best: dict[str, Best], kind: str, found: Best) -> None:
             best[name] = found
 
 
-def _score(bench: Bench, clock: Clock, told: Callable[[int], None]) -> Callable[[Candidate, int], float]:
+def _score(bench: Bench, clock: Clock, told: Callable[[int], None]) -> Callable[[Recipe, int], float]:
     """Of candidates on the windows that are searched on; `told` how many candidates there were."""
-    lines: dict[Candidate, Line | None] = {}  # None for what no runtime could hold
+    lines: dict[Recipe, Line | None] = {}  # None for what no runtime could hold
 
-    def score(candidate: Candidate, window: int) -> float:
+    def score(candidate: Recipe, window: int) -> float:
         if clock.left <= 0:
             raise Enough
         if candidate not in lines:
@@ -311,7 +313,7 @@ def _result(bench: Bench, wish: AdviseOptions, found: Found, judged: Sequence[Ju
         "searched": names(halves.searched), "held_out": names(halves.held_out), "segments": bench.long, "parts": found.parts,
         "rows": [_row(bench, j, judged[0], rival, found) for j in judged], "rival": rival.line.label, "chosen": chosen.line.label,
         "difference": gain, "error": error, "advised": advised,
-        "recipe": chosen.candidate.as_json() if advised and chosen.candidate else None,
+        "recipe": as_mapping(chosen.candidate) if advised and chosen.candidate else None,
         "models": [
             {"model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead, **subject.describe()}
         ],
@@ -330,16 +332,16 @@ def _row(bench: Bench, j: Judged, base: Judged, rival: Judged, found: Found) -> 
         "short": [{"tokens": s[1], "perplexity": total[s].perplexity, "change": total[s].perplexity / was[s] - 1} for s in bench.short],
         "by_segment": [total[s].perplexity for s in bench.long], "beyond": sum((total[s] for s in bench.long), NOTHING).perplexity,
         "difference": gain, "error": error,
-        "asked": j.candidate.as_json() if j.candidate else None,
+        "asked": as_mapping(j.candidate) if j.candidate else None,
         "factors": [float(f) for f in bench.start(j.candidate).factors] if j.candidate else None,
     }  # fmt: skip
 
 
-def label_of(candidate: Candidate, scale: float) -> str:
+def label_of(asked: Recipe, scale: float) -> str:
     """A candidate's own numbers, in a few characters."""
-    r = candidate.recipe
-    said = [f"m {r.attention_factor:.4g}"] if r.attention_factor is not None else []
-    if candidate.factors:
-        return ", ".join([f"factors to {max(candidate.factors):.3g}", *said])
-    ramp = [f"betas {r.beta_fast:g}/{r.beta_slow:g}"] if r.beta_fast is not None and r.beta_slow is not None else []
-    return ", ".join([f"{r.method}:{scale:.4g}", *said, *ramp])
+    fast, slow = asked.beta_fast, asked.beta_slow
+    said = [f"m {asked.attention_factor:.4g}"] if asked.attention_factor is not None else []
+    if asked.factors:
+        return ", ".join([f"factors to {max(asked.factors):.3g}", *said])
+    ramp = [f"betas {fast:g}/{slow:g}"] if fast is not None and slow is not None else []
+    return ", ".join([f"{asked.method}:{scale:.4g}", *said, *ramp])

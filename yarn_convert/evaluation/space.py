@@ -10,15 +10,14 @@ no file can say). They are YaRN's ramp with ends between whole pairs, or any tab
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
-from ..conversion.extension import Extension, extend
+from ..conversion.extension import Extension
 from ..options import Recipe, SearchPart
-from ..rope import METHODS, Array, Param, Rope, table
+from ..rope import METHODS, Array, Rope, table
 from ..rope.methods import correction_range
 
 STEPS = {"attention_factor": 0.03, "factor": 0.15, "curve": 0.1}  # those of 1: added; of the logarithm; of the logarithm
@@ -30,52 +29,25 @@ DIGITS = 6  # of a factor, significant
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A recipe as it is asked for; `factors`, if there are any, stand in the place of what its method would make."""
-
-    recipe: Recipe
-    factors: tuple[float, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """As a file of a recipe says it: the options that are given, by name, and factors."""
-        said = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe) if f.name != "method"}
-        given = {name: value for name, value in said.items() if value is not None and value != getattr(Recipe(), name)}
-        if not self.factors:
-            return {"method": self.recipe.method, **given}
-        return {"method": "explicit", **given, "factors": list(self.factors)}
-
-
-def extended(c: Checkpoint, candidate: Candidate) -> Extension:
-    """What a conversion of this base makes of a candidate. Raises UsageError as a conversion does."""
-    e = extend(c, candidate.recipe)
-    if not candidate.factors:
-        return e
-    multiplier = candidate.recipe.attention_factor
-    params: dict[str, Param] = {"factors": candidate.factors, **({} if multiplier is None else {"attention_factor": multiplier})}
-    rope = replace(e.rope, method="explicit", params=params)
-    table(rope)  # raises for what no runtime can hold
-    return replace(e, rope=rope)
-
-
-@dataclass(frozen=True, slots=True)
 class Space:
     """`low` and `high`, float64[n], bound the vectors that `make` makes candidates of; `names` of their numbers."""
 
     names: tuple[str, ...]
     low: Array
     high: Array
-    make: Callable[[Array], Candidate]
+    make: Callable[[Array], Recipe]
 
     @property
-    def start(self) -> Candidate:
+    def start(self) -> Recipe:
         return self.make(np.zeros(len(self.names)))
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a space begins: a candidate, and what a conversion makes of it; `reach` is the factor that just reaches the context."""
+    """Where a space begins: a recipe as it is asked for, and what a conversion makes of it; `reach` is the factor that just reaches the
+    context."""
 
-    candidate: Candidate
+    candidate: Recipe
     extension: Extension
     reach: float
 
@@ -107,8 +79,8 @@ def temperature_space(at: Start) -> Space:
     """YaRN by its multiplier of cos and sin."""
     step, (low, high) = STEPS["attention_factor"], _multipliers(at)
 
-    def make(x: Array) -> Candidate:
-        return Candidate(replace(at.candidate.recipe, attention_factor=_multiplier(at, x[0])))
+    def make(x: Array) -> Recipe:
+        return replace(at.candidate, attention_factor=_multiplier(at, x[0]))
 
     return Space(("attention_factor",), np.array([low / step]), np.array([high / step]), make)
 
@@ -118,8 +90,8 @@ def factor_space(at: Start) -> Space:
     one = temperature_space(at)
     low, high = _factors(at)
 
-    def make(x: Array) -> Candidate:
-        return Candidate(replace(one.make(x).recipe, **_spanning(at, x[1])))
+    def make(x: Array) -> Recipe:
+        return replace(one.make(x), **_spanning(at, x[1]))
 
     return Space((*one.names, "factor"), np.append(one.low, low), np.append(one.high, high), make)
 
@@ -128,12 +100,12 @@ def betas_space(at: Start) -> Space:
     """The same, and by the whole pairs where the ramp begins and ends, which betas say."""
     two, ends = factor_space(at), correction_range(at.base, at.rope)
 
-    def make(x: Array) -> Candidate:
+    def make(x: Array) -> Recipe:
         low, high = (round(end) for end in _ends(at, ends, x[2:]))
-        recipe = two.make(x).recipe
+        recipe = two.make(x)
         if (low, high) == ends:
-            return Candidate(recipe)
-        return Candidate(replace(recipe, beta_fast=_turns(at, low + 0.5), beta_slow=_turns(at, max(low + 1, high) - 0.5)))
+            return recipe
+        return replace(recipe, beta_fast=_turns(at, low + 0.5), beta_slow=_turns(at, max(low + 1, high) - 0.5))
 
     low, high = _room(at, ends)
     return Space((*two.names, "ramp_begin", "ramp_end"), np.append(two.low, low), np.append(two.high, high), make)
@@ -142,14 +114,14 @@ def betas_space(at: Start) -> Space:
 def plain_space(at: Start) -> Space:
     """A method that has its factor only, by that."""
     low, high = _factors(at)
-    return Space(("factor",), np.array([low]), np.array([high]), lambda x: Candidate(replace(at.candidate.recipe, **_spanning(at, x[0]))))
+    return Space(("factor",), np.array([low]), np.array([high]), lambda x: replace(at.candidate, **_spanning(at, x[0])))
 
 
 def ends_space(at: Start) -> Space:
     """YaRN's ramp as a table: by its multiplier, its factor, and ends that need not be whole pairs."""
     two, ends = factor_space(at), correction_range(at.base, at.rope)
 
-    def make(x: Array) -> Candidate:
+    def make(x: Array) -> Recipe:
         low, high = _ends(at, ends, x[2:])
         keep = 1 - np.clip((np.arange(at.pairs) - low) / max(high - low, 0.001), 0.0, 1.0)
         s = at.rope.number("factor") * float(np.exp(STEPS["factor"] * x[1]))
@@ -166,7 +138,7 @@ def pairs_space(at: Start) -> Space:
     knots = np.linspace(0, at.pairs - 1, min(KNOTS, at.pairs))
     most = FARTHEST * at.reach
 
-    def make(x: Array) -> Candidate:
+    def make(x: Array) -> Recipe:
         return _tabled(at, x[0], np.exp(begun + STEPS["curve"] * curve(knots, x[1:], np.arange(at.pairs, dtype=np.float64))), most)
 
     bound = np.full(len(knots), np.log(most) / STEPS["curve"])
@@ -198,14 +170,13 @@ PARTS: Mapping[SearchPart, Part] = {  # in the order in which they are searched
 PLAIN = tuple(name for name, row in METHODS.items() if row.spans and not row.takes)
 
 
-def _tabled(at: Start, x: float, factors: Array, most: float = np.inf) -> Candidate:
+def _tabled(at: Start, x: float, factors: Array, most: float = np.inf) -> Recipe:
     """A table that serves the context; its factors rise, and lie between 1 and `most`."""
     rising = np.maximum.accumulate(np.clip(factors, 1.0, most))
-    asked = at.candidate.recipe
-    recipe = Recipe(
-        context=round(at.reach * at.rope.original_context), original_context=asked.original_context, attention_factor=_multiplier(at, x)
-    )
-    return Candidate(recipe, tuple(float(f"{f:.{DIGITS}g}") for f in rising))
+    return Recipe(
+        method="explicit", context=round(at.reach * at.rope.original_context), original_context=at.candidate.original_context,
+        attention_factor=_multiplier(at, x), factors=tuple(float(f"{f:.{DIGITS}g}") for f in rising),
+    )  # fmt: skip
 
 
 def _multipliers(at: Start) -> tuple[float, float]:

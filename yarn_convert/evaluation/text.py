@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from ..conversion.recipes import as_text, from_mapping
 from .measures import Advice, Found, JudgedRow, Passkey, Perplexity, Search, Temperature
 
 
@@ -158,11 +159,8 @@ def advised_line(result: Search) -> str:
 
 def recipe_text(result: Search) -> str:
     """The file of the recipe that is advised, for --recipe: YAML."""
-    import yaml
-
     note = f"evaluate advise --search of {', '.join(m.model for m in result.models)} to {result.context:,} tokens. {advised_line(result)}"
-    said = {**(result.recipe or {}), "note": note}
-    return str(yaml.safe_dump(said, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120))
+    return as_text(from_mapping(result.recipe or {}, "the search"), note)
 
 
 def percent(x: float | None) -> str:
