@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from conftest import CONTEXT, MakeModel, write_tensors_of
 
 from yarn_convert.cli import show
+from yarn_convert.cli.app import app
 from yarn_convert.conversion import convert
 from yarn_convert.conversion.extension import EXTENDING
 from yarn_convert.families import ALIASES
@@ -40,7 +46,7 @@ def fails(*arguments: object, says: str, cwd: Path | None = None) -> None:
 
 
 def test_help_starts_without_the_heavy_packages() -> None:
-    code = "import sys; from yarn_convert.cli.app import main\ntry: main(['convert', '--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from yarn_convert.cli import main\ntry: main(['convert', '--help'])\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'transformers', 'llama_cpp', 'gguf', 'huggingface_hub', 'numpy'} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
@@ -201,6 +207,102 @@ def test_the_hint_names_the_help_of_the_command_that_was_given(words: str) -> No
     assert done.stderr.splitlines()[-1] == f"hint: yarn-convert {words} --help"
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["valdate", "out.gguf"], "did you mean validate? See yarn-convert --help"),
+        (["inspct"], "did you mean inspect? See yarn-convert --help"),
+        (["smollm2-135m", "--scale", "4", "-q", "Q4_K_M"], "-q is --quiet here; for the type of the weights: --outtype q4_k_m"),
+    ],
+)
+def test_what_looks_like_something_else_is_answered_with_that(words: list[str], hint: str) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"hint: {hint}")
+
+
+def test_a_model_may_have_a_name_like_a_command(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model().rename(tmp_path / "valdate")
+    assert run("valdate", "--scale", 4, "--dry-run", cwd=tmp_path).returncode == 0
+
+
+def test_an_error_is_json_where_json_was_asked_for() -> None:
+    done = run("inspect", "nowhere.gguf", "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert done.stderr.splitlines() == [f"error: {found['error']}", f"hint: {found['hint']}"]
+
+
+def test_capitals_are_forgiven(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model()
+    plan = run("tiny", "--scale", 4, "--method", "YaRN", "--out", "GGUF", "--carry", "Metadata", "--dry-run", "--json", cwd=tmp_path)
+    assert json.loads(plan.stdout)["format"] == "gguf"
+
+
+def help_of(*words: str, **env: str) -> str:
+    """--help on a terminal of 80 columns, which Python's pty is."""
+    import pty
+
+    told = (
+        {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "TERMINAL_WIDTH")}
+        | {"TERM": "xterm", "COLUMNS": "80"}
+        | env
+    )
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, "-m", "yarn_convert", *words, "-h"], stdout=theirs, env=told) as process:
+        os.close(theirs)
+        text = b""
+        with contextlib.suppress(OSError):  # Linux ends a pty so
+            while part := os.read(ours, 1 << 16):
+                text += part
+        os.close(ours)
+    assert process.returncode == 0
+    return text.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no ptys")
+def test_help_is_coloured_on_a_terminal_that_wants_it() -> None:
+    assert "\x1b[" in help_of("inspect")
+    for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        plain = help_of("inspect", **env)
+        assert "\x1b[" not in plain
+        assert "Options:" in plain
+    assert "\x1b[" not in run("inspect", "-h").stdout
+
+
+def test_help_has_the_common_options_first_and_its_examples_are_commands() -> None:
+    """Each example is read by the command that shows it."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+
+    def commands(inner: Any) -> Iterator[Any]:
+        for command in inner.commands.values():
+            yield from commands(command) if hasattr(command, "commands") else [command]
+
+    shown = 0
+    for command in commands(group):
+        context = typer.Context(command)
+        for line in (line for line in (command.epilog or "").splitlines() if "yarn-convert " in line):
+            words = shlex.split(line.partition(">")[0])[1:]
+            while words[0] in ("evaluate", "runtimes") or words[0] == command.name:
+                words = words[1:]
+            command.parse_args(typer.Context(command), words)
+            shown += 1
+        sections = [line for line in command.get_help(context).splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert sections[:2] == ["Arguments:", "Options:"] or "Arguments:" not in sections
+    assert shown >= 10
+
+
+def test_a_shell_completes_commands_options_and_choices() -> None:
+    for words, found in (
+        ("yarn-convert val", "validate"),
+        ("yarn-convert m.gguf --sc", "--scale"),
+        ("yarn-convert m.gguf --out g", "gguf"),
+    ):
+        env = os.environ | {"_YARN_CONVERT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        done = subprocess.run([sys.executable, "-m", "yarn_convert"], capture_output=True, text=True, env=env, check=False)
+        assert found in done.stdout.split(), words
+
+
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]"])
 def test_a_broken_tokenizer_config_is_one_line(make_model: MakeModel, tmp_path: Path, content: bytes) -> None:
     (make_model() / "tokenizer_config.json").write_bytes(content)
@@ -221,7 +323,7 @@ def test_force_replaces_only_the_same_kind(make_model: MakeModel, tmp_path: Path
 def test_an_interrupted_edit_in_place_is_finished_not_repeated(make_model: MakeModel, tmp_path: Path) -> None:
     """Killed after its journal is written, the edit must not be applied twice: 64 -> 256, never -> 1024."""
     run(make_model(), "--method", "none", "--out", "gguf", "-o", tmp_path / "m.gguf")
-    script = "from yarn_convert.targets import in_place; import os; in_place._finish = lambda *a: os._exit(9)\nfrom yarn_convert.cli.app import main; main()"
+    script = "from yarn_convert.targets import in_place; import os; in_place._finish = lambda *a: os._exit(9)\nfrom yarn_convert.cli import main; main()"
     words = [str(tmp_path / "m.gguf"), "--scale", "4", "--carry", "tensors", "--in-place"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
     if "cannot insert" in done.stderr:
@@ -237,7 +339,7 @@ def test_ctrl_c_leaves_nothing_and_says_so(make_model: MakeModel, tmp_path: Path
     script = (
         "from yarn_convert.targets import moving; import time\n"
         "def drip(*a): print('moving', flush=True); time.sleep(0.3); return 1\n"
-        "moving.copy_range = drip\nfrom yarn_convert.cli.app import main; main()"
+        "moving.copy_range = drip\nfrom yarn_convert.cli import main; main()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script, "tiny", "--scale", "4", "-q"],

@@ -21,7 +21,7 @@ from test_report import Page
 from yarn_convert import runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.compute.growing import Steps, greedy
 from yarn_convert.compute.identity import identity
 from yarn_convert.compute.scorer import RuntimeScorer, Torch

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError
 from yarn_convert.formats import files

@@ -13,7 +13,7 @@ from test_validate import opened, rewritten
 
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.checkpoint.source import Source, resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import convert, extend
 from yarn_convert.conversion.describe import findings
 from yarn_convert.errors import InputError, UsageError

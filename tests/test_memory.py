@@ -36,7 +36,7 @@ try:
 finally:
     print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024, file=sys.stderr)
 """
-CLI = "sys.argv = ['yarn-convert', *sys.argv[1:]]; from yarn_convert.cli.app import main; main()"
+CLI = "sys.argv = ['yarn-convert', *sys.argv[1:]]; from yarn_convert.cli import main; main()"
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process held")
 

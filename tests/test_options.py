@@ -23,6 +23,7 @@ from yarn_convert.asking import Help, check_choices, hints, split
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import app as cli
+from yarn_convert.cli import main
 from yarn_convert.cli.commands import Option, options_of, value_of
 from yarn_convert.conversion.extension import extend
 from yarn_convert.conversion.repair import plan_repair
@@ -63,7 +64,7 @@ def test_the_commands_are_all_there() -> None:
 @pytest.mark.parametrize("words", COMMANDS)
 def test_every_option_of_every_command_stands_at_a_field_with_a_help(words: str) -> None:
     command = COMMANDS[words]
-    shown = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+    shown = [p for p in command.params if p.param_type_name == "option" and p.name not in ("help", "install_completion", "show_completion")]
     fields_ = [o for o in told(command) if not o.help.argument]
     assert [(p.name, p.help) for p in shown] == [(o.name, o.help.text) for o in fields_], "in this order"
     for p, o in zip(shown, fields_, strict=True):
@@ -136,7 +137,7 @@ def test_a_wrong_choice_is_answered_with_the_nearest(
     make_model: MakeModel, capsys: pytest.CaptureFixture[str], words: list[str], says: str, nearest: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main([str(make_model()), "--scale", "4", *words])
+        main([str(make_model()), "--scale", "4", *words])
     assert stopped.value.code == 1
     error, hint = capsys.readouterr().err.splitlines()
     assert error == f"error: {says}"
@@ -164,7 +165,7 @@ def test_so_it_is_of_every_command(
     pytest.importorskip("torch")
     monkeypatch.chdir(make_model().parent)
     with pytest.raises(SystemExit) as stopped:
-        cli.main(words)
+        main(words)
     assert stopped.value.code == 1
     assert f"hint: did you mean {nearest}? " in capsys.readouterr().err
 
@@ -271,7 +272,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 
 def printed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[dict[str, Any], str]:
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*map(str, words), "--json"])
+        main([*map(str, words), "--json"])
     assert stopped.value.code in (0, 3)
     text = capsys.readouterr().out
     return json.loads(text), text

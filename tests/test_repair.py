@@ -11,7 +11,7 @@ import pytest
 from conftest import CONTEXT, MakeModel
 from test_validate import extended, opened, rewritten
 
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import convert
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import Inexpressible, InputError, OutputError, YarnConvertError

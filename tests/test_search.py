@@ -20,7 +20,7 @@ from test_report import Page
 
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.compute.documents import TokenizedText
 from yarn_convert.compute.scorer import Torch
 from yarn_convert.conversion.extension import extend

@@ -18,7 +18,7 @@ from yarn_convert import runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.manifest import manifest_path, read_manifest
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import InputError, OutputError, Unsupported, UsageError

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from yarn_convert import runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
 from yarn_convert.conversion import convert

@@ -44,6 +44,13 @@ class After:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """The heading in --help under which a field stands, and those that follow it in its dataclass; "" for the common ones."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Only:
     """Of a part, the fields that are this command's; the others have their defaults."""
 

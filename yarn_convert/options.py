@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from .asking import After, Help, Only
+from .asking import After, Group, Help, Only
 from .errors import UsageError
 
 # -- how a text is read -----------------------------------------------------------------------------------------------
@@ -87,8 +87,13 @@ class Recipe:
     context: Annotated[
         int | None, Help("L', the extended context in tokens, as 32768 or 32k, instead of --scale.", read=tokens, metavar=TOKENS)
     ] = None
-    method: Annotated[str, Help("One of 'yarn-convert methods'.")] = "yarn"
-    original_context: Annotated[int | None, Help("L, where the model does not say it.", read=tokens, metavar=TOKENS)] = None
+    method: Annotated[str, Help("One of 'yarn-convert methods'.", read=str.lower, metavar="<str>")] = "yarn"
+    short: Annotated[
+        Literal["base"] | None, Help("base: texts within the base's own length keep its table. [default: one table for all lengths]")
+    ] = None
+    original_context: Annotated[int | None, Help("L, where the model does not say it.", read=tokens, metavar=TOKENS), Group("Recipe")] = (
+        None
+    )
     beta_fast: Annotated[float | None, Help("Turns over L above which a pair is kept. [default: 32]")] = None
     beta_slow: Annotated[float | None, Help("Turns below which it is interpolated. [default: 1]")] = None
     attention_factor: Annotated[float | None, Help("Multiplier of cos and sin. [default: 0.1·ln s + 1]")] = None
@@ -103,9 +108,6 @@ class Recipe:
     factors: tuple[float, ...] | None = None
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
-    short: Annotated[
-        Literal["base"] | None, Help("base: texts within the base's own length keep its table. [default: one table for all lengths]")
-    ] = None
 
 
 # -- the commands' own ------------------------------------------------------------------------------------------------
@@ -125,29 +127,33 @@ class ConvertOptions:
     out: Annotated[Literal["safetensors", "gguf"] | None, Help("safetensors or gguf; default: what came in."), After("method")] = None
     output: Annotated[Path | None, Help("Where to write; default NAME-METHOD-CONTEXT.", names=("-o", "--output")), After("out")] = None
     carry: Annotated[
-        Literal["auto", "metadata", "tensors"], Help("auto, metadata (YaRN keys) or tensors (the frequencies themselves).")
+        Literal["auto", "metadata", "tensors"], Help("auto, metadata (YaRN keys) or tensors (the frequencies themselves)."), Group("Recipe")
     ] = "auto"
     outtype: Annotated[
-        str, Help("auto (keep), f32, f16, bf16, q8_0, q4_0, … or a mix of llama.cpp, as q4_k_m.", read=str.lower, metavar="<str>")
+        str,
+        Help("auto (keep), f32, f16, bf16, q8_0, q4_0, … or a mix of llama.cpp, as q4_k_m.", read=str.lower, metavar="<str>"),
+        Group(""),
     ] = "auto"
-    imatrix: Annotated[Path | None, Help("llama-imatrix's importance matrix, for --outtype.")] = None
-    sliding_window: Annotated[Literal["keep", "off"], Help("keep, or off: extend with full attention (Mistral v0.1).")] = "keep"
-    pretokenizer: Annotated[str | None, Help("For GGUF: the name of a pre-tokenizer that is not recognized.")] = None
+    imatrix: Annotated[Path | None, Help("llama-imatrix's importance matrix, for --outtype."), Group("GGUF")] = None
+    sliding_window: Annotated[Literal["keep", "off"], Help("keep, or off: extend with full attention (Mistral v0.1)."), Group("Recipe")] = (
+        "keep"
+    )
+    pretokenizer: Annotated[str | None, Help("For GGUF: the name of a pre-tokenizer that is not recognized."), Group("GGUF")] = None
     gguf_arch: Annotated[str | None, Help("For GGUF: write it as another architecture, as qwen2 as llama.")] = None
-    cos_sin: Annotated[bool, Help("With tensors: also the cos and sin caches, in rope.safetensors.")] = False
+    cos_sin: Annotated[bool, Help("With tensors: also the cos and sin caches, in rope.safetensors."), Group("Files")] = False
     link: Annotated[bool, Help("Hard-link unchanged weight files instead of copying them.")] = False
     in_place: Annotated[bool, Help("Change the .gguf file itself; its tensor data does not move.")] = False
     hash: Annotated[bool, Help("Put the SHA-256 of every weight file, as it was written, into the manifest.")] = False
-    split_max_size: Annotated[str | None, Help("For GGUF: parts of at most 5G or 500M, or none: one file. [default: as the input is]")] = (
-        None
-    )
+    split_max_size: Annotated[
+        str | None, Help("For GGUF: parts of at most 5G or 500M, or none: one file. [default: as the input is]"), Group("GGUF")
+    ] = None
     converter: Annotated[
         Path | None, Help("For GGUF: llama.cpp, or its convert_hf_to_gguf.py, to make it. [default: where the model has no row]")
     ] = None
     mmproj: Annotated[bool, Help("For GGUF: also the file of what sees or hears, by llama.cpp's converter.")] = False
     trust_remote_code: Annotated[bool, Help("Let llama.cpp's converter run the model's own Python.")] = False
-    revision: Revision = None
-    force: Force = False
+    revision: Annotated[Revision, Group("Files")] = None
+    force: Annotated[Force, Group("")] = False
 
 
 Dtype = Literal["f32", "bf16", "float32", "bfloat16"]
@@ -159,10 +165,12 @@ class ValidateOptions:
     real weights, or `tokens` of them; `real` and `twin` switch the two kinds of run."""
 
     base: Annotated[str | None, Help("The base model: are the weights its own?")] = None
-    like: Like = None
+    like: Annotated[Like, Group("Recipe")] = None
     recipe: Recipe | None = None
     overrides: Annotated[
-        bool, Help("MODEL is not extended: each runtime is told the recipe of the options, as 'yarn-convert overrides' prints it.")
+        bool,
+        Help("MODEL is not extended: each runtime is told the recipe of the options, as 'yarn-convert overrides' prints it."),
+        Group(""),
     ] = False
     runtimes: Annotated[
         tuple[str, ...],
@@ -182,7 +190,7 @@ class ValidateOptions:
     text: Annotated[Path | None, Help("A text in UTF-8 instead of the one in the package.")] = None
     device: Annotated[str, Help("Of the reference, and of transformers and llama.cpp: auto, cuda, mps or cpu.")] = "auto"
     dtype: Annotated[Dtype, Help("Of the reference: f32, or bf16 for size.")] = "f32"
-    revision: Revision = None
+    revision: Annotated[Revision, Group("Files")] = None
     real: bool = True
     twin: bool = True
 
@@ -388,7 +396,7 @@ class FinetuneOptions:
     sequence: Annotated[int | None, Help("Tokens of a segment. [default: the context, at most 64k]", read=tokens, metavar=TOKENS)] = None
     steps: Annotated[int | None, Help("Steps of the optimizer. [default: 400]", least=1)] = None
     batch: Annotated[int | None, Help("Segments a step, over all processes. [default: 64]", least=1)] = None
-    micro_batch: Annotated[int, Help("Segments that go through the model at once, in each process.", least=1)] = 1
+    micro_batch: Annotated[int, Help("Segments that go through the model at once, in each process.", least=1), Group("Training")] = 1
     lr: Annotated[float | None, Help("Learning rate. [default: 2e-5]")] = None
     warmup: Annotated[int | None, Help("Steps over which it rises from 0. [default: 20]", least=0)] = None
     clip: Annotated[float, Help("Largest norm of the gradient; 0: any.")] = 1.0
@@ -400,20 +408,24 @@ class FinetuneOptions:
         bool,
         Help("Compute activations again instead of keeping them.", names=("--activation-checkpointing/--no-activation-checkpointing",)),
     ] = True
-    held_out: Annotated[tuple[Path, ...], Help("Texts to measure perplexity on. [default: a few segments are kept back]")] = ()
+    held_out: Annotated[
+        tuple[Path, ...], Help("Texts to measure perplexity on. [default: a few segments are kept back]"), Group("Held-out texts")
+    ] = ()
     evaluate_every: Annotated[int | None, Help("Measure it every so many steps, too. [default: before and after]", least=1)] = None
     windows: Annotated[
         tuple[int, ...], Help("Context windows of that. [default: L and its doublings]", read=token_list, metavar="<tokens,…>")
     ] = ()
-    checkpoint_every: Annotated[int | None, Help("Keep the state every so many steps. [default: about ten times]", least=1)] = None
-    out: Annotated[Literal["safetensors", "gguf"], Help("safetensors or gguf.")] = "safetensors"
+    checkpoint_every: Annotated[
+        int | None, Help("Keep the state every so many steps. [default: about ten times]", least=1), Group("Training")
+    ] = None
+    out: Annotated[Literal["safetensors", "gguf"], Help("safetensors or gguf."), Group("")] = "safetensors"
     outtype: Annotated[str, Help("auto (as the base), or a type or mix, as at a conversion.", read=str.lower, metavar="<str>")] = "auto"
     output: Annotated[Path | None, Help("Where to write; default NAME-METHOD-CONTEXT-tuned.", names=("-o", "--output"))] = None
     sliding_window: Annotated[Literal["keep", "off"] | None, Help("keep, or off: full attention. [default: keep]")] = None
-    log: Annotated[Path | None, Help("A line of JSON for each step. [default: OUTPUT.jsonl]")] = None
-    device: Device = "auto"
+    log: Annotated[Path | None, Help("A line of JSON for each step. [default: OUTPUT.jsonl]"), Group("Training")] = None
+    device: Annotated[Device, Group("")] = "auto"
     dtype: Annotated[Dtype | None, Help("Of the computation: f32 or bf16. [default: bf16 on a GPU]")] = None
     resume: Annotated[bool, Help("Only go on with what was interrupted.")] = False
     emit: Annotated[Trainer | None, Help("Train nothing: write what another trainer needs to train this recipe.")] = None
-    revision: Revision = None
-    force: Force = False
+    revision: Annotated[Revision, Group("Files")] = None
+    force: Annotated[Force, Group("")] = False

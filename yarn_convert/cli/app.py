@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
-from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..asking import After, Help
-from ..errors import UsageError, YarnConvertError, missing
+from ..asking import After, Group, Help
+from ..errors import UsageError
 from ..options import ConvertOptions, InspectOptions, Like, OverridesOptions, Recipe, RepairOptions, UploadOptions, ValidateOptions
-from .commands import JsonAlone, PrintOptions, Quiet, ReadOptions, RecipeOption, Replace, Report, command, spread
+from .commands import DryRun, JsonAlone, PrintOptions, Quiet, ReadOptions, RecipeOption, Replace, Report, command, spread
 from .evaluate import evaluate_app
 from .finetune import finetune
+from .help import SETTINGS, Commands, examples
 from .show import (
     HubTalk,
     Talk,
     answer,
     inspect_lines,
+    listing_lines,
     next_steps,
     overrides_lines,
     plan_json,
     plan_lines,
-    print_anywhere,
     progress,
     repair_lines,
     stages,
@@ -40,15 +39,21 @@ if TYPE_CHECKING:
     from ..conversion import Conversion
 
 app = typer.Typer(
-    add_completion=False,
+    cls=Commands,
+    context_settings=SETTINGS,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog=examples(
+        "yarn-convert Qwen/Qwen3-8B --context 128k --out gguf --outtype q4_k_m",
+        "yarn-convert validate Qwen3-8B-yarn-128k.gguf --base Qwen/Qwen3-8B",
+        "yarn-convert inspect --runtimes model.gguf",
+    ),
     help="Extend a RoPE language model to a longer context (YaRN and its relatives), so that runtimes compute what was meant. "
     "'yarn-convert MODEL …' is short for 'yarn-convert convert MODEL …'.",
 )
-runtimes_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+runtimes_app = typer.Typer(context_settings=SETTINGS, rich_markup_mode=None)
 app.add_typer(runtimes_app, name="runtimes", help="List the runtimes that validate can run, or add one.")
-app.add_typer(evaluate_app, name="evaluate", help="Measure what a conversion is worth: perplexity, passkey, temperature, advice.")
+app.add_typer(evaluate_app, name="evaluate", help="Measure what it is worth: perplexity, passkeys, advice.")
 NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 
 Model = Annotated[
@@ -64,18 +69,23 @@ Model = Annotated[
 class ConvertCommand:
     options: ConvertOptions = field(default_factory=ConvertOptions)
     file: RecipeOption = field(default_factory=RecipeOption)
-    like: Annotated[Like, After("recipe")] = None
+    like: Annotated[Like, After("recipe"), Group("Recipe")] = None
     push: Annotated[
-        str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("hash")
+        str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("hash"), Group("Hub")
     ] = None
     private: Annotated[bool, Help("With --push: make a new repository private."), After("push")] = False
     allow_unvalidated: Annotated[bool, Help("With --push: it cannot be validated before."), After("private")] = False
-    dry_run: Annotated[bool, Help("Print the plan and stop."), After("revision")] = False
+    dry_run: Annotated[DryRun, After("revision"), Group("")] = False
     reading: ReadOptions = field(default_factory=ReadOptions)
     printing: PrintOptions = field(default_factory=PrintOptions)
 
 
-@command(app)
+@command(
+    app,
+    "yarn-convert llama2-7b --scale 32 --out gguf",
+    "yarn-convert ./my-model --context 128k --link",
+    "yarn-convert model.Q4_K_M.gguf --scale 4 --dry-run",
+)
 def convert(model: Model, asked: ConvertCommand) -> None:
     """Extend MODEL and write it as safetensors or GGUF."""
     from ..conversion import prepare
@@ -109,7 +119,7 @@ def convert(model: Model, asked: ConvertCommand) -> None:
     talk.lines(next_steps(done.output, done.manifest.context, conversion.checkpoint.family.listed))
 
 
-command(app)(finetune)
+command(app, "yarn-convert finetune smollm2-135m --scale 4 --text ./texts --steps 400")(finetune)
 
 
 def _push(model: str, asked: ConvertCommand, repo: str) -> None:
@@ -144,14 +154,19 @@ class ValidateCommand:
     printing: PrintOptions = field(default_factory=PrintOptions)
 
 
-@command(app)
+@command(
+    app,
+    "yarn-convert validate out.gguf --base ./my-model",
+    "yarn-convert validate ./out --runtime transformers --report out.html",
+    "yarn-convert validate --twin ./config.json --scale 4",
+)
 def validate(
     model: Annotated[
         str, typer.Argument(help="A folder, a .gguf file, a Hub id; with --twin alone a config.json will do.", show_default=False)
     ],
     asked: ValidateCommand,
 ) -> None:
-    """Prove a checkpoint: recipe, weights, and the logits of real runtimes. Exit code 0 if it passed, 3 if not.
+    """Prove a checkpoint: its recipe, weights, and runtimes' logits. Exit code 0 if it passed, 3 if not.
 
     What is intended is said by --like, by the options of a conversion, by the manifest, or by the file itself.
     """
@@ -183,9 +198,12 @@ class OverridesCommand:
     json: JsonAlone = field(default_factory=JsonAlone)
 
 
-@command(app)
+@command(app, "yarn-convert overrides model.gguf --scale 4 --runtime llama.cpp")
 def overrides(model: Model, asked: OverridesCommand) -> None:
-    """Print how each runtime extends MODEL as it is, without a file of its own, and what of the recipe each loses."""
+    """Print how each runtime extends MODEL without a new file.
+
+    And what of the recipe each of them loses. 'validate --overrides' proves it.
+    """
     from ..conversion.overriding import overrides as told
 
     asked.reading.obey()
@@ -201,7 +219,7 @@ class UploadCommand:
     printing: PrintOptions = field(default_factory=PrintOptions)
 
 
-@command(app)
+@command(app, "yarn-convert upload out.gguf user/name --dry-run")
 def upload(
     model: Annotated[str, typer.Argument(help="An output of yarn-convert: a folder or a .gguf file.", show_default=False)],
     asked: UploadCommand,
@@ -278,9 +296,9 @@ class InspectCommand:
     json: JsonAlone = field(default_factory=JsonAlone)
 
 
-@command(app)
+@command(app, "yarn-convert inspect model.gguf", "yarn-convert inspect --runtimes ./my-model")
 def inspect(model: Model, asked: InspectCommand) -> None:
-    """Show a model's architecture, RoPE, contexts, memory, and what in it is inconsistent."""
+    """Show a model's RoPE, contexts and memory, and what contradicts."""
     from ..conversion.describe import describe, findings, opened
 
     asked.reading.obey()
@@ -305,11 +323,11 @@ class RepairCommand:
     printing: PrintOptions = field(default_factory=PrintOptions)
 
 
-@command(app)
+@command(app, "yarn-convert repair ./their-model --dry-run")
 def repair(
     model: Annotated[str, typer.Argument(help="A folder in HF layout or a .gguf file.", show_default=False)], asked: RepairCommand
 ) -> None:
-    """Rewrite the RoPE keys of someone else's checkpoint, so that all readers that can agree do. Weights stay.
+    """Rewrite a checkpoint's RoPE keys so that readers agree. Weights stay.
 
     What is intended is said by --like, by the options of a conversion, or by the file itself.
     """
@@ -330,12 +348,12 @@ class RecipeCommand:
     json: JsonAlone = field(default_factory=JsonAlone)
 
 
-@command(app)
+@command(app, "yarn-convert recipe out.gguf > recipe.yaml")
 def recipe(
     model: Annotated[str, typer.Argument(help="A model, as for 'convert', a manifest, or a file for --recipe.", show_default=False)],
     asked: RecipeCommand,
 ) -> None:
-    """Print the recipe of a model as a file that --recipe takes: of the same base it makes the same RoPE."""
+    """Print the recipe of a model as a file for --recipe. Of the same base it makes the same RoPE."""
     from ..conversion.recipes import as_text
     from ..conversion.recipes import recipe as found
 
@@ -354,18 +372,13 @@ def methods(asked: JsonAlone) -> None:
     if asked.as_json:
         print(json.dumps({"methods": summaries, "aliases": {k: v.repo for k, v in ALIASES.items()}}, indent=2))
         return
-    width = max(map(len, [*summaries, *ALIASES]))
-    print("methods")
-    for name, text in summaries.items():
-        print(f"  {name:<{width}}  {' '.join(text.split())}")
-    print("aliases")
-    for name, alias in ALIASES.items():
-        print(f"  {name:<{width}}  {alias.repo}{f'  ({alias.note})' if alias.note else ''}")
+    aliases = {name: f"{alias.repo}{f'  ({alias.note})' if alias.note else ''}" for name, alias in ALIASES.items()}
+    write("methods", *listing_lines(summaries), "aliases", *listing_lines(aliases))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Root:
-    version: Annotated[bool, Help("Print the version and exit.")] = False
+    version: Annotated[bool, Help("Print the version and exit.", names=("-V", "--version"))] = False
 
 
 def _root(asked: Root) -> None:
@@ -377,50 +390,3 @@ def _root(asked: Root) -> None:
 
 
 app.callback(invoke_without_command=True)(spread(_root))
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line. Every known error is one line and a hint, exit code 1."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args:
-        args = ["--help"]
-    elif args == ["evaluate"]:
-        args.append("--help")
-    group = typer.main.get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
-    if args[0] not in (*group.commands, "--help", "--version"):
-        args.insert(0, "convert")
-    print_anywhere()
-    try:
-        code = copy_context().run(group.main, args, prog_name="yarn-convert", standalone_mode=False)
-        if sys.stdout:  # None where the shell closed it
-            sys.stdout.flush()
-    except YarnConvertError as e:
-        _fail(e.message, e.hint)
-    except typer.TyperException as e:
-        given = getattr(e, "ctx", None)
-        _fail(e.format_message(), f"{given.command_path if given else 'yarn-convert'} --help")
-    except ModuleNotFoundError as e:
-        if (known := missing(e)) is None:
-            raise
-        _fail(known.message, known.hint)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except PermissionError as e:
-        _fail(f"no permission to read {e.filename}", "check the file's owner and mode")
-    except OSError as e:  # what a command does with files is caught where it is known: this is most likely stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more at its end
-        _fail(f"could not write {e.filename or 'to stdout'}: {e.strerror or e}", "free some space, or give another place")
-    if code == INTERRUPTED:
-        begun = "; it finishes first what was begun" if "--in-place" in args or args[0] == "repair" else ""
-        _fail("interrupted", "run the same command again" + begun, code)
-    sys.exit(code or 0)
-
-
-INTERRUPTED = 130  # what Typer makes of Ctrl-C
-
-
-def _fail(message: str, hint: str, code: int = 1) -> None:
-    write(f"error: {message}", *([f"hint: {hint}"] if hint else []), file=sys.stderr)
-    sys.exit(code)

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_ori
 
 import typer
 
-from ..asking import After, Help, Only, hints, option_names, split
+from ..asking import After, Group, Help, Only, hints, option_names, split
 from ..formats.files import FOLLOW
 from ..options import Recipe
+from .help import SETTINGS, Command, examples
 
 D = TypeVar("D")
 TOLD = ContextVar("TOLD", default=frozenset[str]())  # the fields whose options stand at the command line of the command that runs
@@ -22,6 +23,7 @@ CONTEXT = "typer_context"  # the parameter by which Typer hands a command its co
 Report = Annotated[Path | None, Help("Write an HTML page with plots to this file.")]
 Replace = Annotated[bool, Help("Replace an existing report.")]
 Quiet = Annotated[bool, Help("Only the result: no plan, no progress, no hints.", names=("-q", "--quiet"))]
+DryRun = Annotated[bool, Help("Print the plan and stop.")]
 JsonFlag = Annotated[bool, Help("Print the result as JSON on stdout.", names=("--json",))]
 
 
@@ -29,7 +31,9 @@ JsonFlag = Annotated[bool, Help("Print the result as JSON on stdout.", names=("-
 class ReadOptions:
     """How a model's files are read."""
 
-    follow_links: Annotated[bool, Help("Read links that lead out of a model's folder: they are yours, and so is what they name.")] = False
+    follow_links: Annotated[
+        bool, Help("Read links that lead out of a model's folder: they are yours, and so is what they name."), Group("Files")
+    ] = False
 
     def obey(self) -> None:
         """Lets all that this command opens be a link to elsewhere; `cli.main` runs it in a context of its own."""
@@ -45,6 +49,7 @@ class RecipeOption:
         Path | None,
         Help("A recipe's file, a manifest, or a list of factors (docs/formats.md); options given beside it win."),
         After("clip_pairs"),
+        Group("Recipe"),
     ] = None
 
     def over(self, given: Recipe, like: str | None = None) -> Recipe:
@@ -77,13 +82,14 @@ class PrintOptions:
 @dataclass(frozen=True, slots=True)
 class Option:
     """One field that a user can set: where it stands in its command's dataclass, its type without marks, and its default, `MISSING` if it
-    is required; `after`, see `After`."""
+    is required; `after` and `group`: see `After` and `Group`."""
 
     path: tuple[str, ...]
     type: Any
     help: Help
     default: Any
     after: str = ""
+    group: str = ""
 
     @property
     def name(self) -> str:
@@ -105,15 +111,17 @@ def options_of(kind: type) -> list[Option]:
 
 
 def _options(kind: type, path: tuple[str, ...]) -> Iterator[Option]:
+    group = ""
     for f in fields(kind):
         inner, marks = split(hints(kind)[f.name])
+        group = next((m.name for m in marks if isinstance(m, Group)), group)
         told = next((m for m in marks if isinstance(m, Help)), None)
         if is_dataclass(inner):
             only = next((m.names for m in marks if isinstance(m, Only)), None)
             yield from (o for o in _options(inner, (*path, f.name)) if only is None or o.name in only)  # type: ignore[arg-type]
         elif told is not None:
             after = next((m.name for m in marks if isinstance(m, After)), "")
-            yield Option((*path, f.name), inner, told, _default(f), after)
+            yield Option((*path, f.name), inner, told, _default(f), after, group)
 
 
 def _default(f: Field[Any]) -> Any:
@@ -134,12 +142,12 @@ def built(kind: type[D], values: dict[tuple[str, ...], Any], path: tuple[str, ..
     return kind(**given)
 
 
-def command(app: typer.Typer, **more: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(app: typer.Typer, *shown: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Registers a function, whose dataclass parameters become options, one for each field that has a `Help`; they are built of what was
-    given, and the function gets them. All other parameters are Typer's own."""
+    given, and the function gets them. All other parameters are Typer's own. `shown`: the examples of its --help."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(**more)(spread(function))
+        app.command(cls=Command, context_settings=SETTINGS, epilog=examples(*shown) if shown else None)(spread(function))
         return function
 
     return register
@@ -175,9 +183,12 @@ def spread(function: Callable[..., None]) -> Callable[..., None]:
 
 def parameter(o: Option) -> inspect.Parameter:
     """What Typer is told of an option: its type as text is read, its default as text, and its help."""
-    kind, default = o.type, o.default
+    kind, default, read, choices = o.type, o.default, o.help.read, ()
     empty = default is MISSING or default is None or default == ()
-    if o.help.read is not None or get_origin(kind) is Literal:
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        read = chosen_of(choices)
+    if read is not None:
         kind, default = str, ",".join(map(str, default)) if isinstance(default, tuple) else default
     elif get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]]  # type: ignore[misc]
@@ -187,13 +198,37 @@ def parameter(o: Option) -> inspect.Parameter:
     if h.argument:
         told: Any = typer.Argument(help=h.text, show_default=False)
     else:
-        told = typer.Option(*o.spelled, help=h.text, parser=h.read, metavar=h.metavar, min=h.least, show_default=not empty)
+        told = typer.Option(
+            *o.spelled,
+            help=h.text,
+            parser=read,
+            metavar=h.metavar or ("<str>" if choices else None),
+            min=h.least,
+            show_default=not empty,
+            rich_help_panel=o.group or None,
+            autocompletion=beginning_of(choices) if choices else None,
+        )
     return inspect.Parameter(
         o.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if o.default is MISSING else default,
         annotation=Annotated[kind, told],
     )
+
+
+def chosen_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    """Makes of a text the choice that differs in capitals alone; another stays, and `asking.check_choices` refuses it."""
+    known = {choice.lower(): choice for choice in choices}
+    return lambda text: known.get(text.lower(), text)
+
+
+def beginning_of(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """Makes of what was typed the choices that begin so, for a shell."""
+
+    def begun(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete.lower())]
+
+    return begun
 
 
 def value_of(o: Option, given: Any) -> Any:

@@ -15,13 +15,14 @@ from ..asking import After, Help
 from ..errors import UsageError
 from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
+from .help import SETTINGS
 from .show import answer, steps
 
 if TYPE_CHECKING:
     from ..compute.record import SayStage
     from ..evaluation import ResultJournal
 
-evaluate_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+evaluate_app = typer.Typer(context_settings=SETTINGS, rich_markup_mode=None, no_args_is_help=True)
 
 Models = Annotated[list[str], typer.Argument(help="Aliases, Hub ids, folders or .gguf files.", show_default=False)]
 OneModel = Annotated[str, typer.Argument(help="An alias, a Hub id, a folder or a .gguf file.", show_default=False)]
@@ -52,9 +53,9 @@ class PerplexityCommand:
     to: Outputs = field(default_factory=Outputs)
 
 
-@command(evaluate_app)
+@command(evaluate_app, "yarn-convert evaluate perplexity model.gguf --context 32k --method none,yarn,yarn+base --windows 4k,16k,32k")
 def perplexity(models: Models, asked: PerplexityCommand) -> None:
-    """Perplexity by context window, one line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
+    """Perplexity by context window. One line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
     from ..evaluation import measure_perplexity, outputs_of, put_on_record
 
     asked.to.reading.obey()
@@ -63,18 +64,18 @@ def perplexity(models: Models, asked: PerplexityCommand) -> None:
     _measure(lambda kept, say: measure_perplexity(models, asked.options, kept, say), asked.to, then)
 
 
-@command(evaluate_app)
+@command(evaluate_app, "yarn-convert evaluate passkey model.gguf --method none,yarn:4 --lengths 8k,16k")
 def passkey(models: Models, options: PasskeyOptions, to: Outputs) -> None:
-    """Find a five-digit number in text without meaning, by length and depth (the paper's Table 5)."""
+    """Find a number in text without meaning. By length and depth (the paper's Table 5)."""
     from ..evaluation import measure_passkey
 
     to.reading.obey()
     _measure(lambda kept, say: measure_passkey(models, options, kept, say), to)
 
 
-@command(evaluate_app)
+@command(evaluate_app, "yarn-convert evaluate temperature model.gguf --scale 4")
 def temperature(models: Models, options: TemperatureOptions, to: Outputs) -> None:
-    """Perplexity of YaRN against its attention temperature (the paper's Figures 2 to 4)."""
+    """Perplexity of YaRN against its temperature. The paper's Figures 2 to 4."""
     from ..evaluation import measure_temperature
 
     to.reading.obey()
@@ -88,9 +89,9 @@ class AdviseCommand:
     to: Outputs = field(default_factory=Outputs)
 
 
-@command(evaluate_app)
+@command(evaluate_app, "yarn-convert evaluate advise model.gguf --context 32k")
 def advise(model: OneModel, asked: AdviseCommand) -> None:
-    """The smallest factor that keeps perplexity flat to N tokens, and what it costs on short texts; or a search for the best recipe."""
+    """The smallest factor that serves N tokens, or the best recipe. What keeps perplexity flat, and what it costs on short texts."""
     from ..compute.pages import write_report
     from ..evaluation import measure_advice, measure_search
     from ..evaluation.text import recipe_text

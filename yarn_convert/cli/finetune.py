@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..asking import After, Help
+from ..asking import After, Group, Help
 from ..options import FinetuneOptions
-from .commands import PrintOptions, ReadOptions, RecipeOption
+from .commands import DryRun, PrintOptions, ReadOptions, RecipeOption
 from .show import Talk, answer, duration, human, next_steps, training_steps
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class FinetuneCommand:
     report: Annotated[
         Path | None, Help("Write an HTML page with the learning curve to this file.", names=("--report", "--record")), After("log")
     ] = None
-    dry_run: Annotated[bool, Help("Print the plan and stop."), After("revision")] = False
+    dry_run: Annotated[DryRun, After("revision"), Group("")] = False
     reading: ReadOptions = field(default_factory=ReadOptions)
     printing: PrintOptions = field(default_factory=PrintOptions)
 
@@ -37,7 +37,7 @@ def finetune(
     ],
     asked: FinetuneCommand,
 ) -> None:
-    """Train MODEL at an extended context, a few hundred steps as the paper did, and write what comes out.
+    """Train MODEL at an extended context, as the paper did. A few hundred steps; what comes out is written as any output.
 
     On several GPUs: torchrun --nproc-per-node N -m yarn_convert finetune … What was interrupted goes on with the same command.
     """

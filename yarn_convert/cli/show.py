@@ -7,10 +7,11 @@ import contextlib
 import io
 import json
 import shlex
+import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -63,6 +64,17 @@ def answer(value: object, as_json: bool, *lines: object) -> None:
         print(json.dumps(value, indent=2))
     else:
         write(*lines)
+
+
+def listing_lines(texts: Mapping[str, str]) -> list[str]:
+    """Names and what is said of each, beside them, as wide as the terminal is, 120 columns at most."""
+    width, name_width = min(120, shutil.get_terminal_size().columns), max(map(len, texts))
+    lines: list[str] = []
+    for name, text in texts.items():
+        start = f"  {name:<{name_width}}  "
+        wrapped = textwrap.wrap(" ".join(text.split()), width - len(start), break_on_hyphens=False, break_long_words=False) or [""]
+        lines += [start + wrapped[0], *(" " * len(start) + line for line in wrapped[1:])]
+    return lines
 
 
 def plan_json(conversion: Conversion) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from .reading import Beside, Reading
 from .rows import HF_READERS, Reader
 from .seen import READERS, Seen, row_of, seen
 
-WIDTH = 120
+WIDTH = 80
 RUNTIMES = (*HF_READERS, "llama.cpp", *(name for name in READERS if name not in HF_READERS))
 
 
@@ -175,37 +175,46 @@ def gguf_summary(keys: Mapping[str, Any], baked: bool, reading: Reading) -> Summ
 
 # -- as text and as JSON ----------------------------------------------------------------------------------------------
 
-COLUMNS = "{:<18} {:<21} {:<9} {:>6} {:<21} {:>10} {:>10} {:>8}  {}"
+COLUMNS = "{:<18}{:<6}{:<30}{:>8} {:>11} {:>5}"
 
 
 def table_lines(verdicts: list[Surveyed]) -> list[str]:
-    """A table for a terminal of 120 columns: a row a runtime, and below it what it ignores and what else there is to say."""
-    head = COLUMNS.format("runtime", "version", "method", "factor", "ramp", "multiplier", "context", "error", "exact")
-    lines = [head.rstrip()]
+    """A table for a terminal of 80 columns: a row a runtime that reads the file, and below it what it ignores and what else there is to
+    say; then those that do not, by the reason."""
+    lines, refusing = [COLUMNS.format("runtime", "exact", "computes", "cos, sin", "context", "error")], dict[str, list[str]]()
     for v in verdicts:
         if v.reading is None:
-            lines += wrapped(f"{v.runtime:<18} {v.version:<21} ", f"— {v.refuses}")
+            refusing.setdefault(v.refuses, []).append(f"{v.runtime} {v.version}")
             continue
-        s, r = v.summary, v.reading
+        r = v.reading
         cells = (
-            "" if s.factor is None else f"{s.factor:g}",
-            s.ramp,
+            _computes(v.summary),
             f"{r.multiplier:.6g}",
             "any" if r.context is None else f"{r.context:,}",
             "shape" if v.verdict.error is None else f"{v.verdict.error:.1g}",
-            "yes" if v.exact else "NO",
         )
-        lines.append(COLUMNS.format(v.runtime, v.version, s.method, *cells).rstrip())
+        lines.append(COLUMNS.format(v.runtime, "yes" if v.exact else "NO", *cells))
         rival = v.follows and not set(r.ignored).isdisjoint(ROPE_OBJECTS)
         lines += wrapped("    ", f"{f'follows {v.follows}, ' if rival else ''}ignores {', '.join(r.ignored)}") if r.ignored else []
         lines += wrapped("    ", v.differs) if v.differs and (v.verdict.layer != "table" or v.verdict.error is None) else []
         lines += wrapped("    ", f"switches by {v.switches}") if v.switches else []
         lines += wrapped("    ", v.note) if v.note else []
-    return [*lines, "(error is the largest relative error of a frequency; factor, ramp and multiplier are what the runtime uses)"]
+    lines += ["(cos, sin: their multiplier; error: the largest relative one of a frequency)"]
+    lines += [line for why, names in refusing.items() for line in wrapped("", f"not read by {', '.join(names)}: {why}", 4)]
+    read = ", ".join(f"{v.runtime} {v.version}" for v in verdicts if v.reading is not None)
+    return lines + wrapped("", f"as read in {read}", 4)
 
 
-def wrapped(start: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+def _computes(s: Summary) -> str:
+    """Method, factor and ramp in a few words; the ramp is in the pair index in every runtime."""
+    factor = "" if s.factor is None else f" {s.factor:g}"
+    ramp = "" if s.ramp in ("", "none") else ", explicit" if s.ramp == "explicit" else f", ramp {s.ramp.removeprefix('index ')}"
+    return f"{s.method}{factor}{ramp}"
+
+
+def wrapped(start: str, text: str, hang: int = 0) -> list[str]:
+    blanks = " " * (hang or len(start))
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=blanks, break_on_hyphens=False)
 
 
 def verdict_json(v: Surveyed) -> dict[str, Any]:
