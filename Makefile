@@ -12,7 +12,7 @@ PIP := SKBUILD_CMAKE_DEFINE='$(COMPILED)' $(BIN)/pip install --quiet --disable-p
 DEMO := demo-out/smollm2-135m-yarn-32k
 PROOF := --base smollm2-135m --tokens 8320 --force
 
-.PHONY: demo test test-fast test-runtimes families check bench clean
+.PHONY: demo test test-fast test-runtimes families space test-space check bench clean
 
 demo: $(VENV)/runtimes.stamp
 	$(BIN)/yarn-convert smollm2-135m --scale 4 --out gguf -o $(DEMO).gguf --force
@@ -46,6 +46,20 @@ test-runtimes: $(VENV)/dev.stamp
 families: $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
 	YARN_CONVERT_LLAMA_CPP=$(CURDIR)/$(LLAMA_CPP) OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(BIN)/python tools/prove_families.py
 
+# The page of space/, in an environment of its own, for Gradio and Matplotlib want different versions of Pillow; and its tests in Chromium.
+SPACE := .venv-space
+$(SPACE)/stamp: space/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(SPACE)
+	$(SPACE)/bin/pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt) '.[validate]'
+	$(SPACE)/bin/pip install --quiet --disable-pip-version-check -r space/requirements.txt playwright pytest
+	touch $@
+
+space: $(SPACE)/stamp
+	cd space && PYTHONPATH=.. ../$(SPACE)/bin/python app.py
+
+test-space: $(SPACE)/stamp
+	PYTHONPATH=. $(SPACE)/bin/python -m pytest tests/space
+
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,7 +71,7 @@ bench: $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
 	$(BIN)/python benchmarks/evaluation.py
 
 clean:
-	rm -rf $(VENV) demo-out build dist
+	rm -rf $(VENV) $(SPACE) demo-out build dist
 
 # torch comes first and by itself: a plain `torch` would bring gigabytes of CUDA.
 $(VENV)/runtimes.stamp: pyproject.toml constraints.txt

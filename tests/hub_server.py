@@ -52,9 +52,10 @@ class Fault:
 
 
 class Entry(str):
-    """A request: "METHOD path [range]", its parts, the status of its answer (0: none) and the bytes of both bodies."""
+    """A request: "METHOD path [range]", its parts, who asked (a token, or ""), the status of its answer (0: none) and
+    the bytes of both bodies."""
 
-    method = path = range = repo = ""
+    method = path = range = repo = token = ""
     status = received = sent = 0
 
 
@@ -208,7 +209,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         groups: dict[str, Any] = {k: v and unquote(v) for k, v in match.groupdict().items()} if match else {}
         self.entry = Entry(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
         self.entry.method, self.entry.path, self.entry.range = self.command, path, self.headers.get("Range", "")
-        self.entry.repo = groups.get("repo", "")
+        self.entry.repo, self.entry.token = groups.get("repo", ""), self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.hub.log.append(self.entry)
         try:
             try:
@@ -280,7 +281,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def whoami(self, body: bytes) -> Any:
         self.writer(self.hub.user)
         orgs, token = [{"type": "org", "name": name} for name in self.hub.orgs], {"displayName": "token", "role": "write"}
-        return {"type": "user", "name": self.hub.user, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}}
+        person = {"name": self.hub.user, "fullname": self.hub.user.title(), "avatarUrl": "/avatar.svg", "isPro": False}
+        return {"type": "user", **person, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}}
 
     @route("GET /api/models/REPO(?:/revision/REV)?")
     def info(self, body: bytes, repo: Repo, rev: str | None) -> Any:
