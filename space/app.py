@@ -20,10 +20,15 @@ from yarn_convert.rope import METHODS
 
 STATIC = [name for name, row in METHODS.items() if not row.baked_as and not row.needs and name not in ("none", "llama3", "cope")]
 CSS = """
-.verdict { font-weight: 600 } .facts td:first-child { white-space: nowrap; opacity: .75; padding-right: 1rem }
-.facts { width: 100%; border-collapse: collapse; border: 0 !important } .facts tr, .facts td, .facts th { border: 0 !important } .facts td, .facts th { padding: .15rem .6rem .15rem 0; text-align: left; vertical-align: top }
-.scroll { overflow-x: auto } .no { color: #c0392b; font-weight: 600 } .yes { color: #218c53; font-weight: 600 }
-.dark .no { color: #ff8674 } .dark .yes { color: #6fd39b } iframe.proof { width: 100%; height: 42rem; border: 0; border-radius: .5rem }
+.verdict { font-weight: 600 }
+.facts { width: 100%; border-collapse: collapse; border: 0 !important }
+.facts tr, .facts td, .facts th { border: 0 !important }
+.facts td, .facts th { padding: .15rem .6rem .15rem 0; text-align: left; vertical-align: top }
+.facts td:first-child { white-space: nowrap; opacity: .75; padding-right: 1rem }
+.scroll { overflow-x: auto }
+.no { color: #c0392b; font-weight: 600 } .dark .no { color: #ff8674 }
+.yes { color: #218c53; font-weight: 600 } .dark .yes { color: #6fd39b }
+iframe.proof { width: 100%; height: 42rem; border: 0; border-radius: .5rem }
 """
 ABOUT = """# yarn-convert
 Extend the context of a RoPE language model so that runtimes compute what was meant. Name a model, see what is in it and who computes it,
@@ -116,9 +121,10 @@ def runtimes_html(verdicts: list[dict[str, Any]]) -> str:
     for v in verdicts:
         mark = '<span class="yes">yes</span>' if v["exact"] else f'<span class="no">{"—" if v["refuses"] else "NO"}</span>'
         computes = e(v["refuses"]) if v["refuses"] else e(f"{v['method']} {v['factor'] or ''}".strip())
-        said = [v["differs"], f"ignores {', '.join(v['ignores'])}" if v.get("ignores") else "", v["note"]]
-        rows.append([f"{e(v['runtime'])} <small>{e(v['version'])}</small>", mark, computes, e("; ".join(filter(None, said)))])
-    return cells(rows, ["runtime", "as meant", "computes", ""])
+        said = "; ".join(filter(None, [v["differs"], f"ignores {', '.join(v['ignores'])}" if v.get("ignores") else "", v["note"]]))
+        computes += f"<br><small>{e(said)}</small>" if said else ""
+        rows.append([f"{e(v['runtime'])} <small>{e(v['version'])}</small>", mark, computes])
+    return cells(rows, ["runtime", "as meant", "computes"])
 
 
 def plan_html(p: dict[str, Any], command: str) -> str:
@@ -240,7 +246,8 @@ def page() -> gr.Blocks:
     with gr.Blocks(title="yarn-convert") as demo:
         asked = gr.State(None)
         with gr.Row():
-            gr.Markdown(ABOUT)
+            with gr.Column(scale=4, min_width=320):
+                gr.Markdown(ABOUT)
             gr.LoginButton(scale=0, min_width=260, size="md")
         with gr.Row(equal_height=True):
             model = gr.Textbox(label="Model", placeholder="Qwen/Qwen3-8B, or its address", scale=4, elem_id="model", autofocus=True)

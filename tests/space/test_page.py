@@ -238,6 +238,7 @@ def test_it_can_be_read_on_a_telephone_and_at_night(visitor: Any) -> None:
     visitor.get_by_text("Who computes it as it is").click()
     wide, window = visitor.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert wide <= window, "nothing is wider than the screen"
+    assert visitor.get_by_role("heading", name="yarn-convert").bounding_box()["height"] < 80, "its name stands on one line"
     ink, paper = visitor.evaluate(
         "(() => { const e = document.querySelector('#facts td'); let p = e; const of = x => getComputedStyle(x).backgroundColor;"
         " while (p && of(p) === 'rgba(0, 0, 0, 0)') p = p.parentElement; return [getComputedStyle(e).color, p ? of(p) : 'rgb(255, 255, 255)']; })()"
