@@ -34,7 +34,7 @@ from yarn_convert.evaluation import (  # fmt: skip
     measure_passkey,
     measure_perplexity,
     measure_temperature,
-    passkeys,
+    retrieval,
 )
 from yarn_convert.evaluation.measures import typed
 from yarn_convert.evaluation.passkeys import FILLING, prompt
@@ -476,8 +476,8 @@ def test_the_first_number_is_the_answer(make_model: MakeModel, monkeypatch: pyte
     base = make_model()
     tokenizer = tokenizer_of(open_checkpoint(resolve(str(base))))
     keys = {tuple(p.ids): p.key for p in (prompt(tokenizer, [], 600, i, 3) for i in range(4))}
-    answer = lambda steps, ids, most, stop: tokenizer.encode(said.format(key=keys[tuple(ids)]), add_special_tokens=False).ids  # noqa: E731
-    monkeypatch.setattr(passkeys, "greedy", answer)
+    answer = lambda steps, ids, *_: tokenizer.encode(said.format(key=keys[tuple(ids)]), add_special_tokens=False).ids  # noqa: E731
+    monkeypatch.setattr(retrieval, "greedy", answer)
     (row,) = measure_passkey([str(base)], PasskeyOptions(lengths=(600,), trials=4, depths=2, seed=3), ResultJournal())["rows"]
     (point,) = row["points"]
     assert (point["correct"], point["accuracy"]) == (right, right / 4)
@@ -503,7 +503,7 @@ def test_every_architectures_head_and_rotation_are_its_own(tmp_path: Path, name:
     expected = np.log(np.exp(logits[:-1]).sum(1)) - logits[np.arange(39), ids[1:]]
     assert scorer.losses(c.rope, ids, 1) == pytest.approx(expected, abs=2e-5)
     steps = Steps(scorer.reference, c.rope)
-    assert (steps.rotation, steps.cache) == (ROTATIONS[name], "before" if ROTATIONS[name] else "none")
+    assert (steps.rotation, steps.cache) == (ROTATIONS[name], "after" if ROTATIONS[name] else "none")
     found = [steps.feed(part) for part in (ids[:30], *np.split(ids[30:], 10))]
     assert nmse(np.stack(found[1:]), logits[30:]) < 1e-9
 
@@ -750,7 +750,7 @@ def test_plots_that_are_there_stop_a_run_before_it_begins(
     """Passkey draws NAME-1, NAME-2, … for its methods."""
     pytest.importorskip("matplotlib")
     (tmp_path / "plot-2.png").write_bytes(b"mine")
-    monkeypatch.setattr(passkeys, "greedy", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(retrieval, "greedy", lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit) as stopped:
         cli.main(
             ["evaluate", "passkey", str(make_model()), "--lengths", "500", "--method", "none,yarn:2", "--plot", str(tmp_path / "plot.png")]
