@@ -45,6 +45,7 @@ from yarn_convert.options import AdviseOptions, EvaluateOptions, PasskeyOptions,
 from yarn_convert.publishing.model_card import card
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
+from yarn_convert.runtimes.kept import Kept
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -290,6 +291,23 @@ def test_llama_cpps_own_count_over_its_own_logits_gives_our_losses(make_model: M
     wish = PerplexityOptions(windows=(width,), tokens=len(ids) - 64, stride=64)
     by_runtime, by_torch = (values(measured([out], wish, runtime=r)) for r in ("llama.cpp", "transformers"))
     assert by_runtime == [pytest.approx(by_torch[0], rel=2e-5)]
+
+
+@pytest.mark.skipif(python_of("llama.cpp") is None, reason="llama-cpp-python is not installed")
+def test_one_process_with_one_model_serves_texts_of_all_lengths_as_one_for_each(make_model: MakeModel, tmp_path: Path) -> None:
+    """Lengths that choose either of two lists, and again; nothing of an earlier text is left. A process that fails is named and gone."""
+    out, ids = extended(make_model(), tmp_path / "two.gguf", short="base"), text_ids(make_model("again"), 300)
+    kept, pids = Kept("llama.cpp", out), set()
+    for part in (ids[:50], ids, ids[:50]):
+        found = kept.run(part, [(0, len(part))])
+        assert kept.child is not None
+        pids.add(kept.child.pid)
+        assert np.array_equal(found.logits, runtimes.run("llama.cpp", out, part, [(0, len(part))]).logits)
+    assert len(pids) == 1
+    kept.close()
+    assert kept.child is None
+    with pytest.raises(runtimes.Failed, match=r"llama\.cpp could not run"):
+        Kept("llama.cpp", tmp_path / "nothing.gguf").run(ids[:4], [(0, 4)])
 
 
 def with_bos(folder: Path, **more: Any) -> Path:

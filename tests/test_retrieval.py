@@ -120,7 +120,9 @@ def test_wilsons_interval_is_where_the_share_is_one_error_of_its_own_away() -> N
     assert interval(0, 0) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize(("q", "k", "window"), [(5, 600, 600), (300, 600, 600), (600, 600, 600), (1, 600, 600), (300, 600, 100), (600, 600, 64)])
+@pytest.mark.parametrize(
+    ("q", "k", "window"), [(5, 600, 600), (300, 600, 600), (600, 600, 600), (1, 600, 600), (300, 600, 100), (600, 600, 64)]
+)
 def test_attention_in_parts_is_attention_by_its_formula(q: int, k: int, window: int) -> None:
     rng = np.random.default_rng(q)
     query, key, value = (rng.standard_normal((1, 3, n, 16)) for n in (q, k, k))

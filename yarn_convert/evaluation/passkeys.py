@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,7 +81,7 @@ def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: Result
         prompts = [prompt(tokenizer, subject.lead, n, i, wish.seed) for n in lengths for i in range(wish.trials)]
         meter = Meter(f"passkey of {subject.name}", [len(p.ids) for _ in lines for p in prompts], say)
         asked = [Asked(p.ids, p.before, tokenizer.encode(f" {p.key}.", add_special_tokens=False).ids) for p in prompts]
-        stop = lambda ids: re.search(r"\d\D", tokenizer.decode(ids)) is not None  # noqa: E731
+        stop = partial(ends, tokenizer)
         for line in lines:
             found = answers(subject, line, asked, "passkey", ANSWER, stop, meter)
             trials = [
@@ -90,7 +91,19 @@ def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: Result
             rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points, "trials": trials})
         models_described.append(described(subject))
         subject.release()
-    return {"measure": "passkey", "lengths": lengths, "trials": wish.trials, "depths": wish.depths, "models": models_described, "rows": rows}
+    return {
+        "measure": "passkey",
+        "lengths": lengths,
+        "trials": wish.trials,
+        "depths": wish.depths,
+        "models": models_described,
+        "rows": rows,
+    }
+
+
+def ends(tokenizer: Any, ids: list[int]) -> bool:
+    """Whether a number has been said whole."""
+    return re.search(r"\d\D", tokenizer.decode(ids)) is not None
 
 
 def _trial(p: Prompt, length: int, said: str) -> dict[str, Any]:

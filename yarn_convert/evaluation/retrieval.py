@@ -1,7 +1,7 @@
 """Prompts that hide something in a long text, and what a model answers to them under a recipe.
 
-Many of them begin alike: with all that stands before what is hidden. They are answered from the one that hides it first to the one that hides
-it last, and what each has in common with the one before it is read once (`compute.growing`). No answer depends on that.
+Many of them begin alike: with all that stands before what is hidden. They are answered from the one that hides it first to the one that
+hides it last, and what each has in common with the one before it is read once (`compute.growing`). No answer depends on that.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def in_turn(asked: Sequence[Asked], line: Line) -> list[int]:
 
 
 def most_that_fit(count: Callable[[int], int], room: int) -> int:
-    """The largest n with `count(n)` ≤ `room`, of a count that grows with n; −1 where none is, or 0. `count` is asked for few and small n."""
+    """The largest n with `count(n)` ≤ `room`, of a count that grows with n; −1 where none is. `count` is asked for few n, none much larger."""
     if count(0) > room:
         return -1
     first = count(0)
