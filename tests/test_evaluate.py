@@ -887,6 +887,7 @@ def test_perplexity_prints_a_table_or_json(make_model: MakeModel, capsys: pytest
 MEASURES = {
     "perplexity": ["--method", "none,yarn:2,dynamic-yarn", "--windows", "32,64,128", "--cut", "200", "--documents", "2"],
     "passkey": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "3", "--depths", "2"],
+    "needle": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "2", "--depths", "2", "--needles", "2"],
     "temperature": ["--scale", "2", "--multipliers", "1,1.2", "--segments", "2"],
     "advise": ["--context", "128", "--factor", "2,4", "--segments", "2"],
 }
@@ -902,7 +903,7 @@ def test_every_measure_writes_a_page_and_leaves_no_journal(
         cli.main([*words, "--report", str(page), "--plot", str(tmp_path / "plot.png")])
     assert stopped.value.code == 0
     drawn = sorted(f.name for f in tmp_path.glob("*.png"))
-    assert drawn == (["plot-1.png", "plot-2.png"] if measure == "passkey" else ["plot.png"])
+    assert drawn == (["plot-1.png", "plot-2.png"] if measure in ("passkey", "needle") else ["plot.png"])
     assert all((tmp_path / f).read_bytes()[:4] == b"\x89PNG" for f in drawn)
     printed = capsys.readouterr().out
     seen = Page(page.read_text())
@@ -914,6 +915,7 @@ def test_every_measure_writes_a_page_and_leaves_no_journal(
     numbers = {
         "perplexity": lambda: [f"{p['perplexity']:.4g}" for row in result["rows"] for p in row["points"]],
         "passkey": lambda: [f"{n:,}" for n in result["lengths"]],
+        "needle": lambda: [f"{p['accuracy']:.0%} ({p['low']:.0%}–{p['high']:.0%})" for row in result["rows"] for p in row["by_length"]],
         "temperature": lambda: [f"{p['perplexity']:.4g}" for p in result["rows"][0]["points"]],
         "advise": lambda: [f"{x:+.1%}" for t in result["tried"] for x in t["excess"] if abs(x) < 100],
     }[measure]()

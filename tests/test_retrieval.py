@@ -14,11 +14,13 @@ from yarn_convert.checkpoint.source import resolve
 from yarn_convert.compute.growing import Steps, causal, greedy
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.scorer import Torch
-from yarn_convert.compute.tokens import tokenizer_of
-from yarn_convert.evaluation import ResultJournal, measure_passkey
-from yarn_convert.evaluation.passkeys import prompt
+from yarn_convert.compute.tokens import TEXT, tokenizer_of
+from yarn_convert.errors import UsageError
+from yarn_convert.evaluation import ResultJournal, measure_needle, measure_passkey, retrieval
+from yarn_convert.evaluation.measures import typed
+from yarn_convert.evaluation.passkeys import FILLING, prompt
 from yarn_convert.evaluation.retrieval import interval
-from yarn_convert.options import EvaluateOptions, PasskeyOptions
+from yarn_convert.options import EvaluateOptions, NeedleOptions, PasskeyOptions, Texts
 from yarn_convert.rope import Rope, effect
 
 torch = pytest.importorskip("torch")
@@ -133,3 +135,43 @@ def test_attention_in_parts_is_attention_by_its_formula(q: int, k: int, window: 
     expected = np.einsum("bhqk,bhkd->bhqd", shares / shares.sum(-1, keepdims=True), value)
     found = causal(*(torch.from_numpy(x).float() for x in (query, key, value)), window, 0.3)
     assert np.abs(found.numpy() - expected).max() < 1e-5
+
+
+def test_needles_stand_where_they_are_said_to_in_a_text_of_whole_sentences(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts, read again by what they say; a model that answers what stands at the end of the question's needle, but at depth 0."""
+    base = make_model()
+    tokenizer = tokenizer_of(open_checkpoint(resolve(str(base))))
+    texts: list[str] = []
+
+    def told(steps: Steps, ids: np.ndarray, *_: Any) -> list[int]:
+        text = tokenizer.decode(ids.tolist())
+        texts.append(text)
+        (name,) = re.findall(r"The magic number of (\w+) is$", text)
+        (value,) = re.findall(rf"The magic number of {name} is (\d+)\.", text)
+        at = text.index(f"{value}.") / len(text)
+        return list(tokenizer.encode(f" {value if at > 0.3 else 1}.", add_special_tokens=False).ids)
+
+    monkeypatch.setattr(retrieval, "greedy", told)
+    for files in ((), (TEXT,)):
+        texts.clear()
+        wish = NeedleOptions(EvaluateOptions(device="cpu", texts=Texts(files=files)), lengths=(1500, 1200), depths=3, trials=2, needles=3)
+        found = measure_needle([str(base)], wish, ResultJournal())
+        (row,) = typed(found).rows
+        assert [(p.length, p.depth, p.trials, p.correct) for p in row.points] == [
+            (n, d, 2, 0 if d == 0 else 2) for n in (1500, 1200) for d in (0, 0.5, 1)
+        ]
+        assert [(p.length, p.correct, p.low, p.high) for p in row.by_length] == [(n, 4, *interval(4, 6)) for n in (1500, 1200)]
+        assert [len(set(re.findall(r"The magic number of (\w+) is \d{7}\.", text))) for text in texts] == [3] * 12
+        words = re.sub(r"\s+", " ", TEXT.read_text()).strip() if files else " ".join([FILLING] * 99)
+        for text in texts:
+            hay = re.sub(r" ?The magic number of \w+ is \d{7}\.", "", text.split("\n")[1]).strip()
+            assert words.startswith(hay) and len(hay) > 500
+        for trial in row.trials:
+            assert trial.length - 200 < trial.tokens <= trial.length
+
+
+def test_more_needles_than_names_and_lengths_without_room_are_refused(make_model: MakeModel) -> None:
+    base = str(make_model())
+    for options, says in (({"needles": 15}, "more than there are names"), ({"lengths": (100,)}, "needs more than 100 tokens")):
+        with pytest.raises(UsageError, match=says):
+            measure_needle([base], NeedleOptions(**{"lengths": (500,), **options}), ResultJournal())

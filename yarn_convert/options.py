@@ -311,6 +311,23 @@ class PasskeyOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class NeedleOptions:
+    """`depths`: how many, from the beginning of the haystack to its end. `needles`: one is asked for."""
+
+    settings: Annotated[EvaluateOptions, Only("methods", "scale", "context", "original_context", "files", "device", "dtype")] = field(
+        default_factory=EvaluateOptions
+    )
+    _: KW_ONLY
+    lengths: Annotated[
+        tuple[int, ...], Help("Lengths of the prompts.", read=token_list, metavar="<tokens,…>"), After("original_context")
+    ] = (8192, 16384, 32768)
+    depths: Annotated[int, Help("Depths of the needle, evenly from the beginning to the end.", least=1), After("lengths")] = 5
+    trials: Annotated[int, Help("Prompts of each length and depth.", least=1), After("depths")] = 3
+    needles: Annotated[int, Help("Needles in each haystack, of which one is asked for.", least=1), After("trials")] = 1
+    seed: Annotated[int, Help("Of names, numbers and the other needles' depths.", least=0), After("needles")] = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TemperatureOptions:
     """`multipliers` empty: the recommended value and three steps on both sides. `window` None: the extended context."""
 

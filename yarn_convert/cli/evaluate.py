@@ -13,7 +13,7 @@ import typer
 
 from ..asking import After, Help
 from ..errors import UsageError
-from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from ..options import AdviseOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .show import answer, steps
 
@@ -70,6 +70,15 @@ def passkey(models: Models, options: PasskeyOptions, to: Outputs) -> None:
 
     to.reading.obey()
     _measure(lambda kept, say: measure_passkey(models, options, kept, say), to)
+
+
+@command(evaluate_app)
+def needle(models: Models, options: NeedleOptions, to: Outputs) -> None:
+    """Find a number in a haystack of any text, by length and depth, with error bars; several needles."""
+    from ..evaluation import measure_needle
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_needle(models, options, kept, say), to)
 
 
 @command(evaluate_app)

@@ -7,7 +7,8 @@ EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
 from ..options import EvaluateOptions, Recipe, Texts
 from .advice import measure_advice
 from .journal import ResultJournal, journal_of
-from .measures import Advice, Passkey, Perplexity, Search, Temperature, advise, passkey, perplexity, temperature
+from .measures import Advice, Needle, Passkey, Perplexity, Search, Temperature, advise, needle, passkey, perplexity, temperature
+from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished, outputs_of, put_on_record
@@ -17,6 +18,7 @@ from .temperatures import measure_temperature
 __all__ = [
     "Advice",
     "EvaluateOptions",
+    "Needle",
     "Passkey",
     "Perplexity",
     "Recipe",
@@ -28,10 +30,12 @@ __all__ = [
     "finished",
     "journal_of",
     "measure_advice",
+    "measure_needle",
     "measure_passkey",
     "measure_perplexity",
     "measure_search",
     "measure_temperature",
+    "needle",
     "outputs_of",
     "passkey",
     "perplexity",

@@ -17,9 +17,10 @@ from ..asking import taking
 from ..checkpoint.manifest import RopeRecord
 from ..compute.record import Hardware
 from ..formats.decoding import Result
-from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from ..options import AdviseOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .advice import measure_advice
 from .journal import ResultJournal
+from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished
@@ -117,6 +118,31 @@ class PasskeyRow(Row, frozen=True, kw_only=True):
     """Its accuracy at each length, and every prompt."""
 
     points: tuple[PasskeyPoint, ...]
+    trials: tuple[Trial, ...]
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """At one length, how many were right; `low` to `high` is Wilson's interval of 95 %."""
+
+    length: int
+    trials: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+
+
+class NeedlePoint(Share, frozen=True, kw_only=True):
+    """At one length and depth."""
+
+    depth: float
+
+
+class NeedleRow(Row, frozen=True, kw_only=True):
+    """Its accuracy by length and depth, by length alone, and every prompt."""
+
+    points: tuple[NeedlePoint, ...]
+    by_length: tuple[Share, ...]
     trials: tuple[Trial, ...]
 
 
@@ -234,6 +260,23 @@ class Passkey(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Needle(Result):
+    """By length and depth, one row a recipe and model; `trials` of each cell."""
+
+    measure: Literal["needle"]
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    trials: int
+    needles: int
+    haystack: str
+    models: tuple[Measured, ...]
+    rows: tuple[NeedleRow, ...]
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Temperature(Result):
     """By multiplier of cos and sin, one row a model."""
 
@@ -300,9 +343,9 @@ class Search(Result):
         return next(row for row in self.rows if row.label == label)
 
 
-Found = Perplexity | Passkey | Temperature | Advice | Search
+Found = Perplexity | Passkey | Needle | Temperature | Advice | Search
 KINDS: Mapping[str, type[Found]] = {
-    "perplexity": Perplexity, "passkey": Passkey, "temperature": Temperature, "advise": Advice, "search": Search,
+    "perplexity": Perplexity, "passkey": Passkey, "needle": Needle, "temperature": Temperature, "advise": Advice, "search": Search,
 }  # fmt: skip
 
 
@@ -326,6 +369,12 @@ def perplexity(models: Sequence[str], options: PerplexityOptions) -> Perplexity:
 def passkey(models: Sequence[str], options: PasskeyOptions) -> Passkey:
     """Let all recipes of all models find a number in text without meaning, with the fields of `PasskeyOptions`."""
     return _typed(measure_passkey(models, options, ResultJournal()), Passkey)
+
+
+@taking(NeedleOptions)
+def needle(models: Sequence[str], options: NeedleOptions) -> Needle:
+    """Let all recipes of all models find a number in a haystack, with the fields of `NeedleOptions`."""
+    return _typed(measure_needle(models, options, ResultJournal()), Needle)
 
 
 @taking(TemperatureOptions)

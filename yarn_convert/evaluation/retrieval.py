@@ -16,6 +16,7 @@ from ..compute.growing import Steps, greedy
 from ..compute.scorer import Ids
 from .subjects import Line, Meter, Subject
 
+SAMPLE = 16  # sentences by which it is guessed how many fit
 Z = 1.959964  # standard deviations on both sides of the mean within which 95 % of a normal distribution lie
 
 
@@ -61,12 +62,11 @@ def in_turn(asked: Sequence[Asked], line: Line) -> list[int]:
 
 
 def most_that_fit(count: Callable[[int], int], room: int) -> int:
-    """The largest n with `count(n)` ≤ `room`, of a count that grows with n; −1 where none is. `count` is asked for few n, none much larger."""
-    if count(0) > room:
-        return -1
+    """The largest n with `count(n)` ≤ `room`, of a count that grows with n; −1 where none is."""
     first = count(0)
-    each = max(1, count(1) - first)
-    low, high = 0, max(1, (room - first) // each)
+    if first > room:
+        return -1
+    low, high = 0, max(1, int((room - first) * SAMPLE / max(1, count(SAMPLE) - first)))
     while count(high) <= room:
         low, high = high, high + max(1, high // 8)
     if high - low > 8 and count(high - 4) <= room:
