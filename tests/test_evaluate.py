@@ -888,6 +888,7 @@ MEASURES = {
     "perplexity": ["--method", "none,yarn:2,dynamic-yarn", "--windows", "32,64,128", "--cut", "200", "--documents", "2"],
     "passkey": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "3", "--depths", "2"],
     "needle": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "2", "--depths", "2", "--needles", "2"],
+    "longppl": ["--method", "none,yarn:2", "--window", "200", "--short-context", "32", "--step", "16", "--alpha", "0.5", "--beta=-9"],
     "temperature": ["--scale", "2", "--multipliers", "1,1.2", "--segments", "2"],
     "advise": ["--context", "128", "--factor", "2,4", "--segments", "2"],
 }
@@ -916,6 +917,7 @@ def test_every_measure_writes_a_page_and_leaves_no_journal(
         "perplexity": lambda: [f"{p['perplexity']:.4g}" for row in result["rows"] for p in row["points"]],
         "passkey": lambda: [f"{n:,}" for n in result["lengths"]],
         "needle": lambda: [f"{p['accuracy']:.0%} ({p['low']:.0%}–{p['high']:.0%})" for row in result["rows"] for p in row["by_length"]],
+        "longppl": lambda: [f"{row['longppl']:.4g}" for row in result["rows"]],
         "temperature": lambda: [f"{p['perplexity']:.4g}" for p in result["rows"][0]["points"]],
         "advise": lambda: [f"{x:+.1%}" for t in result["tried"] for x in t["excess"] if abs(x) < 100],
     }[measure]()

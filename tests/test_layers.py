@@ -28,7 +28,7 @@ ORDER = [
     "compute", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding",
     "validation.study", "validation.verdict", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
     "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
-    "evaluation.subjects", "evaluation.perplexities", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.temperatures", "evaluation.advice",
+    "evaluation.subjects", "evaluation.perplexities", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.key_tokens", "evaluation.temperatures", "evaluation.advice",
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
     "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "finetuning.settings",
     "finetuning.losses", "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.corpus", "finetuning.trainee",

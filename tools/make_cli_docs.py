@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
-EVALUATE = (["evaluate"], *(["evaluate", name] for name in ("perplexity", "passkey", "needle", "temperature", "advise")))
+EVALUATE = (["evaluate"], *(["evaluate", name] for name in ("perplexity", "passkey", "needle", "longppl", "temperature", "advise")))
 COMMANDS = (
     [],
     ["convert"],

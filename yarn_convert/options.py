@@ -328,6 +328,29 @@ class NeedleOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class LongpplOptions:
+    """`evaluator` None: the first model as it is. `short_context` K, `step` d, `alpha` and `beta` as LongPPL defines them."""
+
+    settings: Annotated[
+        EvaluateOptions,
+        Only("methods", "scale", "context", "original_context", "files", "dataset", "cut", "most", "device", "dtype"),
+    ] = field(default_factory=EvaluateOptions)
+    _: KW_ONLY
+    window: Annotated[int, Help("Truncate documents here.", read=tokens, metavar=TOKENS), After("original_context")] = 16384
+    evaluator: Annotated[
+        str | None,
+        Help("The model that chooses the key tokens, as it is: one that is good at this length. [default: the first model]"),
+        After("window"),
+    ] = None
+    short_context: Annotated[
+        int, Help("K, the short context against which the long one is held.", read=tokens, metavar=TOKENS, least=1), After("evaluator")
+    ] = 4096
+    step: Annotated[int, Help("Tokens that share a short context.", read=tokens, metavar=TOKENS, least=1), After("short_context")] = 1024
+    alpha: Annotated[float, Help("By how many nats the long context must help."), After("step")] = 2.0
+    beta: Annotated[float, Help("The least logarithm of a key token's probability."), After("alpha")] = -2.0
+
+
+@dataclass(frozen=True, slots=True)
 class TemperatureOptions:
     """`multipliers` empty: the recommended value and three steps on both sides. `window` None: the extended context."""
 

@@ -48,7 +48,7 @@ app = typer.Typer(
 )
 runtimes_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.add_typer(runtimes_app, name="runtimes", help="List the runtimes that validate can run, or add one.")
-app.add_typer(evaluate_app, name="evaluate", help="Measure what a conversion is worth: perplexity, passkey, needles, temperature, advice.")
+app.add_typer(evaluate_app, name="evaluate", help="Measure what a conversion is worth: perplexity, LongPPL, passkeys, needles and more.")
 NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 
 Model = Annotated[

@@ -13,7 +13,7 @@ import typer
 
 from ..asking import After, Help
 from ..errors import UsageError
-from ..options import AdviseOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .show import answer, steps
 
@@ -79,6 +79,15 @@ def needle(models: Models, options: NeedleOptions, to: Outputs) -> None:
 
     to.reading.obey()
     _measure(lambda kept, say: measure_needle(models, options, kept, say), to)
+
+
+@command(evaluate_app)
+def longppl(models: Models, options: LongpplOptions, to: Outputs) -> None:
+    """LongPPL: perplexity over the tokens that need a long context, which an evaluator chooses (arXiv 2410.23771)."""
+    from ..evaluation import measure_longppl
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_longppl(models, options, kept, say), to)
 
 
 @command(evaluate_app)

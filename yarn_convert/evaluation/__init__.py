@@ -7,7 +7,22 @@ EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
 from ..options import EvaluateOptions, Recipe, Texts
 from .advice import measure_advice
 from .journal import ResultJournal, journal_of
-from .measures import Advice, Needle, Passkey, Perplexity, Search, Temperature, advise, needle, passkey, perplexity, temperature
+from .key_tokens import measure_longppl
+from .measures import (
+    Advice,
+    LongPPL,
+    Needle,
+    Passkey,
+    Perplexity,
+    Search,
+    Temperature,
+    advise,
+    longppl,
+    needle,
+    passkey,
+    perplexity,
+    temperature,
+)
 from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
@@ -18,6 +33,7 @@ from .temperatures import measure_temperature
 __all__ = [
     "Advice",
     "EvaluateOptions",
+    "LongPPL",
     "Needle",
     "Passkey",
     "Perplexity",
@@ -29,7 +45,9 @@ __all__ = [
     "advise",
     "finished",
     "journal_of",
+    "longppl",
     "measure_advice",
+    "measure_longppl",
     "measure_needle",
     "measure_passkey",
     "measure_perplexity",

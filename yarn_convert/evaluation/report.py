@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..compute.pages import BLUE, INK, STYLE, check_place, check_report, packages, page, svg, write_report
 from ..errors import UsageError
-from .measures import Advice, Found, Needle, Passkey, Perplexity, Search, Temperature
-from .text import advised_line, figure, judged_table, labels_of, needle_table, percent, split_line
+from .measures import Advice, Found, LongPPL, Needle, Passkey, Perplexity, Search, Temperature
+from .text import advised_line, figure, judged_table, labels_of, longppl_table, needle_table, percent, split_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,7 @@ TITLES = {
     "perplexity": "Perplexity by context window",
     "passkey": "Passkey retrieval",
     "needle": "A needle in a haystack",
+    "longppl": "LongPPL",
     "temperature": "The attention's temperature",
     "advise": "The smallest factor that serves",
     "search": "The best recipe",
@@ -92,6 +93,8 @@ EXPLANATIONS = {
     "trial fell.",
     "needle": "Share of prompts whose number was repeated, by length of the prompt and depth of the number in the haystack, and "
     "Wilson's interval of 95 %.",
+    "longppl": "Perplexity over the tokens that the evaluator predicts from the whole text and not from a short context; lower is better. "
+    "Error bars: one standard error by the spread of the tokens' losses.",
     "temperature": "Perplexity against √(1/t), the multiplier of cos and sin, over the whole window and by segment of position; the dashed "
     "line is the recommended 0.1·ln s + 1.",
     "advise": "By how much the perplexity of each segment is above what the base reaches on the same tokens through its own window L. A "
@@ -210,6 +213,20 @@ def _needle_plots(result: Needle) -> list[tuple[str, Figure]]:
     return found
 
 
+def _longppl_plots(result: LongPPL) -> list[tuple[str, Figure]]:
+    figure, axes = _figure()
+    x, labels = range(len(result.rows)), labels_of(result)
+    for values, errors, mark, colour, name in (
+        (_finite(r.longppl for r in result.rows), _finite(r.standard_error for r in result.rows), "o", BLUE, "LongPPL"),
+        (_finite(r.perplexity for r in result.rows), np.zeros(len(x)), "s", COLOURS[1], "perplexity of all tokens"),
+    ):
+        axes.errorbar(x, values, np.nan_to_num(np.minimum(errors, 0.9 * values)), fmt=mark, color=colour, label=name, capsize=2)
+    axes.set_xticks(x, labels)
+    _scale(axes, [v for r in result.rows for v in (r.longppl, r.perplexity)])
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
+    return [("LongPPL", figure)]
+
+
 def _heat_map(title: str, cells: Any, says: Sequence[Sequence[str]], lengths: Sequence[int], depths: Mapping[int, float]) -> Figure:
     """Shares [depths, lengths], NaN where there is none, with what each cell says; `depths`: those that are named, by row."""
     figure, axes = _figure(max(3.2, 0.42 * len(cells)))
@@ -293,6 +310,8 @@ def _table(result: Found) -> tuple[list[str], list[list[str]]]:
         return _passkey_table(result)
     if isinstance(result, Needle):
         return needle_table(result)
+    if isinstance(result, LongPPL):
+        return longppl_table(result)
     if isinstance(result, Search):
         return judged_table(result)
     return _temperature_table(result) if isinstance(result, Temperature) else _advise_table(result)
@@ -305,6 +324,8 @@ def _plots(result: Found) -> list[tuple[str, Figure]]:
         return _passkey_plots(result)
     if isinstance(result, Needle):
         return _needle_plots(result)
+    if isinstance(result, LongPPL):
+        return _longppl_plots(result)
     if isinstance(result, Search):
         return _search_plots(result)
     return _temperature_plots(result) if isinstance(result, Temperature) else _advise_plots(result)
