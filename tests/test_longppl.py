@@ -99,6 +99,10 @@ def test_what_cannot_be_measured_is_refused(make_model: MakeModel) -> None:
     spelt = json.loads((other / "tokenizer.json").read_text())
     spelt["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     (other / "tokenizer.json").write_text(json.dumps(spelt))
-    for changed, says in (({"window": SHORT}, "none beyond a short context"), ({"evaluator": str(other)}, "as other tokens than")):
+    for changed, says in (
+        ({"window": SHORT}, "none beyond a short context"),
+        ({"step": 0}, "above 0"),
+        ({"evaluator": str(other)}, "as other tokens than"),
+    ):
         with pytest.raises(UsageError, match=says):
             measure_longppl([str(base)], wish(**changed), ResultJournal())

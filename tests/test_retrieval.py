@@ -28,7 +28,7 @@ pytest.importorskip("accelerate")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-METHODS = ("yarn:4", "none", "dynamic-yarn", "dynamic-ntk")
+METHODS = ("yarn:4", "dynamic-yarn")
 
 
 def alone(reference: Reference, rope: Rope, ids: np.ndarray, stop: Any, most: int = 10) -> list[int]:
@@ -65,7 +65,7 @@ def test_passkeys_that_share_what_they_have_in_common_are_answered_as_each_alone
     c = open_checkpoint(resolve(str(base)))
     tokenizer, reference = tokenizer_of(c), Torch(c, "cpu").reference
     parameters = {"factor": 4.0} if method == "yarn:4" else {}
-    rope = c.rope if method == "none" else Rope(method.split(":")[0], 10000.0, 16, 256, parameters)
+    rope = Rope(method.split(":")[0], 10000.0, 16, 256, parameters)
     read, whole = sum(seen), 0
     for i, trial in enumerate(row["trials"]):
         p = prompt(tokenizer, [], trial["length"], i % 3, 0)

@@ -343,9 +343,9 @@ class LongpplOptions:
         After("window"),
     ] = None
     short_context: Annotated[
-        int, Help("K, the short context against which the long one is held.", read=tokens, metavar=TOKENS, least=1), After("evaluator")
+        int, Help("K, the short context against which the long one is held.", read=tokens, metavar=TOKENS), After("evaluator")
     ] = 4096
-    step: Annotated[int, Help("Tokens that share a short context.", read=tokens, metavar=TOKENS, least=1), After("short_context")] = 1024
+    step: Annotated[int, Help("Tokens that share a short context.", read=tokens, metavar=TOKENS), After("short_context")] = 1024
     alpha: Annotated[float, Help("By how many nats the long context must help."), After("step")] = 2.0
     beta: Annotated[float, Help("The least logarithm of a key token's probability."), After("alpha")] = -2.0
 

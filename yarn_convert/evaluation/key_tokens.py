@@ -32,6 +32,8 @@ from .windows import NOTHING, Losses, document_error
 def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Measure all recipes of all models over the key tokens of one evaluator; the result is JSON."""
     s, k, d = wish.settings, wish.short_context, wish.step
+    if k < 1 or d < 1:
+        raise UsageError("--short-context and --step must be numbers of tokens above 0", "--short-context 4k --step 1k")
     if wish.window <= k:
         raise UsageError(f"a window of {wish.window:,} tokens has none beyond a short context of {k:,}", "a longer --window")
     if not (math.isfinite(wish.alpha) and math.isfinite(wish.beta)):
