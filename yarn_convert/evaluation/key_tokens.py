@@ -28,33 +28,36 @@ from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, lines_of
 from .windows import NOTHING, Losses, document_error
 
+WINDOW, SHORT_CONTEXT, STEP = 16384, 4096, 1024  # tokens, where nothing is said
+
 
 def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Measure all recipes of all models over the key tokens of one evaluator; the result is JSON."""
-    s, k, d = wish.settings, wish.short_context, wish.step
+    s, window = wish.settings, WINDOW if wish.window is None else wish.window
+    k, d = SHORT_CONTEXT if wish.short_context is None else wish.short_context, STEP if wish.step is None else wish.step
     if k < 1 or d < 1:
         raise UsageError("--short-context and --step must be numbers of tokens above 0", "--short-context 4k --step 1k")
-    if wish.window <= k:
-        raise UsageError(f"a window of {wish.window:,} tokens has none beyond a short context of {k:,}", "a longer --window")
+    if window <= k:
+        raise UsageError(f"a window of {window:,} tokens has none beyond a short context of {k:,}", "a longer --window")
     if not (math.isfinite(wish.alpha) and math.isfinite(wish.beta)):
         raise UsageError("--alpha and --beta must be numbers", "--alpha 2 --beta=-2")
     opened = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
     evaluator = Subject(wish.evaluator or models[0], replace(s, methods=(), recipe=replace(s.recipe, scale=None, context=None)), journal)
     (own,) = lines_of(evaluator.c, evaluator.settings)
-    texts = [d.ids[: wish.window] for d in evaluator.documents(wish.window)]
-    subjects = [(subject, lines, subject.documents(wish.window)) for subject, lines in opened]
+    texts = [d.ids[:window] for d in evaluator.documents(window)]
+    subjects = [(subject, lines, subject.documents(window)) for subject, lines in opened]
     for subject, _, documents in subjects:
-        same = len(documents) == len(texts) and all(np.array_equal(x.ids[: wish.window], t) for x, t in zip(documents, texts, strict=True))
+        same = len(documents) == len(texts) and all(np.array_equal(x.ids[:window], t) for x, t in zip(documents, texts, strict=True))
         if not same or subject.lead != evaluator.lead:
             raise UsageError(f"{subject.name} reads the texts as other tokens than {evaluator.name}", "--evaluator with the same tokenizer")
-    passes = [(a, min(a + k + d, wish.window)) for a in range(0, wish.window - k, d)]
-    meter = Meter(f"key tokens by {evaluator.name}", [n for _ in texts for n in (wish.window, *(b - a for a, b in passes))], say)
-    keys = [_key_tokens(evaluator, own, ids, passes, wish, meter) for ids in texts]
+    passes = [(a, min(a + k + d, window)) for a in range(0, window - k, d)]
+    meter = Meter(f"key tokens by {evaluator.name}", [n for _ in texts for n in (window, *(b - a for a, b in passes))], say)
+    keys = [_key_tokens(evaluator, own, ids, (k, d), passes, wish, meter) for ids in texts]
     chosen = {"model": evaluator.name, "label": own.label, "key_tokens": [len(found) for found in keys], **evaluator.describe()}
     evaluator.release()
     rows, described = [], []
     for subject, lines, documents in subjects:
-        meter = Meter(f"LongPPL of {subject.name}", [wish.window for _ in lines for _ in texts], say)
+        meter = Meter(f"LongPPL of {subject.name}", [window for _ in lines for _ in texts], say)
         for line in lines:
             by_document = [_losses(subject, line, ids, found, meter) for ids, found in zip(texts, keys, strict=True)]
             row = {"model": subject.name, **line.as_json(), "original_context": subject.original}
@@ -67,15 +70,23 @@ def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: Result
         )  # fmt: skip
         subject.release()
     return {
-        "measure": "longppl", "window": wish.window, "short_context": k, "step": d, "alpha": wish.alpha, "beta": wish.beta,
+        "measure": "longppl", "window": window, "short_context": k, "step": d, "alpha": wish.alpha, "beta": wish.beta,
         "evaluator": chosen, "models": described, "rows": rows,
     }  # fmt: skip
 
 
-def _key_tokens(subject: Subject, line: Line, ids: Ids, passes: Sequence[tuple[int, int]], wish: LongpplOptions, meter: Meter) -> list[int]:
-    """The places of a text's key tokens, counted without BOS."""
+def _key_tokens(
+    subject: Subject,
+    line: Line,
+    ids: Ids,
+    short: tuple[int, int],
+    passes: Sequence[tuple[int, int]],
+    wish: LongpplOptions,
+    meter: Meter,
+) -> list[int]:
+    """The places of a text's key tokens, counted without BOS; `short`: K and d, of which `passes` are made."""
     lead = np.asarray(subject.lead, np.int64)
-    key = subject.key(line, np.concatenate([lead, ids]), "key tokens", wish.short_context, wish.step, wish.alpha, wish.beta)
+    key = subject.key(line, np.concatenate([lead, ids]), "key tokens", list(short), wish.alpha, wish.beta)
     if (known := subject.journal.get(key)) is not None:
         return [int(i) for i in known]
 
@@ -86,10 +97,10 @@ def _key_tokens(subject: Subject, line: Line, ids: Ids, passes: Sequence[tuple[i
         with subject.timed(len(part)):
             return subject.scorer.losses(line.rope, part, len(lead) + first - a, progress)
 
-    long, found = losses(0, len(ids), wish.short_context), list[int]()
+    long, found = losses(0, len(ids), short[0]), list[int]()
     for a, b in passes:
-        first = a + wish.short_context
-        with_all = long[first - wish.short_context : b - wish.short_context]
+        first = a + short[0]
+        with_all = long[a : b - short[0]]
         gained = losses(a, b, first) - with_all
         found += [first + int(i) for i in np.flatnonzero((gained > wish.alpha) & (-with_all > wish.beta))]
     subject.journal.put(key, found)
