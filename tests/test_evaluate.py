@@ -298,7 +298,7 @@ def test_one_process_with_one_model_serves_texts_of_all_lengths_as_one_for_each(
     """Lengths that choose either of two lists, and again; nothing of an earlier text is left. A process that fails is named and gone."""
     out, ids = extended(make_model(), tmp_path / "two.gguf", short="base"), text_ids(make_model("again"), 300)
     kept, pids = Kept("llama.cpp", out), set()
-    for part in (ids[:50], ids, ids[:50]):
+    for part in (ids[:50], ids[50:100], ids):
         found = kept.run(part, [(0, len(part))])
         assert kept.child is not None
         pids.add(kept.child.pid)
