@@ -16,19 +16,25 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from yarn_convert import runtimes
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
+from yarn_convert.compute.documents import bos
+from yarn_convert.compute.growing import Steps, greedy
 from yarn_convert.compute.reference import pick_device
 from yarn_convert.compute.scorer import Torch
-from yarn_convert.compute.tokens import text_ids
+from yarn_convert.compute.tokens import text_ids, tokenizer_of
 from yarn_convert.conversion import convert
+from yarn_convert.evaluation.passkeys import ANSWER, ends, prompt
 from yarn_convert.evaluation.windows import sliding
 from yarn_convert.options import Recipe
+from yarn_convert.runtimes.kept import Kept
 
 RUNS, WIDTH, STRIDE = 3, 2048, 256
 
@@ -98,6 +104,43 @@ def _peak(name: str, folder: Path, n: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def passkeys(model: str, lengths: tuple[int, ...], trials: int) -> None:
+    """CPU time of the same prompts, each alone in a cache of keys before RoPE, token by token, and in turn."""
+    c = open_checkpoint(resolve(model))
+    tokenizer, scorer = tokenizer_of(c), Torch(c, "cpu")
+    prompts = [prompt(tokenizer, bos(c), n, i, 0) for n in lengths for i in range(trials)]
+    stop = partial(ends, tokenizer)
+    alone, start = [], time.process_time()
+    for p in prompts:
+        steps = Steps(scorer.reference, c.rope, "before")
+        found = [int(steps.feed(p.ids).argmax())]
+        while len(found) < ANSWER and not stop(found):
+            found.append(int(steps.feed(np.array(found[-1:])).argmax()))
+        alone.append(found)
+    first, start = time.process_time() - start, time.process_time()
+    steps, together = Steps(scorer.reference, c.rope), {}
+    for i, p in sorted(enumerate(prompts), key=lambda item: item[1].before):
+        draft = tokenizer.encode(f" {p.key}.", add_special_tokens=False).ids
+        together[i] = greedy(steps, p.ids, ANSWER, stop, draft)
+    then = time.process_time() - start
+    assert [together[i] for i in range(len(prompts))] == alone, "an answer depends on the way"
+    what = f"{trials} passkeys of {', '.join(f'{n:,}' for n in lengths)} tokens, CPU time"
+    print(f"| {what} | {then:.1f} s | each alone: {first:.1f} s | {first / then:.2f} × |")
+
+
+def kept(gguf: Path, n: int, passes: int) -> None:
+    """Wall time of passes of `n` tokens in llama.cpp, by one process and by one for each."""
+    ids, runtime, seconds = np.arange(n) % 200 + 3, Kept("llama.cpp", gguf, {"losses": True}), []
+    for way in (runtime.run, partial(runtimes.run, "llama.cpp", gguf, options={"losses": True})):
+        start = time.perf_counter()
+        for _ in range(passes):
+            way(ids, [(0, n - 1)])
+        seconds.append(time.perf_counter() - start)
+    runtime.close()
+    one, each = seconds
+    print(f"| {passes} passes of {n:,} tokens in llama.cpp | {one:.1f} s | a process for each: {each:.1f} s | {each / one:.2f} × |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=3072)
@@ -113,6 +156,9 @@ def main() -> None:
         print("| their mean loss | {:.6f} | {:.6f} | |".format(*found["loss"].values()))
         memory(folder, 8192, peer=True)
         memory(folder, given.long, peer=False)
+        passkeys("smollm2-135m", (2048,), 4)
+        convert("smollm2-135m", Recipe(scale=4.0), out="gguf", output=Path(scratch, "model.gguf"))
+        kept(Path(scratch, "model.gguf"), 256, 8)
 
 
 if __name__ == "__main__":

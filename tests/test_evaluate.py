@@ -34,7 +34,7 @@ from yarn_convert.evaluation import (  # fmt: skip
     measure_passkey,
     measure_perplexity,
     measure_temperature,
-    passkeys,
+    retrieval,
 )
 from yarn_convert.evaluation.measures import typed
 from yarn_convert.evaluation.passkeys import FILLING, prompt
@@ -45,6 +45,7 @@ from yarn_convert.options import AdviseOptions, EvaluateOptions, PasskeyOptions,
 from yarn_convert.publishing.model_card import card
 from yarn_convert.rope import Rope, table
 from yarn_convert.runtimes.environments import python_of
+from yarn_convert.runtimes.kept import Kept
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -292,6 +293,23 @@ def test_llama_cpps_own_count_over_its_own_logits_gives_our_losses(make_model: M
     assert by_runtime == [pytest.approx(by_torch[0], rel=2e-5)]
 
 
+@pytest.mark.skipif(python_of("llama.cpp") is None, reason="llama-cpp-python is not installed")
+def test_one_process_with_one_model_serves_texts_of_all_lengths_as_one_for_each(make_model: MakeModel, tmp_path: Path) -> None:
+    """Lengths that choose either of two lists, and again; nothing of an earlier text is left. A process that fails is named and gone."""
+    out, ids = extended(make_model(), tmp_path / "two.gguf", short="base"), text_ids(make_model("again"), 300)
+    kept, pids = Kept("llama.cpp", out), set()
+    for part in (ids[:50], ids[50:100], ids):
+        found = kept.run(part, [(0, len(part))])
+        assert kept.child is not None
+        pids.add(kept.child.pid)
+        assert np.array_equal(found.logits, runtimes.run("llama.cpp", out, part, [(0, len(part))]).logits)
+    assert len(pids) == 1
+    kept.close()
+    assert kept.child is None
+    with pytest.raises(runtimes.Failed, match=r"llama\.cpp could not run"):
+        Kept("llama.cpp", tmp_path / "nothing.gguf").run(ids[:4], [(0, 4)])
+
+
 def with_bos(folder: Path, **more: Any) -> Path:
     """The model, whose tokenizer puts the token 1 before a text; `more` goes into its tokenizer.json."""
     path = folder / "tokenizer.json"
@@ -476,8 +494,8 @@ def test_the_first_number_is_the_answer(make_model: MakeModel, monkeypatch: pyte
     base = make_model()
     tokenizer = tokenizer_of(open_checkpoint(resolve(str(base))))
     keys = {tuple(p.ids): p.key for p in (prompt(tokenizer, [], 600, i, 3) for i in range(4))}
-    answer = lambda steps, ids, most, stop: tokenizer.encode(said.format(key=keys[tuple(ids)]), add_special_tokens=False).ids  # noqa: E731
-    monkeypatch.setattr(passkeys, "greedy", answer)
+    answer = lambda steps, ids, *_: tokenizer.encode(said.format(key=keys[tuple(ids)]), add_special_tokens=False).ids  # noqa: E731
+    monkeypatch.setattr(retrieval, "greedy", answer)
     (row,) = measure_passkey([str(base)], PasskeyOptions(lengths=(600,), trials=4, depths=2, seed=3), ResultJournal())["rows"]
     (point,) = row["points"]
     assert (point["correct"], point["accuracy"]) == (right, right / 4)
@@ -503,7 +521,7 @@ def test_every_architectures_head_and_rotation_are_its_own(tmp_path: Path, name:
     expected = np.log(np.exp(logits[:-1]).sum(1)) - logits[np.arange(39), ids[1:]]
     assert scorer.losses(c.rope, ids, 1) == pytest.approx(expected, abs=2e-5)
     steps = Steps(scorer.reference, c.rope)
-    assert (steps.rotation, steps.cache) == (ROTATIONS[name], "before" if ROTATIONS[name] else "none")
+    assert (steps.rotation, steps.cache) == (ROTATIONS[name], "after" if ROTATIONS[name] else "none")
     found = [steps.feed(part) for part in (ids[:30], *np.split(ids[30:], 10))]
     assert nmse(np.stack(found[1:]), logits[30:]) < 1e-9
 
@@ -750,7 +768,7 @@ def test_plots_that_are_there_stop_a_run_before_it_begins(
     """Passkey draws NAME-1, NAME-2, … for its methods."""
     pytest.importorskip("matplotlib")
     (tmp_path / "plot-2.png").write_bytes(b"mine")
-    monkeypatch.setattr(passkeys, "greedy", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(retrieval, "greedy", lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit) as stopped:
         cli.main(
             ["evaluate", "passkey", str(make_model()), "--lengths", "500", "--method", "none,yarn:2", "--plot", str(tmp_path / "plot.png")]
@@ -869,6 +887,8 @@ def test_perplexity_prints_a_table_or_json(make_model: MakeModel, capsys: pytest
 MEASURES = {
     "perplexity": ["--method", "none,yarn:2,dynamic-yarn", "--windows", "32,64,128", "--cut", "200", "--documents", "2"],
     "passkey": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "3", "--depths", "2"],
+    "needle": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "2", "--depths", "2", "--needles", "2"],
+    "longppl": ["--method", "none,yarn:2", "--window", "200", "--short-context", "32", "--step", "16", "--alpha", "0.5", "--beta=-9"],
     "temperature": ["--scale", "2", "--multipliers", "1,1.2", "--segments", "2"],
     "advise": ["--context", "128", "--factor", "2,4", "--segments", "2"],
 }
@@ -884,7 +904,7 @@ def test_every_measure_writes_a_page_and_leaves_no_journal(
         cli.main([*words, "--report", str(page), "--plot", str(tmp_path / "plot.png")])
     assert stopped.value.code == 0
     drawn = sorted(f.name for f in tmp_path.glob("*.png"))
-    assert drawn == (["plot-1.png", "plot-2.png"] if measure == "passkey" else ["plot.png"])
+    assert drawn == (["plot-1.png", "plot-2.png"] if measure in ("passkey", "needle") else ["plot.png"])
     assert all((tmp_path / f).read_bytes()[:4] == b"\x89PNG" for f in drawn)
     printed = capsys.readouterr().out
     seen = Page(page.read_text())
@@ -896,6 +916,8 @@ def test_every_measure_writes_a_page_and_leaves_no_journal(
     numbers = {
         "perplexity": lambda: [f"{p['perplexity']:.4g}" for row in result["rows"] for p in row["points"]],
         "passkey": lambda: [f"{n:,}" for n in result["lengths"]],
+        "needle": lambda: [f"{p['accuracy']:.0%} ({p['low']:.0%}–{p['high']:.0%})" for row in result["rows"] for p in row["by_length"]],
+        "longppl": lambda: [f"{row['longppl']:.4g}" for row in result["rows"]],
         "temperature": lambda: [f"{p['perplexity']:.4g}" for p in result["rows"][0]["points"]],
         "advise": lambda: [f"{x:+.1%}" for t in result["tried"] for x in t["excess"] if abs(x) < 100],
     }[measure]()

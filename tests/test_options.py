@@ -57,7 +57,7 @@ def told(command: Any) -> list[Option]:
 def test_the_commands_are_all_there() -> None:
     assert set(COMMANDS) == {
         "", "convert", "overrides", "validate", "finetune", "upload", "card", "inspect", "repair", "recipe", "methods", "runtimes", "runtimes add",
-        "evaluate perplexity", "evaluate passkey", "evaluate temperature", "evaluate advise",
+        "evaluate perplexity", "evaluate passkey", "evaluate needle", "evaluate longppl", "evaluate temperature", "evaluate advise",
     }  # fmt: skip
 
 
@@ -200,10 +200,16 @@ def test_a_name_is_a_function_or_a_module() -> None:
     code += "for m in pkgutil.walk_packages(y.__path__, 'yarn_convert.'):\n"
     code += "    if not m.name.endswith(('_worker', '__main__')): importlib.import_module(m.name)\n"
     code += "print(*(type(getattr(y, n)).__name__ for n in ('convert', 'inspect', 'validate', 'upload', 'evaluate', 'Recipe', '__version__')))\n"
-    code += "print(*(type(getattr(y.evaluate, n)).__name__ for n in ('perplexity', 'passkey', 'temperature', 'advise')))\n"
+    code += (
+        "print(*(type(getattr(y.evaluate, n)).__name__ for n in ('perplexity', 'passkey', 'needle', 'longppl', 'temperature', 'advise')))\n"
+    )
     code += "from yarn_convert import *; print(sorted(set(y.__all__) - set(dir())))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["function function function function module type str", "function function function function", "[]"]
+    assert done.stdout.splitlines() == [
+        "function function function function module type str",
+        "function function function function function function",
+        "[]",
+    ]
 
 
 def test_an_unknown_name_is_no_attribute() -> None:
@@ -368,6 +374,8 @@ MEASURES: dict[str, tuple[list[str], Any]] = {
         ),
     ),
     "passkey": (["--lengths", "600", "--trials", "2"], lambda m: evaluate.passkey([m], lengths=(600,), trials=2)),
+    "longppl": (["--window", "200", "--short-context", "64"], lambda m: evaluate.longppl([m], window=200, short_context=64)),
+    "needle": (["--lengths", "600", "--trials", "1"], lambda m: evaluate.needle([m], lengths=(600,), trials=1)),
     "temperature": (
         ["--scale", "2", "--multipliers", "1.2", "--segments", "2"],
         lambda m: evaluate.temperature([m], evaluate.EvaluateOptions(recipe=Recipe(scale=2)), multipliers=(1.2,), segments=2),

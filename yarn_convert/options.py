@@ -302,6 +302,9 @@ class PerplexityOptions:
     ] = None
 
 
+Lengths = Annotated[tuple[int, ...], Help("Lengths of the prompts.", read=token_list, metavar="<tokens,…>"), After("original_context")]
+
+
 @dataclass(frozen=True, slots=True)
 class PasskeyOptions:
     """`depths`: bins of the heat map."""
@@ -310,12 +313,54 @@ class PasskeyOptions:
         default_factory=EvaluateOptions
     )
     _: KW_ONLY
-    lengths: Annotated[
-        tuple[int, ...], Help("Lengths of the prompts.", read=token_list, metavar="<tokens,…>"), After("original_context")
-    ] = (8192, 16384, 32768)
+    lengths: Lengths = (8192, 16384, 32768)
     trials: Annotated[int, Help("Prompts of each length.", least=1), After("lengths")] = 10
     depths: Annotated[int, Help("Rows of the heat map.", least=1), After("trials")] = 10
     seed: Annotated[int, Help("Of keys and depths.", least=0), After("depths")] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NeedleOptions:
+    """`depths`: how many, from the beginning of the haystack to its end. `needles`: one is asked for."""
+
+    settings: Annotated[EvaluateOptions, Only("methods", "scale", "context", "original_context", "files", "device", "dtype")] = field(
+        default_factory=EvaluateOptions
+    )
+    _: KW_ONLY
+    lengths: Lengths = (8192, 16384, 32768)
+    depths: Annotated[int, Help("Depths of the needle, evenly from the beginning to the end.", least=1), After("lengths")] = 5
+    trials: Annotated[int, Help("Prompts of each length and depth.", least=1), After("depths")] = 3
+    needles: Annotated[int, Help("Needles in each haystack, of which one is asked for.", least=1), After("trials")] = 1
+    seed: Annotated[int, Help("Of names, numbers and the other needles' depths.", least=0), After("needles")] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LongpplOptions:
+    """`evaluator` None: the first model as it is. `short_context` K, `step` d, `alpha` and `beta` as LongPPL has them; None: its own."""
+
+    settings: Annotated[
+        EvaluateOptions,
+        Only("methods", "scale", "context", "original_context", "files", "dataset", "cut", "most", "device", "dtype"),
+    ] = field(default_factory=EvaluateOptions)
+    _: KW_ONLY
+    window: Annotated[
+        int | None, Help("Truncate documents here. [default: 16384]", read=tokens, metavar=TOKENS), After("original_context")
+    ] = None
+    evaluator: Annotated[
+        str | None,
+        Help("The model that chooses the key tokens, as it is: one that is good at this length. [default: the first model]"),
+        After("window"),
+    ] = None
+    short_context: Annotated[
+        int | None,
+        Help("K, the short context against which the long one is held. [default: 4096]", read=tokens, metavar=TOKENS),
+        After("evaluator"),
+    ] = None
+    step: Annotated[
+        int | None, Help("Tokens that share a short context. [default: 1024]", read=tokens, metavar=TOKENS), After("short_context")
+    ] = None
+    alpha: Annotated[float, Help("By how many nats the long context must help."), After("step")] = 2.0
+    beta: Annotated[float, Help("The least logarithm of a key token's probability."), After("alpha")] = -2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ app = typer.Typer(
 )
 runtimes_app = typer.Typer(context_settings=SETTINGS, rich_markup_mode=None)
 app.add_typer(runtimes_app, name="runtimes", help="List the runtimes that validate can run, or add one.")
-app.add_typer(evaluate_app, name="evaluate", help="Measure what it is worth: perplexity, passkeys, advice.")
+app.add_typer(evaluate_app, name="evaluate", help="Measure what it is worth: perplexity, needles, advice.")
 NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 
 Model = Annotated[

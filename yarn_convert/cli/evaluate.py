@@ -13,7 +13,7 @@ import typer
 
 from ..asking import After, Help
 from ..errors import UsageError
-from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .help import SETTINGS
 from .show import answer, steps
@@ -71,6 +71,24 @@ def passkey(models: Models, options: PasskeyOptions, to: Outputs) -> None:
 
     to.reading.obey()
     _measure(lambda kept, say: measure_passkey(models, options, kept, say), to)
+
+
+@command(evaluate_app, "yarn-convert evaluate needle model.gguf --method none,yarn:4 --lengths 8k,16k --needles 4")
+def needle(models: Models, options: NeedleOptions, to: Outputs) -> None:
+    """Find a number in a haystack of any text. By length and depth, with error bars; several needles."""
+    from ..evaluation import measure_needle
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_needle(models, options, kept, say), to)
+
+
+@command(evaluate_app, "yarn-convert evaluate longppl model.gguf --method yarn:4 --text BOOK.txt")
+def longppl(models: Models, options: LongpplOptions, to: Outputs) -> None:
+    """Perplexity over the tokens that need a long context. LongPPL, for an evaluator chooses them (arXiv 2410.23771)."""
+    from ..evaluation import measure_longppl
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_longppl(models, options, kept, say), to)
 
 
 @command(evaluate_app, "yarn-convert evaluate temperature model.gguf --scale 4")

@@ -42,7 +42,12 @@ def replace_rotary(net: Any, layer_type: str, nothing_turns: bool = False) -> An
     class TableRotary(torch.nn.Module):  # type: ignore[misc]
         """cos and sin as the old module gave them, from float64 tables."""
 
+        known: Any = None  # what is served
+
         def serve(self, table: Table, n: int, device: str, dtype: Any) -> None:
+            if self.known == (table.inv_freq.tobytes(), table.multiplier, n, device, dtype):
+                return
+            self.known = table.inv_freq.tobytes(), table.multiplier, n, device, dtype
             self.n, self.place, self.served = n, (device, dtype), {layer_type: form(table, n, device, dtype)}
 
         def forward(self, x: Any, position_ids: Any, layer: str = layer_type) -> Any:

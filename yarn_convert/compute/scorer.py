@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import runtimes
 from ..checkpoint import Checkpoint
 from ..errors import UsageError, no_such
 from ..rope import Rope, effect
+from ..runtimes.kept import Kept
 from ..runtimes.table import RUNTIMES
 from .reference import FractionDone, Reference, enough_memory
 
@@ -35,6 +35,9 @@ class Scorer(Protocol):
         """−ln p of ids[first:], each given all before it, in nats; float64[len(ids) − first], first ≥ 1."""
 
     def describe(self) -> dict[str, Any]: ...
+
+    def close(self) -> None:
+        """Nothing more is asked for."""
 
 
 class Torch:
@@ -64,6 +67,9 @@ class Torch:
 
     def describe(self) -> dict[str, Any]:
         return self.reference.describe()
+
+    def close(self) -> None:
+        pass
 
 
 def decoder_name(net: Any) -> str:
@@ -112,7 +118,8 @@ def decoder_replaced(net: Any, prefix: str, out: Any) -> Iterator[None]:
 
 
 class RuntimeScorer:
-    """A real runtime on the file as it is: its own reading of its own keys, so it takes no other recipe."""
+    """A real runtime on the file as it is: its own reading of its own keys, so it takes no other recipe. One process with the model loaded
+    serves all passes, where the runtime can."""
 
     dtype = "its own"
 
@@ -123,11 +130,15 @@ class RuntimeScorer:
         if row.reads != ("gguf" if c.gguf else "safetensors"):
             raise UsageError(f"{name} reads {row.reads}, and {c.source.name} is another format", "yarn-convert MODEL --method none --out …")
         self.c, self.name, self.info = c, name, dict[str, Any]()
+        self.kept = Kept(name, c.source.path, {"losses": True})
 
     def losses(self, rope: Rope, ids: Ids, first: int, progress: FractionDone = lambda f: None) -> NDArray[np.float64]:
-        run = runtimes.run(self.name, self.c.source.path, ids, [(first - 1, len(ids) - 1)], {"losses": True}, progress)
+        run = self.kept.run(ids, [(first - 1, len(ids) - 1)], progress)
         self.info = {k: v for k, v in run.info.items() if k != "seconds"}
         return run.logits[:, 0].astype(np.float64)
 
     def describe(self) -> dict[str, Any]:
         return self.info
+
+    def close(self) -> None:
+        self.kept.close()

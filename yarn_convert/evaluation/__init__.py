@@ -7,7 +7,23 @@ EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
 from ..options import EvaluateOptions, Recipe, Texts
 from .advice import measure_advice
 from .journal import ResultJournal, journal_of
-from .measures import Advice, Passkey, Perplexity, Search, Temperature, advise, passkey, perplexity, temperature
+from .key_tokens import measure_longppl
+from .measures import (
+    Advice,
+    LongPPL,
+    Needle,
+    Passkey,
+    Perplexity,
+    Search,
+    Temperature,
+    advise,
+    longppl,
+    needle,
+    passkey,
+    perplexity,
+    temperature,
+)
+from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished, outputs_of, put_on_record
@@ -17,6 +33,8 @@ from .temperatures import measure_temperature
 __all__ = [
     "Advice",
     "EvaluateOptions",
+    "LongPPL",
+    "Needle",
     "Passkey",
     "Perplexity",
     "Recipe",
@@ -27,11 +45,15 @@ __all__ = [
     "advise",
     "finished",
     "journal_of",
+    "longppl",
     "measure_advice",
+    "measure_longppl",
+    "measure_needle",
     "measure_passkey",
     "measure_perplexity",
     "measure_search",
     "measure_temperature",
+    "needle",
     "outputs_of",
     "passkey",
     "perplexity",

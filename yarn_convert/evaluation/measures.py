@@ -17,9 +17,11 @@ from ..asking import taking
 from ..checkpoint.manifest import RopeRecord
 from ..compute.record import Hardware
 from ..formats.decoding import Result
-from ..options import AdviseOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .advice import measure_advice
 from .journal import ResultJournal
+from .key_tokens import measure_longppl
+from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished
@@ -118,6 +120,69 @@ class PasskeyRow(Row, frozen=True, kw_only=True):
 
     points: tuple[PasskeyPoint, ...]
     trials: tuple[Trial, ...]
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """At one length, how many were right; `low` to `high` is Wilson's interval of 95 %."""
+
+    length: int
+    trials: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+
+
+class NeedlePoint(Share, frozen=True, kw_only=True):
+    """At one length and depth."""
+
+    depth: float
+
+
+class NeedleRow(Row, frozen=True, kw_only=True):
+    """Its accuracy by length and depth, by length alone, and every prompt."""
+
+    points: tuple[NeedlePoint, ...]
+    by_length: tuple[Share, ...]
+    trials: tuple[Trial, ...]
+
+
+class KeyTokens(Struct, frozen=True):
+    """A document's LongPPL, None where it has no key token."""
+
+    name: str
+    longppl: float | None
+    key_tokens: int
+
+
+class LongPPLRow(Row, frozen=True, kw_only=True):
+    """Perplexity over the key tokens, with its errors as of any perplexity, and over all tokens."""
+
+    longppl: float | None
+    standard_error: float | None
+    document_error: float | None
+    key_tokens: int
+    perplexity: float | None
+    tokens: int
+    by_document: tuple[KeyTokens, ...]
+
+
+class Evaluator(Struct, frozen=True, kw_only=True):
+    """Who chose the key tokens, how many of each document, and how long this run took for it."""
+
+    model: str
+    label: str
+    key_tokens: tuple[int, ...]
+    runtime: str
+    seconds: float
+    tokens: int
+    tokens_per_second: float | None
+    device: str | UnsetType | None = UNSET
+    dtype: str | UnsetType = UNSET
+    offloaded: bool | UnsetType = UNSET
+    peak_device_bytes: int | UnsetType | None = UNSET
+    torch: str | UnsetType = UNSET
+    transformers: str | UnsetType = UNSET
 
 
 class TemperaturePoint(Struct, frozen=True):
@@ -234,6 +299,41 @@ class Passkey(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Needle(Result):
+    """By length and depth, one row a recipe and model; `trials` of each cell."""
+
+    measure: Literal["needle"]
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    trials: int
+    needles: int
+    haystack: str
+    models: tuple[Measured, ...]
+    rows: tuple[NeedleRow, ...]
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongPPL(Result):
+    """Over the key tokens of one evaluator, one row a recipe and model."""
+
+    measure: Literal["longppl"]
+    window: int
+    short_context: int
+    step: int
+    alpha: float
+    beta: float
+    evaluator: Evaluator
+    models: tuple[Measured, ...]
+    rows: tuple[LongPPLRow, ...]
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Temperature(Result):
     """By multiplier of cos and sin, one row a model."""
 
@@ -300,9 +400,10 @@ class Search(Result):
         return next(row for row in self.rows if row.label == label)
 
 
-Found = Perplexity | Passkey | Temperature | Advice | Search
+Found = Perplexity | Passkey | Needle | LongPPL | Temperature | Advice | Search
 KINDS: Mapping[str, type[Found]] = {
-    "perplexity": Perplexity, "passkey": Passkey, "temperature": Temperature, "advise": Advice, "search": Search,
+    "perplexity": Perplexity, "passkey": Passkey, "needle": Needle, "longppl": LongPPL,
+    "temperature": Temperature, "advise": Advice, "search": Search,
 }  # fmt: skip
 
 
@@ -326,6 +427,18 @@ def perplexity(models: Sequence[str], options: PerplexityOptions) -> Perplexity:
 def passkey(models: Sequence[str], options: PasskeyOptions) -> Passkey:
     """Let all recipes of all models find a number in text without meaning, with the fields of `PasskeyOptions`."""
     return _typed(measure_passkey(models, options, ResultJournal()), Passkey)
+
+
+@taking(NeedleOptions)
+def needle(models: Sequence[str], options: NeedleOptions) -> Needle:
+    """Let all recipes of all models find a number in a haystack, with the fields of `NeedleOptions`."""
+    return _typed(measure_needle(models, options, ResultJournal()), Needle)
+
+
+@taking(LongpplOptions)
+def longppl(models: Sequence[str], options: LongpplOptions) -> LongPPL:
+    """Measure all recipes of all models over the tokens that need a long context, with the fields of `LongpplOptions`."""
+    return _typed(measure_longppl(models, options, ResultJournal()), LongPPL)
 
 
 @taking(TemperatureOptions)

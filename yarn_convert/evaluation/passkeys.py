@@ -3,26 +3,28 @@ the midst of text without meaning, which the model has to repeat.
 
 The prompt is the one of landmark-attention's run_test.py. Its length is as close below the wished one as whole filling sentences allow,
 BOS included; the number lies at a uniformly random depth, 0 the beginning; the same prompts for every recipe. The answer is greedy, its
-first run of digits counts (YaRN's eval/passkey.py). A dynamic recipe follows the length at each generated token.
+first run of digits counts (YaRN's eval/passkey.py). A dynamic recipe follows the length at each generated token. What prompts have in
+common is read once (`retrieval`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..compute.documents import bos
-from ..compute.growing import Steps, greedy
 from ..compute.record import SayStage, silent
 from ..compute.scorer import Ids
 from ..compute.tokens import tokenizer_of
 from ..errors import UsageError
 from ..options import PasskeyOptions
 from .journal import ResultJournal
-from .subjects import Line, Meter, Subject, lines_of
+from .retrieval import Asked, answers, described, most_that_fit
+from .subjects import Meter, Subject, lines_of
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -35,11 +37,12 @@ ANSWER = 10  # tokens that are generated at most, as in the authors' script
 
 
 class Prompt(NamedTuple):
-    """`depth` is the share of the filling that stands before the key."""
+    """`depth` is the share of the filling that is to stand before the key, `before` the filling sentences that do."""
 
     ids: Ids
     key: int
     depth: float
+    before: int
 
 
 def text_of(sentences: int, before: int, key: int) -> str:
@@ -58,14 +61,10 @@ def prompt(tokenizer: Any, lead: Sequence[int], length: int, trial: int, seed: i
         text = text_of(sentences, round(depth * sentences), key)
         return [*lead, *tokenizer.encode(text, add_special_tokens=False).ids]
 
-    low, high = 0, max(1, length)  # a sentence has several tokens
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = len(ids(middle)) <= length
-        low, high = (middle, high) if fits else (low, middle)
-    if low < 1:
+    sentences = most_that_fit(lambda n: len(ids(n)), length)
+    if sentences < 1:
         raise UsageError(f"a passkey prompt needs more than {length} tokens", "--lengths 2k,4k,8k")
-    return Prompt(np.asarray(ids(low), np.int64), key, depth)
+    return Prompt(np.asarray(ids(sentences), np.int64), key, depth, round(depth * sentences))
 
 
 def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
@@ -75,31 +74,39 @@ def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: Result
         raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
     lengths = tuple(dict.fromkeys(wish.lengths))
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
-    rows, described = [], []
+    rows, models_described = [], []
     for subject, lines in subjects:
         tokenizer = tokenizer_of(subject.c)
         subject.lead = bos(subject.c)
         prompts = [prompt(tokenizer, subject.lead, n, i, wish.seed) for n in lengths for i in range(wish.trials)]
         meter = Meter(f"passkey of {subject.name}", [len(p.ids) for _ in lines for p in prompts], say)
+        asked = [Asked(p.ids, p.before, tokenizer.encode(f" {p.key}.", add_special_tokens=False).ids) for p in prompts]
+        stop = partial(ends, tokenizer)
         for line in lines:
-            trials = [_trial(subject, line, p, lengths[i // wish.trials], tokenizer, meter) for i, p in enumerate(prompts)]
+            found = answers(subject, line, asked, "passkey", ANSWER, stop, meter)
+            trials = [
+                _trial(p, lengths[i // wish.trials], tokenizer.decode(said)) for i, (p, said) in enumerate(zip(prompts, found, strict=True))
+            ]
             points = [_point(n, [t for t in trials if t["length"] == n], wish.depths) for n in lengths]
             rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points, "trials": trials})
-        described.append({"model": subject.name, "documents": [], "left_out": 0, "bos": subject.lead, **subject.describe()})
+        models_described.append(described(subject))
         subject.release()
-    return {"measure": "passkey", "lengths": lengths, "trials": wish.trials, "depths": wish.depths, "models": described, "rows": rows}
+    return {
+        "measure": "passkey",
+        "lengths": lengths,
+        "trials": wish.trials,
+        "depths": wish.depths,
+        "models": models_described,
+        "rows": rows,
+    }
 
 
-def _trial(subject: Subject, line: Line, p: Prompt, length: int, tokenizer: Any, meter: Meter) -> dict[str, Any]:
-    meter.begin(len(p.ids))
-    key = subject.key(line, p.ids, "passkey", ANSWER)
-    answer = subject.journal.get(key)
-    if answer is None:
-        with subject.timed(len(p.ids)):
-            steps = Steps(subject.torch.reference, line.rope)
-            answer = greedy(steps, p.ids, ANSWER, lambda ids: re.search(r"\d\D", tokenizer.decode(ids)) is not None)
-        subject.journal.put(key, answer)
-    said = tokenizer.decode(answer)
+def ends(tokenizer: Any, ids: list[int]) -> bool:
+    """Whether a number has been said whole."""
+    return re.search(r"\d\D", tokenizer.decode(ids)) is not None
+
+
+def _trial(p: Prompt, length: int, said: str) -> dict[str, Any]:
     digits = re.search(r"\d+", said)
     right = digits is not None and int(digits.group()) == p.key
     return {"length": length, "tokens": len(p.ids), "depth": p.depth, "key": p.key, "answer": said, "correct": right}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import glob
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..compute.pages import BLUE, INK, STYLE, check_place, check_report, packages, page, svg, write_report
 from ..errors import UsageError
-from .measures import Advice, Found, Passkey, Perplexity, Search, Temperature
-from .text import advised_line, figure, judged_table, labels_of, percent, split_line
+from .measures import Advice, Found, LongPPL, Needle, Passkey, Perplexity, Search, Temperature
+from .text import advised_line, figure, judged_table, labels_of, longppl_table, needle_table, percent, split_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,8 @@ MARKS = "osD^vPX"
 TITLES = {
     "perplexity": "Perplexity by context window",
     "passkey": "Passkey retrieval",
+    "needle": "A needle in a haystack",
+    "longppl": "LongPPL",
     "temperature": "The attention's temperature",
     "advise": "The smallest factor that serves",
     "search": "The best recipe",
@@ -89,6 +91,10 @@ EXPLANATIONS = {
     "one standard error by the spread of the tokens' losses, or of the documents where there are several.",
     "passkey": "Share of prompts whose five-digit number was repeated, by length of the prompt and depth of the number; a dash where no "
     "trial fell.",
+    "needle": "Share of prompts whose number was repeated, by length of the prompt and depth of the number in the haystack, and "
+    "Wilson's interval of 95 %.",
+    "longppl": "Perplexity over the tokens that the evaluator predicts from the whole text and not from a short context; lower is better. "
+    "Error bars: one standard error by the spread of the tokens' losses.",
     "temperature": "Perplexity against √(1/t), the multiplier of cos and sin, over the whole window and by segment of position; the dashed "
     "line is the recommended 0.1·ln s + 1.",
     "advise": "By how much the perplexity of each segment is above what the base reaches on the same tokens through its own window L. A "
@@ -189,22 +195,52 @@ def _scale(axes: Axes, values: Iterable[float | None]) -> None:
 def _passkey_plots(result: Passkey) -> list[tuple[str, Figure]]:
     found = []
     for label, row in zip(labels_of(result), result.rows, strict=True):
-        figure, axes = _figure(3.2)
         cells = np.array([[(k / n if n else np.nan) for n, k in p.by_depth] for p in row.points]).T
-        axes.grid(visible=False)
-        axes.imshow(cells, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        for (y, x), value in np.ndenumerate(cells):
-            text, light = ("–", False) if np.isnan(value) else (f"{value:.0%}", value < 0.6)
-            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=INK if text == "–" else "white" if light else "black")
-        lengths, depths = result.lengths, result.depths
-        axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+        says = [[f"{v:.0%}" for v in line] for line in cells]
+        depths = result.depths
         step = max(1, depths // 5)
-        axes.set_yticks(range(0, depths, step), [f"{i / depths:.0%}" for i in range(0, depths, step)])
-        axes.set_xlabel("tokens")
-        axes.set_ylabel("depth")
-        axes.set_title(label)
-        found.append((label, figure))
+        found.append((label, _heat_map(label, cells, says, result.lengths, {i: i / depths for i in range(0, depths, step)})))
     return found
+
+
+def _needle_plots(result: Needle) -> list[tuple[str, Figure]]:
+    found = []
+    for label, row in zip(labels_of(result), result.rows, strict=True):
+        grid = [[p for p in row.points if p.depth == d] for d in result.depths]
+        cells = np.array([[p.accuracy for p in line] for line in grid])
+        says = [[f"{p.accuracy:.0%}\n{p.low:.0%}–{p.high:.0%}" for p in line] for line in grid]
+        found.append((label, _heat_map(label, cells, says, result.lengths, dict(enumerate(result.depths)))))
+    return found
+
+
+def _longppl_plots(result: LongPPL) -> list[tuple[str, Figure]]:
+    figure, axes = _figure()
+    x, labels = range(len(result.rows)), labels_of(result)
+    for values, errors, mark, colour, name in (
+        (_finite(r.longppl for r in result.rows), _finite(r.standard_error for r in result.rows), "o", BLUE, "LongPPL"),
+        (_finite(r.perplexity for r in result.rows), np.zeros(len(x)), "s", COLOURS[1], "perplexity of all tokens"),
+    ):
+        axes.errorbar(x, values, np.nan_to_num(np.minimum(errors, 0.9 * values)), fmt=mark, color=colour, label=name, capsize=2)
+    axes.set_xticks(x, labels)
+    _scale(axes, [v for r in result.rows for v in (r.longppl, r.perplexity)])
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
+    return [("LongPPL", figure)]
+
+
+def _heat_map(title: str, cells: Any, says: Sequence[Sequence[str]], lengths: Sequence[int], depths: Mapping[int, float]) -> Figure:
+    """Shares [depths, lengths], NaN where there is none, with what each cell says; `depths`: those that are named, by row."""
+    figure, axes = _figure(max(3.2, 0.42 * len(cells)))
+    axes.grid(visible=False)
+    axes.imshow(cells, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    for (y, x), value in np.ndenumerate(cells):
+        text, light = ("–", False) if np.isnan(value) else (says[y][x], value < 0.6)
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, color=INK if text == "–" else "white" if light else "black")
+    axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+    axes.set_yticks(list(depths), [f"{d:.0%}" for d in depths.values()])
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("depth")
+    axes.set_title(title)
+    return figure
 
 
 def _temperature_plots(result: Temperature) -> list[tuple[str, Figure]]:
@@ -272,6 +308,10 @@ def _table(result: Found) -> tuple[list[str], list[list[str]]]:
         return _perplexity_table(result)
     if isinstance(result, Passkey):
         return _passkey_table(result)
+    if isinstance(result, Needle):
+        return needle_table(result)
+    if isinstance(result, LongPPL):
+        return longppl_table(result)
     if isinstance(result, Search):
         return judged_table(result)
     return _temperature_table(result) if isinstance(result, Temperature) else _advise_table(result)
@@ -282,6 +322,10 @@ def _plots(result: Found) -> list[tuple[str, Figure]]:
         return _perplexity_plots(result)
     if isinstance(result, Passkey):
         return _passkey_plots(result)
+    if isinstance(result, Needle):
+        return _needle_plots(result)
+    if isinstance(result, LongPPL):
+        return _longppl_plots(result)
     if isinstance(result, Search):
         return _search_plots(result)
     return _temperature_plots(result) if isinstance(result, Temperature) else _advise_plots(result)

@@ -167,6 +167,8 @@ class Subject:
 
     def release(self) -> None:
         """Make room for the next model."""
+        if self._scorer is not None:
+            self._scorer.close()
         self._scorer = None
 
     def describe(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from ..conversion.recipes import as_text, from_mapping
-from .measures import Advice, Found, JudgedRow, Passkey, Perplexity, Search, Temperature
+from .measures import Advice, Found, JudgedRow, LongPPL, Needle, Passkey, Perplexity, Search, Temperature
 
 
 def lines(result: Found) -> list[str]:
@@ -15,6 +15,10 @@ def lines(result: Found) -> list[str]:
         return _perplexity(result)
     if isinstance(result, Passkey):
         return _passkey(result)
+    if isinstance(result, Needle):
+        return _needle(result)
+    if isinstance(result, LongPPL):
+        return _longppl(result)
     if isinstance(result, Search):
         return _search(result)
     return _temperature(result) if isinstance(result, Temperature) else _advise(result)
@@ -56,7 +60,7 @@ def _perplexity(result: Perplexity) -> list[str]:
     return out
 
 
-def labels_of(result: Perplexity | Passkey) -> list[str]:
+def labels_of(result: Perplexity | Passkey | Needle | LongPPL) -> list[str]:
     """What each row is called: its recipe, and its model where there are several; a model as it is by its name alone."""
     if len(result.models) == 1:
         return [row.label for row in result.rows]
@@ -72,6 +76,46 @@ def _passkey(result: Passkey) -> list[str]:
     for label, row in zip(labels, result.rows, strict=True):
         out.append(f"{label:<{width}}  " + "  ".join(f"{p.correct:>9}" for p in row.points))
     return out
+
+
+def _needle(result: Needle) -> list[str]:
+    n, many = result.trials * len(result.depths), f"{result.needles} needles" if result.needles > 1 else "one needle"
+    out = [*model_lines(result), f"{many} in {result.haystack}: right of {n} with the interval of 95 %, by length of the prompt in tokens"]
+    return [*out, *columns(*needle_table(result))]
+
+
+def _longppl(result: LongPPL) -> list[str]:
+    e = result.evaluator
+    found = f"{sum(e.key_tokens):,} key tokens by {e.model}, which need more than {result.short_context:,} tokens before them"
+    out = [*model_lines(result), found]
+    return [*out, *columns(*longppl_table(result))]
+
+
+def longppl_table(result: LongPPL) -> tuple[list[str], list[list[str]]]:
+    """(head, rows)."""
+    head = ["", "LongPPL", "± tokens", "± documents", "key tokens", "perplexity of all"]
+    body = [
+        [label, *map(figure, (r.longppl, r.standard_error, r.document_error)), grouped(r.key_tokens), figure(r.perplexity)]
+        for label, r in zip(labels_of(result), result.rows, strict=True)
+    ]
+    return head, body
+
+
+def columns(head: list[str], body: list[list[str]]) -> list[str]:
+    """A table's lines, its first column to the left."""
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    return ["  ".join(f"{c:>{w}}" if i else f"{c:<{w}}" for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in (head, *body)]
+
+
+def needle_table(result: Needle) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): of each recipe all depths together, then each depth."""
+    body = []
+    for label, row in zip(labels_of(result), result.rows, strict=True):
+        body.append([label, *(f"{p.accuracy:.0%} ({p.low:.0%}–{p.high:.0%})" for p in row.by_length)])
+        for d in result.depths:
+            cells = [f"{p.correct} of {p.trials} ({p.low:.0%}–{p.high:.0%})" for p in row.points if p.depth == d]
+            body.append([f"  depth {d:.0%}", *cells])
+    return ["", *map(grouped, result.lengths)], body
 
 
 def _temperature(result: Temperature) -> list[str]:

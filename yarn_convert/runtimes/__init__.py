@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,12 +88,23 @@ def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress
     code, last = _call(command, without_secrets(os.environ) | environment_of(runtime), str(folder), progress)
     info = Path(folder, "info.json")
     if code or not info.exists():
-        why = "it was killed, as the system does where memory is short" if code == KILLED else last or f"exit code {code}"
-        failed = Failed(f"{runtime} could not run {model.name}: {why}", "see docs/validation.md for its limits")
-        failed.killed, failed.too_long = code in (KILLED, SHORT), code == TOO_LONG
-        raise failed
+        raise failure(runtime, model, code, last)
     found: dict[str, Any] = json.loads(info.read_text("utf-8"))
     return found
+
+
+def failure(runtime: str, model: Path, code: int, last: str) -> Failed:
+    """What a worker's exit code and last telling line say."""
+    why = "it was killed, as the system does where memory is short" if code == KILLED else last or f"exit code {code}"
+    failed = Failed(f"{runtime} could not run {model.name}: {why}", "see docs/validation.md for its limits")
+    failed.killed, failed.too_long = code in (KILLED, SHORT), code == TOO_LONG
+    return failed
+
+
+def telling(tail: Iterable[str]) -> str:
+    """The last telling line; "" where there is none."""
+    lines = [line.strip() for line in tail if line.strip() and not NOISE.match(line)]
+    return lines[-1][:300] if lines else ""
 
 
 def _call(command: list[str], env: dict[str, str], folder: str, progress: Callable[[int], None]) -> tuple[int, str]:
@@ -116,5 +127,4 @@ def _call(command: list[str], env: dict[str, str], folder: str, progress: Callab
             process.kill()
             raise
         reader.join(timeout=5)
-    lines = [line.strip() for line in tail if line.strip() and not NOISE.match(line)]
-    return process.returncode, lines[-1][:300] if lines else ""
+    return process.returncode, telling(tail)

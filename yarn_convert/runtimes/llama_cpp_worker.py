@@ -60,6 +60,7 @@ def main(job: WorkerJob) -> None:
         np.save(job.folder / "tokens.npy", np.array(llm.tokenize(job.ids.tobytes(), add_bos=False, special=True), np.int64))
         return job.finish(version=version("llama-cpp-python"), device="cpu")
     threads, n = os.cpu_count(), len(job.ids)
+    internals = llama_cpp.llama.internals
     on_gpu = job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
     kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
 
@@ -76,8 +77,26 @@ def main(job: WorkerJob) -> None:
         if not on_gpu:
             raise
         on_gpu, llm = False, load(0)  # the GPU's memory may be too small
-    context, vocab = llm._ctx.ctx, llm.n_vocab()
-    batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+    device = job.device if on_gpu else "cpu"
+    more: WorkerJob | None = job
+    while more is not None:
+        if len(more.ids) != n:  # another length, another context of the same model
+            n = llm.context_params.n_ctx = len(more.ids)
+            llm.context_params.n_batch = llm.context_params.n_ubatch = BATCH  # which `Llama` made no longer than its first context
+            llm._ctx.close()
+            llm._ctx = internals.LlamaContext(model=llm._model, params=llm.context_params, verbose=False)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm._ctx.ctx), True)
+        one_pass(more, llm._ctx.ctx, llm.n_vocab())
+        more.finish(version=version("llama-cpp-python"), device=device)
+        more = more.next()
+    return None
+
+
+def one_pass(job: WorkerJob, context: Any, vocab: int) -> None:
+    """All tokens of a job through an empty context."""
+    import llama_cpp
+
+    n, batch = len(job.ids), llama_cpp.llama_batch_init(BATCH, 0, 1)
     job.start()
     for at in range(0, n, BATCH):
         part = job.ids[at : at + BATCH]
@@ -92,7 +111,6 @@ def main(job: WorkerJob) -> None:
             job.put(at, np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), (len(part), vocab)))
         job.progress(at + len(part))
     llama_cpp.llama_batch_free(batch)
-    job.finish(version=version("llama-cpp-python"), device=job.device if on_gpu else "cpu")
 
 
 if __name__ == "__main__":

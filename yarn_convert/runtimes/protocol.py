@@ -4,7 +4,8 @@ The parent writes `job.json` (model, spans, options) and `ids.npy` (int64[n], fe
 `logits.npy`, float32[rows, vocabulary], one row for each position of the spans in order, and `info.json`; with the option `losses`
 float32[rows, 1] instead, −ln p of the token that follows each position. `served`: the context in tokens for which a runtime that has
 one is to be started. With `tokenize`, an option of llama.cpp's, `ids.npy` is a text, uint8[bytes], and `tokens.npy`, int64[n], are its
-tokens. On its stdout a line "at N" says that N tokens are done; everything else there and on stderr is the runtime's own noise.
+tokens. On its stdout a line "at N" says that N tokens are done, and "done" that the folder is; everything else there and on stderr is the
+runtime's own noise. With `more`, a worker that keeps its model goes on with the next folder that its stdin names, until that ends.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 PROGRESS = "at "
+DONE = "done"
 TOO_LONG = 74  # exit code of a worker whose runtime takes no text of such a length
 SHORT = 75  # exit code of a worker whose device has too little memory
 
@@ -31,6 +33,7 @@ class WorkerJob:
         self.model: str = job["model"]
         self.spans: list[tuple[int, int]] = [(a, b) for a, b in job["spans"]]
         self.options: dict[str, Any] = job["options"]
+        self.more: bool = job.get("more", False)
         self.ids = np.load(folder / "ids.npy")
         self.rows = sum(b - a for a, b in self.spans)
         self.out: Any = None
@@ -39,6 +42,11 @@ class WorkerJob:
     @staticmethod
     def read() -> WorkerJob:
         return WorkerJob(Path(sys.argv[1]))
+
+    def next(self) -> WorkerJob | None:
+        """The job that follows this one, with the same model and options; None where there is no other."""
+        folder = sys.stdin.readline().rstrip("\n") if self.more else ""
+        return WorkerJob(Path(folder)) if folder else None
 
     def start(self) -> None:
         """The model is loaded: what is timed begins here."""
@@ -103,3 +111,4 @@ class WorkerJob:
             self.out.flush()
         seconds = time.perf_counter() - self.began
         (self.folder / "info.json").write_text(json.dumps({"seconds": seconds, **info}), "utf-8")
+        print(f"\n{DONE}", flush=True)

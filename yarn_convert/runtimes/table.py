@@ -49,6 +49,7 @@ class Runtime:
     linux_only: bool = False
     spare: int = 0  # tokens by which a text must be shorter than the model's context
     modes: Mapping[str, Mode] = field(default_factory=dict)
+    keeps: bool = False  # whether its worker takes one text after another, with the model loaded once
     told: bool = False  # whether its worker takes what `readers.told` says of it
 
 
@@ -75,6 +76,7 @@ _ROWS = (
         cost=3.0,
         build={"SKBUILD_CMAKE_DEFINE": "LLAVA_BUILD=OFF"},  # mtmd reads images
         note="compiles for about 5 minutes, with a C++ compiler; the extra yarn-convert[llama-cpp] brings it too",
+        keeps=True,
         told=True,
         modes={"fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16")},
     ),

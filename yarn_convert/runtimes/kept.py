@@ -1,0 +1,99 @@
+"""One process of a runtime that keeps its model loaded for one text after another, where its worker can (`Runtime.keeps`)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import runtimes
+from ..errors import UsageError
+from .environments import environment_of, python_of, without_secrets
+from .protocol import DONE, PROGRESS
+from .table import mode_of, runtime_of
+
+
+class Kept:
+    """A model in a runtime, with options as for `run`. `close` it: its process lives until then."""
+
+    def __init__(self, runtime: str, model: Path, options: dict[str, Any] | None = None) -> None:
+        mode = mode_of(runtime)
+        self.runtime, self.model, self.options = runtime, model, options or {}
+        self.told = {**self.options, **(mode.options if mode else {})}
+        self.child: subprocess.Popen[str] | None = None
+
+    def run(
+        self, ids: NDArray[np.int64], spans: Sequence[tuple[int, int]], progress: Callable[[float], None] = lambda fraction: None
+    ) -> runtimes.Run:
+        """As `runtimes.run`; a worker that cannot keep a model is started for each text."""
+        if not runtime_of(self.runtime).keeps:
+            return runtimes.run(self.runtime, self.model, ids, spans, self.options, progress)
+        with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
+            np.save(Path(folder, "ids.npy"), np.asarray(ids, dtype=np.int64))
+            job = {"model": str(self.model.absolute()), "spans": [list(s) for s in spans], "options": self.told, "more": True}
+            Path(folder, "job.json").write_text(json.dumps(job), "utf-8")
+            try:
+                self._ask(folder)
+                self._wait(lambda done: progress(done / len(ids)))
+            except BaseException:
+                self.close(kill=True)
+                raise
+            return runtimes.Run(np.array(np.load(Path(folder, "logits.npy"))), json.loads(Path(folder, "info.json").read_text("utf-8")))
+
+    def _ask(self, folder: str) -> None:
+        """Start the worker with its first job, or tell it the next."""
+        if self.child is not None and self.child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # of one that has ended: it is known by its silence
+                self.child.stdin.write(f"{folder}\n")
+                self.child.stdin.flush()
+            return
+        row, python = runtime_of(self.runtime), python_of(self.runtime)
+        if python is None:
+            raise UsageError(f"{row.name} is not installed", f"yarn-convert runtimes add {row.name}")
+        command, pipe = [str(python), str(Path(__file__).parent / row.worker), folder], subprocess.PIPE
+        env = without_secrets(os.environ) | environment_of(self.runtime)
+        self.home = tempfile.TemporaryDirectory(prefix="yarn-convert-")  # for as long as the process lives
+        self.child = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", env=env, cwd=self.home.name
+        )
+        self.tail: deque[str] = deque(maxlen=200)
+        self.reader = threading.Thread(target=self.tail.extend, args=(self.child.stderr,), daemon=True)
+        self.reader.start()
+
+    def _wait(self, progress: Callable[[int], None]) -> None:
+        """Until the worker says that it is done. Raises Failed where it ends before."""
+        assert self.child is not None
+        for line in self.child.stdout or ():
+            if line.rstrip() == DONE:
+                return
+            if line.startswith(PROGRESS):
+                with contextlib.suppress(ValueError):
+                    progress(int(line.removeprefix(PROGRESS)))
+        code = self.child.wait()
+        self.reader.join(timeout=5)
+        raise runtimes.failure(self.runtime, self.model, code, runtimes.telling(self.tail))
+
+    def close(self, kill: bool = False) -> None:
+        """End the process: it ends by itself where nothing more is to come."""
+        child, self.child = self.child, None
+        if child is None:
+            return
+        if kill:
+            child.kill()
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        child.wait()
+        self.reader.join(timeout=5)
+        self.home.cleanup()
