@@ -27,7 +27,7 @@ ORDER = [
     "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.values", "compute.scorer", "compute.growing", "compute.documents",
     "compute", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding",
     "validation.study", "validation.verdict", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
-    "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
+    "validation.matrix", "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
     "evaluation.subjects", "evaluation.perplexities", "evaluation.passkeys", "evaluation.temperatures", "evaluation.advice",
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
     "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "finetuning.settings",

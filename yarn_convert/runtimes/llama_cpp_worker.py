@@ -90,7 +90,8 @@ def main(job: WorkerJob) -> None:
     threads, n = os.cpu_count(), len(job.ids)
     on_gpu = bool(gpus) if backend else job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
     kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
-    at_once = ALONE if backend and backend["kind"] == CPU and any(d["kind"] == ACCEL for d in there) else BATCH
+    alone = backend is not None and backend["kind"] == CPU and any(d["kind"] == ACCEL for d in there)
+    at_once = ALONE if alone and not flash else BATCH  # flash attention of so few sums up in float16 (ggml-cpu/ops.cpp, use_tiled)
 
     def load_with(layers: int) -> Any:
         return llama_cpp.Llama(

@@ -76,7 +76,10 @@ _ROWS = (
         build={"SKBUILD_CMAKE_DEFINE": "LLAVA_BUILD=OFF"},  # mtmd reads images
         note="compiles for about 5 minutes, with a C++ compiler; the extra yarn-convert[llama-cpp] brings it too",
         told=True,
-        modes={"fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16")},
+        modes={
+            "fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16"),
+            "f16": Mode({"cache": "float16"}, "a cache in float16 without flash attention", cache="float16"),
+        },
     ),
     Runtime(
         "mlx-lm", "safetensors", "mlx_worker.py", "mlx_lm", "mlx-lm",
