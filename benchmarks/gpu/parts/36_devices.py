@@ -2,7 +2,7 @@
 
 from job import Job
 
-ON, LIMIT, NEEDS = "gpu", 120, ("prepare", "build")
+ON, LIMIT, NEEDS = "gpu", 150, ("prepare", "build")
 KEPT = ("tokens", "version", "devices", "cells", "verdict", "reasons")
 
 
