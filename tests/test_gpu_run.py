@@ -21,7 +21,7 @@ from yarn_convert.options import Recipe
 
 ROOT = Path(__file__).parents[1]
 GPU = ROOT / "benchmarks" / "gpu"
-PARTS = {"prepare", "build", "cpu", "reference", "validate", "speed", "perplexity", "llama_cpp", "agreement", "finetune"}
+PARTS = {"prepare", "build", "cpu", "reference", "validate", "speed", "perplexity", "llama_cpp", "agreement", "finetune", "devices"}
 ENV = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
@@ -57,6 +57,7 @@ def test_all_of_it_runs_on_a_cpu(base: Path, tmp_path: Path) -> None:
     assert all(w["nmse"] > 1e-9 for w in figures["agreement"]["bfloat16"])
     assert {w["from"] is None for w in figures["reference"]["float32"]["wrong"].values()} == {False}
     assert figures["validate"]["whole"]["verdict"] == figures["llama_cpp"]["whole"]["verdict"] == "passed"
+    assert figures["devices"]["matrix"]["verdict"] == "passed" and len(figures["devices"]["matrix"]["cells"]) >= 12
     assert [len(m["points"]) for m in figures["perplexity"].values()] == [7] * 7
     assert all(p["document_error"] > 0 for m in figures["perplexity"].values() for p in m["points"])
     speed = figures["speed"]["float32"]["loss"]
@@ -69,6 +70,7 @@ def test_all_of_it_runs_on_a_cpu(base: Path, tmp_path: Path) -> None:
     for part, word in {
         "agreement": "against the CPU in float32",
         "llama_cpp": "llama.cpp:fa",
+        "devices": "the twin's worst NMSE over",
         "perplexity": "± is",
         "speed": "ratio",
         "finetune": "held-out perplexity at",

@@ -23,11 +23,11 @@ ORDER = [
     "tokenizers.spelling", "tokenizers", "checkpoint.packing", "checkpoint.model", "checkpoint.opening", "checkpoint", "targets.rows",
     "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf",
     "targets.safetensors", "targets.in_place", "conversion.extension", "conversion.overriding", "conversion.intention", "conversion.lists", "conversion.recipes", "conversion.converter", "conversion.recording", "conversion.run", "conversion.describe",
-    "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes", "runtimes.kept",
+    "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.library", "runtimes.environments", "runtimes", "runtimes.kept",
     "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.values", "compute.scorer", "compute.growing", "compute.documents",
     "compute", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding",
     "validation.study", "validation.verdict", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
-    "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
+    "validation.matrix", "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
     "evaluation.subjects", "evaluation.perplexities", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.key_tokens", "evaluation.temperatures", "evaluation.advice",
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
     "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "finetuning.settings",
@@ -54,7 +54,7 @@ LAZY = {
     "peft",
     "cmaes",
 }
-WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")}
+WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")} | {"runtimes.llama_cpp_library"}
 
 
 def modules() -> dict[str, Path]:

@@ -116,6 +116,10 @@ Like = Annotated[str | None, Help("Another checkpoint that says what is intended
 Force = Annotated[bool, Help("Replace an existing output.")]
 Revision = Annotated[str | None, Help("Branch, tag or commit of a model on the Hub.")]
 Device = Annotated[str, Help("auto, cuda, mps or cpu.")]
+LlamaLib = Annotated[
+    Path | None,
+    Help("The llama.cpp to run: a libllama of your own, or its folder. [default: $YARN_CONVERT_LLAMA_LIB, or the one installed]"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +194,7 @@ class ValidateOptions:
     text: Annotated[Path | None, Help("A text in UTF-8 instead of the one in the package.")] = None
     device: Annotated[str, Help("Of the reference, and of transformers and llama.cpp: auto, cuda, mps or cpu.")] = "auto"
     dtype: Annotated[Dtype, Help("Of the reference: f32, or bf16 for size.")] = "f32"
+    llama_lib: LlamaLib = None
     revision: Annotated[Revision, Group("Files")] = None
     real: bool = True
     twin: bool = True
@@ -277,6 +282,7 @@ class EvaluateOptions:
     recipe: Annotated[Recipe, Only("scale", "context", "original_context")] = field(default_factory=Recipe)
     texts: Texts = field(default_factory=Texts)
     runtime: Annotated[str, Help("transformers, any recipe; or one that runs a file as it is, as llama.cpp.")] = "transformers"
+    llama_lib: LlamaLib = None
     device: Device = "auto"
     dtype: Annotated[Dtype, Help("Of the computation: f32 or bf16.")] = "f32"
 

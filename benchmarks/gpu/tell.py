@@ -80,6 +80,20 @@ def _validate(f: Figures) -> Iterator[list[str]]:
     yield table(["runtime", "weights", "tokens", "", "worst NMSE", "worst KL", "tolerance", "time", "peak memory"], rows)
 
 
+def _devices(f: Figures) -> Iterator[list[str]]:
+    m = f["matrix"]
+    modes = list(dict.fromkeys(c["mode"] for c in m["cells"]))
+    rows = []
+    for device, dtype in dict.fromkeys((c["device"], c["dtype"]) for c in m["cells"]):
+        cells = {c["mode"]: c for c in m["cells"] if (c["device"], c["dtype"]) == (device, dtype)}
+        worst = [
+            _small(cells[mode]["nmse"]) + ("" if cells[mode]["verdict"] == "passed" else f" **{cells[mode]['verdict']}**") for mode in modes
+        ]
+        rows.append([f"{device}, {dtype}", *worst])
+    yield table([f"the twin's worst NMSE over {m['tokens']:,} tokens", *modes], rows)
+    yield [f"The matrix: {m['verdict']}" + "".join(f"; {reason}" for reason in m["reasons"]) + "."]
+
+
 def _speed(f: Figures) -> Iterator[list[str]]:
     rows = []
     for dtype, s in f.items():
@@ -129,6 +143,7 @@ def _finetune(f: Figures) -> Iterator[list[str]]:
 
 SECTIONS = {
     "prepare": _prepare, "reference": _reference, "agreement": _agreement, "validate": _validate, "build": _build, "llama_cpp": _validate,
+    "devices": _devices,
     "speed": _speed, "perplexity": _perplexity, "finetune": _finetune,
 }  # fmt: skip
 

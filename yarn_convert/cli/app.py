@@ -148,6 +148,9 @@ class ValidateCommand:
     file: RecipeOption = field(default_factory=RecipeOption)
     real: Annotated[bool, Help("Only the file's own weights, not the twin."), After("runtimes")] = False
     twin: Annotated[bool, Help("Only the twin: a tiny random model with the file's RoPE keys."), After("real")] = False
+    device_matrix: Annotated[
+        bool, Help("Only the twin of a GGUF, in every device, type and mode of llama.cpp, as a table."), After("twin")
+    ] = False
     report: Annotated[Report, After("dtype")] = None
     force: Annotated[Replace, After("report")] = False
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -181,12 +184,27 @@ def validate(
     options = replace(asked.options, real=asked.real or not asked.twin, twin=asked.twin or not asked.real)
     if asked.file.recipe:
         options = replace(options, recipe=asked.file.over(options.recipe or Recipe(), options.like))
+    if asked.device_matrix:
+        return _device_matrix(model, options, asked)
     with stages(asked.printing.silent) as say:
         result = check(model, options, say)
     answer(result, asked.printing.as_json, *lines(validated(result), asked.printing.quiet))
     if asked.report:
         write_report(asked.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
     if result["verdict"] != "passed":
+        raise typer.Exit(NOT_PASSED)
+
+
+def _device_matrix(model: str, options: ValidateOptions, asked: ValidateCommand) -> None:
+    from ..validation import device_matrix, matrix_lines
+
+    other = {"--report": asked.report, "--runtime": options.runtimes, "--overrides": options.overrides, "--real": asked.real}
+    if unused := [name for name, value in other.items() if value]:
+        raise UsageError(f"--device-matrix takes no {unused[0]}", "it runs llama.cpp over the twin, and prints a table, or JSON")
+    with stages(asked.printing.silent) as say:
+        found = device_matrix(model, options, say)
+    answer(found.to_dict(), asked.printing.as_json, *matrix_lines(found, asked.printing.quiet))
+    if found.verdict != "passed":
         raise typer.Exit(NOT_PASSED)
 
 

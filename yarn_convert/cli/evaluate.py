@@ -84,7 +84,7 @@ def needle(models: Models, options: NeedleOptions, to: Outputs) -> None:
 
 @command(evaluate_app, "yarn-convert evaluate longppl model.gguf --method yarn:4 --text BOOK.txt")
 def longppl(models: Models, options: LongpplOptions, to: Outputs) -> None:
-    """Perplexity over the tokens that need a long context. LongPPL, for an evaluator chooses them (arXiv 2410.23771)."""
+    """Perplexity over the tokens that need a long context. LongPPL: an evaluator chooses them (arXiv 2410.23771)."""
     from ..evaluation import measure_longppl
 
     to.reading.obey()

@@ -36,6 +36,16 @@ class Hardware(Struct, frozen=True):
     memory_gib: float
 
 
+class Library(Struct, frozen=True):
+    """A llama.cpp of the user's own that was run: its name, `version` and `commit`, "" for what it does not say, and the SHA-256 of each of
+    its files."""
+
+    name: str
+    version: str
+    commit: str
+    sha256: dict[str, str]
+
+
 def made() -> dict[str, Any]:
     """When, with which versions and on what."""
     return {"created": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), "hardware": hardware()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..checkpoint import Checkpoint
 from ..errors import UsageError, no_such
 from ..rope import Rope, effect
 from ..runtimes.kept import Kept
+from ..runtimes.library import using
 from ..runtimes.table import RUNTIMES
 from .reference import FractionDone, Reference, enough_memory
 
@@ -123,17 +125,19 @@ class RuntimeScorer:
 
     dtype = "its own"
 
-    def __init__(self, c: Checkpoint, name: str) -> None:
+    def __init__(self, c: Checkpoint, name: str, library: Path | None = None) -> None:
+        """`library`: the folder of the llama.cpp that is run, None for the one that is installed."""
         row = RUNTIMES.get(name)
         if row is None:
             raise no_such("runtime", name, RUNTIMES)
         if row.reads != ("gguf" if c.gguf else "safetensors"):
             raise UsageError(f"{name} reads {row.reads}, and {c.source.name} is another format", "yarn-convert MODEL --method none --out …")
-        self.c, self.name, self.info = c, name, dict[str, Any]()
+        self.c, self.name, self.library, self.info = c, name, library, dict[str, Any]()
         self.kept = Kept(name, c.source.path, {"losses": True})
 
     def losses(self, rope: Rope, ids: Ids, first: int, progress: FractionDone = lambda f: None) -> NDArray[np.float64]:
-        run = self.kept.run(ids, [(first - 1, len(ids) - 1)], progress)
+        with using(self.library):
+            run = self.kept.run(ids, [(first - 1, len(ids) - 1)], progress)
         self.info = {k: v for k, v in run.info.items() if k != "seconds"}
         return run.logits[:, 0].astype(np.float64)
 

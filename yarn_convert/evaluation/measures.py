@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..asking import taking
 from ..checkpoint.manifest import RopeRecord
-from ..compute.record import Hardware
+from ..compute.record import Hardware, Library
 from ..formats.decoding import Result
 from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .advice import measure_advice
@@ -53,6 +53,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     tokens_per_second: float | None
     version: str | UnsetType | None = UNSET
     device: str | UnsetType | None = UNSET
+    library: Library | UnsetType = UNSET
     kind: str | UnsetType = UNSET
     dtype: str | UnsetType = UNSET
     offloaded: bool | UnsetType = UNSET

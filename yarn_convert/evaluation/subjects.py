@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from ..conversion.extension import EXTENDING, counted_from, extend, unbaked
 from ..errors import UsageError, need, no_such
 from ..options import EvaluateOptions, Recipe
 from ..rope import METHODS, Rope, recipe_of
+from ..runtimes import probe
+from ..runtimes.library import folder_of, stamp, using
 from .journal import ResultJournal
 from .windows import Losses, Pass, Span
 
@@ -99,10 +102,23 @@ class Subject:
             raise UsageError(
                 f"{s.runtime} runs a file as it is: it takes no --method", "convert first, and give the outputs; or --runtime transformers"
             )
+        self.library = self._library(s)
         self.lead: list[int] = []
         self.left_out = 0
         self.seconds, self.tokens = 0.0, 0  # of what this run computed itself
         self._scorer: Scorer | None = None
+
+    @staticmethod
+    def _library(s: EvaluateOptions) -> Path | None:
+        """The folder of the llama.cpp that is run, where that is the user's own. UsageError for one that cannot be, or is not run."""
+        if s.runtime == "llama.cpp":
+            folder = folder_of(s.llama_lib)
+            if folder:
+                probe(folder)
+            return folder
+        if s.llama_lib:
+            raise UsageError(f"--llama-lib is a llama.cpp, and {s.runtime} is run", "--runtime llama.cpp")
+        return None
 
     @property
     def original(self) -> int:
@@ -113,7 +129,9 @@ class Subject:
     def scorer(self) -> Scorer:
         if self._scorer is None:
             s = self.settings
-            self._scorer = Torch(self.c, s.device, DTYPES[s.dtype]) if s.runtime == "transformers" else RuntimeScorer(self.c, s.runtime)
+            self._scorer = (
+                Torch(self.c, s.device, DTYPES[s.dtype]) if s.runtime == "transformers" else RuntimeScorer(self.c, s.runtime, self.library)
+            )
         return self._scorer
 
     @property
@@ -126,12 +144,13 @@ class Subject:
 
     def documents(self, at_least: int) -> list[TokenizedText]:
         """The documents of at least so many tokens; `lead` becomes the BOS that stands before each of their windows."""
-        found, self.left_out, lead = documents(self.settings.texts, self.c, at_least)
+        with using(self.library):
+            found, self.left_out, lead = documents(self.settings.texts, self.c, at_least)
         self.lead = bos(self.c)[:lead]
         return found
 
     def key(self, line: Line, *parts: Any) -> str:
-        where = [self.settings.runtime, self.settings.dtype]
+        where = [self.settings.runtime, self.settings.dtype, *([stamp(self.library)] if self.library else [])]
         return key_of(self.identity, where, recipe_of(line.rope), *parts)
 
     def run(self, line: Line, document: TokenizedText, p: Pass, progress: Callable[[float], None]) -> dict[Span, Losses]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError, YarnConvertError
+from . import library
 from .environments import environment_of, python_of, without_secrets
 from .protocol import PROGRESS, SHORT, TOO_LONG
 from .table import mode_of, runtime_of
@@ -75,6 +76,20 @@ def tokenize(model: Path, text: str) -> NDArray[np.int64]:
         np.save(Path(folder, "ids.npy"), np.frombuffer(text.encode(), np.uint8))
         _work("llama.cpp", model, Path(folder), {"spans": [], "options": {"tokenize": True}}, lambda done: None)
         return np.asarray(np.load(Path(folder, "tokens.npy")), dtype=np.int64)
+
+
+def probe(folder: Path | None) -> dict[str, Any]:
+    """Of the llama.cpp that is installed, or of the library in this folder: `devices`, each with its name, `description` and `kind`, its
+    `version`, and of the latter what else is said of it, `library`. UsageError for one that cannot be run, with why."""
+    with tempfile.TemporaryDirectory(prefix="yarn-convert-") as place, library.using(folder):
+        np.save(Path(place, "ids.npy"), np.zeros(0, np.int64))
+        try:
+            return _work("llama.cpp", folder or Path(place), Path(place), {"spans": [], "options": {"probe": True}}, lambda done: None)
+        except Failed as e:
+            why = e.message.partition(": ")[2]
+    if folder is None:
+        raise UsageError(f"llama.cpp cannot be run here: {why}", "yarn-convert runtimes add llama.cpp")
+    raise UsageError(f"the llama.cpp in {folder} cannot be run: {why}", "build it about as old as llama-cpp-python is")
 
 
 def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, there
+from . import library
 from .table import RUNTIMES, Runtime, runtime_of
 
 LOCKS = Path(__file__).parent / "locks"
@@ -50,9 +51,11 @@ def environment_of(name: str) -> dict[str, str]:
     """
     row = runtime_of(name)
     env = dict(row.env)
-    if row.name == "mlx-lm" and (library := openblas()):
+    if row.name == "mlx-lm" and (blas := openblas()):
         before = os.environ.get("LD_PRELOAD")
-        env["LD_PRELOAD"] = f"{library}:{before}" if before else library
+        env["LD_PRELOAD"] = f"{blas}:{before}" if before else blas
+    if row.name == "llama.cpp" and (folder := library.GIVEN.get()):
+        env |= library.variables(folder)
     return env
 
 

@@ -1,16 +1,23 @@
 """Logits of a GGUF file in llama.cpp: on the CPU, or on the GPU where it was built for one. The cache is float32 unless a mode says
-float16, and cuBLAS keeps to float32, where it may round to TF32. The context, which chooses one of two lists, is as long as the text."""
+float16, and cuBLAS keeps to float32, where it may round to TF32. The context, which chooses one of two lists, is as long as the text.
+
+LLAMA_CPP_LIB_PATH names the folder of another library than llama-cpp-python's own. The option `backend` is one of its devices by name, and
+`probe` only asks which there are."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from protocol import WorkerJob
+from llama_cpp_library import ACCEL, CPU, Unfit, about, devices, ggml_of, load
+from protocol import UNFIT, WorkerJob
 
 BATCH = 512
+ALONE = 16  # tokens at a time, which are too few for BLAS (ggml-blas.cpp, min_batch), so that the CPU does them
 ALL = -1  # layers
 CACHES = {"float32": 0, "float16": 1}  # as ggml numbers its types
 # llama-cpp-python has numbers of its own where llama.cpp has "as the file says" (common/common.h: common_params)
@@ -42,60 +49,81 @@ def told(arguments: list[str]) -> dict[str, Any]:
     return {**found, "kv_overrides": keys or None}
 
 
-def main(job: WorkerJob) -> None:
-    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+def library_of(job: WorkerJob) -> tuple[Any, dict[str, Any]]:
+    """(llama-cpp-python, what is said of a run in it): its version, or that of the user's own library and which one that is."""
+    if folder := os.environ.get("LLAMA_CPP_LIB_PATH"):
+        try:
+            llama_cpp = load(Path(folder))
+        except Unfit as e:
+            job.stop(UNFIT, str(e))
+        found = about(llama_cpp.llama_cpp._lib, Path(folder))
+        return llama_cpp, {"version": found["version"] or version("llama-cpp-python"), "library": found}
     import llama_cpp
 
+    return llama_cpp, {"version": version("llama-cpp-python")}
+
+
+def main(job: WorkerJob) -> None:
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    llama_cpp, said = library_of(job)
+    there = devices(ggml_of(llama_cpp.llama_cpp._lib, Path(llama_cpp.llama_cpp._base_path)))
+    if job.options.get("probe"):
+        return job.finish(**said | {"devices": [{k: v for k, v in d.items() if k != "handle"} for d in there]})
+    backend = next((d for d in there if d["name"] == job.options.get("backend")), None)
+    gpus = [] if backend is None or backend["kind"] in (CPU, ACCEL) else [backend["handle"]]
+    listed = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
     defaults = llama_cpp.llama_cpp.llama_model_default_params
 
     def plain_kernels() -> object:
         """ggml's repacked weights and AMX kernels crash on some virtual machines, and what they round is not RoPE."""
         params = defaults()
         params.use_extra_bufts = False
+        if backend is not None:
+            params.devices = ctypes.cast(listed, ctypes.c_void_p)
         return params
 
     llama_cpp.llama_cpp.llama_model_default_params = plain_kernels
     if job.options.get("tokenize"):
         llm = llama_cpp.Llama(job.model, vocab_only=True, verbose=False)
         np.save(job.folder / "tokens.npy", np.array(llm.tokenize(job.ids.tobytes(), add_bos=False, special=True), np.int64))
-        return job.finish(version=version("llama-cpp-python"), device="cpu")
+        return job.finish(device="cpu", **said)
     threads, n = os.cpu_count(), len(job.ids)
     internals = llama_cpp.llama.internals
-    on_gpu = job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
+    on_gpu = bool(gpus) if backend else job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
     kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
+    alone = backend is not None and backend["kind"] == CPU and any(d["kind"] == ACCEL for d in there)
+    at_once = ALONE if alone and not flash else BATCH  # flash attention of so few sums up in float16 (ggml-cpu/ops.cpp, use_tiled)
 
-    def load(layers: int) -> Any:
+    def load_with(layers: int) -> Any:
         return llama_cpp.Llama(
-            job.model, n_ctx=n, n_batch=BATCH, n_ubatch=BATCH, type_k=kind, type_v=kind, flash_attn=flash, n_threads=threads,
+            job.model, n_ctx=n, n_batch=BATCH, n_ubatch=at_once, type_k=kind, type_v=kind, flash_attn=flash, n_threads=threads,
             n_threads_batch=threads, n_gpu_layers=layers, offload_kqv=bool(layers), op_offload=bool(layers),
             verbose=False, logits_all=False, **told(job.options.get("arguments", [])),
         )  # fmt: skip
 
     try:
-        llm = load(ALL if on_gpu else 0)
+        llm = load_with(ALL if on_gpu else 0)
     except Exception:
-        if not on_gpu:
+        if not on_gpu or backend:
             raise
-        on_gpu, llm = False, load(0)  # the GPU's memory may be too small
-    device = job.device if on_gpu else "cpu"
+        on_gpu, llm = False, load_with(0)  # the GPU's memory may be too small
+    device = backend["name"] if backend else job.device if on_gpu else "cpu"
     more: WorkerJob | None = job
     while more is not None:
         if len(more.ids) != n:  # another length, another context of the same model
             n = llm.context_params.n_ctx = len(more.ids)
-            llm.context_params.n_batch = llm.context_params.n_ubatch = BATCH  # which `Llama` made no longer than its first context
+            llm.context_params.n_batch, llm.context_params.n_ubatch = BATCH, at_once  # which `Llama` made no longer than its first context
             llm._ctx.close()
             llm._ctx = internals.LlamaContext(model=llm._model, params=llm.context_params, verbose=False)
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm._ctx.ctx), True)
-        one_pass(more, llm._ctx.ctx, llm.n_vocab())
-        more.finish(version=version("llama-cpp-python"), device=device)
+        one_pass(llama_cpp, more, llm._ctx.ctx, llm.n_vocab())
+        more.finish(device=device, **said)
         more = more.next()
     return None
 
 
-def one_pass(job: WorkerJob, context: Any, vocab: int) -> None:
+def one_pass(llama_cpp: Any, job: WorkerJob, context: Any, vocab: int) -> None:
     """All tokens of a job through an empty context."""
-    import llama_cpp
-
     n, batch = len(job.ids), llama_cpp.llama_batch_init(BATCH, 0, 1)
     job.start()
     for at in range(0, n, BATCH):

@@ -78,7 +78,10 @@ _ROWS = (
         note="compiles for about 5 minutes, with a C++ compiler; the extra yarn-convert[llama-cpp] brings it too",
         keeps=True,
         told=True,
-        modes={"fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16")},
+        modes={
+            "fa": Mode({"flash_attention": True, "cache": "float16"}, "a cache in float16", cache="float16"),
+            "f16": Mode({"cache": "float16"}, "a cache in float16 without flash attention", cache="float16"),
+        },
     ),
     Runtime(
         "mlx-lm", "safetensors", "mlx_worker.py", "mlx_lm", "mlx-lm",

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from ..checkpoint.manifest import RopeRecord
-from ..compute.record import Hardware
+from ..compute.record import Hardware, Library
 from ..formats.decoding import Result
 from .judging import Tolerance
 
@@ -134,6 +134,7 @@ class RanRuntime(Struct, frozen=True, kw_only=True):
     version: str | UnsetType | None = UNSET
     seconds: float | UnsetType = UNSET
     device: str | UnsetType | None = UNSET
+    library: Library | UnsetType = UNSET
     windows: tuple[WindowResult, ...] = ()
     compared: str | UnsetType = UNSET
     verdict: Literal["passed", "failed", "not run"]

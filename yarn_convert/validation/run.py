@@ -34,7 +34,9 @@ from ..options import Recipe, ValidateOptions
 from ..readers.judge import Verdict
 from ..readers.switching import whole_context
 from ..rope import Effect
+from ..runtimes import probe
 from ..runtimes.environments import listing, python_of
+from ..runtimes.library import folder_of, using
 from ..runtimes.table import RUNTIMES, runtime_of
 from . import twin
 from .excerpt import layers_of, write_excerpt
@@ -89,8 +91,18 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
     """
     need("validate", "a validation")
     settings = _checked(settings)
+    own = folder_of(settings.llama_lib)
+    with using(own):
+        return _check(model, settings, own, say)
+
+
+def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStage) -> dict[str, Any]:
+    """As `check`; `own` is the folder of the llama.cpp that is run, None for the one that is installed."""
     with noticing() as inputs:
         c = open_checkpoint(resolve(model, settings.revision, weights=settings.real))
+        names, missing = chosen_runtimes(c, settings.runtimes)
+        if own:
+            _probe(own, settings.llama_lib is not None, names)
         base = open_checkpoint(resolve(settings.base)) if settings.base else None
         manifest = read_manifest(c.source.path) if not settings.overrides else None
         files = _digests(c, say)
@@ -100,7 +112,6 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
     told = _told(c, settings)
     of_base = Lineage(told.meant) if told else _lineage(c, base, manifest, settings)
     meant = of_base.meant
-    names, missing = chosen_runtimes(c, settings.runtimes)
     if told:
         names, missing = told.taking(names, settings.runtimes), [row for row in missing if RUNTIMES[row["name"]].told]
     result: dict[str, Any] = {
@@ -136,6 +147,14 @@ def validate(model: str, options: ValidateOptions) -> Validated:
     base="smollm2-135m")`. The result also goes into the manifest where there is one. Raises as `check` does; a model that fails its
     check raises nothing."""
     return validated(check(model, options))
+
+
+def _probe(own: Path, asked: bool, names: Sequence[str]) -> None:
+    """UsageError for a llama.cpp of the user's own that cannot be run, or that is asked for and would not be."""
+    if any(runtime_of(name).name == "llama.cpp" for name in names):
+        probe(own)
+    elif asked:
+        raise UsageError("--llama-lib is a llama.cpp, which is not run here", "it reads a GGUF: --out gguf makes one")
 
 
 @dataclass(frozen=True, slots=True)

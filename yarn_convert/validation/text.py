@@ -95,6 +95,9 @@ def _study(s: Study) -> list[str]:
         else:
             outcome = f"does not follow, as is known ({r.predicted})" if r.as_predicted else f"FAILED ({r.layer})"
             out.append(f"  {name}: {outcome}: {r.why}")
+        if r.library:
+            which = r.library
+            out.append(f"  {name}: {which.name}, commit {which.commit or 'unknown'}, SHA-256 {which.sha256.get(which.name, '?')}")
         if r.blind_to:
             out.append(f"  {name}: by its coarser measure here not told apart: {', '.join(r.blind_to)}")
     if s.text_loss is not None:
