@@ -53,6 +53,7 @@ class AskedOptions(Struct, frozen=True):
     real: bool
     twin: bool
     overrides: bool = False
+    cut: int | None = None
 
 
 class Rotation(Struct, frozen=True):
@@ -164,11 +165,22 @@ class WithinBase(Struct, frozen=True):
     by_base: float
 
 
-class Study(Struct, frozen=True, kw_only=True):
-    """One model in the reference and in each runtime: "real" weights, an "excerpt" of `layers` of them in float32, or the "twin".
-    `text_loss` and `guessing_loss` in nats a token; `permuted`: whether Q and K lie in another order."""
+class OfBase(Struct, frozen=True):
+    """The file's own weights against its base's, both in the reference, and `why` they are not those."""
 
-    kind: Literal["real", "excerpt", "twin"]
+    verdict: Literal["passed", "failed"]
+    why: str
+    windows: tuple[WindowResult, ...]
+    tolerance: Tolerance
+
+
+class Study(Struct, frozen=True, kw_only=True):
+    """One model in the reference and in each runtime: "real" weights, a "cut" with `layers` of its layers, those of the numbers `kept`, an
+    "excerpt" of `layers` of them in float32, or the "twin". `text_loss` and `guessing_loss` in nats a token; `permuted`: whether Q and K
+    lie in another order. Of a cut `of_base` says whether its weights compute what the base's do, unless `why_no_base` is said;
+    `fetched`: bytes that came from the Hub."""
+
+    kind: Literal["real", "cut", "excerpt", "twin"]
     within: int | UnsetType = UNSET  # of two lists, the length up to which texts have the first, which this study is of
     tokens: int
     reference: Computed
@@ -179,6 +191,10 @@ class Study(Struct, frozen=True, kw_only=True):
     guessing_loss: float
     permuted: bool
     layers: int | UnsetType = UNSET
+    kept: tuple[int, ...] | UnsetType = UNSET
+    of_base: OfBase | UnsetType = UNSET
+    why_no_base: str | UnsetType = UNSET
+    fetched: int | UnsetType = UNSET
     within_base: WithinBase | UnsetType | None = UNSET
     base_text_loss: float | UnsetType | None = UNSET
 

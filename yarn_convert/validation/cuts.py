@@ -1,0 +1,79 @@
+"""The cuts of a checkpoint and of its base: the file's own weights, the base's in the same model, and these in the file's types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint import Checkpoint
+from ..checkpoint.ranges import fetched
+from ..compute.record import SayStage
+from ..errors import Unsupported
+from ..formats.layout import Part
+from .cut import Cut, layer_of, needed, write_cut
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """The same layers of the file (`own`), and with the base's weights (`base`), also in the types of the file where those lose some of
+    these (`typed`). `why` there are none of the base; `fetched`: bytes that came from the Hub."""
+
+    own: Checkpoint
+    base: Checkpoint | None = None
+    typed: Checkpoint | None = None
+    why: str = ""
+    fetched: int = 0
+
+
+def write_cuts(c: Checkpoint, base: Checkpoint | None, layers: tuple[int, ...], folder: Path, say: SayStage) -> Cuts:
+    """Write them into a folder. Raises as `write_cut` does for that of the file itself."""
+    cut, end = Cut(layers), ".gguf" if c.gguf else ""
+    mine, here = _here(c, layers, folder / "own-ranges", False, say)
+    own = write_cut(mine, cut, folder / f"own{end}")
+    if base is None:
+        return Cuts(own, why="no base is given", fetched=here)
+    try:
+        theirs, there = _here(base, layers, folder / "base-ranges", True, say)
+        parts = _as_its_own(mine, theirs)
+        as_it_is = write_cut(mine, cut, folder / f"base{end}", parts, own=False)
+        lossy = any(t.dtype not in ("F32", parts[name].dtype) for name, t in mine.tensors.items() if name in parts)
+        typed = write_cut(mine, cut, folder / f"typed{end}", parts) if lossy else None
+    except Unsupported as e:
+        return Cuts(own, why=e.message, fetched=here)
+    return Cuts(own, as_it_is, typed, fetched=here + there)
+
+
+def _here(c: Checkpoint, layers: tuple[int, ...], folder: Path, alone: bool, say: SayStage) -> tuple[Checkpoint, int]:
+    """(`c` with what a cut of it needs, the bytes of that which were fetched). `alone`: without what stands around a language model."""
+    names = [name for name in needed(c, layers) if not alone or name in c.names]
+    remote, total, done = c.source.headers is not None, sum(c.tensors[name].nbytes for name in names), 0
+    whole = sum(t.nbytes for t in c.tensors.values())
+    stage = f"fetching {total / 1e9:.2f} of {whole / 1e9:.2f} GB of {c.source.name}"
+
+    def progress(n: int) -> None:
+        nonlocal done
+        done += n
+        say(stage, done / max(1, total))
+
+    if remote:
+        folder.mkdir()
+        say(stage, 0.0)
+    return fetched(c, names, folder, progress), total if remote else 0
+
+
+def _as_its_own(c: Checkpoint, base: Checkpoint) -> dict[str, Part]:
+    """What the tensors of `c` are made of in its base, by their names in `c`. Unsupported where that is not known."""
+    if not base.family.listed or base.packed or base.layers < c.layers:
+        raise Unsupported("the base's tensors are not known by name", "a base in BF16")
+    if c.gguf is None and base.gguf is None and c.family.folded(c.config, base.config):
+        raise Unsupported("its multipliers went into its weights, by way of a GGUF", "validate the GGUF")
+    base = base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
+    parts = base.parts(bool(c.gguf))
+    head, embedding = (name if c.gguf else c.hf_name(name) for name in ("output.weight", "token_embd.weight"))
+    if embedding in parts:
+        parts.setdefault(head, parts[embedding])
+    named = {name for name in c.tensors if c.gguf or (name in c.names and layer_of(c, name) != -1)}
+    for name in named:
+        if name not in parts or parts[name].shape != c.tensors[name].shape:
+            raise Unsupported(f"the base has no {name} of its shape", "is it its base?")
+    return {name: parts[name] for name in named}
