@@ -45,7 +45,7 @@ TOKENS = ("vocab", "ple_rows")  # sizes of what has a row for each token
 LISTS = (*BY_LAYER, "intermediate_size", "num_key_value_heads", "num_attention_heads", "mlp_layer_types")  # with an entry for each layer
 NUMBERS = ("mlp_only_layers", "moe_layers", "full_attn_idxs")  # lists of config.json of the numbers of layers
 NO_CODE = {"auto_map": REMOVE}  # which lies in files that a cut has not
-WHOLE = "--no-real leaves the twin; --cut 0 runs the whole model"
+WHOLE = "--twin runs the twin alone, --cut 0 the whole model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,13 @@ def _is_by_layer(value: Any, layers: int) -> bool:
 
 
 def _turning(c: Checkpoint) -> list[Layer]:
-    """Which layers turn, where the family has some that do not."""
+    """Which layers turn, where the family has some that do not; one that is said of all stands for each."""
     if c.gguf:
-        return c.family.gguf.turning(below(c.family.gguf_arch, c.config), c.layers) if c.family.gguf.turning else []
-    return c.family.hf.turning(c.config, c.layers) if c.family.hf.turning else []
+        turning, said = c.family.gguf.turning, below(c.family.gguf_arch, c.config)
+    else:
+        turning, said = c.family.hf.turning, dict(c.config)
+    found = turning(said, c.layers) if turning else []
+    return found * c.layers if len(found) == 1 else found
 
 
 def layer_of(c: Checkpoint, name: str) -> int | None:

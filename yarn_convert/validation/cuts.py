@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.ranges import fetched
 from ..compute.record import SayStage
+from ..compute.weights import same_weights
 from ..errors import Unsupported
-from ..formats.layout import Part
+from ..formats.layout import Part, rounded_by_gguf
 from .cut import Cut, layer_of, needed, write_cut
 
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
     """The same layers of the file (`own`), and with the base's weights (`base`), also in the types of the file where those lose some of
-    these (`typed`). `why` there are none of the base; `fetched`: bytes that came from the Hub."""
+    these (`typed`). `different`: tensors that are not the base's, and how. `why` there are none of the base; `fetched`: bytes that came
+    from the Hub."""
 
     own: Checkpoint
     base: Checkpoint | None = None
     typed: Checkpoint | None = None
+    different: Mapping[str, str] = field(default_factory=dict)
     why: str = ""
     fetched: int = 0
 
@@ -40,7 +44,18 @@ def write_cuts(c: Checkpoint, base: Checkpoint | None, layers: tuple[int, ...], 
         typed = write_cut(mine, cut, folder / f"typed{end}", parts) if lossy else None
     except Unsupported as e:
         return Cuts(own, why=e.message, fetched=here)
-    return Cuts(own, as_it_is, typed, fetched=here + there)
+    say("weights of the cut", 0.0)
+    return Cuts(own, as_it_is, typed, _different(mine, parts), fetched=here + there)
+
+
+def _different(c: Checkpoint, parts: Mapping[str, Part]) -> dict[str, str]:
+    """The tensors of `c` that are not those of its base, by their names in it, and how they are not."""
+    found = {}
+    for name, part in parts.items():
+        between = c.gguf is None and name in c.names
+        change = rounded_by_gguf(c.family, c.names[name], c.sizes) if between else ""
+        found[name] = same_weights(c.tensors[name], part, change)[1]
+    return {name: why for name, why in found.items() if why}
 
 
 def _here(c: Checkpoint, layers: tuple[int, ...], folder: Path, alone: bool, say: SayStage) -> tuple[Checkpoint, int]:

@@ -54,7 +54,7 @@ def layers_to_cut(c: Checkpoint, named: Checkpoint, settings: ValidateOptions, d
         lacks = (
             f"its weights are packed by {c.packed}" if c.packed else "its tensors have no names here" if c.tensors else "it has no weights"
         )
-        raise UsageError(f"{c.source.name} cannot be cut: {lacks}", "leave out --cut; --no-real runs the twin alone")
+        raise UsageError(f"{c.source.name} cannot be cut: {lacks}", "leave out --cut; --twin runs the twin alone")
     n = settings.cut if settings.cut is not None else LAYERS if able and not fits(c, device, settings.dtype) else 0
     return kept_layers(c, n) if n else ()
 
@@ -94,7 +94,7 @@ def _cut(
         ids = _as_far_as_it_pays(reference, cuts.own, q, names, text, settings)
         tolerance = tolerance_for(settings.dtype, c.gelu and c.gguf is not None)
         case = real_subject(cuts.own, ids, q.meant.rope.original_context, tolerance, kinds, not strict)
-        case = replace(case, kind="cut", base=cuts.base, typed=cuts.typed)
+        case = replace(case, kind="cut", base=cuts.base, typed=cuts.typed, different=cuts.different)
         said = {"layers": len(layers), "kept": list(layers), "fetched": cuts.fetched, "why_no_base": cuts.why}
         return [study(one, asked, reference, names, say) | said for one, asked in sides(c, case, q, names)], ids
 
@@ -133,7 +133,7 @@ def sides(c: Checkpoint, case: Case, q: Question, names: Sequence[str]) -> list[
         short = twin_subject(small, ids, within)
     else:
         short = real_subject(small, ids, within, case.tolerance, case.rounds, case.controls)
-        short = replace(short, kind=case.kind, base=case.base, typed=case.typed)
+        short = replace(short, kind=case.kind, base=case.base, typed=case.typed, different=case.different)
     found = {name: reading_at(c, runtime_of(name).reader, len(ids), within) for name in q.readings}
     readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in found.items() if r is not None}
     able = any(whole_context(runtime_of(name).reader, within) for name in names)

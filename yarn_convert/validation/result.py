@@ -166,11 +166,12 @@ class WithinBase(Struct, frozen=True):
 
 
 class OfBase(Struct, frozen=True):
-    """The file's own weights against its base's, both in the reference, and `why` they are not those."""
+    """The file's own weights against its base's, both in the reference, and `why` they are not those; `different`: tensors, and how."""
 
     verdict: Literal["passed", "failed"]
     why: str
     windows: tuple[WindowResult, ...]
+    different: Mapping[str, str]
     tolerance: Tolerance
 
 
@@ -182,6 +183,7 @@ class Study(Struct, frozen=True, kw_only=True):
 
     kind: Literal["real", "cut", "excerpt", "twin"]
     within: int | UnsetType = UNSET  # of two lists, the length up to which texts have the first, which this study is of
+    of_base: OfBase | UnsetType = UNSET
     tokens: int
     reference: Computed
     tolerance: Tolerance
@@ -192,9 +194,8 @@ class Study(Struct, frozen=True, kw_only=True):
     permuted: bool
     layers: int | UnsetType = UNSET
     kept: tuple[int, ...] | UnsetType = UNSET
-    of_base: OfBase | UnsetType = UNSET
-    why_no_base: str | UnsetType = UNSET
     fetched: int | UnsetType = UNSET
+    why_no_base: str | UnsetType = UNSET
     within_base: WithinBase | UnsetType | None = UNSET
     base_text_loss: float | UnsetType | None = UNSET
 

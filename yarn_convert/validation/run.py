@@ -51,12 +51,12 @@ ON_RECORD = (
     "dtype",
     "budget",
     "tokens",
-    "cut",
     "twin_tokens",
     "text",
     "real",
     "twin",
     "overrides",
+    "cut",
 )  # of the options
 ONLY_CUT = "the cut alone is here, which the reference compares with the base's"
 ITS_OWN = "the model's own"  # which nothing was done to
@@ -219,7 +219,7 @@ def _checked(s: ValidateOptions) -> ValidateOptions:
     if s.cut is not None and s.cut < 0:
         raise UsageError(f"--cut is {s.cut}, a number of layers", "--cut 2, or 0 for the whole model")
     if s.cut and not s.real:
-        raise UsageError("--cut runs real weights, and --no-real none", "leave out one of them")
+        raise UsageError("--cut runs real weights, and --twin alone none", "leave out one of them")
     return replace(s, dtype=DTYPES[s.dtype])
 
 

@@ -35,6 +35,7 @@ WIDTH = 64  # positions of a window
 PREFIX = 1024  # tokens in which most wrong recipes show already on real weights
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # of a runtime; the last says nothing of the model
 OTHER_WEIGHTS = "the file's own weights compute something else than the base's"
+UNSEEN = "no logit of this text shows it"
 NONSENSE = 0.4  # of the loss of guessing, ln(vocabulary): above it the other order of rows is worth a try
 BETTER = 0.75  # of a loss, that it falls to where something is put right
 GUESSED = 0.9  # of the loss of guessing: what comes no closer predicts no text
@@ -69,7 +70,8 @@ class Case:
     wrong recipes are tried. `rounds`: what a runtime rounds by columns (`rounding.rounds`), whose noise is allowed for.
     `controls`: whether wrong recipes are tried here, and not on an excerpt. `served`: the context for which runtimes are started, by which
     some take the first of two lists; 0: their own, or that of the text. `base`: the same model with its base's weights, which then the
-    reference has, but where the file's types lose some of them: `typed` is the base in these.
+    reference has, but where the file's types lose some of them: `typed` is the base in these. `different`: tensors
+    that are not the base's, and how.
     """
 
     kind: str
@@ -84,6 +86,7 @@ class Case:
     served: int = 0
     base: Checkpoint | None = None
     typed: Checkpoint | None = None
+    different: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def referred(self) -> Checkpoint:
@@ -185,7 +188,10 @@ def _against_base(s: Case, q: Question, expected: NDArray[np.float32], say: SayS
     if beyond:
         worst = max(beyond, key=lambda w: w.nmse if math.isfinite(w.nmse) else math.inf)
         why = f"{OTHER_WEIGHTS}: NMSE {worst.nmse:.1e} at {worst.start:,} to {worst.end - 1:,}"
-    result = {"verdict": FAILED if beyond else PASSED, "why": why, "windows": [w.as_json() for w in windows]}
+    if s.different:
+        first, error = next(iter(s.different.items()))
+        why = f"{why or UNSEEN}; {len(s.different)} of the cut's tensors are not the base's, first {first}: {error}"
+    result = {"verdict": FAILED if why else PASSED, "why": why, "windows": [w.as_json() for w in windows], "different": dict(s.different)}
     return None if s.typed else own, result | {"tolerance": tolerance.as_json()}
 
 
