@@ -170,7 +170,7 @@ def hf_name(name: str) -> str:
 
 def permuted_k(w: Arrays) -> None:
     k = w["blk.1.attn_k.weight"]
-    w["blk.1.attn_k.weight"] = k.reshape(2, 2, 8, -1).swapaxes(1, 2).reshape(k.shape)
+    w["blk.1.attn_k.weight"] = k.reshape(2, 8, 2, -1).swapaxes(1, 2).reshape(k.shape)
 
 
 def another_norm(w: Arrays) -> None:
@@ -207,12 +207,22 @@ def final_norm(w: Arrays) -> None:
     w["output_norm.weight"] = w["output_norm.weight"] + 1
 
 
-FAULTS: dict[str, Callable[[Arrays], None]] = {
-    f.__name__: f
-    for f in (
-        permuted_k, another_norm, moved_head, embedding_row, v_for_k, layers_out_of_order, lost_biases, scaled_gate, final_norm,
+NOT_INTERLEAVED, APART = "its rows are not interleaved", "its rows are taken apart once too often"
+# name -> (fault, the first module that differs, the tensor that is to blame, what is said of it, with the other's name)
+FAULTS: dict[str, tuple[Callable[[Arrays], None], str, str, str]] = {
+    f.__name__: (f, *rest)
+    for f, *rest in (
+        (permuted_k, "layers.1.self_attn.k_proj", "blk.1.attn_k.weight", ""),
+        (another_norm, "layers.0.post_attention_layernorm", "blk.0.ffn_norm.weight", "it is the base's blk.1.ffn_norm.weight"),
+        (moved_head, "lm_head", "output.weight", "its rows are moved by 1"),
+        (embedding_row, "embed_tokens", "token_embd.weight", "rows 100 and 104 are swapped"),
+        (v_for_k, "layers.0.self_attn.k_proj", "blk.0.attn_k.weight", "it is the base's blk.0.attn_v.weight"),
+        (layers_out_of_order, "layers.0.input_layernorm", "blk.0.attn_norm.weight", "it is the base's blk.1.attn_norm.weight"),
+        (lost_biases, "layers.0.self_attn.q_proj", "blk.0.attn_q.bias", "all of it is zero"),
+        (scaled_gate, "layers.1.mlp.gate_proj", "blk.1.ffn_gate.weight", "it is 1.05 times the base's"),
+        (final_norm, "norm", "output_norm.weight", "it is the base's and 1 more"),
     )
-}  # fmt: skip
+}
 
 
 def spoilt(out: Path, fault: Callable[[Arrays], None], to: Path) -> Path:
@@ -233,11 +243,20 @@ def spoilt(out: Path, fault: Callable[[Arrays], None], to: Path) -> Path:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("kind", ["gguf", "hf"])
-def test_a_planted_fault_fails_in_the_runtime(models: dict[str, Path], tmp_path: Path, fault: str, kind: str) -> None:
-    out = spoilt(models[f"plain.{kind}"], FAULTS[fault], tmp_path / ("out.gguf" if kind == "gguf" else "out"))
-    result, study = checked(out, models["plain"])
+def test_a_planted_fault_fails_in_the_runtime_and_is_named(models: dict[str, Path], tmp_path: Path, fault: str, kind: str) -> None:
+    planted, module, name, says = FAULTS[fault]
+    out = spoilt(models[f"plain.{kind}"], planted, tmp_path / ("out.gguf" if kind == "gguf" else "out"))
+    result, study = checked(out, models["plain"], trace=True)
     (r,) = study["runtimes"]
     assert (result["verdict"], study["of_base"]["verdict"], r["verdict"], r["layer"]) == ("failed", "failed", "failed", "weights")
+    trace, says = study["trace"], says or (NOT_INTERLEAVED if kind == "gguf" else APART)
+    first, *theirs = trace["modules"]
+    assert (first["of"], first["first"]) == ("the file's weights", module)
+    assert [m["first"] for m in theirs] == ([""] if kind == "gguf" else []), "llama.cpp computes what the file's weights say"
+    named = (lambda n: n) if kind == "gguf" else hf_name
+    other = says.rpartition(" ")[2]
+    assert trace["tensors"][named(name)] == (says.replace(other, named(other)) if other.startswith("blk.") else says)
+    assert any(f"the first module that differs is {module}" in line for line in lines(validated(result)))
 
 
 def test_an_expert_in_the_place_of_another_fails(models: dict[str, Path], tmp_path: Path) -> None:
@@ -245,16 +264,50 @@ def test_an_expert_in_the_place_of_another_fails(models: dict[str, Path], tmp_pa
         up = w["blk.1.ffn_up_exps.weight"]
         up[[0, 2]] = up[[2, 0]]
 
-    _, study = checked(spoilt(models["experts.gguf"], swapped, tmp_path / "out.gguf"), models["experts"])
+    _, study = checked(spoilt(models["experts.gguf"], swapped, tmp_path / "out.gguf"), models["experts"], trace=True)
     assert [study["of_base"]["verdict"], *(r["layer"] for r in study["runtimes"])] == ["failed", "weights"]
+    assert study["trace"]["tensors"] == {"blk.1.ffn_up_exps.weight": "experts 0 and 2 are swapped"}
+    assert study["trace"]["modules"][0]["first"].startswith("layers.1.") and "experts" in study["trace"]["modules"][0]["first"]
 
 
 def test_a_wrong_recipe_fails_by_its_name(models: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     out.write_bytes(models["plain.gguf"].read_bytes())
     rewritten(out, {"llama.rope.scaling.factor": Value("f32", 8.0)})
-    _, study = checked(out, models["plain"], like=str(models["plain.gguf"]))
+    _, study = checked(out, models["plain"], like=str(models["plain.gguf"]), trace=True)
     assert [study["of_base"]["verdict"], *(r["layer"] for r in study["runtimes"])] == ["passed", "table"]
+    assert [m["first"] for m in study["trace"]["modules"]] == ["", "layers.0.q after RoPE (Qcur-0)"]
+    config = tmp_path / "folder" / "config.json"
+    shutil.copytree(models["plain.hf"], config.parent)
+    config.write_text(config.read_text().replace('"factor": 4.0', '"factor": 8.0'))
+    _, study = checked(config.parent, models["plain"], like=str(models["plain.hf"]), trace=True)
+    assert [m["first"] for m in study["trace"]["modules"]] == ["", "rotary_emb"]
+
+
+def test_the_trace_of_a_whole_model_finds_a_layer_that_no_cut_has(models: dict[str, Path], tmp_path: Path) -> None:
+    """The logits of the whole agree with its runtime, as both have the fault, so what fails is a recipe; the trace says both."""
+
+    def third(w: Arrays) -> None:
+        w["blk.12.ffn_up.weight"][3] *= 2
+
+    out = spoilt(models["plain.gguf"], third, tmp_path / "out.gguf")
+    rewritten(out, {"llama.rope.scaling.factor": Value("f32", 8.0)})
+    result = check(str(out), replace(TEXT, base=str(models["plain"]), like=str(models["plain.gguf"]), cut=0, trace=True))
+    trace = result["studies"][0]["trace"]
+    assert trace["tensors"] == {"blk.12.ffn_up.weight": "1 of its 96 rows are not the base's, first row 3"}
+    assert [m["first"] for m in trace["modules"]] == ["layers.12.mlp.up_proj", "layers.0.q after RoPE (Qcur-0)"]
+
+
+def test_modules_are_numbered_as_in_the_file(tmp_path: Path) -> None:
+    base = make("deepseek_v3", tmp_path / "base", config={"num_hidden_layers": 6})
+    out = written(base, tmp_path / "out.gguf")
+
+    def last(w: Arrays) -> None:
+        w["blk.5.attn_norm.weight"] = w["blk.5.attn_norm.weight"] * np.float32(2)
+
+    _, study = checked(spoilt(out, last, tmp_path / "bad.gguf"), base, trace=True, cut=1)
+    assert study["trace"]["tensors"] == {"blk.5.attn_norm.weight": "it is 2 times the base's"}
+    assert [m["first"] for m in study["trace"]["modules"]] == ["layers.5.input_layernorm", ""]
 
 
 @pytest.mark.parametrize("kind", ["gguf", "hf"])
@@ -274,8 +327,10 @@ def test_a_quantized_cut_may_be_away_by_the_noise_of_its_types_and_no_more(model
     assert study["tolerance"]["nmse"] < study["of_base"]["tolerance"]["nmse"] or worst > 1e-4
     old = open_gguf(out).tensors["blk.0.attn_v.weight"]
     rewritten(out, {}, {"blk.0.attn_v.weight": old.read().reshape(old.shape[0], -1)[::-1].tobytes()})
-    result, study = checked(out, models["plain"])
+    result, study = checked(out, models["plain"], trace=True)
     assert study["of_base"]["verdict"] == "failed"
+    assert "row 0 is the base's" in study["trace"]["tensors"]["blk.0.attn_v.weight"]
+    assert [m["first"] for m in study["trace"]["modules"]] == ["layers.0.self_attn.v_proj"], "the noise before it is allowed"
 
 
 # -- whom it is for ---------------------------------------------------------------------------------------------------

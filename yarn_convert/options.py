@@ -182,6 +182,9 @@ class ValidateOptions:
             "0: never. [default: 2 where the whole does not fit the memory]"
         ),
     ] = None
+    trace: Annotated[
+        bool, Help("Where real weights fail: the first module that differs, from the base's weights and in llama.cpp, and which tensors.")
+    ] = False
     twin_tokens: Annotated[
         int | None,
         Help("Length of the twin's text. [default: the context, at most 131072 on a CPU]", read=tokens, metavar=TOKENS),

@@ -4,7 +4,8 @@ The parent writes `job.json` (model, spans, options) and `ids.npy` (int64[n], fe
 `logits.npy`, float32[rows, vocabulary], one row for each position of the spans in order, and `info.json`; with the option `losses`
 float32[rows, 1] instead, −ln p of the token that follows each position. `served`: the context in tokens for which a runtime that has
 one is to be started. With `tokenize`, an option of llama.cpp's, `ids.npy` is a text, uint8[bytes], and `tokens.npy`, int64[n], are its
-tokens. On its stdout a line "at N" says that N tokens are done; everything else there and on stderr is the runtime's own noise.
+tokens; with `states`, names of tensors of its graph, `states.npz` has these, float32[n, numbers]. On its stdout a line "at N" says that N
+tokens are done; everything else there and on stderr is the runtime's own noise.
 """
 
 from __future__ import annotations

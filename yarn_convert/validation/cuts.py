@@ -8,19 +8,23 @@ from pathlib import Path
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.ranges import fetched
+from ..compute.reasons import reason
 from ..compute.record import SayStage
 from ..compute.weights import same_weights
 from ..errors import Unsupported
 from ..formats.layout import Part, rounded_by_gguf
 from .cut import Cut, layer_of, needed, write_cut
 
+IN_WORDS = 64  # tensors that are not the base's and are looked into
+
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """The same layers of the file (`own`), and with the base's weights (`base`), also in the types of the file where those lose some of
+    """The same `layers` of the file (`own`), and with the base's weights (`base`), also in the types of the file where those lose some of
     these (`typed`). `different`: tensors that are not the base's, and how. `why` there are none of the base; `fetched`: bytes that came
     from the Hub."""
 
+    layers: tuple[int, ...]
     own: Checkpoint
     base: Checkpoint | None = None
     typed: Checkpoint | None = None
@@ -35,7 +39,7 @@ def write_cuts(c: Checkpoint, base: Checkpoint | None, layers: tuple[int, ...], 
     mine, here = _here(c, layers, folder / "own-ranges", False, say)
     own = write_cut(mine, cut, folder / f"own{end}")
     if base is None:
-        return Cuts(own, why="no base is given", fetched=here)
+        return Cuts(layers, own, why="no base is given", fetched=here)
     try:
         theirs, there = _here(base, layers, folder / "base-ranges", True, say)
         parts = _as_its_own(mine, theirs)
@@ -43,19 +47,23 @@ def write_cuts(c: Checkpoint, base: Checkpoint | None, layers: tuple[int, ...], 
         lossy = any(t.dtype not in ("F32", parts[name].dtype) for name, t in mine.tensors.items() if name in parts)
         typed = write_cut(mine, cut, folder / f"typed{end}", parts) if lossy else None
     except Unsupported as e:
-        return Cuts(own, why=e.message, fetched=here)
+        return Cuts(layers, own, why=e.message, fetched=here)
     say("weights of the cut", 0.0)
-    return Cuts(own, as_it_is, typed, _different(mine, parts), fetched=here + there)
+    return Cuts(layers, own, as_it_is, typed, _different(mine, theirs, parts), fetched=here + there)
 
 
-def _different(c: Checkpoint, parts: Mapping[str, Part]) -> dict[str, str]:
-    """The tensors of `c` that are not those of its base, by their names in it, and how they are not."""
-    found = {}
+def _different(c: Checkpoint, base: Checkpoint, parts: Mapping[str, Part]) -> dict[str, str]:
+    """The tensors of `c` that are not those of its base, by their names in it, and how they are not; those that only the base has."""
+    found: dict[str, str] = {}
     for name, part in parts.items():
-        between = c.gguf is None and name in c.names
+        t, between = c.tensors[name], c.gguf is None and name in c.names
         change = rounded_by_gguf(c.family, c.names[name], c.sizes) if between else ""
-        found[name] = same_weights(c.tensors[name], part, change)[1]
-    return {name: why for name, why in found.items() if why}
+        if why := same_weights(t, part, change)[1]:
+            found[name] = reason(name, t, parts, why) if len(found) < IN_WORDS else why
+    if (c.gguf is None) == (base.gguf is None):
+        head = "output.weight" if c.gguf else c.hf_name("output.weight")  # which a tied model may be written with or without
+        found |= {name: "it is missing" for name in base.tensors if name in base.names and name not in {*c.tensors, head}}
+    return found
 
 
 def _here(c: Checkpoint, layers: tuple[int, ...], folder: Path, alone: bool, say: SayStage) -> tuple[Checkpoint, int]:

@@ -22,11 +22,12 @@ from ..readers.switching import whole_context
 from ..rope import Effect
 from ..runtimes.table import runtime_of
 from .cut import kept_layers
-from .cuts import write_cuts
+from .cuts import Cuts, write_cuts
 from .excerpt import layers_of, write_excerpt
 from .judging import tolerance_for
 from .rounding import rounds
-from .study import PREFIX, WIDTH, Case, Question, base_text_loss, guessed, real_subject, study, twin_subject, within_base
+from .study import FAILED, PREFIX, WIDTH, Case, Question, base_text_loss, guessed, real_subject, study, twin_subject, within_base
+from .trace import traced
 
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 EXCERPT_TOKENS = 256  # of an excerpt at least, where the text goes so far
@@ -78,6 +79,10 @@ def _whole(
     del reference  # a large one makes room for the others'
     if base is not None and studies and guessed(studies[0]):
         studies[0]["base_text_loss"] = base_text_loss(base, ids, q.device, settings.dtype)
+    if settings.trace and named is c and c.family.listed and any(r["verdict"] == FAILED for s in studies for r in s["runtimes"]):
+        with tempfile.TemporaryDirectory(prefix="yarn-convert-trace-") as name:
+            cuts = write_cuts(c, base, tuple(range(c.layers)), Path(name), say)
+            studies = _with_trace(studies, cuts, q, ids, settings, say)
     return studies, ids
 
 
@@ -96,7 +101,17 @@ def _cut(
         case = real_subject(cuts.own, ids, q.meant.rope.original_context, tolerance, kinds, not strict)
         case = replace(case, kind="cut", base=cuts.base, typed=cuts.typed, different=cuts.different)
         said = {"layers": len(layers), "kept": list(layers), "fetched": cuts.fetched, "why_no_base": cuts.why}
-        return [study(one, asked, reference, names, say) | said for one, asked in sides(c, case, q, names)], ids
+        studies = [study(one, asked, reference, names, say) | said for one, asked in sides(c, case, q, names)]
+        del reference
+        return _with_trace(studies, cuts, q, ids, settings, say), ids
+
+
+def _with_trace(
+    studies: list[dict[str, Any]], cuts: Cuts, q: Question, ids: NDArray[np.int64], settings: ValidateOptions, say: SayStage
+) -> list[dict[str, Any]]:
+    """The studies, the first of which says where what failed in them begins, if that was asked for."""
+    found = traced(studies, cuts, q, ids, say) if settings.trace else None
+    return studies if found is None else [studies[0] | {"trace": found}, *studies[1:]]
 
 
 def _reference(named: Checkpoint, q: Question, settings: ValidateOptions, say: SayStage) -> Reference:

@@ -175,6 +175,26 @@ class OfBase(Struct, frozen=True):
     tolerance: Tolerance
 
 
+class TracedModule(Struct, frozen=True):
+    """The `first` module of a pass that differs, by `nmse` (None: not finite), and the one before it, which does not; "" for none. `of` the
+    file's weights, from its base's in the reference; or of a runtime, from the file's in the reference. `why` nothing could be traced, or
+    what is known besides."""
+
+    of: str
+    first: str
+    nmse: float | None
+    after: str
+    why: str
+
+
+class Trace(Struct, frozen=True):
+    """Where a failure begins: `tensors` that are not the base's, by their names, and how; the `modules` over so many `tokens`."""
+
+    tokens: int
+    tensors: Mapping[str, str]
+    modules: tuple[TracedModule, ...]
+
+
 class Study(Struct, frozen=True, kw_only=True):
     """One model in the reference and in each runtime: "real" weights, a "cut" with `layers` of its layers, those of the numbers `kept`, an
     "excerpt" of `layers` of them in float32, or the "twin". `text_loss` and `guessing_loss` in nats a token; `permuted`: whether Q and K
@@ -196,6 +216,7 @@ class Study(Struct, frozen=True, kw_only=True):
     kept: tuple[int, ...] | UnsetType = UNSET
     fetched: int | UnsetType = UNSET
     why_no_base: str | UnsetType = UNSET
+    trace: Trace | UnsetType = UNSET
     within_base: WithinBase | UnsetType | None = UNSET
     base_text_loss: float | UnsetType | None = UNSET
 

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import convert
 
 from ..checkpoint.manifest import RopeRecord, Validation
-from .result import CheckedRecipe, CheckedTokenizer, CheckedWeights, RanRuntime, Study, Validated, WindowResult
+from .result import CheckedRecipe, CheckedTokenizer, CheckedWeights, RanRuntime, Study, Trace, Validated, WindowResult
 
 ITS_BASES = "it is the base's, and reads a text as that does"
 SHOWN = 8  # windows of a study in the table; all are in the JSON and in the HTML report
@@ -104,6 +104,7 @@ def _study(s: Study) -> list[str]:
             out.append(f"  {name}: {outcome}: {r.why}")
         if r.blind_to:
             out.append(f"  {name}: by its coarser measure here not told apart: {', '.join(r.blind_to)}")
+    out += _trace(s.trace) if s.trace else []
     if s.text_loss is not None:
         out.append(f"  the text's next tokens: {s.text_loss:.2f} nats each, guessing {s.guessing_loss:.2f}")
     if cost := s.within_base:
@@ -126,6 +127,17 @@ def what_ran(s: Study) -> str:
     if s.kind == "cut":
         return f"the cut: its own weights of {ranges(s.kept or ())}"
     return "the file's own weights" if s.kind == "real" else "the twin: its RoPE keys, random weights"
+
+
+def _trace(t: Trace) -> list[str]:
+    """Where a failure begins."""
+    out = [f"  trace: {name.removesuffix('.weight')}: {why}" for name, why in list(t.tensors.items())[:SHOWN]]
+    for m in t.modules:
+        apart = "" if m.nmse is None else f", NMSE {m.nmse:.1e}"
+        after = f", after {m.after}" if m.after else ""
+        says = f"the first module that differs is {m.first}{apart}{after}" if m.first else "no module differs"
+        out.append(f"  trace of {m.of}: {says}{f': {m.why}' if m.why else ''}")
+    return out
 
 
 def ranges(layers: Sequence[int]) -> str:
