@@ -81,9 +81,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("qwen3", 5, (0, 1)),
         ("deepseek_v3", 6, (0, 4, 5)),
         ("gemma3_text", None, (0, 1, 2, 3, 4, 5)),
-        ("llama4_text", None, (0, 1, 2, 3)),
         ("gemma4_text", None, (0, 1, 2, 3)),
-        ("lfm2", None, (0, 1)),
     ],
 )
 @pytest.mark.parametrize("gguf", [True, False])
