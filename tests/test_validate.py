@@ -280,7 +280,7 @@ def test_what_predicts_text_no_better_than_guessing_fails(make_model: MakeModel,
     assert result["verdict"] == "failed"
     assert "no better than guessing" in result["reasons"][0] and "--base" in result["reasons"][0]
     assert run(out, twin=False, base=str(model))["verdict"] == "passed"
-    monkeypatch.setattr("yarn_convert.validation.run.base_text_loss", lambda *_: 3.0)
+    monkeypatch.setattr("yarn_convert.validation.real.base_text_loss", lambda *_: 3.0)
     result = run(out, twin=False, base=str(model))
     assert (result["verdict"], result["reasons"][0][-17:]) == ("failed", "its base has 3.00")
 

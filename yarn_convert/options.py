@@ -166,7 +166,7 @@ Dtype = Literal["f32", "bf16", "float32", "bfloat16"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateOptions:
     """What is checked, and against what. `recipe`: what is intended, where neither `like` nor the files say it. `budget` in seconds of
-    real weights, or `tokens` of them; `real` and `twin` switch the two kinds of run."""
+    real weights, or `tokens` of them, whole or a `cut`; `real` and `twin` switch the two kinds of run."""
 
     base: Annotated[str | None, Help("The base model: are the weights its own?")] = None
     like: Annotated[Like, Group("Recipe")] = None
@@ -187,6 +187,16 @@ class ValidateOptions:
         float | None, Help("Time for the real weights, as 90s or 5m. [default: 60s on a CPU]", read=seconds, metavar="<str>")
     ] = None
     tokens: Annotated[int | None, Help("Length of the text for the real weights, instead of --budget.", read=tokens, metavar=TOKENS)] = None
+    cut: Annotated[
+        int | None,
+        Help(
+            "Layers of the cut, which is run with its own weights instead of the whole model; of a Hub id only these are fetched. "
+            "0: never. [default: 2 where the whole does not fit the memory]"
+        ),
+    ] = None
+    trace: Annotated[
+        bool, Help("Where real weights fail: the first module that differs, from the base's weights and in llama.cpp, and which tensors.")
+    ] = False
     twin_tokens: Annotated[
         int | None,
         Help("Length of the twin's text. [default: the context, at most 131072 on a CPU]", read=tokens, metavar=TOKENS),

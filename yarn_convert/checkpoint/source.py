@@ -33,7 +33,7 @@ class Source:
     """A model on this machine. `name` is for people and default file names.
 
     `repo` and `commit` are set for a Hub model. `headers` is set instead of local weights when only the tensors' names,
-    dtypes and shapes were fetched, as --dry-run and inspect do.
+    dtypes and shapes were fetched, as --dry-run and inspect do; `shards`: which file of the Hub has each, at its offset behind the header.
     """
 
     path: Path
@@ -41,6 +41,7 @@ class Source:
     repo: str | None = None
     commit: str | None = None
     headers: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    shards: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def is_gguf(self) -> bool:
@@ -123,14 +124,14 @@ def _hub(repo: str, revision: str | None, weights: bool, name: str) -> Source:
         while more := (code_of(path) & files) - chosen:  # what a module imports is known when it is here
             _fetched(repo, path.name, more, info.sha)
             chosen |= more
-        headers = None if weights else patient(lambda: _headers(repo, path.name))
+        headers, shards = (None, dict[str, str]()) if weights else patient(lambda: _headers(repo, path.name))
     except YarnConvertError:
         raise
     except Exception as e:  # the client, httpx and the file system each have their own
         if answer_of(e) is None and (cached := _cached(repo, revision)):
             return Source(cached, name, repo, cached.name)  # no network, but it was downloaded before
-        raise _hub_error(repo, e) from None
-    return Source(path, name, repo, path.name, headers)  # the cache names a snapshot by its commit
+        raise hub_error(repo, e) from None
+    return Source(path, name, repo, path.name, headers, shards)  # the cache names a snapshot by its commit
 
 
 def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str | None) -> Path:
@@ -173,20 +174,21 @@ def weight_files(files: Iterable[str], repo: str) -> list[str]:
     raise InputError(f"{repo} on the Hub has no weights in HF layout", hint)
 
 
-def _headers(repo: str, commit: str | None) -> dict[str, Tensor] | None:
-    """Names, dtypes and shapes of a Hub model's tensors, read by range; None where it has no safetensors."""
+def _headers(repo: str, commit: str | None) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+    """(names, dtypes and shapes of a Hub model's tensors, read by range, the file of each); None where it has no safetensors."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
     try:
         metadata = HfApi().get_safetensors_metadata(repo, revision=commit)
     except NotASafetensorsRepoError:
-        return None
-    return {
-        name: Tensor(name, str(t.dtype), tuple(t.shape), t.data_offsets[1] - t.data_offsets[0])
-        for file in metadata.files_metadata.values()
-        for name, t in file.tensors.items()
-    }
+        return None, {}
+    tensors, shards = dict[str, Tensor](), dict[str, str]()
+    for file, held in metadata.files_metadata.items():
+        for name, t in held.tensors.items():
+            start, end = t.data_offsets
+            tensors[name], shards[name] = Tensor(name, str(t.dtype), tuple(t.shape), end - start, offset=start), file
+    return tensors, shards
 
 
 BUSY = (429, 500, 502, 503, 504)
@@ -221,7 +223,8 @@ def answer_of(e: BaseException | None) -> Any:
     return getattr(e, "response", None)
 
 
-def _hub_error(repo: str, e: Exception) -> InputError:
+def hub_error(repo: str, e: Exception) -> InputError:
+    """What to say of an error of the Hub's client."""
     status: Any = getattr(answer_of(e), "status_code", None)
     kind = type(e).__name__
     if kind == "GatedRepoError":

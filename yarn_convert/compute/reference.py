@@ -144,6 +144,12 @@ class Reference:
         }
 
 
+def fits(c: Checkpoint, device: str, dtype: str) -> bool:
+    """Whether the weights of a model have room in the memory of the device, or of all of its kind."""
+    needed = TorchWeights(as_run(c), getattr(with_torch(), dtype), False).nbytes
+    return bool(needed <= sum(int(SHARE * free_memory(one)) for one in devices(pick_device(device))))
+
+
 ANY = "eager"  # the attention that every architecture has; a pass sets its own
 
 

@@ -92,6 +92,17 @@ def probe(folder: Path | None) -> dict[str, Any]:
     raise UsageError(f"the llama.cpp in {folder} cannot be run: {why}", "build it about as old as llama-cpp-python is")
 
 
+def states(model: Path, ids: NDArray[np.int64], names: Sequence[str], options: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """The tensors of these names in llama.cpp's graph, float32[n, numbers], after one pass over `ids`, int64[n], at most 512, on the CPU;
+    of a name that several have, the last. `options` as its worker is told them. Raises as `run` does."""
+    with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
+        np.save(Path(folder, "ids.npy"), np.asarray(ids, dtype=np.int64))
+        job = {"spans": [[0, len(ids)]], "options": {**options, "device": "cpu", "states": list(names)}}
+        _work("llama.cpp", model, Path(folder), job, lambda done: None)
+        with np.load(Path(folder, "states.npz")) as found:
+            return {name: found[name] for name in found.files}
+
+
 def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
     """Let the runtime's worker do what `job` says in `folder`; its info."""
     row, mode, python = runtime_of(runtime), mode_of(runtime), python_of(runtime)

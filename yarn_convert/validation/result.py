@@ -53,6 +53,7 @@ class AskedOptions(Struct, frozen=True):
     real: bool
     twin: bool
     overrides: bool = False
+    cut: int | None = None
 
 
 class Rotation(Struct, frozen=True):
@@ -165,12 +166,45 @@ class WithinBase(Struct, frozen=True):
     by_base: float
 
 
-class Study(Struct, frozen=True, kw_only=True):
-    """One model in the reference and in each runtime: "real" weights, an "excerpt" of `layers` of them in float32, or the "twin".
-    `text_loss` and `guessing_loss` in nats a token; `permuted`: whether Q and K lie in another order."""
+class OfBase(Struct, frozen=True):
+    """The file's own weights against its base's, both in the reference, and `why` they are not those; `different`: tensors, and how."""
 
-    kind: Literal["real", "excerpt", "twin"]
+    verdict: Literal["passed", "failed"]
+    why: str
+    windows: tuple[WindowResult, ...]
+    different: Mapping[str, str]
+    tolerance: Tolerance
+
+
+class TracedModule(Struct, frozen=True):
+    """The `first` module of a pass that differs, by `nmse` (None: not finite), and the one before it, which does not; "" for none. `of` the
+    file's weights, from its base's in the reference; or of a runtime, from the file's in the reference. `why` nothing could be traced, or
+    what is known besides."""
+
+    of: str
+    first: str
+    nmse: float | None
+    after: str
+    why: str
+
+
+class Trace(Struct, frozen=True):
+    """Where a failure begins: `tensors` that are not the base's, by their names, and how; the `modules` over so many `tokens`."""
+
+    tokens: int
+    tensors: Mapping[str, str]
+    modules: tuple[TracedModule, ...]
+
+
+class Study(Struct, frozen=True, kw_only=True):
+    """One model in the reference and in each runtime: "real" weights, a "cut" with `layers` of its layers, those of the numbers `kept`, an
+    "excerpt" of `layers` of them in float32, or the "twin". `text_loss` and `guessing_loss` in nats a token; `permuted`: whether Q and K
+    lie in another order. Of a cut `of_base` says whether its weights compute what the base's do, unless `why_no_base` is said;
+    `fetched`: bytes that came from the Hub."""
+
+    kind: Literal["real", "cut", "excerpt", "twin"]
     within: int | UnsetType = UNSET  # of two lists, the length up to which texts have the first, which this study is of
+    of_base: OfBase | UnsetType = UNSET
     tokens: int
     reference: Computed
     tolerance: Tolerance
@@ -180,6 +214,10 @@ class Study(Struct, frozen=True, kw_only=True):
     guessing_loss: float
     permuted: bool
     layers: int | UnsetType = UNSET
+    kept: tuple[int, ...] | UnsetType = UNSET
+    fetched: int | UnsetType = UNSET
+    why_no_base: str | UnsetType = UNSET
+    trace: Trace | UnsetType = UNSET
     within_base: WithinBase | UnsetType | None = UNSET
     base_text_loss: float | UnsetType | None = UNSET
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from ..asking import check_choices, taking
 from ..checkpoint import Checkpoint, open_checkpoint
@@ -20,51 +18,33 @@ from ..checkpoint.manifest import Manifest, read_manifest, whole_recipe
 from ..checkpoint.source import resolve
 from ..compute.record import DTYPES, SHORTEST, SayStage, made, record, silent
 from ..compute.reference import Reference, pick_device
-from ..compute.tokens import text_ids
 from ..compute.values import changed_since, other_model
 from ..compute.weights import check_weights
 from ..conversion import window_off
 from ..conversion.extension import counted_from, extend
-from ..conversion.intention import Intention, answered, check_recipe, intention_of, reading_at, verdicts_of
+from ..conversion.intention import Intention, answered, check_recipe, intention_of, verdicts_of
 from ..conversion.overriding import Override, overrides_of
 from ..errors import UsageError, need
 from ..formats.digests import Progress, digests
 from ..formats.inputs import noticing
 from ..options import Recipe, ValidateOptions
 from ..readers.judge import Verdict
-from ..readers.switching import whole_context
 from ..rope import Effect
 from ..runtimes import probe
 from ..runtimes.environments import listing, python_of
 from ..runtimes.library import folder_of, using
 from ..runtimes.table import RUNTIMES, runtime_of
 from . import twin
-from .excerpt import layers_of, write_excerpt
 from .extension import Lineage, check_base, lineage
 from .generation import warnings
-from .judging import Tolerance, tolerance_for
+from .judging import Tolerance
+from .real import real_studies, sides
 from .result import Validated, validated
-from .rounding import rounds
-from .study import (
-    FAILED,
-    PREFIX,
-    WIDTH,
-    Case,
-    Question,
-    base_text_loss,
-    guessed,
-    real_subject,
-    study,
-    telling_position,
-    twin_subject,
-    within_base,
-)
+from .study import FAILED, Question, study, telling_position, twin_subject
 from .tokenizer import check_tokenizer
 from .verdict import verdict_of
 
-BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
-EXCERPT_TOKENS = 256  # of an excerpt at least, where the text goes so far
 ON_RECORD = (
     "base",
     "like",
@@ -78,7 +58,9 @@ ON_RECORD = (
     "real",
     "twin",
     "overrides",
+    "cut",
 )  # of the options
+ONLY_CUT = "the cut alone is here, which the reference compares with the base's"
 ITS_OWN = "the model's own"  # which nothing was done to
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
 
@@ -99,11 +81,11 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
 def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStage) -> dict[str, Any]:
     """As `check`; `own` is the folder of the llama.cpp that is run, None for the one that is installed."""
     with noticing() as inputs:
-        c = open_checkpoint(resolve(model, settings.revision, weights=settings.real))
+        c = _opened(model, settings.revision, settings.real, settings.cut)
         names, missing = chosen_runtimes(c, settings.runtimes)
         if own:
             _probe(own, settings.llama_lib is not None, names)
-        base = open_checkpoint(resolve(settings.base)) if settings.base else None
+        base = _opened(settings.base, None, True, settings.cut) if settings.base else None
         manifest = read_manifest(c.source.path) if not settings.overrides else None
         files = _digests(c, say)
     if base is not None:
@@ -139,6 +121,14 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStag
         kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
         result["unrecorded"] = record(c.source.path, "validation", kept)
     return result
+
+
+def _opened(model: str, revision: str | None, weights: bool, cut: int | None) -> Checkpoint:
+    """A model; of one on the Hub that is cut no weights but the headers, where it has such."""
+    source = resolve(model, revision, weights=weights and not cut)
+    if weights and cut and (source.headers is None if source.repo else source.headers is not None):
+        source = resolve(model, revision)
+    return open_checkpoint(source)
 
 
 @taking(ValidateOptions)
@@ -245,6 +235,10 @@ def _checked(s: ValidateOptions) -> ValidateOptions:
         value = getattr(s, name)
         if value is not None and value < SHORTEST:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {SHORTEST}, not {value}", "longer texts tell more recipes apart")
+    if s.cut is not None and s.cut < 0:
+        raise UsageError(f"--cut is {s.cut}, a number of layers", "--cut 2, or 0 for the whole model")
+    if s.cut and not s.real:
+        raise UsageError("--cut runs real weights, and --twin alone none", "leave out one of them")
     return replace(s, dtype=DTYPES[s.dtype])
 
 
@@ -273,8 +267,8 @@ def chosen_runtimes(c: Checkpoint, wished: Sequence[str]) -> tuple[list[str], li
 
 
 def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: SayStage) -> dict[str, Any]:
-    if not c.tensors or c.source.headers is not None:
-        why = "without weights there is nothing to compare"
+    if not c.tensors or c.source.headers is not None or (base is not None and base.source.headers is not None):
+        why = "without weights there is nothing to compare" if base is None or not c.tensors else ONLY_CUT
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
         found = check_weights(c, base, manifest, _counted("weights", sum(t.nbytes for t in c.tensors.values()), say))
@@ -308,28 +302,12 @@ def _studies(
     c: Checkpoint, base: Checkpoint | None, question: Question, names: list[str], settings: ValidateOptions, say: SayStage
 ) -> list[dict[str, Any]]:
     meant, device, studies = question.meant, question.device, []
-    original, within = meant.rope.original_context, _short_side(meant)
+    original = meant.rope.original_context
     named = c if c.family.listed or not c.gguf else base  # whose tensors have names that a reference could take
     if named is None or (named is base and not stands_for(base, c)):
         return []
     if settings.real:
-        ids = text = text_ids(c, settings.text, min(meant.context, settings.tokens or meant.context))
-        free = settings.tokens is not None or (device != "cpu" and settings.budget is None)
-        say("reference, real" if free else "measuring the speed", 0.0)
-        reference, kinds = Reference(named, device, settings.dtype), rounds(c)
-        budget = (BUDGET if settings.budget is None else settings.budget) / (2 if within else 1)
-        ids = ids if free else ids[: affordable(reference, c, question, names, ids, budget)]
-        strict = bool(kinds) and named is c and layers_of(c) > 0
-        tolerance = tolerance_for(settings.dtype, named.gelu and c.gguf is not None)
-        real = real_subject(c, ids, original, tolerance, kinds, not strict)
-        studies += [study(case, q, reference, names, say) for case, q in _sides(c, real, question, names, within)]
-        if base is not None and studies:
-            studies[0]["within_base"] = within_base(reference, c, base, question, ids)
-        del reference  # a large one makes room for the others'
-        if base is not None and studies and guessed(studies[0]):
-            studies[0]["base_text_loss"] = base_text_loss(base, ids, device, settings.dtype)
-        if strict:
-            studies += _excerpt(c, text[: max(len(ids), EXCERPT_TOKENS)], original, question, names, within, say)
+        studies += real_studies(c, base, named, question, names, settings, say)
     if not c.family.listed:
         return studies
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
@@ -339,7 +317,7 @@ def _studies(
         if settings.twin:
             subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
             whole, reference = replace(question, dtype="float32"), Reference(small, device)
-            studies += [study(case, q, reference, names, say) for case, q in _sides(c, subject, whole, names, within)]
+            studies += [study(case, q, reference, names, say) for case, q in sides(c, subject, whole, names)]
         told = {w["name"] for s in studies for w in s["wrong_recipes"] if w["told_apart"]}
         for s in studies:
             for w in s["wrong_recipes"]:
@@ -352,59 +330,3 @@ def _studies(
 def stands_for(base: Checkpoint, c: Checkpoint) -> bool:
     """Whether the numbers of a folder are those of a GGUF whose tensors have no names here, as far as their types tell."""
     return base.gguf is None and not base.packed and main_dtype(c) in ("F32", main_dtype(base))
-
-
-def _short_side(meant: Intention) -> int:
-    """The tokens of the longest text that has the first of two lists, where longer ones have the other; 0 for a recipe of one table."""
-    within = meant.rope.original_context
-    return within if meant.rope.row.switches and within < meant.context else 0
-
-
-def _sides(c: Checkpoint, case: Case, q: Question, names: Sequence[str], within: int) -> list[tuple[Case, Question]]:
-    """A case, and where the recipe has two lists the same on a text that has the first, with what each runtime then reads of the file;
-    that alone for a text which is no longer, and nothing where no runtime ever takes the first."""
-    if not within:
-        return [(case, q)]
-    small, ids = case.checkpoint, case.ids[:within]
-    if case.kind == "twin":
-        short = twin_subject(small, ids, within)
-    else:
-        short = replace(real_subject(small, ids, within, case.tolerance, case.rounds, case.controls), kind=case.kind)
-    found = {name: reading_at(c, runtime_of(name).reader, len(ids), within) for name in q.readings}
-    readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, r in found.items() if r is not None}
-    able = any(whole_context(runtime_of(name).reader, within) for name in names)
-    sides = [(replace(short, served=within), replace(q, readings=readings))] if able else []
-    return [(case, q), *sides] if len(case.ids) > within else sides
-
-
-def _excerpt(
-    c: Checkpoint, ids: NDArray[np.int64], original: int, question: Question, names: list[str], within: int, say: SayStage
-) -> list[dict[str, Any]]:
-    """The studies of the first layers in float32, which no rounding blurs."""
-    with tempfile.TemporaryDirectory(prefix="yarn-convert-excerpt-") as folder:
-        small, own = write_excerpt(c, ids, Path(folder, "excerpt.gguf"))
-        subject = replace(real_subject(small, own, original, tolerance_for(gelu=c.family.gelu)), kind="excerpt")
-        reference, q = Reference(small, question.device), replace(question, dtype="float32")
-        return [
-            study(case, asked, reference, names, say) | {"layers": small.layers} for case, asked in _sides(c, subject, q, names, within)
-        ]
-
-
-def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float) -> int:
-    """The longest text that `budget` seconds allow, in tokens, guessed from a short pass.
-
-    A pass of n tokens costs n·(1 + n/(2·n₀)), n₀ being the length at which attention costs as much as the rest.
-    """
-    probe = min(4 * WIDTH, len(ids))
-    for _ in range(2):  # the first pass warms up
-        reference.logits(q.right(len(ids)), ids[:probe], [(probe - 1, probe)])
-    a_token = reference.seconds / probe
-    parameters = sum(t.elements for t in c.tensors.values())
-    even = 2 * parameters / (4 * c.layers * c.heads("q") * c.head_dim)
-
-    def cost(n: int) -> float:
-        return a_token * n * (1 + n / (2 * even))
-
-    passes = 1 + sum(runtime_of(name).cost for name in names)
-    lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)
-    return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))

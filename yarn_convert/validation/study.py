@@ -34,6 +34,8 @@ from .rounding import rounding
 WIDTH = 64  # positions of a window
 PREFIX = 1024  # tokens in which most wrong recipes show already on real weights
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"  # of a runtime; the last says nothing of the model
+OTHER_WEIGHTS = "the file's own weights compute something else than the base's"
+UNSEEN = "no logit of this text shows it"
 NONSENSE = 0.4  # of the loss of guessing, ln(vocabulary): above it the other order of rows is worth a try
 BETTER = 0.75  # of a loss, that it falls to where something is put right
 GUESSED = 0.9  # of the loss of guessing: what comes no closer predicts no text
@@ -61,13 +63,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a study runs: `kind` "real", "excerpt" (`excerpt`) or "twin", the opened checkpoint, the tokens, and the windows that
-    are judged.
+    """What a study runs: `kind` "real", "cut" (`cut`), "excerpt" (`excerpt`) or "twin", the opened checkpoint, the tokens, and the windows
+    that are judged.
 
     `spans` are what every computation returns; `cuts` divide them further into windows; `probes` are the windows in which
     wrong recipes are tried. `rounds`: what a runtime rounds by columns (`rounding.rounds`), whose noise is allowed for.
     `controls`: whether wrong recipes are tried here, and not on an excerpt. `served`: the context for which runtimes are started, by which
-    some take the first of two lists; 0: their own, or that of the text.
+    some take the first of two lists; 0: their own, or that of the text. `base`: the same model with its base's weights, which then the
+    reference has, but where the file's types lose some of them: `typed` is the base in these. `different`: tensors
+    that are not the base's, and how.
     """
 
     kind: str
@@ -80,6 +84,14 @@ class Case:
     rounds: Mapping[int, str] = field(default_factory=dict)
     controls: bool = True
     served: int = 0
+    base: Checkpoint | None = None
+    typed: Checkpoint | None = None
+    different: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def referred(self) -> Checkpoint:
+        """What the reference has."""
+        return self.checkpoint if self.typed else self.base or self.checkpoint
 
     @property
     def path(self) -> Path:
@@ -131,18 +143,21 @@ def study(s: Case, q: Question, reference: Reference, names: Sequence[str], say:
     """Run the runtimes `names` on the subject, whose reference is loaded, and judge; the result is JSON."""
     say(f"reference, {s.kind}", 0.0)
     expected = reference.logits(q.right(len(s.ids)), s.ids, s.spans, progress=lambda f: say(f"reference, {s.kind}", f))
-    seconds = reference.seconds
+    seconds, own = reference.seconds, None
+    if s.base:
+        own, of_base = _against_base(s, q, expected, say)
     if s.rounds:
         s = replace(s, tolerance=_noise(s, q, reference, expected, say))
     wrong = _wrong(s, q, reference, expected, say) if s.controls else []
     able = [name for name in names if not s.served or whole_context(runtime_of(name).reader, s.served)]  # the others never take that list
-    done = [_runtime(s, q, name, reference, expected, say) for name in able]
+    done = [_runtime(s, q, name, reference, expected, own, say) for name in able]
     for r in done:  # one that is judged by a coarser measure may not see what the others do
         r["blind_to"] = [w["name"] for w in wrong if all(within(x, r["tolerance"]) for x in w["windows"])]
     loss = text_loss(s, expected) if s.kind == "real" and len(s.ids) > 1 else None
     return {
         "kind": s.kind,
         **({"within": s.served} if s.served else {}),
+        **({"of_base": of_base} if s.base else {}),
         "tokens": len(s.ids),
         "reference": {**reference.describe(), "seconds": seconds, "tokens_per_second": len(s.ids) / seconds},
         "tolerance": s.tolerance.as_json(),
@@ -152,6 +167,32 @@ def study(s: Case, q: Question, reference: Reference, names: Sequence[str], say:
         "guessing_loss": math.log(expected.shape[1]),
         "permuted": loss is not None and loss > NONSENSE * math.log(expected.shape[1]) and _is_permuted(s, q, reference),
     }
+
+
+def _against_base(s: Case, q: Question, expected: NDArray[np.float32], say: SayStage) -> tuple[NDArray[np.float32] | None, dict[str, Any]]:
+    """(the logits of the file's own weights where `expected` are those of its base's, how far the two are apart).
+
+    A file whose types lose some of the base's weights may be away by their noise; its runtimes, which have them too, may not.
+    """
+    assert s.base is not None
+    stage = f"the file's weights and its base's, {s.kind}"
+    other = Reference(s.base if s.typed else s.checkpoint, q.device, q.dtype)
+    found = other.logits(q.right(len(s.ids)), s.ids, s.spans, progress=lambda f: say(stage, f))
+    tolerance, (of_base, own) = s.tolerance, (found, expected) if s.typed else (expected, found)
+    if s.typed:
+        coarse = Reference(s.typed, q.device, q.dtype)
+        tolerance = _with_noise(s, q, coarse, of_base, "the base's weights in its types", lambda f: say(stage, f))
+    windows = compare(of_base, own, s.spans, s.cuts, tolerance)
+    beyond = [w for w in windows if not w.within(tolerance)]
+    why = ""
+    if beyond:
+        worst = max(beyond, key=lambda w: w.nmse if math.isfinite(w.nmse) else math.inf)
+        why = f"{OTHER_WEIGHTS}: NMSE {worst.nmse:.1e} at {worst.start:,} to {worst.end - 1:,}"
+    if s.different:
+        first, error = next(iter(s.different.items()))
+        why = f"{why or UNSEEN}; {len(s.different)} of the cut's tensors are not the base's, first {first}: {error}"
+    result = {"verdict": FAILED if why else PASSED, "why": why, "windows": [w.as_json() for w in windows], "different": dict(s.different)}
+    return None if s.typed else own, result | {"tolerance": tolerance.as_json()}
 
 
 def _noise(s: Case, q: Question, reference: Reference, expected: NDArray[np.float32], say: SayStage) -> Tolerance:
@@ -167,7 +208,7 @@ def _in_mode(s: Case, q: Question, wish: str, reference: Reference, expected: ND
     mode = mode_of(wish)
     if mode is None or (mode.dtype, mode.cache) == ("float32", "float32") or q.dtype != "float32":
         return s.tolerance
-    coarse = reference if mode.dtype == "float32" else Reference(s.checkpoint, q.device, mode.dtype)
+    coarse = reference if mode.dtype == "float32" else Reference(s.referred, q.device, mode.dtype)
     with coarse.cached_in(mode.cache):
         return _with_noise(s, q, coarse, expected, mode.says, lambda f: say(f"noise of {mode.says}, {s.kind}", f))
 
@@ -287,7 +328,10 @@ def _rows(there: Spans, values: NDArray[np.float32], spans: Spans) -> NDArray[np
     return np.asarray(values[np.searchsorted(positions, wanted)])
 
 
-def _runtime(s: Case, q: Question, name: str, reference: Reference, expected: NDArray[np.float32], say: SayStage) -> dict[str, Any]:
+def _runtime(
+    s: Case, q: Question, name: str, reference: Reference, expected: NDArray[np.float32], own: NDArray[np.float32] | None, say: SayStage
+) -> dict[str, Any]:
+    """What a runtime computes, against `expected` and, where that is not it, against what the file's `own` weights give."""
     predicted = q.predicted.get(name, Verdict("exact"))
     s = replace(s, tolerance=_in_mode(s, q, name, reference, expected, say))
     result: dict[str, Any] = {"runtime": name, "predicted": predicted.why, "as_predicted": False, "tolerance": s.tolerance.as_json()}
@@ -315,7 +359,11 @@ def _runtime(s: Case, q: Question, name: str, reference: Reference, expected: ND
     result |= {"windows": [w.as_json() for w in windows], "compared": "log-probabilities of the tokens it gives" if top_k else "logits"}
     if all(w.within(s.tolerance) for w in windows):
         return result | {"verdict": PASSED, "layer": "", "why": ""}
-    if top_k:
+    if own is not None and all(
+        w.within(s.tolerance) for w in compare(_rows(s.spans, own, spans), logits, spans, s.cuts, s.tolerance, top_k)
+    ):
+        layer, why, foreseen = "weights", OTHER_WEIGHTS, False
+    elif top_k:
         layer, why, foreseen = "runtime", "its log-probabilities differ", False
     else:
         layer, why, foreseen = _diagnose(replace(s, ids=s.ids[:n], spans=tuple(spans)), q, name, windows, logits, reference, say)
@@ -370,7 +418,7 @@ def _diagnose(
         foreseen = read is not None and not differ(known[what], read)
         return _part(known[what], right), f"it computes another recipe: {what}", foreseen
     try:
-        if distance(Reference(s.checkpoint, q.device, q.dtype, swap_qk=True), right) < math.inf:
+        if distance(Reference(s.referred, q.device, q.dtype, swap_qk=True), right) < math.inf:
             return "permutation", "the rows of Q and K are in the other order: interleaved once too often or too seldom", False
     except YarnConvertError:
         pass

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import convert
 
 from ..checkpoint.manifest import RopeRecord, Validation
-from .result import CheckedRecipe, CheckedTokenizer, CheckedWeights, RanRuntime, Study, Validated, WindowResult
+from .result import CheckedRecipe, CheckedTokenizer, CheckedWeights, RanRuntime, Study, Trace, Validated, WindowResult
 
 ITS_BASES = "it is the base's, and reads a text as that does"
 SHOWN = 8  # windows of a study in the table; all are in the JSON and in the HTML report
@@ -85,6 +85,13 @@ def _study(s: Study) -> list[str]:
         f"{what_ran(s)}, {s.tokens:,} tokens{where(s)}; reference on {ref.device}, {ref.dtype}, {ref.seconds:.1f} s{memory}",
         f"  {'positions':>17}  {'runtime':<21}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
     ]
+    if s.fetched:
+        out.append(f"  fetched from the Hub: {s.fetched / 1e9:.2f} GB")
+    if found := s.of_base:
+        worst = max(_worst(w) for w in found.windows)
+        out.append(f"  in the reference its weights are at NMSE {worst:.1e} from the base's: {found.why or 'passed'}")
+    elif s.why_no_base:
+        out.append(f"  the reference has the file's own weights: {s.why_no_base}")
     for r in s.runtimes:
         name = label(r)
         out += [_window(w, name) for w in shown(r.windows)]
@@ -100,11 +107,12 @@ def _study(s: Study) -> list[str]:
             out.append(f"  {name}: {which.name}, commit {which.commit or 'unknown'}, SHA-256 {which.sha256.get(which.name, '?')}")
         if r.blind_to:
             out.append(f"  {name}: by its coarser measure here not told apart: {', '.join(r.blind_to)}")
+    out += _trace(s.trace) if s.trace else []
     if s.text_loss is not None:
         out.append(f"  the text's next tokens: {s.text_loss:.2f} nats each, guessing {s.guessing_loss:.2f}")
-    if found := s.within_base:
-        losses = f"{found.by_recipe:.2f} nats each by this recipe, {found.by_base:.2f} by the base's own"
-        out.append(f"  the first {found.tokens:,}, within the base's context: {losses}")
+    if cost := s.within_base:
+        losses = f"{cost.by_recipe:.2f} nats each by this recipe, {cost.by_base:.2f} by the base's own"
+        out.append(f"  the first {cost.tokens:,}, within the base's context: {losses}")
     told = [f"{w.name} at {w.since:,}" if w.told_apart else f"{w.name} NOT" for w in s.wrong_recipes]
     return [*out, f"  wrong recipes told apart from position: {', '.join(told)}"] if told else out
 
@@ -119,7 +127,28 @@ def what_ran(s: Study) -> str:
     """What a study ran, in words."""
     if s.kind == "excerpt":
         return f"the first {s.layers} of its layers in float32"
+    if s.kind == "cut":
+        return f"the cut: its own weights of {ranges(s.kept or ())}"
     return "the file's own weights" if s.kind == "real" else "the twin: its RoPE keys, random weights"
+
+
+def _trace(t: Trace) -> list[str]:
+    """Where a failure begins."""
+    out = [f"  trace: {name.removesuffix('.weight')}: {why}" for name, why in list(t.tensors.items())[:SHOWN]]
+    for m in t.modules:
+        apart = "" if m.nmse is None else f", NMSE {m.nmse:.1e}"
+        after = f", after {m.after}" if m.after else ""
+        says = f"the first module that differs is {m.first}{apart}{after}" if m.first else "no module differs"
+        out.append(f"  trace of {m.of}: {says}{f': {m.why}' if m.why else ''}")
+    return out
+
+
+def ranges(layers: Sequence[int]) -> str:
+    """Layers in words."""
+    starts = [i for i in layers if i - 1 not in layers]
+    ends = [i for i in layers if i + 1 not in layers]
+    runs = [str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True)]
+    return f"layer{'s' * (len(layers) != 1)} {' and '.join(runs)}"
 
 
 def where(s: Study) -> str:

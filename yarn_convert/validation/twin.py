@@ -104,16 +104,22 @@ def _sizes(c: Checkpoint) -> dict[str, Any]:
     }
     if "mamba_inner" in c.family.hparams:
         sizes["mamba_inner"] = 2 * sizes["hidden_size"]
-    if c.family.linear:  # up to the first layer that attends, and one more at least
-        sizes["num_hidden_layers"] = max(2, [*c.family.linear(c.hparams), False].index(False) + 1)
-    if slides := c.hparams.get("slides_by_layer"):  # up to the first that sees all
-        sizes["num_hidden_layers"] = [*slides, False].index(False) + 1
-    sizes["num_hidden_layers"] = layers = min(sizes["num_hidden_layers"], c.layers)
+    sizes["num_hidden_layers"] = layers = min(fewest_layers(c), c.layers)
     for key in (k for k in c.family.hparams if c.family.by_layer(k) and k != families.SECTIONS):
         numbers = c.hparams[key][:layers] if key in c.hparams else [c.family.in_tensors[key].usual] * layers
         sizes[key] = [sizes[LISTS[key]] if key in LISTS and n else n for n in numbers]
     latent = c.family.hf.reads({**sizes, "qk_rope_head_dim": c.head_dim}) if c.family.hf.latent else {}
     return sizes | {k: n for k, n in latent.items() if k in c.family.hparams}
+
+
+def fewest_layers(c: Checkpoint) -> int:
+    """How many of the first layers show each kind that code which counts them has."""
+    layers = int(c.family.twin.get("num_hidden_layers", 1))
+    if c.family.linear:  # up to the first layer that attends, and one more at least
+        layers = max(2, [*c.family.linear(c.hparams), False].index(False) + 1)
+    if slides := c.hparams.get("slides_by_layer"):  # up to the first that sees all
+        layers = [*slides, False].index(False) + 1
+    return layers
 
 
 def ids(n: int, seed: int = 1) -> NDArray[np.int64]:

@@ -43,6 +43,7 @@ def _failures(result: Mapping[str, Any], runs: Runs, asked: Sequence[str]) -> li
     found = [f"{part}: {result[part]['why']}" for part in ("recipe", "weights", "tokenizer") if result[part]["verdict"] == FAILED]
     found += [f"weights: {PERMUTED}" for s in result["studies"] if s["permuted"]]
     found += [why for s in result["studies"] if (why := _guesses(s))]
+    found += [f"weights, {s['kind']}: {s['of_base']['why']}" for s in result["studies"] if s.get("of_base", {}).get("why")]
     for s, r in runs:
         if r["verdict"] == FAILED and (not r["as_predicted"] or r["runtime"] in asked):
             found.append(f"{r['runtime']}, {s['kind']}: {r['why']}")
@@ -85,7 +86,11 @@ def _lengths(result: Mapping[str, Any], runs: Runs, twin: bool) -> tuple[list[st
     for name in dict.fromkeys(r["runtime"] for _, r in runs):
         reached = max((w["end"] for _, r in runs if r["runtime"] == name for w in r["windows"]), default=0)
         if reached <= original < context:
-            ways = {"real": f"--tokens {original + WIDTH}", "twin": f"--twin-tokens {original + WIDTH}"}
+            ways = {
+                "real": f"--tokens {original + WIDTH}",
+                "cut": f"--tokens {original + WIDTH}",
+                "twin": f"--twin-tokens {original + WIDTH}",
+            }
             ways = {k: way for k, way in ways.items() if any(s["kind"] == k for s in result["studies"])}
             ways |= {} if twin else {"twin": "the twin (without --real)"}
             doubts.append(f"{name} computed nothing beyond the original {original:,} tokens: {', or '.join(ways.values())}")
