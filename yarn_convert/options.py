@@ -255,7 +255,8 @@ class Texts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions:
-    """What the measures have in common. `methods`: NAME or NAME:FACTOR, over each model; empty: each model as it is."""
+    """What the measures have in common. `methods`: NAME or NAME:FACTOR, over each model, and `recipes`, files of such; neither: each model
+    as it is. `recipe`: what the methods take, and the lengths of what says none itself."""
 
     methods: Annotated[
         tuple[str, ...],
@@ -266,7 +267,8 @@ class EvaluateOptions:
             made=methods,
         ),
     ] = ()
-    recipe: Annotated[Recipe, Only("scale", "context", "original_context")] = field(default_factory=Recipe)
+    recipes: Annotated[tuple[Path, ...], Help("A recipe's file to measure, beside --method; repeatable.", names=("--recipe",))] = ()
+    recipe: Annotated[Recipe, Only("scale", "context", "original_context", "theta", "clip_pairs")] = field(default_factory=Recipe)
     texts: Texts = field(default_factory=Texts)
     runtime: Annotated[str, Help("transformers, any recipe; or one that runs a file as it is, as llama.cpp.")] = "transformers"
     device: Device = "auto"
@@ -298,9 +300,10 @@ class PerplexityOptions:
 class PasskeyOptions:
     """`depths`: bins of the heat map."""
 
-    settings: Annotated[EvaluateOptions, Only("methods", "scale", "context", "original_context", "device", "dtype")] = field(
-        default_factory=EvaluateOptions
-    )
+    settings: Annotated[
+        EvaluateOptions,
+        Only("methods", "recipes", "scale", "context", "original_context", "theta", "clip_pairs", "device", "dtype"),
+    ] = field(default_factory=EvaluateOptions)
     _: KW_ONLY
     lengths: Annotated[
         tuple[int, ...], Help("Lengths of the prompts.", read=token_list, metavar="<tokens,…>"), After("original_context")
@@ -341,7 +344,7 @@ class AdviseOptions:
 
     _: KW_ONLY
     context: Annotated[int, Help("N, the length to serve.", read=tokens, metavar=TOKENS)]
-    method: Annotated[str, Help("The method whose factor is sought.")] = "yarn"
+    method: Annotated[str, Help("The method whose factor is sought, or METHOD+base (--short base).")] = "yarn"
     factors: Annotated[
         tuple[float, ...],
         Help(

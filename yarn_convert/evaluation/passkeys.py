@@ -84,7 +84,8 @@ def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: Result
         for line in lines:
             trials = [_trial(subject, line, p, lengths[i // wish.trials], tokenizer, meter) for i, p in enumerate(prompts)]
             points = [_point(n, [t for t in trials if t["length"] == n], wish.depths) for n in lengths]
-            rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points, "trials": trials})
+            found = {"original_context": subject.counted(line), "points": points, "trials": trials}
+            rows.append({"model": subject.name, **line.as_json(), **found})
         described.append({"model": subject.name, "documents": [], "left_out": 0, "bos": subject.lead, **subject.describe()})
         subject.release()
     return {"measure": "passkey", "lengths": lengths, "trials": wish.trials, "depths": wish.depths, "models": described, "rows": rows}

@@ -31,7 +31,7 @@ def clean(value: Any) -> Any:
     return [clean(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def outputs_of(models: Sequence[str], methods: Sequence[str]) -> list[Path]:
+def outputs_of(models: Sequence[str], methods: Sequence[object]) -> list[Path]:
     """The models after the first, in whose manifests a perplexity against the first one's can be put. UsageError where there is
     none or a recipe is not their own, InputError for one without a manifest, of another model than the first, or in the Hub's cache."""
     if len(models) < 2 or methods:
