@@ -172,9 +172,9 @@ def _as_stale(c: Checkpoint) -> tuple[str, ...]:
 def composes(c: Checkpoint) -> bool:
     """Whether a method is applied over the base's own scaling and does not replace it. An extension is replaced that says from which
     length it counts, or that is yarn-convert's; 0.1.0 did not record of which recipes it changed the format alone, but llama3 and
-    longrope are no extension of its."""
+    longrope are no extension of its. Pairs that a method stops stay so: a model is trained for that."""
     rope = c.long or c.rope
-    return rope.method != "none" and not (rope.row.extends and (rope.row.says_length or c.ours))
+    return rope.method != "none" and not (rope.row.extends and not rope.row.rests and (rope.row.says_length or c.ours))
 
 
 def beside(c: Checkpoint, o: Recipe, long: Rope | None) -> dict[str, Any]:
@@ -287,6 +287,9 @@ def _beyond(c: Checkpoint, asked: Recipe) -> Extension:
     within = base.original_context if base.method == "none" else counted_from(c, asked.original_context) if composes(c) else c.context
     if e.context <= within:
         raise UsageError(f"the base itself serves {within:,} tokens, and no text of {e.context:,} is longer", "choose a longer --context")
+    if base.resting != e.rope.resting:
+        why = f"of {asked.method}'s pairs {e.rope.resting} stand still, of the base's {base.resting}"
+        raise Unsupported(f"{why}, and the same pairs do so in both lists of every reader", ONE_TABLE)
     if (own.logits, long.logits) != (1, 1):
         why = f"the temperature of {c.family.name} is on the logits at every length, where no list of frequencies carries it"
         raise Unsupported(why, f"--method ntk-by-parts, which has none; or {ONE_TABLE}" if own.logits == 1 else ONE_TABLE)
@@ -302,7 +305,7 @@ def _beyond(c: Checkpoint, asked: Recipe) -> Extension:
         return tuple(undivided(factors_of(found, base.theta))[0].tolist())
 
     lists = dict(zip(row_of(SWITCHING).lists, (divisors(own.inv_freq), divisors(long.inv_freq)), strict=True))
-    rope = Rope(SWITCHING, base.theta, base.rotary_dim, within, {**lists, "attention_factor": long.multiplier}, still=base.still)
+    rope = Rope(SWITCHING, base.theta, base.rotary_dim, within, {**lists, "attention_factor": long.multiplier}, still=base.resting)
     both = f"texts of up to {within:,} tokens have the base's own table, longer ones that of {asked.method}: {SWITCHING}'s two lists"
     return Extension(rope, e.context, e.scale, (*e.notes, both, *_costs(own.multiplier, long.multiplier, within)), e.rope)
 
