@@ -80,7 +80,7 @@ class Rope:
 
     @property
     def resting(self) -> int:
-        """How many pairs, the slowest, turn in its table by nothing: the model's own, or those that its method stops, or the one below it."""
+        """How many pairs, the slowest, turn in its table by nothing: the model's own, or those that its methods stop."""
         return max(self.still, self.row.rests, self.inner.resting if self.inner else 0)
 
     def with_params(self, **params: Param) -> Rope:
