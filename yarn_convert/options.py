@@ -197,7 +197,8 @@ class RepairOptions:
         tuple[str, ...],
         Help(
             "Which of two things that disagree: rope_scaling or rope_parameters, rope_type or type in an object, object or top for "
-            "what stands in an object and at the top level. Can be repeated."
+            "what stands in an object and at the top level, attention_factor for what transformers takes of longrope's multipliers. "
+            "Can be repeated."
         ),
     ] = ()
     recipe: Recipe | None = None

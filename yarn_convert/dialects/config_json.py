@@ -120,6 +120,7 @@ def _hf_mscales(given: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+MULTIPLIERS = "attention_factor, short_mscale and long_mscale of longrope differ in config.json: readers take one or the other"
 BOTH = "write both into config.json: 1.0 and 1.0 is YaRN's temperature on all logits"
 
 
@@ -149,7 +150,7 @@ def _hf_longrope(rope: Rope, given: Mapping[str, Any], context: int) -> Rope:
     params["factor"] = given.get("factor", context / rope.original_context)
     multipliers = {given[k] for k in ("attention_factor", "short_mscale", "long_mscale") if k in given}
     if len(multipliers) > 1:
-        raise Unsupported("longrope with different attention_factor, short_mscale and long_mscale", "readers compute it differently")
+        raise Disagreement(MULTIPLIERS, "repair --keep attention_factor takes what transformers does; else write one number for all three")
     if multipliers:
         params["attention_factor"] = multipliers.pop()
     rope = usable(replace(rope, params=params), "config.json")
