@@ -100,6 +100,9 @@ class Recipe:
     clip_pairs: Annotated[
         int | None, Help("Pairs, the slowest, that cope clips. [default: 20 of every 29 that turn less than once over L]", least=2)
     ] = None
+    position_temperature: Annotated[
+        float | None, Help("β of 1 + β·ln(1 + ⌊position/L⌋) on the logits, of models that have it (Ministral 3). [default: the base's]")
+    ] = None
     factors: tuple[float, ...] | None = None
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None

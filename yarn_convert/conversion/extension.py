@@ -14,6 +14,7 @@ from ..checkpoint.lengths import LINEAR
 from ..errors import Unsupported, UsageError, no_such
 from ..options import Recipe
 from ..rope import MAX_CONTEXT, METHODS, MSCALES, RTOL, STILL, Array, Rope, bake, effect, factors_of, recipe_of, row_of, table, undivided
+from .tempering import beside_recipe, of_another
 
 EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends or row.needs))  # with none, the base's own stays
 OPTIONS = {  # what a method may take, by its field -> its default
@@ -42,6 +43,8 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
     Raises InputError for a base whose L nobody says.
     """
     _check(asked)
+    if why := of_another(c, asked.position_temperature):
+        raise Unsupported(f"--position-temperature is for a conversion's file: {why}", "convert first, and give the output")
     if asked.short:
         return _beyond(c, asked)
     if asked.method == "none":
@@ -179,7 +182,8 @@ def composes(c: Checkpoint) -> bool:
 
 def beside(c: Checkpoint, o: Recipe, long: Rope | None) -> dict[str, Any]:
     """What is recorded beside a recipe, whose `Extension.long` this is: see `manifest.RopeRecord`."""
-    return {"long": recipe_of(long)} if long else {"kept": True} if o.method == "none" and composes(c) else {}
+    found: dict[str, Any] = {"long": recipe_of(long)} if long else {"kept": True} if o.method == "none" and composes(c) else {}
+    return found | beside_recipe(c, o)
 
 
 def counted_from(c: Checkpoint, given: int | None = None) -> int:

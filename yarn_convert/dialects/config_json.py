@@ -20,7 +20,8 @@ HF_METHODS = {word: name for name, row in METHODS.items() for word in row.hf}
 LISTS = {name for row in METHODS.values() for name in row.lists}
 # What a RoPE object says beside the recipe and keeps: how positions of pictures are dealt to the pairs, of which a text has one for all;
 # and by how much positions beyond L sharpen the attention (Llama 4, Ministral 3)
-BESIDE = ("mrope_section", "mrope_interleaved", "llama_4_scaling_beta")
+BETA = "llama_4_scaling_beta"
+BESIDE = ("mrope_section", "mrope_interleaved", BETA)
 LEFT = "max_position_embeddings"  # which transformers saves there, and nobody reads
 _COMMON = {LEFT, "rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", *BESIDE}
 
