@@ -40,7 +40,7 @@ from ..targets.safetensors import plan_safetensors
 from . import converter
 from .extension import Extension, beside, extend
 from .recording import manifest_of, weight_jobs, window_recorded
-from .tempering import tempered
+from .tempering import tempered, tempering_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +168,8 @@ def _prepared(model: str, options: ConvertOptions, weights: bool, say: converter
         raise UsageError(
             "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
         )
-    plan = replace(
-        plan, notes=(*extension.notes, *_switching_notes(plan), *plan.notes, *window_note(c, extension, options), *_link_note(c))
-    )
+    more = (*_switching_notes(plan), *tempering_note(options.recipe), *plan.notes)
+    plan = replace(plan, notes=(*extension.notes, *more, *window_note(c, extension, options), *_link_note(c)))
     return Conversion(c, extension, plan, options, beside=_mmproj(out, options))
 
 

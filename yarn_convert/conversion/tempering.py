@@ -47,6 +47,12 @@ def _said(config: Any, beta: float) -> dict[str, Any]:
     return {k: {**v, BETA: beta} if k in ROPE_OBJECTS and isinstance(v, dict) and v else v for k, v in config.items()}
 
 
+def tempering_note(asked: Recipe) -> list[str]:
+    """What a conversion says of it."""
+    beta = asked.position_temperature
+    return [] if beta is None else [f"{BETA} is {beta:g}: logits are multiplied by 1 + {beta:g}·ln(1 + ⌊position/L⌋)"]
+
+
 def of_another(c: Checkpoint, asked: float | None) -> str:
     """Why a checkpoint's β is not the one that is asked for; "" if it is, or none is asked for."""
     own = c.hparams.get(BETA) or 0.0
