@@ -117,7 +117,7 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict
     say("recipe", 0.0)
     result["recipe"] = answered(c, meant, told.verdicts) if told else _recipe(c, of_base)
     result["weights"] = (
-        {"verdict": "passed", "how": ITS_OWN, "why": "", "different": []} if told else _weights(c, base, manifest, beta, say)
+        {"verdict": "passed", "how": ITS_OWN, "why": "", "different": []} if told else _weights(c, base, manifest, say, beta)
     )
     result["tokenizer"] = {"verdict": "passed", "why": ITS_OWN, "differences": []} if told else check_tokenizer(c, base)
     result["warnings"] = warnings(c)
@@ -268,7 +268,7 @@ def _beta_meant(c: Checkpoint, manifest: Manifest | None, s: ValidateOptions) ->
     return replace(s, recipe=None if recipe == Recipe() else recipe), recorded_beta(c, manifest) if asked is None else asked
 
 
-def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, beta: float | None, say: SayStage) -> dict[str, Any]:
+def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: SayStage, beta: float | None = None) -> dict[str, Any]:
     if not c.tensors or c.source.headers is not None:
         why = "without weights there is nothing to compare"
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
