@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from yarn_convert import dialects, readers
 from yarn_convert.checkpoint.config import checked_config
-from yarn_convert.errors import FormatError, Inexpressible, InputError, Unsupported
+from yarn_convert.errors import Disagreement, FormatError, Inexpressible, InputError, Unsupported
 from yarn_convert.families import LLAMA
 from yarn_convert.formats.gguf_file import Value
 from yarn_convert.rope import Rope, same, table
@@ -218,7 +218,7 @@ def test_mscale_gives_the_multiplier_when_attention_factor_does_not() -> None:
         ({**BASE, "max_position_embeddings": "8k"}, FormatError, "max_position_embeddings"),
         (
             scaling(rope_type="longrope", short_factor=[1.0] * 32, long_factor=[2.0] * 32, attention_factor=1.0, long_mscale=1.2),
-            Unsupported,
+            Disagreement,
             "long_mscale",
         ),
     ],

@@ -7,8 +7,8 @@
     print(done.output, done.manifest.context)
 
 Every command of `yarn-convert` is one call of a function here, with the options of the command by keyword; what it returns is a frozen
-dataclass, whose `to_dict()` is what `--json` prints. A function raises `YarnConvertError` with one line and a hint. Nothing heavy is
-imported before it is used.
+dataclass, whose `to_dict()` is what `--json` prints. `reading_anew` is for a model that transformers has loaded. A function raises
+`YarnConvertError` with one line and a hint. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import evaluation as evaluate
+    from .compute.anew import reading_anew
     from .conversion import convert
     from .conversion.describe import inspect
     from .conversion.overriding import overrides
@@ -38,6 +39,7 @@ __all__ = [
     "finetune",
     "inspect",
     "overrides",
+    "reading_anew",
     "recipe",
     "upload",
     "validate",
@@ -50,6 +52,7 @@ _WHERE = {  # the modules that are imported when a name is first asked for
     "finetune": "finetuning",
     "inspect": "conversion.describe",
     "overrides": "conversion.overriding",
+    "reading_anew": "compute.anew",
     "recipe": "conversion.recipes",
     "upload": "publishing.hub",
     "validate": "validation",

@@ -105,6 +105,9 @@ class Recipe:
     clip_pairs: Annotated[
         int | None, Help("Pairs, the slowest, that cope clips. [default: 20 of every 29 that turn less than once over L]", least=2)
     ] = None
+    position_temperature: Annotated[
+        float | None, Help("β of 1 + β·ln(1 + ⌊position/L⌋) on the logits, of models that have it (Ministral 3). [default: the base's]")
+    ] = None
     factors: tuple[float, ...] | None = None
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
@@ -220,7 +223,8 @@ class RepairOptions:
         tuple[str, ...],
         Help(
             "Which of two things that disagree: rope_scaling or rope_parameters, rope_type or type in an object, object or top for "
-            "what stands in an object and at the top level. Can be repeated."
+            "what stands in an object and at the top level, attention_factor for what transformers takes of longrope's multipliers. "
+            "Can be repeated."
         ),
     ] = ()
     recipe: Recipe | None = None
@@ -278,7 +282,8 @@ class Texts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions:
-    """What the measures have in common. `methods`: NAME or NAME:FACTOR, over each model; empty: each model as it is."""
+    """What the measures have in common. `methods`: NAME or NAME:FACTOR, over each model, and `recipes`, files of such; neither: each model
+    as it is. `recipe`: what the methods take, and the lengths of what says none itself."""
 
     methods: Annotated[
         tuple[str, ...],
@@ -289,7 +294,8 @@ class EvaluateOptions:
             made=methods,
         ),
     ] = ()
-    recipe: Annotated[Recipe, Only("scale", "context", "original_context")] = field(default_factory=Recipe)
+    recipes: Annotated[tuple[Path, ...], Help("A recipe's file to measure, beside --method; repeatable.", names=("--recipe",))] = ()
+    recipe: Annotated[Recipe, Only("scale", "context", "original_context", "theta", "clip_pairs")] = field(default_factory=Recipe)
     texts: Texts = field(default_factory=Texts)
     runtime: Annotated[str, Help("transformers, any recipe; or one that runs a file as it is, as llama.cpp.")] = "transformers"
     llama_lib: LlamaLib = None
@@ -325,9 +331,10 @@ Lengths = Annotated[tuple[int, ...], Help("Lengths of the prompts.", read=token_
 class PasskeyOptions:
     """`depths`: bins of the heat map."""
 
-    settings: Annotated[EvaluateOptions, Only("methods", "scale", "context", "original_context", "device", "dtype")] = field(
-        default_factory=EvaluateOptions
-    )
+    settings: Annotated[
+        EvaluateOptions,
+        Only("methods", "recipes", "scale", "context", "original_context", "theta", "clip_pairs", "device", "dtype"),
+    ] = field(default_factory=EvaluateOptions)
     _: KW_ONLY
     lengths: Lengths = (8192, 16384, 32768)
     trials: Annotated[int, Help("Prompts of each length.", least=1), After("lengths")] = 10
@@ -339,9 +346,10 @@ class PasskeyOptions:
 class NeedleOptions:
     """`depths`: how many, from the beginning of the haystack to its end. `needles`: one is asked for."""
 
-    settings: Annotated[EvaluateOptions, Only("methods", "scale", "context", "original_context", "files", "device", "dtype")] = field(
-        default_factory=EvaluateOptions
-    )
+    settings: Annotated[
+        EvaluateOptions,
+        Only("methods", "recipes", "scale", "context", "original_context", "theta", "clip_pairs", "files", "device", "dtype"),
+    ] = field(default_factory=EvaluateOptions)
     _: KW_ONLY
     lengths: Lengths = (8192, 16384, 32768)
     depths: Annotated[int, Help("Depths of the needle, evenly from the beginning to the end.", least=1), After("lengths")] = 5
@@ -356,7 +364,21 @@ class LongpplOptions:
 
     settings: Annotated[
         EvaluateOptions,
-        Only("methods", "scale", "context", "original_context", "files", "dataset", "cut", "most", "device", "dtype"),
+        Only(
+            "methods",
+            "recipes",
+            "scale",
+            "context",
+            "original_context",
+            "theta",
+            "clip_pairs",
+            "files",
+            "dataset",
+            "cut",
+            "most",
+            "device",
+            "dtype",
+        ),
     ] = field(default_factory=EvaluateOptions)
     _: KW_ONLY
     window: Annotated[
@@ -410,7 +432,7 @@ class AdviseOptions:
 
     _: KW_ONLY
     context: Annotated[int, Help("N, the length to serve.", read=tokens, metavar=TOKENS)]
-    method: Annotated[str, Help("The method whose factor is sought.")] = "yarn"
+    method: Annotated[str, Help("The method whose factor is sought, or METHOD+base (--short base).")] = "yarn"
     factors: Annotated[
         tuple[float, ...],
         Help(

@@ -43,6 +43,7 @@ class RopeRecord(Struct, frozen=True):
     kept: bool | UnsetType = UNSET
     still: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
     long: RopeRecord | UnsetType = UNSET
+    position_temperature: float | UnsetType = UNSET
 
     @property
     def long_rope(self) -> Rope | None:

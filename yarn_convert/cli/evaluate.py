@@ -59,7 +59,8 @@ def perplexity(models: Models, asked: PerplexityCommand) -> None:
     from ..evaluation import measure_perplexity, outputs_of, put_on_record
 
     asked.to.reading.obey()
-    outputs = outputs_of(models, asked.options.settings.methods) if asked.record else []
+    settings = asked.options.settings
+    outputs = outputs_of(models, (*settings.methods, *settings.recipes)) if asked.record else []
     then = (lambda result: put_on_record(result.to_dict(), outputs)) if asked.record else None
     _measure(lambda kept, say: measure_perplexity(models, asked.options, kept, say), asked.to, then)
 

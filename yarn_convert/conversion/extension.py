@@ -14,6 +14,7 @@ from ..checkpoint.lengths import LINEAR
 from ..errors import Unsupported, UsageError, no_such
 from ..options import Recipe
 from ..rope import MAX_CONTEXT, METHODS, MSCALES, RTOL, STILL, Array, Rope, bake, effect, factors_of, recipe_of, row_of, table, undivided
+from .tempering import beside_recipe, of_another
 
 EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends or row.needs))  # with none, the base's own stays
 OPTIONS = {  # what a method may take, by its field -> its default
@@ -42,6 +43,8 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
     Raises InputError for a base whose L nobody says.
     """
     _check(asked)
+    if why := of_another(c, asked.position_temperature):
+        raise Unsupported(f"--position-temperature is for a conversion's file: {why}", "convert first, and give the output")
     if asked.short:
         return _beyond(c, asked)
     if asked.method == "none":
@@ -172,14 +175,15 @@ def _as_stale(c: Checkpoint) -> tuple[str, ...]:
 def composes(c: Checkpoint) -> bool:
     """Whether a method is applied over the base's own scaling and does not replace it. An extension is replaced that says from which
     length it counts, or that is yarn-convert's; 0.1.0 did not record of which recipes it changed the format alone, but llama3 and
-    longrope are no extension of its."""
+    longrope are no extension of its. Pairs that a method stops stay so: a model is trained for that."""
     rope = c.long or c.rope
-    return rope.method != "none" and not (rope.row.extends and (rope.row.says_length or c.ours))
+    return rope.method != "none" and not (rope.row.extends and not rope.row.rests and (rope.row.says_length or c.ours))
 
 
 def beside(c: Checkpoint, o: Recipe, long: Rope | None) -> dict[str, Any]:
     """What is recorded beside a recipe, whose `Extension.long` this is: see `manifest.RopeRecord`."""
-    return {"long": recipe_of(long)} if long else {"kept": True} if o.method == "none" and composes(c) else {}
+    found: dict[str, Any] = {"long": recipe_of(long)} if long else {"kept": True} if o.method == "none" and composes(c) else {}
+    return found | beside_recipe(c, o)
 
 
 def counted_from(c: Checkpoint, given: int | None = None) -> int:
@@ -287,6 +291,9 @@ def _beyond(c: Checkpoint, asked: Recipe) -> Extension:
     within = base.original_context if base.method == "none" else counted_from(c, asked.original_context) if composes(c) else c.context
     if e.context <= within:
         raise UsageError(f"the base itself serves {within:,} tokens, and no text of {e.context:,} is longer", "choose a longer --context")
+    if base.resting != e.rope.resting:
+        why = f"of {asked.method}'s pairs {e.rope.resting} stand still, of the base's {base.resting}"
+        raise Unsupported(f"{why}, and the same pairs do so in both lists of every reader", ONE_TABLE)
     if (own.logits, long.logits) != (1, 1):
         why = f"the temperature of {c.family.name} is on the logits at every length, where no list of frequencies carries it"
         raise Unsupported(why, f"--method ntk-by-parts, which has none; or {ONE_TABLE}" if own.logits == 1 else ONE_TABLE)
@@ -302,7 +309,7 @@ def _beyond(c: Checkpoint, asked: Recipe) -> Extension:
         return tuple(undivided(factors_of(found, base.theta))[0].tolist())
 
     lists = dict(zip(row_of(SWITCHING).lists, (divisors(own.inv_freq), divisors(long.inv_freq)), strict=True))
-    rope = Rope(SWITCHING, base.theta, base.rotary_dim, within, {**lists, "attention_factor": long.multiplier}, still=base.still)
+    rope = Rope(SWITCHING, base.theta, base.rotary_dim, within, {**lists, "attention_factor": long.multiplier}, still=base.resting)
     both = f"texts of up to {within:,} tokens have the base's own table, longer ones that of {asked.method}: {SWITCHING}'s two lists"
     return Extension(rope, e.context, e.scale, (*e.notes, both, *_costs(own.multiplier, long.multiplier, within)), e.rope)
 

@@ -28,6 +28,7 @@ from ..rope import Rope, factors_of, table
 from . import lists
 from .extension import asked_by
 from .intention import claimed
+from .tempering import in_record
 
 MOST = 16 << 20  # bytes of a file: a manifest, whose notes and readers may be many, is the largest
 NOTE = "note"  # a key of a file that is for people
@@ -181,10 +182,11 @@ def of_record(record: RopeRecord, context: int, manifest: Manifest | None = None
     asked = manifest.asked if manifest else None
     if asked and isinstance(asked.recipe, dict) and asked.method != "none":
         return from_mapping(asked.recipe, "the manifest's recipe")
-    rope = record.rope()
+    rope, beta = record.rope(), in_record(record)
     if record.kept is True or rope.method == "none":
-        return Recipe(method="none", original_context=asked.original_context if asked and asked.method == "none" else None)
-    found = of_rope(rope, context)
+        original = asked.original_context if asked and asked.method == "none" else None
+        return Recipe(method="none", original_context=original, position_temperature=beta)
+    found = replace(of_rope(rope, context), position_temperature=beta)
     return replace(found, original_context=asked.original_context) if asked and asked.method != "none" else found
 
 

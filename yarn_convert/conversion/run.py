@@ -40,6 +40,7 @@ from ..targets.safetensors import plan_safetensors
 from . import converter
 from .extension import Extension, beside, extend
 from .recording import manifest_of, weight_jobs, window_recorded
+from .tempering import tempered, tempering_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ def _prepared(model: str, options: ConvertOptions, weights: bool, say: converter
         if options.out != "gguf" or not converter.find(options.converter):
             raise
         return _by_converter(source, e, options, weights, say)
+    c = tempered(c, options.recipe.position_temperature)
     extension = extend(c, options.recipe)
     c = c.counting_from(options.recipe.original_context)
     fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
@@ -166,9 +168,8 @@ def _prepared(model: str, options: ConvertOptions, weights: bool, say: converter
         raise UsageError(
             "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
         )
-    plan = replace(
-        plan, notes=(*extension.notes, *_switching_notes(plan), *plan.notes, *window_note(c, extension, options), *_link_note(c))
-    )
+    more = (*_switching_notes(plan), *tempering_note(options.recipe), *plan.notes)
+    plan = replace(plan, notes=(*extension.notes, *more, *window_note(c, extension, options), *_link_note(c)))
     return Conversion(c, extension, plan, options, beside=_mmproj(out, options))
 
 
@@ -199,6 +200,8 @@ def _by_converter(source: Source, c: Checkpoint | UnknownModel, o: ConvertOption
     script = converter.find(o.converter)
     assert script is not None
     converter.check(source.path, o.outtype, o.trust_remote_code)
+    if o.recipe.position_temperature is not None:
+        raise UsageError("--position-temperature goes with our own writer, not with llama.cpp's converter", "leave it out")
     if unfit := [name for name in ("gguf_arch", "pretokenizer", "imatrix") if getattr(o, name)]:
         raise UsageError(f"--{unfit[0].replace('_', '-')} goes with our own writer, not with llama.cpp's converter", "leave it out")
     by = f"the GGUF is llama.cpp's converter's ({script.parent.name}/{script.name}), its RoPE ours"

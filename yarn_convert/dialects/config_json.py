@@ -20,7 +20,8 @@ HF_METHODS = {word: name for name, row in METHODS.items() for word in row.hf}
 LISTS = {name for row in METHODS.values() for name in row.lists}
 # What a RoPE object says beside the recipe and keeps: how positions of pictures are dealt to the pairs, of which a text has one for all;
 # and by how much positions beyond L sharpen the attention (Llama 4, Ministral 3)
-BESIDE = ("mrope_section", "mrope_interleaved", "llama_4_scaling_beta")
+BETA = "llama_4_scaling_beta"
+BESIDE = ("mrope_section", "mrope_interleaved", BETA)
 LEFT = "max_position_embeddings"  # which transformers saves there, and nobody reads
 _COMMON = {LEFT, "rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", *BESIDE}
 
@@ -120,6 +121,7 @@ def _hf_mscales(given: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+MULTIPLIERS = "attention_factor, short_mscale and long_mscale of longrope differ in config.json: readers take one or the other"
 BOTH = "write both into config.json: 1.0 and 1.0 is YaRN's temperature on all logits"
 
 
@@ -149,7 +151,7 @@ def _hf_longrope(rope: Rope, given: Mapping[str, Any], context: int) -> Rope:
     params["factor"] = given.get("factor", context / rope.original_context)
     multipliers = {given[k] for k in ("attention_factor", "short_mscale", "long_mscale") if k in given}
     if len(multipliers) > 1:
-        raise Unsupported("longrope with different attention_factor, short_mscale and long_mscale", "readers compute it differently")
+        raise Disagreement(MULTIPLIERS, "repair --keep attention_factor takes what transformers does; else write one number for all three")
     if multipliers:
         params["attention_factor"] = multipliers.pop()
     rope = usable(replace(rope, params=params), "config.json")

@@ -21,7 +21,9 @@ KEEP = {  # what a user can keep -> which of two it is
     "type": "in an object, not rope_type",
     "top": "what stands at the top level of config.json, not in an object",
     "object": "what stands in an object, not at the top level",
+    "attention_factor": "of longrope's multipliers that which transformers takes, or its default, not short_mscale and long_mscale",
 }
+LISTS_OWN = ("short_mscale", "long_mscale")  # a multiplier for each of longrope's lists, which vLLM and SGLang take
 
 
 def read_rivals(config: Config, latent: bool, keep: Sequence[str] = ()) -> tuple[Config, Rope, Disagreement | None]:
@@ -32,7 +34,7 @@ def read_rivals(config: Config, latent: bool, keep: Sequence[str] = ()) -> tuple
     try:
         return config, dialects.hf_read(config, latent), None
     except Disagreement as e:
-        for names in product((*ROPE_OBJECTS, ""), (*TYPES, ""), ("object", "top")):
+        for names in product((*ROPE_OBJECTS, ""), (*TYPES, ""), ("object", "top"), ("", "attention_factor")):
             left = config
             for name in filter(None, names):
                 left = kept(left, name, must=False)
@@ -57,6 +59,10 @@ def kept(config: Config, name: str, must: bool = True) -> Config:
     if name in TYPES:
         other = next(x for x in TYPES if x != name)
         return {**config, **{k: {x: y for x, y in v.items() if x != other or not v.get(name)} for k, v in found.items()}}
+    if name == "attention_factor":
+        if must and not any(x in v for v in found.values() for x in LISTS_OWN):
+            raise UsageError(f"config.json has no {' and '.join(LISTS_OWN)} beside an attention_factor", "leave out --keep")
+        return {**config, **{k: {x: y for x, y in v.items() if x not in LISTS_OWN} for k, v in found.items()}}
     if name == "top":
         said = {k for k in TWICE if config.get(k) is not None}
         return {**config, **{k: {x: y for x, y in v.items() if x not in said} for k, v in found.items()}}

@@ -38,8 +38,9 @@ def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say:
     usual = {f.name: f.default for f in fields(wish)}
     if stray := next((name for name in SEARCH if getattr(wish, name) != usual[name]), None):
         raise UsageError(f"{stray} belongs to a search of the best recipe", "--search")
-    if wish.method in EXTENDING and not METHODS[wish.method].spans:
-        raise UsageError(f"the method {wish.method} has no factor to choose", "--method yarn")
+    method = wish.method.partition("+")[0]
+    if method in EXTENDING and not METHODS[method].spans:
+        raise UsageError(f"the method {method} has no factor to choose", "--method yarn")
     if not all(1 < f < math.inf for f in wish.factors):
         raise UsageError("factors must be above 1; the base itself is always tried", "--factor 2,4,8")
     subject = Subject(model, s, journal)
@@ -79,7 +80,7 @@ def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say:
 
 def check(wish: AdviseOptions) -> None:
     """Raise UsageError for what no advice can be about."""
-    if wish.settings.runtime != "transformers" or wish.settings.methods:
+    if wish.settings.runtime != "transformers" or wish.settings.methods or wish.settings.recipes:
         raise UsageError("advice is about one method on a base, in torch", "--method yarn")
     if not 0 <= wish.tolerance < math.inf or wish.segments < 1:
         raise UsageError("tolerance and segments must not be below 0 and 1", "--tolerance 0.02 --segments 8")

@@ -60,7 +60,7 @@ def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: Result
         meter = Meter(f"LongPPL of {subject.name}", [window for _ in lines for _ in texts], say)
         for line in lines:
             by_document = [_losses(subject, line, ids, found, meter) for ids, found in zip(texts, keys, strict=True)]
-            row = {"model": subject.name, **line.as_json(), "original_context": subject.original}
+            row = {"model": subject.name, **line.as_json(), "original_context": subject.counted(line)}
             rows.append({**row, **_result(by_document, documents)})
         described.append(
             {

@@ -118,7 +118,7 @@ def measure_needle(models: Sequence[str], wish: NeedleOptions, journal: ResultJo
             points = [{"depth": d, **_share(trials, n, d)} for n in lengths for d in depths]
             rows.append(
                 {
-                    "model": subject.name, **line.as_json(), "original_context": subject.original, "points": points,
+                    "model": subject.name, **line.as_json(), "original_context": subject.counted(line), "points": points,
                     "by_length": [_share(trials, n) for n in lengths], "trials": trials,
                 }
             )  # fmt: skip

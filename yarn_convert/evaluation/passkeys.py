@@ -88,7 +88,8 @@ def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: Result
                 _trial(p, lengths[i // wish.trials], tokenizer.decode(said)) for i, (p, said) in enumerate(zip(prompts, found, strict=True))
             ]
             points = [_point(n, [t for t in trials if t["length"] == n], wish.depths) for n in lengths]
-            rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points, "trials": trials})
+            counted = subject.counted(line)
+            rows.append({"model": subject.name, **line.as_json(), "original_context": counted, "points": points, "trials": trials})
         models_described.append(described(subject))
         subject.release()
     return {

@@ -56,7 +56,7 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
             found[key] = subject.run(line, documents[i], p, progress)
         for line in lines:
             points = [_point(line, width, plans, found, first if same else None) for width in widths]
-            rows.append({"model": subject.name, **line.as_json(), "original_context": subject.original, "points": points})
+            rows.append({"model": subject.name, **line.as_json(), "original_context": subject.counted(line), "points": points})
         described.append(
             {
                 "model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead,

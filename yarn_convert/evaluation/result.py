@@ -14,6 +14,7 @@ from ..checkpoint.source import resolve
 from ..compute.record import made, record
 from ..compute.values import other_model
 from ..compute.weights import check_weights
+from ..conversion.tempering import recorded_beta, tempered
 from ..errors import InputError, UsageError
 
 
@@ -31,7 +32,7 @@ def clean(value: Any) -> Any:
     return [clean(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def outputs_of(models: Sequence[str], methods: Sequence[str]) -> list[Path]:
+def outputs_of(models: Sequence[str], methods: Sequence[object]) -> list[Path]:
     """The models after the first, in whose manifests a perplexity against the first one's can be put. UsageError where there is
     none or a recipe is not their own, InputError for one without a manifest, of another model than the first, or in the Hub's cache."""
     if len(models) < 2 or methods:
@@ -54,7 +55,7 @@ def _stranger(c: Checkpoint, base: Checkpoint, manifest: Manifest) -> str:
     known = (manifest.base.repo, base.source.repo)
     if all(known) and known[0] != known[1]:
         return f"that was made of {known[0]}"
-    if why := other_model(c, base):
+    if why := other_model(c, tempered(base, recorded_beta(c, manifest))):
         return why
     return "" if manifest.finetuned else str(check_weights(c, base, None, lambda n: None)["why"])
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ..asking import check_choices
+from ..asking import check_choices, spelled
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import resolve
 from ..compute.documents import TokenizedText, bos, documents
 from ..compute.identity import identity, key_of
 from ..compute.record import DTYPES, SayStage
 from ..compute.scorer import RuntimeScorer, Scorer, Torch
-from ..conversion.extension import EXTENDING, counted_from, extend, unbaked
+from ..conversion.extension import EXTENDING, counted_from, extend, given, unbaked
+from ..conversion.recipes import read_recipe
 from ..errors import UsageError, need, no_such
 from ..options import EvaluateOptions, Recipe
 from ..rope import METHODS, Rope, recipe_of
@@ -30,12 +31,13 @@ from .windows import Losses, Pass, Span
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a plot: a recipe and what it is called. A dynamic recipe stays dynamic."""
+    """One line of a plot: a recipe and what it is called. A dynamic recipe stays dynamic. `original`: L where what is asked for says it."""
 
     label: str
     method: str
     rope: Rope
     context: int | None = None
+    original: int | None = None
 
     @property
     def static(self) -> bool:
@@ -47,16 +49,28 @@ class Line:
 
 
 def lines_of(c: Checkpoint, s: EvaluateOptions) -> list[Line]:
-    """The recipes to measure on this base. Raises UsageError as a conversion does, and for a method named twice."""
-    if not s.methods:
-        if s.recipe.scale is not None or s.recipe.context is not None:
-            raise UsageError("--scale and --context say how far a method extends, and there is no --method", "--method none,yarn")
+    """The recipes to measure on this base, the methods before the files. Raises UsageError as a conversion does, and for one that is named
+    twice, or an option that none of them takes."""
+    _check_options(s)
+    if not s.methods and not s.recipes:
         return [Line(c.source.name, c.rope.method, c.rope, c.context)]
-    found = [line_of(c, s, *_wish(text)) for text in s.methods]
+    found = [line_of(c, s, *_wish(text)) for text in s.methods] + [_line_of_file(c, s, path) for path in s.recipes]
     labels = [line.label for line in found]
     if len(set(labels)) < len(labels):
-        raise UsageError(f"a method is named twice: {', '.join(labels)}", "--method yarn:4,yarn:8 compares factors")
+        raise UsageError(f"a method or recipe is named twice: {', '.join(labels)}", "--method yarn:4,yarn:8 compares factors")
     return found
+
+
+def _check_options(s: EvaluateOptions) -> None:
+    """Raise UsageError for options of a recipe that no line has a use for."""
+    asked = s.recipe
+    if not s.methods and not s.recipes and (asked.scale is not None or asked.context is not None):
+        raise UsageError("--scale and --context say how far a method extends, and there is no --method", "--method none,yarn")
+    named = {_wish(text)[0].partition("+")[0] for text in s.methods}
+    taken = {option for method in named & METHODS.keys() for option in METHODS[method].takes}
+    if stray := next((name for name in given(asked) if name not in taken), None):
+        takers = ",".join(method for method, row in METHODS.items() if stray in row.takes)
+        raise UsageError(f"{spelled(Recipe, stray)} means nothing to any --method that is named", f"--method none,{takers}")
 
 
 def _wish(text: str) -> tuple[str, float | None]:
@@ -68,8 +82,7 @@ def _wish(text: str) -> tuple[str, float | None]:
 
 
 def line_of(c: Checkpoint, s: EvaluateOptions, wish: str, factor: float | None = None, attention_factor: float | None = None) -> Line:
-    """The recipe of a conversion with a method, or with METHOD+base, which leaves short texts the base's table. A dynamic one is not baked:
-    s follows the length of each pass."""
+    """The recipe of a conversion with a method, or with METHOD+base, which leaves short texts the base's table."""
     method, plus, short = wish.partition("+")
     if method not in EXTENDING:
         raise no_such("method", method, EXTENDING)
@@ -78,15 +91,39 @@ def line_of(c: Checkpoint, s: EvaluateOptions, wish: str, factor: float | None =
         raise UsageError(f"the method {method} takes no factor, and was given {factor:g}", f"--method {method}")
     if wish == "none":
         return Line("none", "none", c.rope, c.context)
-    asked = s.recipe
+    own = {name: value for name, value in given(s.recipe).items() if name in row.takes}
+    own |= {} if attention_factor is None else {"attention_factor": attention_factor}
     kept: Any = short if plus else None  # whose choices are checked by its field
-    given = Recipe(method=method, original_context=asked.original_context, attention_factor=attention_factor, short=kept)
-    if row.baked_as:
-        context = None if asked.scale or asked.context else 2 * (asked.original_context or c.context)  # of any s: it is dropped again
-        e = extend(c, replace(given, scale=asked.scale, context=asked.context or context))
-        return Line(method, method, unbaked(e, method))
-    e = extend(c, replace(given, scale=asked.scale, context=asked.context) if factor is None else replace(given, scale=factor))
-    return Line(wish + ("" if factor is None else f":{factor:g}"), wish, e.rope, e.context)
+    reach = (s.recipe.scale, s.recipe.context) if factor is None else (factor, None)
+    asked = Recipe(method=method, scale=reach[0], context=reach[1], original_context=s.recipe.original_context, short=kept, **own)
+    return _line(c, asked, wish + ("" if factor is None else f":{factor:g}"), wish)
+
+
+def _line_of_file(c: Checkpoint, s: EvaluateOptions, path: Path) -> Line:
+    """The recipe of a file, which is called by the file's name. What it leaves open of the lengths, --scale, --context and
+    --original-context say. UsageError where both say L and differ."""
+    found, beside = read_recipe(path.expanduser()), s.recipe
+    original = found.original_context or beside.original_context
+    if beside.original_context not in (None, original):
+        says = f"{path.name} counts from {original:,} tokens, and --original-context says {beside.original_context:,}"
+        raise UsageError(says, "leave out --original-context, or that of the file")
+    if found.method == "none":
+        return Line(path.name, "none", extend(c, found).rope, c.context, found.original_context)
+    found = replace(found, original_context=original)
+    if found.scale is None and found.context is None:
+        found = replace(found, scale=beside.scale, context=beside.context)
+    return _line(c, found, path.name, f"{found.method}+{found.short}" if found.short else found.method)
+
+
+def _line(c: Checkpoint, asked: Recipe, label: str, method: str) -> Line:
+    """The line of a recipe that extends. A dynamic one is not baked: s follows the length of each pass, and is not what is asked for."""
+    row = METHODS.get(asked.method)
+    if row and row.baked_as:
+        of_any = None if asked.scale or asked.context else 2 * (asked.original_context or c.context)  # it is dropped again
+        e = extend(c, replace(asked, context=asked.context or of_any))
+        return Line(label, method, unbaked(e, asked.method), original=asked.original_context)
+    e = extend(c, asked)
+    return Line(label, method, e.rope, e.context, asked.original_context)
 
 
 class Subject:
@@ -98,10 +135,10 @@ class Subject:
         self.name, self.settings, self.journal = model, s, journal
         self.c: Checkpoint = open_checkpoint(resolve(model)).counting_from(s.recipe.original_context)
         self.identity = identity(self.c)
-        if s.runtime != "transformers" and s.methods:
-            raise UsageError(
-                f"{s.runtime} runs a file as it is: it takes no --method", "convert first, and give the outputs; or --runtime transformers"
-            )
+        if s.runtime != "transformers" and (s.methods or s.recipes):
+            what = "--method" if s.methods else "--recipe"
+            ways = "convert first, and give the outputs; or --runtime transformers"
+            raise UsageError(f"{s.runtime} runs a file as it is: it takes no {what}", ways)
         self.library = self._library(s)
         self.lead: list[int] = []
         self.left_out = 0
@@ -124,6 +161,10 @@ class Subject:
     def original(self) -> int:
         """L, from which the factors of this base count."""
         return counted_from(self.c, self.settings.recipe.original_context)
+
+    def counted(self, line: Line) -> int:
+        """L of a line: its own, where what is asked for says one."""
+        return line.original or self.original
 
     @property
     def scorer(self) -> Scorer:

@@ -28,8 +28,8 @@ def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal
     s = wish.settings
     if s.runtime != "transformers":
         raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
-    if set(s.methods) - {"yarn"}:
-        raise UsageError("the temperature belongs to the method yarn", "leave out --method")
+    if set(s.methods) - {"yarn"} or s.recipes:
+        raise UsageError("the temperature belongs to the method yarn", "leave out --method and --recipe")
     if wish.segments < 1 or min(wish.multipliers, default=1.0) <= 0:
         raise UsageError("multipliers and segments must be above 0", "--multipliers 1,1.1,1.2 --segments 4")
     subjects = [Subject(m, s, journal) for m in models]

@@ -80,8 +80,8 @@ class Rope:
 
     @property
     def resting(self) -> int:
-        """How many pairs, the slowest, turn in its table by nothing: the model's own, or those that its method stops."""
-        return max(self.still, self.row.rests)
+        """How many pairs, the slowest, turn in its table by nothing: the model's own, or those that its methods stop."""
+        return max(self.still, self.row.rests, self.inner.resting if self.inner else 0)
 
     def with_params(self, **params: Param) -> Rope:
         return replace(self, params={**self.params, **params})
@@ -198,10 +198,8 @@ def cope(omega: Array, rope: Rope, length: int | None) -> Table:
     if not 2 <= n <= len(omega):
         why = f"{slow} of its {len(omega)} pairs turn less than once over {rope.original_context:,} tokens"
         raise UsageError(f"cope clips 2 to {len(omega)} pairs, not {n}: {why}", "--clip-pairs says how many")
-    if rope.still:
-        raise Unsupported(
-            f"{rope.still} of its pairs, the slowest, stand still already (p-RoPE): there is nothing to clip", "--method yarn"
-        )
+    if resting := rope.still or (rope.inner.resting if rope.inner else 0):
+        raise Unsupported(f"{resting} of its pairs, the slowest, stand still already: there is nothing to clip", "--method yarn")
     taper = np.ones(len(omega))
     taper[-n:-1] = (1 + np.cos(np.pi * np.arange(n - 1) / (n - 1))) / 2  # and 0 for the last: `Method.rests`
     return Table((abf(omega, rope, length).inv_freq if "theta" in rope.params else omega) * taper, 1.0)
@@ -481,11 +479,12 @@ def correction_index(omega: Array, rope: Rope, beta: float) -> float:
     """The (fractional) pair that turns `beta` times over L: D·ln(L/(2πβ)) / (2·ln θ) (`find_correction_dim`).
 
     Over frequencies that are already scaled the same pair is found by interpolating ln ω, of which the formula is the
-    special case; that needs strictly falling frequencies, else Unsupported.
+    special case; that needs strictly falling frequencies, else Unsupported. A pair that stands still has none.
     """
     if rope.inner is None:
         return rope.rotary_dim * math.log(rope.original_context / (beta * 2 * math.pi)) / (2 * math.log(rope.theta))
-    if not (np.diff(omega) < 0).all():
+    omega = omega[: len(omega) - rope.resting]
+    if len(omega) < 2 or not (np.diff(omega) < 0).all():
         raise Unsupported("the base's frequencies do not fall from pair to pair: the ramp has no place", "--ramp paper")
     target, log_omega = math.log(2 * math.pi * beta / rope.original_context), np.log(omega)
     i = int(np.clip(np.searchsorted(-log_omega, -target) - 1, 0, len(omega) - 2))

@@ -9,6 +9,7 @@ from typing import Any
 from .. import tokenizers
 from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
 from ..checkpoint.lengths import DUAL_CHUNKS
+from ..dialects.config_json import BETA
 from ..errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
 from ..families.derived import MULTIPLIERS, ODD
 from ..formats import general
@@ -182,7 +183,10 @@ def _from_gguf(c: Checkpoint, r: Request) -> dict[str, Field | Value]:
     assert c.gguf is not None
     if r.pretokenizer:
         raise UsageError("--pretokenizer names the pre-tokenizer of tokenizer.json", "a GGUF has its own: leave it out")
-    return dict(c.gguf.fields)
+    key, kind = c.family.gguf_key(BETA) if BETA in c.family.hparams else ("", "")
+    own = c.gguf.fields.get(key)
+    asked = key in c.config and (own is None or own.value != c.config[key])  # `conversion.tempering`
+    return dict(c.gguf.fields) | ({key: Value(kind, c.config[key])} if asked else {})
 
 
 def _types(c: Checkpoint, pieces: list[Piece], r: Request) -> dict[str, Field | Value]:

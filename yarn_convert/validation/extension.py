@@ -141,7 +141,7 @@ def check_base(c: Checkpoint, base: Checkpoint, mine: Manifest | None, theirs: M
     """Raise UsageError for a base that is the model itself, a copy of it, or an output as it is. `mine` and `theirs`: the manifests."""
     if c.source.path.samefile(base.source.path) or _copies(c, base, mine, theirs):
         raise UsageError(f"{base.source.name} is the model itself, so that nothing is compared", NOT_ITS_BASE)
-    if base.ours and (base.long or base.rope).row.extends and not (theirs and theirs.asked.method == "none"):
+    if base.ours and (base.long or base.rope).row.extends and not composes(base) and not (theirs and theirs.asked.method == "none"):
         raise UsageError(f"{base.source.name} is an output of yarn-convert itself, extended by {base.rope.method}", NOT_ITS_BASE)
 
 

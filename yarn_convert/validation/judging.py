@@ -130,6 +130,8 @@ def wrong_tables(rope: Rope, length: int) -> dict[str, Effect]:
         candidates["the long list" if within else "the short list"] = other
     if rope.still:
         candidates["every pair turns"] = replace(rope, still=0)
+    elif rope.resting:  # by a method
+        candidates["every pair turns"] = right._replace(inv_freq=np.where(right.inv_freq == 0, plain, right.inv_freq))
     if rope.row.ramped and "factor" in rope.params:
         candidates["the other ramp"] = rope.with_params(ramp="index" if rope.params.get("ramp") == "paper" else "paper")
     return _tables(candidates, right)

@@ -24,6 +24,7 @@ from ..conversion import window_off
 from ..conversion.extension import counted_from, extend
 from ..conversion.intention import Intention, answered, check_recipe, intention_of, verdicts_of
 from ..conversion.overriding import Override, overrides_of
+from ..conversion.tempering import of_another, recorded_beta, tempered
 from ..errors import UsageError, need
 from ..formats.digests import Progress, digests
 from ..formats.inputs import noticing
@@ -88,7 +89,9 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStag
         base = _opened(settings.base, None, True, settings.cut) if settings.base else None
         manifest = read_manifest(c.source.path) if not settings.overrides else None
         files = _digests(c, say)
+    settings, beta = _beta_meant(c, manifest, settings)
     if base is not None:
+        base = tempered(base, beta)
         base = base.standing_alone() if base.gguf and not c.gguf else base
         check_base(c, base, manifest, read_manifest(base.source.path))
     told = _told(c, settings)
@@ -106,7 +109,9 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStag
     }
     say("recipe", 0.0)
     result["recipe"] = answered(c, meant, told.verdicts) if told else _recipe(c, of_base)
-    result["weights"] = {"verdict": "passed", "how": ITS_OWN, "why": "", "different": []} if told else _weights(c, base, manifest, say)
+    result["weights"] = (
+        {"verdict": "passed", "how": ITS_OWN, "why": "", "different": []} if told else _weights(c, base, manifest, say, beta)
+    )
     result["tokenizer"] = {"verdict": "passed", "why": ITS_OWN, "differences": []} if told else check_tokenizer(c, base)
     result["warnings"] = warnings(c)
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
@@ -266,13 +271,23 @@ def chosen_runtimes(c: Checkpoint, wished: Sequence[str]) -> tuple[list[str], li
     return names, missing
 
 
-def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: SayStage) -> dict[str, Any]:
+def _beta_meant(c: Checkpoint, manifest: Manifest | None, s: ValidateOptions) -> tuple[ValidateOptions, float | None]:
+    """(the settings without the temperature of the position, which no recipe's table has; the β that is meant: as they say, or as it is on
+    record). With --overrides, which tell no runtime of it, they keep it, and it is refused."""
+    asked = s.recipe.position_temperature if s.recipe else None
+    if s.overrides:
+        return s, None
+    recipe = replace(s.recipe, position_temperature=None) if s.recipe else None
+    return replace(s, recipe=None if recipe == Recipe() else recipe), recorded_beta(c, manifest) if asked is None else asked
+
+
+def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: SayStage, beta: float | None = None) -> dict[str, Any]:
     if not c.tensors or c.source.headers is not None or (base is not None and base.source.headers is not None):
         why = "without weights there is nothing to compare" if base is None or not c.tensors else ONLY_CUT
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
         found = check_weights(c, base, manifest, _counted("weights", sum(t.nbytes for t in c.tensors.values()), say))
-    why = other_model(c, base, window_off(c, manifest)) if base is not None else changed_since(c, manifest)
+    why = of_another(c, beta) or (other_model(c, base, window_off(c, manifest)) if base is not None else changed_since(c, manifest))
     if why and found["verdict"] != FAILED:
         found |= {"verdict": FAILED, "how": "", "why": f"they are those of another model: {why}"}
     return found
