@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,7 +55,8 @@ NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 Model = Annotated[
     str,
     typer.Argument(
-        help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file (of a split one the first part).",
+        help="An alias (see 'methods'), a Hub id or address, org/name-GGUF:Q4_K_M, a folder in HF layout, a .gguf file (of a split one the "
+        "first part), or a Modelfile.",
         show_default=False,
     ),
 ]
@@ -396,7 +398,7 @@ def main(argv: list[str] | None = None) -> None:
         if sys.stdout:  # None where the shell closed it
             sys.stdout.flush()
     except YarnConvertError as e:
-        _fail(e.message, e.hint)
+        _fail(e.message, e.hint, lines=e.lines)
     except typer.TyperException as e:
         given = getattr(e, "ctx", None)
         _fail(e.format_message(), f"{given.command_path if given else 'yarn-convert'} --help")
@@ -421,6 +423,6 @@ def main(argv: list[str] | None = None) -> None:
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 
-def _fail(message: str, hint: str, code: int = 1) -> None:
-    write(f"error: {message}", *([f"hint: {hint}"] if hint else []), file=sys.stderr)
+def _fail(message: str, hint: str, code: int = 1, lines: Sequence[str] = ()) -> None:
+    write(f"error: {message}", *(f"  {line}" for line in lines), *([f"hint: {hint}"] if hint else []), file=sys.stderr)
     sys.exit(code)

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Manifest, read_manifest, recorded
-from ..checkpoint.source import HUB_ID, resolve
+from ..checkpoint.naming import HUB_ID
+from ..checkpoint.source import resolve
 from ..conversion.intention import intention_of
 from ..errors import printable
 from ..evaluation.text import figure, percent
