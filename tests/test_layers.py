@@ -22,7 +22,7 @@ ORDER = [
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing",
     "tokenizers.spelling", "tokenizers", "checkpoint.packing", "checkpoint.model", "checkpoint.opening", "checkpoint", "targets.rows",
     "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf",
-    "targets.safetensors", "targets.in_place", "conversion.extension", "conversion.overriding", "conversion.intention", "conversion.lists", "conversion.recipes", "conversion.converter", "conversion.recording", "conversion.run", "conversion.describe",
+    "targets.safetensors", "targets.in_place", "conversion.extension", "conversion.overriding", "conversion.intention", "conversion.lists", "conversion.recipes", "conversion.converter", "conversion.recording", "conversion.outputs", "conversion.run", "conversion.several", "conversion.describe",
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.environments", "runtimes",
     "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.values", "compute.scorer", "compute.growing", "compute.documents",
     "compute", "validation.extension", "validation.twin", "validation.excerpt", "validation.judging", "validation.rounding",
@@ -32,7 +32,7 @@ ORDER = [
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
     "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "finetuning.settings",
     "finetuning.losses", "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.corpus", "finetuning.trainee",
-    "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.model_card",
+    "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.shelf", "publishing.model_card",
     "publishing.hub", "publishing.pushing", "publishing", "cli.show", "cli.commands", "cli.evaluate", "cli.finetune", "cli.app", "cli",
 ]  # fmt: skip
 LAZY = {

@@ -80,7 +80,7 @@ class ConvertCommand:
 @command(app)
 def convert(model: Model, asked: ConvertCommand) -> None:
     """Extend MODEL and write it as safetensors or GGUF."""
-    from ..conversion import prepare
+    from ..conversion.several import prepare_each, run_each
 
     asked.reading.obey()
     asked = replace(asked, options=replace(asked.options, recipe=asked.file.over(asked.options.recipe, asked.like)))
@@ -95,19 +95,20 @@ def convert(model: Model, asked: ConvertCommand) -> None:
             return _push(model, asked, asked.push)
     quiet, as_json = asked.printing.silent, asked.printing.as_json
     with stages(quiet) as say:
-        conversion = prepare(model, asked.options, weights=not asked.dry_run, say=say)
+        conversion, *others = each = prepare_each(model, asked.options, weights=not asked.dry_run, say=say)
     if not asked.dry_run:
-        conversion.check()
+        for one in each:
+            one.check()
     talk = Talk(quiet)
-    talk.lines(plan_lines(conversion))
+    talk.lines(plan_lines(conversion, others))
     if asked.dry_run:
         publication = _publication(conversion, asked.push, asked.private, talk) if asked.push else {}
         if as_json:
-            print(json.dumps(plan_json(conversion) | publication, indent=2))
+            print(json.dumps(plan_json(conversion, others) | publication, indent=2))
         return
-    with progress(conversion.bytes, quiet) as advance:
-        done = conversion.run(advance, lambda line: talk.lines([line]))
-    answer(done.to_dict(), as_json, done.output)
+    with progress(sum(one.bytes for one in each), quiet) as advance:
+        done = run_each(each, advance, lambda line: talk.lines([line]))
+    answer(done.to_dict(), as_json, *(one.output for one in (done, *done.others)))
     talk.lines(next_steps(done.output, done.manifest.context, conversion.checkpoint.family.listed))
 
 

@@ -65,7 +65,8 @@ def answer(value: object, as_json: bool, *lines: object) -> None:
         write(*lines)
 
 
-def plan_json(conversion: Conversion) -> dict[str, Any]:
+def plan_json(conversion: Conversion, others: Sequence[Conversion] = ()) -> dict[str, Any]:
+    """The plan; `others`: those of further types, in "others"."""
     from ..rope import recipe_of, table
 
     plan = conversion.plan
@@ -84,11 +85,12 @@ def plan_json(conversion: Conversion) -> dict[str, Any]:
         "notes": list(plan.notes),
         "left": list(plan.left),
         "files": [{"file": job.name, "bytes": job.size} for job in plan.jobs],
+        **({"others": [plan_json(other) for other in others]} if others else {}),
     }
 
 
-def plan_lines(conversion: Conversion) -> list[str]:
-    """The plan, for people."""
+def plan_lines(conversion: Conversion, others: Sequence[Conversion] = ()) -> list[str]:
+    """The plan, for people; `others`: those of further types, which differ in what they write."""
     from ..conversion.describe import other_layers, pairs, short_texts
     from ..readers.judge import unknown
     from ..rope import table
@@ -105,13 +107,14 @@ def plan_lines(conversion: Conversion) -> list[str]:
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         + (f", {plan.rope.resting} still" if plan.rope.resting else "")
         + f"; cos and sin × {table(plan.rope).multiplier:.6g}",
-        *([f"layers    {others}"] if (others := other_layers(c)) else []),
+        *([f"layers    {beside}"] if (beside := other_layers(c)) else []),
         f"carrier   {plan.carrier} in {plan.format}; weights {'byte-identical' if plan.identical else 'converted'}",
         "KV cache  "
         + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in sorted({plan.rope.original_context, plan.context}))
         + " tokens (f16)",
         f"output    {plan.out}" + (f" ({human(plan.bytes)}{parts})" if plan.jobs else ""),
         *([f"          {conversion.beside}"] if conversion.beside else []),
+        *(f"          {other.plan.out} ({human(other.plan.bytes)})" for other in others),
     ]
     exact = [name + (f" ({plan.versions[name]})" if name in plan.versions else "") for name, v in plan.verdicts.items() if v.exact]
     lines += [f"exact in  {', '.join(exact)}"] if exact else []
@@ -119,7 +122,8 @@ def plan_lines(conversion: Conversion) -> list[str]:
     lines += [f"not in    {name}: {v.why}" for name, v in plan.verdicts.items() if not v.exact and name not in silent]
     lines += [f"unknown   {', '.join(silent)}: how they read {c.family.model_type} was not studied"] if silent else []
     lines += [f"short     {cost}"] if (cost := short_texts(conversion)) else []
-    lines += [f"note      {note}" for note in plan.notes]
+    notes = dict.fromkeys(note for one in (conversion, *others) for note in one.plan.notes)
+    lines += [f"note      {note}" for note in notes]
     return lines + ([f"left      {listed(plan.left)}: not what the model needs to load"] if plan.left else [])
 
 
