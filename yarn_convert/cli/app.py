@@ -20,6 +20,7 @@ from ..options import ConvertOptions, InspectOptions, Like, OverridesOptions, Re
 from .commands import JsonAlone, PrintOptions, Quiet, ReadOptions, RecipeOption, Replace, Report, command, spread
 from .evaluate import evaluate_app
 from .finetune import finetune
+from .proving import check_can_prove, proved, publish
 from .show import (
     HubTalk,
     Talk,
@@ -67,8 +68,11 @@ class ConvertCommand:
     options: ConvertOptions = field(default_factory=ConvertOptions)
     file: RecipeOption = field(default_factory=RecipeOption)
     like: Annotated[Like, After("recipe")] = None
+    validate: Annotated[
+        bool, Help("Prove each output against MODEL, as 'validate --base MODEL' does; exit code 3 if one does not pass."), After("hash")
+    ] = False
     push: Annotated[
-        str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("hash")
+        str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("validate")
     ] = None
     private: Annotated[bool, Help("With --push: make a new repository private."), After("push")] = False
     allow_unvalidated: Annotated[bool, Help("With --push: it cannot be validated before."), After("private")] = False
@@ -91,8 +95,10 @@ def convert(model: Model, asked: ConvertCommand) -> None:
         from ..publishing import check_repo
 
         check_repo(asked.push)
-        if not asked.dry_run:
+        if not asked.dry_run and not asked.validate:
             return _push(model, asked, asked.push)
+    if asked.validate:
+        check_can_prove(asked.options)
     quiet, as_json = asked.printing.silent, asked.printing.as_json
     with stages(quiet) as say:
         conversion, *others = each = prepare_each(model, asked.options, weights=not asked.dry_run, say=say)
@@ -108,7 +114,11 @@ def convert(model: Model, asked: ConvertCommand) -> None:
         return
     with progress(sum(one.bytes for one in each), quiet) as advance:
         done = run_each(each, advance, lambda line: talk.lines([line]))
-    answer(done.to_dict(), as_json, *(one.output for one in (done, *done.others)))
+    passed, done = proved(each, done, talk) if asked.validate else (True, done)
+    urls = publish(done, asked.push, asked.private, HubTalk(quiet).line) if asked.push and passed else []
+    answer(done.to_dict() | ({"published": urls} if urls else {}), as_json, *(one.output for one in (done, *done.others)), *urls)
+    if not passed:
+        raise typer.Exit(NOT_PASSED)
     talk.lines(next_steps(done.output, done.manifest.context, conversion.checkpoint.family.listed))
 
 
