@@ -33,7 +33,7 @@ ORDER = [
     "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "finetuning.settings",
     "finetuning.losses", "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.corpus", "finetuning.trainee",
     "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.shelf", "publishing.model_card",
-    "publishing.hub", "publishing.pushing", "publishing", "cli.show", "cli.commands", "cli.evaluate", "cli.finetune", "cli.proving", "cli.app", "cli",
+    "publishing.hub", "publishing.pushing", "publishing.ollama", "publishing", "cli.show", "cli.commands", "cli.evaluate", "cli.finetune", "cli.proving", "cli.app", "cli",
 ]  # fmt: skip
 LAZY = {
     "matplotlib",

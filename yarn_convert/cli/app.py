@@ -71,8 +71,11 @@ class ConvertCommand:
     validate: Annotated[
         bool, Help("Prove each output against MODEL, as 'validate --base MODEL' does; exit code 3 if one does not pass."), After("hash")
     ] = False
+    ollama: Annotated[
+        bool, Help("Write a Modelfile beside each GGUF, and run 'ollama create' with it where Ollama is there."), After("validate")
+    ] = False
     push: Annotated[
-        str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("validate")
+        str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("ollama")
     ] = None
     private: Annotated[bool, Help("With --push: make a new repository private."), After("push")] = False
     allow_unvalidated: Annotated[bool, Help("With --push: it cannot be validated before."), After("private")] = False
@@ -84,7 +87,9 @@ class ConvertCommand:
 @command(app)
 def convert(model: Model, asked: ConvertCommand) -> None:
     """Extend MODEL and write it as safetensors or GGUF."""
+    from ..conversion.describe import short_texts
     from ..conversion.several import prepare_each, run_each
+    from ..publishing.ollama import check_modelfile, create
 
     asked.reading.obey()
     asked = replace(asked, options=replace(asked.options, recipe=asked.file.over(asked.options.recipe, asked.like)))
@@ -96,6 +101,8 @@ def convert(model: Model, asked: ConvertCommand) -> None:
 
         check_repo(asked.push)
         if not asked.dry_run and not asked.validate:
+            if asked.ollama:
+                raise UsageError("--ollama with --push goes with --validate", "add --validate, or leave out one of them")
             return _push(model, asked, asked.push)
     if asked.validate:
         check_can_prove(asked.options)
@@ -105,6 +112,8 @@ def convert(model: Model, asked: ConvertCommand) -> None:
     if not asked.dry_run:
         for one in each:
             one.check()
+            if asked.ollama:
+                check_modelfile(one.plan.out, asked.options.force)
     talk = Talk(quiet)
     talk.lines(plan_lines(conversion, others))
     if asked.dry_run:
@@ -119,7 +128,11 @@ def convert(model: Model, asked: ConvertCommand) -> None:
     answer(done.to_dict() | ({"published": urls} if urls else {}), as_json, *(one.output for one in (done, *done.others)), *urls)
     if not passed:
         raise typer.Exit(NOT_PASSED)
-    talk.lines(next_steps(done.output, done.manifest.context, conversion.checkpoint.family.listed))
+    if asked.ollama:
+        talk.lines([create(one.output, one.manifest) for one in (done, *done.others)])
+    named, rope = conversion.checkpoint.family.listed, conversion.plan.rope
+    base = model if short_texts(conversion) else ""
+    talk.lines(next_steps(done.output, done.manifest.context, named, base, rope.original_context))
 
 
 command(app)(finetune)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..formats.digests import Progress
     from ..publishing.hub import Upload
 
+SHORT = 4096  # tokens of a window that is measured in minutes
 NEAREST = str.maketrans(
     dict(zip("×–−·…→±√²θ", ("x", "-", "-", ".", "...", "->", "+-", "sqrt", "2", "theta"), strict=True))
     | dict(zip("▁▂▃▄▅▆▇█─│┤├└●◐○", "_.:-=+*#-||||#+o", strict=True))
@@ -132,12 +133,14 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def next_steps(out: Path, context: int, named: bool) -> list[str]:
-    """Commands that run, check and publish an output, from templates/. `named`: its tensors have names here, so it can become a GGUF."""
+def next_steps(out: Path, context: int, named: bool, base: str = "", window: int = 0) -> list[str]:
+    """Commands that run, check, measure and publish an output, from templates/. `named`: its tensors have names here, so it can become a
+    GGUF. `base`: what it was made of, where texts of `window` tokens may have become worse, "" where not."""
+    without = [word for word, fits in (("--out gguf", named), ("evaluate", base)) if not fits]
     name = "run_gguf.txt" if out.suffix == ".gguf" else "run_safetensors.txt"
     text = (TEMPLATES / name).read_text("utf-8")
-    lines = text.format(path=shlex.quote(str(out)), context=context).splitlines()
-    return [line for line in lines if named or "--out gguf" not in line]
+    lines = text.format(path=shlex.quote(str(out)), context=context, base=shlex.quote(base), window=min(window, SHORT)).splitlines()
+    return [line for line in lines if not any(word in line for word in without)]
 
 
 def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:
