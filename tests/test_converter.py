@@ -326,7 +326,7 @@ def test_a_models_own_python_is_run_only_where_it_is_trusted(base: Path, fake: C
     ("options", "why"),
     [
         ({"converter": Path("nowhere")}, "there is no convert_hf_to_gguf.py at nowhere, which --converter names"),
-        ({"converter": Path("nowhere"), "out": None}, "--converter is for a GGUF made of a folder"),
+        ({"converter": Path("nowhere"), "out": None, "output": None}, "--converter is for a GGUF made of a folder"),
         ({"mmproj": True}, "is a language model alone"),
         ({"outtype": "q4_k_m", "converter": Path(__file__)}, "does not write q4_k_m"),
         ({"gguf_arch": "llama", "converter": Path(__file__)}, "--gguf-arch goes with our own writer"),
@@ -335,7 +335,7 @@ def test_a_models_own_python_is_run_only_where_it_is_trusted(base: Path, fake: C
 )
 def test_what_makes_no_sense_is_said(options: dict[str, Any], why: str, base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=why):
-        convert(str(base), Recipe(scale=4), output=tmp_path / "out.gguf", **{"out": "gguf", **options})
+        convert(str(base), Recipe(scale=4), **{"out": "gguf", "output": tmp_path / "out.gguf", **options})
 
 
 def test_where_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

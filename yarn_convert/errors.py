@@ -31,13 +31,15 @@ def printable(text: str) -> str:
 
 
 class YarnConvertError(Exception):
-    """Root of the tree. `message` becomes one short line; `hint` says what the user can do."""
+    """Root of the tree. `message` becomes one short line; `hint` says what the user can do. `lines`: what there is to choose from, if
+    that takes a line each."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", lines: Iterable[str] = ()) -> None:
         message = _SURROGATES.sub("?", printable(message))
         self.message = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
         super().__init__(self.message)
         self.hint = _SURROGATES.sub("?", printable(hint))
+        self.lines = tuple(_SURROGATES.sub("?", printable(line)) for line in lines)
 
     def __str__(self) -> str:
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message

@@ -8,6 +8,7 @@ base has it", or the method's own default. Pure, and imported without anything h
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -72,6 +73,14 @@ def part_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
+NAMED = "*"  # the last part of an output's path that is to have its default name there
+
+
+def place(text: str) -> Path:
+    """An output's path; of a folder to put it in, with a slash at its end, NAMED in it."""
+    return Path(text, NAMED) if text.endswith(("/", os.sep)) else Path(text)
+
+
 TOKENS = "<tokens>"
 Ramp = Literal["index", "paper"]
 
@@ -132,13 +141,24 @@ class ConvertOptions:
     recipe: Recipe = field(default_factory=Recipe)
     _: KW_ONLY
     out: Annotated[Literal["safetensors", "gguf"] | None, Help("safetensors or gguf; default: what came in."), After("method")] = None
-    output: Annotated[Path | None, Help("Where to write; default NAME-METHOD-CONTEXT.", names=("-o", "--output")), After("out")] = None
+    output: Annotated[
+        Path | None,
+        Help(
+            "Where to write: x.gguf, which means --out gguf, a folder, or DIR/ to put it in. [default: NAME-METHOD-CONTEXT]",
+            names=("-o", "--output"), read=place, metavar="<path>",
+        ),
+        After("out"),
+    ] = None  # fmt: skip
     carry: Annotated[
         Literal["auto", "metadata", "tensors"], Help("auto, metadata (YaRN keys) or tensors (the frequencies themselves)."), Group("Recipe")
     ] = "auto"
     outtype: Annotated[
         str,
-        Help("auto (keep), f32, f16, bf16, q8_0, q4_0, … or a mix of llama.cpp, as q4_k_m.", read=str.lower, metavar="<str>"),
+        Help(
+            "auto (keep), f32, f16, bf16, q8_0, q4_0, … or a mix of llama.cpp, as q4_k_m; several for GGUF, as q4_k_m,q8_0: a file each.",
+            read=str.lower,
+            metavar="<str>",
+        ),
         Group(""),
     ] = "auto"
     imatrix: Annotated[Path | None, Help("llama-imatrix's importance matrix, for --outtype."), Group("GGUF")] = None

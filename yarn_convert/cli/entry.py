@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         if sys.stdout:  # None where the shell closed it
             sys.stdout.flush()
     except YarnConvertError as e:
-        _fail(args, e.message, e.hint)
+        _fail(args, e.message, e.hint, lines=e.lines)
     except typer.TyperException as e:
         given = getattr(e, "ctx", None)
         _fail(args, e.format_message(), _meant(args) or f"{given.command_path if given else 'yarn-convert'} --help")
@@ -81,11 +81,13 @@ def _meant(args: Sequence[str]) -> str:
     return f"-q is --quiet here; for the type of the weights: --outtype {type_}" if type_ in MIXES else ""
 
 
-def _fail(args: Sequence[str], message: str, hint: str, code: int = 1) -> NoReturn:
-    """End with one line and a hint on stderr; where JSON was asked for, with an object on stdout, too."""
+def _fail(args: Sequence[str], message: str, hint: str, code: int = 1, lines: Sequence[str] = ()) -> NoReturn:
+    """End with one line and a hint on stderr, between them `lines` to choose from; with --json with an object on stdout, too."""
     if "--json" in args:
-        print(json.dumps({"error": message, "hint": hint}, indent=2))
+        print(json.dumps({"error": message, "hint": hint} | ({"choices": list(lines)} if lines else {}), indent=2))
     print(styled("error:", sys.stderr, fg="red", bold=True), printable(message), file=sys.stderr)
+    for line in lines:
+        print(f"  {printable(line)}", file=sys.stderr)
     if hint:
         print(styled("hint:", sys.stderr, fg="cyan"), printable(hint), file=sys.stderr)
     sys.exit(code)

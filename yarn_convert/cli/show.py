@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..formats.digests import Progress
     from ..publishing.hub import Upload
 
+SHORT = 4096  # tokens of a window that is measured in minutes
 NEAREST = str.maketrans(
     dict(zip("×–−·…→±√²θ", ("x", "-", "-", ".", "...", "->", "+-", "sqrt", "2", "theta"), strict=True))
     | dict(zip("▁▂▃▄▅▆▇█─│┤├└●◐○", "_.:-=+*#-||||#+o", strict=True))
@@ -77,7 +78,8 @@ def listing_lines(texts: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def plan_json(conversion: Conversion) -> dict[str, Any]:
+def plan_json(conversion: Conversion, others: Sequence[Conversion] = ()) -> dict[str, Any]:
+    """The plan; `others`: those of further types, in "others"."""
     from ..rope import recipe_of, table
 
     plan = conversion.plan
@@ -96,11 +98,12 @@ def plan_json(conversion: Conversion) -> dict[str, Any]:
         "notes": list(plan.notes),
         "left": list(plan.left),
         "files": [{"file": job.name, "bytes": job.size} for job in plan.jobs],
+        **({"others": [plan_json(other) for other in others]} if others else {}),
     }
 
 
-def plan_lines(conversion: Conversion) -> list[str]:
-    """The plan, for people."""
+def plan_lines(conversion: Conversion, others: Sequence[Conversion] = ()) -> list[str]:
+    """The plan, for people; `others`: those of further types, which differ in what they write."""
     from ..conversion.describe import other_layers, pairs, short_texts
     from ..readers.judge import unknown
     from ..rope import table
@@ -117,13 +120,14 @@ def plan_lines(conversion: Conversion) -> list[str]:
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         + (f", {plan.rope.resting} still" if plan.rope.resting else "")
         + f"; cos and sin × {table(plan.rope).multiplier:.6g}",
-        *([f"layers    {others}"] if (others := other_layers(c)) else []),
+        *([f"layers    {beside}"] if (beside := other_layers(c)) else []),
         f"carrier   {plan.carrier} in {plan.format}; weights {'byte-identical' if plan.identical else 'converted'}",
         "KV cache  "
         + ", ".join(f"{human(c.kv_bytes(n))} at {n:,}" for n in sorted({plan.rope.original_context, plan.context}))
         + " tokens (f16)",
         f"output    {plan.out}" + (f" ({human(plan.bytes)}{parts})" if plan.jobs else ""),
         *([f"          {conversion.beside}"] if conversion.beside else []),
+        *(f"          {other.plan.out} ({human(other.plan.bytes)})" for other in others),
     ]
     exact = [name + (f" ({plan.versions[name]})" if name in plan.versions else "") for name, v in plan.verdicts.items() if v.exact]
     lines += [f"exact in  {', '.join(exact)}"] if exact else []
@@ -131,7 +135,8 @@ def plan_lines(conversion: Conversion) -> list[str]:
     lines += [f"not in    {name}: {v.why}" for name, v in plan.verdicts.items() if not v.exact and name not in silent]
     lines += [f"unknown   {', '.join(silent)}: how they read {c.family.model_type} was not studied"] if silent else []
     lines += [f"short     {cost}"] if (cost := short_texts(conversion)) else []
-    lines += [f"note      {note}" for note in plan.notes]
+    notes = dict.fromkeys(note for one in (conversion, *others) for note in one.plan.notes)
+    lines += [f"note      {note}" for note in notes]
     return lines + ([f"left      {listed(plan.left)}: not what the model needs to load"] if plan.left else [])
 
 
@@ -140,12 +145,14 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def next_steps(out: Path, context: int, named: bool) -> list[str]:
-    """Commands that run, check and publish an output, from templates/. `named`: its tensors have names here, so it can become a GGUF."""
+def next_steps(out: Path, context: int, named: bool, base: str = "", window: int = 0) -> list[str]:
+    """Commands that run, check, measure and publish an output, from templates/. `named`: its tensors have names here, so it can become a
+    GGUF. `base`: what it was made of, where texts of `window` tokens may have become worse, "" where not."""
+    without = [word for word, fits in (("--out gguf", named), ("evaluate", base)) if not fits]
     name = "run_gguf.txt" if out.suffix == ".gguf" else "run_safetensors.txt"
     text = (TEMPLATES / name).read_text("utf-8")
-    lines = text.format(path=shlex.quote(str(out)), context=context).splitlines()
-    return [line for line in lines if named or "--out gguf" not in line]
+    lines = text.format(path=shlex.quote(str(out)), context=context, base=shlex.quote(base), window=min(window, SHORT)).splitlines()
+    return [line for line in lines if not any(word in line for word in without)]
 
 
 def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:

@@ -3,6 +3,7 @@ else's, `describe` for who only looks."""
 
 from .extension import Extension, extend
 from .recording import window_off
-from .run import Conversion, Converted, convert, prepare
+from .run import Conversion, Converted, prepare
+from .several import convert
 
 __all__ = ["Conversion", "Converted", "Extension", "convert", "extend", "prepare", "window_off"]

@@ -32,7 +32,8 @@ from ..targets.plan import Plan, Request
 from ..targets.safetensors import ROPE_FILE, plan_safetensors
 from .extension import Extension, beside
 from .intention import LLAMA_CPP, Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
-from .run import Conversion, carry_in_place, check_name
+from .outputs import check_name
+from .run import Conversion, carry_in_place
 
 BACKUP = ".before-repair"
 # Members of a manifest

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import glob
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from msgspec import structs
 
-from ..asking import check_choices, taking
+from ..asking import check_choices
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import config_of_folder, language_model
 from ..checkpoint.manifest import Manifest, WeightFile, as_json, manifest_path, with_files
@@ -24,7 +23,7 @@ from ..formats.gguf_file import f32 as float32
 from ..formats.inputs import NOTHING, Inputs, noticing
 from ..formats.json_text import pretty
 from ..formats.quantizer import read_imatrix
-from ..formats.split import first_part, stem_of
+from ..formats.split import first_part
 from ..options import ConvertOptions
 from ..readers.switching import switches
 from ..rope import recipe_of
@@ -39,20 +38,24 @@ from ..targets.plan import Plan, Request
 from ..targets.safetensors import plan_safetensors
 from . import converter
 from .extension import Extension, beside, extend
+from .outputs import check_name, check_siblings, default_output, inputs_of, outputs, place, wished_format
 from .recording import manifest_of, weight_jobs, window_recorded
 from .tempering import tempered, tempering_note
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What a conversion has written: `output`, a folder or a .gguf file, and the manifest that lies in it or beside it."""
+    """What a conversion has written: `output`, a folder or a .gguf file, and the manifest that lies in it or beside it. `others`: those of
+    further types, where several were asked for."""
 
     output: Path
     manifest: Manifest
+    others: tuple[Converted, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As --json prints it: the manifest's members behind "output"."""
-        return {"output": str(self.output), **as_json(self.manifest)}
+        """As --json prints it: the manifest's members behind "output"; "others" where there are some."""
+        more = {"others": [other.to_dict() for other in self.others]} if self.others else {}
+        return {"output": str(self.output), **as_json(self.manifest), **more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,13 @@ class Conversion:
             refuse_shared(self.checkpoint.source.path)
             only_first(self.plan.jobs)
             return {}
-        inputs = _inputs(self.checkpoint) + ([self.options.imatrix] if self.options.imatrix else [])
+        inputs = inputs_of(self.checkpoint) + ([self.options.imatrix] if self.options.imatrix else [])
         names = {job.name for job in self.plan.jobs}
         settle_output(self.plan.out)
         places = outputs(self.plan) + ([] if self.plan.is_folder else [manifest_path(self.plan.out)])
         places += [self.beside] if self.beside else []
         there = {out.name: check_output(out, inputs, self.plan.is_folder, self.options.force, names) for out in places}
-        _check_siblings(self.plan)
+        check_siblings(self.plan)
         return there
 
     @property
@@ -125,14 +128,20 @@ class Conversion:
 def prepare(model: str, options: ConvertOptions, weights: bool = True, say: converter.Told = lambda what, done: None) -> Conversion:
     """Open `model` and plan its conversion; nothing is written, but by llama.cpp's converter beside the output, of which `say` hears.
     `weights=False` downloads no weights from the Hub, and runs no converter."""
-    check_choices(options)
+    return prepared(model, [options], weights, say)[0]
+
+
+def prepared(model: str, each: Sequence[ConvertOptions], weights: bool, say: converter.Told) -> list[Conversion]:
+    """`prepare` for several options, which differ in how one recipe of one model is written; it is opened once."""
+    for options in each:
+        check_choices(options)
     with noticing() as inputs:
-        conversion = _prepared(model, options, weights, say)
-    return replace(conversion, inputs=replace(inputs, linked=options.link))
+        found = _prepared(model, each, weights, say)
+    return [replace(c, inputs=replace(inputs, linked=c.options.link)) for c in found]
 
 
-def _prepared(model: str, options: ConvertOptions, weights: bool, say: converter.Told) -> Conversion:
-    path = Path(model).expanduser()
+def _prepared(model: str, each: Sequence[ConvertOptions], weights: bool, say: converter.Told) -> list[Conversion]:
+    options, path = each[0], Path(model).expanduser()
     if options.in_place and path.suffix == ".gguf" and path.is_file() and recover(path):
         raise OutputError(
             f"an earlier --in-place edit of {path} had been interrupted; it is finished now",
@@ -142,25 +151,38 @@ def _prepared(model: str, options: ConvertOptions, weights: bool, say: converter
     try:
         c = open_checkpoint(source)
     except UnknownModel as e:
-        if options.out != "gguf" or not converter.find(options.converter):
+        if wished_format(options) != "gguf" or not converter.find(options.converter):
             raise
-        return _by_converter(source, e, options, weights, say)
+        _check_alone(each)
+        return [_by_converter(source, e, options, weights, say)]
     c = tempered(c, options.recipe.position_temperature)
+    fmt = wished_format(options) or ("gguf" if c.source.is_gguf else "safetensors")
+    _check_converter(c, options, fmt)
+    if fmt == "gguf" and not c.gguf and (options.converter or (not c.family.listed and converter.find())):
+        extend(c, options.recipe)
+        _check_alone(each)
+        return [_by_converter(source, c.counting_from(options.recipe.original_context), options, weights, say)]
+    return [_planned(model, c, options, fmt) for options in each]
+
+
+def _check_alone(each: Sequence[ConvertOptions]) -> None:
+    """Raise UsageError for several types of what llama.cpp's converter makes."""
+    if len(each) > 1:
+        raise UsageError("llama.cpp's converter makes this model's GGUF, one --outtype at a time", "run it once for each of them")
+
+
+def _planned(model: str, c: Checkpoint, options: ConvertOptions, fmt: str) -> Conversion:
     extension = extend(c, options.recipe)
     c = c.counting_from(options.recipe.original_context)
-    fmt = options.out or ("gguf" if c.source.is_gguf else "safetensors")
     if options.gguf_arch is not None and fmt != "gguf":
         raise UsageError("--gguf-arch is for --out gguf", "leave it out")
     if options.split_max_size is not None and fmt != "gguf":
         raise UsageError("--split-max-size belongs to --out gguf", "safetensors are sharded by themselves: leave it out")
-    _check_converter(c, options, fmt)
-    if fmt == "gguf" and not c.gguf and (options.converter or (not c.family.listed and converter.find())):
-        return _by_converter(source, c, options, weights, say)
     c = c.written_as(options.gguf_arch or c.family.gguf_arch)
     _check_windows(c, options)
     if options.in_place:
         _check_in_place(c, options, fmt, model)
-    out = c.source.path if options.in_place else Path(options.output or default_output(c, extension, options, fmt)).expanduser()
+    out = c.source.path if options.in_place else place(options, default_output(c, extension, options, fmt))
     check_name(out, fmt)
     request = _request(c, extension, options, out)
     plan = plan_gguf(c, request) if fmt == "gguf" else plan_safetensors(c, request)
@@ -211,10 +233,10 @@ def _by_converter(source: Source, c: Checkpoint | UnknownModel, o: ConvertOption
         e, out = _extended(c, o)
         plan = Plan(out, "gguf", e.rope, e.context, "what llama.cpp reads of it", {}, (), o.outtype, False, (*e.notes, by))
         return Conversion(c, e, plan, o, origin=source.path, beside=_mmproj(out, o))
-    where = Path(o.output or f"{source.name}.gguf").expanduser() if isinstance(c, UnknownModel) else _extended(c, o)[1]
+    where = place(o, Path(f"{source.name}.gguf")) if isinstance(c, UnknownModel) else _extended(c, o)[1]
     check_name(where, "gguf")
-    for place in (where, manifest_path(where)):
-        check_output(place, [source.path.resolve()], False, o.force, {where.name})
+    for path in (where, manifest_path(where)):
+        check_output(path, [source.path.resolve()], False, o.force, {where.name})
     with contextlib.ExitStack() as undo:
         path = converter.run(script, source.path, undo.enter_context(converter.place_beside(where)) / "made.gguf", o.outtype, say)
         theirs = open_checkpoint(replace(source, path=path, headers=None))
@@ -234,7 +256,7 @@ def _by_converter(source: Source, c: Checkpoint | UnknownModel, o: ConvertOption
 def _extended(c: Checkpoint, o: ConvertOptions) -> tuple[Extension, Path]:
     """(the recipe, where the GGUF goes)."""
     e = extend(c, o.recipe)
-    return e, Path(o.output or default_output(c, e, o, "gguf")).expanduser()
+    return e, place(o, default_output(c, e, o, "gguf"))
 
 
 def _check_made(c: Checkpoint, made: Checkpoint) -> None:
@@ -292,37 +314,6 @@ def _mmproj_recorded(made: Path, out: Path, o: ConvertOptions) -> WeightFile:
     return WeightFile(out.name, made.stat().st_size, converter.version(script), sha256(made))
 
 
-def outputs(plan: Plan) -> list[Path]:
-    """What a plan puts into place: a folder, or each .gguf file."""
-    return [plan.out] if plan.is_folder else [plan.out.with_name(job.name) for job in plan.jobs]
-
-
-def _check_siblings(plan: Plan) -> None:
-    """Raise OutputError where another model's manifest has the very name: NAME.gguf and each split of it share one."""
-    if plan.is_folder:
-        return
-    names, stem = {path.name for path in outputs(plan)}, stem_of(plan.out)
-    found = [plan.out.with_name(f"{stem}.gguf"), *plan.out.parent.glob(f"{glob.escape(stem)}-?????-of-?????.gguf")]
-    other = next((path for path in found if path.name not in names and path.is_file() and stem_of(path) == stem), None)
-    if other:
-        raise OutputError(f"{other} lies there, and its manifest would have the same name", "give another name with -o, or delete it")
-
-
-def check_name(out: Path, fmt: str) -> None:
-    """Raise UsageError for an output that is named like the other format."""
-    if fmt == "gguf" and out.suffix != ".gguf":
-        raise UsageError(f"the output {out} is not named .gguf", f"-o {out}.gguf, or --out safetensors")
-    if fmt == "safetensors" and out.suffix == ".gguf":
-        raise UsageError(f"the output {out} is named like a GGUF file", "--out gguf, or another name for the folder")
-
-
-@taking(ConvertOptions)
-def convert(model: str, options: ConvertOptions) -> Converted:
-    """Convert `model`: the whole of `yarn-convert MODEL …` as one call, `convert(model, Recipe(scale=4), out="gguf", …)`, with the fields
-    of `ConvertOptions` by keyword. Raises a YarnConvertError whose message is one line, and leaves no half-written output."""
-    return prepare(model, options).run()
-
-
 def _check_windows(c: Checkpoint, o: ConvertOptions) -> None:
     """Raise UsageError where windows are to be turned off that only some layers have: transformers would not run it."""
     some = c.window or (c.written.get("sliding_window") if c.written.get("use_sliding_window") is None else None)
@@ -353,29 +344,6 @@ def _link_note(c: Checkpoint) -> list[str]:
     asked, folder = FOLLOW.get() and not c.gguf, c.source.path
     linked = sorted(p.name for p in (folder.iterdir() if asked else c.weight_files[bool(c.gguf) :]) if leads_out(p))
     return [f"links out of the model's folder were followed: {', '.join(linked)}"] if linked else []
-
-
-def default_output(c: Checkpoint, e: Extension, options: ConvertOptions, fmt: str) -> Path:
-    """`NAME-METHOD-CONTEXT`, as smollm2-135m-yarn-32k, or -yarn-base-32k where short texts keep the base's table, in the current folder."""
-    how = [options.recipe.method, *([options.recipe.short] if options.recipe.short else [])]
-    parts = [c.source.name] + ([*how, short_length(e.context)] if options.recipe.method != "none" else [])
-    parts += [options.outtype] if options.outtype != "auto" else []
-    name = "-".join(parts) + (".gguf" if fmt == "gguf" else "")
-    # A format conversion in the folder of its input would get the input's own name.
-    taken = manifest_path(Path(name).resolve()) in map(manifest_path, _inputs(c))
-    return Path("converted-" + name) if taken else Path(name)
-
-
-def short_length(context: int) -> str:
-    """32768 -> "32k", 1048576 -> "1m", 3000 -> "3000"."""
-    for unit, letter in ((1 << 20, "m"), (1 << 10, "k")):
-        if context % unit == 0:
-            return f"{context // unit}{letter}"
-    return str(context)
-
-
-def _inputs(c: Checkpoint) -> list[Path]:
-    return [path.resolve() for path in (c.weight_files if c.gguf else [c.source.path])]
 
 
 # -- in place ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from ..compute.identity import identity, key_of
 from ..compute.record import SayStage, silent
 from ..compute.reference import with_torch
 from ..conversion import Extension, prepare
-from ..conversion.run import check_name, default_output, window_note
+from ..conversion.outputs import check_name, default_output
+from ..conversion.run import window_note
 from ..errors import InputError, OutputError, UsageError, need
 from ..formats.json_text import pretty
 from ..options import FinetuneOptions, Texts

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..errors import FormatError, InputError
@@ -29,7 +29,7 @@ def part_name(stem: str, no: int, count: int) -> str:
     return f"{stem}-{no + 1:05d}-of-{count:05d}.gguf"
 
 
-def stem_of(path: Path) -> str:
+def stem_of(path: PurePath) -> str:
     """The name that all parts share, or the stem of any other file."""
     return SUFFIX.sub("", path.stem) or path.stem
 

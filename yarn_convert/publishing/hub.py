@@ -26,6 +26,7 @@ from ..formats.inputs import NOTHING, Inputs, noticing
 from ..options import UploadOptions
 from ..targets.safetensors import WRITTEN
 from .model_card import local_card, render
+from .shelf import Shelved, shelf
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, HfApi
@@ -144,7 +145,7 @@ def _planned(model: str, asked: UploadOptions, say: Say) -> Upload:
     base_card, warnings = ask_base(manifest.base)
     if manifest.validation and (unchecked := manifest.validation.unchecked):
         warnings = [*warnings, f"{unchecked}: yarn-convert validate {model} --base BASE"]
-    text = render(c, manifest, repo, existing, base_card)
+    text = render(c, manifest, repo, existing, base_card, _shelf(repo, revision, c, manifest) if c.gguf else ())
     left, secrets = _left(c, files)
     items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
     items += [_item(name, path, there, say) for name, path in files.items() if name != README]
@@ -232,6 +233,13 @@ def _there(repo: str, names: list[str], revision: str | None) -> dict[str, RepoF
         return {f.path: f for f in found if isinstance(f, RepoFile)}
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return {}
+    except Exception as e:
+        raise hub_error(repo, e) from None
+
+
+def _shelf(repo: str, revision: str | None, c: Checkpoint, manifest: Manifest) -> list[Shelved]:
+    try:
+        return shelf(repo, revision, c, manifest)
     except Exception as e:
         raise hub_error(repo, e) from None
 

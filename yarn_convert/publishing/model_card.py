@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Manifest, read_manifest, recorded
-from ..checkpoint.source import HUB_ID, resolve
+from ..checkpoint.naming import HUB_ID
+from ..checkpoint.source import resolve
 from ..conversion.intention import intention_of
 from ..errors import printable
 from ..evaluation.text import figure, percent
@@ -23,9 +24,14 @@ from ..formats.gguf_file import is_gguf
 from ..formats.split import stem_of
 from ..readers.switching import switches, whole_context
 from ..rope import Rope, table
+from .shelf import Shelved
+
+if TYPE_CHECKING:
+    import jinja2
 
 BEGIN, END = "<!-- yarn-convert: begin -->", "<!-- yarn-convert: end -->"
 SECTION = re.compile(r"<!-- yarn-convert: begin([^>]*) -->.*?<!-- yarn-convert: end\1 -->", re.DOTALL)
+TABLE = "files:"  # what stands in the marks of the table of all files, where a model's name has no colon
 INHERITED = ("license", "license_name", "license_link", "language")
 QUANTIZED = ("Q", "IQ", "TQ", "MXFP")  # how the names of quantized types begin
 
@@ -53,13 +59,45 @@ def _manifest_of(c: Checkpoint) -> Manifest:
     return Manifest(recipe=recorded(meant.rope), context=meant.context)
 
 
-def render(c: Checkpoint, manifest: Manifest, repo: str, existing: str, base: Mapping[str, Any] | None = None) -> str:
+def render(
+    c: Checkpoint, manifest: Manifest, repo: str, existing: str, base: Mapping[str, Any] | None = None, files: Sequence[Shelved] = ()
+) -> str:
     """`existing` with its metadata completed and our section put in, or replaced where it is. `base`: the metadata of the
-    base's card, for what it alone knows."""
+    base's card, for what it alone knows. `files`: all GGUFs of the repository, where that is known: of two and more there is a table, and
+    sections on others go."""
     data, prose = front_matter(existing)
     metadata = _metadata({**{k: v for k, v in (base or {}).items() if k in INHERITED}, **data}, c, manifest)
-    body = _with_section(prose.strip("\n"), c, lambda first: _section(c, manifest, repo, first))
+    if len(files) > 1 and data.get("base_model_relation") == "quantized" and data.get("base_model") == metadata.get("base_model"):
+        metadata["base_model_relation"] = "quantized"  # one of them is
+    prose = _only(prose.strip("\n"), files)
+    body = _with_section(prose, c, lambda first: _section(c, manifest, repo, first and len(files) < 2))
+    if len(files) > 1:
+        body = _with_table(body, _template("model_files.md.j2").render(title=repo.rpartition("/")[2], files=files))
     return card_text(metadata, body)
+
+
+def _only(prose: str, files: Sequence[Shelved]) -> str:
+    """Without the table, and without the sections on files that are no longer in the repository."""
+    names = {_key_of(f.name) for f in files}
+
+    def kept(m: re.Match[str]) -> str:
+        key = m[1].strip()
+        return m[0] if not files or key in ("", *names) else ""
+
+    return re.sub(r"\n{3,}", "\n\n", SECTION.sub(kept, prose)).strip("\n") if files else prose
+
+
+def _with_table(body: str, table: str) -> str:
+    """The table of all files in front of the first section, whose titles are then the files' own."""
+
+    def titled(m: re.Match[str]) -> str:
+        return re.sub(r"(?<=-->\n)# .*", f"# {m[1].strip()}", m[0], count=1) if m[1].strip() else m[0]
+
+    body = SECTION.sub(titled, body)
+    first = SECTION.search(body)
+    at = first.start() if first else 0
+    begin, end = (mark.replace(" -->", f" {TABLE} -->") for mark in (BEGIN, END))
+    return f"{body[:at]}{begin}\n{table.strip()}\n{end}\n\n{body[at:]}"
 
 
 def _with_section(prose: str, c: Checkpoint, section: Callable[[bool], str]) -> str:
@@ -79,7 +117,11 @@ def _with_section(prose: str, c: Checkpoint, section: Callable[[bool], str]) -> 
 
 def _key(c: Checkpoint) -> str:
     """What tells the section of one GGUF from that of another in the same card; a folder is the only model of its repository."""
-    return re.sub(r"[^\w.]+", "-", stem_of(c.source.path)) if c.gguf else ""
+    return _key_of(stem_of(c.source.path)) if c.gguf else ""
+
+
+def _key_of(name: str) -> str:
+    return re.sub(r"[^\w.]+", "-", name)
 
 
 def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Manifest) -> dict[str, Any]:
@@ -99,7 +141,7 @@ def _metadata(old: Mapping[str, Any], c: Checkpoint, manifest: Manifest) -> dict
     return {**old, **known, "tags": list(dict.fromkeys(tags))}
 
 
-def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
+def _template(name: str) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
@@ -108,13 +150,17 @@ def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
     )  # fmt: skip
     environment.filters["gib"] = lambda n: f"{n / 2**30:.2f} GiB"
     environment.filters |= {"zip": zip, "figure": figure, "percent": percent, "code": code, "shell": shell}
+    return environment.get_template(name)
+
+
+def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
     rope, context = manifest.recipe.rope(), manifest.context
     original, long = rope.original_context, manifest.recipe.long_rope
     gguf = c.gguf is not None
     by = {name: switches(name, gguf, rope, context) for name, why in manifest.readers.items() if why == "exact" and context > original}
     switching = {name: how for name, how in by.items() if how}
     doubling = [original << k for k in range(40) if original << k < context]
-    text = environment.get_template("model_card.md.j2").render(
+    text = _template("model_card.md.j2").render(
         title=repo.rpartition("/")[2] if first or not c.gguf else stem_of(c.source.path), repo=repo, gguf=gguf,
         file=c.source.path.name, m=manifest, rope=rope, linked=HUB_ID.fullmatch(manifest.base.repo or ""),
         context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,

@@ -43,8 +43,10 @@ def push(
     without `unvalidated`: nobody can have validated what is only made now.
     """
     check_repo(repo)
+    if "," in options.outtype:
+        raise UsageError(f"--push of several types ({options.outtype}) goes with --validate", "or with one --outtype after the other")
     if not unvalidated:
-        hint = f"yarn-convert validate --twin {model}, then --allow-unvalidated; or convert, validate and upload one after the other"
+        hint = "--validate proves it first, on this machine; --allow-unvalidated leaves that out"
         raise UsageError("--push publishes what was never validated", hint)
     try:
         conversion = prepare(model, options, weights=False)
@@ -65,7 +67,7 @@ def push(
 def on_the_hub(conversion: Conversion) -> bool:
     """Whether the output's weights can be made from the base's files in its repository, one after the other."""
     c = conversion.checkpoint
-    return c.source.repo is not None and c.source.headers is not None and conversion.plan.is_folder
+    return c.source.repo is not None and c.source.headers is not None and c.gguf is None and conversion.plan.is_folder
 
 
 def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:

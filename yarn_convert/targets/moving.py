@@ -100,6 +100,9 @@ class WriteTensors:
 
 
 Job = CopyFile | WriteBytes | WriteTensors
+Rank = tuple[
+    int, str, float
+]  # of a task among those of several jobs: minus the tensor's elements, its name, the part of it that lies before
 
 
 def bytes_of(job: WriteTensors) -> bytes:
@@ -129,7 +132,7 @@ class Mover:
     def run(self, jobs: list[Job]) -> None:
         with ThreadPoolExecutor(max_workers=_workers(jobs)) as pool:
             try:
-                tasks = [pool.submit(task) for job in jobs for task in self._units(job)]
+                tasks = [pool.submit(task) for task in self._in_order(jobs)]
                 for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
                     task.result()
             except BaseException:
@@ -144,21 +147,29 @@ class Mover:
                 with open_regular(job.source) as src, open(self.folder / job.name, "r+b") as f:
                     f.write(src.read(MAGIC))
 
-    def _units(self, job: Job) -> Iterator[Callable[[], None]]:
+    def _in_order(self, jobs: list[Job]) -> Iterator[Callable[[], None]]:
+        """The tasks of all jobs, of each the largest first; of several weight files those together that read the same bytes."""
+        if sum(isinstance(job, WriteTensors) for job in jobs) < 2:
+            yield from (task for job in jobs for _, task in self._units(job))
+            return
+        found = [unit for job in jobs for unit in self._units(job)]
+        yield from (task for _, task in sorted(found, key=lambda unit: unit[0]))
+
+    def _units(self, job: Job) -> Iterator[tuple[Rank, Callable[[], None]]]:
         """The tasks of a job that are still to do, each written down when it is done."""
-        for at, size, task in self._tasks(job):
+        for rank, at, size, task in self._tasks(job):
             if self.journal and self.journal.done.get((job.name, at)) == size:
                 self.progress(size)
             else:
-                yield lambda at=at, size=size, task=task: self._unit(job.name, at, size, task)  # type: ignore[misc]
+                yield rank, lambda at=at, size=size, task=task: self._unit(job.name, at, size, task)  # type: ignore[misc]
 
     def _unit(self, name: str, at: int, size: int, task: Callable[[], None]) -> None:
         task()
         if self.journal:
             self.journal.finished(name, at, size)
 
-    def _tasks(self, job: Job) -> Iterator[tuple[int, int, Callable[[], None]]]:
-        """(where in the file, bytes, what to do) for each piece of a job; its file is made first, and small ones are written."""
+    def _tasks(self, job: Job) -> Iterator[tuple[Rank, int, int, Callable[[], None]]]:
+        """(rank, where in the file, bytes, what to do) for each piece of a job; its file is made first, and small ones are written."""
         path = self.folder / job.name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(job, WriteBytes):
@@ -176,7 +187,7 @@ class Mover:
             for piece, offset in sorted(job.pieces, key=lambda p: -p[0].target.nbytes):
                 for start, size, unit in units(piece):
                     task = lambda unit=unit, at=offset + start: self._piece(path, unit, at)  # noqa: E731
-                    yield offset + start, size, task
+                    yield (-piece.target.elements, piece.target.name, start / piece.target.nbytes), offset + start, size, task
 
     def _begun(self, job: Job, path: Path) -> bool:
         """Whether an earlier run has made the file and some of it. Anything else that it left there is deleted."""
@@ -185,7 +196,7 @@ class Mover:
         path.unlink(missing_ok=True)
         return False
 
-    def _copy_tasks(self, job: CopyFile, path: Path) -> Iterator[tuple[int, int, Callable[[], None]]]:
+    def _copy_tasks(self, job: CopyFile, path: Path) -> Iterator[tuple[Rank, int, int, Callable[[], None]]]:
         source, begun = job.source.resolve(), self._begun(job, path)
         if begun:
             pass
@@ -203,7 +214,7 @@ class Mover:
         for at in range(0, total, KERNEL_PIECE):
             size, start = min(KERNEL_PIECE, total - at), max(at, MAGIC)
             task = lambda start=start, left=at + size - start: self._range(source, start, path, start, left)  # noqa: E731
-            yield at, size, task
+            yield (0, job.name, at / total), at, size, task
 
     def _piece(self, path: Path, piece: Piece, offset: int) -> None:
         if piece.is_copy and all(t.path is not None for t in piece.sources):

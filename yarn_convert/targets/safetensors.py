@@ -99,7 +99,7 @@ def _weights(c: Checkpoint, outtype: str) -> tuple[list[Job], bool]:
         jobs: list[Job] = [CopyFile(f.name, f) for f in c.weight_files]
         if exists(c.source.path, INDEXES[0]):
             jobs.append(CopyFile(INDEXES[0], regular(c.source.path, INDEXES[0])))
-        elif c.weight_files[0].name != SINGLES[0]:
+        elif c.weight_files and c.weight_files[0].name != SINGLES[0]:  # none where the headers alone are here
             jobs.append(_index({name: t.path.name for name, t in c.tensors.items() if t.path}, sum(t.nbytes for t in c.tensors.values())))
         return jobs, True
     pieces = hf_pieces(c, outtype)
