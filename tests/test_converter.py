@@ -255,12 +255,14 @@ def test_layers_that_turn_otherwise_than_the_gguf_says_are_refused(
 ) -> None:
     """llama.cpp has one base for all layers of these, and its converter does not look for those that have none."""
     base = saved(tmp_path / "base", kind, **more)
-    with pytest.raises(Unsupported, match="rope_theta of .* as it is meant is not known"):
+    with pytest.raises(Unsupported, match=r"rope_theta of .* as it is meant is not known"):
         convert(str(base), Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf", outtype="f32", converter=script)
     assert not list(tmp_path.glob("*.gguf"))
 
 
-PICTURES = {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4, "image_size": 16}
+PICTURES = {
+    "hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4, "image_size": 16
+}  # fmt: skip
 GLM = rope(1e4, partial_rotary_factor=0.5, mrope_section=[2, 1, 1]), PICTURES
 SEEING = {
     "glm4v": GLM,

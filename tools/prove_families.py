@@ -59,7 +59,8 @@ def rows(found: dict[str, dict[str, list[bool]]]) -> list[str]:
         cells = ["by all other tests", *[""] * (len(COLUMNS) - 1)] if f.model_type in MADE_IN_CONFTEST else cells
         lines.append(f"| `{f.model_type}` | `{f.gguf_arch}` | {' | '.join(cells)} |")
     lines += ["", f"| model type without a row | {CONVERTER} |", "| --- | --- |"]
-    others = {name: tests[CONVERTER] for name, tests in found.items() if CONVERTER in tests and name not in {f.model_type for f in FAMILIES}}
+    known = {f.model_type for f in FAMILIES}
+    others = {name: tests[CONVERTER] for name, tests in found.items() if CONVERTER in tests and name not in known}
     return lines + [f"| `{name}` | {sum(passed)} of {len(passed)} |" for name, passed in sorted(others.items())]
 
 
