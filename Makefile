@@ -12,7 +12,7 @@ PIP := SKBUILD_CMAKE_DEFINE='$(COMPILED)' $(BIN)/pip install --quiet --disable-p
 DEMO := demo-out/smollm2-135m-yarn-32k
 PROOF := --base smollm2-135m --tokens 8320 --force
 
-.PHONY: demo test test-fast test-runtimes families space test-space check bench clean
+.PHONY: demo test test-fast test-runtimes families space test-space check bench docs clean
 
 demo: $(VENV)/runtimes.stamp
 	$(BIN)/yarn-convert smollm2-135m --scale 4 --out gguf -o $(DEMO).gguf --force
@@ -70,8 +70,13 @@ bench: $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
 	$(BIN)/python benchmarks/validation.py
 	$(BIN)/python benchmarks/evaluation.py
 
+# The site of docs/ in site/: a link that leads nowhere is an error. It asks the network for nothing.
+docs: $(VENV)/dev.stamp
+	$(PIP) -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(SPACE) demo-out build dist
+	rm -rf $(VENV) $(SPACE) demo-out build dist site
 
 # torch comes first and by itself: a plain `torch` would bring gigabytes of CUDA.
 $(VENV)/runtimes.stamp: pyproject.toml constraints.txt

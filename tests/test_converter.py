@@ -14,10 +14,10 @@ import forks
 import gguf
 import numpy as np
 import pytest
-from conftest import CONTEXT, VOCAB, tokenizer_files
+from conftest import CONTEXT, VOCAB, bytes_to_unicode, tokenizer_files
 from family_models import make
 from safetensors.numpy import load_file, save_file
-from test_nested import MODELS, TEXT
+from test_nested import MODELS, TEXT, logits, nmse, rope
 
 from yarn_convert import Recipe, convert, families, runtimes, tokenizers, validate
 from yarn_convert.conversion import converter as by
@@ -36,7 +36,17 @@ KINDS: dict[str, dict[str, Any]] = {  # the last has no row, apertus as if it ha
     "arcee": HEADS, "seed_oss": HEADS, "jais2": {}, "hy_v3": HEADS | EXPERTS, "granitemoeshared": EXPERTS, "apertus": {},
     "hrm_text": HEADS | {"prefix_lm": False, "num_key_value_heads": 4},
 }  # fmt: skip
-UNREAD: dict[str, dict[str, Any]] = {"iquestcoder": HEADS, "cohere2_moe": HEADS | EXPERTS, "granite_swa": {}, "granitemoe_swa": EXPERTS}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+WINDOWED = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 16}
+UNREAD: dict[str, dict[str, Any]] = {
+    "iquestcoder": HEADS, "cohere2_moe": HEADS | EXPERTS, "granite_swa": {}, "granitemoe_swa": EXPERTS,
+    "mellum": HEADS | EXPERTS | WINDOWED | {"rope_parameters": dict.fromkeys(WINDOWED["layer_types"], PLAIN)}, "laguna": HEADS | EXPERTS | WINDOWED | {"shared_expert_intermediate_size": 32},
+    "dbrx": {
+        "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT, "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+}  # fmt: skip
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
 H, SENTENCEPIECE = r"^model\.layers", {
     "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default", "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": False,
     "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a", "b", "c"],
@@ -117,7 +127,7 @@ def script(converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved(folder: Path, kind: str, **more: Any) -> Path:
-    common = {k: v for k, v in TEXT.items() if k not in ("head_dim", "rms_norm_eps")}
+    common = {k: v for k, v in TEXT.items() if k not in ("head_dim", "rms_norm_eps") and (kind != "dbrx" or k not in SHAPE)}
     config = transformers.AutoConfig.for_model(kind, **{**common, **(KINDS | UNREAD).get(kind, HEADS), **more})
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -210,18 +220,81 @@ def test_a_model_type_that_is_not_read_here_is_what_the_converter_took_it_for(
     arch = fields["general.architecture"]
     assert (fields[f"{arch}.rope.scaling.type"], fields[f"{arch}.rope.scaling.original_context_length"]) == ("yarn", CONTEXT)
     kin, ids = tmp_path / ("kin" if kind in KIN else "base"), np.random.default_rng(0).integers(3, VOCAB, 3 * CONTEXT)
-    scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
-    config = json.loads((kin / "config.json").read_text())
-    (kin / "config.json").write_text(json.dumps(config | {"rope_parameters": config["rope_parameters"] | scaled}))
-    with torch.no_grad():
-        meant = transformers.AutoModelForCausalLM.from_pretrained(kin).eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
+    plain, meant = (computed(kin, ids, scaled) for scaled in ({}, YARN))
     found = runtimes.run("llama.cpp", out, ids, [(0, len(ids))]).logits
     within = 1e-6 if kind == "codeshell" else 1e-9  # ggml's gelu is a table of float16
-    assert ((found - meant) ** 2).sum() / ((meant - meant.mean()) ** 2).sum() < within
+    assert nmse(found, meant) < within and nmse(found, plain) > 1e-5
     if kind in KIN:
         return
     with pytest.raises(Unsupported, match="takes its yarn scaling as it is meant is not known"):
         convert(str(base), Recipe(scale=4), out="gguf", output=tmp_path / "b.gguf", outtype="f32", converter=script)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
+
+
+def computed(folder: Path, ids: np.ndarray, scaled: dict[str, Any]) -> np.ndarray:
+    """What transformers computes from a folder whose config.json is given a scaling: of several RoPE objects, that of full attention."""
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.get("text_config", config)["rope_parameters"]
+    rope.get("full_attention", rope).update(scaled)
+    (folder / "config.json").write_text(json.dumps(config))
+    return logits(folder, ids)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("mellum", {"rope_parameters": {"full_attention": PLAIN | {"rope_theta": 5e5}, "sliding_attention": PLAIN}}),
+        ("granite_swa", {"layer_rope_theta": [1e4, 0]}),
+        ("granitemoe_swa", {"layer_rope_theta": [1e4, 5e5]}),
+    ],
+)
+def test_layers_that_turn_otherwise_than_the_gguf_says_are_refused(
+    kind: str, more: dict[str, Any], script: Path, tmp_path: Path, forked: None
+) -> None:
+    """llama.cpp has one base for all layers of these, and its converter does not look for those that have none."""
+    base = saved(tmp_path / "base", kind, **more)
+    with pytest.raises(Unsupported, match=r"rope_theta of .* as it is meant is not known"):
+        convert(str(base), Recipe(scale=4), out="gguf", output=tmp_path / "out.gguf", outtype="f32", converter=script)
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+PICTURES = {
+    "hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4, "image_size": 16
+}  # fmt: skip
+GLM = rope(1e4, partial_rotary_factor=0.5, mrope_section=[2, 1, 1]), PICTURES
+SEEING = {
+    "glm4v": GLM,
+    "glm4v_moe": (GLM[0] | EXPERTS | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}, PICTURES),
+    "paddleocr_vl": MODELS["paddleocr_vl"],
+}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_language_model_without_a_row_within_another_goes_through_it(name: str, script: Path, tmp_path: Path, forked: None) -> None:
+    """Its type is known, but that of GLM-4V, which llama.cpp computes as transformers does whose config.json is given the recipe."""
+    text, sees = SEEING[name]
+    config = transformers.AutoConfig.for_model(name, text_config={**TEXT, **text}, vision_config=dict(sees))
+    torch.manual_seed(0)
+    base, out = tmp_path / "base", tmp_path / "out.gguf"
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(base)
+    turns = ["<|user|>", "<|observation|>", "[gMASK]", "<sop>", "<eop>", "Ġt", *bytes_to_unicode()]
+    named = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": ["<|endoftext|>", *turns],
+        "tokenizer.ggml.token_type": [3] * 6 + [1] * 257, "tokenizer.ggml.merges": ["Ġ t"], "tokenizer.ggml.eos_token_id": 0,
+    }  # fmt: skip
+    for file, content in tokenizers.to_hf(SENTENCEPIECE if name == "paddleocr_vl" else named).items():
+        (base / file).write_bytes(content)
+    assert convert(str(base), Recipe(scale=4), out="gguf", output=out, outtype="f32", converter=script).manifest.context == 4 * CONTEXT
+    if name != "glm4v":
+        result = validate(str(out), base=str(base), runtimes=("llama.cpp",)).to_dict()
+        assert [r["verdict"] for s in result["studies"] for r in s["runtimes"]] == ["passed"], result["reasons"]
+        assert all(w["told_apart"] for w in result["studies"][0]["wrong_recipes"])
+    ids = np.random.default_rng(0).integers(8, 250, 3 * CONTEXT)
+    plain, meant = (computed(base, ids, scaled) for scaled in ({}, YARN))
+    found = runtimes.run("llama.cpp", out, ids, [(0, len(ids))]).logits
+    assert nmse(found, meant) < 1e-9 and nmse(found, plain) > 1e-5
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -163,6 +164,18 @@ def test_every_runtime_has_a_lock_of_what_the_table_asks_for() -> None:
         assert not any(line.startswith((*entry.remove, "torch==")) for line in text.splitlines())
         blocks = [b for b in text.split("\n") if "==" in b]
         assert text.count("--hash=sha256:") >= len(blocks) and "://" not in text
+
+
+@pytest.mark.parametrize("python", ["3.11.7", "3.12.0", "3.14.1"])
+def test_a_lock_has_each_of_its_packages_once_for_every_python(python: str) -> None:
+    """A package whose newest version a Python does not take has an older one for that."""
+    markers = pytest.importorskip("packaging.markers")
+    for name in RUNTIMES:
+        lines = re.findall(r"^([\w.-]+)\S*==\S+(?: ; (.*?))? *\\?$", (environments.LOCKS / f"{name}.txt").read_text("utf-8"), re.MULTILINE)
+        elsewhere = {package for package, marker in lines if "emscripten" in marker or "win32" in marker or "darwin" in marker}
+        given = {"python_full_version": python, "sys_platform": "linux", "platform_machine": "x86_64"}
+        taken = [package for package, marker in lines if not marker or markers.Marker(marker).evaluate(given)]
+        assert sorted(taken) == sorted(set(taken)) and {package for package, _ in lines} - set(taken) <= elsewhere, name
 
 
 def test_what_cannot_be_imported_is_not_ready(rows: dict[str, Runtime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,9 @@ def lock(row: Runtime, options: list[str]) -> str:
         done = subprocess.run(command, input="\n".join(row.install), cwd=work, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{row.name}: {done.stderr}")
-    blocks = {block.split("==")[0].split("[")[0]: block for block in re.findall(r"^[\w.].*\n(?: .*\n)*", done.stdout, re.MULTILINE)}
-    return HEAD + "".join(block for name, block in blocks.items() if not OF_TORCH.match(name) and name not in row.remove)
+    blocks = re.findall(r"^[\w.].*\n(?: .*\n)*", done.stdout, re.MULTILINE)  # of a package two, where an older Python takes an older one
+    named = [(block.split("==")[0].split("[")[0], block) for block in blocks]
+    return HEAD + "".join(block for name, block in named if not OF_TORCH.match(name) and name not in row.remove)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from yarn_convert.families import FAMILIES  # noqa: E402
 
-MODULES = ("test_families", "test_nested", "test_mla", "test_gpt_oss")
+MODULES = ("test_families", "test_nested", "test_mla", "test_gpt_oss", "test_converter")
 PROOFS = {  # how the name of a test begins -> what it proves
     "test_tensors_and_keys_equal": "as llama.cpp's converter",
     "test_a_gguf_holds_the_language_model": "as llama.cpp's converter",
@@ -33,6 +33,8 @@ PROOFS = {  # how the name of a test begins -> what it proves
     "test_what_llama_cpp_would_not_compute": "refusals",
 }
 COLUMNS = tuple(dict.fromkeys(PROOFS.values()))
+CONVERTER = "by llama.cpp's converter, in llama.cpp"  # of model types without a row
+PROOFS |= dict.fromkeys(("test_a_model_type_that_is_not_read_here", "test_a_language_model_without_a_row"), CONVERTER)
 MADE_IN_CONFTEST = ("llama", "mistral")  # of which all other tests are made
 
 
@@ -56,7 +58,10 @@ def rows(found: dict[str, dict[str, list[bool]]]) -> list[str]:
         cells = [f"{sum(mine[c])} of {len(mine[c])}" if c in mine else "" for c in COLUMNS]
         cells = ["by all other tests", *[""] * (len(COLUMNS) - 1)] if f.model_type in MADE_IN_CONFTEST else cells
         lines.append(f"| `{f.model_type}` | `{f.gguf_arch}` | {' | '.join(cells)} |")
-    return lines
+    lines += ["", f"| model type without a row | {CONVERTER} |", "| --- | --- |"]
+    known = {f.model_type for f in FAMILIES}
+    others = {name: tests[CONVERTER] for name, tests in found.items() if CONVERTER in tests and name not in known}
+    return lines + [f"| `{name}` | {sum(passed)} of {len(passed)} |" for name, passed in sorted(others.items())]
 
 
 def main() -> None:

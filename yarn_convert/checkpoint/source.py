@@ -340,8 +340,8 @@ def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int) 
         return answer
 
     answer = patient(answered)
-    data: bytes = answer.content if answer.status_code == 206 else answer.content[start:stop]
-    if len(data) != stop - start:
+    data: bytes = answer.content
+    if answer.status_code != 206 or len(data) != stop - start:
         raise InputError(f"could not get {name} of {repo}: {len(data):,} bytes came instead of {stop - start:,}", "try again")
     return data
 

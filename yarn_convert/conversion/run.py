@@ -275,15 +275,20 @@ def _check_made(c: Checkpoint, made: Checkpoint) -> None:
 
 
 def _check_unread(folder: Path, made: Checkpoint) -> None:
-    """Raise Unsupported for a config.json of an unknown model type that says a scaling, or a θ that is not in the GGUF: whether the
-    converter took it as it is meant is not known."""
+    """Raise Unsupported for a config.json of an unknown model type that says a scaling, or a θ of some layers that is not in the GGUF:
+    whether the converter took it as it is meant is not known."""
     config = language_model(config_of_folder(folder))
     objects = [x for k in ROPE_OBJECTS if isinstance(x := config.get(k), dict)]
-    objects += [x for given in objects for x in given.values() if isinstance(x, dict)]
+    there = config.get("layer_types")
+    objects += [x for given in objects for kind, x in given.items() if isinstance(x, dict) and (not there or kind in there)]
     kinds = {rope_type(x) for x in objects} - {None, "default", "mrope"}
     thetas = {float32(x["rope_theta"]) for x in (config, *objects) if x.get("rope_theta") is not None}
-    if kinds or (thetas and float32(made.rope.theta) not in thetas):
-        what = f"its {kinds.pop()} scaling" if kinds else f"its rope_theta of {thetas.pop():g}"
+    by_layer = config.get("layer_rope_theta")  # of Granite with windows: 0 where a layer has no RoPE
+    thetas |= {float32(x) for x in by_layer} if isinstance(by_layer, list) else set()
+    arch = made.family.gguf  # the base of its windows, where its code reads one
+    swa = made.config.get(f"{arch.name}.rope.freq_base_swa") if arch.other_layers not in ("", "plain") else None
+    if kinds or (others := thetas - {float32(made.rope.theta), float32(swa or made.rope.theta)}):
+        what = f"its {kinds.pop()} scaling" if kinds else f"its rope_theta of {others.pop():g}"
         raise Unsupported(f"whether llama.cpp's converter takes {what} as it is meant is not known", "start from a model without it")
 
 
