@@ -17,7 +17,7 @@ import pytest
 import typer
 from conftest import CONTEXT, MakeModel
 
-from yarn_convert import Recipe, YarnConvertError, convert, evaluate, options, validate
+from yarn_convert import Recipe, YarnConvertError, convert, evaluate, validate
 from yarn_convert import inspect as inspect_model
 from yarn_convert.asking import Help, check_choices, hints, split
 from yarn_convert.checkpoint import open_checkpoint
@@ -28,7 +28,9 @@ from yarn_convert.cli.commands import Option, options_of, value_of
 from yarn_convert.conversion.extension import extend
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import UsageError
-from yarn_convert.options import ConvertOptions, RepairOptions
+from yarn_convert.options import ConvertOptions, RepairOptions, measures, training
+from yarn_convert.options import commands as asked
+from yarn_convert.options import recipe as asked_recipe
 
 ROOT = Path(__file__).parents[1]
 TINY = [sys.executable, "-m", "yarn_convert"]
@@ -44,6 +46,7 @@ def leaves(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]
         yield " ".join((*words, name)), found
 
 
+OPTIONS = (asked_recipe, asked, measures, training)
 COMMANDS = {"": typer.main.get_command(cli.app), **dict(leaves(typer.main.get_command(cli.app)))}
 
 
@@ -83,7 +86,7 @@ def all_fields() -> Iterator[tuple[type, str, Help]]:
     from yarn_convert.cli import evaluate as cli_evaluate
     from yarn_convert.cli import finetune as cli_finetune
 
-    for module in (options, commands, cli, cli_evaluate, cli_finetune):
+    for module in (*OPTIONS, commands, cli, cli_evaluate, cli_finetune):
         for kind in dataclasses_of(module):
             for f in fields(kind):
                 if f.name in hints(kind):
@@ -112,7 +115,7 @@ def test_no_command_has_a_default_that_its_field_has_not(words: str) -> None:
             assert value_of(o, values[o.name]) in (MISSING, o.default), o.name
 
 
-@pytest.mark.parametrize("kind", [k for k in dataclasses_of(options) if k.__name__ not in ("After", "Help", "Only")])
+@pytest.mark.parametrize("kind", [kind for module in OPTIONS for kind in dataclasses_of(module)])
 def test_a_positional_call_is_impossible(kind: type) -> None:
     """But for the one that says what is asked for: a recipe, or what all measures have in common, or a repository."""
     first, *others = [f for f in fields(kind) if not f.kw_only] or [None]

@@ -1,0 +1,75 @@
+"""What can be asked for, as data: each option stands once, at its field, with its type, its default and what it means.
+
+The command line is made of these fields (`cli.commands`), and the library takes them by keyword (`asking.taking`). A part that several
+commands have is a dataclass that theirs hold: `Recipe` is what convert, validate, repair and evaluate have in common. None means "as the
+base has it", or the method's own default. Pure, and imported without anything heavy.
+"""
+
+from .commands import (
+    ConvertOptions,
+    Device,
+    Dtype,
+    Force,
+    InspectOptions,
+    Like,
+    LlamaLib,
+    OverridesOptions,
+    RepairOptions,
+    Revision,
+    UploadOptions,
+    ValidateOptions,
+)
+from .measures import (
+    AdviseOptions,
+    EvaluateOptions,
+    Lengths,
+    LongpplOptions,
+    NeedleOptions,
+    PasskeyOptions,
+    PerplexityOptions,
+    SearchPart,
+    TemperatureOptions,
+    Texts,
+)
+from .reading import NAMED, TOKENS, methods, number_list, part_list, place, seconds, token_list, tokens
+from .recipe import Ramp, Recipe
+from .training import FinetuneOptions, Preset, Trainer
+
+__all__ = [
+    "NAMED",
+    "TOKENS",
+    "AdviseOptions",
+    "ConvertOptions",
+    "Device",
+    "Dtype",
+    "EvaluateOptions",
+    "FinetuneOptions",
+    "Force",
+    "InspectOptions",
+    "Lengths",
+    "Like",
+    "LlamaLib",
+    "LongpplOptions",
+    "NeedleOptions",
+    "OverridesOptions",
+    "PasskeyOptions",
+    "PerplexityOptions",
+    "Preset",
+    "Ramp",
+    "Recipe",
+    "RepairOptions",
+    "Revision",
+    "SearchPart",
+    "TemperatureOptions",
+    "Texts",
+    "Trainer",
+    "UploadOptions",
+    "ValidateOptions",
+    "methods",
+    "number_list",
+    "part_list",
+    "place",
+    "seconds",
+    "token_list",
+    "tokens",
+]
