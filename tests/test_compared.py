@@ -11,7 +11,7 @@ from conftest import CONTEXT, MakeModel
 
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import convert
 from yarn_convert.conversion.recipes import as_text
 from yarn_convert.evaluation import ResultJournal, measure_advice, measure_perplexity

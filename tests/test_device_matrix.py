@@ -93,7 +93,7 @@ def test_a_file_that_means_something_else_fails_everywhere(make_model: MakeModel
     monkeypatch.setattr(matrix, "TYPES", ("f32", "f16"))
     out = extended(make_model(), tmp_path / "out.gguf", method="linear")
     found = device_matrix(str(out), ValidateOptions(twin_tokens=TOKENS, recipe=Recipe(scale=4, method="yarn", original_context=64)))
-    assert {c.verdict for c in found.cells} == {"failed"} and len(found.cells) >= 8
+    assert {c.verdict for c in found.cells} == {"failed"} and len(found.cells) >= 6
 
 
 def test_what_no_cell_of_a_device_sees_is_a_doubt() -> None:

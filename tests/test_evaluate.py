@@ -827,7 +827,7 @@ def test_what_a_data_set_has_not_is_one_line_and_a_hint(
         cli.main(["evaluate", "perplexity", str(make_model()), "--windows", "32", "--dataset", wish, "--json"])
     out, err = capfd.readouterr()
     lines = err.splitlines()
-    assert stopped.value.code == 1 and not out and len(lines) == 2 and lines[1].startswith("hint: ")
+    assert stopped.value.code == 1 and set(json.loads(out)) == {"error", "hint"} and len(lines) == 2 and lines[1].startswith("hint: ")
     assert says in lines[0], lines
 
 

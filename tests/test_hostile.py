@@ -46,7 +46,7 @@ from hostile_models import (
 )  # fmt: skip
 
 from yarn_convert.checkpoint.manifest import manifest_path
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import prepare
 from yarn_convert.errors import OutputError, YarnConvertError
 from yarn_convert.formats.gguf_file import encode_header, open_gguf
@@ -633,7 +633,7 @@ def test_a_token_in_the_environment_is_never_shown(monkeypatch: pytest.MonkeyPat
 
 SLOW = """
 import os, sys, time
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.targets import moving
 copy, pause = moving.copy_range, float(sys.argv.pop(1))
 def slowly(*args):

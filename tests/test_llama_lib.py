@@ -17,7 +17,7 @@ from conftest import MakeModel
 from test_validate import extended
 
 from yarn_convert import runtimes
-from yarn_convert.cli.app import main as command
+from yarn_convert.cli import main as command
 from yarn_convert.errors import UsageError
 from yarn_convert.evaluation import EvaluateOptions, ResultJournal
 from yarn_convert.evaluation.subjects import Subject

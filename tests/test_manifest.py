@@ -11,7 +11,7 @@ import pytest
 from conftest import MakeModel
 
 from yarn_convert.checkpoint.manifest import Manifest, as_json, changed, manifest_path, read_manifest, recorded, rope_of
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError
 from yarn_convert.formats.json_text import REMOVE, pretty

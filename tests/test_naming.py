@@ -16,7 +16,7 @@ from yarn_convert import Recipe, convert
 from yarn_convert.checkpoint import source
 from yarn_convert.checkpoint.naming import Named, chosen, gguf_models, modelfile_from, named, plain_name, quantization_of
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.errors import InputError
 from yarn_convert.formats.gguf_file import open_gguf
 

@@ -11,7 +11,7 @@ from conftest import MakeModel
 
 from yarn_convert.checkpoint.naming import modelfile_from
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 
 
 def run(*words: str) -> int:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.compute.weights import check_weights
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.conversion.describe import describe

@@ -21,7 +21,7 @@ from yarn_convert import Recipe, convert, recipe
 from yarn_convert.asking import hints, split
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion.extension import EXTENDING, extend
 from yarn_convert.conversion.recipes import as_mapping, as_text, read_recipe
 from yarn_convert.errors import Inexpressible, InputError, Unsupported, UsageError

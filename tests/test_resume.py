@@ -168,7 +168,7 @@ def test_an_interruption_at_any_unit_can_be_gone_on_with(place: Path, kind: str,
 
 CHILD = """
 import os, sys, time
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.targets import moving, output, resume
 resume.RESUMABLE, resume.BATCH, moving.KERNEL_PIECE = 0, 1, 20_000
 pause, wait = float(sys.argv.pop(1)), int(sys.argv.pop(1))
@@ -227,7 +227,7 @@ def test_after_ctrl_c_the_folder_is_named_and_the_same_command_goes_on(place: Pa
     assert process.returncode == 130, err
     assert "delete .out.partial" in err and "Traceback" not in err
     command = [sys.executable, "-m", "yarn_convert", "tiny", "--scale", "4", "-o", "out"]
-    again = "from yarn_convert.targets import moving, resume; resume.RESUMABLE, moving.KERNEL_PIECE = 0, 20_000; from yarn_convert.cli import app as cli; cli.main()"
+    again = "from yarn_convert.targets import moving, resume; resume.RESUMABLE, moving.KERNEL_PIECE = 0, 20_000; from yarn_convert.cli import entry as cli; cli.main()"
     done = subprocess.run([command[0], "-c", again, *command[3:]], capture_output=True, text=True, check=True)
     assert "going on with .out.partial" in done.stderr
     start("folder, copied", "expected")

@@ -13,7 +13,7 @@ from conftest import MakeModel
 
 from yarn_convert import Recipe, convert
 from yarn_convert.checkpoint.manifest import manifest_path
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion.several import prepare_each, run_each
 from yarn_convert.errors import OutputError, UsageError
 from yarn_convert.formats import tensors

@@ -10,7 +10,7 @@ from hub_server import File, Hub
 from test_upload import base, hub, metadata, recorded  # noqa: F401 - fixtures
 
 from yarn_convert import Recipe, convert, validation
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.options import UploadOptions
 from yarn_convert.publishing import plan_upload, run_upload
 

@@ -13,7 +13,7 @@ from hostile_models import STR, field, gguf_model, hf_folder
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert.checkpoint.manifest import manifest_path
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import convert
 from yarn_convert.errors import YarnConvertError, printable
 from yarn_convert.options import Recipe

@@ -23,7 +23,7 @@ from yarn_convert import upload
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.manifest import manifest_path
 from yarn_convert.checkpoint.source import resolve
-from yarn_convert.cli import app as cli
+from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError, OutputError, UsageError
 from yarn_convert.formats import digests as digests_module
