@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
     "errors", "asking", "options.reading", "options.recipe", "options.commands", "options.measures", "options.training", "options", "formats.inputs", "formats.files", "formats.digests", "formats.yaml_text", "formats.decoding", "formats.pickles",
-    "formats.contents", "rope.methods", "rope.comparing", "rope.factors", "rope.recording", "rope", "families.layers", "families.model_types", "families.architectures",
+    "formats.contents", "rope.methods", "rope.comparing", "rope.factors", "rope.distances", "rope.recording", "rope", "families.layers", "families.model_types", "families.architectures",
     "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.qwen_vl", "families.qwen_linear",
     "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma", "families.gemma4", "families.gemma3n",
     "families.others", "families.mla", "families.minicpm", "families.gpt_oss", "families.experts", "families.mixtures", "families.llama4",
@@ -24,7 +24,7 @@ ORDER = [
     "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf",
     "targets.safetensors", "targets.in_place", "conversion.tempering", "conversion.extension", "conversion.overriding", "conversion.intention", "conversion.lists", "conversion.recipes", "conversion.converter", "conversion.recording", "conversion.outputs", "conversion.run", "conversion.several", "conversion.describe",
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.library", "runtimes.environments", "runtimes", "runtimes.kept",
-    "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.reasons", "compute.states", "compute.values", "compute.scorer", "compute.growing", "compute.anew", "compute.documents",
+    "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.reasons", "compute.states", "compute.values", "compute.scorer", "compute.growing", "compute.distances", "compute.anew", "compute.documents",
     "compute", "validation.extension", "validation.twin", "validation.cut", "validation.cuts", "validation.excerpt", "validation.judging", "validation.rounding",
     "validation.study", "validation.trace", "validation.real", "validation.verdict", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
     "validation.matrix", "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",

@@ -63,8 +63,16 @@ class Measured(Struct, frozen=True, kw_only=True):
     max_model_len: int | UnsetType = UNSET
 
 
+class Attention(Struct, frozen=True):
+    """At which distances tokens attend, as `rope.Distances` has it."""
+
+    window: int
+    first: int | None
+    grown: int | None
+
+
 class Row(Struct, frozen=True, kw_only=True):
-    """One recipe on one model; `context` is L', None for a dynamic one, `original_context` L."""
+    """One recipe on one model; `context` is L', None for a dynamic one, `original_context` L. `attention`: of a method that changes it."""
 
     model: str
     label: str
@@ -72,6 +80,7 @@ class Row(Struct, frozen=True, kw_only=True):
     recipe: RopeRecord
     context: int | None
     original_context: int
+    attention: Attention | UnsetType = UNSET
 
 
 class PerplexityPoint(Struct, frozen=True):

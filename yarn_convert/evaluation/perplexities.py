@@ -37,7 +37,7 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
     widths = tuple(sorted(set(wish.windows)))
     if wish.tokens is not None and wish.tokens < widths[-1]:
         raise UsageError(f"no window of {widths[-1]:,} tokens slides over {wish.tokens:,}", "more --tokens, or shorter --windows")
-    opened = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
+    opened = [(subject, lines_of(subject.c, s, attention=True)) for subject in (Subject(m, s, journal) for m in models)]
     subjects = [(subject, lines, subject.documents(max(wish.tokens or 0, *widths))) for subject, lines in opened]
     compared = [_same_tokens(subjects[0], other) for other in subjects]
     rows: list[dict[str, Any]] = []
