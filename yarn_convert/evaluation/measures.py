@@ -196,7 +196,7 @@ class Evaluator(Struct, frozen=True, kw_only=True):
 
 
 class TemperaturePoint(Struct, frozen=True):
-    """At one multiplier of cos and sin."""
+    """At one multiplier of cos and sin; `by_document_and_segment`: of each document its segments."""
 
     multiplier: float
     perplexity: float | None
@@ -204,6 +204,7 @@ class TemperaturePoint(Struct, frozen=True):
     document_error: float | None
     by_segment: tuple[float | None, ...]
     by_document: tuple[float | None, ...]
+    by_document_and_segment: tuple[tuple[float | None, ...], ...]
 
 
 class TemperatureRow(Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Perplexity by context window (YaRN, arXiv 2309.00071, Sections 4.3.1 and 3.3: Tables 1, 2, 4 and 6, Figures 1 and 5).
+"""Perplexity by context window (YaRN, arXiv 2309.00071, Sections 4.3.1 and 3.3: Tables 1, 2, 4 and 6, Figures 1, 5 and 6).
 
 perplexity = exp(Σ −ln p(token | the tokens before it in its window) / number of tokens counted), over all documents: every token has
 one weight. Which tokens a window counts is in `windows`. Without `tokens` each document is truncated at each window, which is then
