@@ -18,8 +18,8 @@ from yarn_convert.cli import entry as cli
 from yarn_convert.compute.record import made
 from yarn_convert.compute.scorer import Torch
 from yarn_convert.compute.tokens import tokenizer_of
-from yarn_convert.evaluation.measures import Passkey, Perplexity, Temperature
-from yarn_convert.evaluation.paper import SHOWN, lines, table_of
+from yarn_convert.evaluation.measures import Attention, Passkey, Perplexity, Temperature
+from yarn_convert.evaluation.paper import SHOWN, _method, lines, table_of
 from yarn_convert.evaluation.report import _plots
 from yarn_convert.rope import Rope
 
@@ -85,6 +85,8 @@ def test_tables_by_hand() -> None:
     assert cells == [[["3.50", "> 10^3"], ["> 10^1", "–"]], [["3.50", "> 10^3"], ["12.3", "–"]]]
     one = table_of(perplexities(("none", 4096, [3.504]), windows=(32768,)), SHOWN["table-4"])
     assert one == (["Model name", "Extension method", "Context window", "Perplexity"], [["m", "none", "4,096", "3.50"]])
+    near, found = {"window": 512, "first": None, "grown": None}, perplexities(("rerope", None, [3.5, 3.4]))
+    assert _method(msgspec.structs.replace(found.rows[0], attention=msgspec.convert(near, Attention))) == "rerope (w = 512)"
     points = [{"length": n, "trials": 10, "correct": k, "accuracy": k / 10, "by_depth": []} for n, k in ((1, 10), (2, 7), (4, 8), (8, 5))]
     lost = [p | {"accuracy": 0.1} for p in points]
     keys = result(Passkey, [row("m", 8192, points, trials=[]), row("n", 4096, lost, "none", trials=[])], measure="passkey", lengths=[1, 2, 4, 8], trials=10, depths=1)  # fmt: skip

@@ -178,6 +178,9 @@ def _two(x: float | None, bound: float) -> str:
 
 
 def _method(row: PerplexityRow | PasskeyRow) -> str:
+    """With its factor, or of a method of attention its window."""
+    if row.attention:
+        return f"{row.method} (w = {row.attention.window:,})"
     s = _factor(row)
     return row.method if s is None else f"{row.method} (s = {s:g})"
 
