@@ -34,6 +34,13 @@ class Outputs:
 
     report: Report = None
     plot: Annotated[Path | None, Help("Save the plot to this file: .svg, .png or .pdf.")] = None
+    shown: Annotated[
+        str | None,
+        Help(
+            "Lay the result out as a figure or table of the YaRN paper, as figure-4 or table-2 (docs/evaluation.md has all).",
+            names=("--as",),
+        ),
+    ] = None
     journal: Annotated[Path | None, Help("Where finished items are kept for the same command to go on. [default: beside the report]")] = (
         None
     )
@@ -55,14 +62,14 @@ class PerplexityCommand:
 
 @command(evaluate_app, "yarn-convert evaluate perplexity model.gguf --context 32k --method none,yarn,yarn+base --windows 4k,16k,32k")
 def perplexity(models: Models, asked: PerplexityCommand) -> None:
-    """Perplexity by context window. One line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1 and 5)."""
+    """Perplexity by context window. One line a method or model (the paper's Tables 1, 2, 4, 6; Figures 1, 5, 6)."""
     from ..evaluation import measure_perplexity, outputs_of, put_on_record
 
     asked.to.reading.obey()
     settings = asked.options.settings
     outputs = outputs_of(models, (*settings.methods, *settings.recipes)) if asked.record else []
     then = (lambda result: put_on_record(result.to_dict(), outputs)) if asked.record else None
-    _measure(lambda kept, say: measure_perplexity(models, asked.options, kept, say), asked.to, then)
+    _measure(lambda kept, say: measure_perplexity(models, asked.options, kept, say), asked.to, then, measure="perplexity")
 
 
 @command(evaluate_app, "yarn-convert evaluate passkey model.gguf --method none,yarn:4 --lengths 8k,16k")
@@ -71,7 +78,7 @@ def passkey(models: Models, options: PasskeyOptions, to: Outputs) -> None:
     from ..evaluation import measure_passkey
 
     to.reading.obey()
-    _measure(lambda kept, say: measure_passkey(models, options, kept, say), to)
+    _measure(lambda kept, say: measure_passkey(models, options, kept, say), to, measure="passkey")
 
 
 @command(evaluate_app, "yarn-convert evaluate needle model.gguf --method none,yarn:4 --lengths 8k,16k --needles 4")
@@ -98,7 +105,7 @@ def temperature(models: Models, options: TemperatureOptions, to: Outputs) -> Non
     from ..evaluation import measure_temperature
 
     to.reading.obey()
-    _measure(lambda kept, say: measure_temperature(models, options, kept, say), to)
+    _measure(lambda kept, say: measure_temperature(models, options, kept, say), to, measure="temperature")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,23 +139,25 @@ def _measure(
     to: Outputs,
     then: Callable[[Any], None] | None = None,
     recipe: Path | None = None,
+    measure: str = "",
 ) -> None:
     """Run a measure with its journal; print and write what it found. The journal goes when all is done, `then` included, which may
-    write `recipe`."""
+    write `recipe`. `measure`: one that figures or tables of the paper show."""
     from ..compute.pages import write_report
-    from ..evaluation import journal_of
+    from ..evaluation import journal_of, paper
     from ..evaluation.measures import typed
     from ..evaluation.report import check_places, html_report, save_plots
     from ..evaluation.text import lines
 
+    shown = paper.shown_of(to.shown, measure)
     check_places(to.report, to.plot, to.journal, to.force, recipe)
     with journal_of(to.report or to.plot or recipe, to.journal) as kept, steps(to.printing.silent) as say:
         result = typed(run(kept, say))
-    answer(result.to_dict(), to.printing.as_json, *lines(result))
+    answer(result.to_dict(), to.printing.as_json, *(paper.lines(result, shown) if shown else lines(result)))
     if to.report:
-        write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
+        write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]]), shown))
     if to.plot:
-        save_plots(result, to.plot, to.force)
+        save_plots(result, to.plot, to.force, shown)
     if then:
         then(result)
     kept.remove()

@@ -52,10 +52,14 @@ class Torch:
         self.prefix = decoder_name(self.reference.net)
 
     def losses(self, rope: Rope, ids: Ids, first: int, progress: FractionDone = lambda f: None) -> NDArray[np.float64]:
+        self.reference.ready(effect(rope, len(ids)), len(ids))
+        return self.run(ids, first, progress)
+
+    def run(self, ids: Ids, first: int, progress: FractionDone = lambda f: None) -> NDArray[np.float64]:
+        """The same, as the network is set up."""
         import torch
 
         reference, layers = self.reference, self.reference.layers
-        reference.ready(effect(rope, len(ids)), len(ids))
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / (len(layers) + 1))) for i, layer in enumerate(layers)]
         try:
             with torch.inference_mode(), enough_memory(len(ids)):

@@ -11,9 +11,26 @@ import numpy as np
 from ..asking import check_choices, spelled
 from ..checkpoint import Checkpoint
 from ..checkpoint.lengths import LINEAR
-from ..errors import Unsupported, UsageError, no_such
+from ..errors import Unsupported, UsageError, YarnConvertError, no_such
 from ..options import Recipe
-from ..rope import MAX_CONTEXT, METHODS, MSCALES, RTOL, STILL, Array, Rope, bake, effect, factors_of, recipe_of, row_of, table, undivided
+from ..rope import (
+    ATTENTION_METHODS,
+    MAX_CONTEXT,
+    METHODS,
+    MSCALES,
+    RTOL,
+    STILL,
+    Array,
+    Rope,
+    bake,
+    effect,
+    factors_of,
+    no_recipe,
+    recipe_of,
+    row_of,
+    table,
+    undivided,
+)
 from .tempering import beside_recipe, of_another
 
 EXTENDING = ("none", *(name for name, row in METHODS.items() if row.extends or row.needs))  # with none, the base's own stays
@@ -225,10 +242,15 @@ def _takers(option: str) -> str:
     return ", ".join(name for name, row in METHODS.items() if option in row.takes)
 
 
+def no_method(name: str, what: str = "--method") -> YarnConvertError:
+    """For a name that extends nothing; one of an attention is known, and is no recipe."""
+    return no_recipe(name) if name in ATTENTION_METHODS else no_such(what, name, EXTENDING)
+
+
 def _check(o: Recipe) -> None:
     check_choices(o)
     if o.method not in EXTENDING:
-        raise no_such("--method", o.method, EXTENDING)
+        raise no_method(o.method)
     row = METHODS[o.method]
     for name in given(o):
         if name not in (*row.takes, *RAMP):

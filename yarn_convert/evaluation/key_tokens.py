@@ -41,7 +41,7 @@ def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: Result
         raise UsageError(f"a window of {window:,} tokens has none beyond a short context of {k:,}", "a longer --window")
     if not (math.isfinite(wish.alpha) and math.isfinite(wish.beta)):
         raise UsageError("--alpha and --beta must be numbers", "--alpha 2 --beta=-2")
-    opened = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
+    opened = [(subject, lines_of(subject.c, s, attention=True)) for subject in (Subject(m, s, journal) for m in models)]
     evaluator = Subject(wish.evaluator or models[0], replace(s, methods=(), recipe=replace(s.recipe, scale=None, context=None)), journal)
     (own,) = lines_of(evaluator.c, evaluator.settings)
     texts = [d.ids[:window] for d in evaluator.documents(window)]
@@ -95,7 +95,7 @@ def _key_tokens(
         part = np.concatenate([lead, ids[a:b]])
         progress = meter.begin(b - a)
         with subject.timed(len(part)):
-            return subject.scorer.losses(line.rope, part, len(lead) + first - a, progress)
+            return subject.losses(line, part, len(lead) + first - a, progress)
 
     long, found = losses(0, len(ids), short[0]), list[int]()
     for a, b in passes:
@@ -116,7 +116,7 @@ def _losses(subject: Subject, line: Line, ids: Ids, keys: Sequence[int], meter: 
     if known is None:
         first = max(1, len(lead))
         with subject.timed(len(whole)):
-            losses = subject.scorer.losses(line.rope, whole, first, progress)
+            losses = subject.losses(line, whole, first, progress)
         parts = losses[np.asarray(keys, np.int64) + len(lead) - first], losses
         known = [[len(part), float(part.sum()), float(np.square(part).sum())] for part in parts]
         subject.journal.put(key, known)

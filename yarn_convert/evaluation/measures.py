@@ -63,8 +63,16 @@ class Measured(Struct, frozen=True, kw_only=True):
     max_model_len: int | UnsetType = UNSET
 
 
+class Attention(Struct, frozen=True):
+    """At which distances tokens attend, as `rope.Distances` has it."""
+
+    window: int
+    first: int | None
+    grown: int | None
+
+
 class Row(Struct, frozen=True, kw_only=True):
-    """One recipe on one model; `context` is L', None for a dynamic one, `original_context` L."""
+    """One recipe on one model; `context` is L', None for a dynamic one, `original_context` L. `attention`: of a method that changes it."""
 
     model: str
     label: str
@@ -72,6 +80,7 @@ class Row(Struct, frozen=True, kw_only=True):
     recipe: RopeRecord
     context: int | None
     original_context: int
+    attention: Attention | UnsetType = UNSET
 
 
 class PerplexityPoint(Struct, frozen=True):
@@ -187,7 +196,7 @@ class Evaluator(Struct, frozen=True, kw_only=True):
 
 
 class TemperaturePoint(Struct, frozen=True):
-    """At one multiplier of cos and sin."""
+    """At one multiplier of cos and sin; `by_document_and_segment`: of each document its segments."""
 
     multiplier: float
     perplexity: float | None
@@ -195,6 +204,7 @@ class TemperaturePoint(Struct, frozen=True):
     document_error: float | None
     by_segment: tuple[float | None, ...]
     by_document: tuple[float | None, ...]
+    by_document_and_segment: tuple[tuple[float | None, ...], ...]
 
 
 class TemperatureRow(Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Perplexity by context window (YaRN, arXiv 2309.00071, Sections 4.3.1 and 3.3: Tables 1, 2, 4 and 6, Figures 1 and 5).
+"""Perplexity by context window (YaRN, arXiv 2309.00071, Sections 4.3.1 and 3.3: Tables 1, 2, 4 and 6, Figures 1, 5 and 6).
 
 perplexity = exp(Σ −ln p(token | the tokens before it in its window) / number of tokens counted), over all documents: every token has
 one weight. Which tokens a window counts is in `windows`. Without `tokens` each document is truncated at each window, which is then
@@ -37,7 +37,7 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
     widths = tuple(sorted(set(wish.windows)))
     if wish.tokens is not None and wish.tokens < widths[-1]:
         raise UsageError(f"no window of {widths[-1]:,} tokens slides over {wish.tokens:,}", "more --tokens, or shorter --windows")
-    opened = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
+    opened = [(subject, lines_of(subject.c, s, attention=True)) for subject in (Subject(m, s, journal) for m in models)]
     subjects = [(subject, lines, subject.documents(max(wish.tokens or 0, *widths))) for subject, lines in opened]
     compared = [_same_tokens(subjects[0], other) for other in subjects]
     rows: list[dict[str, Any]] = []

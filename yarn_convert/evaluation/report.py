@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..compute.pages import BLUE, INK, STYLE, check_place, check_report, packages, page, svg, write_report
 from ..errors import UsageError
 from .measures import Advice, Found, LongPPL, Needle, Passkey, Perplexity, Search, Temperature
+from .paper import Panel, Shown, table_of
 from .text import advised_line, figure, judged_table, labels_of, longppl_table, needle_table, percent, split_line
 
 if TYPE_CHECKING:
@@ -59,11 +60,11 @@ def _numbered(plot: Path) -> list[Path]:
     )
 
 
-def save_plots(result: Found, path: Path, force: bool) -> None:
-    """The result's plot; several as NAME-1.svg, NAME-2.svg. OutputError for a place that is taken."""
+def save_plots(result: Found, path: Path, force: bool, shown: Shown | None = None) -> None:
+    """The result's plot, or that of a figure of the paper; several as NAME-1.svg, NAME-2.svg. OutputError for a place that is taken."""
     _, matplotlib = packages()
     with matplotlib.style.context(["default", STYLE]):
-        plots = _plots(result)
+        plots = _plots(result, shown)
         places = [path] if len(plots) == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(len(plots))]
         for place in places:
             check_report(place, force)
@@ -73,16 +74,17 @@ def save_plots(result: Found, path: Path, force: bool) -> None:
             write_report(place, data.getvalue())
 
 
-def html_report(result: Found, command: str) -> str:
-    """The page; `command` is the command line that made it. UsageError without the packages."""
+def html_report(result: Found, command: str, shown: Shown | None = None) -> str:
+    """The page; `command` is the command line that made it, `shown` a figure or table of the paper. UsageError without the packages."""
     _, matplotlib = packages()
     measure = result.measure
     with matplotlib.style.context(["default", STYLE]):
-        plots = [svg(figure, f"plot-{i}", f"{TITLES[measure]}, {label}") for i, (label, figure) in enumerate(_plots(result))]
-    head, body = _table(result)
+        plots = [svg(figure, f"plot-{i}", f"{TITLES[measure]}, {label}") for i, (label, figure) in enumerate(_plots(result, shown))]
+    head, body = table_of(result, shown) if shown else _table(result)
     return page(
         "evaluation.html.j2", r=result.to_dict(), title=TITLES[measure], command=command, plots=plots, head=head, body=body,
-        explanation=EXPLANATIONS[measure], advised=[advised_line(result), split_line(result)] if isinstance(result, Search) else [],
+        explanation=f"{shown.says}, laid out as in arXiv 2309.00071." if shown else EXPLANATIONS[measure],
+        advised=[advised_line(result), split_line(result)] if isinstance(result, Search) else [],
     )  # fmt: skip
 
 
@@ -294,6 +296,25 @@ def _search_plots(result: Search) -> list[tuple[str, Figure]]:
     return [("factor by pair", figure)]
 
 
+def _paper_plot(panel: Panel, shown: Shown) -> Figure:
+    """One plot of a figure of the paper: linear axes, lines without marks, cut above where the paper's is."""
+    figure, axes = _figure()
+    styles = ("-",) * len(COLOURS) + ("--",) * len(COLOURS)
+    for curve, colour, style in zip(panel.curves, cycle(COLOURS), cycle(styles), strict=False):
+        y, spread = _finite(curve.y), np.asarray(curve.spread)
+        axes.plot(curve.x, y, color=colour, linestyle=style, label=curve.label)
+        if curve.spread:
+            axes.fill_between(curve.x, y - spread, y + spread, color=colour, alpha=0.3, linewidth=0)
+    known = [v for curve in panel.curves for v in curve.y if v is not None]
+    if shown.cut and known and max(known) > shown.cut * min(known):
+        axes.set_ylim(0.98 * min(known), shown.cut * min(known))
+    axes.set_xlabel(shown.x)
+    axes.set_ylabel(shown.y)
+    axes.set_title(panel.title)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9)
+    return figure
+
+
 LINEAR = 10  # per cent of excess up to which the axis of an advice is linear
 
 
@@ -317,7 +338,9 @@ def _table(result: Found) -> tuple[list[str], list[list[str]]]:
     return _temperature_table(result) if isinstance(result, Temperature) else _advise_table(result)
 
 
-def _plots(result: Found) -> list[tuple[str, Figure]]:
+def _plots(result: Found, shown: Shown | None = None) -> list[tuple[str, Figure]]:
+    if shown and shown.panels:
+        return [(panel.title or shown.says, _paper_plot(panel, shown)) for panel in shown.panels(result)]
     if isinstance(result, Perplexity):
         return _perplexity_plots(result)
     if isinstance(result, Passkey):

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..asking import check_choices, spelled
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import resolve
+from ..compute.distances import check_plain, losses_at
 from ..compute.documents import TokenizedText, bos, documents
 from ..compute.identity import identity, key_of
 from ..compute.record import DTYPES, SayStage
-from ..compute.scorer import RuntimeScorer, Scorer, Torch
-from ..conversion.extension import EXTENDING, counted_from, extend, given, unbaked
+from ..compute.scorer import Ids, RuntimeScorer, Scorer, Torch
+from ..conversion.extension import EXTENDING, counted_from, extend, given, no_method, unbaked
 from ..conversion.recipes import read_recipe
-from ..errors import UsageError, need, no_such
+from ..errors import UsageError, need
 from ..options import EvaluateOptions, Recipe
-from ..rope import METHODS, Rope, recipe_of
+from ..options.reading import tokens as tokens_of
+from ..rope import ATTENTION_METHODS, METHODS, Distances, Rope, distances_of, recipe_of
 from ..runtimes import probe
 from ..runtimes.library import folder_of, stamp, using
 from .journal import ResultJournal
@@ -31,13 +34,15 @@ from .windows import Losses, Pass, Span
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a plot: a recipe and what it is called. A dynamic recipe stays dynamic. `original`: L where what is asked for says it."""
+    """One line of a plot: a recipe and what it is called. A dynamic recipe stays dynamic. `original`: L where what is asked for says it.
+    `attention`: at which distances its tokens attend, where that is not as the model does."""
 
     label: str
     method: str
     rope: Rope
     context: int | None = None
     original: int | None = None
+    attention: Distances | None = None
 
     @property
     def static(self) -> bool:
@@ -45,16 +50,17 @@ class Line:
         return self.rope.static
 
     def as_json(self) -> dict[str, Any]:
-        return {"label": self.label, "method": self.method, "recipe": recipe_of(self.rope), "context": self.context}
+        found = {"label": self.label, "method": self.method, "recipe": recipe_of(self.rope), "context": self.context}
+        return found | ({"attention": self.attention.as_json()} if self.attention else {})
 
 
-def lines_of(c: Checkpoint, s: EvaluateOptions) -> list[Line]:
+def lines_of(c: Checkpoint, s: EvaluateOptions, attention: bool = False) -> list[Line]:
     """The recipes to measure on this base, the methods before the files. Raises UsageError as a conversion does, and for one that is named
-    twice, or an option that none of them takes."""
+    twice, or an option that none of them takes. `attention`: whether the measure computes methods of attention too."""
     _check_options(s)
     if not s.methods and not s.recipes:
         return [Line(c.source.name, c.rope.method, c.rope, c.context)]
-    found = [line_of(c, s, *_wish(text)) for text in s.methods] + [_line_of_file(c, s, path) for path in s.recipes]
+    found = [_line_of_text(c, s, text, attention) for text in s.methods] + [_line_of_file(c, s, path) for path in s.recipes]
     labels = [line.label for line in found]
     if len(set(labels)) < len(labels):
         raise UsageError(f"a method or recipe is named twice: {', '.join(labels)}", "--method yarn:4,yarn:8 compares factors")
@@ -66,11 +72,27 @@ def _check_options(s: EvaluateOptions) -> None:
     asked = s.recipe
     if not s.methods and not s.recipes and (asked.scale is not None or asked.context is not None):
         raise UsageError("--scale and --context say how far a method extends, and there is no --method", "--method none,yarn")
-    named = {_wish(text)[0].partition("+")[0] for text in s.methods}
+    named = {text.strip().partition(":")[0].partition("+")[0] for text in s.methods}
     taken = {option for method in named & METHODS.keys() for option in METHODS[method].takes}
     if stray := next((name for name in given(asked) if name not in taken), None):
         takers = ",".join(method for method, row in METHODS.items() if stray in row.takes)
         raise UsageError(f"{spelled(Recipe, stray)} means nothing to any --method that is named", f"--method none,{takers}")
+
+
+def _line_of_text(c: Checkpoint, s: EvaluateOptions, text: str, attention: bool) -> Line:
+    """The line of METHOD, METHOD:FACTOR, or, of a method of attention, METHOD:WINDOW, where the measure computes such."""
+    name, _, window = text.strip().partition(":")
+    if name not in ATTENTION_METHODS:
+        return line_of(c, s, *_wish(text))
+    if not attention:
+        says = f"{name} changes the attention, and this measure keeps caches for attention as it is"
+        raise UsageError(says, f"yarn-convert evaluate perplexity MODEL --method {text.strip()}")
+    try:
+        width = tokens_of(window) if window else None
+    except ValueError:
+        raise UsageError(f"--method {text!r} has no window in tokens", f"--method {name}:512") from None
+    check_plain(c, name)
+    return Line(text.strip(), name, c.rope, attention=distances_of(name, width, counted_from(c, s.recipe.original_context)))
 
 
 def _wish(text: str) -> tuple[str, float | None]:
@@ -85,7 +107,7 @@ def line_of(c: Checkpoint, s: EvaluateOptions, wish: str, factor: float | None =
     """The recipe of a conversion with a method, or with METHOD+base, which leaves short texts the base's table."""
     method, plus, short = wish.partition("+")
     if method not in EXTENDING:
-        raise no_such("method", method, EXTENDING)
+        raise no_method(method, "method")
     row = METHODS[method]
     if factor is not None and not (row.spans or row.reaches):
         raise UsageError(f"the method {method} takes no factor, and was given {factor:g}", f"--method {method}")
@@ -192,7 +214,8 @@ class Subject:
 
     def key(self, line: Line, *parts: Any) -> str:
         where = [self.settings.runtime, self.settings.dtype, *([stamp(self.library)] if self.library else [])]
-        return key_of(self.identity, where, recipe_of(line.rope), *parts)
+        other = [line.attention.as_json()] if line.attention else []
+        return key_of(self.identity, where, recipe_of(line.rope), *other, *parts)
 
     def run(self, line: Line, document: TokenizedText, p: Pass, progress: Callable[[float], None]) -> dict[Span, Losses]:
         """The losses of a pass, by span. Those that the journal knows are not computed again."""
@@ -209,12 +232,18 @@ class Subject:
         offset = len(self.lead) - p.begin
         first = min(a for a, _ in p.spans) + offset
         with self.timed(len(ids)):
-            losses = self.scorer.losses(line.rope, ids, first, progress)
+            losses = self.losses(line, ids, first, progress)
         found = []
         for a, b in p.spans:
             part = losses[a + offset - first : b + offset - first]
             found.append([len(part), float(part.sum()), float(np.square(part).sum())])
         return found
+
+    def losses(self, line: Line, ids: Ids, first: int, progress: Callable[[float], None]) -> NDArray[np.float64]:
+        """−ln p of ids[first:] under a line, as `Scorer.losses` gives them."""
+        if line.attention:
+            return losses_at(self.torch, line.rope, line.attention, ids, first, progress)
+        return self.scorer.losses(line.rope, ids, first, progress)
 
     @contextlib.contextmanager
     def timed(self, tokens: int) -> Iterator[None]:

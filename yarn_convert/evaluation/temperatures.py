@@ -84,4 +84,5 @@ def _point(multiplier: float, spans: Sequence[tuple[int, int]], by_document: Seq
         "document_error": document_error(whole),
         "by_segment": [sum((d[span] for d in by_document), NOTHING).perplexity for span in spans],
         "by_document": [d.perplexity for d in whole],
+        "by_document_and_segment": [[d[span].perplexity for span in spans] for d in by_document],
     }

@@ -37,7 +37,8 @@ class EvaluateOptions:
     methods: Annotated[
         tuple[str, ...],
         Help(
-            "Recipes to measure on the base, as none,linear,yarn,dynamic-yarn, yarn:4,yarn:8 or yarn+base (--short base); repeatable. "
+            "Recipes to measure on the base, as none,linear,yarn,dynamic-yarn, yarn:4,yarn:8 or yarn+base (--short base); perplexity and "
+            "longppl also compare rerope:512 and lm-infinite, which no file can say; repeatable. "
             "[default: the model as it is]",
             names=("--method", "--methods"),
             made=methods,

@@ -11,6 +11,7 @@ Source, unless a docstring names another: YaRN, arXiv 2309.00071.
 """
 
 from .comparing import largest_error, rounding_of, same, same_at_all_lengths, same_effect
+from .distances import ATTENTION_METHODS, Distances, distances_of, no_recipe
 from .factors import STILL, factors_of, undivided
 from .methods import (
     MAX_CONTEXT,
@@ -36,6 +37,7 @@ from .methods import (
 from .recording import recipe_of
 
 __all__ = [
+    "ATTENTION_METHODS",
     "MAX_CONTEXT",
     "MAX_ROTARY_DIM",
     "METHODS",
@@ -44,16 +46,19 @@ __all__ = [
     "STILL",
     "UNIT",
     "Array",
+    "Distances",
     "Effect",
     "Method",
     "Param",
     "Rope",
     "Table",
     "bake",
+    "distances_of",
     "effect",
     "factors_of",
     "geometric",
     "largest_error",
+    "no_recipe",
     "ntk_theta",
     "recipe_of",
     "rounding_of",
