@@ -1,14 +1,14 @@
 """Writes docs/cli.md from the command line's own help."""
 
-import os
-import subprocess
-import sys
+import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from yarn_convert.cli import main
 from yarn_convert.cli.app import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -21,13 +21,18 @@ def commands(group: Any, words: list[str]) -> Iterator[list[str]]:
         yield from commands(inner, [*words, name])
 
 
+def help_of(words: list[str]) -> str:
+    """What `yarn-convert … --help` prints into a file."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return said.getvalue()
+
+
 def page() -> str:
-    env = os.environ | {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1"}
     parts = ["# The command line\n\nMade from `--help`; do not edit by hand.\n"]
     for words in commands(typer.main.get_command(app), []):
-        command = [sys.executable, "-m", "yarn_convert", *words, "--help"]
-        text = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
-        parts.append(f"## {' '.join(['yarn-convert', *words])}\n\n```\n{text.strip()}\n```\n")
+        parts.append(f"## {' '.join(['yarn-convert', *words])}\n\n```\n{help_of(words).strip()}\n```\n")
     return "\n".join(parts)
 
 
