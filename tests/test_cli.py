@@ -164,6 +164,8 @@ def test_inspect_names_keys_that_llama_cpp_ignores(make_model: MakeModel, tmp_pa
 def test_methods_lists_every_method_and_alias() -> None:
     text = run("methods").stdout
     assert all(f"  {name} " in text for name in (*EXTENDING, *ALIASES))
+    assert text.count("When: ") == len(EXTENDING)
+    assert json.loads(run("methods", "--json").stdout)["when"].keys() == set(EXTENDING)
 
 
 @pytest.mark.parametrize(

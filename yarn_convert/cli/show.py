@@ -68,12 +68,17 @@ def answer(value: object, as_json: bool, *lines: object) -> None:
 
 
 def listing_lines(texts: Mapping[str, str]) -> list[str]:
-    """Names and what is said of each, beside them, as wide as the terminal is, 120 columns at most."""
+    """Names and what is said of each, in paragraphs beside them, as wide as the terminal is, 120 columns at most."""
     width, name_width = min(120, shutil.get_terminal_size().columns), max(map(len, texts))
     lines: list[str] = []
     for name, text in texts.items():
         start = f"  {name:<{name_width}}  "
-        wrapped = textwrap.wrap(" ".join(text.split()), width - len(start), break_on_hyphens=False, break_long_words=False) or [""]
+        wrapped = [
+            line
+            for paragraph in text.split("\n\n")
+            for line in textwrap.wrap(" ".join(paragraph.split()), width - len(start), break_on_hyphens=False, break_long_words=False)
+            or [""]
+        ]
         lines += [start + wrapped[0], *(" " * len(start) + line for line in wrapped[1:])]
     return lines
 
