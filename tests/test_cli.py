@@ -164,6 +164,8 @@ def test_inspect_names_keys_that_llama_cpp_ignores(make_model: MakeModel, tmp_pa
 def test_methods_lists_every_method_and_alias() -> None:
     text = run("methods").stdout
     assert all(f"  {name} " in text for name in (*EXTENDING, *ALIASES))
+    assert text.count("When: ") == len(EXTENDING)
+    assert json.loads(run("methods", "--json").stdout)["when"].keys() == set(EXTENDING)
 
 
 @pytest.mark.parametrize(
@@ -388,3 +390,28 @@ def test_inspect_shows_what_each_runtime_computes(make_model: MakeModel) -> None
     text = run("inspect", model, "--runtimes").stdout
     assert all(name in text for name in rows)
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_progress_in_a_pipe_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the time that is left: 30 of 120 seconds are gone at a quarter, and 60 at the half."""
+    now = 1000.0
+    monkeypatch.setattr(show.time, "monotonic", lambda: now)
+    with show.stages(False) as say, show.progress(12 << 30, False) as advance:
+        say("weights", 0.0)
+        for _ in range(6):
+            now += 10
+            advance(1 << 30)
+            say("weights", (now - 1000) / 120)
+    assert capsys.readouterr().err.splitlines() == [
+        "weights",
+        "3.0 GiB of 12.0 GiB, about 90 s left",
+        "weights: 25%, about 90 s left",
+        "6.0 GiB of 12.0 GiB, about 60 s left",
+        "weights: 50%, about 60 s left",
+    ]
+    with show.stages(True) as say, show.progress(1, True) as advance:
+        say("weights", 0.0)
+        now += 100
+        advance(1)
+        say("weights", 0.5)
+    assert not capsys.readouterr().err

@@ -35,6 +35,7 @@ def test_every_function_of_a_method_has_one_row() -> None:
 def test_a_row_is_whole(name: str) -> None:
     row = METHODS[name]
     assert row.summary, "the command 'methods' has nothing to say of it"
+    assert row.when.endswith("."), "nor when one would choose it"
     assert set(row.takes) <= {f.name for f in fields(Recipe)}
     assert not (row.spans and row.baked_as), "a dynamic one takes its factor from the length of the text"
     assert not (row.spelled_as and (row.hf or row.gguf)), "it has words of its own"

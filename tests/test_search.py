@@ -33,7 +33,7 @@ from yarn_convert.evaluation.space import FARTHEST, PARTS, PLAIN, Space, Start, 
 from yarn_convert.evaluation.text import recipe_text
 from yarn_convert.options import AdviseOptions, EvaluateOptions, Recipe, SearchPart, Texts
 from yarn_convert.rope import Rope, geometric, table
-from yarn_convert.rope.methods import correction_range
+from yarn_convert.rope.parts import correction_range
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")

@@ -412,17 +412,18 @@ def recipe(
 
 @command(app)
 def methods(asked: JsonAlone) -> None:
-    """List the methods and the aliases."""
+    """List the methods, when to take which, and the aliases."""
     from ..conversion.extension import EXTENDING
     from ..families import ALIASES
     from ..rope import METHODS
 
-    summaries = {name: METHODS[name].summary for name in EXTENDING}
+    rows = {name: METHODS[name] for name in EXTENDING}
     if asked.as_json:
-        print(json.dumps({"methods": summaries, "aliases": {k: v.repo for k, v in ALIASES.items()}}, indent=2))
+        said = {"methods": {k: v.summary for k, v in rows.items()}, "when": {k: v.when for k, v in rows.items()}}
+        print(json.dumps({**said, "aliases": {k: v.repo for k, v in ALIASES.items()}}, indent=2))
         return
     aliases = {name: f"{alias.repo}{f'  ({alias.note})' if alias.note else ''}" for name, alias in ALIASES.items()}
-    write("methods", *listing_lines(summaries), "aliases", *listing_lines(aliases))
+    write("methods", *listing_lines({k: f"{v.summary}\n\nWhen: {v.when}" for k, v in rows.items()}), "aliases", *listing_lines(aliases))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .help import SETTINGS
-from .show import answer, steps
+from .show import answer, stages
 
 if TYPE_CHECKING:
     from ..compute.record import SayStage
@@ -151,7 +151,7 @@ def _measure(
 
     shown = paper.shown_of(to.shown, measure)
     check_places(to.report, to.plot, to.journal, to.force, recipe)
-    with journal_of(to.report or to.plot or recipe, to.journal) as kept, steps(to.printing.silent) as say:
+    with journal_of(to.report or to.plot or recipe, to.journal) as kept, stages(to.printing.silent) as say:
         result = typed(run(kept, say))
     answer(result.to_dict(), to.printing.as_json, *(paper.lines(result, shown) if shown else lines(result)))
     if to.report:

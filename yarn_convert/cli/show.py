@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ..formats.digests import Progress
     from ..publishing.hub import Upload
 
+LINE_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 SHORT = 4096  # tokens of a window that is measured in minutes
 NEAREST = str.maketrans(
     dict(zip("×–−·…→±√²θ", ("x", "-", "-", ".", "...", "->", "+-", "sqrt", "2", "theta"), strict=True))
@@ -68,12 +70,17 @@ def answer(value: object, as_json: bool, *lines: object) -> None:
 
 
 def listing_lines(texts: Mapping[str, str]) -> list[str]:
-    """Names and what is said of each, beside them, as wide as the terminal is, 120 columns at most."""
+    """Names and what is said of each, in paragraphs beside them, as wide as the terminal is, 120 columns at most."""
     width, name_width = min(120, shutil.get_terminal_size().columns), max(map(len, texts))
     lines: list[str] = []
     for name, text in texts.items():
         start = f"  {name:<{name_width}}  "
-        wrapped = textwrap.wrap(" ".join(text.split()), width - len(start), break_on_hyphens=False, break_long_words=False) or [""]
+        wrapped = [
+            line
+            for paragraph in text.split("\n\n")
+            for line in textwrap.wrap(" ".join(paragraph.split()), width - len(start), break_on_hyphens=False, break_long_words=False)
+            or [""]
+        ]
         lines += [start + wrapped[0], *(" " * len(start) + line for line in wrapped[1:])]
     return lines
 
@@ -247,9 +254,24 @@ class HubTalk(Talk):
 
 @contextlib.contextmanager
 def progress(total: int, quiet: bool) -> Iterator[Progress]:
-    """A progress bar with bytes and rate on stderr; nothing when quiet or not a terminal."""
-    if quiet or not sys.stderr.isatty():
+    """How many of `total` bytes are done, on stderr: a bar with the rate on a terminal, else a line now and then; nothing when quiet."""
+    if quiet:
         yield lambda n: None
+        return
+    if not sys.stderr.isatty():
+        done, began, one_by_one = 0, time.monotonic(), threading.Lock()
+        last = began
+
+        def line(n: int) -> None:
+            nonlocal done, last
+            with one_by_one:  # it is called from the threads that write
+                done, now = done + n, time.monotonic()
+                if not done or now - last < LINE_EVERY:
+                    return
+                last = now
+                write(f"{human(done)} of {human(total)}{_left(now - began, min(1.0, done / max(1, total)))}", file=sys.stderr)
+
+        yield line
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -272,17 +294,24 @@ def _timed_bar() -> Bar:
 
 @contextlib.contextmanager
 def stages(quiet: bool) -> Iterator[SayStage]:
-    """What is running and how far it is, on stderr: a bar on a terminal, else a line when something new begins."""
+    """What is running, how far it is and how long it takes still, on stderr: a bar on a terminal, else a line when something new begins,
+    and one now and then."""
     if quiet:
         yield lambda what, fraction: None
         return
     if not sys.stderr.isatty():
-        begun: list[str] = []
+        began: dict[str, float] = {}
+        last = 0.0
 
         def line(what: str, fraction: float) -> None:
-            if what not in begun:
-                begun.append(what)
+            nonlocal last
+            now = time.monotonic()
+            if what not in began:
+                began[what] = now
                 write(what, file=sys.stderr)
+            elif now - max(last, began[what]) >= LINE_EVERY and fraction > 0:
+                last = now
+                write(f"{what}: {fraction:.0%}{_left(now - began[what], fraction)}", file=sys.stderr)
 
         yield line
         return
@@ -301,31 +330,6 @@ def stages(quiet: bool) -> Iterator[SayStage]:
         yield show
 
 
-LINE_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
-
-
-@contextlib.contextmanager
-def steps(quiet: bool) -> Iterator[SayStage]:
-    """How far a long measure is and how long it takes still, on stderr: a bar on a terminal, else a line now and then."""
-    if quiet or sys.stderr.isatty():
-        with stages(quiet) as show:
-            yield show
-        return
-    began: dict[str, float] = {}
-    last = 0.0
-
-    def line(what: str, fraction: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        begun = began.setdefault(what, now)
-        if now - max(last, begun) >= LINE_EVERY and fraction > 0:
-            last = now
-            left = (now - begun) * (1 - fraction) / fraction
-            write(f"{what}: {fraction:.0%}, about {duration(left)} left", file=sys.stderr)
-
-    yield line
-
-
 @contextlib.contextmanager
 def training_steps(quiet: bool) -> Iterator[SayStage]:
     """One bar for all steps of a training, on stderr, whose text is the last step's; where there is no terminal a line now and then."""
@@ -339,9 +343,8 @@ def training_steps(quiet: bool) -> Iterator[SayStage]:
             nonlocal last, said
             now = time.monotonic()
             if what != said and (not last or now - last >= LINE_EVERY or fraction == 0):
-                left = f", about {duration((now - began) * (1 - fraction) / fraction)} left" if fraction > 0.02 else ""
                 last, said = now, what
-                write(f"{what}{left}", file=sys.stderr)
+                write(f"{what}{_left(now - began, fraction) if fraction > 0.02 else ''}", file=sys.stderr)
 
         yield line
         return
@@ -350,6 +353,11 @@ def training_steps(quiet: bool) -> Iterator[SayStage]:
     with _timed_bar() as bar:
         task = bar.add_task("", total=1.0)
         yield lambda what, fraction: bar.update(task, description=escape(printable(what)), completed=fraction)
+
+
+def _left(seconds: float, fraction: float) -> str:
+    """How long it takes still, if a `fraction` of it took so many seconds."""
+    return f", about {duration(seconds * (1 - fraction) / fraction)} left"
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from ..conversion.extension import Extension
 from ..options import Recipe, SearchPart
 from ..rope import METHODS, Array, Rope, table
-from ..rope.methods import correction_range
+from ..rope.parts import correction_range
 
 STEPS = {"attention_factor": 0.03, "factor": 0.15, "curve": 0.1}  # those of 1: added; of the logarithm; of the logarithm
 PAIRS = 16  # a step of 1 of a ramp's end is one pair of so many

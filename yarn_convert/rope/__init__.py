@@ -20,20 +20,18 @@ from .methods import (
     MSCALES,
     RTOL,
     UNIT,
-    Array,
     Effect,
     Method,
-    Param,
     Rope,
     Table,
     bake,
     effect,
     geometric,
-    ntk_theta,
     row_of,
     table,
     temperature,
 )
+from .parts import Array, Param, ntk_theta
 from .recording import recipe_of
 
 __all__ = [

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from .methods import RTOL, UNIT, Array, Effect, Rope, Table, effect, factor_of, geometric, table, turns
+from .methods import RTOL, UNIT, Effect, Rope, Table, effect, geometric, table
+from .parts import Array, factor_of, turns
 
 
 def rounding_of(rope: Rope) -> Array:

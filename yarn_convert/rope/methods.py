@@ -1,4 +1,4 @@
-"""A recipe, the methods and the table that they make. All but comparisons of tables is here."""
+"""A recipe, the methods and the table that they make; what several methods are made of is in `parts`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import Unsupported, UsageError
+from .parts import RANGE, Array, Param, dynamic_factor, factor_of, ntk_shrink, raised, ramp, turns
 
-Array = NDArray[np.float64]
 MAX_CONTEXT = 1 << 31  # tokens; positions are 32-bit integers in llama.cpp
 MAX_ROTARY_DIM = 1 << 16
-RANGE = "choose parameters of a usual size: see 'yarn-convert methods'"
-Param = float | bool | str | tuple[float, ...]
 UNIT = 2.0**-24  # the most, relative, by which a number changes when it is stored as a float32
 RTOL = 2.01 * UNIT  # a frequency is made of two stored numbers: θ and s, or θ and a factor
 
@@ -298,6 +295,7 @@ class Method:
     """What is true of a method beside its arithmetic. The words of files are data here; what they say there is for `dialects`."""
 
     function: Function
+    when: str  # one would choose it, for who asks `methods`
     spans: bool = False  # its factor is L'/L, so that a length can be asked of it
     baked_as: str = ""  # of a dynamic one: the static method that it is at one length
     says_length: bool = False  # what has it says from which length L it counts
@@ -353,19 +351,94 @@ LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
 LONGROPE_KEYS = ("factor", "attention_factor", "short_mscale", "long_mscale")
 LONGROPE_LISTS = ("short_factor", "long_factor")
 METHODS: Mapping[str, Method] = {
-    "none": Method(none, nameless=True, hf=("default", "mrope"), proportional=True, gguf="none"),
-    "linear": Method(linear, spans=True, hf=("linear",), hf_keys=("factor",), proportional=True, gguf="linear"),
-    "ntk-aware": Method(ntk_aware, spans=True, spelled_as="none"),
-    "abf": Method(abf, reaches=True, takes=("theta",), needs=("theta",), spelled_as="none"),
-    "cope": Method(cope, reaches=True, says_length=True, takes=("clip_pairs", "theta"), rests=1),
-    "ntk-by-parts": Method(ntk_by_parts, spans=True, says_length=True, takes=RAMP_OPTIONS, spelled_as="yarn"),
-    "yarn": Method(yarn, spans=True, says_length=True, takes=YARN_OPTIONS, hf=("yarn",), hf_keys=YARN_KEYS, gguf="yarn"),
-    "dynamic-ntk": Method(dynamic_ntk, baked_as="ntk-aware", says_length=True, hf=("dynamic",), hf_keys=("factor",)),
-    "dynamic-linear": Method(dynamic_linear, baked_as="linear", says_length=True),
-    "dynamic-yarn": Method(dynamic_yarn, baked_as="yarn", says_length=True, takes=YARN_OPTIONS),
-    "llama3": Method(llama3, says_length=True, hf=("llama3",), hf_keys=LLAMA3_KEYS),
+    "none": Method(
+        none,
+        "to change a model's format and leave its RoPE as it is.",
+        nameless=True,
+        hf=("default", "mrope"),
+        proportional=True,
+        gguf="none",
+    ),
+    "linear": Method(
+        linear,
+        "for a model that was, or will be, tuned with it. Untuned it blurs texts of every length.",
+        spans=True,
+        hf=("linear",),
+        hf_keys=("factor",),
+        proportional=True,
+        gguf="linear",
+    ),
+    "ntk-aware": Method(
+        ntk_aware,
+        "without tuning: SmolLM2-135M is better with it past its window than with yarn. 'evaluate perplexity' tells of yours.",
+        spans=True,
+        spelled_as="none",
+    ),
+    "abf": Method(
+        abf,
+        "before training at the new length, which has to teach the model the rest.",
+        reaches=True,
+        takes=("theta",),
+        needs=("theta",),
+        spelled_as="none",
+    ),
+    "cope": Method(
+        cope,
+        "before training at the new length, as its authors' models were.",
+        reaches=True,
+        says_length=True,
+        takes=("clip_pairs", "theta"),
+        rests=1,
+    ),
+    "ntk-by-parts": Method(
+        ntk_by_parts,
+        "with --short base, which then leaves texts within the base's own context as they were, to the last bit.",
+        spans=True,
+        says_length=True,
+        takes=RAMP_OPTIONS,
+        spelled_as="yarn",
+    ),
+    "yarn": Method(
+        yarn,
+        "unless you know better: untuned it holds to the end of the new context, for 5 to 12 % on short texts (SmolLM2-135M).",
+        spans=True,
+        says_length=True,
+        takes=YARN_OPTIONS,
+        hf=("yarn",),
+        hf_keys=YARN_KEYS,
+        gguf="yarn",
+    ),
+    "dynamic-ntk": Method(
+        dynamic_ntk,
+        "to measure it with 'evaluate'. No file carries it to every runtime: a conversion bakes it as ntk-aware.",
+        baked_as="ntk-aware",
+        says_length=True,
+        hf=("dynamic",),
+        hf_keys=("factor",),
+    ),
+    "dynamic-linear": Method(
+        dynamic_linear,
+        "to measure it with 'evaluate', where it breaks untuned. A conversion bakes it as linear.",
+        baked_as="linear",
+        says_length=True,
+    ),
+    "dynamic-yarn": Method(
+        dynamic_yarn,
+        "to measure it with 'evaluate', where short texts cost nothing. A conversion bakes it as yarn.",
+        baked_as="yarn",
+        says_length=True,
+        takes=YARN_OPTIONS,
+    ),
+    "llama3": Method(
+        llama3,
+        "it is what Llama 3.1 came with; a base that has it is extended by another method over it.",
+        says_length=True,
+        hf=("llama3",),
+        hf_keys=LLAMA3_KEYS,
+    ),
     "longrope": Method(
         longrope,
+        "for lists of factors that were searched or trained for this very model, in a recipe's file.",
         says_length=True,
         lists=LONGROPE_LISTS,
         takes=(*LONGROPE_LISTS, "attention_factor", "theta"),
@@ -373,7 +446,14 @@ METHODS: Mapping[str, Method] = {
         hf=("longrope", "su"),
         hf_keys=LONGROPE_KEYS,
     ),
-    "explicit": Method(explicit, nameless=True, lists=("factors",), takes=("factors", "attention_factor", "theta"), needs=("factors",)),
+    "explicit": Method(
+        explicit,
+        "for a table of your own, as factors in a recipe's file ('evaluate advise --search' writes one).",
+        nameless=True,
+        lists=("factors",),
+        takes=("factors", "attention_factor", "theta"),
+        needs=("factors",),
+    ),
 }
 
 
@@ -391,101 +471,3 @@ def bake(rope: Rope, length: int) -> Rope:
     f = rope.number("factor", 1.0) if rope.method == "dynamic-ntk" else 1.0
     s = f * dynamic_factor(rope, length) - (f - 1)
     return replace(rope, method=rope.row.baked_as, params={**rope.params, "factor": s})
-
-
-# -- parts ----------------------------------------------------------------------------------------------------------
-
-
-def factor_of(rope: Rope) -> float:
-    s = rope.number("factor")
-    if s <= 0:
-        raise UsageError(f"the scale must be above 0, not {s:g}", RANGE)
-    return s
-
-
-def dynamic_factor(rope: Rope, length: int | None) -> float:
-    """s = max(1, l'/L)."""
-    return max(1.0, (length or rope.original_context) / rope.original_context)
-
-
-def raised(rope: Rope) -> float:
-    """θ' of abf, which is above the base's own."""
-    theta = rope.number("theta")
-    if not rope.theta < theta <= np.finfo(np.float32).max:
-        raise UsageError(f"rope_theta is raised from the base's {rope.theta:,g}, and {theta:,g} is not above it", "--theta 1000000")
-    return theta
-
-
-def ntk_shrink(s: float, rotary_dim: int) -> Array:
-    if rotary_dim <= 2:
-        raise UsageError("ntk-aware needs more than 2 rotary dimensions: its exponent is D/(D−2)", "--method linear")
-    return np.power(s, -np.arange(0, rotary_dim, 2, dtype=np.float64) / (rotary_dim - 2))
-
-
-def ntk_theta(theta: float, s: float, rotary_dim: int) -> float:
-    """The base of ntk-aware, b' = b·s^(D/(D−2)) (Eq. 16)."""
-    return float(theta * s ** (rotary_dim / (rotary_dim - 2)))
-
-
-def turns(omega: Array, rope: Rope) -> Array:
-    """r_i = L/λ_i: how often each pair turns over the original context (Eq. 17)."""
-    return rope.original_context * omega / (2 * math.pi)
-
-
-def betas(rope: Rope) -> tuple[float, float]:
-    """(beta_fast, beta_slow), checked."""
-    fast, slow = rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0)
-    if not fast >= slow > 0:
-        raise UsageError(f"the ramp needs beta_fast >= beta_slow > 0, not {fast:g} and {slow:g}", "32 and 1 are usual")
-    return fast, slow
-
-
-def ramp(omega: Array, rope: Rope) -> Array:
-    """γ_i in [0, 1], float64[D/2]: 1 keeps a pair, 0 interpolates it (Eq. 18, or its form by pair index).
-
-    Two betas that are equal, as Kimi K2 has them, still leave a ramp from the pair before their index to the one after; where
-    nothing is rounded it is a step (every runtime has the 0.001). Eq. 18 has no value for them.
-    """
-    kind = rope.params.get("ramp", "index")
-    if kind == "paper":
-        fast, slow = betas(rope)
-        if fast == slow:
-            raise UsageError(f"the paper's ramp needs beta_fast > beta_slow, not {fast:g} twice", "--ramp index")
-        return np.clip((turns(omega, rope) - slow) / (fast - slow), 0.0, 1.0)
-    if kind != "index":
-        raise UsageError(f'the ramp must be "index" or "paper", not {kind!r}', "--ramp index")
-    low, high = correction_range(omega, rope)
-    position = (np.arange(len(omega)) - low) / max(high - low, 0.001)
-    return np.asarray(1 - np.clip(position, 0.0, 1.0), dtype=np.float64)
-
-
-def correction_range(omega: Array, rope: Rope) -> tuple[float, float]:
-    """The ramp's two ends in the pair index, clamped to [0, D−1] (the authors' `find_correction_range`).
-
-    Raises UsageError when the context is so short that even the fastest pair turns less than beta_slow times: there the
-    runtimes disagree on what the ramp is.
-    """
-    fast, slow = betas(rope)
-    low, high = (correction_index(omega, rope, beta) for beta in (fast, slow))
-    if rope.params.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.rotary_dim - 1)
-    if high < low:
-        raise UsageError(f"no pair turns {slow:g} times over {rope.original_context} tokens", "lower it with --beta-slow")
-    return float(low), float(high)
-
-
-def correction_index(omega: Array, rope: Rope, beta: float) -> float:
-    """The (fractional) pair that turns `beta` times over L: D·ln(L/(2πβ)) / (2·ln θ) (`find_correction_dim`).
-
-    Over frequencies that are already scaled the same pair is found by interpolating ln ω, of which the formula is the
-    special case; that needs strictly falling frequencies, else Unsupported. A pair that stands still has none.
-    """
-    if rope.inner is None:
-        return rope.rotary_dim * math.log(rope.original_context / (beta * 2 * math.pi)) / (2 * math.log(rope.theta))
-    omega = omega[: len(omega) - rope.resting]
-    if len(omega) < 2 or not (np.diff(omega) < 0).all():
-        raise Unsupported("the base's frequencies do not fall from pair to pair: the ramp has no place", "--ramp paper")
-    target, log_omega = math.log(2 * math.pi * beta / rope.original_context), np.log(omega)
-    i = int(np.clip(np.searchsorted(-log_omega, -target) - 1, 0, len(omega) - 2))
-    return float(i + (log_omega[i] - target) / (log_omega[i] - log_omega[i + 1]))
