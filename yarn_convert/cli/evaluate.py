@@ -13,7 +13,7 @@ import typer
 
 from ..asking import After, Help
 from ..errors import UsageError
-from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, RulerOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .help import SETTINGS
 from .show import answer, steps
@@ -81,6 +81,15 @@ def needle(models: Models, options: NeedleOptions, to: Outputs) -> None:
 
     to.reading.obey()
     _measure(lambda kept, say: measure_needle(models, options, kept, say), to)
+
+
+@command(evaluate_app, "yarn-convert evaluate ruler model.gguf --method none,yarn:4,yarn+base:4 --lengths 4k,8k,16k --trials 20")
+def ruler(models: Models, options: RulerOptions, to: Outputs) -> None:
+    """RULER's tasks, by length. Made and scored by lm-evaluation-harness's own code (arXiv 2404.06654)."""
+    from ..evaluation import measure_ruler
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_ruler(models, options, kept, say), to)
 
 
 @command(evaluate_app, "yarn-convert evaluate longppl model.gguf --method yarn:4 --text BOOK.txt")

@@ -14,6 +14,7 @@ from .measures import (
     Needle,
     Passkey,
     Perplexity,
+    Ruler,
     Search,
     Temperature,
     advise,
@@ -21,12 +22,14 @@ from .measures import (
     needle,
     passkey,
     perplexity,
+    ruler,
     temperature,
 )
 from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished, outputs_of, put_on_record
+from .ruler import measure_ruler
 from .search import measure_search
 from .temperatures import measure_temperature
 
@@ -39,6 +42,7 @@ __all__ = [
     "Perplexity",
     "Recipe",
     "ResultJournal",
+    "Ruler",
     "Search",
     "Temperature",
     "Texts",
@@ -51,6 +55,7 @@ __all__ = [
     "measure_needle",
     "measure_passkey",
     "measure_perplexity",
+    "measure_ruler",
     "measure_search",
     "measure_temperature",
     "needle",
@@ -58,5 +63,6 @@ __all__ = [
     "passkey",
     "perplexity",
     "put_on_record",
+    "ruler",
     "temperature",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from ..asking import taking
 from ..checkpoint.manifest import RopeRecord
 from ..compute.record import Hardware, Library
 from ..formats.decoding import Result
-from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, RulerOptions, TemperatureOptions
 from .advice import measure_advice
 from .journal import ResultJournal
 from .key_tokens import measure_longppl
@@ -25,6 +25,7 @@ from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished
+from .ruler import measure_ruler
 from .search import measure_search
 from .temperatures import measure_temperature
 
@@ -146,6 +147,44 @@ class NeedleRow(Row, frozen=True, kw_only=True):
     points: tuple[NeedlePoint, ...]
     by_length: tuple[Share, ...]
     trials: tuple[Trial, ...]
+
+
+class RulerPoint(Struct, frozen=True):
+    """One task at one length; `score` is the mean in per cent."""
+
+    task: str
+    length: int
+    trials: int
+    score: float
+
+
+class RulerMean(Struct, frozen=True):
+    """At one length, the mean of the tasks' scores."""
+
+    length: int
+    score: float
+
+
+class RulerTrial(Struct, frozen=True):
+    """One prompt, what was wanted and said, and its score in per cent."""
+
+    task: str
+    length: int
+    tokens: int
+    wanted: tuple[str, ...]
+    answer: str
+    score: float
+
+
+class RulerRow(Row, frozen=True, kw_only=True):
+    """Its scores; the longest length that is `effective`, by the threshold and by the base's own score within its window."""
+
+    points: tuple[RulerPoint, ...]
+    by_length: tuple[RulerMean, ...]
+    trials: tuple[RulerTrial, ...]
+    effective: int | None
+    threshold_of_base: float | None
+    effective_by_base: int | None
 
 
 class KeyTokens(Struct, frozen=True):
@@ -317,6 +356,23 @@ class Needle(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ruler(Result):
+    """By task and length, one row a recipe and model; `left_out`: tasks that were not run, and why."""
+
+    measure: Literal["ruler"]
+    lengths: tuple[int, ...]
+    tasks: tuple[str, ...]
+    left_out: tuple[str, ...]
+    trials: int
+    threshold: float
+    models: tuple[Measured, ...]
+    rows: tuple[RulerRow, ...]
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LongPPL(Result):
     """Over the key tokens of one evaluator, one row a recipe and model."""
 
@@ -401,9 +457,9 @@ class Search(Result):
         return next(row for row in self.rows if row.label == label)
 
 
-Found = Perplexity | Passkey | Needle | LongPPL | Temperature | Advice | Search
+Found = Perplexity | Passkey | Needle | Ruler | LongPPL | Temperature | Advice | Search
 KINDS: Mapping[str, type[Found]] = {
-    "perplexity": Perplexity, "passkey": Passkey, "needle": Needle, "longppl": LongPPL,
+    "perplexity": Perplexity, "passkey": Passkey, "needle": Needle, "ruler": Ruler, "longppl": LongPPL,
     "temperature": Temperature, "advise": Advice, "search": Search,
 }  # fmt: skip
 
@@ -434,6 +490,12 @@ def passkey(models: Sequence[str], options: PasskeyOptions) -> Passkey:
 def needle(models: Sequence[str], options: NeedleOptions) -> Needle:
     """Let all recipes of all models find a number in a haystack, with the fields of `NeedleOptions`."""
     return _typed(measure_needle(models, options, ResultJournal()), Needle)
+
+
+@taking(RulerOptions)
+def ruler(models: Sequence[str], options: RulerOptions) -> Ruler:
+    """Measure all recipes of all models by RULER's tasks, with the fields of `RulerOptions`."""
+    return _typed(measure_ruler(models, options, ResultJournal()), Ruler)
 
 
 @taking(LongpplOptions)
