@@ -28,7 +28,7 @@ ORDER = [
     "compute", "validation.extension", "validation.twin", "validation.cut", "validation.cuts", "validation.excerpt", "validation.judging", "validation.rounding",
     "validation.study", "validation.trace", "validation.real", "validation.verdict", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
     "validation.matrix", "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
-    "evaluation.subjects", "evaluation.perplexities", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.ruler", "evaluation.key_tokens", "evaluation.temperatures", "evaluation.advice",
+    "evaluation.subjects", "evaluation.perplexities", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.rulers", "evaluation.key_tokens", "evaluation.temperatures", "evaluation.advice",
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
     "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.report", "evaluation", "finetuning.settings",
     "finetuning.losses", "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.corpus", "finetuning.trainee",

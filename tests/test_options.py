@@ -203,14 +203,12 @@ def test_a_name_is_a_function_or_a_module() -> None:
     code += "for m in pkgutil.walk_packages(y.__path__, 'yarn_convert.'):\n"
     code += "    if not m.name.endswith(('_worker', '__main__')): importlib.import_module(m.name)\n"
     code += "print(*(type(getattr(y, n)).__name__ for n in ('convert', 'inspect', 'validate', 'upload', 'evaluate', 'Recipe', '__version__')))\n"
-    code += (
-        "print(*(type(getattr(y.evaluate, n)).__name__ for n in ('perplexity', 'passkey', 'needle', 'longppl', 'temperature', 'advise')))\n"
-    )
+    code += "print(*(type(getattr(y.evaluate, n)).__name__ for n in ('perplexity', 'passkey', 'needle', 'ruler', 'longppl', 'temperature', 'advise')))\n"
     code += "from yarn_convert import *; print(sorted(set(y.__all__) - set(dir())))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "function function function function module type str",
-        "function function function function function function",
+        "function function function function function function function",
         "[]",
     ]
 

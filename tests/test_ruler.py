@@ -17,7 +17,7 @@ from yarn_convert.conversion import convert
 from yarn_convert.errors import UsageError
 from yarn_convert.evaluation import ResultJournal, measure_ruler
 from yarn_convert.evaluation.measures import typed
-from yarn_convert.evaluation.ruler import TASKS, chosen, effective
+from yarn_convert.evaluation.rulers import TASKS, chosen, effective
 from yarn_convert.evaluation.text import lines
 from yarn_convert.options import EvaluateOptions, Recipe, RulerOptions
 
@@ -29,13 +29,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = """
 import json, sys, nltk
 nltk.download = lambda *a, **k: False
-import lm_eval
+import lm_eval, pathlib
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 model, task, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
 lm = HFLM(pretrained=model, device="cpu", dtype="float32", max_length=8192, batch_size=1)
-found = lm_eval.simple_evaluate(
-    model=lm, tasks=[task], limit=2, bootstrap_iters=0, log_samples=True, metadata={"pretrained": model, "max_seq_lengths": [length]}
+tasks = TaskManager(
+    metadata={"pretrained": model, "max_seq_lengths": [length]}, include_defaults=False,
+    include_path=str(pathlib.Path(lm_eval.__file__).parent / "tasks" / "ruler"),  # to read some YAML files instead of ten thousand
 )
+found = lm_eval.simple_evaluate(model=lm, tasks=[task], limit=2, bootstrap_iters=0, log_samples=True, task_manager=tasks)
 samples = [[s["arguments"][0][0], s["resps"][0][0], s[str(length)]] for s in found["samples"][task]]
 json.dump([found["results"][task][f"{length},none"], samples], open(sys.argv[4], "w"))
 """
@@ -79,15 +82,15 @@ def test_the_effective_length_is_the_longest_that_all_up_to_it_reach() -> None:
 def test_answers_that_hold_all_or_some_of_what_is_wanted_are_scored_so(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that says half of the ten words of cwe, and those of fwe, in capitals; the base's own score is that within its window."""
     from yarn_convert.compute.tokens import tokenizer_of
-    from yarn_convert.evaluation import ruler
+    from yarn_convert.evaluation import rulers
 
     said = {"ruler_cwe": 5, "ruler_fwe": 3}
 
     def told(subject: Any, line: Any, prompts: Any, tokenizer: Any, meter: Any) -> list[dict[str, Any]]:
         assert all(len(p.ids) + p.most <= p.length * 1.05 for p in prompts) and tokenizer_of(subject.c)
-        return [ruler._trial(p, " ".join(p.doc["outputs"][: said[p.task]]).upper()) for p in prompts]
+        return [rulers._trial(p, " ".join(p.doc["outputs"][: said[p.task]]).upper()) for p in prompts]
 
-    monkeypatch.setattr(ruler, "_trials", told)
+    monkeypatch.setattr(rulers, "_trials", told)
     base = make_model(config={"max_position_embeddings": 1600})
     wish = RulerOptions(EvaluateOptions(methods=("none", "yarn:2"), device="cpu"), lengths=(2000, 1600), tasks=tuple(said), trials=2)
     result = typed(measure_ruler([str(base)], wish, ResultJournal()))

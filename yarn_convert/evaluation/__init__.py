@@ -29,7 +29,7 @@ from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished, outputs_of, put_on_record
-from .ruler import measure_ruler
+from .rulers import measure_ruler
 from .search import measure_search
 from .temperatures import measure_temperature
 

@@ -25,7 +25,7 @@ from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished
-from .ruler import measure_ruler
+from .rulers import measure_ruler
 from .search import measure_search
 from .temperatures import measure_temperature
 
