@@ -20,7 +20,7 @@ from yarn_convert.compute.scorer import Torch
 from yarn_convert.conversion import convert
 from yarn_convert.errors import Unsupported, UsageError
 from yarn_convert.evaluation import ResultJournal, measure_passkey, measure_perplexity
-from yarn_convert.evaluation.measures import typed
+from yarn_convert.evaluation.found import typed
 from yarn_convert.options import EvaluateOptions, PasskeyOptions, PerplexityOptions, Texts
 from yarn_convert.rope import ATTENTION_METHODS, METHODS, Distances, distances_of
 

@@ -36,7 +36,7 @@ from yarn_convert.evaluation import (  # fmt: skip
     measure_temperature,
     retrieval,
 )
-from yarn_convert.evaluation.measures import typed
+from yarn_convert.evaluation.found import typed
 from yarn_convert.evaluation.passkeys import FILLING, prompt
 from yarn_convert.evaluation.text import labels_of
 from yarn_convert.evaluation.text import lines as evaluation_lines

@@ -28,9 +28,9 @@ ORDER = [
     "compute", "validation.extension", "validation.twin", "validation.cut", "validation.cuts", "validation.excerpt", "validation.judging", "validation.rounding",
     "validation.study", "validation.trace", "validation.real", "validation.verdict", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
     "validation.matrix", "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
-    "evaluation.subjects", "evaluation.perplexities", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.key_tokens", "evaluation.temperatures", "evaluation.advice",
+    "evaluation.subjects", "evaluation.perplexities", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.rulers", "evaluation.key_tokens", "evaluation.temperatures", "evaluation.advice",
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
-    "evaluation.result", "evaluation.measures", "evaluation.text", "evaluation.paper", "evaluation.report", "evaluation", "finetuning.settings",
+    "evaluation.result", "evaluation.found", "evaluation.measures", "evaluation.text", "evaluation.paper", "evaluation.report", "evaluation", "finetuning.settings",
     "finetuning.losses", "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.corpus", "finetuning.trainee",
     "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.shelf", "publishing.model_card",
     "publishing.hub", "publishing.pushing", "publishing.ollama", "publishing", "cli.show", "cli.help", "cli.commands", "cli.evaluate", "cli.finetune", "cli.proving", "cli.app", "cli.entry", "cli",
@@ -53,6 +53,8 @@ LAZY = {
     "yaml",
     "peft",
     "cmaes",
+    "lm_eval",
+    "nltk",
 }
 WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")} | {"runtimes.llama_cpp_library"}
 

@@ -18,7 +18,7 @@ from yarn_convert.compute.tokens import TEXT, tokenizer_of
 from yarn_convert.conversion import convert
 from yarn_convert.errors import UsageError
 from yarn_convert.evaluation import ResultJournal, measure_longppl
-from yarn_convert.evaluation.measures import typed
+from yarn_convert.evaluation.found import typed
 from yarn_convert.options import EvaluateOptions, LongpplOptions, Recipe, Texts
 
 torch = pytest.importorskip("torch")

@@ -60,7 +60,7 @@ def told(command: Any) -> list[Option]:
 def test_the_commands_are_all_there() -> None:
     assert set(COMMANDS) == {
         "", "convert", "overrides", "validate", "finetune", "upload", "card", "inspect", "repair", "recipe", "methods", "runtimes", "runtimes add",
-        "evaluate perplexity", "evaluate passkey", "evaluate needle", "evaluate longppl", "evaluate temperature", "evaluate advise",
+        "evaluate perplexity", "evaluate passkey", "evaluate needle", "evaluate ruler", "evaluate longppl", "evaluate temperature", "evaluate advise",
     }  # fmt: skip
 
 
@@ -203,14 +203,12 @@ def test_a_name_is_a_function_or_a_module() -> None:
     code += "for m in pkgutil.walk_packages(y.__path__, 'yarn_convert.'):\n"
     code += "    if not m.name.endswith(('_worker', '__main__')): importlib.import_module(m.name)\n"
     code += "print(*(type(getattr(y, n)).__name__ for n in ('convert', 'inspect', 'validate', 'upload', 'evaluate', 'Recipe', '__version__')))\n"
-    code += (
-        "print(*(type(getattr(y.evaluate, n)).__name__ for n in ('perplexity', 'passkey', 'needle', 'longppl', 'temperature', 'advise')))\n"
-    )
+    code += "print(*(type(getattr(y.evaluate, n)).__name__ for n in ('perplexity', 'passkey', 'needle', 'ruler', 'longppl', 'temperature', 'advise')))\n"
     code += "from yarn_convert import *; print(sorted(set(y.__all__) - set(dir())))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "function function function function module type str",
-        "function function function function function function",
+        "function function function function function function function",
         "[]",
     ]
 
@@ -400,7 +398,7 @@ def test_a_measure_returns_what_is_printed(make_model: MakeModel, capsys: pytest
 
 def test_all_that_a_way_to_compute_says_has_a_member() -> None:
     """What a type does not name would be lost on the way from a measure to its reader."""
-    from yarn_convert.evaluation.measures import Measured
+    from yarn_convert.evaluation.found import Measured
 
     said = {"kind"}
     for worker in (ROOT / "yarn_convert" / "runtimes").glob("*_worker.py"):

@@ -17,7 +17,7 @@ from yarn_convert.compute.scorer import Torch
 from yarn_convert.compute.tokens import TEXT, tokenizer_of
 from yarn_convert.errors import UsageError
 from yarn_convert.evaluation import ResultJournal, measure_needle, measure_passkey, retrieval
-from yarn_convert.evaluation.measures import typed
+from yarn_convert.evaluation.found import typed
 from yarn_convert.evaluation.passkeys import FILLING, prompt
 from yarn_convert.evaluation.retrieval import interval
 from yarn_convert.options import EvaluateOptions, NeedleOptions, PasskeyOptions, Texts

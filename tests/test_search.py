@@ -26,8 +26,8 @@ from yarn_convert.compute.scorer import Torch
 from yarn_convert.conversion.extension import extend
 from yarn_convert.errors import InputError
 from yarn_convert.evaluation import ResultJournal, measure_search
+from yarn_convert.evaluation.found import typed
 from yarn_convert.evaluation.held_out import difference, split
-from yarn_convert.evaluation.measures import typed
 from yarn_convert.evaluation.optimizer import Enough, halving, least, order, passes
 from yarn_convert.evaluation.space import FARTHEST, PARTS, PLAIN, Space, Start, curve
 from yarn_convert.evaluation.text import recipe_text

@@ -96,6 +96,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {  # extra of pyproject.toml -> the modu
     "llama-cpp": ("llama_cpp",),
     "datasets": ("datasets",),
     "search": ("cmaes",),
+    "ruler": ("lm_eval", "datasets", "nltk", "scipy", "wonderwords"),
     "finetune": ("torch", "transformers", "accelerate", "tokenizers", "psutil", "peft"),
 }
 REPORT = ("matplotlib",)  # what only plots and pages need

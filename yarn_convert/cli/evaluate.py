@@ -13,7 +13,7 @@ import typer
 
 from ..asking import After, Help
 from ..errors import UsageError
-from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, TemperatureOptions
+from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, RulerOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .help import SETTINGS
 from .show import answer, stages
@@ -90,6 +90,15 @@ def needle(models: Models, options: NeedleOptions, to: Outputs) -> None:
     _measure(lambda kept, say: measure_needle(models, options, kept, say), to)
 
 
+@command(evaluate_app, "yarn-convert evaluate ruler model.gguf --method none,yarn:4,yarn+base:4 --lengths 4k,8k,16k --trials 20")
+def ruler(models: Models, options: RulerOptions, to: Outputs) -> None:
+    """RULER's tasks, by length. Made and scored by lm-evaluation-harness's own code (arXiv 2404.06654)."""
+    from ..evaluation import measure_ruler
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_ruler(models, options, kept, say), to)
+
+
 @command(evaluate_app, "yarn-convert evaluate longppl model.gguf --method yarn:4 --text BOOK.txt")
 def longppl(models: Models, options: LongpplOptions, to: Outputs) -> None:
     """Perplexity over the tokens that need a long context. LongPPL: an evaluator chooses them (arXiv 2410.23771)."""
@@ -145,7 +154,7 @@ def _measure(
     write `recipe`. `measure`: one that figures or tables of the paper show."""
     from ..compute.pages import write_report
     from ..evaluation import journal_of, paper
-    from ..evaluation.measures import typed
+    from ..evaluation.found import typed
     from ..evaluation.report import check_places, html_report, save_plots
     from ..evaluation.text import lines
 

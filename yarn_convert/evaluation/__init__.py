@@ -6,27 +6,15 @@ EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
 
 from ..options import EvaluateOptions, Recipe, Texts
 from .advice import measure_advice
+from .found import Advice, LongPPL, Needle, Passkey, Perplexity, Ruler, Search, Temperature
 from .journal import ResultJournal, journal_of
 from .key_tokens import measure_longppl
-from .measures import (
-    Advice,
-    LongPPL,
-    Needle,
-    Passkey,
-    Perplexity,
-    Search,
-    Temperature,
-    advise,
-    longppl,
-    needle,
-    passkey,
-    perplexity,
-    temperature,
-)
+from .measures import advise, longppl, needle, passkey, perplexity, ruler, temperature
 from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
 from .result import finished, outputs_of, put_on_record
+from .rulers import measure_ruler
 from .search import measure_search
 from .temperatures import measure_temperature
 
@@ -39,6 +27,7 @@ __all__ = [
     "Perplexity",
     "Recipe",
     "ResultJournal",
+    "Ruler",
     "Search",
     "Temperature",
     "Texts",
@@ -51,6 +40,7 @@ __all__ = [
     "measure_needle",
     "measure_passkey",
     "measure_perplexity",
+    "measure_ruler",
     "measure_search",
     "measure_temperature",
     "needle",
@@ -58,5 +48,6 @@ __all__ = [
     "passkey",
     "perplexity",
     "put_on_record",
+    "ruler",
     "temperature",
 ]  # fmt: skip

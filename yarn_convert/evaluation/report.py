@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ..compute.pages import BLUE, INK, STYLE, check_place, check_report, packages, page, svg, write_report
 from ..errors import UsageError
-from .measures import Advice, Found, LongPPL, Needle, Passkey, Perplexity, Search, Temperature
+from .found import Advice, Found, LongPPL, Needle, Passkey, Perplexity, Ruler, Search, Temperature
 from .paper import Panel, Shown, table_of
-from .text import advised_line, figure, judged_table, labels_of, longppl_table, needle_table, percent, split_line
+from .text import advised_line, figure, judged_table, labels_of, longppl_table, needle_table, percent, ruler_table, split_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ TITLES = {
     "perplexity": "Perplexity by context window",
     "passkey": "Passkey retrieval",
     "needle": "A needle in a haystack",
+    "ruler": "RULER",
     "longppl": "LongPPL",
     "temperature": "The attention's temperature",
     "advise": "The smallest factor that serves",
@@ -95,6 +96,8 @@ EXPLANATIONS = {
     "trial fell.",
     "needle": "Share of prompts whose number was repeated, by length of the prompt and depth of the number in the haystack, and "
     "Wilson's interval of 95 %.",
+    "ruler": "Mean of the tasks' scores, in per cent, by length of the prompt; each by lm-evaluation-harness's own metric. A length is "
+    "effective while the mean is not below the dashed line, at any length up to it.",
     "longppl": "Perplexity over the tokens that the evaluator predicts from the whole text and not from a short context; lower is better. "
     "Error bars: one standard error by the spread of the tokens' losses.",
     "temperature": "Perplexity against √(1/t), the multiplier of cos and sin, over the whole window and by segment of position; the dashed "
@@ -215,6 +218,20 @@ def _needle_plots(result: Needle) -> list[tuple[str, Figure]]:
     return found
 
 
+def _ruler_plots(result: Ruler) -> list[tuple[str, Figure]]:
+    figure, axes = _figure()
+    for label, row, colour, mark in zip(labels_of(result), result.rows, cycle(COLOURS), cycle(MARKS), strict=False):
+        axes.plot([p.length for p in row.by_length], [p.score for p in row.by_length], color=colour, marker=mark, label=label)
+    axes.axhline(result.threshold, color=INK, linestyle="--", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(result.lengths, [f"{n:,}" for n in result.lengths])
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("mean score, per cent")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9)
+    return [("RULER", figure)]
+
+
 def _longppl_plots(result: LongPPL) -> list[tuple[str, Figure]]:
     figure, axes = _figure()
     x, labels = range(len(result.rows)), labels_of(result)
@@ -331,6 +348,8 @@ def _table(result: Found) -> tuple[list[str], list[list[str]]]:
         return _passkey_table(result)
     if isinstance(result, Needle):
         return needle_table(result)
+    if isinstance(result, Ruler):
+        return ruler_table(result)
     if isinstance(result, LongPPL):
         return longppl_table(result)
     if isinstance(result, Search):
@@ -347,6 +366,8 @@ def _plots(result: Found, shown: Shown | None = None) -> list[tuple[str, Figure]
         return _passkey_plots(result)
     if isinstance(result, Needle):
         return _needle_plots(result)
+    if isinstance(result, Ruler):
+        return _ruler_plots(result)
     if isinstance(result, LongPPL):
         return _longppl_plots(result)
     if isinstance(result, Search):

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from ..conversion.recipes import as_text, from_mapping
-from .measures import Advice, Found, JudgedRow, LongPPL, Needle, Passkey, Perplexity, Search, Temperature
+from .found import Advice, Found, JudgedRow, LongPPL, Needle, Passkey, Perplexity, Ruler, Search, Temperature
 
 
 def lines(result: Found) -> list[str]:
@@ -17,6 +17,8 @@ def lines(result: Found) -> list[str]:
         return _passkey(result)
     if isinstance(result, Needle):
         return _needle(result)
+    if isinstance(result, Ruler):
+        return _ruler(result)
     if isinstance(result, LongPPL):
         return _longppl(result)
     if isinstance(result, Search):
@@ -60,7 +62,7 @@ def _perplexity(result: Perplexity) -> list[str]:
     return out
 
 
-def labels_of(result: Perplexity | Passkey | Needle | LongPPL) -> list[str]:
+def labels_of(result: Perplexity | Passkey | Needle | Ruler | LongPPL) -> list[str]:
     """What each row is called: its recipe, and its model where there are several; a model as it is by its name alone."""
     if len(result.models) == 1:
         return [row.label for row in result.rows]
@@ -82,6 +84,24 @@ def _needle(result: Needle) -> list[str]:
     n, many = result.trials * len(result.depths), f"{result.needles} needles" if result.needles > 1 else "one needle"
     out = [*model_lines(result), f"{many} in {result.haystack}: right of {n} with the interval of 95 %, by length of the prompt in tokens"]
     return [*out, *columns(*needle_table(result))]
+
+
+def _ruler(result: Ruler) -> list[str]:
+    head = f"RULER: mean score of {result.trials} prompts of each task, in per cent, by length in tokens"
+    out = [*model_lines(result), head, *columns(*ruler_table(result))]
+    return [*out, *(f"left out, {why}" for why in result.left_out)]
+
+
+def ruler_table(result: Ruler) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): of each recipe the mean of all tasks and its effective lengths, then each task."""
+    head = ["", *map(grouped, result.lengths), f"effective at {result.threshold:g}", "at the base's own"]
+    body = []
+    for label, row in zip(labels_of(result), result.rows, strict=True):
+        reach = ["none" if n is None else grouped(n) for n in (row.effective, row.effective_by_base)]
+        own = "–" if row.threshold_of_base is None else f"{reach[1]} ({row.threshold_of_base:.1f})"
+        body.append([label, *(f"{p.score:.1f}" for p in row.by_length), reach[0], own])
+        body += [[f"  {task}", *(f"{p.score:.1f}" for p in row.points if p.task == task), "", ""] for task in result.tasks]
+    return head, body
 
 
 def _longppl(result: LongPPL) -> list[str]:

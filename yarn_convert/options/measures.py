@@ -109,6 +109,26 @@ class NeedleOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class RulerOptions:
+    """`tasks` empty: those that download nothing. `threshold`: RULER's own, Llama 2 7B at 4,096 tokens."""
+
+    settings: Annotated[
+        EvaluateOptions,
+        Only("methods", "recipes", "scale", "context", "original_context", "theta", "clip_pairs", "device", "dtype"),
+    ] = field(default_factory=EvaluateOptions)
+    _: KW_ONLY
+    lengths: Lengths = (4096, 8192, 16384)
+    tasks: Annotated[
+        tuple[str, ...],
+        Help("Tasks by lm-evaluation-harness's names. [default: those that download nothing]", read=part_list, metavar="<str,…>"),
+        After("lengths"),
+    ] = ()
+    trials: Annotated[int, Help("Prompts of each task and length, 500 at most.", least=1), After("tasks")] = 10
+    threshold: Annotated[float, Help("The mean score, in per cent, down to which a length is effective."), After("trials")] = 85.6
+    seed: Annotated[int, Help("Of the texts; 0 makes those of lm_eval.", least=0), After("threshold")] = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LongpplOptions:
     """`evaluator` None: the first model as it is. `short_context` K, `step` d, `alpha` and `beta` as LongPPL has them; None: its own."""
 
