@@ -87,7 +87,7 @@ $(VENV)/runtimes.stamp: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtimes.stamp
-	$(PIP) -e '.[dev,finetune,lm-eval,search]'
+	$(PIP) -e '.[dev,finetune,ruler,search]'
 	touch $@
 
 # llama.cpp's own converter, the oracle of the tests: it is in the source package of llama-cpp-python, not in its wheel.
