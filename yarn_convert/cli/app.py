@@ -218,7 +218,7 @@ def validate(
     if asked.device_matrix:
         return _device_matrix(model, options, asked)
     with stages(asked.printing.silent) as say:
-        result = check(model, options, say)
+        result = check(model, options, say, Talk(asked.printing.silent).line)
     answer(result, asked.printing.as_json, *lines(validated(result), asked.printing.quiet))
     if asked.report:
         write_report(asked.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))

@@ -31,7 +31,7 @@ def proved(conversions: Sequence[Conversion], done: Converted, talk: Talk) -> tu
     for c, one in zip(conversions, (done, *done.others), strict=True):
         base = ValidateOptions(base=str(c.origin or c.checkpoint.source.path))
         with stages(talk.quiet) as say:
-            result = validation.check(str(one.output), base, say)
+            result = validation.check(str(one.output), base, say, talk.line)
         talk.lines(shown(result, talk.quiet))
         passed = passed and result["verdict"] == "passed"
         found.append(replace(one, manifest=read_manifest(one.output) or one.manifest, others=()))

@@ -237,6 +237,9 @@ class Talk:
         if not self.quiet:
             write(*lines, file=sys.stderr)
 
+    def line(self, line: str) -> None:
+        self.lines([line])
+
 
 class HubTalk(Talk):
     """The same while huggingface_hub works: its own progress bars are as quiet."""
@@ -247,9 +250,6 @@ class HubTalk(Talk):
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
             disable_progress_bars()
-
-    def line(self, line: str) -> None:
-        self.lines([line])
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ..runtimes.library import folder_of, using
 from ..runtimes.table import RUNTIMES, runtime_of
 from . import twin
 from .extension import Lineage, check_base, lineage
+from .foreseen import foreseen
 from .generation import warnings
 from .judging import Tolerance
 from .real import real_studies, sides
@@ -66,20 +67,21 @@ ITS_OWN = "the model's own"  # which nothing was done to
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
 
 
-def check(model: str, settings: ValidateOptions, say: SayStage = silent) -> dict[str, Any]:
+def check(model: str, settings: ValidateOptions, say: SayStage = silent, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Check `model` and return the result as JSON; `verdict` is "passed", "failed" or "inconclusive".
 
     The result also goes into the manifest where there is one. `say` is told what is running and which fraction of it is
-    done. Raises UsageError for settings out of range and InputError or FormatError for a model that cannot be read.
+    done, `tell`, before anything is run, what cannot be proved so. Raises UsageError for settings out of range and InputError or
+    FormatError for a model that cannot be read.
     """
     need("validate", "a validation")
     settings = _checked(settings)
     own = folder_of(settings.llama_lib)
     with using(own):
-        return _check(model, settings, own, say)
+        return _check(model, settings, own, say, tell)
 
 
-def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStage) -> dict[str, Any]:
+def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStage, tell: Callable[[str], None]) -> dict[str, Any]:
     """As `check`; `own` is the folder of the llama.cpp that is run, None for the one that is installed."""
     with noticing() as inputs:
         c = _opened(model, settings.revision, settings.real, settings.cut)
@@ -117,8 +119,12 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStag
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
     judged = told.verdicts if told else verdicts_of(c, meant)
     question = _question(c, meant, judged, names, settings, told.options(names) if told else {})
-    result["studies"] = _studies(c, base, question, names, settings, say) if names and same_size else []
     result["missing"] = missing
+    runnable = names and same_size
+    lengths = _lengths(c, base, question, settings) if runnable else {}
+    for why in foreseen(result, lengths, names, settings.runtimes, settings.real, settings.twin, c.family.listed):
+        tell(f"foreseen  this cannot pass: {why}")
+    result["studies"] = _studies(c, base, question, names, settings, say) if runnable else []
     inputs.check()
     result |= verdict_of(result, settings.runtimes, settings.real, settings.twin, c.family.listed)
     result |= made()
@@ -318,8 +324,8 @@ def _studies(
 ) -> list[dict[str, Any]]:
     meant, device, studies = question.meant, question.device, []
     original = meant.rope.original_context
-    named = c if c.family.listed or not c.gguf else base  # whose tensors have names that a reference could take
-    if named is None or (named is base and not stands_for(base, c)):
+    named = _named(c, base)
+    if named is None:
         return []
     if settings.real:
         studies += real_studies(c, base, named, question, names, settings, say)
@@ -327,8 +333,7 @@ def _studies(
         return studies
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
         small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
-        limit = min(meant.context, TWIN_TOKENS if device == "cpu" else meant.context)
-        limit = min(limit, WINDOWED_TOKENS) if c.window else limit
+        limit = _twin_limit(c, question)
         if settings.twin:
             subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
             whole, reference = replace(question, dtype="float32"), Reference(small, device)
@@ -340,6 +345,28 @@ def _studies(
                     tolerance = Tolerance(s["tolerance"]["nmse"], s["tolerance"]["kl"], "")
                     w["needs"] = telling_position(small, question, w["name"], tolerance, min(limit, s.get("within", limit)))
     return studies
+
+
+def _named(c: Checkpoint, base: Checkpoint | None) -> Checkpoint | None:
+    """The one of both whose tensors have names that a reference could take; None where there is none."""
+    if c.family.listed or not c.gguf:
+        return c
+    return base if base is not None and stands_for(base, c) else None
+
+
+def _twin_limit(c: Checkpoint, q: Question) -> int:
+    """Tokens of the twin's text at most."""
+    limit = min(q.meant.context, TWIN_TOKENS if q.device == "cpu" else q.meant.context)
+    return min(limit, WINDOWED_TOKENS) if c.window else limit
+
+
+def _lengths(c: Checkpoint, base: Checkpoint | None, q: Question, settings: ValidateOptions) -> dict[str, int]:
+    """Tokens of the text of each kind of run that is going to be, at most: a budget of time may allow fewer."""
+    if _named(c, base) is None:
+        return {}
+    context = q.meant.context
+    found = {"real": min(context, settings.tokens or context)} if settings.real else {}
+    return found | ({"twin": min(context, settings.twin_tokens or _twin_limit(c, q))} if settings.twin and c.family.listed else {})
 
 
 def stands_for(base: Checkpoint, c: Checkpoint) -> bool:
