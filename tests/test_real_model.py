@@ -23,7 +23,7 @@ from yarn_convert.conversion import convert
 from yarn_convert.options import Recipe, ValidateOptions
 
 pytestmark = pytest.mark.usefixtures("real_workers")
-WINDOW, TOKENS = 1024, 1536
+WINDOW, TOKENS = 1024, 1344
 VARIANTS: dict[str, dict[str, Any]] = {
     "yarn": {},
     "all of it otherwise": {"attention_factor": 1.5, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},

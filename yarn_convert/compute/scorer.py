@@ -123,6 +123,15 @@ def decoder_replaced(net: Any, prefix: str, out: Any) -> Iterator[None]:
         setattr(net, prefix, decoder)
 
 
+def check_runtime(c: Checkpoint, name: str) -> None:
+    """Raise UsageError for a runtime that is unknown, or does not read the model's format."""
+    row = RUNTIMES.get(name)
+    if row is None:
+        raise no_such("runtime", name, RUNTIMES)
+    if row.reads != ("gguf" if c.gguf else "safetensors"):
+        raise UsageError(f"{name} reads {row.reads}, and {c.source.name} is another format", "yarn-convert MODEL --method none --out …")
+
+
 class RuntimeScorer:
     """A real runtime on the file as it is: its own reading of its own keys, so it takes no other recipe. One process with the model loaded
     serves all passes, where the runtime can."""
@@ -130,12 +139,7 @@ class RuntimeScorer:
     dtype = "its own"
 
     def __init__(self, c: Checkpoint, name: str, library: Path | None = None) -> None:
-        """`library`: the folder of the llama.cpp that is run, None for the one that is installed."""
-        row = RUNTIMES.get(name)
-        if row is None:
-            raise no_such("runtime", name, RUNTIMES)
-        if row.reads != ("gguf" if c.gguf else "safetensors"):
-            raise UsageError(f"{name} reads {row.reads}, and {c.source.name} is another format", "yarn-convert MODEL --method none --out …")
+        """`name`: see `check_runtime`; `library`: the folder of the llama.cpp that is run, None for the one that is installed."""
         self.c, self.name, self.library, self.info = c, name, library, dict[str, Any]()
         self.kept = Kept(name, c.source.path, {"losses": True})
 

@@ -19,7 +19,7 @@ from ..compute.distances import check_plain, losses_at
 from ..compute.documents import TokenizedText, bos, documents
 from ..compute.identity import identity, key_of
 from ..compute.record import DTYPES, SayStage
-from ..compute.scorer import Ids, RuntimeScorer, Scorer, Torch
+from ..compute.scorer import Ids, RuntimeScorer, Scorer, Torch, check_runtime
 from ..conversion.extension import EXTENDING, counted_from, extend, given, no_method, unbaked
 from ..conversion.recipes import read_recipe
 from ..errors import UsageError, need
@@ -161,6 +161,8 @@ class Subject:
             what = "--method" if s.methods else "--recipe"
             ways = "convert first, and give the outputs; or --runtime transformers"
             raise UsageError(f"{s.runtime} runs a file as it is: it takes no {what}", ways)
+        if s.runtime != "transformers":
+            check_runtime(self.c, s.runtime)
         self.library = self._library(s)
         self.lead: list[int] = []
         self.left_out = 0
