@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,27 @@ from .. import runtimes, tokenizers
 from ..checkpoint import Checkpoint
 from ..errors import InputError, YarnConvertError
 from ..formats import files
+from ..formats.contents import GENERATION
+from ..formats.general import ends_of
+from ..formats.tensors import load_json
 from ..runtimes.environments import python_of
 
 TEXT = Path(__file__).with_name("hamlet.txt")
 NO_TEXT = "--twin validates the scaling without a text"
+
+
+def json_of(c: Checkpoint, name: str) -> Mapping[str, Any]:
+    """A JSON file of the model's folder; {} of a GGUF, and where it is not there or cannot be read."""
+    try:
+        return load_json(c.source.path / name) if c.gguf is None and files.exists(c.source.path, name) else {}
+    except YarnConvertError:
+        return {}
+
+
+def ends(c: Checkpoint) -> set[int]:
+    """The tokens at which generation ends: those of generation_config.json, else of config.json; a GGUF's one."""
+    keys = {"eos_token_id": c.gguf.get("tokenizer.ggml.eos_token_id")} if c.gguf else c.config
+    return {*ends_of(json_of(c, GENERATION), keys)}
 
 
 def text_ids(c: Checkpoint, text: Path | None, n: int) -> NDArray[np.int64]:

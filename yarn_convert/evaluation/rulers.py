@@ -19,14 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
 from ..compute.documents import bos
 from ..compute.record import SayStage, silent
-from ..compute.tokens import tokenizer_of
+from ..compute.tokens import ends, tokenizer_of
 from ..errors import InputError, UsageError, need, no_such
-from ..formats import files
-from ..formats.general import ends_of
-from ..formats.tensors import load_json
 from ..options import RulerOptions
 from .journal import ResultJournal
 from .retrieval import Asked, answers, as_ids, described
@@ -127,7 +123,7 @@ def measure_ruler(models: Sequence[str], wish: RulerOptions, journal: ResultJour
 
 def _trials(subject: Subject, line: Line, prompts: Sequence[Prompt], tokenizer: Any, meter: Meter) -> list[dict[str, Any]]:
     """What a recipe says to each prompt, and its score. Prompts that begin alike are answered one after the other."""
-    eos, found = _ends(subject.c), []
+    eos, found = ends(subject.c), []
     turn = sorted(prompts, key=lambda p: p.ids.tolist())
     for most in dict.fromkeys(p.most for p in prompts):
         some = [p for p in turn if p.most == most]
@@ -165,14 +161,6 @@ def _trial(p: Prompt, said: str) -> dict[str, Any]:
 def _point(trials: Sequence[Mapping[str, Any]], task: str, length: int) -> dict[str, Any]:
     scores = [t["score"] for t in trials if (t["task"], t["length"]) == (task, length)]
     return {"task": task, "length": length, "trials": len(scores), "score": float(np.mean(scores))}
-
-
-def _ends(c: Checkpoint) -> set[int]:
-    """The tokens at which an answer ends."""
-    if c.gguf:
-        return {*ends_of({}, {"eos_token_id": c.gguf.get("tokenizer.ggml.eos_token_id")})}
-    there = files.exists(c.source.path, "generation_config.json")
-    return {*ends_of(load_json(c.source.path / "generation_config.json") if there else {}, c.config)}
 
 
 # -- the harness's prompts --------------------------------------------------------------------------------------------

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 from ..checkpoint import Checkpoint
-from ..compute.tokens import as_keys, tokenizer_of
+from ..compute.tokens import as_keys, ends, json_of, tokenizer_of
 from ..errors import YarnConvertError
-from ..formats import files
 from ..formats.contents import CONFIG, GENERATION
-from ..formats.general import ENDS, IDS, ends_of
-from ..formats.tensors import load_json
+from ..formats.general import ENDS, IDS
 
 TOKENIZER = "tokenizer_config.json"
 
@@ -46,13 +44,6 @@ def _unsaid(base: Checkpoint, *names: str) -> set[int]:
     return {keys.specials[name] for name in names if name in keys.specials} if keys else set()
 
 
-def ends(c: Checkpoint) -> set[int]:
-    """The tokens at which generation ends: those of generation_config.json, else of config.json; a GGUF's one."""
-    if c.gguf:
-        return ids_of(c.gguf.get("tokenizer.ggml.eos_token_id"))
-    return {*ends_of(_generation(c), c.config)}
-
-
 def ids_of(value: Any) -> set[int]:
     """One id or a list of them."""
     return {i for i in (value if isinstance(value, list) else [value]) if type(i) is int}
@@ -64,14 +55,7 @@ def _listed(ids: set[int]) -> str:
 
 def _generation(c: Checkpoint) -> Mapping[str, Any]:
     """generation_config.json; {} where there is none, or it cannot be read, which `warnings` says."""
-    return _file(c, GENERATION)
-
-
-def _file(c: Checkpoint, name: str) -> Mapping[str, Any]:
-    try:
-        return load_json(c.source.path / name) if c.gguf is None and files.exists(c.source.path, name) else {}
-    except YarnConvertError:
-        return {}
+    return json_of(c, GENERATION)
 
 
 def warnings(c: Checkpoint) -> list[str]:
@@ -116,7 +100,7 @@ def _of_folder(c: Checkpoint) -> Iterator[str]:
             yield f"{GENERATION}: {key} is {n!r}, not a number"
         elif n is not None and n < least:
             yield f"{GENERATION}: {key} {n:,} ends texts before the {c.context:,} tokens of the context"
-    if _is_number(limit := _file(c, TOKENIZER).get("model_max_length")) and limit < c.context:
+    if _is_number(limit := json_of(c, TOKENIZER).get("model_max_length")) and limit < c.context:
         yield f"{TOKENIZER}: model_max_length {limit:,} cuts texts before the {c.context:,} tokens of the context"
     yield from (f"{GENERATION}: {line}" for line in _drawing(said))
 
@@ -145,7 +129,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def _own_end(c: Checkpoint) -> int | None:
     """The id of the tokenizer's eos token, as far as it can be read."""
-    said = _file(c, TOKENIZER).get("eos_token")
+    said = json_of(c, TOKENIZER).get("eos_token")
     text = said.get("content") if isinstance(said, dict) else said
     try:
         return tokenizer_of(c).token_to_id(text) if isinstance(text, str) else None
