@@ -72,7 +72,8 @@ class Reference:
         net = skeleton(self.kind, config, self.dtype)
         if wrong := unlike(net, weights):
             raise UsageError(
-                f"this model is too large for the memory, and its layers cannot be loaded one by one: {wrong[:3]}", "--no-real"
+                f"this model is too large for the memory, and its layers cannot be loaded one by one: {wrong[:3]}",
+                "--twin runs the twin alone",
             )
         cpu_offload(net, self.device, state_dict=weights)
         return net
