@@ -119,7 +119,7 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStag
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
     judged = told.verdicts if told else verdicts_of(c, meant)
     question = _question(c, meant, judged, names, settings, told.options(names) if told else {})
-    result["missing"] = missing
+    result |= {"studies": [], "missing": missing}
     runnable = names and same_size
     lengths = _lengths(c, base, question, settings) if runnable else {}
     for why in foreseen(result, lengths, names, settings.runtimes, settings.real, settings.twin, c.family.listed):
