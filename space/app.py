@@ -15,6 +15,7 @@ import pandas as pd
 from visitors import Refused, do
 
 from yarn_convert.asking import spelled
+from yarn_convert.cli.show import human
 from yarn_convert.options import Recipe, tokens
 from yarn_convert.rope import METHODS
 
@@ -83,14 +84,6 @@ def cells(rows: list[list[str]], head: list[str] | None = None) -> str:
     return f'<div class="scroll"><table class="facts">{f"<tr>{top}</tr>" if top else ""}{body}</table></div>'
 
 
-def bytes_(n: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024:
-            return f"{n:.4g} {unit}"
-        n /= 1024
-    return f"{n:.4g} TiB"
-
-
 def short(n: float) -> str:
     """A number of parameters as people say it."""
     for unit, of in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
@@ -102,11 +95,11 @@ def short(n: float) -> str:
 def facts_html(f: dict[str, Any]) -> str:
     e = html.escape
     size = sum(t["bytes"] for t in f["types"].values())
-    cache = ", ".join(f"{bytes_(b)} at {int(n):,}" for n, b in f["kv_cache_bytes"].items())
+    cache = ", ".join(f"{human(b)} at {int(n):,}" for n, b in f["kv_cache_bytes"].items())
     parameters = f"{short(f['parameters'])} parameters, " if f["parameters"] else ""
     rows = [
         ["model", f"{e(f['repo'] or f['name'])}, {e(f['architecture'])}"],
-        ["weights", f"{parameters}{bytes_(size)} ({e(', '.join(f['types']))})"],
+        ["weights", f"{parameters}{human(size)} ({e(', '.join(f['types']))})"],
         ["RoPE", f"{e(f['rope']['method'])}, θ = {f['rope']['rope_theta']:,g}, {f['rope']['rotary_dim']} dimensions turn"],
         ["context", f"{f['context']:,} tokens, trained to {f['original_context']:,} {e(f['original_context_note'] or '')}"],
         ["KV cache", f"{cache} tokens, in float16"],
@@ -141,8 +134,8 @@ def plan_html(p: dict[str, Any], command: str) -> str:
         ],
         ["exact in", e(", ".join(exact) or "none")],
         *[["not in", e(line)] for line in others],
-        ["weights", f"{bytes_(sum(f['bytes'] for f in copied))} in {len(copied)} files, copied on the server, byte for byte"],
-        ["written", e(", ".join(f["file"] for f in sent)) + f" ({bytes_(sum(f['bytes'] for f in sent))})"],
+        ["weights", f"{human(sum(f['bytes'] for f in copied))} in {len(copied)} files, copied on the server, byte for byte"],
+        ["written", e(", ".join(f["file"] for f in sent)) + f" ({human(sum(f['bytes'] for f in sent))})"],
         *[["note", e(note)] for note in p["notes"]],
         ["by hand", f"<code>{e(command)}</code>"],
     ]

@@ -105,18 +105,23 @@ def states(model: Path, ids: NDArray[np.int64], names: Sequence[str], options: d
 
 def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
     """Let the runtime's worker do what `job` says in `folder`; its info."""
-    row, mode, python = runtime_of(runtime), mode_of(runtime), python_of(runtime)
-    if python is None:
-        raise UsageError(f"{row.name} is not installed", f"yarn-convert runtimes add {row.name}")
+    mode, (command, env) = mode_of(runtime), started_by(runtime, str(folder))
     job["options"] = {**job["options"], **(mode.options if mode else {})}
     Path(folder, "job.json").write_text(json.dumps({"model": str(model.absolute()), **job}), "utf-8")
-    command = [str(python), str(Path(__file__).parent / row.worker), str(folder)]
-    code, last = _call(command, without_secrets(os.environ) | environment_of(runtime), str(folder), progress)
+    code, last = _call(command, env, str(folder), progress)
     info = Path(folder, "info.json")
     if code or not info.exists():
         raise failure(runtime, model, code, last)
     found: dict[str, Any] = json.loads(info.read_text("utf-8"))
     return found
+
+
+def started_by(runtime: str, folder: str) -> tuple[list[str], dict[str, str]]:
+    """(the command that starts a runtime's worker on a folder, its environment). UsageError for a runtime that is not installed."""
+    row, python = runtime_of(runtime), python_of(runtime)
+    if python is None:
+        raise UsageError(f"{row.name} is not installed", f"yarn-convert runtimes add {row.name}")
+    return [str(python), str(Path(__file__).parent / row.worker), folder], without_secrets(os.environ) | environment_of(runtime)
 
 
 def failure(runtime: str, model: Path, code: int, last: str) -> Failed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 import threading
@@ -17,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import runtimes
-from ..errors import UsageError
-from .environments import environment_of, python_of, without_secrets
 from .protocol import DONE, PROGRESS
 from .table import mode_of, runtime_of
 
@@ -57,11 +54,7 @@ class Kept:
                 self.child.stdin.write(f"{folder}\n")
                 self.child.stdin.flush()
             return
-        row, python = runtime_of(self.runtime), python_of(self.runtime)
-        if python is None:
-            raise UsageError(f"{row.name} is not installed", f"yarn-convert runtimes add {row.name}")
-        command, pipe = [str(python), str(Path(__file__).parent / row.worker), folder], subprocess.PIPE
-        env = without_secrets(os.environ) | environment_of(self.runtime)
+        pipe, (command, env) = subprocess.PIPE, runtimes.started_by(self.runtime, folder)
         self.home = tempfile.TemporaryDirectory(prefix="yarn-convert-")  # for as long as the process lives
         self.child = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", env=env, cwd=self.home.name

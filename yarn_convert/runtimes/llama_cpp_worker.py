@@ -91,6 +91,20 @@ def library_of(job: WorkerJob) -> tuple[Any, dict[str, Any]]:
     return llama_cpp, {"version": version("llama-cpp-python")}
 
 
+def begin_with(llama_cpp: Any, of: str, **values: Any) -> None:
+    """Let llama-cpp-python begin with these values where llama.cpp has other defaults, of a "model" or a "context"."""
+    name = f"llama_{of}_default_params"
+    usual = getattr(llama_cpp.llama_cpp, name)
+
+    def params() -> Any:
+        found = usual()
+        for member, value in values.items():
+            setattr(found, member, value)
+        return found
+
+    setattr(llama_cpp.llama_cpp, name, params)
+
+
 def main(job: WorkerJob) -> None:
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     llama_cpp, said = library_of(job)
@@ -100,17 +114,8 @@ def main(job: WorkerJob) -> None:
     backend = next((d for d in there if d["name"] == job.options.get("backend")), None)
     gpus = [] if backend is None or backend["kind"] in (CPU, ACCEL) else [backend["handle"]]
     listed = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
-    defaults = llama_cpp.llama_cpp.llama_model_default_params
-
-    def plain_kernels() -> object:
-        """ggml's repacked weights and AMX kernels crash on some virtual machines, and what they round is not RoPE."""
-        params = defaults()
-        params.use_extra_bufts = False
-        if backend is not None:
-            params.devices = ctypes.cast(listed, ctypes.c_void_p)
-        return params
-
-    llama_cpp.llama_cpp.llama_model_default_params = plain_kernels
+    # ggml's repacked weights and AMX kernels crash on some virtual machines, and what they round is not RoPE
+    begin_with(llama_cpp, "model", use_extra_bufts=False, **({} if backend is None else {"devices": ctypes.cast(listed, ctypes.c_void_p)}))
     if job.options.get("tokenize"):
         llm = llama_cpp.Llama(job.model, vocab_only=True, verbose=False)
         np.save(job.folder / "tokens.npy", np.array(llm.tokenize(job.ids.tobytes(), add_bos=False, special=True), np.int64))
@@ -119,14 +124,7 @@ def main(job: WorkerJob) -> None:
     internals = llama_cpp.llama.internals
     states: dict[str, Any] = {}
     if names := job.options.get("states"):
-        usual, callback = llama_cpp.llama_cpp.llama_context_default_params, watched(llama_cpp, names, n, states)
-
-        def with_callback() -> Any:
-            params = usual()
-            params.cb_eval = callback
-            return params
-
-        llama_cpp.llama_cpp.llama_context_default_params = with_callback
+        begin_with(llama_cpp, "context", cb_eval=watched(llama_cpp, names, n, states))
     on_gpu = bool(gpus) if backend else job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
     kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
     alone = backend is not None and backend["kind"] == CPU and any(d["kind"] == ACCEL for d in there)
