@@ -131,7 +131,7 @@ def test_a_model_is_shown_by_any_of_its_names(visitor: Any, name: str) -> None:
     look(visitor, name)
     expect(visitor.locator("#facts")).to_contain_text(f"{CONTEXT} tokens, trained to {CONTEXT}", timeout=SLOW)
     visitor.get_by_text("Who computes it as it is").click()
-    assert visitor.locator("#runtimes tr").count() == 17, "a row for each runtime, and the heads"
+    expect(visitor.locator("#runtimes tr")).to_have_count(17)  # a row for each runtime, and the heads
     expect(visitor.locator("#runtimes")).to_contain_text("transformers-5")
 
 
