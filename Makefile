@@ -58,7 +58,7 @@ space: $(SPACE)/stamp
 	cd space && PYTHONPATH=.. ../$(SPACE)/bin/python app.py
 
 test-space: $(SPACE)/stamp
-	PYTHONPATH=. $(SPACE)/bin/python -m pytest tests/space
+	PYTHONPATH=. $(SPACE)/bin/python -m pytest -rs tests/space
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
