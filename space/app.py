@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +14,13 @@ import pandas as pd
 from visitors import Refused, do
 
 from yarn_convert.asking import spelled
+from yarn_convert.checkpoint.naming import named
 from yarn_convert.cli.show import human
+from yarn_convert.errors import InputError
 from yarn_convert.options import Recipe, tokens
 from yarn_convert.rope import METHODS
 
-STATIC = [name for name, row in METHODS.items() if not row.baked_as and not row.needs and name not in ("none", "llama3", "cope")]
+SPANNING = [name for name, row in METHODS.items() if row.spans]  # how far is all that they have to be told
 CSS = """
 .verdict { font-weight: 600 }
 .facts { width: 100%; border-collapse: collapse; border: 0 !important }
@@ -65,13 +66,16 @@ def asked_of(model: str, by: str, factor: float, context: str, method: str, shor
     except (TypeError, ValueError) as e:
         raise Refused(str(e) if by != "factor" else "the factor is no number", "as 4, or a context as 128k") from None
     recipe |= {"method": method} | ({"short": "base"} if short else {})
-    return Asked(named(model), recipe, repo.strip() or f"USER/{named(model).split('/')[-1]}-long", private)
+    return Asked(model.strip(), recipe, repo.strip() or proposed(model, "USER"), private)
 
 
-def named(model: str) -> str:
-    """org/name of what people paste, a page's address included."""
-    found = re.fullmatch(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s?#]+).*", model.strip())
-    return found[1] if found else model.strip()
+def proposed(model: str, user: str) -> str:
+    """The repository that is proposed for what is made of a model, by whatever it was named."""
+    try:
+        name = found.repo if (found := named(model.strip())) else model.strip()
+    except InputError:  # an address of something else, which the look at it says
+        name = ""
+    return f"{user}/{name.split('/')[-1] or 'model'}-long"
 
 
 # -- what is shown ----------------------------------------------------------------------------------------------------
@@ -171,7 +175,7 @@ def steps(work: str, token: gr.OAuthToken | None, request: dict[str, Any]) -> It
 
 
 def look(model: str, token: gr.OAuthToken | None) -> Iterator[tuple[Any, ...]]:
-    name = named(model)
+    name = model.strip()
     for said, answer in steps("look", token, {"model": name, "command": f"yarn-convert inspect {shlex.quote(name)}"}):
         if answer is None:
             yield said, "", "", gr.update(visible=False), None
@@ -179,7 +183,7 @@ def look(model: str, token: gr.OAuthToken | None) -> Iterator[tuple[Any, ...]]:
             yield "", facts_html(answer["facts"]), runtimes_html(answer["runtimes"]), gr.update(visible=True), None
 
 
-def plan(token: gr.OAuthToken | None, profile: gr.OAuthProfile | None, *filled: Any) -> Iterator[tuple[Any, ...]]:
+def plan(token: gr.OAuthToken | None, *filled: Any) -> Iterator[tuple[Any, ...]]:
     nothing = ("", gr.update(visible=False), "", None, gr.update(interactive=False), gr.update(interactive=False), "")
     try:
         asked = asked_of(*filled)
@@ -227,11 +231,6 @@ def publish(asked: Asked, token: gr.OAuthToken | None, repo: str, private: bool)
         )
 
 
-def home(profile: gr.OAuthProfile | None, model: str) -> str:
-    """The repository that is proposed."""
-    return f"{profile.username if profile else 'USER'}/{named(model).split('/')[-1] or 'model'}-long"
-
-
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +253,7 @@ def page() -> gr.Blocks:
                 by = gr.Radio(["factor", "context"], value="factor", label="How far", elem_id="by")
                 factor = gr.Number(4, label="Factor s", minimum=1, elem_id="factor")
                 context = gr.Textbox("128k", label="Context, in tokens", visible=False, elem_id="context")
-                method = gr.Dropdown(STATIC, value="yarn", label="Method", elem_id="method")
+                method = gr.Dropdown(SPANNING, value="yarn", label="Method", elem_id="method")
             short = gr.Checkbox(False, label="Short texts as before: two lists, with ntk-by-parts to the last bit", elem_id="short")
             with gr.Accordion("More", open=False):
                 original = gr.Textbox("", label="L, where the model does not say to how many tokens it was trained", elem_id="original")
@@ -301,14 +300,14 @@ def look_(model: str, token: gr.OAuthToken | None) -> Iterator[tuple[Any, ...]]:
 
 
 def home_(model: str, profile: gr.OAuthProfile | None) -> str:
-    return home(profile, model)
+    return proposed(model, profile.username if profile else "USER")
 
 
 def plan_(
     model: str, by: str, factor: float, context: str, method: str, short: bool, original: str, repo: str, private: bool,
-    token: gr.OAuthToken | None, profile: gr.OAuthProfile | None,
+    token: gr.OAuthToken | None,
 ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-    yield from plan(token, profile, model, by, factor, context, method, short, original, repo, private)
+    yield from plan(token, model, by, factor, context, method, short, original, repo, private)
 
 
 def prove_(asked: Asked, token: gr.OAuthToken | None, profile: gr.OAuthProfile | None) -> Iterator[tuple[Any, ...]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_convert import Recipe, validate
+from yarn_convert.checkpoint.naming import named
 from yarn_convert.checkpoint.source import is_repo
 from yarn_convert.conversion import Conversion, prepare
 from yarn_convert.conversion.describe import describe, opened
@@ -33,9 +34,9 @@ Answer = dict[str, Any]
 
 
 def model_of(asked: Mapping[str, Any]) -> str:
-    """A name on the Hub: never a path, for this machine's files are not the visitor's."""
-    name = str(asked["model"]).strip()
-    if name not in ALIASES and not is_repo(name):
+    """A name on the Hub, or an address there: never a path, for this machine's files are not the visitor's."""
+    name = str(asked["model"])
+    if name not in ALIASES and not ((found := named(name)) and is_repo(found.repo)):
         raise UsageError(f"{name!r} is no name of a model on the Hub", "as Qwen/Qwen3-8B, or an alias, as qwen3-8b")
     return name
 

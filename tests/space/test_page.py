@@ -31,7 +31,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
 TOKEN = "hf_averysecrettokenthatmustnotappear"
 SLOW = 60_000  # ms
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: the package chromium, or CHROMIUM names one")
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,7 @@ def test_a_model_is_shown_by_any_of_its_names(visitor: Any, name: str) -> None:
         ("/etc/passwd", "is no name of a model on the Hub"),
         ("../tiny", "is no name of a model on the Hub"),
         ("", "is no name of a model on the Hub"),
+        ("https://huggingface.co/datasets/some-org/tiny", "is no model's address on the Hub"),
         ("some-org/evil", "unknown model_type '<img src=x onerror=alert(1)>'"),
     ],
 )
