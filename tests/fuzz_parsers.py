@@ -25,7 +25,7 @@ from hostile_models import CONFIG, hf_folder, hf_shards
 
 from yarn_convert import tokenizers
 from yarn_convert.checkpoint import open_checkpoint
-from yarn_convert.checkpoint.manifest import MANIFEST, read_manifest, rope_of
+from yarn_convert.checkpoint.manifest import MANIFEST, read_manifest, recipe_in
 from yarn_convert.checkpoint.source import Source
 from yarn_convert.conversion.describe import describe
 from yarn_convert.conversion.recipes import read_recipe
@@ -179,7 +179,7 @@ def kinds(root: Path) -> dict[str, Kind]:
     made["manifest"] = Kind(out / MANIFEST, json.dumps(manifest).encode(), manifests)
     recipe_file = root / "recipe"
     made["recipe in a GGUF"] = Kind(
-        recipe_file, json.dumps(recipe).encode(), lambda: rope_of(recipe_file.read_bytes().decode("utf-8", "surrogateescape"))
+        recipe_file, json.dumps(recipe).encode(), lambda: recipe_in(recipe_file.read_bytes().decode("utf-8", "surrogateescape")).rope()
     )
     made |= recipes(root)
     generation = root / "generation_config.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from yarn_convert.validation import check
 
 torch = pytest.importorskip("torch")
 EXPERTS, FF, HIDDEN, LAYERS = 4, 96, 64, 2
-MakeGptOss = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

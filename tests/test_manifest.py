@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import MakeModel
 
-from yarn_convert.checkpoint.manifest import Manifest, as_json, changed, manifest_path, read_manifest, recorded, rope_of
+from yarn_convert.checkpoint.manifest import Manifest, as_json, changed, manifest_path, read_manifest, recipe_in, recorded
 from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError
@@ -120,7 +120,7 @@ def test_a_recipe_is_the_same_after_json() -> None:
         Rope("explicit", 1e4, 8, 64, {"factors": (1.0, 2.0, 3.0, 4.5), "attention_factor": 1.25}),
         Rope("none", 1e4, 8, 64),
     ):
-        assert rope_of(json.loads(json.dumps(recipe_of(rope)))) == rope_of(json.dumps(recipe_of(rope))) == rope
+        assert recipe_in(json.loads(json.dumps(recipe_of(rope)))).rope() == recipe_in(json.dumps(recipe_of(rope))).rope() == rope
         assert json.loads(pretty(as_json(Manifest(recipe=recorded(rope), context=64))))["recipe"] == json.loads(json.dumps(recipe_of(rope)))
 
 
@@ -141,5 +141,5 @@ def test_a_recipe_is_the_same_after_json() -> None:
 )
 def test_a_text_that_is_no_recipe_is_one_error(text: str) -> None:
     with pytest.raises(FormatError, match="no recipe") as error:
-        rope_of(text)
+        recipe_in(text).rope()
     assert error.value.message.isprintable()

@@ -22,7 +22,7 @@ from conftest import CONTEXT, MakeModel, split_options, tiny_weights
 from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
-from yarn_convert.checkpoint.manifest import manifest_path, rope_of
+from yarn_convert.checkpoint.manifest import manifest_path, recipe_in
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import Inexpressible, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.formats import dtypes, quantizer
@@ -315,7 +315,7 @@ def test_an_hf_folder_is_extended_by_its_config_alone(make_model: MakeModel, tmp
     assert (out / "generation_config.json").read_text() == '{"max_length": 256, "temperature": 0.60}'
     assert (out / "README.md").read_text() == "a card"
     assert not (out / "training_args.bin").exists()
-    meant = table(rope_of(json.loads((out / "yarn_convert.json").read_text())["recipe"]))
+    meant = table(recipe_in(json.loads((out / "yarn_convert.json").read_text())["recipe"]).rope())
     assert same(meant, table(prepare(str(out), ConvertOptions(Recipe(method="none"))).extension.rope))
 
 
@@ -396,12 +396,12 @@ def test_the_papers_ramp_is_carried_as_tensors(make_model: MakeModel, tmp_path: 
     model = make_model()
     manifest = run(model, tmp_path / "out", scale=4, ramp="paper", cos_sin=True)
     assert manifest["carrier"] == "tensors"
-    rope = rope_of(manifest["recipe"])
+    rope = recipe_in(manifest["recipe"]).rope()
     inv_freq, m = table(rope)
     tensors, metadata = read_safetensors(tmp_path / "out" / "rope.safetensors")
     np.testing.assert_array_equal(tensors["rotary_emb.inv_freq"].read().view("<f8"), inv_freq)
     assert float(metadata["attention_factor"]) == m
-    assert rope_of(json.loads(metadata["recipe"])) == rope
+    assert recipe_in(json.loads(metadata["recipe"])).rope() == rope
     cos = tensors["rotary_emb.cos_cached"].read().view("<f4").reshape(4 * CONTEXT, -1)
     np.testing.assert_allclose(cos[100], np.cos(100 * inv_freq) * m, rtol=1e-6)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -630,8 +630,8 @@ def test_manifest_hashes(make_model: MakeModel, tmp_path: Path) -> None:
     manifest = run(make_model(), tmp_path / "out.gguf", scale=4, hash=True)
     assert manifest["weights"]["files"][0]["sha256"] == hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest()
     assert {"output": str(tmp_path / "out.gguf"), **json.loads((tmp_path / "out.yarn_convert.json").read_text())} == manifest
-    assert rope_of(json.loads(json.dumps(manifest["recipe"]))) == rope_of(manifest["recipe"])
-    assert recipe_of(rope_of(manifest["recipe"])) == manifest["recipe"]
+    assert recipe_in(json.loads(json.dumps(manifest["recipe"]))).rope() == recipe_in(manifest["recipe"]).rope()
+    assert recipe_of(recipe_in(manifest["recipe"]).rope()) == manifest["recipe"]
 
 
 @pytest.mark.parametrize(

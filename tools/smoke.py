@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-HEADS, SIZE, HIDDEN, WIDE, VOCAB = 4, 16, 64, 96, 259
+HEADS, HIDDEN, WIDE, VOCAB = 4, 64, 96, 259
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": WIDE, "num_hidden_layers": 1,
     "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "vocab_size": VOCAB, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,

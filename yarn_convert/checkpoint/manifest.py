@@ -269,13 +269,9 @@ def read_manifest(model: Path) -> Manifest | None:
     return decoded(load_json(path), Manifest, path.name, AGAIN) if exists(path.parent, path.name) else None
 
 
-def rope_of(recipe: Any) -> Rope:
-    """The inverse of `rope.recipe_of`: from parsed JSON, or its text as a GGUF has it. FormatError for what is no recipe."""
-    return recipe_in(recipe).rope()
-
-
 def recipe_in(recipe: Any) -> RopeRecord:
-    """As `rope_of`, and what is recorded beside the rope."""
+    """The inverse of `rope.recipe_of`, and what is recorded beside the rope: from parsed JSON, or its text as a GGUF has it. FormatError
+    for what is no recipe."""
     try:
         value = parse(recipe.encode()) if isinstance(recipe, str) else recipe
     except ValueError as e:

@@ -177,7 +177,7 @@ def _folder(tokenizer: Any) -> Iterator[str]:
 
 def _prompts(name: str, length: int, wish: RulerOptions, folder: str, tokenizer: Any, lead: Sequence[int]) -> list[Prompt]:
     """The prompts of a task at a length. UsageError for a length without room, InputError where its data cannot be had."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _drawn(wish.seed):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _drawn():
         module = _module(TASKS[name].module, bool(TASKS[name].downloads))
         _check_room(name, length, module, tokenizer)
         _reset(wish.seed)
@@ -242,7 +242,7 @@ def _check_room(name: str, length: int, module: Any, tokenizer: Any) -> None:
 
 
 @contextlib.contextmanager
-def _drawn(seed: int) -> Iterator[None]:
+def _drawn() -> Iterator[None]:
     """The global generators, which the harness draws from, as they were before."""
     before, numbers = random.getstate(), np.random.get_state()
     try:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import FormatError, UnknownModel, Unsupported
-from .aliases import ALIASES, Alias
+from .aliases import ALIASES
 from .architectures import OTHER_ARCHS, Arch
 from .dense import APERTUS, ARCEE, ERNIE4_5, EXAONE4, HUNYUAN_DENSE, JAIS2, NEMOTRON, SEED_OSS
 from .derived import normalized
@@ -54,11 +54,9 @@ __all__ = [
     "ARCHS",
     "FAMILIES",
     "LLAMA",
-    "MISTRAL",
     "MODEL_TYPES",
     "NO_ROPE",
     "REFUSED",
-    "Alias",
     "Arch",
     "Family",
     "ModelType",

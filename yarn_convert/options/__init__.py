@@ -7,22 +7,17 @@ base has it", or the method's own default. Pure, and imported without anything h
 
 from .commands import (
     ConvertOptions,
-    Device,
     Dtype,
-    Force,
     InspectOptions,
     Like,
-    LlamaLib,
     OverridesOptions,
     RepairOptions,
-    Revision,
     UploadOptions,
     ValidateOptions,
 )
 from .measures import (
     AdviseOptions,
     EvaluateOptions,
-    Lengths,
     LongpplOptions,
     NeedleOptions,
     PasskeyOptions,
@@ -32,24 +27,19 @@ from .measures import (
     TemperatureOptions,
     Texts,
 )
-from .reading import NAMED, TOKENS, methods, number_list, part_list, place, seconds, token_list, tokens
+from .reading import NAMED, seconds, tokens
 from .recipe import Ramp, Recipe
 from .training import FinetuneOptions, Preset, Trainer
 
 __all__ = [
     "NAMED",
-    "TOKENS",
     "AdviseOptions",
     "ConvertOptions",
-    "Device",
     "Dtype",
     "EvaluateOptions",
     "FinetuneOptions",
-    "Force",
     "InspectOptions",
-    "Lengths",
     "Like",
-    "LlamaLib",
     "LongpplOptions",
     "NeedleOptions",
     "OverridesOptions",
@@ -59,7 +49,6 @@ __all__ = [
     "Ramp",
     "Recipe",
     "RepairOptions",
-    "Revision",
     "RulerOptions",
     "SearchPart",
     "TemperatureOptions",
@@ -67,11 +56,6 @@ __all__ = [
     "Trainer",
     "UploadOptions",
     "ValidateOptions",
-    "methods",
-    "number_list",
-    "part_list",
-    "place",
     "seconds",
-    "token_list",
     "tokens",
 ]

@@ -30,7 +30,7 @@ from .gguf import (
     unread,
 )
 from .reading import Beside, Reading, Refuses
-from .rows import HEAD_DIM_UNFILLED, HF_READERS, Reader
+from .rows import HEAD_DIM_UNFILLED, HF_READERS
 
 __all__ = [
     "BY_LAYER",
@@ -41,7 +41,6 @@ __all__ = [
     "UNTOLD",
     "Beside",
     "Flags",
-    "Reader",
     "Reading",
     "Refuses",
     "check_keys",

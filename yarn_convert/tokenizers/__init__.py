@@ -6,7 +6,7 @@ Three kinds are known:
   the pre-tokenizer: it has only a name, `tokenizer.ggml.pre`. PRETOKENIZERS is the dictionary between those names and
   the JSON, read in both directions; what is not in it is refused.
 - `llama`: SentencePiece BPE from `tokenizer.model`, or from a `tokenizer.json` with byte fallback (Llama 2, Mixtral, Phi-3,
-  Gemma, InternLM2, …). What the converter does for one model type only is in HABITS.
+  Gemma, InternLM2, …). What the converter does for one model type only is in `habits`.
 - `gemma4`: a `tokenizer.json` with byte fallback that is merged by rank, not by score (Gemma 4).
 
 The keys are those of llama.cpp's converter (conversion/*.py and gguf-py/gguf/vocab.py as of
@@ -17,7 +17,6 @@ Only the standard library is used: a SentencePiece model is a few protobuf field
 
 from .caveats import caveats, fitting_name
 from .comparing import Canonical, added, canonical, differences, settings, unlike_templates
-from .habits import HABITS
 from .pretokenizers import PRETOKENIZERS
 from .reading import to_gguf
 from .spelling import unlike_files
@@ -25,7 +24,6 @@ from .vocabulary import Files, GgufValue, files_of
 from .writing import to_hf
 
 __all__ = [
-    "HABITS",
     "PRETOKENIZERS",
     "Canonical",
     "Files",

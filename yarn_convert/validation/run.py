@@ -118,7 +118,7 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStag
     result["warnings"] = warnings(c)
     same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
     judged = told.verdicts if told else verdicts_of(c, meant)
-    question = _question(c, meant, judged, names, settings, told.options(names) if told else {})
+    question = _question(meant, judged, names, settings, told.options(names) if told else {})
     result |= {"studies": [], "missing": missing}
     runnable = names and same_size
     lengths = _lengths(c, base, question, settings) if runnable else {}
@@ -303,7 +303,6 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, 
 
 
 def _question(
-    c: Checkpoint,
     meant: Intention,
     judged: Mapping[str, Verdict],
     names: Sequence[str],
