@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -29,6 +29,13 @@ class Texts:
             raise UsageError("--dataset and --text both say which texts to read", "give one of them")
 
 
+# What a measure has of `EvaluateOptions`: where its texts come from, what the methods over a model take, which models with what on them
+DOCUMENTS = tuple(f.name for f in fields(Texts))
+METHODS_TAKE = ("scale", "context", "original_context", "theta", "clip_pairs")
+RECIPES = ("methods", "recipes", *METHODS_TAKE)
+COMPUTED = ("device", "dtype")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions:
     """What the measures have in common. `methods`: NAME or NAME:FACTOR, over each model, and `recipes`, files of such; neither: each model
@@ -45,7 +52,7 @@ class EvaluateOptions:
         ),
     ] = ()
     recipes: Annotated[tuple[Path, ...], Help("A recipe's file to measure, beside --method; repeatable.", names=("--recipe",))] = ()
-    recipe: Annotated[Recipe, Only("scale", "context", "original_context", "theta", "clip_pairs")] = field(default_factory=Recipe)
+    recipe: Annotated[Recipe, Only(*METHODS_TAKE)] = field(default_factory=Recipe)
     texts: Texts = field(default_factory=Texts)
     runtime: Annotated[str, Help("transformers, any recipe; or one that runs a file as it is, as llama.cpp.")] = "transformers"
     llama_lib: LlamaLib = None
@@ -74,19 +81,18 @@ class PerplexityOptions:
     ] = None
 
 
-Lengths = Annotated[tuple[int, ...], Help("Lengths of the prompts.", read=token_list, metavar="<tokens,…>"), After("original_context")]
+PromptLengths = Annotated[
+    tuple[int, ...], Help("Lengths of the prompts.", read=token_list, metavar="<tokens,…>"), After("original_context")
+]
 
 
 @dataclass(frozen=True, slots=True)
 class PasskeyOptions:
     """`depths`: bins of the heat map."""
 
-    settings: Annotated[
-        EvaluateOptions,
-        Only("methods", "recipes", "scale", "context", "original_context", "theta", "clip_pairs", "device", "dtype"),
-    ] = field(default_factory=EvaluateOptions)
+    settings: Annotated[EvaluateOptions, Only(*RECIPES, *COMPUTED)] = field(default_factory=EvaluateOptions)
     _: KW_ONLY
-    lengths: Lengths = (8192, 16384, 32768)
+    lengths: PromptLengths = (8192, 16384, 32768)
     trials: Annotated[int, Help("Prompts of each length.", least=1), After("lengths")] = 10
     depths: Annotated[int, Help("Rows of the heat map.", least=1), After("trials")] = 10
     seed: Annotated[int, Help("Of keys and depths.", least=0), After("depths")] = 0
@@ -96,12 +102,9 @@ class PasskeyOptions:
 class NeedleOptions:
     """`depths`: how many, from the beginning of the haystack to its end. `needles`: one is asked for."""
 
-    settings: Annotated[
-        EvaluateOptions,
-        Only("methods", "recipes", "scale", "context", "original_context", "theta", "clip_pairs", "files", "device", "dtype"),
-    ] = field(default_factory=EvaluateOptions)
+    settings: Annotated[EvaluateOptions, Only(*RECIPES, "files", *COMPUTED)] = field(default_factory=EvaluateOptions)
     _: KW_ONLY
-    lengths: Lengths = (8192, 16384, 32768)
+    lengths: PromptLengths = (8192, 16384, 32768)
     depths: Annotated[int, Help("Depths of the needle, evenly from the beginning to the end.", least=1), After("lengths")] = 5
     trials: Annotated[int, Help("Prompts of each length and depth.", least=1), After("depths")] = 3
     needles: Annotated[int, Help("Needles in each haystack, of which one is asked for.", least=1), After("trials")] = 1
@@ -112,12 +115,9 @@ class NeedleOptions:
 class RulerOptions:
     """`tasks` empty: those that download nothing. `threshold`: RULER's own, Llama 2 7B at 4,096 tokens."""
 
-    settings: Annotated[
-        EvaluateOptions,
-        Only("methods", "recipes", "scale", "context", "original_context", "theta", "clip_pairs", "device", "dtype"),
-    ] = field(default_factory=EvaluateOptions)
+    settings: Annotated[EvaluateOptions, Only(*RECIPES, *COMPUTED)] = field(default_factory=EvaluateOptions)
     _: KW_ONLY
-    lengths: Lengths = (4096, 8192, 16384)
+    lengths: PromptLengths = (4096, 8192, 16384)
     tasks: Annotated[
         tuple[str, ...],
         Help("Tasks by lm-evaluation-harness's names. [default: those that download nothing]", read=part_list, metavar="<str,…>"),
@@ -132,24 +132,7 @@ class RulerOptions:
 class LongpplOptions:
     """`evaluator` None: the first model as it is. `short_context` K, `step` d, `alpha` and `beta` as LongPPL has them; None: its own."""
 
-    settings: Annotated[
-        EvaluateOptions,
-        Only(
-            "methods",
-            "recipes",
-            "scale",
-            "context",
-            "original_context",
-            "theta",
-            "clip_pairs",
-            "files",
-            "dataset",
-            "cut",
-            "most",
-            "device",
-            "dtype",
-        ),
-    ] = field(default_factory=EvaluateOptions)
+    settings: Annotated[EvaluateOptions, Only(*RECIPES, *DOCUMENTS, *COMPUTED)] = field(default_factory=EvaluateOptions)
     _: KW_ONLY
     window: Annotated[
         int | None, Help("Truncate documents here. [default: 16384]", read=tokens, metavar=TOKENS), After("original_context")
@@ -175,10 +158,9 @@ class LongpplOptions:
 class TemperatureOptions:
     """`multipliers` empty: the recommended value and three steps on both sides. `window` None: the extended context."""
 
-    settings: Annotated[
-        EvaluateOptions,
-        Only("scale", "context", "original_context", "files", "dataset", "cut", "most", "device", "dtype"),
-    ] = field(default_factory=EvaluateOptions)
+    settings: Annotated[EvaluateOptions, Only("scale", "context", "original_context", *DOCUMENTS, *COMPUTED)] = field(
+        default_factory=EvaluateOptions
+    )
     _: KW_ONLY
     window: Annotated[
         int | None,
@@ -225,6 +207,6 @@ class AdviseOptions:
     trials: Annotated[int | None, Help("Recipes to try. [default: 60, or any number within --budget]", least=1)] = None
     budget: Annotated[float | None, Help("Time for the search, judging included, as 20m.", read=seconds, metavar="<str>")] = None
     seed: Annotated[int, Help("Of the search, and of which texts judge.", least=0)] = 0
-    settings: Annotated[EvaluateOptions, Only("original_context", "files", "dataset", "cut", "most", "device", "dtype")] = field(
+    settings: Annotated[EvaluateOptions, Only("original_context", *DOCUMENTS, *COMPUTED)] = field(
         default_factory=EvaluateOptions, kw_only=False
     )
