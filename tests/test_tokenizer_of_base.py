@@ -17,7 +17,7 @@ from yarn_convert.checkpoint.manifest import manifest_path, read_manifest
 from yarn_convert.compute.tokens import reading, tokenizer_of
 from yarn_convert.compute.values import changed_since, other_model
 from yarn_convert.conversion import window_off
-from yarn_convert.errors import Inexpressible
+from yarn_convert.errors import FormatError, Inexpressible
 from yarn_convert.formats.gguf_file import Value, open_gguf
 from yarn_convert.validation.generation import warnings
 from yarn_convert.validation.tokenizer import check_tokenizer
@@ -298,6 +298,16 @@ def test_another_architecture_with_the_same_tensors_is_another_model(tmp_path: P
     if name == "out.gguf":
         base, out = (extended(x, tmp_path / f"{x.name}.gguf", method="none", scale=None) for x in (base, out))
     assert other_model(opened(out), opened(base)) == "its architecture is llama, the base's granite"
+
+
+def test_a_generation_config_that_is_no_json_is_said_and_makes_no_gguf(make_model: MakeModel, tmp_path: Path) -> None:
+    """transformers passes over it; a GGUF would lose where texts end and how they are drawn, and says nothing."""
+    out = extended(make_model(), tmp_path / "out")
+    (out / "generation_config.json").write_text('{"eos_token_id": 2,')
+    (line,) = warnings(opened(out))
+    assert line.startswith("generation_config.json is not valid JSON")
+    with pytest.raises(FormatError, match=r"generation_config\.json is not valid JSON"):
+        extended(out, tmp_path / "out.gguf", method="none", scale=None)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ..formats.contents import PAPERS, belonging
 from ..formats.files import exists
 from ..formats.gguf_file import Gguf
 from ..formats.layout import Part
-from ..formats.tensors import INDEXES, Tensor, in_memory
+from ..formats.tensors import INDEXES, Tensor, in_memory, load_json
 from ..readers import Beside
 from ..rope import Array, Rope, Table, effect, geometric
 from .lengths import DUAL_CHUNKS, checked_length, reach, stale
@@ -223,6 +223,10 @@ class Checkpoint:
             names = [n for n in belonging(folder) if not PAPERS.fullmatch(n)] + [n for n in INDEXES if exists(folder, n)]
             found |= {n: folder / n for n in names}
         return found
+
+    def json_of(self, name: str) -> Mapping[str, Any]:
+        """What a JSON file of its folder says; {} of a GGUF, and where there is none. FormatError for one that is no JSON object."""
+        return load_json(self.source.path / name) if self.gguf is None and exists(self.source.path, name) else {}
 
     @property
     def cancels(self) -> bool:

@@ -16,7 +16,6 @@ from ..errors import InputError, YarnConvertError
 from ..formats import files
 from ..formats.contents import GENERATION
 from ..formats.general import ends_of
-from ..formats.tensors import load_json
 from ..runtimes.environments import python_of
 
 TEXT = Path(__file__).with_name("hamlet.txt")
@@ -24,11 +23,10 @@ NO_TEXT = "--twin validates the scaling without a text"
 
 
 def json_of(c: Checkpoint, name: str) -> Mapping[str, Any]:
-    """A JSON file of the model's folder; {} of a GGUF, and where it is not there or cannot be read."""
-    try:
-        return load_json(c.source.path / name) if c.gguf is None and files.exists(c.source.path, name) else {}
-    except YarnConvertError:
-        return {}
+    """`Checkpoint.json_of`, but {} where that cannot be read: transformers goes on without it (generation/utils.py)."""
+    with contextlib.suppress(YarnConvertError):
+        return c.json_of(name)
+    return {}
 
 
 def ends(c: Checkpoint) -> set[int]:

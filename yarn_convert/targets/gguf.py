@@ -15,11 +15,10 @@ from ..families.derived import MULTIPLIERS, ODD
 from ..formats import general
 from ..formats.contents import GENERATION
 from ..formats.dtypes import F32, OUTTYPES, PLAIN
-from ..formats.files import exists
 from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
 from ..formats.layout import Part
 from ..formats.quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
-from ..formats.tensors import Tensor, in_memory, load_json, same_bytes
+from ..formats.tensors import Tensor, in_memory, same_bytes
 from ..readers.gguf import LLAMA_CPP
 from ..readers.judge import Verdict
 from ..rope import Array
@@ -219,13 +218,9 @@ def _from_hf(c: Checkpoint, about: Mapping[str, Value], r: Request, files: Files
     fields[f"{arch}.rope.dimension_count"] = Value("u32", c.rope.rotary_dim)
     vocabulary = tokenizers.to_gguf(c.source.path, c.config, pre=r.pretokenizer, files=files)
     named = [vocabulary.get(f"tokenizer.ggml.{name}_token_id", ("", None))[1] for name in general.ENDS]
-    more = [i for i in general.ends_of(_generation(c), c.config) if i not in named and 0 <= i < c.hparams["vocab_size"]]
+    more = [i for i in general.ends_of(c.json_of(GENERATION), c.config) if i not in named and 0 <= i < c.hparams["vocab_size"]]
     fields |= {general.MORE_ENDS: Value("i32[]", more)} if more else {}
     return fields | {k: Value(kind, data) for k, (kind, data) in vocabulary.items()}
-
-
-def _generation(c: Checkpoint) -> Mapping[str, Any]:
-    return load_json(c.source.path / GENERATION) if exists(c.source.path, GENERATION) else {}
 
 
 def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request, files: Files) -> tuple[dict[str, Value], list[str]]:
@@ -241,7 +236,8 @@ def _general(c: Checkpoint, parts: Mapping[str, Part], r: Request, files: Files)
             {"repo_url": general.HUB + c.source.repo, "base_model": c.source.repo} | card | ({} if same else {"base_model": c.source.repo})
         )
     named = {k: v for k in ("_name_or_path",) if isinstance(v := c.config.get(k), str)}
-    fields, lost = general.general_keys(card, named, _generation(c), c.source.name, {name: part.shape for name, part in parts.items()})
+    shapes = {name: part.shape for name, part in parts.items()}
+    fields, lost = general.general_keys(card, named, c.json_of(GENERATION), c.source.name, shapes)
     fields["general.name"] = Value("str", tokenizers.fitting_name(files, fields["general.name"].data))
     return fields, notes + lost
 

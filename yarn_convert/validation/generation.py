@@ -85,6 +85,10 @@ def _strangers(c: Checkpoint, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_folder(c: Checkpoint) -> Iterator[str]:
+    try:
+        c.json_of(GENERATION)
+    except YarnConvertError as e:
+        yield f"{e.message}: transformers goes on without it"
     said, written = _generation(c), dict(c.written)
     yield from (
         f"{name}: {line}" for name, x in ((GENERATION, said), (CONFIG, written)) for line in _strangers(c, {k: x.get(k) for k in IDS})
