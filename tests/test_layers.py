@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
     "errors", "asking", "options.reading", "options.recipe", "options.commands", "options.measures", "options.training", "options", "formats.inputs", "formats.files", "formats.digests", "formats.yaml_text", "formats.decoding", "formats.pickles",
-    "formats.contents", "rope.parts", "rope.methods", "rope.comparing", "rope.factors", "rope.distances", "rope.recording", "rope", "families.layers", "families.model_types", "families.architectures",
+    "formats.contents", "rope.parts", "rope.methods", "rope.recipe", "rope.comparing", "rope.factors", "rope.distances", "rope.recording", "rope", "families.layers", "families.model_types", "families.architectures",
     "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.qwen_vl", "families.qwen_linear",
     "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma", "families.gemma4", "families.gemma3n",
     "families.others", "families.mla", "families.minicpm", "families.gpt_oss", "families.experts", "families.mixtures", "families.llama4",

@@ -13,24 +13,9 @@ Source, unless a docstring names another: YaRN, arXiv 2309.00071.
 from .comparing import largest_error, rounding_of, same, same_at_all_lengths, same_effect
 from .distances import ATTENTION_METHODS, Distances, distances_of, no_recipe
 from .factors import STILL, factors_of, undivided
-from .methods import (
-    MAX_CONTEXT,
-    MAX_ROTARY_DIM,
-    METHODS,
-    MSCALES,
-    RTOL,
-    UNIT,
-    Effect,
-    Rope,
-    Table,
-    bake,
-    effect,
-    geometric,
-    row_of,
-    table,
-    temperature,
-)
-from .parts import Array, Param, ntk_theta
+from .methods import METHODS, MSCALES, row_of
+from .parts import Array, Param, Table, geometric, ntk_theta, temperature
+from .recipe import MAX_CONTEXT, MAX_ROTARY_DIM, RTOL, UNIT, Effect, Rope, bake, effect, table
 from .recording import recipe_of
 
 __all__ = [

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from .methods import RTOL, UNIT, Effect, Rope, Table, effect, geometric, table
-from .parts import Array, factor_of, turns
+from .parts import Array, Table, factor_of, geometric, turns
+from .recipe import RTOL, UNIT, Effect, Rope, effect, table
 
 
 def rounding_of(rope: Rope) -> Array:

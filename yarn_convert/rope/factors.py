@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import Unsupported
-from .methods import geometric
-from .parts import Array
+from .parts import Array, geometric
 
 # A pair that is divided by so much stands still (llama.cpp's conversion/gemma.py, generate_extra_tensors)
 STILL = 1e30

@@ -1,161 +1,25 @@
-"""A recipe, the methods and the table that they make; what several methods are made of is in `parts`."""
+"""The methods: what each makes of a base's frequencies, and all else that is true of it; what several are made of is in `parts`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import Unsupported, UsageError
-from .parts import RANGE, Array, Param, dynamic_factor, factor_of, ntk_shrink, raised, ramp, turns
-
-MAX_CONTEXT = 1 << 31  # tokens; positions are 32-bit integers in llama.cpp
-MAX_ROTARY_DIM = 1 << 16
-UNIT = 2.0**-24  # the most, relative, by which a number changes when it is stored as a float32
-RTOL = 2.01 * UNIT  # a frequency is made of two stored numbers: θ and s, or θ and a factor
-
-
-class Table(NamedTuple):
-    """What a reader ends up with: `inv_freq`, float64[D/2] in radians per token, and the multiplier of cos and sin."""
-
-    inv_freq: Array
-    multiplier: float
-
-
-class Effect(NamedTuple):
-    """All that a recipe changes in a forward pass: a Table, and what the attention's logits are multiplied by on top of it."""
-
-    inv_freq: Array
-    multiplier: float
-    logits: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """A recipe, not a spelling: the canonical form of every RoPE in this project.
-
-    `params` holds the method's own parameters (see its docstring). `inner` is set when the method is applied to
-    frequencies that are already scaled, as when a Llama 3.1 base is extended: the recipe then says both. `still`: how many pairs, the
-    slowest, turn in no recipe of the model (p-RoPE, arXiv 2410.06205).
-    """
-
-    method: str
-    theta: float
-    rotary_dim: int
-    original_context: int
-    params: Mapping[str, Param] = field(default_factory=dict)
-    inner: Rope | None = None
-    still: int = 0
-
-    @property
-    def row(self) -> Method:
-        return row_of(self.method)
-
-    @property
-    def static(self) -> bool:
-        """Whether one table serves every length: of lists that switch, below another method, the long one does."""
-        return self.row.static and (self.inner is None or self.inner.row.switches or self.inner.static)
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """Parameter `name` as a float; UsageError if it is missing or not a finite number."""
-        value = self.params.get(name, default)
-        if value is None:
-            raise UsageError(f"RoPE method {self.method!r} needs the parameter {name!r}", RANGE)
-        if isinstance(value, str | tuple | list) or not math.isfinite(value):
-            raise UsageError(f"RoPE parameter {name!r} must be a finite number, not {value!r}", RANGE)
-        return float(value)
-
-    def numbers(self, name: str) -> Array:
-        """Parameter `name` as float64[D/2], all finite and above zero; UsageError if it is not."""
-        value = np.asarray(self.params.get(name, ()), dtype=np.float64)
-        if value.shape != (self.rotary_dim // 2,) or not (np.isfinite(value).all() and (value > 0).all()):
-            raise UsageError(f"RoPE parameter {name!r} must be {self.rotary_dim // 2} finite numbers above zero", RANGE)
-        return value
-
-    @property
-    def resting(self) -> int:
-        """How many pairs, the slowest, turn in its table by nothing: the model's own, or those that its methods stop."""
-        return max(self.still, self.row.rests, self.inner.resting if self.inner else 0)
-
-    def with_params(self, **params: Param) -> Rope:
-        return replace(self, params={**self.params, **params})
-
-
-def table(rope: Rope, length: int | None = None) -> Table:
-    """The frequencies and multiplier of `rope`, for a forward pass of `length` tokens.
-
-    `length` serves the dynamic methods and longrope; the static ones ignore it, None means "as long as the recipe goes".
-    Raises UsageError for parameters out of range and Unsupported for an unknown method.
-    """
-    found = _all_turning(rope, length)
-    turning = np.arange(len(found.inv_freq)) < len(found.inv_freq) - rope.resting
-    return found._replace(inv_freq=np.where(turning, found.inv_freq, 0.0)) if rope.resting else found
-
-
-def _all_turning(rope: Rope, length: int | None) -> Table:
-    """`table`, as though no pair stood still: what a method does to a pair does not hang on that."""
-    check_rope(rope)
-    whole = rope.inner is not None and rope.inner.row.switches  # what is composed with it takes its long list at every length
-    base = _all_turning(rope.inner, None if whole else length) if rope.inner else Table(geometric(rope.theta, rope.rotary_dim), 1.0)
-    try:
-        with np.errstate(all="ignore"):
-            inv_freq, multiplier = rope.row.function(base.inv_freq, rope, length)
-            found = Table(inv_freq, multiplier * base.multiplier)
-            stored = np.append(found.inv_freq, found.multiplier).astype(np.float32)  # as every runtime holds them
-    except (ArithmeticError, ValueError):  # a logarithm or quotient that has no value
-        stored = np.zeros(1, np.float32)
-    if not ((stored > 0) & np.isfinite(stored)).all():
-        raise UsageError(f"the parameters of {rope.method} give frequencies or a multiplier that no runtime can hold", RANGE)
-    return found
-
-
-def effect(rope: Rope, length: int | None = None) -> Effect:
-    """`table`, and (0.1·mscale_all_dim·ln s + 1)² for the logits of a yarn recipe that has that parameter; else 1. A dynamic
-    one has the s of `length`."""
-    logits = rope.number("mscale_all_dim", 0.0)
-    inner = effect(rope.inner, length).logits if rope.inner else 1.0
-    s = bake(rope, length or rope.original_context).number("factor", 1.0) if logits else 1.0
-    return Effect(*table(rope, length), inner * temperature(s, logits) ** 2)
-
-
-def check_rope(rope: Rope) -> None:
-    """Raise unless the method is known and θ, D and L are in range."""
-    row_of(rope.method)
-    if not (math.isfinite(rope.theta) and rope.theta > 1):
-        raise UsageError(f"rope_theta must be a finite number above 1, not {rope.theta!r}", "10000 is usual")
-    if rope.rotary_dim < 2 or rope.rotary_dim % 2:
-        raise UsageError(f"the rotary dimension must be even and at least 2, not {rope.rotary_dim}", "it is a part of the head dimension")
-    if not 0 <= rope.still < rope.rotary_dim // 2:
-        raise UsageError(f"{rope.still} of {rope.rotary_dim // 2} pairs cannot stand still", "leave some that turn")
-    if rope.original_context < 1:
-        raise UsageError(f"the original context must be at least one token, not {rope.original_context}", "--original-context sets it")
-
-
-def geometric(theta: float, rotary_dim: int) -> Array:
-    """Plain RoPE, ω_i = θ^(−2i/D), float64[D/2] (RoFormer, arXiv 2104.09864, Eq. 15; YaRN Eq. 4)."""
-    return np.power(float(theta), -np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
-
-
-def temperature(factor: float, weight: float = 1.0) -> float:
-    """YaRN's √(1/t) = 0.1·ln s + 1, the multiplier of cos and sin (Eq. 22); 1 for s ≤ 1.
-
-    `weight` scales the logarithm: configs call it mscale (transformers, `modeling_rope_utils.get_mscale`).
-    """
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
+from .parts import Array, Numbers, Table, dynamic_factor, factor_of, geometric, ntk_shrink, raised, ramp, temperature, turns
 
 # -- the methods: (frequencies of the base, recipe, length) -> (frequencies, multiplier) ------------------------------
 
 
-def none(omega: Array, rope: Rope, length: int | None) -> Table:
+def none(omega: Array, rope: Numbers, length: int | None) -> Table:
     """No scaling: the base's own frequencies. No parameters. Does not extend anything."""
     return Table(omega, 1.0)
 
 
-def linear(omega: Array, rope: Rope, length: int | None) -> Table:
+def linear(omega: Array, rope: Numbers, length: int | None) -> Table:
     """Position Interpolation (Chen et al., arXiv 2306.15595; YaRN Eq. 10): ω_i/s. Parameter: `factor` s.
 
     Blurs the fast pairs: short texts suffer most of all methods without fine-tuning.
@@ -163,7 +27,7 @@ def linear(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table(omega / factor_of(rope), 1.0)
 
 
-def ntk_aware(omega: Array, rope: Rope, length: int | None) -> Table:
+def ntk_aware(omega: Array, rope: Numbers, length: int | None) -> Table:
     """NTK-aware (Eq. 15–16): b' = b·s^(D/(D−2)), so ω_i·s^(−2i/(D−2)). Parameter: `factor` s.
 
     The slowest pair is divided by s exactly, the fastest is untouched. D must be above 2.
@@ -171,7 +35,7 @@ def ntk_aware(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table(omega * ntk_shrink(factor_of(rope), rope.rotary_dim), 1.0)
 
 
-def abf(omega: Array, rope: Rope, length: int | None) -> Table:
+def abf(omega: Array, rope: Numbers, length: int | None) -> Table:
     """Adjusted base frequency: θ itself is raised to θ', as Code Llama (arXiv 2308.12950, 2.3) and Xiong et al. (arXiv 2309.16039) do.
 
     Parameter: `theta` θ'. Over frequencies that are already scaled each is multiplied by what that makes of its plain one,
@@ -182,7 +46,7 @@ def abf(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table(plain if rope.inner is None else omega * plain / geometric(rope.theta, rope.rotary_dim), 1.0)
 
 
-def cope(omega: Array, rope: Rope, length: int | None) -> Table:
+def cope(omega: Array, rope: Numbers, length: int | None) -> Table:
     """CoPE, clipped RoPE (arXiv 2602.05258, 4.2): the slowest pairs fade out by a cosine taper, and the last stands still.
 
     Parameters: `clip_pairs` n, and `theta` as abf has it, by which the paper's models were trained too. Of the last n pairs the k-th, from
@@ -202,7 +66,7 @@ def cope(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table((abf(omega, rope, length).inv_freq if "theta" in rope.params else omega) * taper, 1.0)
 
 
-def ntk_by_parts(omega: Array, rope: Rope, length: int | None) -> Table:
+def ntk_by_parts(omega: Array, rope: Numbers, length: int | None) -> Table:
     """NTK-by-parts (Eq. 17–20): keep fast pairs, interpolate slow ones, ramp between: ω_i·γ + (ω_i/s)·(1−γ).
 
     Parameters: `factor` s; `beta_fast` 32 and `beta_slow` 1, in turns over L (the paper's β and α); `truncate` True
@@ -214,7 +78,7 @@ def ntk_by_parts(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table(omega * keep + omega / s * (1 - keep), 1.0)
 
 
-def yarn(omega: Array, rope: Rope, length: int | None) -> Table:
+def yarn(omega: Array, rope: Numbers, length: int | None) -> Table:
     """YaRN (Section 3.4): NTK-by-parts, and the temperature √(1/t) on cos and sin (Eq. 21–22).
 
     Parameters: those of ntk-by-parts, and `attention_factor`, default 0.1·ln s + 1. Multi-head latent attention turns a part
@@ -233,12 +97,12 @@ def yarn(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table(ntk_by_parts(omega, rope, length).inv_freq, multiplier)
 
 
-def dynamic_linear(omega: Array, rope: Rope, length: int | None) -> Table:
+def dynamic_linear(omega: Array, rope: Numbers, length: int | None) -> Table:
     """Dynamic PI (Section 3.3): linear with s = max(1, l'/L) for a pass of l' = `length` tokens. No parameters."""
     return linear(omega, rope.with_params(factor=dynamic_factor(rope, length)), length)
 
 
-def dynamic_ntk(omega: Array, rope: Rope, length: int | None) -> Table:
+def dynamic_ntk(omega: Array, rope: Numbers, length: int | None) -> Table:
     """Dynamic NTK (Section 3.3): ntk-aware with s = max(1, l'/L).
 
     Parameter: `factor` f, default 1: then s = f·l'/L − (f − 1), as transformers' "dynamic" computes it
@@ -248,12 +112,12 @@ def dynamic_ntk(omega: Array, rope: Rope, length: int | None) -> Table:
     return ntk_aware(omega, rope.with_params(factor=f * s - (f - 1)), length)
 
 
-def dynamic_yarn(omega: Array, rope: Rope, length: int | None) -> Table:
+def dynamic_yarn(omega: Array, rope: Numbers, length: int | None) -> Table:
     """Dynamic YaRN (Section 3.3): yarn with s = max(1, l'/L), temperature included. Parameters: yarn's, but `factor`."""
     return yarn(omega, rope.with_params(factor=dynamic_factor(rope, length)), length)
 
 
-def llama3(omega: Array, rope: Rope, length: int | None) -> Table:
+def llama3(omega: Array, rope: Numbers, length: int | None) -> Table:
     """Llama 3.1's scaling: by wavelength, linear in L/λ between two cut-offs; no temperature.
 
     Parameters: `factor`, `low_freq_factor`, `high_freq_factor`. Source: Meta's llama-models, `apply_scaling`, and
@@ -267,7 +131,7 @@ def llama3(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table(omega * keep + omega / s * (1 - keep), 1.0)
 
 
-def longrope(omega: Array, rope: Rope, length: int | None) -> Table:
+def longrope(omega: Array, rope: Numbers, length: int | None) -> Table:
     """LongRoPE (arXiv 2402.13753) as Phi-3 spells it: ω_i divided by a list, the long one beyond L tokens.
 
     Parameters: `short_factor` and `long_factor`, D/2 numbers each; `attention_factor`, or `factor` from which it is
@@ -280,14 +144,14 @@ def longrope(omega: Array, rope: Rope, length: int | None) -> Table:
     return Table(omega / factors, rope.number("attention_factor", default))
 
 
-def explicit(omega: Array, rope: Rope, length: int | None) -> Table:
+def explicit(omega: Array, rope: Numbers, length: int | None) -> Table:
     """Any static table. Parameters: `factors`, D/2 numbers that divide ω_i, and `attention_factor`, default 1."""
     return Table(omega / rope.numbers("factors"), rope.number("attention_factor", 1.0))
 
 
 # -- one row a method -------------------------------------------------------------------------------------------------
 
-Function = Callable[[Array, Rope, "int | None"], Table]
+Function = Callable[[Array, Numbers, "int | None"], Table]
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,12 +326,3 @@ def row_of(method: str) -> Method:
     if method not in METHODS:
         raise Unsupported(f"unknown RoPE method {method!r}", f"known: {', '.join(METHODS)}")
     return METHODS[method]
-
-
-def bake(rope: Rope, length: int) -> Rope:
-    """The static recipe that a dynamic one equals at `length` tokens; a static recipe is returned as it is."""
-    if not rope.row.baked_as:
-        return rope
-    f = rope.number("factor", 1.0) if rope.method == "dynamic-ntk" else 1.0
-    s = f * dynamic_factor(rope, length) - (f - 1)
-    return replace(rope, method=rope.row.baked_as, params={**rope.params, "factor": s})

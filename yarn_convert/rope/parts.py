@@ -1,10 +1,10 @@
-"""What methods are made of: factors, turns and the ramp between pairs that are kept and interpolated."""
+"""What methods are made of: plain frequencies, factors, turns, the ramp between pairs that are kept and interpolated, the temperature."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,15 @@ Param = float | bool | str | tuple[float, ...]
 RANGE = "choose parameters of a usual size: see 'yarn-convert methods'"
 
 
+class Table(NamedTuple):
+    """What a reader ends up with: `inv_freq`, float64[D/2] in radians per token, and the multiplier of cos and sin."""
+
+    inv_freq: Array
+    multiplier: float
+
+
 class Numbers(Protocol):
-    """What is asked here of a recipe, which is a `methods.Rope`."""
+    """What is asked here, and by the methods, of a recipe, which is a `recipe.Rope`."""
 
     @property
     def theta(self) -> float: ...
@@ -30,8 +37,25 @@ class Numbers(Protocol):
     @property
     def inner(self) -> Numbers | None: ...
     @property
+    def still(self) -> int: ...
+    @property
     def resting(self) -> int: ...
     def number(self, name: str, default: float | None = None) -> float: ...
+    def numbers(self, name: str) -> Array: ...
+    def with_params(self, **params: Param) -> Numbers: ...
+
+
+def geometric(theta: float, rotary_dim: int) -> Array:
+    """Plain RoPE, ω_i = θ^(−2i/D), float64[D/2] (RoFormer, arXiv 2104.09864, Eq. 15; YaRN Eq. 4)."""
+    return np.power(float(theta), -np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+
+
+def temperature(factor: float, weight: float = 1.0) -> float:
+    """YaRN's √(1/t) = 0.1·ln s + 1, the multiplier of cos and sin (Eq. 22); 1 for s ≤ 1.
+
+    `weight` scales the logarithm: configs call it mscale (transformers, `modeling_rope_utils.get_mscale`).
+    """
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def factor_of(rope: Numbers) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .methods import Rope
+from .recipe import Rope
 
 
 def recipe_of(rope: Rope) -> dict[str, Any]:
