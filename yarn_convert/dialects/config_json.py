@@ -58,7 +58,9 @@ def hf_read(config: Mapping[str, Any], latent: bool = False) -> Rope:
     return first
 
 
-def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: bool) -> Rope:
+def _hf_method(spelling: Mapping[str, Any]) -> tuple[Any, str]:
+    """(the word for a method in a RoPE object, the method that it names). Disagreement for two words of different ones, Unsupported for an
+    unknown one."""
     kinds = [spelling[k] for k in ("rope_type", "type") if spelling.get(k) is not None]
     if len({HF_METHODS.get(k) for k in kinds}) > 1:
         raise Disagreement(
@@ -71,6 +73,11 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
         method = "linear" if spelling.get("factor") not in (None, 1) else "none"
     if method is None:
         raise Unsupported(f"unknown rope_type {kind!r} in config.json", f"known: {', '.join(HF_METHODS)}")
+    return kind, method
+
+
+def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: bool) -> Rope:
+    kind, method = _hf_method(spelling)
     row = METHODS[method]
     own = {*row.hf_keys, *row.lists, *(("factor",) if kind == PROPORTIONAL else ())}
     unknown = {k for k, v in spelling.items() if v is not None} - own - _COMMON
