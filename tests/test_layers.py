@@ -30,7 +30,7 @@ ORDER = [
     "validation.matrix", "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
     "evaluation.subjects", "evaluation.perplexities", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.rulers", "evaluation.key_tokens", "evaluation.temperatures", "evaluation.advice",
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
-    "evaluation.result", "evaluation.found", "evaluation.measures", "evaluation.text", "evaluation.paper", "evaluation.report", "evaluation", "finetuning.settings",
+    "evaluation.result", "evaluation.measured", "evaluation.choices", "evaluation.found", "evaluation.measures", "evaluation.text", "evaluation.paper", "evaluation.report", "evaluation", "finetuning.settings",
     "finetuning.losses", "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.corpus", "finetuning.trainee",
     "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.shelf", "publishing.model_card",
     "publishing.hub", "publishing.pushing", "publishing.ollama", "publishing", "cli.show", "cli.help", "cli.commands", "cli.evaluate", "cli.finetune", "cli.proving", "cli.app", "cli.entry", "cli",

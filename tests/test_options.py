@@ -398,7 +398,7 @@ def test_a_measure_returns_what_is_printed(make_model: MakeModel, capsys: pytest
 
 def test_all_that_a_way_to_compute_says_has_a_member() -> None:
     """What a type does not name would be lost on the way from a measure to its reader."""
-    from yarn_convert.evaluation.found import Measured
+    from yarn_convert.evaluation.measured import Measured
 
     said = {"kind"}
     for worker in (ROOT / "yarn_convert" / "runtimes").glob("*_worker.py"):

@@ -18,7 +18,9 @@ from yarn_convert.cli import entry as cli
 from yarn_convert.compute.record import made
 from yarn_convert.compute.scorer import Torch
 from yarn_convert.compute.tokens import tokenizer_of
-from yarn_convert.evaluation.found import Attention, Passkey, Perplexity, Temperature
+from yarn_convert.evaluation.choices import Temperature
+from yarn_convert.evaluation.found import Passkey, Perplexity
+from yarn_convert.evaluation.measured import Attention
 from yarn_convert.evaluation.paper import SHOWN, _method, lines, table_of
 from yarn_convert.evaluation.report import _plots
 from yarn_convert.rope import Rope

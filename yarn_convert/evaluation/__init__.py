@@ -6,7 +6,8 @@ EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
 
 from ..options import EvaluateOptions, Recipe, Texts
 from .advice import measure_advice
-from .found import Advice, LongPPL, Needle, Passkey, Perplexity, Ruler, Search, Temperature
+from .choices import Advice, Search, Temperature
+from .found import LongPPL, Needle, Passkey, Perplexity, Ruler
 from .journal import ResultJournal, journal_of
 from .key_tokens import measure_longppl
 from .measures import advise, longppl, needle, passkey, perplexity, ruler, temperature

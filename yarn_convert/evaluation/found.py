@@ -10,64 +10,13 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ..checkpoint.manifest import RopeRecord
-from ..compute.record import Hardware, Library
+from ..compute.record import Hardware
 from ..formats.decoding import Result
+from .choices import Advice, Search, Temperature
+from .measured import Measured, Row
 from .result import finished
 
 T = TypeVar("T")
-
-
-class Document(Struct, frozen=True):
-    """A text, and how many tokens of it there are."""
-
-    name: str
-    tokens: int
-
-
-class Measured(Struct, frozen=True, kw_only=True):
-    """One model: its documents, how many were `left_out` as too short, the BOS before each window, whether it reads the same tokens as
-    the first; and how it was computed, `tokens` of them in `seconds` by this run."""
-
-    model: str
-    documents: tuple[Document, ...]
-    left_out: int
-    bos: tuple[int, ...]
-    same_tokens: bool | UnsetType = UNSET
-    runtime: str
-    seconds: float
-    tokens: int
-    tokens_per_second: float | None
-    version: str | UnsetType | None = UNSET
-    device: str | UnsetType | None = UNSET
-    library: Library | UnsetType = UNSET
-    kind: str | UnsetType = UNSET
-    dtype: str | UnsetType = UNSET
-    offloaded: bool | UnsetType = UNSET
-    peak_device_bytes: int | UnsetType | None = UNSET
-    torch: str | UnsetType = UNSET
-    transformers: str | UnsetType = UNSET
-    max_model_len: int | UnsetType = UNSET
-
-
-class Attention(Struct, frozen=True):
-    """At which distances tokens attend, as `rope.Distances` has it."""
-
-    window: int
-    first: int | None
-    grown: int | None
-
-
-class Row(Struct, frozen=True, kw_only=True):
-    """One recipe on one model; `context` is L', None for a dynamic one, `original_context` L. `attention`: of a method that changes it."""
-
-    model: str
-    label: str
-    method: str
-    recipe: RopeRecord
-    context: int | None
-    original_context: int
-    attention: Attention | UnsetType = UNSET
 
 
 class PerplexityPoint(Struct, frozen=True):
@@ -220,90 +169,6 @@ class Evaluator(Struct, frozen=True, kw_only=True):
     transformers: str | UnsetType = UNSET
 
 
-class TemperaturePoint(Struct, frozen=True):
-    """At one multiplier of cos and sin; `by_document_and_segment`: of each document its segments."""
-
-    multiplier: float
-    perplexity: float | None
-    standard_error: float | None
-    document_error: float | None
-    by_segment: tuple[float | None, ...]
-    by_document: tuple[float | None, ...]
-    by_document_and_segment: tuple[tuple[float | None, ...], ...]
-
-
-class TemperatureRow(Struct, frozen=True, kw_only=True):
-    """As `Row`, and its perplexity at each multiplier, over the first `window` tokens, whose `segments` are (begin, end)."""
-
-    model: str
-    label: str
-    method: str
-    recipe: RopeRecord
-    context: int | None
-    factor: float
-    original_context: int
-    recommended: float
-    best: float
-    best_by_document: tuple[float, ...]
-    window: int
-    segments: tuple[tuple[int, int], ...]
-    points: tuple[TemperaturePoint, ...]
-
-
-class Cost(Struct, frozen=True):
-    """On a short text, against the base."""
-
-    tokens: int
-    perplexity: float | None
-    change: float | None
-
-
-class Tried(Struct, frozen=True):
-    """One factor: perplexity by segment, by how much it exceeds the control's as a share, and its cost on short texts."""
-
-    factor: float
-    label: str
-    method: str
-    recipe: RopeRecord
-    context: int | None
-    by_segment: tuple[float | None, ...]
-    excess: tuple[float | None, ...]
-    short: tuple[Cost, ...]
-
-
-class SearchedPart(Struct, frozen=True):
-    """One part of a search: the `numbers` that it moved, how many recipes it tried, whether it `settled` before its share was used, the
-    best value of its own and of all so far, and what that is called."""
-
-    part: str
-    numbers: tuple[str, ...]
-    trials: int
-    settled: bool
-    best: float | None
-    so_far: float | None
-    label: str
-
-
-class JudgedRow(Struct, frozen=True, kw_only=True):
-    """One recipe on the texts that judge: `value`, what a search makes least, in nats a token, and the same on the texts that were searched
-    on, where it led there; perplexity on short texts, by segment beyond L and over all of these; `difference` of its value from the
-    rival's, and the error of that; `asked`, what a file of it would say, and its factors by pair, of the base none."""
-
-    label: str
-    method: str
-    recipe: RopeRecord
-    context: int | None
-    value: float | None
-    searched: float | None
-    short: tuple[Cost, ...]
-    by_segment: tuple[float | None, ...]
-    beyond: float | None
-    difference: float | None
-    error: float | None
-    asked: Mapping[str, Any] | None
-    factors: tuple[float, ...] | None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perplexity(Result):
     """By context window, one row a recipe and model; `tokens` and `stride` of sliding windows."""
@@ -384,73 +249,6 @@ class LongPPL(Result):
     created: str
     versions: Mapping[str, str]
     hardware: Hardware
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Temperature(Result):
-    """By multiplier of cos and sin, one row a model."""
-
-    measure: Literal["temperature"]
-    models: tuple[Measured, ...]
-    rows: tuple[TemperatureRow, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advice(Result):
-    """The smallest `factor` that is flat to `context` tokens, None for none of those that were tried; `control`: the base's perplexity by
-    segment, through its own window."""
-
-    measure: Literal["advise"]
-    context: int
-    method: str
-    original_context: int
-    tolerance: float
-    segments: tuple[tuple[int, int], ...]
-    control: tuple[float | None, ...]
-    factor: float | None
-    tried: tuple[Tried, ...]
-    models: tuple[Measured, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search(Result):
-    """The recipe that was `chosen` by the texts searched on, and whether it is `advised`: better, on texts that are held out, than `rival`,
-    the best of what needs no search, by more than the `error` of the `difference`. `split`: what is held out, documents or windows of the
-    only one; `clusters` of them are independent. `recipe`: what a file of it says, None where none is advised."""
-
-    measure: Literal["search"]
-    context: int
-    original_context: int
-    short_weight: float
-    seed: int
-    budget: float | None
-    trials: int
-    split: Literal["documents", "windows"]
-    clusters: int
-    searched: tuple[Document, ...]
-    held_out: tuple[Document, ...]
-    segments: tuple[tuple[int, int], ...]
-    parts: tuple[SearchedPart, ...]
-    rows: tuple[JudgedRow, ...]
-    rival: str
-    chosen: str
-    difference: float | None
-    error: float | None
-    advised: bool
-    recipe: Mapping[str, Any] | None
-    models: tuple[Measured, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
-
-    def row(self, label: str) -> JudgedRow:
-        return next(row for row in self.rows if row.label == label)
 
 
 Found = Perplexity | Passkey | Needle | Ruler | LongPPL | Temperature | Advice | Search

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ..asking import taking
 from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, RulerOptions, TemperatureOptions
 from .advice import measure_advice
-from .found import Advice, LongPPL, Needle, Passkey, Perplexity, Ruler, Search, Temperature, typed_as
+from .choices import Advice, Search, Temperature
+from .found import LongPPL, Needle, Passkey, Perplexity, Ruler, typed_as
 from .journal import ResultJournal
 from .key_tokens import measure_longppl
 from .needles import measure_needle

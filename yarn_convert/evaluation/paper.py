@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError, no_such
-from .found import Found, Passkey, PasskeyRow, Perplexity, PerplexityRow, Temperature, TemperatureRow
+from .choices import Temperature, TemperatureRow
+from .found import Found, Passkey, PasskeyRow, Perplexity, PerplexityRow
 from .text import columns, figure, grouped, labels_of, model_lines
 
 Body = tuple[list[str], list[list[str]]]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..compute.pages import BLUE, INK, STYLE, check_place, check_report, packages, page, svg, write_report
 from ..errors import UsageError
-from .found import Advice, Found, LongPPL, Needle, Passkey, Perplexity, Ruler, Search, Temperature
+from .choices import Advice, Search, Temperature
+from .found import Found, LongPPL, Needle, Passkey, Perplexity, Ruler
 from .paper import Panel, Shown, table_of
 from .text import advised_line, figure, judged_table, labels_of, longppl_table, needle_table, percent, ruler_table, split_line
 

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 
 from ..conversion.recipes import as_text, from_mapping
-from .found import Advice, Found, JudgedRow, LongPPL, Needle, Passkey, Perplexity, Ruler, Search, Temperature
+from .choices import Advice, JudgedRow, Search, Temperature
+from .found import Found, LongPPL, Needle, Passkey, Perplexity, Ruler
 
 
 def lines(result: Found) -> list[str]:
