@@ -27,7 +27,7 @@ from yarn_convert.errors import Unsupported, YarnConvertError
 from yarn_convert.families import ARCHS, FAMILIES, NO_ROPE, REFUSED, for_gguf
 from yarn_convert.families.schema import numbered
 from yarn_convert.readers import UNTOLD, Flags, read_gguf, still
-from yarn_convert.readers.gguf import LLAMA_CPP, gguf_corrections, gguf_ramp
+from yarn_convert.readers.gguf import READ_AT, gguf_corrections, gguf_ramp
 from yarn_convert.rope import Table, geometric, table
 
 pytest.importorskip("llama_cpp")
@@ -39,7 +39,7 @@ RTOL = 2e-6  # of float32 numbers
 
 
 def test_every_architecture_has_a_row_or_a_refusal() -> None:
-    assert LIST["llama.cpp"] == LLAMA_CPP.split()[-1]
+    assert LIST["llama.cpp"] == READ_AT
     names = set(LIST["architectures"])
     assert names - ARCHS.keys() - REFUSED.keys() == set()
     assert (ARCHS.keys() | (REFUSED.keys() - NO_ROPE.keys())) - names == set(), "llama.cpp has no such architecture"

@@ -19,6 +19,7 @@ from ..errors import InputError, Unsupported
 from ..formats.files import exists, regular
 from ..formats.tensors import read_safetensors
 from ..options import Recipe
+from ..readers.gguf import LLAMA_CPP
 from ..readers.judge import Verdict, elsewhere, grown, judge, judge_configs, unknown
 from ..readers.survey import Surveyed, survey_config, survey_gguf
 from ..readers.switching import switches
@@ -26,8 +27,6 @@ from ..rope import RTOL, Array, Rope, rounding_of, same_at_all_lengths, table
 from ..targets.plan import DECISIVE
 from ..targets.safetensors import ROPE_FILE
 from .extension import extend
-
-LLAMA_CPP = "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,17 +28,17 @@ from ..errors import Inexpressible, UsageError, YarnConvertError, no_such
 from ..families.architectures import below
 from ..families.schema import ROPE_OBJECTS
 from ..formats.decoding import Result
-from ..formats.gguf_file import f32
+from ..formats.gguf_file import f32, shortest
 from ..formats.json_text import REMOVE
 from ..options import OverridesOptions, Recipe
 from ..readers import Flags
+from ..readers.gguf import LLAMA_CPP
 from ..readers.judge import Verdict, VerdictLayer, judge
 from ..readers.told import TOLD, Told
 from ..rope import METHODS, RTOL, Array, Rope, rounding_of, table, temperature
 from ..targets.plan import carry_gguf, hf_spellings, shape_keys
 from .extension import Extension, extend
 
-LLAMA_CPP = "llama.cpp"
 FLAGS = {  # field of `Flags` -> its option; {tokens} has its own place
     "kind": "--rope-scaling", "factor": "--rope-scale", "original": "--yarn-orig-ctx", "theta": "--rope-freq-base",
     "fast": "--yarn-beta-fast", "slow": "--yarn-beta-slow",
@@ -131,13 +131,13 @@ def number(value: float) -> str:
     return np.format_float_positional(np.float32(value), trim="-")
 
 
-def shortest(value: Any) -> Any:
-    """`value` with every float the shortest that is the same float32, as a file's numbers are held in the end."""
-    if isinstance(value, float):
-        return float(number(value)) if math.isfinite(value) and 1e-30 < abs(value) < 1e30 else value
+def all_shortest(value: Any) -> Any:
+    """`value` with every float the `shortest` that is the same float32, as a file's numbers are held in the end."""
     if isinstance(value, Mapping):
-        return {k: shortest(v) for k, v in value.items()}
-    return [shortest(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: all_shortest(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [all_shortest(v) for v in value]
+    return shortest(value) if not isinstance(value, float) or abs(value) < 1e30 else value  # which a float32 may not hold
 
 
 # -- the recipe, and all runtimes -------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def members_of(c: Checkpoint, e: Extension, row: Told, changes: Mapping[str, Any
     if rope and original in config and original not in found and rope.get(original, config[original]) != config[original]:
         found[original] = rope[original]
     found |= {"model_max_length": e.context} if config.get("model_max_length") else {}
-    return {k: shortest(v) for k, v in found.items()}
+    return {k: all_shortest(v) for k, v in found.items()}
 
 
 def _without_type(rope: Mapping[str, Any]) -> dict[str, Any]:
@@ -405,6 +405,6 @@ def _by_keys(c: Checkpoint, e: Extension, base: Loaded) -> list[tuple[Flags, dic
         name = key.removeprefix(f"{c.family.gguf_arch}.rope.scaling.")
         said = NEUTRAL.get(name) if value is None else value.data
         if said is not None and (key in base.keys or value is not None) and base.keys.get(key) != said:
-            keys[key] = shortest(said)
+            keys[key] = all_shortest(said)
     fast, slow = _betas(c, e.rope, base) if by_flags else (None, None)
     return [(Flags(e.context, fast=fast, slow=slow), keys)]

@@ -22,6 +22,7 @@ from ..formats.json_text import REMOVE
 from ..formats.tensors import load_json
 from ..options import ConvertOptions, Recipe, RepairOptions
 from ..readers import HF_READERS, Refuses, read_config
+from ..readers.gguf import LLAMA_CPP
 from ..readers.judge import unknown
 from ..rope import MAX_CONTEXT, recipe_of, table
 from ..targets.gguf import plan_gguf
@@ -31,7 +32,7 @@ from ..targets.output import replace_file
 from ..targets.plan import Plan, Request
 from ..targets.safetensors import ROPE_FILE, plan_safetensors
 from .extension import Extension, beside
-from .intention import LLAMA_CPP, Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
+from .intention import Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
 from .outputs import check_name
 from .run import Conversion, carry_in_place
 

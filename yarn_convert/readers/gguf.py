@@ -16,7 +16,7 @@ from ..families.architectures import below
 from ..rope import RTOL, STILL, Array, Table, geometric, temperature
 from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
-LLAMA_CPP = "llama.cpp 0c1e570"
+LLAMA_CPP, READ_AT = "llama.cpp", "0c1e570"  # and the commit at which its source was read
 ALLOCATED = 256  # tokens, of which a context has a multiple (src/llama-context.cpp: n_ctx, n_ctx_seq)
 GGUF_TYPES = ("none", "linear", "yarn", "longrope")
 float32 = np.float32
@@ -250,7 +250,7 @@ def gguf_floor(arch: str, keys: Mapping[str, Any]) -> int:
 
 
 def gguf_refuses(reason: str) -> NoReturn:
-    raise Refuses(f"{LLAMA_CPP}: {reason}")
+    raise Refuses(f"{LLAMA_CPP} {READ_AT}: {reason}")
 
 
 def head_size(meta: Mapping[str, Any]) -> int:

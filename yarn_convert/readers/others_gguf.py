@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from ..errors import Unsupported
 from ..rope import geometric
 from .config import read_config
-from .gguf import LLAMA_CPP, read_gguf
+from .gguf import LLAMA_CPP, READ_AT, read_gguf
 from .others import OTHER_READERS
 from .reading import NOT_MODELLED, Reading, Refuses
 
@@ -132,8 +132,8 @@ def passed_over(keys: Keys, rope_freqs: ArrayLike | None, rope_factors: Pair, fo
 
 
 GGUF_READERS: Mapping[str, GgufReader] = {
-    "llama.cpp": GgufReader(
-        LLAMA_CPP.split()[-1],
+    LLAMA_CPP: GgufReader(
+        READ_AT,
         (
             "src/llama-model.cpp: load_hparams, get_rope_factors; src/llama-context.cpp: llama_context",
             "ggml/src/ggml.c: ggml_rope_yarn_corr_dims; ggml/src/ggml-cpu/ops.cpp: rope_yarn",

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..families.schema import ROPE_OBJECTS
 from .config import read_config
-from .gguf import LLAMA_CPP
+from .gguf import LLAMA_CPP, READ_AT
 from .others import OTHER_READERS
 from .reading import Reading, Refuses
 from .rows import HF_READERS
@@ -80,14 +80,14 @@ TOLD: Mapping[str, Told] = {
     row.name: row
     for row in (
         Told(
-            "llama.cpp", "both", LLAMA_CPP.split()[-1],
+            LLAMA_CPP, "both", READ_AT,
             (
                 "common/arg.cpp: --rope-scaling, --rope-scale, --yarn-*, --override-kv; common/common.cpp: common_context_params_to_llama",
                 "src/llama-context.cpp: llama_context::llama_context; llama_init_from_model (n_ctx_train is set anew where YaRN is told)",
                 "src/llama-model-loader.cpp: get_key (an overridden key counts whether it is there or not)",
                 "tools/server/server-context.cpp: n_ctx_slot caps -c at n_ctx_train",
             ),
-            reader="llama.cpp",
+            reader=LLAMA_CPP,
             says="llama-server -m {model} -c {tokens} {told}",
         ),
         Told(

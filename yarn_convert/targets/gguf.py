@@ -19,7 +19,7 @@ from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type
 from ..formats.layout import Part
 from ..formats.quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
 from ..formats.tensors import Tensor, in_memory, same_bytes
-from ..readers.gguf import LLAMA_CPP
+from ..readers.gguf import LLAMA_CPP, READ_AT
 from ..readers.judge import Verdict
 from ..rope import Array
 from ..tokenizers import Files
@@ -27,7 +27,7 @@ from .moving import Piece, unchanged
 from .parts import gguf_jobs
 from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
 
-READ_IN = dict([LLAMA_CPP.split()])
+READ_IN = {LLAMA_CPP: READ_AT}
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
 NO_CHUNKS = "llama.cpp has no dual chunk attention, which the whole context needs: without it the training's length is as far as it goes"
 SUPER_BLOCK = 256  # numbers in a block of the K- and IQ-types (ggml-common.h, QK_K)
@@ -66,9 +66,7 @@ def plan_gguf(c: Checkpoint, r: Request) -> Plan:
     caveats = tokenizers.caveats(files, about["general.name"].data) if files else ()
     unscaled = [NO_CHUNKS] if c.written.get(DUAL_CHUNKS) is not None and r.rope == c.rope else []
     notes = (*c.packing.notes, *unscaled, *_notes(c, tensors, r.outtype), *lost, *caveats)
-    return Plan(
-        out, "gguf", r.rope, r.context, carrier, {"llama.cpp": Verdict("exact")}, jobs, r.outtype, identical, notes, versions=READ_IN
-    )
+    return Plan(out, "gguf", r.rope, r.context, carrier, {LLAMA_CPP: Verdict("exact")}, jobs, r.outtype, identical, notes, versions=READ_IN)
 
 
 def with_rope(fields: Mapping[str, Field | Value], keys: Mapping[str, Value | None], recipe: Mapping[str, Any]) -> dict[str, Field | Value]:
