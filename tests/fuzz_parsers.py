@@ -130,6 +130,13 @@ def opened(folder: Path) -> None:
 def kinds(root: Path) -> dict[str, Kind]:
     """All parsers, each in a folder of its own."""
     made: dict[str, Kind] = {}
+    for of in (configs, tokenizer, records, recipes, beside, weights, journals):
+        made |= of(root)
+    return made
+
+
+def configs(root: Path) -> dict[str, Kind]:
+    made: dict[str, Kind] = {}
     for name, config in {
         "config.json": CONFIG,
         "config.json of deepseek_v3": {
@@ -146,21 +153,28 @@ def kinds(root: Path) -> dict[str, Kind]:
         folder = root / name
         folder.mkdir()
         made[name] = Kind(folder / "config.json", json.dumps(config).encode(), lambda folder=folder: opened(folder))
+    return made
+
+
+def tokenizer(root: Path) -> dict[str, Kind]:
     folder = hf_folder(root / "tokenizer")
     for file, data in tokenizer_files().items():
         (folder / file).write_bytes(data)
 
-    def tokenizer() -> None:
+    def read() -> None:
         try:
             tokenizers.to_gguf(folder, {"model_type": "llama", "vocab_size": 263})
             tokenizers.caveats(tokenizers.files_of(folder), "m")
         finally:
-            for file, data in tokenizer_files_.items():
+            for file, data in sound.items():
                 (folder / file).write_bytes(data)
 
-    tokenizer_files_ = tokenizer_files()
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        made[file] = Kind(folder / file, tokenizer_files_[file], tokenizer)
+    sound = tokenizer_files()
+    return {file: Kind(folder / file, sound[file], read) for file in ("tokenizer.json", "tokenizer_config.json")}
+
+
+def records(root: Path) -> dict[str, Kind]:
+    """What a conversion leaves beside its output, and in a GGUF."""
     out = hf_folder(root / "out")
     recipe = recipe_of(Rope("yarn", 1e4, 16, 64, {"factor": 4.0, "beta_fast": 32.0}, Rope("linear", 1e4, 16, 64, {"factor": 2.0})))
     manifest = {
@@ -176,27 +190,40 @@ def kinds(root: Path) -> dict[str, Kind]:
         if found:
             found.recipe.rope()
 
-    made["manifest"] = Kind(out / MANIFEST, json.dumps(manifest).encode(), manifests)
     recipe_file = root / "recipe"
-    made["recipe in a GGUF"] = Kind(
-        recipe_file, json.dumps(recipe).encode(), lambda: recipe_in(recipe_file.read_bytes().decode("utf-8", "surrogateescape")).rope()
-    )
-    made |= recipes(root)
+    return {
+        "manifest": Kind(out / MANIFEST, json.dumps(manifest).encode(), manifests),
+        "recipe in a GGUF": Kind(
+            recipe_file, json.dumps(recipe).encode(), lambda: recipe_in(recipe_file.read_bytes().decode("utf-8", "surrogateescape")).rope()
+        ),
+    }
+
+
+def beside(root: Path) -> dict[str, Kind]:
+    """What is said of a model beside its weights and its tokenizer."""
     generation = root / "generation_config.json"
     sampling = {"temperature": 0.6, "top_p": 0.9, "top_k": 40, "do_sample": True, "eos_token_id": [1, 2], "repetition_penalty": 1.1}
-    made["generation_config.json"] = Kind(
-        generation, json.dumps(sampling).encode(), lambda: general.general_keys({"license": "mit"}, {}, load_json(generation), "m", {})
-    )
     card = root / "card"
-    made["metadata of README.md"] = Kind(
-        card,
-        b"---\nlicense: mit\ntags: [a, b]\nlanguage:\n- en\n---\n# x\n",
-        lambda: general.front_matter(card.read_bytes().decode("utf-8", "replace")),
-        False,
-    )
+    return {
+        "generation_config.json": Kind(
+            generation,
+            json.dumps(sampling).encode(),
+            lambda: general.general_keys({"license": "mit"}, {}, load_json(generation), "m", {}),
+        ),
+        "metadata of README.md": Kind(
+            card,
+            b"---\nlicense: mit\ntags: [a, b]\nlanguage:\n- en\n---\n# x\n",
+            lambda: general.front_matter(card.read_bytes().decode("utf-8", "replace")),
+            False,
+        ),
+    }
+
+
+def weights(root: Path) -> dict[str, Kind]:
+    """The heads of weight files, and what lies in files of the same kind."""
     shards = hf_shards(root / "shards")
     index = shards / "model.safetensors.index.json"
-    made["index"] = Kind(index, index.read_bytes(), lambda: read_folder(shards))
+    made = {"index": Kind(index, index.read_bytes(), lambda: read_folder(shards))}
     files: dict[str, tuple[bytes, Callable[[Path], Any]]] = {
         "safetensors header": (hostile_fuzz.safetensors_file(), read_safetensors),
         "GGUF header": (hostile_fuzz.gguf_file(), lambda p: [f.value for f in open_gguf(p).fields.values()]),
@@ -207,7 +234,6 @@ def kinds(root: Path) -> dict[str, Kind]:
     for name, (sound, read) in files.items():
         path = root / name.replace(" ", "-")
         made[name] = Kind(path, sound, lambda path=path, read=read: read(path), False)
-    made |= journals(root)
     return made
 
 
