@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -91,16 +92,19 @@ def extend(c: Checkpoint, asked: Recipe) -> Extension:
         notes.append(
             f"{asked.method} is baked: it computes {rope.method} at s = {rope.number('factor'):g} for every length, short texts too"
         )
-    if composed and c.rope.row.switches:
-        notes.append(f"the base's {c.rope.method} switches lists with the length of the text: its long list is used for every length now")
-    if composed:
-        notes.append(
-            f"the base's own {c.rope.method} scaling stays: {rope.method} is applied to its effective frequencies over {original:,} tokens"
-        )
-    elif c.rope.method != "none":
-        notes.append(f"the base's own {c.rope.method} is replaced: s counts from its original context of {original:,} tokens")
     table(rope)  # raises for parameters out of range
-    return Extension(rope, context, s, tuple(notes))
+    return Extension(rope, context, s, (*notes, *_becomes_of(c.rope, rope)))
+
+
+def _becomes_of(own: Rope, rope: Rope) -> Iterator[str]:
+    """What becomes of the base's own scaling, to which `rope` is applied or which it replaces."""
+    over = f"{rope.original_context:,} tokens"
+    if rope.inner is own:
+        if own.row.switches:
+            yield f"the base's {own.method} switches lists with the length of the text: its long list is used for every length now"
+        yield f"the base's own {own.method} scaling stays: {rope.method} is applied to its effective frequencies over {over}"
+    elif own.method != "none":
+        yield f"the base's own {own.method} is replaced: s counts from its original context of {over}"
 
 
 def _as_it_is(c: Checkpoint, asked: Recipe) -> Extension:
