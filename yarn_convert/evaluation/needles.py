@@ -23,7 +23,7 @@ from ..compute.tokens import tokenizer_of
 from ..errors import InputError, UsageError
 from ..options import NeedleOptions
 from .journal import ResultJournal
-from .passkeys import FILLING, ends
+from .passkeys import FILLING, ends, trial_of
 from .retrieval import Asked, answers, described, interval, most_that_fit
 from .subjects import Meter, Subject, lines_of
 
@@ -50,10 +50,10 @@ ANSWER = 12  # tokens that are generated at most: seven digits may be as many
 
 
 class Hidden(NamedTuple):
-    """A prompt: the needle that is asked for is `value`, at the share `depth` of the haystack, behind `before` sentences at least."""
+    """A prompt: the needle that is asked for is `key`, at the share `depth` of the haystack, behind `before` sentences at least."""
 
     ids: Ids
-    value: int
+    key: int
     length: int
     depth: float
     before: int
@@ -110,11 +110,11 @@ def measure_needle(models: Sequence[str], wish: NeedleOptions, journal: ResultJo
         subject.lead = bos(subject.c)
         hide_one = partial(hide, tokenizer, subject.lead, sentences)
         prompts = [hide_one(n, d, wish, i) for n in lengths for d in depths for i in range(wish.trials)]
-        asked = [Asked(p.ids, p.before, tokenizer.encode(f" {p.value}.", add_special_tokens=False).ids) for p in prompts]
+        asked = [Asked(p.ids, p.before, tokenizer.encode(f" {p.key}.", add_special_tokens=False).ids) for p in prompts]
         meter = Meter(f"needles of {subject.name}", [len(p.ids) for _ in lines for p in prompts], say)
         for line in lines:
             found = answers(subject, line, asked, "needle", ANSWER, partial(ends, tokenizer), meter)
-            trials = [_trial(p, tokenizer.decode(said)) for p, said in zip(prompts, found, strict=True)]
+            trials = [trial_of(p.ids, p.length, p.depth, p.key, tokenizer.decode(said)) for p, said in zip(prompts, found, strict=True)]
             points = [{"depth": d, **_share(trials, n, d)} for n in lengths for d in depths]
             rows.append(
                 {
@@ -128,12 +128,6 @@ def measure_needle(models: Sequence[str], wish: NeedleOptions, journal: ResultJo
         "measure": "needle", "lengths": lengths, "depths": depths, "trials": wish.trials, "needles": wish.needles, "haystack": name,
         "models": models_described, "rows": rows,
     }  # fmt: skip
-
-
-def _trial(p: Hidden, said: str) -> dict[str, Any]:
-    digits = re.search(r"\d+", said)
-    right = digits is not None and int(digits.group()) == p.value
-    return {"length": p.length, "tokens": len(p.ids), "depth": p.depth, "key": p.value, "answer": said, "correct": right}
 
 
 def _share(trials: Sequence[dict[str, Any]], length: int, depth: float | None = None) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: Result
         for line in lines:
             found = answers(subject, line, asked, "passkey", ANSWER, stop, meter)
             trials = [
-                _trial(p, lengths[i // wish.trials], tokenizer.decode(said)) for i, (p, said) in enumerate(zip(prompts, found, strict=True))
+                trial_of(p.ids, lengths[i // wish.trials], p.depth, p.key, tokenizer.decode(said))
+                for i, (p, said) in enumerate(zip(prompts, found, strict=True))
             ]
             points = [_point(n, [t for t in trials if t["length"] == n], wish.depths) for n in lengths]
             counted = subject.counted(line)
@@ -107,10 +108,11 @@ def ends(tokenizer: Any, ids: list[int]) -> bool:
     return re.search(r"\d\D", tokenizer.decode(ids)) is not None
 
 
-def _trial(p: Prompt, length: int, said: str) -> dict[str, Any]:
+def trial_of(ids: Ids, length: int, depth: float, key: int, said: str) -> dict[str, Any]:
+    """One prompt and its answer, of which the first run of digits counts."""
     digits = re.search(r"\d+", said)
-    right = digits is not None and int(digits.group()) == p.key
-    return {"length": length, "tokens": len(p.ids), "depth": p.depth, "key": p.key, "answer": said, "correct": right}
+    right = digits is not None and int(digits.group()) == key
+    return {"length": length, "tokens": len(ids), "depth": depth, "key": key, "answer": said, "correct": right}
 
 
 def _point(length: int, trials: Sequence[dict[str, Any]], depths: int) -> dict[str, Any]:
