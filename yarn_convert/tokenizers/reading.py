@@ -59,47 +59,52 @@ def to_gguf(folder: Path, config: Mapping[str, Any], *, pre: str | None = None, 
     """
     folder = Path(folder)
     files = files or files_of(folder)
+    if not (byte_level := _is_byte_level(files)) and pre not in (None, "default"):
+        raise UsageError(f"--pretokenizer {pre} is for byte-level BPE", "leave it out: a SentencePiece tokenizer has none")
+    try:
+        return _keys(folder, config, files, byte_level, pre)
+    except (AttributeError, TypeError, LookupError, ValueError, RecursionError, OSError) as error:
+        # A JSON value of another type than the format's, somewhere deep; the checks above name the common ones.
+        raise bad(f"the tokenizer files do not have the expected form: {type(error).__name__}: {error}") from None
+
+
+def _keys(folder: Path, config: Mapping[str, Any], files: Files, byte_level: bool, pre: str | None) -> dict[str, GgufValue]:
+    """The keys, in the order of llama.cpp's converter; for a value of another type than the format's whatever Python raises."""
     keys: dict[str, GgufValue] = {}
     habit = habit_of(config)
     if habit.llama and (prefix := files.settings.get("add_prefix_space")) is not None:
         keys[PREFIX_KEY] = ("bool", as_flag(prefix, "add_prefix_space"))
-    if not (byte_level := _is_byte_level(files)) and pre not in (None, "default"):
-        raise UsageError(f"--pretokenizer {pre} is for byte-level BPE", "leave it out: a SentencePiece tokenizer has none")
-    try:
-        name, merges, size = "default", list[str](), _size(config)
-        if byte_level:
-            vocabulary = _byte_level_vocabulary(files, size)
-            name, merges = _byte_level_merges(files, pre)
-        elif habit.ranked:
-            vocabulary, merges = _ranked_vocabulary(files, size, habit)
-            keys[PREFIX_KEY] = ("bool", False)
-        elif exists(folder, "tokenizer.model"):
-            vocabulary, prepends = _sentencepiece_vocabulary(files, read(folder, "tokenizer.model"), size, habit)
-            if not habit.llama and (habit.prefix == "always" or not prepends):
-                keys[PREFIX_KEY] = ("bool", prepends)
-        else:
-            vocabulary, prepends = _fallback_vocabulary(files, size)
-            if not prepends:
-                keys.setdefault(PREFIX_KEY, ("bool", False))
-        keys["tokenizer.ggml.model"] = ("str", "gpt2" if byte_level else "gemma4" if habit.ranked else "llama")
-        if byte_level or not habit.ranked:
-            keys["tokenizer.ggml.pre"] = ("str", name)
-        keys["tokenizer.ggml.tokens"] = ("str[]", vocabulary.tokens)
-        if not byte_level:
-            keys["tokenizer.ggml.scores"] = ("f32[]", vocabulary.scores)
-        keys["tokenizer.ggml.token_type"] = ("i32[]", vocabulary.types)
-        if byte_level or habit.ranked:
-            keys["tokenizer.ggml.merges"] = ("str[]", merges)
-        keys.update(special_keys(files, config, SPECIAL_TYPES, len(vocabulary.tokens)))
-        keys.update(chat_templates(files))
-        keys.update(_exceptions(files, config, habit, vocabulary.tokens))
-        if habit.ranked and not byte_level:
-            keys[ADD_KEYS["bos"]] = ("bool", True)
-        if byte_level and pretokenizer_of(name).add_bos:  # which llama.cpp would do; the converter leaves the key out
-            keys.setdefault(ADD_KEYS["bos"], ("bool", False))
-    except (AttributeError, TypeError, LookupError, ValueError, RecursionError, OSError) as error:
-        # A JSON value of another type than the format's, somewhere deep; the checks above name the common ones.
-        raise bad(f"the tokenizer files do not have the expected form: {type(error).__name__}: {error}") from None
+    name, merges, size = "default", list[str](), _size(config)
+    if byte_level:
+        vocabulary = _byte_level_vocabulary(files, size)
+        name, merges = _byte_level_merges(files, pre)
+    elif habit.ranked:
+        vocabulary, merges = _ranked_vocabulary(files, size, habit)
+        keys[PREFIX_KEY] = ("bool", False)
+    elif exists(folder, "tokenizer.model"):
+        vocabulary, prepends = _sentencepiece_vocabulary(files, read(folder, "tokenizer.model"), size, habit)
+        if not habit.llama and (habit.prefix == "always" or not prepends):
+            keys[PREFIX_KEY] = ("bool", prepends)
+    else:
+        vocabulary, prepends = _fallback_vocabulary(files, size)
+        if not prepends:
+            keys.setdefault(PREFIX_KEY, ("bool", False))
+    keys["tokenizer.ggml.model"] = ("str", "gpt2" if byte_level else "gemma4" if habit.ranked else "llama")
+    if byte_level or not habit.ranked:
+        keys["tokenizer.ggml.pre"] = ("str", name)
+    keys["tokenizer.ggml.tokens"] = ("str[]", vocabulary.tokens)
+    if not byte_level:
+        keys["tokenizer.ggml.scores"] = ("f32[]", vocabulary.scores)
+    keys["tokenizer.ggml.token_type"] = ("i32[]", vocabulary.types)
+    if byte_level or habit.ranked:
+        keys["tokenizer.ggml.merges"] = ("str[]", merges)
+    keys.update(special_keys(files, config, SPECIAL_TYPES, len(vocabulary.tokens)))
+    keys.update(chat_templates(files))
+    keys.update(_exceptions(files, config, habit, vocabulary.tokens))
+    if habit.ranked and not byte_level:
+        keys[ADD_KEYS["bos"]] = ("bool", True)
+    if byte_level and pretokenizer_of(name).add_bos:  # which llama.cpp would do; the converter leaves the key out
+        keys.setdefault(ADD_KEYS["bos"], ("bool", False))
     check_text(vocabulary.tokens)
     return keys
 
