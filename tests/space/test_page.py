@@ -31,6 +31,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
 TOKEN = "hf_averysecrettokenthatmustnotappear"
 SLOW = 60_000  # ms
+SECONDS = 240  # until the page is there: on a busy machine its imports alone take a minute
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: the package chromium, or CHROMIUM names one")
 
 
@@ -62,12 +63,14 @@ def space(endpoint: str, home: Path, token: str | None = TOKEN) -> Iterator[tupl
         subprocess.Popen([sys.executable, "app.py"], cwd=ROOT / "space", env=env, stdout=out, stderr=out) as process,
     ):
         try:
-            for _ in range(240):
+            for _ in range(4 * SECONDS):
                 with socket.socket() as s:
                     if s.connect_ex(("127.0.0.1", port)) == 0:
                         break
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.25)
+            else:
+                pytest.fail(f"the page is not there after {SECONDS} seconds")
             yield f"http://127.0.0.1:{port}", log
         finally:
             process.terminate()
