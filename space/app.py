@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from huggingface_hub import get_token
 from visitors import Refused, do
 
 from yarn_convert.asking import spelled
@@ -319,4 +321,6 @@ def publish_(asked: Asked, repo: str, private: bool, token: gr.OAuthToken | None
 
 
 if __name__ == "__main__":
+    if not (os.environ.get("SPACE_ID") or get_token()):
+        raise SystemExit("error: outside a Space Gradio takes who is logged in here for the visitor\nhint: hf auth login")
     page().queue(default_concurrency_limit=2).launch(css=CSS, footer_links=[])
