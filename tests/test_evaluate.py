@@ -113,11 +113,15 @@ def test_windows_are_these() -> None:
     assert sliding(8, 5, 2, lead=1) == [Window(0, 4, 0), Window(2, 6, 4), Window(4, 8, 6)], "BOS predicts the first token, and takes room"
 
 
-def test_static_windows_share_passes_and_dynamic_ones_do_not() -> None:
+def test_windows_with_one_table_share_passes() -> None:
     both = [*sliding(8, 4, 2), *sliding(8, 8, 2)]
-    assert passes(both, static=True) == [Pass(0, 8, ((1, 4), (1, 8))), Pass(2, 6, ((4, 6),)), Pass(4, 8, ((6, 8),))]
-    assert passes(both, static=False) == [
+    assert passes(both, lambda n: None, 0) == [Pass(0, 8, ((1, 4), (1, 8))), Pass(2, 6, ((4, 6),)), Pass(4, 8, ((6, 8),))]
+    assert passes(both, lambda n: n, 0) == [
         Pass(0, 4, ((1, 4),)), Pass(2, 6, ((4, 6),)), Pass(4, 8, ((6, 8),)), Pass(0, 8, ((1, 8),)),
+    ]  # fmt: skip
+    two = [*sliding(7, 4, 3, 1), *sliding(7, 6, 5, 1), *sliding(7, 8, 7, 1)]
+    assert passes(two, lambda n: n > 5, 1) == [
+        Pass(0, 3, ((0, 3),)), Pass(3, 6, ((3, 6),)), Pass(6, 7, ((6, 7),)), Pass(0, 7, ((0, 5), (0, 7))), Pass(5, 7, ((5, 7),)),
     ]  # fmt: skip
 
 

@@ -75,6 +75,30 @@ def test_passkeys_that_share_what_they_have_in_common_are_answered_as_each_alone
     assert read < 0.9 * whole if rope.static else read <= whole + 60, "static recipes read the common beginning once"
 
 
+def test_a_recipe_with_the_table_of_another_one_at_a_length_is_not_computed_again(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within L two lists and dynamic YaRN are the base, beyond it the lists are NTK-by-parts: each has the answers that it has alone."""
+    n = len(prompt(tokenizer_of(open_checkpoint(resolve(str(make_model())))), [], 900, 0, 0).ids)
+    base = make_model("longer", config={"max_position_embeddings": n + 5})
+    methods, computed = ("none", "ntk-by-parts:4", "ntk-by-parts+base:4", "dynamic-yarn"), list[int]()
+
+    def counted(steps: Steps, prompt: np.ndarray, *rest: Any) -> list[int]:
+        computed.append(len(prompt))
+        return greedy(steps, prompt, *rest)
+
+    def answers(*methods: str) -> list[list[str]]:
+        wish = PasskeyOptions(EvaluateOptions(methods=methods, device="cpu"), lengths=(500, 900, 1200), trials=1)
+        return [[t["answer"] for t in row["trials"]] for row in measure_passkey([str(base)], wish, ResultJournal())["rows"]]
+
+    monkeypatch.setattr(retrieval, "greedy", counted)
+    together = answers(*methods)
+    within, past = [k for k in computed if k <= n + 5], [k for k in computed if k > n + 5]
+    assert sorted(map(within.count, set(within))) == [2, 4], "a text that grows past L within its answer is each recipe's own"
+    assert len(past) == 3, "the base's, NTK-by-parts' and dynamic YaRN's"
+    assert together == [answers(m)[0] for m in methods]
+
+
 def test_a_beginning_stays_read_only_under_the_table_of_the_whole_text(make_model: MakeModel) -> None:
     """The control: keys and values of another length's table give other logits."""
     c = open_checkpoint(resolve(str(make_model())))

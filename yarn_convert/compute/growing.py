@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError, no_such
 from ..families.layers import CHUNKED, FULL, SLIDES
-from ..rope import Effect, Rope, effect
+from ..rope import Effect, Rope, effect, steady
 from .reference import Reference, enough_memory
 from .scorer import Ids
 
@@ -68,16 +68,9 @@ class Steps:
         n, old = min(self.turned, len(self.ids), len(text) - 1), self.turned
         different = np.flatnonzero(self.ids[:n] != text[:n])
         same = int(different[0]) if len(different) else n
-        self.rewind(same if self.cache != "none" and self.steady(old, len(text)) else 0)
+        self.rewind(same if self.cache != "none" and steady(self.rope, old or 1, len(text)) else 0)
         self.turned = len(text)
         return np.asarray(text[len(self.ids) :], np.int64)
-
-    def steady(self, a: int, b: int) -> bool:
-        """Whether texts of `a` and of `b` tokens have one table."""
-        if self.rope.static or a == b:
-            return True
-        x, y = effect(self.rope, a or 1), effect(self.rope, b)
-        return np.array_equal(x.inv_freq, y.inv_freq) and (x.multiplier, x.logits) == (y.multiplier, y.logits)
 
     def rewind(self, n: int) -> None:
         """Forget all tokens but the first `n`; all of them where what is kept cannot be cut."""
@@ -130,7 +123,7 @@ def greedy(steps: Steps, prompt: Ids, most: int, stop: Any = lambda ids: False, 
     of it as are the most likely tokens need no step of their own. It changes nothing in what is found.
     """
     rest, n = steps.turn_to(prompt), len(prompt)
-    guess = [*draft][: most - 1] if steps.cuts and steps.steady(n, n + len(draft)) else []
+    guess = [*draft][: most - 1] if steps.cuts and steady(steps.rope, n, n + len(draft)) else []
     rows = steps.feed(np.concatenate([rest, np.array(guess, np.int64)]), len(guess) + 1).reshape(len(guess) + 1, -1)
     found = [int(rows[0].argmax())]
     while len(found) < most and not stop(found):

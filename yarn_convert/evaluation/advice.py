@@ -24,7 +24,7 @@ from ..options import AdviseOptions
 from ..rope import METHODS
 from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, line_of
-from .windows import NOTHING, Losses, Pass, Span, segments, sliding
+from .windows import NOTHING, Losses, Pass, Span, Window, passes, segments, sliding
 
 LADDER = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 SHORT = (4, 2, 1)  # lengths L/4, L/2 and L
@@ -55,7 +55,7 @@ def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say:
     spans = segments(n - lead, wish.segments, 0 if lead else 1)
     control = [cut(w.begin, w.end, w.first, spans) for w in sliding(n - lead, min(original, n), max(1, min(original, n) // 2), lead)]
     short = [(spans[0][0], original // k - lead) for k in SHORT]
-    plans = [(factor, line, passes_of(line, n - lead, spans, short)) for factor, line in lines]
+    plans = [(factor, line, passes_of(line, n - lead, spans, short, lead)) for factor, line in lines]
     lengths = [p.end - p.begin for p in (*control, *(p for *_, plan in plans for p in plan))] * len(documents)
     meter = Meter(f"advice for {subject.name}", lengths, say)
     expected = control_of(subject, base, documents, control, spans, meter)
@@ -64,7 +64,8 @@ def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say:
     for factor, line, plan in plans:
         found = [_sums([subject.run(line, d, p, meter.begin(p.end - p.begin)) for d in documents]) for p in plan]
         by_segment = [found[0][span] for span in spans]
-        costs = [found[i % len(found)][span] for i, span in enumerate(short, 1)]
+        of_short = {span: losses for f in found[1:] or found for span, losses in f.items()}
+        costs = [of_short[span] for span in short]
         tried.append(_point(factor, line, by_segment, expected, short, costs, tried[0]["short"] if tried else None))
         flat = all(x <= wish.tolerance for x in tried[-1]["excess"])  # NaN is not
         if flat:
@@ -94,11 +95,11 @@ def check_window(original: int) -> None:
         raise UsageError(f"texts of less than {original} tokens are too short to say what a factor costs", "--original-context sets L")
 
 
-def passes_of(line: Line, n: int, spans: Sequence[Span], short: Sequence[Span]) -> list[Pass]:
-    """One over the first `n` tokens by segment and over short texts; where the length says what is computed, one for each of these."""
+def passes_of(line: Line, n: int, spans: Sequence[Span], short: Sequence[Span], lead: int) -> list[Pass]:
+    """One over the first `n` tokens by segment and over short texts; where the length says what is computed, others for these."""
     if line.static:
         return [Pass(0, max(n, *(b for _, b in short)), (*spans, *short))]
-    return [Pass(0, n, tuple(spans)), *(Pass(0, b, ((a, b),)) for a, b in short)]
+    return [Pass(0, n, tuple(spans)), *passes([Window(0, b, a) for a, b in short], line.table, lead)]
 
 
 def cut(begin: int, end: int, first: int, spans: Sequence[Span]) -> Pass:

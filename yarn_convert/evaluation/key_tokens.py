@@ -111,7 +111,7 @@ def _losses(subject: Subject, line: Line, ids: Ids, keys: Sequence[int], meter: 
     """Of a text, its key tokens' losses and all tokens'."""
     lead = np.asarray(subject.lead, np.int64)
     whole = np.concatenate([lead, ids])
-    progress, key = meter.begin(len(ids)), subject.key(line, whole, "longppl", list(keys))
+    progress, key = meter.begin(len(ids)), subject.key(line, whole, "longppl", list(keys), lengths=(len(whole), len(whole)))
     known = subject.journal.get(key)
     if known is None:
         first = max(1, len(lead))

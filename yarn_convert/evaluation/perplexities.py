@@ -9,7 +9,7 @@ A dynamic method takes its s from each window's length.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..options import PerplexityOptions
 from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, lines_of
-from .windows import NOTHING, Losses, Window, document_error, mean_of_window_means, passes, sliding
+from .windows import NOTHING, Losses, Span, Window, document_error, mean_of_window_means, passes, sliding
 
 STRIDE = 256
 
@@ -45,17 +45,20 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
     first: dict[int, float] = {}
     for (subject, lines, documents), same in zip(subjects, compared, strict=True):
         plans = _plans(documents, widths, wish.tokens, stride, len(subject.lead))
+        lead = len(subject.lead)
         work = [
-            (line, i, p) for line in lines for i, plan in enumerate(plans) for p in passes(chain.from_iterable(plan.values()), line.static)
+            (line, i, p)
+            for line in lines
+            for i, plan in enumerate(plans)
+            for p in passes(chain.from_iterable(plan.values()), line.table, lead)
         ]
         meter = Meter(f"perplexity of {subject.name}", [p.end - p.begin for *_, p in work], say)
-        found: dict[tuple[str, int, int, int], dict[tuple[int, int], Losses]] = {}
+        found: dict[tuple[str, int, int, Hashable], dict[Span, Losses]] = {}
         for line, i, p in work:
             progress = meter.begin(p.end - p.begin)
-            key = (line.label, i, p.begin, 0 if line.static else p.end)
-            found[key] = subject.run(line, documents[i], p, progress)
+            found[line.label, i, p.begin, line.table(p.end - p.begin + lead)] = subject.run(line, documents[i], p, progress)
         for line in lines:
-            points = [_point(line, width, plans, found, first if same else None) for width in widths]
+            points = [_point(line, width, plans, lead, found, first if same else None) for width in widths]
             rows.append({"model": subject.name, **line.as_json(), "original_context": subject.counted(line), "points": points})
         described.append(
             {
@@ -85,11 +88,11 @@ def _plans(
     return plans
 
 
-def _point(line: Line, width: int, plans: Any, found: Any, first: dict[int, float] | None) -> dict[str, Any]:
+def _point(line: Line, width: int, plans: Any, lead: int, found: Any, first: dict[int, float] | None) -> dict[str, Any]:
     """One point of a line; `first` keeps the first line's perplexities, against which the change is counted; None: no comparison."""
     by_document = []
     for i, plan in enumerate(plans):
-        keys = [(line.label, i, w.begin, 0 if line.static else w.end) for w in plan[width]]
+        keys = [(line.label, i, w.begin, line.table(w.end - w.begin + lead)) for w in plan[width]]
         by_document.append([found[key][w.first, w.end] for key, w in zip(keys, plan[width], strict=True)])
     windows = [w for document in by_document for w in document]
     total = sum(windows, NOTHING)

@@ -45,7 +45,7 @@ def answers(
     for i in in_turn(asked, line):
         a = asked[i]
         meter.begin(len(a.ids))
-        key = subject.key(line, a.ids, kind, most)
+        key = subject.key(line, a.ids, kind, most, lengths=(len(a.ids), len(a.ids) + most))
         answer = subject.journal.get(key)
         if answer is None:
             steps = steps or Steps(subject.torch.reference, line.rope)

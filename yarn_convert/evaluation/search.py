@@ -31,7 +31,7 @@ from .journal import ResultJournal
 from .optimizer import Best, Enough, halving, least, mean
 from .space import PARTS, PLAIN, Start
 from .subjects import Line, Meter, Subject, line_of
-from .windows import NOTHING, Losses, Pass, Span, segments, sliding
+from .windows import NOTHING, Losses, Span, Window, passes, segments, sliding
 
 TRIALS = 60  # where neither a number nor a budget is given
 YARN = "yarn"  # what every search begins with
@@ -137,7 +137,7 @@ class Bench:
 
     def measured(self, line: Line, window: TokenizedText) -> dict[Span, Losses]:
         found: dict[Span, Losses] = {}
-        for p in passes_of(line, self.tokens, self.long, self.short):
+        for p in passes_of(line, self.tokens, self.long, self.short, len(self.subject.lead)):
             found |= self.subject.run(line, window, p, lambda f: None)
         return found
 
@@ -158,8 +158,7 @@ class Bench:
         line, lead = line_of(self.subject.c, self.subject.settings, "none"), len(self.subject.lead)
         slid = [cut(w.begin, w.end, w.first, self.long) for w in sliding(self.tokens, self.original, self.original // 2, lead)]
         control = [p for p in slid if p.spans]
-        alone = [Pass(0, b, ((a, b),)) for a, b in self.short]
-        short = [Pass(0, self.short[-1][1], tuple(self.short))] if line.static else alone
+        short = passes([Window(0, b, a) for a, b in self.short], line.table, lead)
         held = self.split.held_out
         meter = Meter(f"judging {self.subject.name}", [p.end - p.begin for p in (*control, *short)] * len(held), self.say)
         found = []

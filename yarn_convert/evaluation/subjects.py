@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..conversion.recipes import read_recipe
 from ..errors import UsageError, need
 from ..options import EvaluateOptions, Recipe
 from ..options.reading import tokens as tokens_of
-from ..rope import ATTENTION_METHODS, METHODS, Distances, Rope, distances_of, recipe_of
+from ..rope import ATTENTION_METHODS, METHODS, Distances, Rope, distances_of, numbers, recipe_of, steady
 from ..runtimes import probe
 from ..runtimes.library import folder_of, stamp, using
 from .journal import ResultJournal
@@ -48,6 +48,10 @@ class Line:
     def static(self) -> bool:
         """Whether one table serves every length."""
         return self.rope.static
+
+    def table(self, length: int) -> Hashable:
+        """What is the same for all lengths, in tokens, that have one table."""
+        return None if self.static else numbers(self.rope, length)
 
     def as_json(self) -> dict[str, Any]:
         found = {"label": self.label, "method": self.method, "recipe": recipe_of(self.rope), "context": self.context}
@@ -214,16 +218,21 @@ class Subject:
         self.lead = bos(self.c)[:lead]
         return found
 
-    def key(self, line: Line, *parts: Any) -> str:
+    def key(self, line: Line, *parts: Any, lengths: tuple[int, int] | None = None) -> str:
+        """What the journal calls the `parts` under a line. With `lengths`, from which to which the texts grow, in tokens, a line that has
+        one table there is known by that: a recipe that leaves short texts the base's table has the base's numbers."""
         where = [self.settings.runtime, self.settings.dtype, *([stamp(self.library)] if self.library else [])]
         other = [line.attention.as_json()] if line.attention else []
-        return key_of(self.identity, where, recipe_of(line.rope), *other, *parts)
+        how: Any = recipe_of(line.rope)
+        if lengths and self.settings.runtime == "transformers" and steady(line.rope, *lengths):
+            how = numbers(line.rope, lengths[0])
+        return key_of(self.identity, where, how, *other, *parts)
 
     def run(self, line: Line, document: TokenizedText, p: Pass, progress: Callable[[float], None]) -> dict[Span, Losses]:
         """The losses of a pass, by span. Those that the journal knows are not computed again."""
         ids = np.concatenate([np.asarray(self.lead, np.int64), document.ids[p.begin : p.end]])
         offset = len(self.lead) - p.begin
-        key = self.key(line, ids, [[a + offset, b + offset] for a, b in p.spans])
+        key = self.key(line, ids, [[a + offset, b + offset] for a, b in p.spans], lengths=(len(ids), len(ids)))
         known = self.journal.get(key)
         if known is None:
             known = self._compute(line, ids, p, progress)

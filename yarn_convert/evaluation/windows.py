@@ -12,7 +12,7 @@ predicted from: it is not counted at the document's beginning, nor, where S = W,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -55,15 +55,15 @@ def sliding(n: int, width: int, stride: int, lead: int = 0) -> list[Window]:
     return [w for w in found if w.first < w.end]
 
 
-def passes(windows: Iterable[Window], static: bool) -> list[Pass]:
-    """The forward passes that serve all these windows.
+def passes(windows: Iterable[Window], table: Callable[[int], Hashable], lead: int) -> list[Pass]:
+    """The forward passes that serve all these windows, before each of which `lead` tokens stand.
 
-    Attention is causal, so under a `static` table windows that begin at one place share a pass of the longest one's length; a
-    dynamic table depends on the length, and only windows of one length share one.
+    Attention is causal, so windows that begin at one place and have one `table`, by their length, share a pass of the longest one's
+    length: all of them under a static recipe, those within L and those beyond it under two lists.
     """
-    groups: dict[Span, list[Window]] = {}
+    groups: dict[tuple[int, Hashable], list[Window]] = {}
     for w in windows:
-        groups.setdefault((w.begin, 0 if static else w.end), []).append(w)
+        groups.setdefault((w.begin, table(w.end - w.begin + lead)), []).append(w)
     return [
         Pass(begin, max(w.end for w in group), tuple(sorted({(w.first, w.end) for w in group}))) for (begin, _), group in groups.items()
     ]

@@ -10,7 +10,7 @@ Symbols: θ rotary base, D rotary dimensions per head, L original context, L' ex
 Source, unless a docstring names another: YaRN, arXiv 2309.00071.
 """
 
-from .comparing import largest_error, rounding_of, same, same_at_all_lengths, same_effect
+from .comparing import largest_error, numbers, rounding_of, same, same_at_all_lengths, same_effect, steady
 from .distances import ATTENTION_METHODS, Distances, distances_of, no_recipe
 from .factors import STILL, factors_of, undivided
 from .methods import METHODS, MSCALES, row_of
@@ -41,12 +41,14 @@ __all__ = [
     "largest_error",
     "no_recipe",
     "ntk_theta",
+    "numbers",
     "recipe_of",
     "rounding_of",
     "row_of",
     "same",
     "same_at_all_lengths",
     "same_effect",
+    "steady",
     "table",
     "temperature",
     "undivided",

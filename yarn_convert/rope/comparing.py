@@ -47,3 +47,14 @@ def same_at_all_lengths(a: Rope, b: Rope, rtol: float | Array = RTOL) -> bool:
     """`same_effect` of two recipes for texts of every length: those of longrope and of the dynamic methods are several tables."""
     lengths = {n for rope in (a, b) for n in (1, rope.original_context, rope.original_context + 1, 4 * rope.original_context)}
     return all(same_effect(effect(a, n), effect(b, n), rtol) for n in (None, *lengths))
+
+
+def numbers(rope: Rope, length: int) -> tuple[float, ...]:
+    """All that a text of `length` tokens is computed with, `effect`, to be compared to the bit."""
+    e = effect(rope, length)
+    return (*e.inv_freq.tolist(), e.multiplier, e.logits)
+
+
+def steady(rope: Rope, a: int, b: int) -> bool:
+    """Whether texts of `a` and of `b` tokens, and so of every length between, are computed with the same `numbers`."""
+    return rope.static or a == b or numbers(rope, a) == numbers(rope, b)
