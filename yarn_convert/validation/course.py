@@ -19,7 +19,7 @@ from .study import PREFIX
 from .twin import HIDDEN_MIN, fewest_layers
 
 HASHED, COMPARED, LOADED = 1e9, 3e8, 5e8  # bytes a second
-STARTED = 4.0  # seconds in which a runtime's process has imported what it needs
+STARTED = 4.0  # seconds in which a process has imported what it needs, the first of them this one
 RATES = {"cpu": 4e10, "mps": 2e12, "cuda": 2e13}  # operations a second
 LOADING = "loading the weights"
 TWIN_TOKEN = 1e6  # operations that a token of a twin costs beside attention: what is slow in it is no arithmetic
@@ -75,7 +75,7 @@ def _real(o: Outline) -> Iterator[tuple[str, float]]:
     """The runs of the file's own weights, and of an excerpt of them."""
     c, kind = o.c, "cut" if o.cut else "real"
     loading = sum(t.nbytes for t in c.tensors.values()) * (o.cut / max(1, c.layers) if o.cut else 1.0) / LOADED
-    yield LOADING, loading
+    yield LOADING, STARTED + loading
     first = min(PREFIX, o.real)
     passes = {n: operations(c, n, o.cut or None) for n in (o.real, o.short, first)}
     layers = layers_of(c) if rounds(c) and c.family.listed else 0
