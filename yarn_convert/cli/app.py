@@ -279,8 +279,7 @@ def upload(
     from ..publishing import plan_upload, run_upload
 
     talk = HubTalk(asked.printing.silent)
-    with stages(talk.quiet):
-        plan = plan_upload(model, asked.options, talk.line)
+    plan = plan_upload(model, asked.options, talk.line)
     talk.lines(upload_lines(plan))
     if asked.dry_run:
         answer({**plan.as_json(), "card": plan.card}, asked.printing.as_json, *plan.card.splitlines())
