@@ -233,7 +233,7 @@ def _device_matrix(model: str, options: ValidateOptions, asked: ValidateCommand)
     other = {"--report": asked.report, "--runtime": options.runtimes, "--overrides": options.overrides, "--real": asked.real}
     if unused := [name for name, value in other.items() if value]:
         raise UsageError(f"--device-matrix takes no {unused[0]}", "it runs llama.cpp over the twin, and prints a table, or JSON")
-    with stages(asked.printing.silent) as say:
+    with whole(asked.printing.silent) as say:
         found = device_matrix(model, options, say)
     answer(found.to_dict(), asked.printing.as_json, *matrix_lines(found, asked.printing.quiet))
     if found.verdict != "passed":

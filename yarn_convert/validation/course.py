@@ -31,8 +31,8 @@ def operations(c: Checkpoint, n: int, layers: int | None = None) -> float:
     """Of a pass of `n` tokens through a model, or through so many of its `layers`: two for each parameter and token, and attention over
     half of all pairs of tokens."""
     share = 1.0 if layers is None else layers / max(1, c.layers)
-    parameters = sum(t.elements for t in c.tensors.values())
-    return share * (2.0 * parameters * n + 2.0 * c.layers * c.heads("q") * c.head_dim * n * n)
+    parameters, width = sum(t.elements for t in c.tensors.values()), c.heads("q") * c.head_dim
+    return share * (2.0 * parameters * n + 2.0 * c.layers * width * n * n)
 
 
 @dataclass(frozen=True, slots=True)
