@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..formats.digests import Progress
 
 LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
-TELLING = 0.02  # of all: before it nobody knows how long the rest takes
+TELLING = 0.02  # the fraction before which nobody knows how long the rest takes
 
 
 @contextlib.contextmanager
@@ -122,11 +122,12 @@ class Bars:
 
         text = escape(printable(what))
         if key not in self.tasks:
-            self.tasks[key] = self.bar.add_task(text, total=None)  # a bar that only moves, until there is a fraction
+            self.tasks[key] = self.bar.add_task(text, total=None)  # a bar that only moves, until a fraction tells something
         if key != self.shown and self.shown in self.tasks:
             self.bar.update(self.tasks[self.shown], visible=False)
         self.shown = key
-        self.bar.update(self.tasks[key], description=text, total=1.0 if fraction else None, completed=fraction, visible=True)
+        total = 1.0 if fraction >= TELLING else None
+        self.bar.update(self.tasks[key], description=text, total=total, completed=fraction, visible=True)
 
 
 @contextlib.contextmanager
