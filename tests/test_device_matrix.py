@@ -81,7 +81,9 @@ def test_a_device_that_computes_something_else_fails_alone(
     out: Path, monkeypatch: pytest.MonkeyPatch, work: Any, verdict: str, says: str
 ) -> None:
     told = with_devices(monkeypatch, work)
-    found = device_matrix(str(out), ValidateOptions(twin_tokens=TOKENS))
+    said: list[float] = []
+    found = device_matrix(str(out), ValidateOptions(twin_tokens=TOKENS), lambda what, fraction: said.append(fraction))
+    assert said == sorted(said) and said[0] == 0.0 and said[-1] > 0.9
     assert {*told} - {""} == {"GPU0", "CPU"}
     assert (found.verdict, found.reasons[0][: len(says)]) == (verdict, says)
     assert {c.device: c.verdict for c in found.cells} == {"GPU0": "failed" if work is off else "not run", "CPU": "passed"}

@@ -65,7 +65,10 @@ def test_what_is_rounded_follows_from_the_types(make_model: MakeModel, tmp_path:
 
 @pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "q5_1", "q6_k", "q3_k_s", "q2_k", "iq4_nl"])
 def test_a_sound_file_is_as_far_as_its_noise_and_its_excerpt_is_exact(make_model: MakeModel, tmp_path: Path, outtype: str) -> None:
-    result = check(str(written(make_model(**WIDE, layers=3), tmp_path / "out.gguf", outtype)), TEXT)
+    said: list[tuple[str, float]] = []
+    result = check(str(written(make_model(**WIDE, layers=3), tmp_path / "out.gguf", outtype)), TEXT, lambda *stage: said.append(stage))
+    for kind in ("noise of its types, real", "wrong recipes, excerpt", "llama.cpp, excerpt"):
+        assert len({f for what, f in said if what == kind}) > 1, "it was foreseen"
     assert (result["verdict"], result["reasons"]) == ("passed", [])
     real, small = by_kind(result)["real"], by_kind(result)["excerpt"]
     noise = real["tolerance"]["nmse"] / NOISE

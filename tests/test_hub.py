@@ -51,7 +51,7 @@ def client(make_model: MakeModel, tmp_path: Path) -> Iterator[Client]:
 
 def test_a_hub_model_is_downloaded_converted_and_pinned(client: Client, tmp_path: Path) -> None:
     done = client.run("some-org/tiny", "--scale", "4", "--json")
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     manifest = json.loads(done.stdout)
     assert manifest["output"] == "tiny-yarn-256"
     assert (manifest["base"]["repo"], manifest["base"]["commit"]) == ("some-org/tiny", SHA)
@@ -70,9 +70,10 @@ def test_a_hub_model_is_downloaded_converted_and_pinned(client: Client, tmp_path
 
 def test_a_dry_run_reads_headers_by_range(client: Client) -> None:
     done = client.run("some-org/tiny", "--scale", "4", "--dry-run", "--json")
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["context"] == 4 * CONTEXT
-    assert client.run("inspect", "some-org/tiny").returncode == 0
+    done = client.run("inspect", "some-org/tiny")
+    assert (done.returncode, done.stderr) == (0, "headers of some-org/tiny\n")
     bodies = [line for line in client.hub.log if line.startswith("GET") and ".safetensors" in line and "index" not in line]
     assert bodies
     assert all("bytes=" in line for line in bodies), "only ranges of the shards are read"

@@ -19,6 +19,7 @@ from yarn_convert import runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import entry as cli
+from yarn_convert.compute.record import SayStage, silent
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
 from yarn_convert.conversion import convert
@@ -27,6 +28,7 @@ from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.errors import FormatError, InputError, UsageError, YarnConvertError
 from yarn_convert.formats.gguf_file import Value, encode_header, open_gguf
 from yarn_convert.formats.tensors import Tensor
+from yarn_convert.hearing import hearing
 from yarn_convert.options import Recipe, RepairOptions, ValidateOptions, seconds
 from yarn_convert.readers import read_config
 from yarn_convert.readers import read_gguf as read_keys
@@ -54,8 +56,8 @@ def opened(path: Path | str) -> Checkpoint:
     return open_checkpoint(resolve(str(path)))
 
 
-def run(model: Path, **settings: Any) -> dict[str, Any]:
-    result = check(str(model), replace(QUICK, **settings))
+def run(model: Path, say: SayStage = silent, **settings: Any) -> dict[str, Any]:
+    result = check(str(model), replace(QUICK, **settings), say)
     assert validated(result).to_dict() == json.loads(json.dumps(result)), "every member has its place in the types"
     return result
 
@@ -85,10 +87,13 @@ def rewritten(path: Path, changes: dict[str, Value | None], data: dict[str, byte
 
 @pytest.mark.parametrize("name", ["out.gguf", "out"])
 def test_a_sound_conversion_passes_and_the_manifest_says_so(make_model: MakeModel, tmp_path: Path, name: str) -> None:
-    model = make_model()
+    model, said = make_model(), list[tuple[str, float]]()
     out = extended(model, tmp_path / name)
-    result = run(out, base=str(model))
+    result = run(out, lambda *stage: said.append(stage), base=str(model))
     assert (result["verdict"], result["reasons"]) == ("passed", [])
+    fractions, stages = [f for _, f in said], {what: [f for w, f in said if w == what] for what, _ in said if ", " in what}
+    assert (fractions, fractions[-1]) == (sorted(fractions), 1.0)
+    assert len(stages) == 6 and all(min(f) < max(f) for f in stages.values()), "each was foreseen"
     assert {part: result[part]["verdict"] for part in ("recipe", "weights")} == {"recipe": "passed", "weights": "passed"}
     assert [s["kind"] for s in result["studies"]] == ["real", "twin"]
     for s in result["studies"]:
@@ -547,7 +552,10 @@ def test_a_runtime_that_cannot_run_says_why_in_one_line(tmp_path: Path) -> None:
 def test_a_runtime_sees_the_spans_that_are_asked_for(make_model: MakeModel, tmp_path: Path) -> None:
     out, ids = extended(make_model(), tmp_path / "out.gguf"), np.arange(600) % 263
     done: list[float] = []
-    parts = runtimes.run("llama.cpp", out, ids, [(3, 5), (510, 515), (599, 600)], progress=done.append)
+    told: list[str] = []
+    with hearing(lambda what, fraction: told.append(what)):
+        parts = runtimes.run("llama.cpp", out, ids, [(3, 5), (510, 515), (599, 600)], progress=done.append)
+    assert (told, done[0]) == (["starting llama.cpp"], 0.0)
     whole = runtimes.run("llama.cpp", out, ids, [(0, 600)])
     assert whole.logits.shape == (600, 263)
     np.testing.assert_array_equal(parts.logits, whole.logits[[3, 4, *range(510, 515), 599]])

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,8 @@ from ..formats.contents import CONFIGS, TOKENIZERS, code_of, is_known
 from ..formats.files import FOLLOW, REPO_FOLDER, exists, read_text
 from ..formats.gguf_file import MAGIC, MAX_HEADER, Gguf, is_gguf, open_gguf
 from ..formats.split import stem_of
-from ..formats.tensors import INDEXES, Tensor
+from ..formats.tensors import INDEXES, SINGLES, Tensor, weight_map_of
+from ..hearing import bars, tell
 from .manifest import MANIFEST
 from .naming import HOSTS, HUB_ID, GgufModel, Named, chosen, gguf_models, modelfile_from, named, plain_name
 
@@ -160,17 +162,17 @@ def _hub(wish: Named, revision: str | None, weights: bool, name: str) -> Source:
 
     repo = wish.repo
     try:
-        info = patient(lambda: HfApi().model_info(repo, revision=revision, files_metadata=wish.is_gguf))
-        files = {s.rfilename for s in info.siblings or ()}
-        if wish.is_gguf or (not hf_weights(files) and gguf_models(dict.fromkeys(files))):
-            return _hub_gguf(wish, revision, weights, info)
+        info = patient(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True))
+        commit, files = str(info.sha), {s.rfilename: s.size or 0 for s in info.siblings or ()}
+        if wish.is_gguf or (not hf_weights(files) and gguf_models(files)):
+            return _hub_gguf(wish, revision, weights, commit, files)
         small = {f for f in files if is_known(f) or f in (MANIFEST, *INDEXES)}
-        path = _fetched(repo, revision, small | set(weight_files(files, repo) if weights else ()), info.sha)
+        path = _fetched(repo, revision, small | set(weight_files(files, repo) if weights else ()), commit, files)
         chosen = {p.relative_to(path).as_posix() for p in path.rglob("*")}
-        while more := (code_of(path) & files) - chosen:  # what a module imports is known when it is here
-            _fetched(repo, path.name, more, info.sha)
+        while more := (code_of(path) & files.keys()) - chosen:  # what a module imports is known when it is here
+            _fetched(repo, path.name, more, commit, files)
             chosen |= more
-        headers, shards = (None, dict[str, str]()) if weights else patient(lambda: _headers(repo, path.name))
+        headers, shards = (None, dict[str, str]()) if weights else _headers(repo, path, files)
     except YarnConvertError:
         raise
     except Exception as e:  # the client, httpx and the file system each have their own
@@ -180,13 +182,23 @@ def _hub(wish: Named, revision: str | None, weights: bool, name: str) -> Source:
     return Source(path, name, repo, path.name, headers, shards)  # the cache names a snapshot by its commit
 
 
-def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str | None) -> Path:
-    """The folder of the snapshot of `commit`, with the files of these names in it. InputError where the client gives something else:
-    while the Hub is busy it takes what its cache has, an older commit or a part."""
-    from huggingface_hub import snapshot_download
+def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str, sizes: Mapping[str, int]) -> Path:
+    """The folder of the snapshot of `commit`, with the files of these names in it; `sizes`: bytes by name. InputError where the client
+    gives something else: while the Hub is busy it takes what its cache has, an older commit or a part."""
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     wanted = [glob.escape(name) for name in sorted(names)]
-    path = Path(patient(lambda: snapshot_download(repo, revision=revision, allow_patterns=wanted)))
+
+    def snapshot() -> str:
+        missing = [name for name in names if not isinstance(try_to_load_from_cache(repo, name, revision=commit), str)]
+        size = sum(sizes[name] for name in missing)
+        what = f"fetching {len(missing)} files of {repo}" + (f", {size / 1e9:.2f} GB" if size >= WORTH_SAYING else "")
+        if missing:
+            tell(what)
+        with bars(what, size) as bar:
+            return snapshot_download(repo, revision=revision, allow_patterns=wanted, tqdm_class=bar)
+
+    path = Path(patient(snapshot))
     if path.name != commit or not all((path / name).exists() for name in names):
         raise InputError(
             f"could not get {repo} from the Hub as it is now", "it is busy, or is being changed: try again; the download resumes"
@@ -227,47 +239,51 @@ def hf_weights(files: Iterable[str]) -> list[str]:
     return next((found for p in patterns if (found := [f for f in top if re.fullmatch(p, f)])), [])
 
 
-def _headers(repo: str, commit: str | None) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-    """(names, dtypes and shapes of a Hub model's tensors, read by range, the file of each); None where it has no safetensors."""
+def _headers(repo: str, path: Path, files: Container[str]) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+    """(names, dtypes and shapes of a Hub model's tensors, read by range, the file of each); None where it has no safetensors. `path`: its
+    snapshot, `files`: those of the repository."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import NotASafetensorsRepoError
 
-    try:
-        metadata = HfApi().get_safetensors_metadata(repo, revision=commit)
-    except NotASafetensorsRepoError:
+    if SINGLES[0] not in files and INDEXES[0] not in files:
         return None, {}
+    names = [SINGLES[0]] if SINGLES[0] in files else sorted(set(weight_map_of(path, INDEXES[0]).values()))
+    what = f"headers of {repo}"
+
+    def header(name: str) -> Any:
+        return patient(lambda: HfApi().parse_safetensors_file_metadata(repo, name, revision=path.name))
+
+    tell(what)
     tensors, shards = dict[str, Tensor](), dict[str, str]()
-    for file, held in metadata.files_metadata.items():
-        for name, t in held.tensors.items():
-            start, end = t.data_offsets
-            tensors[name], shards[name] = Tensor(name, str(t.dtype), tuple(t.shape), end - start, offset=start), file
+    with bars(what) as bar, ThreadPoolExecutor(AT_ONCE) as pool:
+        for file, header_of in zip(names, bar(pool.map(header, names), total=len(names), desc=what), strict=True):
+            for name, t in header_of.tensors.items():
+                start, end = t.data_offsets
+                tensors[name], shards[name] = Tensor(name, str(t.dtype), tuple(t.shape), end - start, offset=start), file
     return tensors, shards
 
 
 # -- a GGUF on the Hub ------------------------------------------------------------------------------------------------
 
 TIMEOUT = 60.0  # seconds without a byte
+AT_ONCE = 8  # headers that are asked for side by side
+WORTH_SAYING = 10_000_000  # bytes
 FIRST_READ = 1 << 20  # bytes of a header that are asked for at first; a vocabulary of 150,000 has six times that
 
 
-def _hub_gguf(wish: Named, revision: str | None, weights: bool, info: Any) -> Source:
+def _hub_gguf(wish: Named, revision: str | None, weights: bool, commit: str, sizes: Mapping[str, int]) -> Source:
     """One GGUF model of a repository: its files and the manifest beside them or, without `weights`, a file here that has its header."""
-    from huggingface_hub import HfApi
-
-    repo, commit = wish.repo, info.sha
-    if any(s.size is None for s in info.siblings if s.rfilename.endswith(".gguf")):
-        info = patient(lambda: HfApi().model_info(repo, revision=commit, files_metadata=True))
-    sizes = {s.rfilename: s.size for s in info.siblings}
+    repo = wish.repo
     model = chosen(gguf_models(sizes), wish)
     record = f"{model.name}.{MANIFEST}"
     small = [record] if record in sizes else []
     if weights:
-        return _gguf_source(_fetched(repo, revision, [*model.files, *small], commit), model, repo)
+        return _gguf_source(_fetched(repo, revision, [*model.files, *small], commit, sizes), model, repo)
     folder = _scratch() / commit / repo
-    for name in model.files:
-        _header_of_gguf(repo, name, commit, int(sizes[name] or 0), folder / name)
+    for i, name in enumerate(model.files):
+        tell(f"headers of {repo}", i / len(model.files))
+        _header_of_gguf(repo, name, commit, sizes[name], folder / name)
     if small:
-        shutil.copy(_fetched(repo, revision, small, commit) / record, folder / record)
+        shutil.copy(_fetched(repo, revision, small, commit, sizes) / record, folder / record)
     return replace(_gguf_source(folder, model, repo), commit=commit, headers={})
 
 

@@ -18,6 +18,7 @@ from .commands import DryRun, JsonAlone, PrintOptions, Quiet, ReadOptions, Recip
 from .evaluate import evaluate_app
 from .finetune import finetune
 from .help import SETTINGS, Commands, examples
+from .progress import progress, stages, whole
 from .proving import check_can_prove, proved, publish
 from .show import (
     HubTalk,
@@ -29,9 +30,7 @@ from .show import (
     overrides_lines,
     plan_json,
     plan_lines,
-    progress,
     repair_lines,
-    stages,
     upload_lines,
     write,
 )
@@ -107,7 +106,9 @@ def convert(model: Model, asked: ConvertCommand) -> None:
     from ..publishing.ollama import check_modelfile, create
 
     asked.reading.obey()
-    asked = replace(asked, options=replace(asked.options, recipe=asked.file.over(asked.options.recipe, asked.like)))
+    quiet, as_json = asked.printing.silent, asked.printing.as_json
+    with stages(quiet):
+        asked = replace(asked, options=replace(asked.options, recipe=asked.file.over(asked.options.recipe, asked.like)))
     if not asked.push and (asked.private or asked.allow_unvalidated):
         which = "--private" if asked.private else "--allow-unvalidated"
         raise UsageError(f"{which} belongs to --push", "--push user/name, or leave it out")
@@ -121,7 +122,6 @@ def convert(model: Model, asked: ConvertCommand) -> None:
             return _push(model, asked, asked.push)
     if asked.validate:
         check_can_prove(asked.options)
-    quiet, as_json = asked.printing.silent, asked.printing.as_json
     with stages(quiet) as say:
         conversion, *others = each = prepare_each(model, asked.options, weights=not asked.dry_run, say=say)
     if not asked.dry_run:
@@ -214,10 +214,11 @@ def validate(
         check_report(asked.report, asked.force)
     options = replace(asked.options, real=asked.real or not asked.twin, twin=asked.twin or not asked.real)
     if asked.file.recipe:
-        options = replace(options, recipe=asked.file.over(options.recipe or Recipe(), options.like))
+        with stages(asked.printing.silent):
+            options = replace(options, recipe=asked.file.over(options.recipe or Recipe(), options.like))
     if asked.device_matrix:
         return _device_matrix(model, options, asked)
-    with stages(asked.printing.silent) as say:
+    with whole(asked.printing.silent) as say:
         result = check(model, options, say, Talk(asked.printing.silent).line)
     answer(result, asked.printing.as_json, *lines(validated(result), asked.printing.quiet))
     if asked.report:
@@ -232,7 +233,7 @@ def _device_matrix(model: str, options: ValidateOptions, asked: ValidateCommand)
     other = {"--report": asked.report, "--runtime": options.runtimes, "--overrides": options.overrides, "--real": asked.real}
     if unused := [name for name, value in other.items() if value]:
         raise UsageError(f"--device-matrix takes no {unused[0]}", "it runs llama.cpp over the twin, and prints a table, or JSON")
-    with stages(asked.printing.silent) as say:
+    with whole(asked.printing.silent) as say:
         found = device_matrix(model, options, say)
     answer(found.to_dict(), asked.printing.as_json, *matrix_lines(found, asked.printing.quiet))
     if found.verdict != "passed":
@@ -257,7 +258,8 @@ def overrides(model: Model, asked: OverridesCommand) -> None:
 
     asked.reading.obey()
     o = asked.options
-    found = told(model, asked.file.over(o.recipe), runtimes=o.runtimes, revision=o.revision)
+    with stages(asked.json.as_json):
+        found = told(model, asked.file.over(o.recipe), runtimes=o.runtimes, revision=o.revision)
     answer(found.to_dict(), asked.json.as_json, *overrides_lines(found))
 
 
@@ -296,7 +298,9 @@ def card(model: Annotated[str, typer.Argument(help="A folder or a .gguf file.", 
     """Print the model card that 'upload' would publish."""
     from ..publishing import card as text
 
-    write(*text(model, asked.repo).splitlines())
+    with stages(False):
+        found = text(model, asked.repo)
+    write(*found.splitlines())
 
 
 def runtimes(ctx: typer.Context, asked: JsonAlone) -> None:
@@ -351,7 +355,9 @@ def inspect(model: Model, asked: InspectCommand) -> None:
     from ..conversion.describe import describe, findings, opened
 
     asked.reading.obey()
-    checkpoint, as_json = opened(model, asked.options), asked.json.as_json
+    as_json = asked.json.as_json
+    with stages(as_json):
+        checkpoint = opened(model, asked.options)
     if asked.runtimes:
         from ..conversion.intention import intention_of, survey
         from ..readers.survey import table_lines, verdict_json
@@ -383,11 +389,13 @@ def repair(
     from ..conversion.repair import plan_repair
 
     asked.reading.obey()
-    plan = plan_repair(model, asked.options)
     talk = Talk(asked.printing.silent)
+    with stages(talk.quiet):
+        plan = plan_repair(model, asked.options)
     talk.lines(repair_lines(plan))
     if not asked.dry_run and (plan.changes or asked.options.output):
-        plan.run()
+        with progress(plan.conversion.bytes, talk.quiet or not asked.options.output) as advance:
+            plan.run(advance)
     answer(plan.as_json(), asked.printing.as_json, plan.conversion.plan.out)
 
 
@@ -407,7 +415,9 @@ def recipe(
     from ..conversion.recipes import recipe as found
 
     asked.reading.obey()
-    print(as_text(found(model), f"of {Path(model).name}", asked.json.as_json), end="")
+    with stages(asked.json.as_json):
+        recipe = found(model)
+    print(as_text(recipe, f"of {Path(model).name}", asked.json.as_json), end="")
 
 
 @command(app)

@@ -16,7 +16,8 @@ from ..errors import UsageError
 from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, RulerOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .help import SETTINGS
-from .show import answer, stages
+from .progress import stages
+from .show import answer
 
 if TYPE_CHECKING:
     from ..compute.record import SayStage

@@ -13,7 +13,8 @@ import typer
 from ..asking import After, Group, Help
 from ..options import FinetuneOptions
 from .commands import DryRun, PrintOptions, ReadOptions, RecipeOption
-from .show import Talk, answer, duration, human, next_steps, training_steps
+from .progress import stages, training_steps
+from .show import Talk, answer, duration, human, next_steps
 
 if TYPE_CHECKING:
     from ..finetuning import Preparation
@@ -52,7 +53,8 @@ def finetune(
     silent = asked.printing.silent or not first
     if asked.report and first:
         check_report(asked.report, asked.options.force)
-    plan = prepare_training(model, replace(asked.options, recipe=asked.file.over(asked.options.recipe)))
+    with stages(silent):
+        plan = prepare_training(model, replace(asked.options, recipe=asked.file.over(asked.options.recipe)))
     Talk(silent).lines(plan_lines(plan))
     if asked.dry_run:
         if asked.printing.as_json:

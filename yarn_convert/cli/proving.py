@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, need
 from ..options import ConvertOptions, UploadOptions, ValidateOptions
-from .show import Talk, stages
+from .progress import whole
+from .show import Talk
 
 if TYPE_CHECKING:
     from ..checkpoint.source import Say
@@ -30,7 +31,7 @@ def proved(conversions: Sequence[Conversion], done: Converted, talk: Talk) -> tu
     passed, found = True, []
     for c, one in zip(conversions, (done, *done.others), strict=True):
         base = ValidateOptions(base=str(c.origin or c.checkpoint.source.path))
-        with stages(talk.quiet) as say:
+        with whole(talk.quiet) as say:
             result = validation.check(str(one.output), base, say, talk.line)
         talk.lines(shown(result, talk.quiet))
         passed = passed and result["verdict"] == "passed"

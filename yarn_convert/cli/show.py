@@ -1,18 +1,15 @@
-"""What the command line prints: results and plans as lines for people, and progress. Results go to stdout, all else to stderr."""
+"""What the command line prints: results and plans as lines for people. Results go to stdout, all else to stderr."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import io
 import json
 import shlex
 import shutil
 import sys
 import textwrap
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,19 +17,13 @@ from ..errors import printable
 from ..formats.files import TEMPLATES
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
     from ..checkpoint import Checkpoint
-    from ..compute.record import SayStage
     from ..conversion import Conversion
     from ..conversion.describe import Description
     from ..conversion.overriding import Overrides
     from ..conversion.repair import Repair
-    from ..formats.digests import Progress
     from ..publishing.hub import Upload
 
-LINE_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 SHORT = 4096  # tokens of a window that is measured in minutes
 NEAREST = str.maketrans(
     dict(zip("×–−·…→±√²θ", ("x", "-", "-", ".", "...", "->", "+-", "sqrt", "2", "theta"), strict=True))
@@ -250,114 +241,6 @@ class HubTalk(Talk):
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
             disable_progress_bars()
-
-
-@contextlib.contextmanager
-def progress(total: int, quiet: bool) -> Iterator[Progress]:
-    """How many of `total` bytes are done, on stderr: a bar with the rate on a terminal, else a line now and then; nothing when quiet."""
-    if quiet:
-        yield lambda n: None
-        return
-    if not sys.stderr.isatty():
-        done, began, one_by_one = 0, time.monotonic(), threading.Lock()
-        last = began
-
-        def line(n: int) -> None:
-            nonlocal done, last
-            with one_by_one:  # it is called from the threads that write
-                done, now = done + n, time.monotonic()
-                if not done or now - last < LINE_EVERY:
-                    return
-                last = now
-                write(f"{human(done)} of {human(total)}{_left(now - began, min(1.0, done / max(1, total)))}", file=sys.stderr)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda n: bar.advance(task, n)
-
-
-def _timed_bar() -> Bar:
-    """Bars on stderr with a text, the time that went and the time that is left; they go when all is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-@contextlib.contextmanager
-def stages(quiet: bool) -> Iterator[SayStage]:
-    """What is running, how far it is and how long it takes still, on stderr: a bar on a terminal, else a line when something new begins,
-    and one now and then."""
-    if quiet:
-        yield lambda what, fraction: None
-        return
-    if not sys.stderr.isatty():
-        began: dict[str, float] = {}
-        last = 0.0
-
-        def line(what: str, fraction: float) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if what not in began:
-                began[what] = now
-                write(what, file=sys.stderr)
-            elif now - max(last, began[what]) >= LINE_EVERY and fraction > 0:
-                last = now
-                write(f"{what}: {fraction:.0%}{_left(now - began[what], fraction)}", file=sys.stderr)
-
-        yield line
-        return
-    from rich.markup import escape
-
-    with _timed_bar() as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, fraction: float) -> None:
-            if what not in tasks:
-                for task in tasks.values():
-                    bar.update(task, completed=1.0, visible=False)
-                tasks[what] = bar.add_task(escape(printable(what)), total=1.0)
-            bar.update(tasks[what], completed=fraction)
-
-        yield show
-
-
-@contextlib.contextmanager
-def training_steps(quiet: bool) -> Iterator[SayStage]:
-    """One bar for all steps of a training, on stderr, whose text is the last step's; where there is no terminal a line now and then."""
-    if quiet:
-        yield lambda what, fraction: None
-        return
-    if not sys.stderr.isatty():
-        began, last, said = time.monotonic(), 0.0, ""
-
-        def line(what: str, fraction: float) -> None:
-            nonlocal last, said
-            now = time.monotonic()
-            if what != said and (not last or now - last >= LINE_EVERY or fraction == 0):
-                last, said = now, what
-                write(f"{what}{_left(now - began, fraction) if fraction > 0.02 else ''}", file=sys.stderr)
-
-        yield line
-        return
-    from rich.markup import escape
-
-    with _timed_bar() as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda what, fraction: bar.update(task, description=escape(printable(what)), completed=fraction)
-
-
-def _left(seconds: float, fraction: float) -> str:
-    """How long it takes still, if a `fraction` of it took so many seconds."""
-    return f", about {duration(seconds * (1 - fraction) / fraction)} left"
 
 
 def duration(seconds: float) -> str:

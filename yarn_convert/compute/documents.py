@@ -139,6 +139,7 @@ def _dataset(wish: str, most: int | None, usual: str, seed: int | None) -> Itera
     if not Path(name).exists():
         _reach(name)
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is said in one line
+    datasets.utils.disable_progress_bars()
     i = -1
     try:
         rows: Any = datasets.load_dataset(name, config or None, split=split or usual, streaming=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from ..families.schema import ROPE_OBJECTS
 from ..formats import layout
 from ..formats.layout import Part
 from ..formats.tensors import Tensor
+from ..hearing import tell
 from ..rope import Effect, Table
 from ..targets.moving import Piece, converted
 from ..targets.safetensors import new_config
@@ -242,6 +244,8 @@ def enough_memory(n: int) -> Iterator[None]:
 def with_torch() -> Any:
     """torch, where all of a computation is there, and transformers quiet; UsageError where it is not."""
     need("validate", "a computation in torch")
+    if "torch" not in sys.modules:
+        tell("starting PyTorch")
     import torch
     import transformers
 

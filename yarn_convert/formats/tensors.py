@@ -257,10 +257,16 @@ def _read_unindexed(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
     return tensors, [folder / f for f in files]
 
 
-def _read_shards(folder: Path, index: str) -> tuple[dict[str, Tensor], list[Path]]:
+def weight_map_of(folder: Path, index: str) -> dict[str, str]:
+    """tensor -> file, as an index says. FormatError where it says something else."""
     weight_map = load_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise FormatError(f"{index}: weight_map is not an object of file names", "download the index again")
+    return weight_map
+
+
+def _read_shards(folder: Path, index: str) -> tuple[dict[str, Tensor], list[Path]]:
+    weight_map = weight_map_of(folder, index)
     files = sorted(set(weight_map.values()))
     missing = [f for f in files if inside(folder, f, weights=True) and not exists(folder, f)]
     if missing:

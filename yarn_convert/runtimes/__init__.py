@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError, YarnConvertError
+from ..hearing import tell
 from . import library
 from .environments import environment_of, python_of, without_secrets
 from .protocol import PROGRESS, SHORT, TOO_LONG
@@ -56,7 +57,8 @@ def run(
 ) -> Run:
     """Logits of `model` at the positions of `spans`, in order, as `runtime`, a key of RUNTIMES or NAME:MODE, computes them.
 
-    The whole of `ids`, int64[n], is one text from position 0 on. `progress` gets the fraction of it that is done.
+    The whole of `ids`, int64[n], is one text from position 0 on. `progress` gets the fraction of it that is done, 0 when the model is
+    loaded.
     Raises UsageError when the runtime is not installed, and Failed, with its last line, when it does not run the model.
     """
     with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
@@ -108,6 +110,7 @@ def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress
     mode, (command, env) = mode_of(runtime), started_by(runtime, str(folder))
     job["options"] = {**job["options"], **(mode.options if mode else {})}
     Path(folder, "job.json").write_text(json.dumps({"model": str(model.absolute()), **job}), "utf-8")
+    tell(f"starting {runtime}")
     code, last = _call(command, env, str(folder), progress)
     info = Path(folder, "info.json")
     if code or not info.exists():

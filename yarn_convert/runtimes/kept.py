@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import runtimes
+from ..hearing import tell
 from .protocol import DONE, PROGRESS
 from .table import mode_of, runtime_of
 
@@ -55,6 +56,7 @@ class Kept:
                 self.child.stdin.flush()
             return
         pipe, (command, env) = subprocess.PIPE, runtimes.started_by(self.runtime, folder)
+        tell(f"starting {self.runtime}")
         self.home = tempfile.TemporaryDirectory(prefix="yarn-convert-")  # for as long as the process lives
         self.child = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", env=env, cwd=self.home.name

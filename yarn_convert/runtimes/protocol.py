@@ -5,9 +5,9 @@ The parent writes `job.json` (model, spans, options) and `ids.npy` (int64[n], fe
 float32[rows, 1] instead, −ln p of the token that follows each position. `served`: the context in tokens for which a runtime that has
 one is to be started. With `tokenize`, an option of llama.cpp's, `ids.npy` is a text, uint8[bytes], and `tokens.npy`, int64[n], are its
 tokens; with `probe`, another, only `info.json` is written, with the library's `devices`; with `states`, names of tensors of its graph,
-`states.npz` has these, float32[n, numbers]. On its stdout a line "at N" says that N tokens are done, and "done" that the folder is;
-everything else there and on stderr is the runtime's own noise. With `more`, a worker that keeps its model goes on with the next folder
-that its stdin names, until that ends.
+`states.npz` has these, float32[n, numbers]. On its stdout a line "at N" says that N tokens are done, "at 0" that the model is loaded,
+and "done" that the folder is; everything else there and on stderr is the runtime's own noise. With `more`, a worker that keeps its model
+goes on with the next folder that its stdin names, until that ends.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class WorkerJob:
 
     def start(self) -> None:
         """The model is loaded: what is timed begins here."""
+        self.progress(0)
         self.began = time.perf_counter()
 
     def wanted(self, at: int, n: int) -> bool:

@@ -32,6 +32,9 @@ def main(job: WorkerJob) -> None:
     kept = torch.from_numpy(job.positions).to(device)
     with torch.inference_mode():
         model(ids[:, :WARM_UP], use_cache=False)
+        layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len, default=())
+        for i, layer in enumerate(layers):
+            layer.register_forward_hook(lambda *_, i=i: job.progress(len(job.ids) * i // len(layers)))
         job.start()
         logits = model(ids, use_cache=False, logits_to_keep=kept).logits[0]
     job.put_all(logits.float().cpu().numpy())

@@ -36,6 +36,7 @@ from ..targets.output import execute
 from ..targets.parts import gguf_job
 from ..targets.plan import target_dtype
 from . import twin
+from .course import Course, Outline
 from .judging import tolerance_for
 from .rounding import rounds
 from .study import FAILED, NOT_RUN, PASSED, WIDTH, Question, real_subject, study, twin_subject
@@ -88,7 +89,8 @@ class DeviceMatrix(Result):
 
 
 def device_matrix(model: str, settings: ValidateOptions, say: SayStage = silent) -> DeviceMatrix:
-    """Run the matrix of a GGUF. UsageError for another format, and where llama.cpp is not there or cannot be run."""
+    """Run the matrix of a GGUF; `say` hears what is running and which fraction of all is done. UsageError for another format, and where
+    llama.cpp is not there or cannot be run."""
     need("validate", "a validation")
     c = open_checkpoint(resolve(model, settings.revision))
     if c.gguf is None or not c.family.listed:
@@ -120,18 +122,25 @@ def _cells(
     cells, wrong = [], list[str]()
     with tempfile.TemporaryDirectory(prefix="yarn-convert-matrix-") as folder:
         plain = twin.write_twin(c, Path(folder, "twin.gguf"))
-        for dtype in TYPES:
+        for i, dtype in enumerate(TYPES):
             small = plain if dtype == "f32" else typed(plain, dtype, Path(folder, f"{dtype}.gguf"))
             reference, case = Reference(small, q.device), twin_subject(small, twin.ids(n), original)
             if kinds := rounds(small):
                 tolerance = tolerance_for(gelu=c.family.gelu)
                 case = replace(real_subject(small, twin.ids(n), original, tolerance, kinds), kind="twin")
-            for device in devices:
+            for j, device in enumerate(devices):
                 asked_of = replace(q, told={RUNTIME: {"backend": device}})
-                done = study(case, asked_of, reference, modes, lambda what, f, d=device, t=dtype: say(f"{what}, {t} on {d}", f))  # type: ignore[misc]
+                course = _share(say, f"{dtype} on {device}", i * len(devices) + j, len(TYPES) * len(devices))
+                course.expect(Outline(small, modes, twin=n))
+                done = study(case, asked_of, reference, modes, course)
                 wrong = [w["name"] for w in done["wrong_recipes"]]
                 cells += [_cell(device, dtype, r) for r in done["runtimes"]]
     return n, cells, wrong
+
+
+def _share(say: SayStage, where: str, i: int, of: int) -> Course:
+    """How far one study is, the i-th of so many that take as long."""
+    return Course(lambda what, fraction: say(f"{what}, {where}", (i + fraction) / of))
 
 
 def typed(small: Checkpoint, dtype: str, out: Path) -> Checkpoint:

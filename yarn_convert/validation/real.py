@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
-from ..compute.record import SHORTEST, SayStage
+from ..compute.record import SHORTEST
 from ..compute.reference import Reference, fits
 from ..compute.tokens import text_ids
 from ..conversion.intention import Intention, reading_at
@@ -21,6 +21,7 @@ from ..options import ValidateOptions
 from ..readers.switching import whole_context
 from ..rope import Effect
 from ..runtimes.table import runtime_of
+from .course import LOADING, Course, operations
 from .cut import kept_layers
 from .cuts import Cuts, write_cuts
 from .excerpt import layers_of, write_excerpt
@@ -30,12 +31,13 @@ from .study import FAILED, PREFIX, WIDTH, Case, Question, base_text_loss, guesse
 from .trace import traced
 
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
+PROBE = 4 * WIDTH  # tokens of a pass by which the speed is measured
 EXCERPT_TOKENS = 256  # of an excerpt at least, where the text goes so far
 LAYERS = 2  # of a cut that nobody asked for
 
 
 def real_studies(
-    c: Checkpoint, base: Checkpoint | None, named: Checkpoint, q: Question, names: Sequence[str], settings: ValidateOptions, say: SayStage
+    c: Checkpoint, base: Checkpoint | None, named: Checkpoint, q: Question, names: Sequence[str], settings: ValidateOptions, say: Course
 ) -> list[dict[str, Any]]:
     """The studies of the file's own weights. `named`: the file, or the base whose weights stand for its own."""
     context = q.meant.context
@@ -65,11 +67,11 @@ Ran = tuple[list[dict[str, Any]], NDArray[np.int64]]  # studies, and the tokens 
 
 def _whole(
     c: Checkpoint, base: Checkpoint | None, named: Checkpoint, text: NDArray[np.int64], q: Question, names: Sequence[str],
-    settings: ValidateOptions, _: tuple[int, ...], say: SayStage,
+    settings: ValidateOptions, _: tuple[int, ...], say: Course,
 ) -> Ran:  # fmt: skip
     """The whole model."""
     reference, kinds = _reference(named, q, settings, say), rounds(c)
-    ids = _as_far_as_it_pays(reference, c, q, names, text, settings)
+    ids = _as_far_as_it_pays(reference, c, q, names, text, settings, say)
     strict = bool(kinds) and named is c and layers_of(c) > 0
     tolerance = tolerance_for(settings.dtype, named.gelu and c.gguf is not None)
     real = real_subject(c, ids, q.meant.rope.original_context, tolerance, kinds, not strict)
@@ -88,15 +90,16 @@ def _whole(
 
 def _cut(
     c: Checkpoint, base: Checkpoint | None, named: Checkpoint, text: NDArray[np.int64], q: Question, names: Sequence[str],
-    settings: ValidateOptions, layers: tuple[int, ...], say: SayStage,
+    settings: ValidateOptions, layers: tuple[int, ...], say: Course,
 ) -> Ran:  # fmt: skip
     """Some layers of it, and the same of its base."""
+    say.revise(cut=len(layers))
     with tempfile.TemporaryDirectory(prefix="yarn-convert-cut-") as name:
         cuts = write_cuts(c, base, layers, Path(name), say)
         kinds = rounds(cuts.own)
         strict = bool(kinds) and layers_of(c) > 0
         reference = _reference(cuts.own if cuts.typed else cuts.base or cuts.own, q, settings, say)
-        ids = _as_far_as_it_pays(reference, cuts.own, q, names, text, settings)
+        ids = _as_far_as_it_pays(reference, cuts.own, q, names, text, settings, say)
         tolerance = tolerance_for(settings.dtype, c.gelu and c.gguf is not None)
         case = real_subject(cuts.own, ids, q.meant.rope.original_context, tolerance, kinds, not strict)
         case = replace(case, kind="cut", base=cuts.base, typed=cuts.typed, different=cuts.different)
@@ -107,28 +110,33 @@ def _cut(
 
 
 def _with_trace(
-    studies: list[dict[str, Any]], cuts: Cuts, q: Question, ids: NDArray[np.int64], settings: ValidateOptions, say: SayStage
+    studies: list[dict[str, Any]], cuts: Cuts, q: Question, ids: NDArray[np.int64], settings: ValidateOptions, say: Course
 ) -> list[dict[str, Any]]:
     """The studies, the first of which says where what failed in them begins, if that was asked for."""
     found = traced(studies, cuts, q, ids, say) if settings.trace else None
     return studies if found is None else [studies[0] | {"trace": found}, *studies[1:]]
 
 
-def _reference(named: Checkpoint, q: Question, settings: ValidateOptions, say: SayStage) -> Reference:
-    say("reference, real" if _free(q, settings) else "measuring the speed", 0.0)
+def _reference(named: Checkpoint, q: Question, settings: ValidateOptions, say: Course) -> Reference:
+    say(LOADING, 0.0)
     return Reference(named, q.device, settings.dtype)
 
 
-def _free(q: Question, settings: ValidateOptions) -> bool:
-    """Whether no budget bounds the text."""
-    return settings.tokens is not None or (q.device != "cpu" and settings.budget is None)
+def budget_of(q: Question, settings: ValidateOptions) -> float | None:
+    """Seconds that bound the text; None where nothing does."""
+    free = settings.tokens is not None or (q.device != "cpu" and settings.budget is None)
+    return None if free else BUDGET if settings.budget is None else settings.budget
 
 
 def _as_far_as_it_pays(
-    reference: Reference, c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], settings: ValidateOptions
+    reference: Reference, c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], settings: ValidateOptions, say: Course
 ) -> NDArray[np.int64]:
-    budget = (BUDGET if settings.budget is None else settings.budget) / (2 if short_side(q.meant) else 1)
-    return ids if _free(q, settings) else ids[: affordable(reference, c, q, names, ids, budget)]
+    if (budget := budget_of(q, settings)) is None:
+        return ids
+    say("measuring the speed", 0.0)
+    found = ids[: affordable(reference, c, q, names, ids, budget / (2 if short_side(q.meant) else 1))]
+    say.revise(real=len(found), rate=operations(c, min(PROBE, len(ids))) / reference.seconds)
+    return found
 
 
 def short_side(meant: Intention) -> int:
@@ -156,7 +164,7 @@ def sides(c: Checkpoint, case: Case, q: Question, names: Sequence[str]) -> list[
     return [(case, q), *short_one] if len(case.ids) > within else short_one
 
 
-def _excerpt(c: Checkpoint, ids: NDArray[np.int64], q: Question, names: Sequence[str], say: SayStage) -> list[dict[str, Any]]:
+def _excerpt(c: Checkpoint, ids: NDArray[np.int64], q: Question, names: Sequence[str], say: Course) -> list[dict[str, Any]]:
     """The studies of the first layers in float32, which no rounding blurs."""
     with tempfile.TemporaryDirectory(prefix="yarn-convert-excerpt-") as folder:
         small, own = write_excerpt(c, ids, Path(folder, "excerpt.gguf"))
@@ -166,19 +174,14 @@ def _excerpt(c: Checkpoint, ids: NDArray[np.int64], q: Question, names: Sequence
 
 
 def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence[str], ids: NDArray[np.int64], budget: float) -> int:
-    """The longest text that `budget` seconds allow, in tokens, guessed from a short pass.
-
-    A pass of n tokens costs n·(1 + n/(2·n₀)), n₀ being the length at which attention costs as much as the rest.
-    """
-    probe = min(4 * WIDTH, len(ids))
+    """The longest text that `budget` seconds allow, in tokens, guessed from a short pass."""
+    probe = min(PROBE, len(ids))
     for _ in range(2):  # the first pass warms up
         reference.logits(q.right(len(ids)), ids[:probe], [(probe - 1, probe)])
-    a_token = reference.seconds / probe
-    parameters = sum(t.elements for t in c.tensors.values())
-    even = 2 * parameters / (4 * c.layers * c.heads("q") * c.head_dim)
+    an_operation = reference.seconds / operations(c, probe)
 
     def cost(n: int) -> float:
-        return a_token * n * (1 + n / (2 * even))
+        return an_operation * operations(c, n)
 
     passes = 1 + sum(runtime_of(name).cost for name in names)
     lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)

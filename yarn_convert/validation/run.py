@@ -36,11 +36,12 @@ from ..runtimes.environments import listing, python_of
 from ..runtimes.library import folder_of, using
 from ..runtimes.table import RUNTIMES, runtime_of
 from . import twin
+from .course import RATES, Course, Outline
 from .extension import Lineage, check_base, lineage
 from .foreseen import foreseen
 from .generation import warnings
 from .judging import Tolerance
-from .real import real_studies, sides
+from .real import budget_of, real_studies, short_side, sides
 from .result import Validated, validated
 from .study import FAILED, Question, study, telling_position, twin_subject
 from .tokenizer import check_tokenizer
@@ -70,7 +71,7 @@ TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attenti
 def check(model: str, settings: ValidateOptions, say: SayStage = silent, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Check `model` and return the result as JSON; `verdict` is "passed", "failed" or "inconclusive".
 
-    The result also goes into the manifest where there is one. `say` is told what is running and which fraction of it is
+    The result also goes into the manifest where there is one. `say` is told what is running and which fraction of all is
     done, `tell`, before anything is run, what cannot be proved so. Raises UsageError for settings out of range and InputError or
     FormatError for a model that cannot be read.
     """
@@ -78,10 +79,10 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent, tell: C
     settings = _checked(settings)
     own = folder_of(settings.llama_lib)
     with using(own):
-        return _check(model, settings, own, say, tell)
+        return _check(model, settings, own, Course(say), tell)
 
 
-def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStage, tell: Callable[[str], None]) -> dict[str, Any]:
+def _check(model: str, settings: ValidateOptions, own: Path | None, say: Course, tell: Callable[[str], None]) -> dict[str, Any]:
     """As `check`; `own` is the folder of the llama.cpp that is run, None for the one that is installed."""
     with noticing() as inputs:
         c = _opened(model, settings.revision, settings.real, settings.cut)
@@ -90,6 +91,7 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStag
             _probe(own, settings.llama_lib is not None, names)
         base = _opened(settings.base, None, True, settings.cut) if settings.base else None
         manifest = read_manifest(c.source.path) if not settings.overrides else None
+        say.expect(_outline(c, base, manifest, Question(Intention(c.rope, c.context, ""), device="cpu"), names, settings))
         files = _digests(c, say)
     settings, beta = _beta_meant(c, manifest, settings)
     if base is not None:
@@ -122,6 +124,7 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: SayStag
     result |= {"studies": [], "missing": missing}
     runnable = names and same_size
     lengths = _lengths(c, base, question, settings) if runnable else {}
+    say.expect(_outline(c, base, manifest, question, names, settings) if runnable else None)
     for why in foreseen(result, lengths, names, settings.runtimes, settings.real, settings.twin, c.family.listed):
         tell(f"foreseen  this cannot pass: {why}")
     result["studies"] = _studies(c, base, question, names, settings, say) if runnable else []
@@ -319,7 +322,7 @@ def _question(
 
 
 def _studies(
-    c: Checkpoint, base: Checkpoint | None, question: Question, names: list[str], settings: ValidateOptions, say: SayStage
+    c: Checkpoint, base: Checkpoint | None, question: Question, names: list[str], settings: ValidateOptions, say: Course
 ) -> list[dict[str, Any]]:
     meant, device, studies = question.meant, question.device, []
     original = meant.rope.original_context
@@ -366,6 +369,19 @@ def _lengths(c: Checkpoint, base: Checkpoint | None, q: Question, settings: Vali
     context = q.meant.context
     found = {"real": min(context, settings.tokens or context)} if settings.real else {}
     return found | ({"twin": min(context, settings.twin_tokens or _twin_limit(c, q))} if settings.twin and c.family.listed else {})
+
+
+def _outline(
+    c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, q: Question, names: Sequence[str], settings: ValidateOptions
+) -> Outline:
+    """What is going to be done, as far as that is known before anything runs."""
+    lengths, rate = _lengths(c, base, q, settings), RATES[q.device]
+    hashed = sum(path.stat().st_size for path in c.files.values())
+    compared = sum(t.nbytes for t in c.tensors.values()) if (base or manifest) and c.source.headers is None else 0
+    kinds = (lengths.get("real", 0), lengths.get("twin", 0), settings.cut or 0)
+    found = Outline(c, names, hashed, compared, *kinds, based=base is not None, short=short_side(q.meant), rate=rate)
+    budget = budget_of(q, settings)
+    return found if budget is None else found.within(budget)
 
 
 def stands_for(base: Checkpoint, c: Checkpoint) -> bool:

@@ -338,7 +338,6 @@ def _runtime(
     served = whole_context(runtime_of(name).reader, s.served)
     n = min(len(s.ids), (served or q.meant.context) - runtime_of(name).spare)
     spans = [(a, min(b, n)) for a, b in s.spans if a < n]
-    say(f"{name}, {s.kind}", 0.0)
     options = {"device": q.device, "served": served, **q.told.get(runtime_of(name).name, {})}
     try:
         done = runtimes.run(name, s.path, s.ids[:n], spans, options, lambda f: say(f"{name}, {s.kind}", f))
