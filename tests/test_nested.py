@@ -18,9 +18,12 @@ from test_families import ONLY_OURS, fields_of, of_converter, tensors_of
 from yarn_convert import Recipe, YarnConvertError, convert, finetune, validate
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.config import nest_of
+from yarn_convert.checkpoint.manifest import read_manifest
 from yarn_convert.checkpoint.source import Source, resolve
 from yarn_convert.compute.reference import Reference
+from yarn_convert.compute.values import changed_since, other_model
 from yarn_convert.conversion.repair import plan_repair
+from yarn_convert.families.schema import ROPE_OBJECTS
 from yarn_convert.formats.json_text import edit_within
 from yarn_convert.options import RepairOptions, Texts
 from yarn_convert.readers import Refuses, read_config
@@ -414,6 +417,23 @@ def test_another_model_around_it_is_not_the_bases(models: dict[str, Path], tmp_p
     result = validate(str(out), base=str(models["llava"]), runtimes=("transformers",), tokens=2 * CONTEXT).to_dict()
     assert result["verdict"] == "failed"
     assert "what stands around its language model is not the base's" in " ".join(result["reasons"])
+
+
+def test_another_temperature_of_the_position_is_not_the_bases(models: dict[str, Path], tmp_path: Path) -> None:
+    """Of a mistral4, whose RoPE object alone says it, so that no hparam of the family does."""
+    base = open_checkpoint(resolve(str(models["mistral3-mistral4"])))
+    out = shutil.copytree(extended(models["mistral3-mistral4"]), tmp_path / "out")
+    same, manifest = open_checkpoint(resolve(str(out))), read_manifest(out)
+    assert other_model(same, base) == changed_since(same, manifest) == ""
+    config = json.loads((out / "config.json").read_text())
+    for rope in (config["text_config"][k] for k in ROPE_OBJECTS):
+        assert rope.pop("llama_4_scaling_beta") == 0.1
+    for beta in (0.4, None):
+        for rope in (config["text_config"][k] for k in ROPE_OBJECTS):
+            rope["llama_4_scaling_beta"] = beta
+        (out / "config.json").write_text(json.dumps(config))
+        c = open_checkpoint(resolve(str(out)))
+        assert f"llama_4_scaling_beta is {beta}, the base's 0.1" in other_model(c, base)
 
 
 def test_mrope_is_a_word_for_no_scaling_in_models_that_have_it() -> None:

@@ -71,8 +71,35 @@ def test_a_form_asks_for_what_is_there(form: Path) -> None:
     ids = [part["id"] for part in said["body"]]
     assert len(set(ids)) == len(ids) and all(part["attributes"]["label"] for part in said["body"])
     assert {part["type"] for part in said["body"]} <= {"textarea", "input", "checkboxes"}
-    for command, option in re.findall(r"`yarn-convert (?!--)(\w+)[^`]*? (--\w+)", form.read_text("utf-8")):
-        assert f"{option}" in (ROOT / "docs" / "cli.md").read_text("utf-8").partition(f"yarn-convert {command}")[2]
+    assert_there(form.read_text("utf-8"))
+
+
+def assert_there(text: str) -> int:
+    """Each command line in backticks names a command and options of it that docs/cli.md has (tests/test_cli.py holds that against --help).
+    How many there are."""
+    pages = {first: more for first, _, more in (s.partition("\n") for s in (ROOT / "docs" / "cli.md").read_text("utf-8").split("\n## "))}
+    lines = [line.split() for line in re.findall(r"`(yarn-convert[^`\n]*)`", text)]
+    for words in lines:
+        n = max(n for n in (1, 2, 3) if " ".join(words[:n]) in pages)
+        named = " ".join(words[:n])
+        word = any(re.fullmatch("[a-z]+", w) for w in words[n : n + 1])
+        assert not word or not any(page.startswith(f"{named} ") for page in pages), f"{named} has no {words[n]}"
+        for option in (w for w in words if w.startswith("--")):
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", pages[named]), f"{named} has no {option}"
+    return len(lines)
+
+
+def test_what_stands_beside_other_tools_is_there() -> None:
+    """The table's commands and options exist, and so does what each number in brackets leads to."""
+    text = (ROOT / "docs" / "expectations.md").read_text("utf-8")
+    assert assert_there(text) >= 25
+    table, looked_at = text.split("## Looked at")
+    assert set(re.findall(r"\[(\d+)\]", table)) == set(re.findall(r"^(\d+)\. .*https://", looked_at, re.MULTILINE))
+    rows = [line.count(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert len(rows) >= 25 and set(rows) == {2}, "a row has three cells"
+    for wrong in ("yarn-convert valdate", "yarn-convert evaluate rule", "yarn-convert convert --scael 4", "yarn-convert recipe --scale"):
+        with pytest.raises(AssertionError):
+            assert_there(f"`{wrong}`")
 
 
 def test_what_the_workflow_runs_is_there() -> None:

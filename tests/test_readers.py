@@ -371,6 +371,7 @@ def test_a_reader_computes_what_the_runtime_computed_for_every_family(reader, na
     same_table((reading.inv_freq, reading.multiplier), golden)
     assert reading.context == golden["context"]
     assert reading.beside.logits == pytest.approx(golden.get("logits", 1.0), rel=2 * FLOAT32)
+    assert reading.beside.halves == golden.get("halves", False)
     assert (reading.beside.other_layers is not None) == ("others" in golden)
     if "others" in golden:
         same_table(reading.beside.other_layers, golden["others"])
@@ -420,6 +421,26 @@ def test_the_families_were_run_in_the_versions_of_the_rows():
         assert made["version"] == HF_READERS[reader].version
         run = {FAMILIES["configs"][name]["model_type"] for name in made["readings"]}
         assert run >= HF_READERS[reader].models - LLAMAS - read.get(reader, set())
+
+
+@pytest.mark.parametrize(
+    ("reader", "model_type", "kind", "why"),
+    [
+        ("vllm", "glm4", "refuses", "its class turns halves of a head alone"),
+        ("sglang", "cohere", "refuses", "its class turns halves of a head alone"),
+        ("vllm", "ernie4_5", "differs", "turns halves of a head, where the model turns neighbours"),
+        ("vllm", "llama", "exact", ""),
+    ],
+)
+def test_a_table_is_no_use_to_a_model_whose_other_pairs_a_class_turns(reader, model_type, kind, why):
+    """The right table, of the other pairs, is the worst of readings: every number of it is what was meant."""
+    lists = {f"{x}_factor": [1.0 + i / 8 for i in range(16)] for x in ("short", "long")}
+    rope = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 2048, "rope_theta": 1e4, **lists}
+    rope |= dict.fromkeys(("short_mscale", "long_mscale"), 1.1)
+    config = family(model_type, rope, head_dim=32, partial_rotary_factor=1.0)
+    omega = table(Rope("none", 1e4, 32, 2048)).inv_freq / np.array(lists["long_factor"])
+    (verdict,) = [v.verdict for v in survey_config(config, Table(omega, 1.1), 8192, Beside()) if v.runtime == reader]
+    assert verdict.kind == kind and why in verdict.text
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "gemma2", "starcoder2"])

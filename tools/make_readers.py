@@ -27,20 +27,20 @@ import tempfile
 import types
 from pathlib import Path
 
-from reader_configs import AROUND, FAMILIES, configs, family_configs, nested_configs
+from reader_configs import AFTERWARDS, AROUND, FAMILIES, NEIGHBOURS, NEW_IN_5, configs, family_configs, nested_configs
 
 OUT = Path(__file__).parents[1] / "tests" / "data" / "readers.json"
 OUT_NESTED = OUT.with_name("readers_nested.json")
 RUN_FOR = {  # the model types that a runtime is asked about: those whose own code the functions below run
-    "transformers-4": FAMILIES.keys(),
+    "transformers-4": FAMILIES.keys() - NEW_IN_5,
     "transformers-5": FAMILIES.keys(),
-    "mlx-lm": FAMILIES.keys() - {"falcon", "deepseek_v2", "deepseek_v3", "phi3", "cohere2", "qwen2_moe"},
+    "mlx-lm": FAMILIES.keys() - {"falcon", "deepseek_v2", "deepseek_v3", "phi3", "cohere2", "qwen2_moe", "ernie4_5_moe"},
     # architecture/*.py of these call read_rope_settings_default with a style alone
     "exllamav3": {"mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "cohere", "smollm3"},
     # models/*.py of these hand theta and config.rope_parameters to get_rope, as llama.py does
-    "sglang": {"qwen2", "qwen3", "qwen2_moe", "granite", "cohere"},
+    "sglang": {"qwen2", "qwen3", "qwen2_moe", "granite", "cohere", "ernie4_5", "ernie4_5_moe"},
     # models/*.py of these hand config.rope_parameters to get_rope as it is
-    "vllm": {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "glm4", "stablelm", "cohere", "cohere2", "falcon"},
+    "vllm": {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "stablelm", "falcon", *NEIGHBOURS},
 }
 NESTED_FOR = {  # the models around that a runtime is asked about
     "transformers-5": AROUND.keys(),
@@ -143,14 +143,16 @@ def run_mlx(config):
         others = mlx_reading(mx, ropes[0], dims_of(ropes[0], config["text_config"]))
         return made | ({"others": others} if model_type == "gemma3" else {})
     asked = {"rope_theta", "head_dim", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "max_position_embeddings"}
+    asked |= {"rope_scaling", "sliding_window_pattern"}
     required = [f.name for f in dataclasses.fields(module.ModelArgs) if f.default is f.default_factory is dataclasses.MISSING]
     args = module.ModelArgs.from_dict({name: 1 for name in required if name not in asked} | config)
     if model_type == "smollm3":
         module = importlib.import_module("mlx_lm.models.llama")
     (attention,) = [c for n, c in vars(module).items() if n.endswith(("Attention", "AttentionBlock")) and c.__module__ == module.__name__]
     several = len(inspect.signature(attention).parameters) > 1  # it is told its layer
-    layers = {"gemma3_text": (5, 0), "cohere2": (0,)}.get(model_type, (0,) if several else (None,))
-    ropes = [(attention(args) if layer is None else attention(args, layer)).rope for layer in layers]
+    layers = {"gemma3_text": (5, 0), "olmo3": (3, 0), "exaone4": ("all",)}.get(model_type, (0,) if several else (None,))
+    told = [() if layer is None else (None,) if layer == "all" else (layer,) for layer in layers]
+    ropes = [attention(args, *layer).rope for layer in told]
     made = [mlx_reading(mx, rope, dims_of(rope, config)) for rope in ropes]
     return made[0] | ({"others": made[1]} if len(made) > 1 else {})
 
@@ -238,6 +240,18 @@ def turned(built, hf, head):
         getattr(built, "forward_native", built.forward)(torch.arange(5).expand(3, 5), q.clone(), q.clone())
 
 
+def beside_neighbours(made, built, head):
+    """`made`, and that halves of a head turn all the same, where they do though `built` was told to turn neighbours."""
+    import torch
+
+    built.is_neox_style = False
+    x = torch.zeros(1, head)
+    x[0, 0] = 1.0
+    out = getattr(built, "forward_native", built.forward)(torch.tensor([1]), x.clone(), x.clone())[0].flatten()
+    assert (out[1] != 0) != (out[made["pairs"]] != 0)
+    return made | ({"halves": True} if out[1] == 0 else {})
+
+
 def from_cache(cache, row, context):
     half = cache.shape[-1] // 2
     return reading(cache[row, :half], cache[row, half:], context)
@@ -281,12 +295,15 @@ def vllm(root):
 
     def table_of(hf, head, parameters, context):
         times = 1 if hf.model_type.startswith("qwen3") else 4  # models/qwen3_vl.py: mrope_positions_factor, unless video is pruned
-        built = rope.get_rope(head, hf.max_position_embeddings, True, parameters, torch.float32, None, times)
+        neox = hf.model_type not in NEIGHBOURS - AFTERWARDS
+        built = rope.get_rope(head, hf.max_position_embeddings, neox, parameters, torch.float32, None, times)
         turned(built, hf, head)
         if hasattr(built, "long_short_cos_sin_cache"):
             offset = built.original_max_position_embeddings if built.use_long_rope else 0
-            return from_cache(built.long_short_cos_sin_cache, offset + 1, context)
-        return from_cache(built.cos_sin_cache, 1, context)
+            made = from_cache(built.long_short_cos_sin_cache, offset + 1, context)
+        else:
+            made = from_cache(built.cos_sin_cache, 1, context)
+        return beside_neighbours(made, built, head) if hf.model_type in AFTERWARDS else made
 
     return run, version_of(root, "vllm")
 
@@ -322,7 +339,8 @@ def sglang(root):
         factory._ROPE_DICT.clear()
         rotary = int(getattr(hf, "partial_rotary_factor", 1) * head)
         theta = parameters.get("rope_theta", getattr(hf, "rope_theta", 10000))  # common.py: get_rope_config
-        built = factory.get_rope(head, rotary, hf.max_position_embeddings, theta, True, parameters, torch.float32)
+        neox = hf.model_type not in NEIGHBOURS
+        built = factory.get_rope(head, rotary, hf.max_position_embeddings, theta, neox, parameters, torch.float32)
         turned(built, hf, head)
         if hasattr(built, "long_short_cos_sin_cache"):
             beyond = context - 1 > built.original_max_position_embeddings

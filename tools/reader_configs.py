@@ -128,7 +128,20 @@ FAMILIES = {  # model type -> pairs of a head of 32 dimensions, or of the head t
     "glm4": 8,
     "deepseek_v2": 8,
     "deepseek_v3": 8,
+    **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "olmo3", "seed_oss", "exaone4"), 16),
+    "qwen3_next": 4,
 }
+# Those that turn neighbours: their files in models/ of vLLM and SGLang hand is_neox_style False to get_rope, but for ernie45.py of vLLM, which
+# sets it in what was made
+NEIGHBOURS = {"cohere", "cohere2", "glm4", "ernie4_5_moe", "ernie4_5"}
+AFTERWARDS = {"ernie4_5"}
+ASKED = {  # what published ones say, and a reader has no default for
+    "ernie4_5": {"use_bias": False, "tie_word_embeddings": True},
+    "olmo3": {"sliding_window": 16},
+    "exaone4": {"sliding_window": None, "sliding_window_pattern": None, "tie_word_embeddings": False},
+    "qwen3_next": {"partial_rotary_factor": 0.25},
+}
+NEW_IN_5 = {"ernie4_5", "ernie4_5_moe", "olmo3", "seed_oss", "exaone4", "qwen3_next"}  # of transformers 4 nothing is claimed of these
 
 
 def family_configs():
@@ -142,9 +155,10 @@ def family_configs():
         base |= {"qk_rope_head_dim": 16} if model_type.startswith("deepseek") else {}
         found[f"{model_type}-silent"] = dict(base)
         base |= {"max_position_embeddings": 8192}
+        base |= ASKED.get(model_type, {})
         base |= {} if model_type in ("falcon", "gpt_neox", "deepseek_v2", "deepseek_v3") else {"head_dim": 32}
         found[f"{model_type}-theta"] = base | {"rope_theta": 50000.0, "rope_local_base_freq": 20000.0, "rotary_emb_base": 30000}
-        if model_type in ("gpt_neox", "stablelm", "glm4", "phi3"):
+        if model_type in ("gpt_neox", "stablelm", "glm4", "phi3", "qwen3_next"):
             found[f"{model_type}-partial"] = base | {"partial_rotary_factor": 0.75, "rotary_pct": 0.5}
         lists = {"short_factor": [1 + i / 8 for i in range(pairs)], "long_factor": [2.0 + i for i in range(pairs)]}
         long = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 2048, **lists}
@@ -165,7 +179,7 @@ def family_configs():
         for name, rope in dicts.items():
             rope = {"rope_theta": 10000.0, **rope}
             layers = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0}}
-            nested = layers if model_type == "gemma3_text" else rope
+            nested = layers if model_type in ("gemma3_text", "olmo3") else rope
             found[f"{model_type}-{name}"] = base | {"rope_theta": 10000.0, "rope_scaling": rope, "rope_parameters": nested}
             if name in ("linear", "yarn", "yarn-type"):
                 found[f"{model_type}-{name}-v4"] = base | {"rope_theta": 10000.0, "rope_scaling": rope}

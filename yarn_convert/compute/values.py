@@ -13,9 +13,11 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..checkpoint.config import NESTS
 from ..checkpoint.manifest import Manifest
+from ..dialects.config_json import BETA
 from ..families import normalized
 from ..families.architectures import below
 from ..families.derived import ODD
+from ..families.schema import ROPE_OBJECTS, rope_says
 from ..readers.rows import OTHER_LENGTHS
 from ..targets.safetensors import unplaced_keys
 from .reference import LEFT_OUT, config_of, with_torch
@@ -102,7 +104,8 @@ def changed_since(c: Checkpoint, manifest: Manifest | None) -> str:
     if manifest and (then := manifest.hparams) is not None:
         found += _different(c, c.hparams, then, then.keys() & c.family.hparams.keys())
     if manifest and c.gguf is None and (then := manifest.config) is not None:
-        mine, theirs = _both(c, normalized(c.family, then))
+        ours = {k: c.config[k] for k in ROPE_OBJECTS if k in c.config}  # a manifest has the recipe in their place
+        mine, theirs = _both(c, normalized(c.family, {**then, **ours}))
         found += _different(c, mine, theirs, {*mine, *theirs} - c.family.hparams.keys())
         if key := _loaded_otherwise(c, then):
             return f"their {key} is not what it was when they were written"
@@ -121,7 +124,7 @@ def _values(c: Checkpoint) -> dict[str, Any]:
     with_torch()  # for what it silences
     config = _configuration(c)
     known = _declared(config)
-    return {k: v for k, v in config.to_dict().items() if k in known} | _undeclared(c, known)
+    return {k: v for k, v in config.to_dict().items() if k in known} | _undeclared(c, known) | _tempered(c)
 
 
 def _configuration(c: Checkpoint) -> Any:
@@ -142,6 +145,14 @@ def _undeclared(c: Checkpoint, declared: Set[str]) -> dict[str, Any]:
     """Values of config.json that runtimes read from any model, though not every configuration declares them: a window (vLLM,
     config/model.py), and whether a token sees those after it (transformers, masking_utils.py)."""
     return {k: c.config.get(k, UNSAID.get(k)) for k in (*UNSAID, *WINDOW) if k not in declared}
+
+
+def _tempered(c: Checkpoint) -> dict[str, Any]:
+    """The temperature of the position, which stands in the RoPE objects and is none of the recipe, of a model that no hparam says it of."""
+    if not c.family.hf.floor or BETA in c.family.hparams:
+        return {}
+    said = rope_says(c.config, BETA) if any(c.config.get(k) for k in ROPE_OBJECTS) else [c.family.hf.rope.get(BETA)]
+    return {BETA: next(iter(said), None)}
 
 
 def _loaded_otherwise(c: Checkpoint, then: Mapping[str, Any]) -> str:

@@ -37,7 +37,8 @@ def _read(reader: str, config: Config, length: int | None, served: int | None) -
     inv_freq, multiplier = FUNCTIONS[rope.method](rope, length)
     second = seen(reader, config, 1) if has_other_layers(rope) else None
     others = Table(*FUNCTIONS[second.method](second, length)) if second else None
-    return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier), Beside(logits(rope), others, floor(rope)))
+    halves = rope.row.halves.get(rope.method) == "turns"
+    return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier), Beside(logits(rope), others, floor(rope), halves))
 
 
 def has_other_layers(rope: Seen) -> bool:

@@ -17,7 +17,7 @@ from .reading import Beside, Reading, Refuses
 from .rows import HF_READERS
 
 Kind = Literal["exact", "differs", "refuses", "unknown"]
-VerdictLayer = Literal["", "table", "multiplier", "logits", "layers", "context", "lengths"]
+VerdictLayer = Literal["", "table", "pairs", "multiplier", "logits", "layers", "context", "lengths"]
 NOTHING = Beside()
 BEFORE = {"refuses": "refuses the file: ", "unknown": "not known: "}
 
@@ -26,8 +26,9 @@ BEFORE = {"refuses": "refuses the file: ", "unknown": "not known: "}
 class Verdict:
     """Whether a reader computes what is meant. `kind` "unknown": its reading of such a model was not studied.
 
-    `layer` is of "differs" alone, the first that does: the table, the multiplier of cos and sin, what multiplies the logits, the other
-    `layers`, the longest context, or the tables for other `lengths`. `text` says it in words, "" for "exact".
+    `layer` is of "differs" alone, the first that does: the table, which numbers of a head are `pairs`, the multiplier of cos and sin, what
+    multiplies the logits, the other `layers`, the longest context, or the tables for other `lengths`. `text` says it in words, "" for
+    "exact".
     """
 
     kind: Kind
@@ -68,9 +69,11 @@ def judge(read: Callable[[], Reading], target: Table, context: int, beside: Besi
 def _difference(r: Reading, target: Table, context: int, beside: Beside | None, rtol: float | Array) -> tuple[VerdictLayer, str]:
     if text := _of_tables(Table(r.inv_freq, target.multiplier), target, "", rtol):
         return "table", text
+    if r.beside.halves:
+        return "pairs", "turns halves of a head, where the model turns neighbours"
     if text := _of_tables(Table(target.inv_freq, r.multiplier), target, ""):
         return "multiplier", text
-    logits, others, floor = beside or r.beside._replace(logits=1.0)
+    logits, others, floor, _ = beside or r.beside._replace(logits=1.0)
     if not math.isclose(r.beside.logits, logits, rel_tol=2 * RTOL):  # a square
         return "logits", f"multiplies the attention's logits by {r.beside.logits:.6g} instead of {logits:.6g}"
     theirs = r.beside.other_layers

@@ -55,6 +55,7 @@ class Reader:
     spelled_in: Mapping[str, str] = field(default_factory=dict)  # spelling -> the one key in which it counts
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # spelling -> keys that a dict must have
     top_required: tuple[str, ...] = ()  # keys that config.json must have
+    top_present: tuple[str, ...] = ()  # and those that may be null there
     whole_lengths: bool = False  # an original context written as a float is an error
     derives_head_dim: bool = False  # takes hidden_size / heads: another head_dim does not fit its tensors
     oldest: str = ""  # the oldest version that was run on what yarn-convert writes; "": none but `version`
@@ -63,8 +64,11 @@ class Reader:
     rounds_ramp: bool = True  # False: never, and the ramp must end within the pairs
     layers_truncate: bool = False  # honours a truncate that stands in the object of one layer type
     others_theta: float | None = None  # of the other layers, whatever is written
+    one_theta: bool = False  # of all layers, that of those that a recipe extends
     floor: tuple[str | float, ...] = ("dict",)  # places of the L that llama_4_scaling_beta counts from; "yarn": the dict of that type
     three_axes: frozenset[str] = frozenset()  # methods that turn by a picture's three positions; empty: all, or it knows one position
+    # Of a model that turns neighbours: method -> "refuses", or "turns" halves of a head all the same, for that its class knows alone
+    halves: Mapping[str, str] = field(default_factory=dict)
     yarn_times: int = 1  # by which it takes L for longer where a ramp ends, in a model of pictures
     assumes_partial: bool = True  # takes an absent partial_rotary_factor from `families.MODEL_TYPES`; else whole heads
     forbidden: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # method -> keys at which its table fails
@@ -80,7 +84,11 @@ V4_MODELS = LLAMAS | {  # olmo2 and phi3 want other dicts there
     "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_neox", "falcon", "stablelm", "starcoder2",
     "granite", "smollm3", "glm4", "cohere", "cohere2", "gpt_oss", "deepseek_v2", "deepseek_v3",
 }  # fmt: skip
-VLLM_MODELS = {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "glm4", "stablelm", "cohere", "cohere2", "falcon"}
+# Model types that turn neighbours and reach `Phi3LongRoPEScaledRotaryEmbedding` with is_neox_style False, which raises; or with True, which
+# is set to False in the object that was made, and not looked at there: then halves of a head turn, silently
+VLLM_NEIGHBOURS = {**dict.fromkeys(("glm4", "cohere", "cohere2", "ernie4_5_moe"), "refuses"), "ernie4_5": "turns"}
+SGLANG_NEIGHBOURS = dict.fromkeys(("cohere", "ernie4_5", "ernie4_5_moe"), "refuses")
+VLLM_MODELS = {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "stablelm", "falcon", *VLLM_NEIGHBOURS}
 NEED_HEAD_DIM = frozenset({"dynamic", "yarn", "longrope"})  # of transformers: getattr(config, "head_dim", ...), which is None
 MSCALES = frozenset({"short_mscale", "long_mscale"})
 V5 = "transformers 5.23 modeling_rope_utils.py: RotaryEmbeddingConfigMixin.convert_rope_params_to_dict"
@@ -97,6 +105,16 @@ UNSCALED: dict[str, Any] = {"dicts": (), "partial": ("ignores", ("top",))}  # nn
 MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in mlx_lm/models differs from llama.py
     **{name: {} for name in ("qwen2", "gemma3_text", "olmo2", "smollm3")},
     "granite": {"top_required": ("max_position_embeddings", "rope_theta")},
+    "seed_oss": {"top_required": ("head_dim",)},
+    "olmo3": {"top_required": ("max_position_embeddings", "rope_theta", "sliding_window"), "one_theta": True},
+    "qwen3_next": {
+        "partial": ("rotates", ("top",)),
+        "top_required": ("max_position_embeddings", "rope_theta", "head_dim", "partial_rotary_factor"),
+    },
+    "exaone4": {
+        "top_required": ("max_position_embeddings", "rope_theta", "head_dim"),
+        "top_present": ("rope_scaling", "sliding_window", "sliding_window_pattern", "tie_word_embeddings"),
+    },
     "qwen3": {
         "dicts": ("rope_scaling", "rope_parameters"),
         "theta": ("top", "rope_parameters"),
@@ -106,6 +124,7 @@ MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in 
     "mixtral": UNSCALED,
     "starcoder2": UNSCALED,
     "cohere": UNSCALED,
+    "ernie4_5": UNSCALED | {"top_required": ("max_position_embeddings", "rope_theta", "use_bias", "tie_word_embeddings")},
     "gemma2": UNSCALED | {"top_required": ("head_dim",)},
     "qwen3_moe": UNSCALED | {"top_required": ("head_dim", "rope_theta", "max_position_embeddings")},
     "gpt_neox": UNSCALED | {"top_required": ("rotary_emb_base", "rotary_pct", "max_position_embeddings")},
@@ -180,6 +199,7 @@ _ROWS = {
                 "vllm/transformers_utils/config.py: patch_rope_parameters, patch_legacy_rope_type",
                 "vllm/model_executor/layers/rotary_embedding/__init__.py: get_rope, and the classes it makes",
                 "vllm/config/model.py: _get_and_verify_max_len",
+                "vllm/model_executor/models/commandr.py, glm4.py, ernie45_moe.py: is_neox_style False; ernie45.py: set so afterwards",
                 "vllm/model_executor/models/*.py: config.rope_parameters goes to get_rope as it is",
             ),
             models=LLAMAS | VLLM_MODELS,
@@ -206,9 +226,10 @@ _ROWS = {
                 "sglang/srt/layers/rotary_embedding/factory.py: get_rope; yarn.py, rope_variant.py, base.py",
                 "sglang/srt/utils/hf_transformers/common.py: get_context_length, get_rope_config",
                 "sglang/srt/models/qwen2.py, qwen3.py, qwen2_moe.py, granite.py, commandr.py: get_rope(rope_scaling=)",
+                "sglang/srt/models/commandr.py, ernie4.py: is_neox_style False, at which rope_variant.py raises for longrope",
                 "sglang/srt/models/mixtral.py, gemma2.py, starcoder2.py: get_rope without rope_scaling, so with theta alone",
             ),
-            models=LLAMAS | {"qwen2", "qwen3", "qwen2_moe", "granite", "cohere", *SGLANG_UNSCALED},
+            models=LLAMAS | {"qwen2", "qwen3", "qwen2_moe", "granite", *SGLANG_NEIGHBOURS, *SGLANG_UNSCALED},
             types=SPELLED,
             temperature=("ratio-of-any", "times-attn_factor"),
             longrope_multiplier="mscale",
@@ -279,11 +300,18 @@ _ROWS = {
         ),
     )
 }
-_MLX, _SGLANG = _ROWS["mlx-lm"], _ROWS["sglang"]
+_VLLM, _MLX, _SGLANG = _ROWS["vllm"], _ROWS["mlx-lm"], _ROWS["sglang"]
 _THETA_ALONE = replace(_SGLANG, types={}, other_types="default")
 HF_READERS: Mapping[str, Reader] = {
     **_ROWS,
-    "sglang": replace(_SGLANG, variants=dict.fromkeys(SGLANG_UNSCALED, _THETA_ALONE)),
+    "vllm": replace(_VLLM, variants={name: replace(_VLLM, halves={"longrope": how}) for name, how in VLLM_NEIGHBOURS.items()}),
+    "sglang": replace(
+        _SGLANG,
+        variants={
+            **dict.fromkeys(SGLANG_UNSCALED, _THETA_ALONE),
+            **{name: replace(_SGLANG, halves={"longrope": how}) for name, how in SGLANG_NEIGHBOURS.items()},
+        },
+    ),
     "mlx-lm": replace(_MLX, variants={name: replace(_MLX, **fields) for name, fields in MLX_VARIANTS.items()}),
 }
 HEAD_DIM_UNFILLED = frozenset().union(*(row.head_dim_unfilled for row in HF_READERS.values()))  # model types of some reader

@@ -70,7 +70,8 @@ class Seen:
         facts = MODEL_TYPES[model_type]
         config = {**config, **facts.first_layers(config)} if layer == 0 else config
         followed, chosen = rope_dict(row, config, facts, layer)
-        theta_key, usual_theta = list(facts.layers.values())[layer] if facts.layers else (facts.theta_key, facts.theta)
+        of = 0 if row.one_theta else layer
+        theta_key, usual_theta = list(facts.layers.values())[of] if facts.layers else (facts.theta_key, facts.theta)
         usual_theta = row.thetas.get(model_type, usual_theta)
         method = method_of(row, chosen, model_type, bool(followed))
         spelled = spelling(row, chosen, model_type) or "default"
@@ -168,6 +169,7 @@ def original_places(row: Reader, facts: ModelType, method: str) -> tuple[str | f
 def require(row: Reader, config: Config, rope: Config | None, spelled: str, more: tuple[str, ...] = ()) -> None:
     """Refuse unless config.json, and the rope dict if there is one, have every key that the reader insists on."""
     missing = [key for key in row.top_required if config.get(key) is None]
+    missing += [key for key in row.top_present if key not in config]
     missing += [] if rope is None else [key for key in (*row.required.get(spelled, ()), *more) if rope.get(key) is None]
     if missing:
         refuse(row, f"{spelled} without {missing[0]}")
@@ -177,6 +179,8 @@ def fail(row: Reader, rope: Config, method: str) -> None:
     """Refuse a table that the reader makes and cannot use, or cannot make."""
     if row.three_axes and method not in row.three_axes and rope.get("mrope_section"):
         refuse(row, f"{method} in a model of pictures: its table takes one position of a token, which has three there")
+    if row.halves.get(method) == "refuses":
+        refuse(row, f"{method} in a model that turns neighbours: its class turns halves of a head alone")
     found = [key for key in row.forbidden.get(method, ()) if key in rope]
     if found:
         refuse(row, f"{method} with {found[0]}, which its class for pictures does not take")
