@@ -17,6 +17,7 @@ from ..options import ConvertOptions, InspectOptions, Like, OverridesOptions, Re
 from .commands import DryRun, JsonAlone, PrintOptions, Quiet, ReadOptions, RecipeOption, Replace, Report, command, spread
 from .evaluate import evaluate_app
 from .finetune import finetune
+from .folding import WIDEST, Whole, room
 from .help import SETTINGS, Commands, examples
 from .proving import check_can_prove, proved, publish
 from .show import (
@@ -234,7 +235,7 @@ def _device_matrix(model: str, options: ValidateOptions, asked: ValidateCommand)
         raise UsageError(f"--device-matrix takes no {unused[0]}", "it runs llama.cpp over the twin, and prints a table, or JSON")
     with stages(asked.printing.silent) as say:
         found = device_matrix(model, options, say)
-    answer(found.to_dict(), asked.printing.as_json, *matrix_lines(found, asked.printing.quiet))
+    answer(found.to_dict(), asked.printing.as_json, *matrix_lines(found, asked.printing.quiet, room(sys.stdout)))
     if found.verdict != "passed":
         raise typer.Exit(NOT_PASSED)
 
@@ -258,7 +259,7 @@ def overrides(model: Model, asked: OverridesCommand) -> None:
     asked.reading.obey()
     o = asked.options
     found = told(model, asked.file.over(o.recipe), runtimes=o.runtimes, revision=o.revision)
-    answer(found.to_dict(), asked.json.as_json, *overrides_lines(found))
+    answer(found.to_dict(), asked.json.as_json, *overrides_lines(found, room(sys.stdout)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +281,7 @@ def upload(
     plan = plan_upload(model, asked.options, talk.line)
     talk.lines(upload_lines(plan))
     if asked.dry_run:
-        answer({**plan.as_json(), "card": plan.card}, asked.printing.as_json, *plan.card.splitlines())
+        answer({**plan.as_json(), "card": plan.card}, asked.printing.as_json, *map(Whole, plan.card.splitlines()))
         return
     done = plan.done(run_upload(plan, talk.line))
     answer(done.to_dict(), asked.printing.as_json, done.url)
@@ -407,7 +408,8 @@ def recipe(
     from ..conversion.recipes import recipe as found
 
     asked.reading.obey()
-    print(as_text(found(model), f"of {Path(model).name}", asked.json.as_json), end="")
+    columns = min(WIDEST, room(sys.stdout) or WIDEST)
+    print(as_text(found(model), f"of {Path(model).name}", asked.json.as_json, columns), end="")
 
 
 @command(app)

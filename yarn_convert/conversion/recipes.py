@@ -147,8 +147,8 @@ def _written(value: Any, kind: Any) -> Any:
     return [float(x) for x in value] if isinstance(value, tuple) else float(value) if kind is float else value
 
 
-def as_text(asked: Recipe, note: str = "", as_json: bool = False) -> str:
-    """The text of a recipe's file, YAML or JSON. `note`: what it says to people."""
+def as_text(asked: Recipe, note: str = "", as_json: bool = False, columns: int = 120) -> str:
+    """The text of a recipe's file, YAML, whose lists and texts are broken into so many columns, or JSON. `note`: what it says to people."""
     value = as_mapping(asked) | ({NOTE: note} if note else {})
     if as_json:
         return json.dumps(value, indent=2) + "\n"
@@ -159,8 +159,14 @@ def as_text(asked: Recipe, note: str = "", as_json: bool = False) -> str:
 
     dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
     dumper.add_representer(list, on_one_line)
-    text: str = yaml.dump(value, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120)
-    return text
+
+    def text(width: int) -> str:
+        said: str = yaml.dump(value, Dumper=dumper, sort_keys=False, allow_unicode=True, width=width)
+        return said
+
+    # PyYAML breaks a line after the item that goes beyond the width.
+    within = (said for width in range(columns, columns // 2, -4) if max(map(len, (said := text(width)).splitlines())) <= columns)
+    return next(within, text(columns))
 
 
 # -- of a model -------------------------------------------------------------------------------------------------------

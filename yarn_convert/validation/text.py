@@ -83,7 +83,7 @@ def _study(s: Study) -> list[str]:
     memory = f", peak {ref.peak_device_bytes / 2**30:.2f} GiB" if ref.peak_device_bytes else ""
     out = [
         f"{what_ran(s)}, {s.tokens:,} tokens{where(s)}; reference on {ref.device}, {ref.dtype}, {ref.seconds:.1f} s{memory}",
-        f"  {'positions':>17}  {'runtime':<21}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
+        f"  {'positions':>17}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
     ]
     if s.fetched:
         out.append(f"  fetched from the Hub: {s.fetched / 1e9:.2f} GB")
@@ -94,7 +94,6 @@ def _study(s: Study) -> list[str]:
         out.append(f"  the reference has the file's own weights: {s.why_no_base}")
     for r in s.runtimes:
         name = label(r)
-        out += [_window(w, name) for w in shown(r.windows)]
         if r.verdict == "not run":
             out.append(f"  {name}: not run: {r.why}")
         elif r.verdict == "passed":
@@ -102,6 +101,7 @@ def _study(s: Study) -> list[str]:
         else:
             outcome = f"does not follow, as is known ({r.predicted})" if r.as_predicted else f"FAILED ({r.layer})"
             out.append(f"  {name}: {outcome}: {r.why}")
+        out += map(_window, shown(r.windows))
         if r.library:
             which = r.library
             out.append(f"  {name}: {which.name}, commit {which.commit or 'unknown'}, SHA-256 {which.sha256.get(which.name, '?')}")
@@ -170,8 +170,8 @@ def _worst(w: WindowResult) -> float:
     return math.inf if w.nmse is None else w.nmse
 
 
-def _window(w: WindowResult, name: str) -> str:
+def _window(w: WindowResult) -> str:
     where = f"{w.start:,}" if w.end == w.start + 1 else f"{w.start:,}–{w.end - 1:,}"
     drift = "–" if w.drift is None else f"{w.drift:,}"
     numbers = (f"{'no number' if x is None else format(x, '.1e'):>8}" for x in (w.max_abs, w.nmse, w.kl))
-    return f"  {where:>17}  {name:<21}  {'  '.join(numbers)}  {w.top1:>8.2%}  {drift}"
+    return f"  {where:>17}  {'  '.join(numbers)}  {w.top1:>8.2%}  {drift}"
