@@ -15,6 +15,7 @@ RUN python -m venv /opt/yarn-convert \
  && /opt/yarn-convert/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)" \
  && SKBUILD_CMAKE_DEFINE="LLAVA_BUILD=OFF;GGML_NATIVE=OFF;CMAKE_PROJECT_llama_cpp_INCLUDE=/source/tools/llama_cpp_only.cmake" \
     /opt/yarn-convert/bin/pip install --no-cache-dir -c constraints.txt "$(grep '^llama_cpp_python==' constraints.txt)"
+COPY docs docs
 COPY templates templates
 COPY yarn_convert yarn_convert
 RUN /opt/yarn-convert/bin/pip install --no-cache-dir -c constraints.txt '.[validate,llama-cpp]'

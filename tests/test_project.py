@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from docs_site import PAGES, as_page
 
 from yarn_convert import families
+from yarn_convert.formats.files import DOCS, page
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
@@ -94,6 +96,23 @@ def test_a_tiny_model_is_extended_by_the_command_alone(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "smoke.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     assert done.returncode == 0 and "read back" in done.stdout, done.stderr
+
+
+def test_a_page_that_is_named_to_users_is_there() -> None:
+    """By `page`, which finds it in a wheel, too: nobody else has a docs/ of ours."""
+    named, plain = set(), []
+    for path in (ROOT / "yarn_convert").rglob("*.py"):
+        text = path.read_text("utf-8")
+        named |= set(re.findall(r"""\bpage\(["']([\w.]+)["']\)""", text))
+        tree = ast.parse(text)
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        said = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and isinstance(node.body[0], ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said]
+        plain += [f"{path.name}: {node.value}" for node in texts if re.search(r"docs/\w+\.md", node.value) and "ggml" not in node.value]
+    assert not plain
+    assert named >= {"formats.md", "validation.md"} and all(Path(page(name)).is_file() for name in named)
+    included = re.search(r"force-include = \{(.+)\}", (ROOT / "pyproject.toml").read_text("utf-8"))
+    assert included and f'"docs" = "yarn_convert/{DOCS.name}"' in included[1] and (ROOT / "docs") == DOCS
 
 
 def test_what_the_image_copies_is_let_in() -> None:

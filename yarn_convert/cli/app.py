@@ -14,7 +14,7 @@ import typer
 from ..asking import After, Group, Help
 from ..errors import UsageError
 from ..options import ConvertOptions, InspectOptions, Like, OverridesOptions, Recipe, RepairOptions, UploadOptions, ValidateOptions
-from .commands import DryRun, JsonAlone, PrintOptions, Quiet, ReadOptions, RecipeOption, Replace, Report, command, spread
+from .commands import DryRun, JsonAlone, PrintOptions, ReadOptions, RecipeOption, Replace, Report, command, spread
 from .evaluate import evaluate_app
 from .finetune import finetune
 from .folding import WIDEST, Whole, room
@@ -290,14 +290,16 @@ def upload(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardCommand:
     repo: Annotated[str, Help("The repository that its commands shall name.")] = "USER/NAME"
+    json: JsonAlone = field(default_factory=JsonAlone)
 
 
 @command(app)
 def card(model: Annotated[str, typer.Argument(help="A folder or a .gguf file.", show_default=False)], asked: CardCommand) -> None:
     """Print the model card that 'upload' would publish."""
-    from ..publishing import card as text
+    from ..publishing import card as made
 
-    write(*text(model, asked.repo).splitlines())
+    text = made(model, asked.repo)
+    answer({"repo": asked.repo, "card": text}, asked.json.as_json, *map(Whole, text.splitlines()))
 
 
 def runtimes(ctx: typer.Context, asked: JsonAlone) -> None:
@@ -323,7 +325,7 @@ runtimes_app.callback(invoke_without_command=True)(spread(runtimes))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddCommand:
     force: Annotated[bool, Help("Build it anew.")] = False
-    quiet: Quiet = False
+    printing: PrintOptions = field(default_factory=PrintOptions)
 
 
 @command(runtimes_app)
@@ -331,11 +333,17 @@ def add(
     names: Annotated[list[str], typer.Argument(help="Names as 'yarn-convert runtimes' lists them.", show_default=False)], asked: AddCommand
 ) -> None:
     """Install runtimes at tested versions, each into a private environment of its own."""
+    from ..runtimes import runtime_of
     from ..runtimes.environments import add as install
 
-    talk = Talk(asked.quiet)
+    talk, done = Talk(asked.printing.silent), []
     for name in names:
-        write(install(name, lambda line: talk.lines([line]), asked.force))
+        python = install(name, talk.line, asked.force)
+        done.append({"name": runtime_of(name).name, "python": str(python)})
+        if not asked.printing.as_json:
+            write(python)
+    if asked.printing.as_json:
+        answer(done, True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

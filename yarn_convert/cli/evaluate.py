@@ -38,7 +38,7 @@ class Outputs:
     shown: Annotated[
         str | None,
         Help(
-            "Lay the result out as a figure or table of the YaRN paper, as figure-4 or table-2 (docs/evaluation.md has all).",
+            "Lay the result out as a figure or table of the YaRN paper, as figure-4 or table-2; a name that is none is answered with all.",
             names=("--as",),
         ),
     ] = None

@@ -14,12 +14,12 @@ from typing import TextIO
 WIDEST = 120  # columns of a line that is easily read
 HANG = 4  # blanks before what goes on, where nothing else says how many
 GLUE = "\x1f"  # a blank at which no line is broken; `errors.printable` lets none of it in
-COMMANDS = "convert finetune validate overrides upload card runtimes inspect repair recipe methods evaluate".split()
-OTHERS = ("pip install", "llama-cli", "llama-server", "lms import", "transformers chat", "vllm serve", "torchrun")
+COMMANDS = "convert|finetune|validate|overrides|upload|card|runtimes|inspect|repair|recipe|methods|evaluate"
+OTHERS = "pip install|llama-cli|llama-server|lms import|transformers chat|vllm serve|torchrun"
 _QUOTED = r"""'[^']*'|"[^"]*\""""
 _WORD = rf"""(?:{_QUOTED}|[^\s'"(),;:]|[,;:](?=\S))+"""
-_OURS = rf"""yarn-convert (?=(?:{"|".join(COMMANDS)})\b|(?:{_QUOTED}|\S)+ --)"""
-COMMAND = re.compile(rf"(?<![\w-])(?:{_OURS}|(?:{'|'.join(OTHERS)}) ){_WORD}(?: {_WORD})*")  # in prose, which a comma or the like ends
+_OURS = rf"""yarn-convert (?=(?:{COMMANDS})\b|(?:{_QUOTED}|\S)+ --)"""
+COMMAND = re.compile(rf"(?<![\w-])(?:{_OURS}|(?:{OTHERS}) ){_WORD}(?: {_WORD})*")  # in prose, which a comma or the like ends
 SHELL_WORD = re.compile(rf"""(?:{_QUOTED}|\\.|[^\s'"])+""")
 PYTHON_PART = re.compile(r"""(?:'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^,'"]|,(?! ))+(?:, )?""")  # up to a comma that is in no text
 LABEL = re.compile(r" *\S+(?: \S+)*? {2,}|[a-z]{9} (?=\S)")  # a word or two and a gap, or a word as long as a plan's label may be

@@ -20,7 +20,7 @@ from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest, recipe_in
 from ..checkpoint.source import resolve
 from ..errors import FormatError, InputError, Unsupported, UsageError
 from ..formats.decoding import decoded, parse
-from ..formats.files import inside, open_regular
+from ..formats.files import inside, open_regular, page
 from ..formats.gguf_file import is_gguf
 from ..formats.yaml_text import parse_yaml
 from ..options import Recipe
@@ -32,7 +32,7 @@ from .tempering import in_record
 
 MOST = 16 << 20  # bytes of a file: a manifest, whose notes and readers may be many, is the largest
 NOTE = "note"  # a key of a file that is for people
-FIX = "docs/formats.md has the form of such a file"
+FIX = f"{page('formats.md')} has the form of such a file"
 KNOWN = {f.name: f for f in fields(Recipe)}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import convert
 
 from ..checkpoint.manifest import RopeRecord, Validation
+from ..formats.files import page
 from .result import CheckedRecipe, CheckedTokenizer, CheckedWeights, RanRuntime, Study, Trace, Validated, WindowResult
 
 ITS_BASES = "it is the base's, and reads a text as that does"
@@ -36,7 +37,7 @@ def lines(result: Validated, quiet: bool = False) -> list[str]:
     out += ["", *(f"note      {row.name} was not run; to add it: {row.add}" for row in result.missing)]
     out += [f"note      the result is not on record: {result.unrecorded}"] if result.unrecorded else []
     failed = any(r.verdict == "failed" for s in result.studies for r in s.runtimes)
-    out += ["note      what each runtime is known not to do: docs/validation.md, Their limits"] if failed else []
+    out += [f"note      what each runtime is known not to do: {page('validation.md')}, Their limits"] if failed else []
     return [*out, *verdict(result)]
 
 
