@@ -8,7 +8,7 @@ FROM python:3.11-slim AS built
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential cmake git && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY constraints.txt pyproject.toml README.md LICENSE ./
-COPY tools/llama_cpp_only.cmake tools/
+COPY tools/llama_cpp_only.cmake tools/readme_hook.py tools/
 # llama.cpp is compiled neither for the machine that builds (GGML_NATIVE) nor with what reads images.
 ARG TORCH_INDEX
 RUN python -m venv /opt/yarn-convert \

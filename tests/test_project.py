@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from docs_site import PAGES, as_page
+from readme_hook import as_description
 
 from yarn_convert import families
 from yarn_convert.formats.files import DOCS, page
@@ -47,6 +48,18 @@ def test_a_link_of_the_readme_is_moved_to_where_its_page_lies_on_the_site() -> N
     text = "[a](docs/design.md#to-add-a-family) [b](../README.md#evaluate) [c](CONTRIBUTING.md) [d](https://x.org/docs/y) ![e](docs/p.svg)"
     moved = "[a](design.md#to-add-a-family) [b](index.md#evaluate) [c](contributing.md) [d](https://x.org/docs/y) ![e](p.svg)"
     assert as_page(text) == moved
+
+
+def test_a_link_of_the_readme_leads_somewhere_on_the_page_of_the_package() -> None:
+    text = "[a](docs/d.md#b) [c](#d) [e](https://x.org) ![f](docs/p.svg)"
+    assert as_description(text) == "a [c](#d) [e](https://x.org) f"
+    there = "[a](https://g.h/n/docs/d.md#b) [c](#d) [e](https://x.org) ![f](https://g.h/n/docs/p.svg?raw=true)"
+    assert as_description(text, "https://g.h/n") == as_description(text, "https://g.h/n/") == there
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for url, links in (("", 0), ("https://g.h/n", len(re.findall(r"\]\(docs/", readme)))):
+        shown = as_description(readme, url)
+        assert not re.search(r"\]\((?!https:|#)", shown) and shown.count("https://g.h/n/docs/") == links
+    assert 'path = "tools/readme_hook.py"' in (ROOT / "pyproject.toml").read_text("utf-8")
 
 
 def test_every_page_has_its_place_on_the_site() -> None:

@@ -333,8 +333,8 @@ def add(
     names: Annotated[list[str], typer.Argument(help="Names as 'yarn-convert runtimes' lists them.", show_default=False)], asked: AddCommand
 ) -> None:
     """Install runtimes at tested versions, each into a private environment of its own."""
-    from ..runtimes import runtime_of
     from ..runtimes.environments import add as install
+    from ..runtimes.table import runtime_of
 
     talk, done = Talk(asked.printing.silent), []
     for name in names:
