@@ -74,6 +74,10 @@ def test_a_command_fits_its_terminal_and_says_the_same_as_in_a_pipe(
     assert same(narrow) == same(whole) == same(broad)
 
 
+def test_a_terminal_of_one_column_ends_nothing(said: Print) -> None:
+    assert "yarn" in said(1, "methods") and said(1, "methods") == said(40, "methods") != said(80, "methods") == said(None, "methods")
+
+
 def test_a_table_s_cells_are_all_there(said: Print) -> None:
     head = ["method", *(f"{n:,}" for n in range(4096, 40960, 4096))]
     body = [[name, *(f"{n}.5 ± {n}" for n in range(9))] for name in ("none", "yarn:4")]

@@ -11,17 +11,17 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
-WIDEST = 120  # columns of a line that is easily read
+LEAST, WIDEST = 40, 120  # columns: no terminal has fewer, and a longer line is not easily read
 HANG = 4  # blanks before what goes on, where nothing else says how many
 GLUE = "\x1f"  # a blank at which no line is broken; `errors.printable` lets none of it in
 COMMANDS = "convert|finetune|validate|overrides|upload|card|runtimes|inspect|repair|recipe|methods|evaluate"
 OTHERS = "pip install|llama-cli|llama-server|lms import|transformers chat|vllm serve|torchrun"
 _QUOTED = r"""'[^']*'|"[^"]*\""""
 _WORD = rf"""(?:{_QUOTED}|[^\s'"(),;:]|[,;:](?=\S))+"""
-_OURS = rf"""yarn-convert (?=(?:{COMMANDS})\b|(?:{_QUOTED}|\S)+ --)"""
+_OURS = rf"""yarn-convert (?=(?:{COMMANDS})\b|(?:{_QUOTED}|[^\s'"])+ --)"""
 COMMAND = re.compile(rf"(?<![\w-])(?:{_OURS}|(?:{OTHERS}) ){_WORD}(?: {_WORD})*")  # in prose, which a comma or the like ends
 SHELL_WORD = re.compile(rf"""(?:{_QUOTED}|\\.|[^\s'"])+""")
-PYTHON_PART = re.compile(r"""(?:'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^,'"]|,(?! ))+(?:, )?""")  # up to a comma that is in no text
+PYTHON_PART = re.compile(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,'"]|,(?! ))+(?:, )?""")  # up to a comma that is in no text
 LABEL = re.compile(r" *\S+(?: \S+)*? {2,}|[a-z]{9} (?=\S)")  # a word or two and a gap, or a word as long as a plan's label may be
 
 
@@ -32,14 +32,14 @@ class Whole(str):
 
 
 def room(stream: TextIO | None) -> int | None:
-    """The columns that COLUMNS or a terminal says this has; None where neither does."""
+    """The columns that COLUMNS or a terminal says this has, `LEAST` at least; None where neither does."""
     said = os.environ.get("COLUMNS", "")
     if said.isdecimal() and int(said):
-        return int(said)
+        return max(LEAST, int(said))
     if not (stream and stream.isatty()):
         return None
     try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
+        return max(LEAST, os.get_terminal_size(stream.fileno()).columns or 80)
     except (OSError, ValueError):  # a terminal that does not say, and no descriptor at all
         return 80
 
@@ -55,7 +55,7 @@ def fold(lines: Iterable[str], columns: int | None) -> Iterator[str]:
 
 def _folded(line: str, columns: int) -> list[str]:
     """Of one line. Paths and other long words stay whole, whatever room there is."""
-    hang, text, at, out = _hang(line), line, 0, list[str]()
+    hang, text, at, out = min(_hang(line), columns // 2), line, 0, list[str]()
     while found := COMMAND.search(text, at):
         begin, end = found.span()
         said, last, rest = text[:begin], found[0], text[end:]
@@ -74,8 +74,8 @@ def _hang(line: str) -> int:
     indented = len(line) - len(line.lstrip())
     if indented >= 8:
         return indented
-    label = LABEL.match(line)
-    return label.end() if label and label.end() <= 20 else indented + (2 if indented else HANG)
+    label = LABEL.match(line, 0, 21)
+    return label.end() if label else indented + (2 if indented else HANG)
 
 
 def _prose(line: str, columns: int, hang: int) -> list[str]:
@@ -95,13 +95,17 @@ def command(text: str, columns: int | None, language: str) -> list[Whole]:
     if columns is None or len(text) <= min(columns, WIDEST):
         return [Whole(text)]
     columns = min(columns, WIDEST)
-    lines = shell(text, columns) if language == "shell" else _packed(PYTHON_PART.findall(text), columns, "", " " * HANG)
-    return [Whole(line) for line in lines]
+    if language == "shell":
+        return [Whole(line) for line in shell(text, columns)]
+    parts = PYTHON_PART.findall(text)
+    return [Whole(line) for line in (_packed(parts, columns, "", " " * HANG) if "".join(parts) == text else [text])]
 
 
 def shell(text: str, columns: int, start: str = "", hang: int = HANG) -> list[str]:
     """A shell's command behind `start`, broken between its words, and where there is room before options alone."""
     words = SHELL_WORD.findall(text)
+    if " ".join(words) != text:  # no text is lost for its form
+        return [start + text]
     units: list[list[str]] = [[]]
     for word in words:
         if word.startswith("-") and units[-1]:
