@@ -8,13 +8,14 @@ FROM python:3.11-slim AS built
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential cmake git && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY constraints.txt pyproject.toml README.md LICENSE ./
-COPY tools/llama_cpp_only.cmake tools/
+COPY tools/llama_cpp_only.cmake tools/readme_hook.py tools/
 # llama.cpp is compiled neither for the machine that builds (GGML_NATIVE) nor with what reads images.
 ARG TORCH_INDEX
 RUN python -m venv /opt/yarn-convert \
  && /opt/yarn-convert/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)" \
  && SKBUILD_CMAKE_DEFINE="LLAVA_BUILD=OFF;GGML_NATIVE=OFF;CMAKE_PROJECT_llama_cpp_INCLUDE=/source/tools/llama_cpp_only.cmake" \
     /opt/yarn-convert/bin/pip install --no-cache-dir -c constraints.txt "$(grep '^llama_cpp_python==' constraints.txt)"
+COPY docs docs
 COPY templates templates
 COPY yarn_convert yarn_convert
 RUN /opt/yarn-convert/bin/pip install --no-cache-dir -c constraints.txt '.[validate,llama-cpp]'

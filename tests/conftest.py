@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from yarn_convert.options import Recipe
 
 LLAMA_CPP_SOURCE = os.environ.get("YARN_CONVERT_LLAMA_CPP", "")
 CONTEXT = 64
+os.environ.pop("COLUMNS", None)  # what is printed here goes into a pipe, however wide the terminal of who runs the tests
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and the children of a test would too
 
 
@@ -125,6 +127,14 @@ def tiny_weights(
         factor = next((v for k, v in scale.items() if name.endswith(k)), 1.0)
         weights[name] = (1 + 0.1 * w if name.endswith("norm.weight") else factor * w / np.sqrt(shape[-1])).astype(np.float32)
     return weights
+
+
+ALONE = re.compile(r"""\s*(?:'[^']*'|"[^"]*"|\S)+(?: \\)?""")
+
+
+def wide(text: str, columns: int = 80) -> list[str]:
+    """The lines that a terminal of so many columns would break, but for those of one word, as a path is."""
+    return [line for line in text.splitlines() if len(line) > columns and not ALONE.fullmatch(line)]
 
 
 MakeModel = Callable[..., Path]

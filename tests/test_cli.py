@@ -234,6 +234,14 @@ def test_an_error_is_json_where_json_was_asked_for() -> None:
     assert done.stderr.splitlines() == [f"error: {found['error']}", f"hint: {found['hint']}"]
 
 
+def test_every_command_can_answer_in_json() -> None:
+    group: Any = typer.main.get_command(app)
+    each = [group.commands[name] for name in group.commands if name != "evaluate"]
+    each += [inner for command in each for inner in getattr(command, "commands", {}).values()]
+    each += group.commands["evaluate"].commands.values()
+    assert [c.name for c in each if not any("--json" in p.opts for p in c.params)] == [] and len(each) >= 19
+
+
 def test_capitals_are_forgiven(make_model: MakeModel, tmp_path: Path) -> None:
     make_model()
     plan = run("tiny", "--scale", 4, "--method", "YaRN", "--out", "GGUF", "--carry", "Metadata", "--dry-run", "--json", cwd=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yarn_convert.cli import main
 from yarn_convert.errors import OutputError, UsageError
 from yarn_convert.runtimes import environments
 from yarn_convert.runtimes.table import RUNTIMES, Runtime
@@ -112,7 +114,7 @@ def test_an_unknown_name_is_one_line() -> None:
     assert "mlx-lm" in raised.value.hint
 
 
-def test_add_builds_one_and_says_how_it_goes(rows: dict[str, Runtime], tmp_path: Path) -> None:
+def test_add_builds_one_and_says_how_it_goes(rows: dict[str, Runtime], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install = (wheel(tmp_path, "unwanted"), wheel(tmp_path, "little_runtime", code="import os; assert os.environ['NEEDED'] == '1'"))
     rows["little"] = row("little", "little_runtime", install, remove=("unwanted",), env={"NEEDED": "1"}, note="a note")
     folder, said = tmp_path / "runtimes" / "little", []
@@ -129,6 +131,10 @@ def test_add_builds_one_and_says_how_it_goes(rows: dict[str, Runtime], tmp_path:
 
     said.clear()
     assert environments.add("little", said.append) == python and said == [f"little is already in {folder}"]
+    with pytest.raises(SystemExit):
+        main(["runtimes", "add", "little", "--json"])
+    shown = capsys.readouterr()
+    assert (json.loads(shown.out), shown.err) == ([{"name": "little", "python": str(python)}], "")
     rows["little"] = row("little", "little_runtime", ("no-such-package==7",))
     assert environments.python_of("little") is None  # the table asks for something else now
     with pytest.raises(

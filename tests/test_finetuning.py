@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import VOCAB, MakeModel
+from conftest import VOCAB, MakeModel, wide
 from family_models import make
 
 pytest.importorskip("torch")
@@ -540,6 +540,7 @@ def test_the_command_plans_trains_and_draws(
     make_model: MakeModel, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     words = ["finetune", make_model(), "--scale", "4", "--text", text, *FLAGS]
     run(*words, "--dry-run", "--json")
     plan = json.loads(capsys.readouterr().out)
@@ -549,11 +550,14 @@ def test_the_command_plans_trains_and_draws(
     said = capsys.readouterr()
     assert said.out.startswith("tiny-yarn-256-tuned.gguf\nloss") and "held out         64 tokens: perplexity" in said.out
     assert "memory    about" in said.err and "step 1 of 3" in said.err and "not a multiple" not in said.err
+    assert not wide(said.out + said.err)
     page = (tmp_path / "curve.html").read_text("utf-8")
     assert page.count("<svg") == 2 and "sequence 96 where the paper (4.1) has 65,536" in page and "text.txt" in page
     run("card", "tiny-yarn-256-tuned.gguf")
     card = capsys.readouterr().out
     assert "**Fine-tuned** at the new length by 1,152 tokens." in card and "| 64 | " in card and "another type" not in card
+    run("card", "tiny-yarn-256-tuned.gguf", "--json")
+    assert json.loads(capsys.readouterr().out) == {"repo": "USER/NAME", "card": card}
     (tmp_path / "tiny-yarn-256-tuned.gguf").unlink()
     (tmp_path / "tiny-yarn-256-tuned.yarn_convert.json").unlink()
     with pytest.raises(YarnConvertError, match=r"tiny-yarn-256-tuned\.gguf\.jsonl exists"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from docs_site import PAGES, as_page
+from readme_hook import as_description
 
 from yarn_convert import families
+from yarn_convert.formats.files import DOCS, page
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
@@ -45,6 +48,18 @@ def test_a_link_of_the_readme_is_moved_to_where_its_page_lies_on_the_site() -> N
     text = "[a](docs/design.md#to-add-a-family) [b](../README.md#evaluate) [c](CONTRIBUTING.md) [d](https://x.org/docs/y) ![e](docs/p.svg)"
     moved = "[a](design.md#to-add-a-family) [b](index.md#evaluate) [c](contributing.md) [d](https://x.org/docs/y) ![e](p.svg)"
     assert as_page(text) == moved
+
+
+def test_a_link_of_the_readme_leads_somewhere_on_the_page_of_the_package() -> None:
+    text = "[a](docs/d.md#b) [c](#d) [e](https://x.org) ![f](docs/p.svg)"
+    assert as_description(text) == "a [c](#d) [e](https://x.org) f"
+    there = "[a](https://g.h/n/docs/d.md#b) [c](#d) [e](https://x.org) ![f](https://g.h/n/docs/p.svg?raw=true)"
+    assert as_description(text, "https://g.h/n") == as_description(text, "https://g.h/n/") == there
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for url, links in (("", 0), ("https://g.h/n", len(re.findall(r"\]\(docs/", readme)))):
+        shown = as_description(readme, url)
+        assert not re.search(r"\]\((?!https:|#)", shown) and shown.count("https://g.h/n/docs/") == links
+    assert 'path = "tools/readme_hook.py"' in (ROOT / "pyproject.toml").read_text("utf-8")
 
 
 def test_every_page_has_its_place_on_the_site() -> None:
@@ -121,6 +136,23 @@ def test_a_tiny_model_is_extended_by_the_command_alone(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "smoke.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     assert done.returncode == 0 and "read back" in done.stdout, done.stderr
+
+
+def test_a_page_that_is_named_to_users_is_there() -> None:
+    """By `page`, which finds it in a wheel, too: nobody else has a docs/ of ours."""
+    named, plain = set(), []
+    for path in (ROOT / "yarn_convert").rglob("*.py"):
+        text = path.read_text("utf-8")
+        named |= set(re.findall(r"""\bpage\(["']([\w.]+)["']\)""", text))
+        tree = ast.parse(text)
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        said = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and isinstance(node.body[0], ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said]
+        plain += [f"{path.name}: {node.value}" for node in texts if re.search(r"docs/\w+\.md", node.value) and "ggml" not in node.value]
+    assert not plain
+    assert named >= {"formats.md", "validation.md"} and all(Path(page(name)).is_file() for name in named)
+    included = re.search(r"force-include = \{(.+)\}", (ROOT / "pyproject.toml").read_text("utf-8"))
+    assert included and f'"docs" = "yarn_convert/{DOCS.name}"' in included[1] and (ROOT / "docs") == DOCS
 
 
 def test_what_the_image_copies_is_let_in() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel, split_options
+from conftest import CONTEXT, MakeModel, split_options, wide
 from family_models import make
 from safetensors.numpy import load_file, save_file
 
@@ -586,13 +586,17 @@ def test_a_time_is_read_as_people_write_it() -> None:
             seconds(bad)
 
 
-def test_the_command_line_says_passed_or_ends_with_3(make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_says_passed_or_ends_with_3(
+    make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     out = extended(make_model(), tmp_path / "out.gguf")
     common = ["validate", str(out), "--twin", "--twin-tokens", "256"]
     with pytest.raises(SystemExit) as stop:
         cli.main([*common, "--report", str(tmp_path / "r.html")])
     shown = capsys.readouterr()
     assert (stop.value.code, shown.out.splitlines()[-1]) == (0, "PASSED, weights and tokenizer unchecked")
+    assert not wide(shown.out + shown.err)
     assert "llama.cpp, twin" in shown.err
     assert "<svg" in (tmp_path / "r.html").read_text("utf-8")
     with pytest.raises(SystemExit) as stop:

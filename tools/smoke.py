@@ -49,6 +49,14 @@ def run(*words: str) -> dict:
     return json.loads(done.stdout)
 
 
+def hint(place: str) -> str:
+    """That of an error, which names a page."""
+    path = Path(place, "no-recipe.yaml")
+    path.write_text("nothing", "utf-8")
+    done = subprocess.run(["yarn-convert", "recipe", str(path), "--json"], capture_output=True, encoding="utf-8")
+    return json.loads(done.stdout)["hint"]
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         base, folder, back = (str(Path(place, name)) for name in ("base", "long", "back"))
@@ -62,6 +70,8 @@ def main() -> None:
         assert Path(base, "model.safetensors").read_bytes() == Path(back, "model.safetensors").read_bytes()
         said = json.loads(Path(back, "config.json").read_text("utf-8"))
         assert said["rope_scaling"]["factor"] == 4.0 and said["max_position_embeddings"] == 256, said
+        page = Path(hint(place).removesuffix(" has the form of such a file"))
+        assert page.name == "formats.md" and page.is_file(), page
     print("a tiny model was extended four times, and read back")
 
 

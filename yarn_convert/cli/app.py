@@ -14,9 +14,10 @@ import typer
 from ..asking import After, Group, Help
 from ..errors import UsageError
 from ..options import ConvertOptions, InspectOptions, Like, OverridesOptions, Recipe, RepairOptions, UploadOptions, ValidateOptions
-from .commands import DryRun, JsonAlone, PrintOptions, Quiet, ReadOptions, RecipeOption, Replace, Report, command, spread
+from .commands import DryRun, JsonAlone, PrintOptions, ReadOptions, RecipeOption, Replace, Report, command, spread
 from .evaluate import evaluate_app
 from .finetune import finetune
+from .folding import WIDEST, Whole, room
 from .help import SETTINGS, Commands, examples
 from .progress import progress, stages, whole
 from .proving import check_can_prove, proved, publish
@@ -235,7 +236,7 @@ def _device_matrix(model: str, options: ValidateOptions, asked: ValidateCommand)
         raise UsageError(f"--device-matrix takes no {unused[0]}", "it runs llama.cpp over the twin, and prints a table, or JSON")
     with whole(asked.printing.silent) as say:
         found = device_matrix(model, options, say)
-    answer(found.to_dict(), asked.printing.as_json, *matrix_lines(found, asked.printing.quiet))
+    answer(found.to_dict(), asked.printing.as_json, *matrix_lines(found, asked.printing.quiet, room(sys.stdout)))
     if found.verdict != "passed":
         raise typer.Exit(NOT_PASSED)
 
@@ -260,7 +261,7 @@ def overrides(model: Model, asked: OverridesCommand) -> None:
     o = asked.options
     with stages(asked.json.as_json):
         found = told(model, asked.file.over(o.recipe), runtimes=o.runtimes, revision=o.revision)
-    answer(found.to_dict(), asked.json.as_json, *overrides_lines(found))
+    answer(found.to_dict(), asked.json.as_json, *overrides_lines(found, room(sys.stdout)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,7 +283,7 @@ def upload(
     plan = plan_upload(model, asked.options, talk.line)
     talk.lines(upload_lines(plan))
     if asked.dry_run:
-        answer({**plan.as_json(), "card": plan.card}, asked.printing.as_json, *plan.card.splitlines())
+        answer({**plan.as_json(), "card": plan.card}, asked.printing.as_json, *map(Whole, plan.card.splitlines()))
         return
     done = plan.done(run_upload(plan, talk.line))
     answer(done.to_dict(), asked.printing.as_json, done.url)
@@ -291,16 +292,17 @@ def upload(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardCommand:
     repo: Annotated[str, Help("The repository that its commands shall name.")] = "USER/NAME"
+    json: JsonAlone = field(default_factory=JsonAlone)
 
 
 @command(app)
 def card(model: Annotated[str, typer.Argument(help="A folder or a .gguf file.", show_default=False)], asked: CardCommand) -> None:
     """Print the model card that 'upload' would publish."""
-    from ..publishing import card as text
+    from ..publishing import card as made
 
-    with stages(False):
-        found = text(model, asked.repo)
-    write(*found.splitlines())
+    with stages(asked.json.as_json):
+        text = made(model, asked.repo)
+    answer({"repo": asked.repo, "card": text}, asked.json.as_json, *map(Whole, text.splitlines()))
 
 
 def runtimes(ctx: typer.Context, asked: JsonAlone) -> None:
@@ -326,7 +328,7 @@ runtimes_app.callback(invoke_without_command=True)(spread(runtimes))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddCommand:
     force: Annotated[bool, Help("Build it anew.")] = False
-    quiet: Quiet = False
+    printing: PrintOptions = field(default_factory=PrintOptions)
 
 
 @command(runtimes_app)
@@ -335,10 +337,16 @@ def add(
 ) -> None:
     """Install runtimes at tested versions, each into a private environment of its own."""
     from ..runtimes.environments import add as install
+    from ..runtimes.table import runtime_of
 
-    talk = Talk(asked.quiet)
+    talk, done = Talk(asked.printing.silent), []
     for name in names:
-        write(install(name, lambda line: talk.lines([line]), asked.force))
+        python = install(name, talk.line, asked.force)
+        done.append({"name": runtime_of(name).name, "python": str(python)})
+        if not asked.printing.as_json:
+            write(python)
+    if asked.printing.as_json:
+        answer(done, True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -417,7 +425,8 @@ def recipe(
     asked.reading.obey()
     with stages(asked.json.as_json):
         recipe = found(model)
-    print(as_text(recipe, f"of {Path(model).name}", asked.json.as_json), end="")
+    columns = min(WIDEST, room(sys.stdout) or WIDEST)
+    print(as_text(recipe, f"of {Path(model).name}", asked.json.as_json, columns), end="")
 
 
 @command(app)

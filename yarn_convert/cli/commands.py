@@ -47,7 +47,7 @@ class RecipeOption:
 
     recipe: Annotated[
         Path | None,
-        Help("A recipe's file, a manifest, or a list of factors (docs/formats.md); options given beside it win."),
+        Help("A recipe's file, a manifest, or a list of factors; options given beside it win."),
         After("clip_pairs"),
         Group("Recipe"),
     ] = None

@@ -14,9 +14,11 @@ import typer
 
 from ..errors import UsageError, YarnConvertError, did_you_mean, missing, printable
 from .app import app
+from .folding import fold, room
 from .help import SETTINGS, styled
 from .show import print_anywhere
 
+STYLES: dict[str, dict[str, Any]] = {"error:": {"fg": "red", "bold": True}, "hint:": {"fg": "cyan"}}
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 
@@ -85,9 +87,8 @@ def _fail(args: Sequence[str], message: str, hint: str, code: int = 1, lines: Se
     """End with one line and a hint on stderr, between them `lines` to choose from; with --json with an object on stdout, too."""
     if "--json" in args:
         print(json.dumps({"error": message, "hint": hint} | ({"choices": list(lines)} if lines else {}), indent=2))
-    print(styled("error:", sys.stderr, fg="red", bold=True), printable(message), file=sys.stderr)
-    for line in lines:
-        print(f"  {printable(line)}", file=sys.stderr)
-    if hint:
-        print(styled("hint:", sys.stderr, fg="cyan"), printable(hint), file=sys.stderr)
+    said = [f"error: {message}", *(f"  {line}" for line in lines), *([f"hint: {hint}"] if hint else [])]
+    for line in fold(map(printable, said), room(sys.stderr)):
+        start = next((word for word in STYLES if line.startswith(word)), "")
+        print((styled(start, sys.stderr, **STYLES[start]) if start else "") + line[len(start) :], file=sys.stderr)
     sys.exit(code)

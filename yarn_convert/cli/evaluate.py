@@ -15,6 +15,7 @@ from ..asking import After, Help
 from ..errors import UsageError
 from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, RulerOptions, TemperatureOptions
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
+from .folding import room
 from .help import SETTINGS
 from .progress import stages
 from .show import answer
@@ -38,7 +39,7 @@ class Outputs:
     shown: Annotated[
         str | None,
         Help(
-            "Lay the result out as a figure or table of the YaRN paper, as figure-4 or table-2 (docs/evaluation.md has all).",
+            "Lay the result out as a figure or table of the YaRN paper, as figure-4 or table-2; a name that is none is answered with all.",
             names=("--as",),
         ),
     ] = None
@@ -163,7 +164,8 @@ def _measure(
     check_places(to.report, to.plot, to.journal, to.force, recipe)
     with journal_of(to.report or to.plot or recipe, to.journal) as kept, stages(to.printing.silent) as say:
         result = typed(run(kept, say))
-    answer(result.to_dict(), to.printing.as_json, *(paper.lines(result, shown) if shown else lines(result)))
+    wide = room(sys.stdout)
+    answer(result.to_dict(), to.printing.as_json, *(paper.lines(result, shown, wide) if shown else lines(result, wide)))
     if to.report:
         write_report(to.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]]), shown))
     if to.plot:

@@ -6,7 +6,6 @@ import codecs
 import io
 import json
 import shlex
-import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import printable
 from ..formats.files import TEMPLATES
+from .folding import WIDEST, Whole, command, fold, room
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -48,8 +48,10 @@ def print_anywhere() -> None:
 
 
 def write(*lines: object, file: TextIO | None = None) -> None:
-    """Print lines for people; the only way from a model's texts to a terminal. JSON needs none, for it escapes by itself."""
-    print("\n".join(printable(str(line)) for line in lines), file=file, flush=file is not None)
+    """Print lines for people, texts as wide as their terminal is; the only way from a model's texts to a terminal. JSON needs none, for it
+    escapes by itself."""
+    said = (Whole(printable(str(line))) if isinstance(line, Whole | Path) else printable(str(line)) for line in lines)
+    print("\n".join(fold(said, room(file or sys.stdout))), file=file, flush=file is not None)
 
 
 def answer(value: object, as_json: bool, *lines: object) -> None:
@@ -61,8 +63,8 @@ def answer(value: object, as_json: bool, *lines: object) -> None:
 
 
 def listing_lines(texts: Mapping[str, str]) -> list[str]:
-    """Names and what is said of each, in paragraphs beside them, as wide as the terminal is, 120 columns at most."""
-    width, name_width = min(120, shutil.get_terminal_size().columns), max(map(len, texts))
+    """Names and what is said of each, in paragraphs beside them, as wide as the terminal is; 80 columns where there is none."""
+    width, name_width = min(WIDEST, room(sys.stdout) or 80), max(map(len, texts))
     lines: list[str] = []
     for name, text in texts.items():
         start = f"  {name:<{name_width}}  "
@@ -177,8 +179,8 @@ def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:
     return lines + [f"inconsistent: {line}" for line in facts.inconsistencies]
 
 
-def overrides_lines(found: Overrides) -> list[str]:
-    """A verdict for each runtime, wrapped, and below it the command on a line of its own; those that cannot be told come last."""
+def overrides_lines(found: Overrides, columns: int | None = None) -> list[str]:
+    """A verdict for each runtime, and below it the command on lines of its own; those that cannot be told come last."""
     over = f" over {found.recipe.inner.method}" if found.recipe.inner else ""
     lines = [
         f"recipe    {found.recipe.method}{over}, s = {found.scale:g}: {found.recipe.original_context:,} -> {found.context:,} tokens; "
@@ -187,7 +189,8 @@ def overrides_lines(found: Overrides) -> list[str]:
     ]
     for r in sorted(found.runtimes, key=lambda r: r.command is None):
         verdict = "exact" if r.exact else r.why if r.command else f"cannot be told: {r.why}"
-        lines += ["", *textwrap.wrap(f"{r.runtime} ({r.version}): {verdict}", 100, subsequent_indent="    "), r.command or r.instead]
+        lines += ["", f"{r.runtime} ({r.version}): {verdict}"]
+        lines += command(r.command, columns, r.language) if r.command else command(r.instead, columns, "shell")
     return lines
 
 

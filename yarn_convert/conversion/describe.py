@@ -265,7 +265,8 @@ def followers(c: Checkpoint) -> list[str]:
 
 
 def plot(rope: Rope, context: int) -> list[str]:
-    """Wavelength by pair, on a log scale, as lines of text; the original and extended contexts are marked at the side."""
+    """Wavelength by pair, on a log scale, as lines of text of at most 80 columns; the original and extended contexts stand at the side, in
+    the place of a wavelength."""
     every = pairs(rope)
     step = max(1, math.ceil(len(every) / PLOT_WIDTH))
     shown = every[::step]
@@ -276,14 +277,13 @@ def plot(rope: Rope, context: int) -> list[str]:
     def row(x: float) -> int:
         return min(PLOT_HEIGHT - 1, max(0, round((high - x) / (high - low) * (PLOT_HEIGHT - 1))))
 
-    labels = {row(math.log10(context)): f"L' = {context:,}", row(math.log10(rope.original_context)): f"L = {rope.original_context:,}"}
+    labels = {row(math.log10(context)): f"L' {context:,}", row(math.log10(rope.original_context)): f"L {rope.original_context:,}"}
     for r in labels:
         rows[r] = ["·"] * len(shown)
     for x, (p, value) in enumerate(zip(shown, logs, strict=True)):
         rows[row(value)][x] = MARKS[p.kind]
-    lines = [
-        f"{10 ** (high - (high - low) * r / (PLOT_HEIGHT - 1)):>10,.0f} │{''.join(cells)} {labels.get(r, '')}".rstrip()
-        for r, cells in enumerate(rows)
-    ]
+    side = [labels.get(r, f"{10 ** (high - (high - low) * r / (PLOT_HEIGHT - 1)):,.0f}") for r in range(PLOT_HEIGHT)]
+    wide = max(map(len, side))
+    lines = [f"{says:>{wide}} │{''.join(cells)}".rstrip() for says, cells in zip(side, rows, strict=True)]
     legend = "  ".join(f"{mark} {kind} {sum(p.kind == kind for p in every)}" for kind, mark in MARKS.items())
-    return ["wavelength in tokens, by pair", *lines, f"{'':>10} └{'─' * len(shown)}", f"{'':>12}0 … {len(every) - 1}   {legend}"]
+    return ["wavelength in tokens, by pair", *lines, f"{'':>{wide}} └{'─' * len(shown)}", f"{'':>{wide}}  0 … {len(every) - 1}   {legend}"]

@@ -20,7 +20,7 @@ from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest, recipe_in
 from ..checkpoint.source import resolve
 from ..errors import FormatError, InputError, Unsupported, UsageError
 from ..formats.decoding import decoded, parse
-from ..formats.files import inside, open_regular
+from ..formats.files import inside, open_regular, page
 from ..formats.gguf_file import is_gguf
 from ..formats.yaml_text import parse_yaml
 from ..options import Recipe
@@ -32,7 +32,7 @@ from .tempering import in_record
 
 MOST = 16 << 20  # bytes of a file: a manifest, whose notes and readers may be many, is the largest
 NOTE = "note"  # a key of a file that is for people
-FIX = "docs/formats.md has the form of such a file"
+FIX = f"{page('formats.md')} has the form of such a file"
 KNOWN = {f.name: f for f in fields(Recipe)}
 
 
@@ -147,8 +147,8 @@ def _written(value: Any, kind: Any) -> Any:
     return [float(x) for x in value] if isinstance(value, tuple) else float(value) if kind is float else value
 
 
-def as_text(asked: Recipe, note: str = "", as_json: bool = False) -> str:
-    """The text of a recipe's file, YAML or JSON. `note`: what it says to people."""
+def as_text(asked: Recipe, note: str = "", as_json: bool = False, columns: int = 120) -> str:
+    """The text of a recipe's file, YAML, whose lists and texts are broken into so many columns, or JSON. `note`: what it says to people."""
     value = as_mapping(asked) | ({NOTE: note} if note else {})
     if as_json:
         return json.dumps(value, indent=2) + "\n"
@@ -159,8 +159,14 @@ def as_text(asked: Recipe, note: str = "", as_json: bool = False) -> str:
 
     dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
     dumper.add_representer(list, on_one_line)
-    text: str = yaml.dump(value, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120)
-    return text
+
+    def text(width: int) -> str:
+        said: str = yaml.dump(value, Dumper=dumper, sort_keys=False, allow_unicode=True, width=width)
+        return said
+
+    # PyYAML breaks a line after the item that goes beyond the width.
+    within = (said for width in range(columns, columns // 2, -4) if max(map(len, (said := text(width)).splitlines())) <= columns)
+    return next(within, text(columns))
 
 
 # -- of a model -------------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ..compute.tables import columns
 from ..errors import UsageError, no_such
 from .choices import Temperature, TemperatureRow
 from .found import Found, Passkey, PasskeyRow, Perplexity, PerplexityRow
-from .text import columns, figure, grouped, labels_of, model_lines
+from .text import figure, grouped, labels_of, model_lines
 
 Body = tuple[list[str], list[list[str]]]
 FOUND = 0.8  # accuracy from which on a length counts as one where passkeys are found (Table 5)
@@ -67,9 +68,9 @@ def shown_of(name: str | None, measure: str) -> Shown | None:
     return SHOWN[name]
 
 
-def lines(result: Found, shown: Shown) -> list[str]:
-    """A result for a terminal: of a figure its numbers."""
-    return [*model_lines(result), shown.says, *columns(*table_of(result, shown))]
+def lines(result: Found, shown: Shown, room: int | None = None) -> list[str]:
+    """A result for a terminal, its table in `room` columns: of a figure its numbers."""
+    return [*model_lines(result), shown.says, *columns(*table_of(result, shown), room)]
 
 
 def table_of(result: Found, shown: Shown) -> Body:

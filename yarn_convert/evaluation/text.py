@@ -5,26 +5,27 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from ..compute.tables import columns
 from ..conversion.recipes import as_text, from_mapping
 from .choices import Advice, JudgedRow, Search, Temperature
 from .found import Found, LongPPL, Needle, Passkey, Perplexity, Ruler
 
 
-def lines(result: Found) -> list[str]:
-    """A result of any measure."""
+def lines(result: Found, room: int | None = None) -> list[str]:
+    """A result of any measure; its tables in `room` columns."""
     if isinstance(result, Perplexity):
-        return _perplexity(result)
+        return _perplexity(result, room)
     if isinstance(result, Passkey):
-        return _passkey(result)
+        return _passkey(result, room)
     if isinstance(result, Needle):
-        return _needle(result)
+        return _needle(result, room)
     if isinstance(result, Ruler):
-        return _ruler(result)
+        return _ruler(result, room)
     if isinstance(result, LongPPL):
-        return _longppl(result)
+        return _longppl(result, room)
     if isinstance(result, Search):
-        return _search(result)
-    return _temperature(result) if isinstance(result, Temperature) else _advise(result)
+        return _search(result, room)
+    return _temperature(result, room) if isinstance(result, Temperature) else _advise(result, room)
 
 
 def figure(x: float | None, form: str = ".4g") -> str:
@@ -51,16 +52,14 @@ def model_lines(result: Found) -> list[str]:
     return out
 
 
-def _perplexity(result: Perplexity) -> list[str]:
+def _perplexity(result: Perplexity, room: int | None) -> list[str]:
     sliding = f"sliding by {result.stride} over {result.tokens:,} tokens" if result.tokens else "documents truncated at each window"
     out = [*model_lines(result), f"perplexity ± standard error, by context window; {sliding}"]
-    labels = labels_of(result)
-    width = max(len("method"), *map(len, labels))
-    out.append(f"{'method':<{width}}  " + "  ".join(f"{grouped(w):>15}" for w in result.windows))
-    for label, row in zip(labels, result.rows, strict=True):
-        cells = [f"{figure(p.perplexity):>8} ± {figure(p.standard_error, '.2g'):<4}" for p in row.points]
-        out.append(f"{label:<{width}}  " + "  ".join(f"{c:>15}" for c in cells))
-    return out
+    body = [
+        [label, *(f"{figure(p.perplexity):>8} ± {figure(p.standard_error, '.2g'):<4}" for p in row.points)]
+        for label, row in zip(labels_of(result), result.rows, strict=True)
+    ]
+    return [*out, *columns(["method", *map(grouped, result.windows)], body, room)]
 
 
 def labels_of(result: Perplexity | Passkey | Needle | Ruler | LongPPL) -> list[str]:
@@ -71,25 +70,21 @@ def labels_of(result: Perplexity | Passkey | Needle | Ruler | LongPPL) -> list[s
     return [model if label in (model, path.name, path.stem) else f"{model} {label}" for model, path, label in given]
 
 
-def _passkey(result: Passkey) -> list[str]:
-    labels = labels_of(result)
-    width = max(len("method"), *map(len, labels))
+def _passkey(result: Passkey, room: int | None) -> list[str]:
     out = [*model_lines(result), f"passkey: right of {result.trials} trials, by length of the prompt in tokens"]
-    out.append(f"{'method':<{width}}  " + "  ".join(f"{grouped(n):>9}" for n in result.lengths))
-    for label, row in zip(labels, result.rows, strict=True):
-        out.append(f"{label:<{width}}  " + "  ".join(f"{p.correct:>9}" for p in row.points))
-    return out
+    body = [[label, *(f"{p.correct:>9}" for p in row.points)] for label, row in zip(labels_of(result), result.rows, strict=True)]
+    return [*out, *columns(["method", *map(grouped, result.lengths)], body, room)]
 
 
-def _needle(result: Needle) -> list[str]:
+def _needle(result: Needle, room: int | None) -> list[str]:
     n, many = result.trials * len(result.depths), f"{result.needles} needles" if result.needles > 1 else "one needle"
     out = [*model_lines(result), f"{many} in {result.haystack}: right of {n} with the interval of 95 %, by length of the prompt in tokens"]
-    return [*out, *columns(*needle_table(result))]
+    return [*out, *columns(*needle_table(result), room)]
 
 
-def _ruler(result: Ruler) -> list[str]:
+def _ruler(result: Ruler, room: int | None) -> list[str]:
     head = f"RULER: mean score of {result.trials} prompts of each task, in per cent, by length in tokens"
-    out = [*model_lines(result), head, *columns(*ruler_table(result))]
+    out = [*model_lines(result), head, *columns(*ruler_table(result), room)]
     return [*out, *(f"left out, {why}" for why in result.left_out)]
 
 
@@ -105,11 +100,11 @@ def ruler_table(result: Ruler) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 
-def _longppl(result: LongPPL) -> list[str]:
+def _longppl(result: LongPPL, room: int | None) -> list[str]:
     e = result.evaluator
     found = f"{sum(e.key_tokens):,} key tokens by {e.model}, which need more than {result.short_context:,} tokens before them"
     out = [*model_lines(result), found]
-    return [*out, *columns(*longppl_table(result))]
+    return [*out, *columns(*longppl_table(result), room)]
 
 
 def longppl_table(result: LongPPL) -> tuple[list[str], list[list[str]]]:
@@ -120,12 +115,6 @@ def longppl_table(result: LongPPL) -> tuple[list[str], list[list[str]]]:
         for label, r in zip(labels_of(result), result.rows, strict=True)
     ]
     return head, body
-
-
-def columns(head: list[str], body: list[list[str]]) -> list[str]:
-    """A table's lines, its first column to the left."""
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    return ["  ".join(f"{c:>{w}}" if i else f"{c:<{w}}" for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in (head, *body)]
 
 
 def needle_table(result: Needle) -> tuple[list[str], list[list[str]]]:
@@ -139,31 +128,36 @@ def needle_table(result: Needle) -> tuple[list[str], list[list[str]]]:
     return ["", *map(grouped, result.lengths)], body
 
 
-def _temperature(result: Temperature) -> list[str]:
+def _temperature(result: Temperature, room: int | None) -> list[str]:
     out = model_lines(result)
     for row in result.rows:
         out.append(f"{row.model}: yarn, s = {row.factor:g}, {row.window:,} tokens; recommended {row.recommended:.4f}")
-        ranges = "  ".join(f"{f'{a:,}–{b - 1:,}':>15}" for a, b in row.segments)
-        out.append(f"  {'√(1/t)':<8}  {'perplexity':>15}  {ranges}")
-        for p in row.points:
-            cells = "  ".join(f"{figure(x):>15}" for x in p.by_segment)
-            mark = " recommended" if p.multiplier == row.recommended else ""
-            mark += " best" if p.multiplier == row.best else ""
-            whole = f"{figure(p.perplexity)} ± {figure(p.standard_error, '.2g')}"
-            out.append(f"  {p.multiplier:<8.4f}  {whole:>15}  {cells} {mark}".rstrip())
+        marks = {row.recommended: ["recommended"]}
+        marks[row.best] = [*marks.get(row.best, []), "best"]
+        body = [
+            [
+                f"{p.multiplier:.4f}",
+                " ".join(marks.get(p.multiplier, [])),
+                f"{figure(p.perplexity)} ± {figure(p.standard_error, '.2g')}",
+                *map(figure, p.by_segment),
+            ]
+            for p in row.points
+        ]
+        head = ["√(1/t)", "", "perplexity", *(f"{a:,}–{b - 1:,}" for a, b in row.segments)]
+        out += columns(head, body, room, "  ", left=2)
         out.append(f"  best by document: {', '.join(f'{m:.4f}' for m in row.best_by_document)}")
     return out
 
 
-def _advise(result: Advice) -> list[str]:
+def _advise(result: Advice, room: int | None) -> list[str]:
     n, tolerance = result.context, result.tolerance
     through = f"the base's through its own {result.original_context:,} tokens"
     out = [*model_lines(result), f"by how much each segment's perplexity is above {through}"]
-    out.append(f"  {'factor':>8}  " + "  ".join(f"{f'to {b:,}':>10}" for _, b in result.segments) + "   short texts")
-    for t in result.tried:
-        cells = "  ".join(f"{percent(x):>10}" for x in t.excess)
-        costs = ", ".join(f"{percent(c.change)} at {c.tokens:,}" for c in t.short)
-        out.append(f"  {t.factor:>8.4g}  {cells}   {costs}")
+    body = [
+        [f"{t.factor:.4g}", *map(percent, t.excess), ", ".join(f"{percent(c.change)} at {c.tokens:,}" for c in t.short)]
+        for t in result.tried
+    ]
+    out += columns(["factor", *(f"to {b:,}" for _, b in result.segments), "short texts"], body, room, "  ")
     if result.factor is None:
         return [*out, f"none of these factors keeps perplexity within {tolerance:.1%} to {n:,} tokens; --factor tries others"]
     if result.factor == 1:
@@ -171,17 +165,12 @@ def _advise(result: Advice) -> list[str]:
     return [*out, f"advice: {result.method} with --scale {result.factor:g} is flat to {n:,} tokens, within {tolerance:.1%}"]
 
 
-def _search(result: Search) -> list[str]:
+def _search(result: Search, room: int | None) -> list[str]:
     out = [*model_lines(result), split_line(result)]
     for p in result.parts:
         out.append(f"  {p.part:<11}  {p.trials:>3} recipes, best so far {figure(p.so_far, '.4f')}: {p.label}")
-    head, body = judged_table(result)
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     out.append("on the texts that judge: perplexity, and what was made least, in nats a token")
-    for cells in (head, *body):
-        row = (f"{c:>{w}}" if i else f"{c:<{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        out.append(f"  {'  '.join(row)}".rstrip())
-    return [*out, advised_line(result)]
+    return [*out, *columns(*judged_table(result), room, "  "), advised_line(result)]
 
 
 def split_line(result: Search) -> str:

@@ -23,7 +23,19 @@ REPO_FOLDER = "models--"  # how a model's folder in the Hub's cache begins
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 _PACKAGE = Path(__file__).parents[1]
-TEMPLATES = next((p for p in (_PACKAGE / "templates", _PACKAGE.parent / "templates") if p.is_dir()), _PACKAGE)  # in a wheel, in a checkout
+
+
+def _kept(name: str) -> Path:
+    """A folder beside the code: within the package in a wheel, and beside it in a checkout."""
+    return next((p for p in (_PACKAGE / name, _PACKAGE.parent / name) if p.is_dir()), _PACKAGE / name)
+
+
+TEMPLATES, DOCS = _kept("templates"), _kept("docs")
+
+
+def page(name: str) -> str:
+    """Where a page of the documentation lies on this machine, for a hint that names it."""
+    return str(DOCS / name)
 
 
 def inside(folder: Path, name: str, weights: bool = False) -> Path:

@@ -21,6 +21,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import Source, resolve
 from ..compute.record import Hardware, Library, SayStage, made, silent
 from ..compute.reference import Reference, pick_device
+from ..compute.tables import columns
 from ..conversion.intention import intention_of
 from ..errors import UsageError, need
 from ..formats.decoding import Result
@@ -176,8 +177,8 @@ def _verdict(cells: Sequence[Mapping[str, Any]], wrong: Sequence[str]) -> dict[s
     return {"verdict": verdict, "reasons": failures or [*doubts, *notes]}
 
 
-def matrix_lines(m: DeviceMatrix, quiet: bool = False) -> list[str]:
-    """The table, device by type, a column for each mode: the NMSE of the worst window. `quiet`: the verdict alone."""
+def matrix_lines(m: DeviceMatrix, quiet: bool = False, room: int | None = None) -> list[str]:
+    """The table, device by type, a column for each mode: the NMSE of the worst window; in `room` columns. `quiet`: the verdict alone."""
     verdict = [m.verdict.upper(), *(f"  {reason}" for reason in m.reasons)]
     if quiet:
         return verdict
@@ -186,10 +187,11 @@ def matrix_lines(m: DeviceMatrix, quiet: bool = False) -> list[str]:
     which = f" ({m.library.name}, commit {m.library.commit or 'unknown'})" if m.library else ""
     out = [f"the twin of {m.model} in llama.cpp {m.version}{which}, {m.tokens:,} tokens: NMSE of the worst window", ""]
     out += [f"  {d.name:<{width}}  {d.kind}, {d.description}" for d in m.devices]
-    out += ["", "  ".join([" ", f"{'':<{width}}", "type", *(f"{mode:>16}" for mode in modes)]).rstrip()]
+    body = []
     for device, dtype in dict.fromkeys((c.device, c.dtype) for c in m.cells):
         row = {c.mode: c for c in m.cells if (c.device, c.dtype) == (device, dtype)}
-        out.append("  ".join([" ", f"{device:<{width}}", f"{dtype:<4}", *(f"{_shown(row[mode]):>16}" for mode in modes)]))
+        body.append([device, dtype, *(_shown(row[mode]) for mode in modes)])
+    out += ["", *columns(["", "type", *modes], body, room, "  ", left=2)]
     return [*out, "", *verdict]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import convert
 
 from ..checkpoint.manifest import RopeRecord, Validation
+from ..formats.files import page
 from .result import CheckedRecipe, CheckedTokenizer, CheckedWeights, RanRuntime, Study, Trace, Validated, WindowResult
 
 ITS_BASES = "it is the base's, and reads a text as that does"
@@ -36,7 +37,7 @@ def lines(result: Validated, quiet: bool = False) -> list[str]:
     out += ["", *(f"note      {row.name} was not run; to add it: {row.add}" for row in result.missing)]
     out += [f"note      the result is not on record: {result.unrecorded}"] if result.unrecorded else []
     failed = any(r.verdict == "failed" for s in result.studies for r in s.runtimes)
-    out += ["note      what each runtime is known not to do: docs/validation.md, Their limits"] if failed else []
+    out += [f"note      what each runtime is known not to do: {page('validation.md')}, Their limits"] if failed else []
     return [*out, *verdict(result)]
 
 
@@ -83,7 +84,7 @@ def _study(s: Study) -> list[str]:
     memory = f", peak {ref.peak_device_bytes / 2**30:.2f} GiB" if ref.peak_device_bytes else ""
     out = [
         f"{what_ran(s)}, {s.tokens:,} tokens{where(s)}; reference on {ref.device}, {ref.dtype}, {ref.seconds:.1f} s{memory}",
-        f"  {'positions':>17}  {'runtime':<21}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
+        f"  {'positions':>17}  {'max |Δ|':>8}  {'NMSE':>8}  {'mean KL':>8}  {'same top':>8}  first drift",
     ]
     if s.fetched:
         out.append(f"  fetched from the Hub: {s.fetched / 1e9:.2f} GB")
@@ -94,7 +95,6 @@ def _study(s: Study) -> list[str]:
         out.append(f"  the reference has the file's own weights: {s.why_no_base}")
     for r in s.runtimes:
         name = label(r)
-        out += [_window(w, name) for w in shown(r.windows)]
         if r.verdict == "not run":
             out.append(f"  {name}: not run: {r.why}")
         elif r.verdict == "passed":
@@ -102,6 +102,7 @@ def _study(s: Study) -> list[str]:
         else:
             outcome = f"does not follow, as is known ({r.predicted})" if r.as_predicted else f"FAILED ({r.layer})"
             out.append(f"  {name}: {outcome}: {r.why}")
+        out += map(_window, shown(r.windows))
         if r.library:
             which = r.library
             out.append(f"  {name}: {which.name}, commit {which.commit or 'unknown'}, SHA-256 {which.sha256.get(which.name, '?')}")
@@ -170,8 +171,8 @@ def _worst(w: WindowResult) -> float:
     return math.inf if w.nmse is None else w.nmse
 
 
-def _window(w: WindowResult, name: str) -> str:
+def _window(w: WindowResult) -> str:
     where = f"{w.start:,}" if w.end == w.start + 1 else f"{w.start:,}–{w.end - 1:,}"
     drift = "–" if w.drift is None else f"{w.drift:,}"
     numbers = (f"{'no number' if x is None else format(x, '.1e'):>8}" for x in (w.max_abs, w.nmse, w.kl))
-    return f"  {where:>17}  {name:<21}  {'  '.join(numbers)}  {w.top1:>8.2%}  {drift}"
+    return f"  {where:>17}  {'  '.join(numbers)}  {w.top1:>8.2%}  {drift}"
