@@ -91,10 +91,10 @@ def _turning(small: Checkpoint, states: States, layer: str, part: str, state: ND
     n, turning, head = len(state), small.head_dim, int(small.hparams["qk_head_dim"])
     after = state.reshape(n, -1, head)[..., head - turning :]
     if part == K_TURNED:
-        after, before = after[:, :1], states[f"{layer}{KV}"][:1, -turning:]
+        after, before = after[:, :1], states[f"{layer}{KV}"][0, -turning:]
     else:
         queries = next(states[f"{layer}{name}"] for name in QUERIES if f"{layer}{name}" in states)
-        before = queries[:1].reshape(1, -1, head)[..., head - turning :]
+        before = queries[0].reshape(-1, head)[:, head - turning :]
     together = _side_by_side(after)
     likeness = [float((x[0].astype(np.float64).ravel() * before.ravel()).sum()) for x in (after, together)]
     return (together if likeness[1] > likeness[0] else after).reshape(n, -1)
