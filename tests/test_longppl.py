@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeModel
+from conftest import CONTEXT, MakeModel
 
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
@@ -92,6 +93,23 @@ def test_no_key_token_is_no_number_and_the_journal_has_all_again(
     first = measure_longppl([base], wish(), journal)["rows"]
     monkeypatch.setattr(Torch, "losses", lambda *_: pytest.fail("computed again"))
     assert json.dumps(measure_longppl([base], wish(), journal)["rows"]) == json.dumps(first)
+
+
+def test_nothing_that_is_said_of_the_models_changes_another_evaluator(make_model: MakeModel, tmp_path: Path) -> None:
+    """A recipe's files are the models', and so is an L by which the evaluator's own scaling would be another."""
+    base, evaluator = make_model(), tmp_path / "yarn"
+    convert(str(base), Recipe(scale=4.0), out="safetensors", output=evaluator)
+    files = [tmp_path / f"{n}.json" for n in (2, 3)]
+    for n, file in enumerate(files, 2):
+        file.write_text(json.dumps({"method": "yarn", "scale": n}))
+    plain = wish(evaluator=str(evaluator), methods=("none",))
+    said = replace(plain.settings, texts=Texts(cut=250, most=1), recipe=Recipe(original_context=CONTEXT // 2), recipes=tuple(files))
+    one = replace(plain, settings=replace(plain.settings, texts=said.texts))
+    rows, expected = (typed(measure_longppl([str(base)], w, ResultJournal())) for w in (replace(one, settings=said), one))
+    assert rows.evaluator.key_tokens == expected.evaluator.key_tokens != (0,)
+    assert [row.original_context for row in rows.rows] == [CONTEXT // 2] * 3
+    moved = open_checkpoint(resolve(str(evaluator))).counting_from(CONTEXT // 2)
+    assert moved.rope != open_checkpoint(resolve(str(evaluator))).rope, "which would be another recipe"
 
 
 def test_what_cannot_be_measured_is_refused(make_model: MakeModel) -> None:

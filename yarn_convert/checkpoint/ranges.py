@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError, YarnConvertError
 from ..formats.digests import Progress
+from ..formats.gguf_file import open_gguf
 from ..formats.tensors import MAX_HEADER, Tensor, read_safetensors
 from .model import Checkpoint
 from .source import byte_range, hub_error
 
 PIECE = 1 << 24  # bytes of one request
+GAP = 1 << 12  # bytes between two tensors that are fetched with them: a GGUF has some
 
 
 def fetched(c: Checkpoint, names: Collection[str], folder: Path, progress: Progress) -> Checkpoint:
     """`c` with those of its tensors alone that are called so, whose bytes are here: of a model of which only the headers were fetched they
-    come from the Hub into `folder`, but for shards that lie in its cache. `progress` gets bytes.
+    come from the Hub into `folder`, but for files that lie in its cache. `progress` gets bytes.
 
     Raises InputError where the Hub cannot be reached, or has changed.
     """
@@ -30,19 +32,39 @@ def fetched(c: Checkpoint, names: Collection[str], folder: Path, progress: Progr
     found: dict[str, Tensor] = {}
     with (folder / "ranges").open("wb") as f:
         for shard, tensors in shards.items():
-            if (c.source.path / shard).exists():
-                there = read_safetensors(c.source.path / shard)[0]
-                found |= {t.name: there[t.name] for t in tensors}
+            if (whole := _cached(c, shard)) is not None:
+                there = open_gguf(whole).tensors if c.gguf else read_safetensors(whole)[0]
+                found |= {t.name: replace(t, path=whole, offset=there[t.name].offset) for t in tensors}
                 progress(sum(t.nbytes for t in tensors))
                 continue
-            data = 8 + _length(c, shard)
-            for t in tensors:
-                found[t.name] = replace(t, path=folder / "ranges", offset=f.tell())
-                for at in range(0, t.nbytes, PIECE):
-                    n = min(PIECE, t.nbytes - at)
-                    f.write(_range(c, shard, data + t.offset + at, n))
-                    progress(n)
+            data = 0 if c.gguf else 8 + _length(c, shard)
+            for run in _runs(tensors):
+                start, stop = run[0].offset, run[-1].offset + run[-1].nbytes
+                found |= {t.name: replace(t, path=folder / "ranges", offset=f.tell() + t.offset - start) for t in run}
+                for at in range(start, stop, PIECE):
+                    f.write(piece := _range(c, shard, data + at, min(PIECE, stop - at)))
+                    progress(len(piece))
     return replace(c, tensors={name: found[name] for name in names}, source=replace(c.source, headers=None))
+
+
+def _runs(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The tensors of one file in its order, those together that lie side by side: an expert costs less than a request does."""
+    found: list[list[Tensor]] = []
+    for t in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
+        if found and t.offset - (last := found[-1][-1]).offset - last.nbytes <= GAP:
+            found[-1].append(t)
+        else:
+            found.append([t])
+    return found
+
+
+def _cached(c: Checkpoint, name: str) -> Path | None:
+    """A file of the commit that `c` was opened at, where the Hub's cache has it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    assert c.source.repo is not None
+    found = try_to_load_from_cache(c.source.repo, name, revision=c.source.commit)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _length(c: Checkpoint, shard: str) -> int:

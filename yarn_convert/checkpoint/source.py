@@ -23,9 +23,10 @@ from typing import Any, TypeVar
 from ..dialects import FACTORS
 from ..errors import FormatError, InputError, UsageError, YarnConvertError
 from ..families import ALIASES
-from ..formats.contents import CONFIGS, TOKENIZERS, code_of, is_known
+from ..formats.contents import CONFIGS, ROPE_FILE, TOKENIZERS, code_of, is_known
 from ..formats.files import FOLLOW, REPO_FOLDER, exists, read_text
 from ..formats.gguf_file import MAGIC, MAX_HEADER, Gguf, is_gguf, open_gguf
+from ..formats.inputs import noticing
 from ..formats.split import stem_of
 from ..formats.tensors import INDEXES, SINGLES, Tensor, weight_map_of
 from ..hearing import bars, tell
@@ -41,7 +42,7 @@ class Source:
 
     `repo` and `commit` are set for a Hub model. `headers` is set instead of local weights when only the tensors' names,
     dtypes and shapes were fetched, as --dry-run and inspect do; `shards`: which file of the Hub has each, at its offset behind the header.
-    A GGUF's stand in a file at `path` that has no weights, and `headers` is empty.
+    A GGUF's stand in a file at `path` that has no weights, in which each has the offset that it has on the Hub, and `headers` is empty.
     """
 
     path: Path
@@ -166,7 +167,7 @@ def _hub(wish: Named, revision: str | None, weights: bool, name: str) -> Source:
         commit, files = str(info.sha), {s.rfilename: s.size or 0 for s in info.siblings or ()}
         if wish.is_gguf or (not hf_weights(files) and gguf_models(files)):
             return _hub_gguf(wish, revision, weights, commit, files)
-        small = {f for f in files if is_known(f) or f in (MANIFEST, *INDEXES)}
+        small = {f for f in files if is_known(f) or f in (MANIFEST, ROPE_FILE, *INDEXES)}
         path = _fetched(repo, revision, small | set(weight_files(files, repo) if weights else ()), commit, files)
         chosen = {p.relative_to(path).as_posix() for p in path.rglob("*")}
         while more := (code_of(path) & files.keys()) - chosen:  # what a module imports is known when it is here
@@ -278,13 +279,14 @@ def _hub_gguf(wish: Named, revision: str | None, weights: bool, commit: str, siz
     small = [record] if record in sizes else []
     if weights:
         return _gguf_source(_fetched(repo, revision, [*model.files, *small], commit, sizes), model, repo)
-    folder = _scratch() / commit / repo
+    folder, shards = _scratch() / commit / repo, dict[str, str]()
     for i, name in enumerate(model.files):
         tell(f"headers of {repo}", i / len(model.files))
         _header_of_gguf(repo, name, commit, sizes[name], folder / name)
+        shards |= dict.fromkeys(open_gguf(folder / name).tensors, name)
     if small:
         shutil.copy(_fetched(repo, revision, small, commit, sizes) / record, folder / record)
-    return replace(_gguf_source(folder, model, repo), commit=commit, headers={})
+    return replace(_gguf_source(folder, model, repo), commit=commit, headers={}, shards=shards)
 
 
 def _gguf_source(folder: Path, model: GgufModel, repo: str) -> Source:
@@ -306,7 +308,7 @@ def _header_of_gguf(repo: str, name: str, commit: str, size: int, path: Path) ->
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     here, wanted = 0, min(size, FIRST_READ)
-    with _whole(path) as partial, open(partial, "wb") as f:
+    with noticing(), _whole(path) as partial, open(partial, "wb") as f:  # one that grows is no input that changes
         f.truncate(size)
         while True:
             f.seek(here)

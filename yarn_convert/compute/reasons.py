@@ -14,6 +14,7 @@ from .weights import SEARCHED, same_weights, sound
 
 EXACT = 1e-10  # of the square, where both have one type
 SAMPLE, LISTED = 64, 3  # rows that are looked for, and those that are named
+LEAST = 6  # rows that turn together: of four, two that are swapped
 INTERLEAVED, APART = "its rows are interleaved once too often", "its rows are taken apart once too often"
 PLAIN = "its rows are not interleaved"
 Rows = NDArray[np.float32]
@@ -67,6 +68,8 @@ def _of_rows(q: Rows, x: Rows, limit: float) -> str:
     if not all(_near(q[i], x[j], limit) for i, j in zip(some, best, strict=True)):
         few = len(wrong) <= len(q) // 2
         return f"{len(wrong):,} of its {len(q):,} {what}s are not the base's, first {what} {wrong[0]:,}" if few else ""
+    if what == "row" and len(some) == len(wrong) and (turning := _turning(some, best)):
+        return turning
     shifts = {int(d) for d in (some - best) % len(q)}
     if len(wrong) == 2 and [*best] == [*some[::-1]]:
         return f"{what}s {some[0]:,} and {some[1]:,} are swapped"
@@ -75,3 +78,16 @@ def _of_rows(q: Rows, x: Rows, limit: float) -> str:
         return f"its {what}s are moved by {by if by <= len(q) // 2 else by - len(q):,}"
     named = ", ".join(f"{what} {i:,} is the base's {j:,}" for i, j in zip(some[:LISTED], best[:LISTED], strict=True))
     return f"{len(wrong):,} of its {len(q):,} {what}s are in other places: {named}"
+
+
+def _turning(wrong: NDArray[np.int64], of_base: NDArray[np.int64]) -> str:
+    """Whether rows side by side, as latent attention's that turn, are in the order of pairs apart, or the other way round; "" if not.
+    `of_base`: which rows of the base the `wrong` ones are. The first and the last of such a part stay where they are."""
+    first, end = int(wrong[0]) - 1, int(wrong[-1]) + 2
+    rows = np.arange(first, end)
+    if len(rows) % 2 or len(rows) < LEAST or first < 0:
+        return ""
+    for order, says in ((rows.reshape(2, -1).T.ravel(), INTERLEAVED), (rows.reshape(-1, 2).T.ravel(), APART)):
+        if np.array_equal(rows[order != rows], wrong) and np.array_equal(order[order != rows], of_base):
+            return says.replace("its rows", f"its rows {first:,} to {end - 1:,}")
+    return ""

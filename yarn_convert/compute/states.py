@@ -12,11 +12,12 @@ from .reference import Reference, enough_memory
 
 States = dict[str, NDArray[np.float32]]  # float32[tokens, numbers]
 TURNED = "after RoPE"
+ATTENDED = "attended"  # what attention gives, before its last matrix
 
 
 def states_of(reference: Reference, table: Effect | Table, ids: NDArray[np.int64]) -> States:
     """The outputs of all modules that give something for each token of `ids`, int64[n], by their names in transformers, and of each layer
-    the queries, keys and values that its attention gets: "layers.0.q after RoPE", in HF's order of rows."""
+    the queries, keys and values that its attention gets, "layers.0.q after RoPE", in HF's order of rows, and what it gives of them."""
     import torch
     from transformers import AttentionInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -25,7 +26,10 @@ def states_of(reference: Reference, table: Effect | Table, ids: NDArray[np.int64
 
     def keep(name: str, out: Any) -> None:
         out = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
-        if isinstance(out, torch.Tensor) and out.is_floating_point() and out.numel() and n in out.shape[:2]:
+        if not isinstance(out, torch.Tensor):
+            return
+        leading = out.shape[: 3 if out.shape[:2] == (1, 1) else 2]  # of one latent head, which kv_b_proj has, come two of one
+        if out.is_floating_point() and out.numel() and n in leading:
             found[name] = out.detach().float().cpu().numpy().reshape(n, -1)
 
     reference.ready(table, n, ((0, n),))
@@ -34,7 +38,9 @@ def states_of(reference: Reference, table: Effect | Table, ids: NDArray[np.int64
     def watched(module: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> Any:
         for which, x in (("q", query), ("k", key), ("v", value)):
             keep(f"layers.{module.layer_idx}.{which}{'' if which == 'v' else f' {TURNED}'}", x.transpose(1, 2).contiguous())
-        return attention(module, query, key, value, *rest, **more)
+        given = attention(module, query, key, value, *rest, **more)
+        keep(f"layers.{module.layer_idx}.{ATTENDED}", given)
+        return given
 
     AttentionInterface.register("yarn_convert_watched", watched)
     reference.net.set_attn_implementation("yarn_convert_watched")

@@ -13,11 +13,11 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest
 from ..errors import Unsupported
 from ..formats.changes import CHANGES, Change
+from ..formats.contents import ROPE_FILE
 from ..formats.digests import Progress, sha256
 from ..formats.layout import Part, rounded_by_gguf, times_of
 from ..formats.tensors import SAFETENSORS_BITS, Tensor, in_memory
 from ..targets.moving import Piece, converted
-from ..targets.safetensors import ROPE_FILE
 
 SHOWN = 5  # names of differing tensors in a report
 

@@ -16,6 +16,7 @@ from ..checkpoint.manifest import read_manifest, recipe_in
 from ..checkpoint.source import resolve
 from ..dialects import ROPE_FREQS, pair_of
 from ..errors import InputError, Unsupported
+from ..formats.contents import ROPE_FILE
 from ..formats.files import exists, regular
 from ..formats.tensors import read_safetensors
 from ..options import Recipe
@@ -25,7 +26,6 @@ from ..readers.survey import Surveyed, survey_config, survey_gguf
 from ..readers.switching import switches
 from ..rope import RTOL, Array, Rope, rounding_of, same_at_all_lengths, table
 from ..targets.plan import DECISIVE
-from ..targets.safetensors import ROPE_FILE
 from .extension import extend
 
 

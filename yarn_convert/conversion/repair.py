@@ -14,7 +14,7 @@ from ..checkpoint.config import language_model
 from ..checkpoint.manifest import MANIFEST, as_json, changed, manifest_path, whole_recipe
 from ..checkpoint.source import resolve
 from ..errors import Inexpressible, InputError, OutputError, Unsupported
-from ..formats.contents import CONFIG
+from ..formats.contents import CONFIG, ROPE_FILE
 from ..formats.digests import Progress
 from ..formats.files import exists, read
 from ..formats.gguf_file import Field
@@ -31,7 +31,7 @@ from ..targets.in_place import recover
 from ..targets.moving import WriteBytes, WriteTensors, bytes_of
 from ..targets.output import replace_file
 from ..targets.plan import Plan, Request
-from ..targets.safetensors import ROPE_FILE, plan_safetensors
+from ..targets.safetensors import plan_safetensors
 from .extension import Extension, beside
 from .intention import Intention, intention_of, llama_cpps, rope_file_error, verdicts_of
 from .outputs import check_name

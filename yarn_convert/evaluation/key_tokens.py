@@ -23,7 +23,7 @@ from ..compute.documents import TokenizedText, names
 from ..compute.record import SayStage, silent
 from ..compute.scorer import Ids
 from ..errors import UsageError
-from ..options import LongpplOptions
+from ..options import EvaluateOptions, LongpplOptions, Recipe
 from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, lines_of
 from .windows import NOTHING, Losses, document_error
@@ -42,7 +42,7 @@ def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: Result
     if not (math.isfinite(wish.alpha) and math.isfinite(wish.beta)):
         raise UsageError("--alpha and --beta must be numbers", "--alpha 2 --beta=-2")
     opened = [(subject, lines_of(subject.c, s, attention=True)) for subject in (Subject(m, s, journal) for m in models)]
-    evaluator = Subject(wish.evaluator or models[0], replace(s, methods=(), recipe=replace(s.recipe, scale=None, context=None)), journal)
+    evaluator = Subject(wish.evaluator or models[0], _as_it_is(wish, models), journal)
     (own,) = lines_of(evaluator.c, evaluator.settings)
     texts = [d.ids[:window] for d in evaluator.documents(window)]
     subjects = [(subject, lines, subject.documents(window)) for subject, lines in opened]
@@ -73,6 +73,13 @@ def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: Result
         "measure": "longppl", "window": window, "short_context": k, "step": d, "alpha": wish.alpha, "beta": wish.beta,
         "evaluator": chosen, "models": described, "rows": rows,
     }  # fmt: skip
+
+
+def _as_it_is(wish: LongpplOptions, models: Sequence[str]) -> EvaluateOptions:
+    """The settings of the evaluator: nothing is done to it, and the L that a user says is that of the models that are measured, which
+    another one does not count from."""
+    original = wish.settings.recipe.original_context if wish.evaluator in (None, *models) else None
+    return replace(wish.settings, methods=(), recipes=(), recipe=Recipe(original_context=original))
 
 
 def _key_tokens(

@@ -16,6 +16,7 @@ from .decoding import parse
 from .files import exists, inside, read, read_text
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+ROPE_FILE = "rope.safetensors"  # frequencies and multiplier of an output whose config.json cannot say them
 TEMPLATES = "additional_chat_templates"
 CONFIGS = (CONFIG, GENERATION, "*processor_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
 MAPPING = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")  # may have an `auto_map`

@@ -19,7 +19,7 @@ from ..families import Family
 from ..families.layers import FULL, SLIDES, slides
 from ..families.schema import ACTIVATIONS
 from ..formats import general
-from ..formats.contents import CONFIG, GENERATION, belonging, left_over
+from ..formats.contents import CONFIG, GENERATION, ROPE_FILE, belonging, left_over
 from ..formats.files import exists, read_text, regular
 from ..formats.gguf_file import shortest
 from ..formats.json_text import REMOVE, edit, edit_within
@@ -34,7 +34,6 @@ SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a n
 FOLLOWING = {"tokenizer_config.json": "model_max_length", GENERATION: "max_length"}  # files whose length is the context
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXACT = {"MXFP4": "BF16"}  # block types whose every value a plain type of fewer bytes than F32 holds
-ROPE_FILE = "rope.safetensors"
 PATTERN = "attention.sliding_window_pattern"
 WRITTEN = (MANIFEST, ROPE_FILE, *INDEXES)  # what every output has of its own, if at all
 WITHOUT_CHUNKS = f"{DUAL_CHUNKS} is left out: SGLang and vLLM would take their positions from it and pass over this scaling"

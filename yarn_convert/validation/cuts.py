@@ -76,7 +76,7 @@ def _here(c: Checkpoint, layers: tuple[int, ...], folder: Path, alone: bool, say
     def progress(n: int) -> None:
         nonlocal done
         done += n
-        say(stage, done / max(1, total))
+        say(stage, min(1.0, done / max(1, total)))
 
     if remote:
         folder.mkdir()

@@ -45,9 +45,12 @@ def real_studies(
     layers = layers_to_cut(c, named, settings, q.device)
     run = _cut if layers else _whole
     studies, ids = run(c, base, named, text, q, names, settings, layers, say)
-    if rounds(c) and named is c and layers_of(c) > 0:
-        studies += _excerpt(c, text[: max(len(ids), EXCERPT_TOKENS)], q, names, say)
-    return studies
+    return studies + (_excerpt(c, c, text[: max(len(ids), EXCERPT_TOKENS)], q, names, say) if named is c and _all_here(c) else [])
+
+
+def _all_here(c: Checkpoint) -> bool:
+    """Whether its weights are on this machine, and not only those of a cut."""
+    return c.source.headers is None
 
 
 def layers_to_cut(c: Checkpoint, named: Checkpoint, settings: ValidateOptions, device: str) -> tuple[int, ...]:
@@ -97,7 +100,7 @@ def _cut(
     with tempfile.TemporaryDirectory(prefix="yarn-convert-cut-") as name:
         cuts = write_cuts(c, base, layers, Path(name), say)
         kinds = rounds(cuts.own)
-        strict = bool(kinds) and layers_of(c) > 0
+        strict = bool(kinds) and layers_of(c if _all_here(c) else cuts.own) > 0
         reference = _reference(cuts.own if cuts.typed else cuts.base or cuts.own, q, settings, say)
         ids = _as_far_as_it_pays(reference, cuts.own, q, names, text, settings, say)
         tolerance = tolerance_for(settings.dtype, c.gelu and c.gguf is not None)
@@ -106,7 +109,11 @@ def _cut(
         said = {"layers": len(layers), "kept": list(layers), "fetched": cuts.fetched, "why_no_base": cuts.why}
         studies = [study(one, asked, reference, names, say) | said for one, asked in sides(c, case, q, names)]
         del reference
-        return _with_trace(studies, cuts, q, ids, settings, say), ids
+        studies = _with_trace(studies, cuts, q, ids, settings, say)
+        if not _all_here(c):
+            few = _excerpt(c, cuts.own, text[: max(len(ids), EXCERPT_TOKENS)], q, names, say)
+            studies += [s | {"kept": list(layers[: s["layers"]])} for s in few]
+        return studies, ids
 
 
 def _with_trace(
@@ -164,10 +171,13 @@ def sides(c: Checkpoint, case: Case, q: Question, names: Sequence[str]) -> list[
     return [(case, q), *short_one] if len(case.ids) > within else short_one
 
 
-def _excerpt(c: Checkpoint, ids: NDArray[np.int64], q: Question, names: Sequence[str], say: Course) -> list[dict[str, Any]]:
-    """The studies of the first layers in float32, which no rounding blurs."""
+def _excerpt(c: Checkpoint, of: Checkpoint, ids: NDArray[np.int64], q: Question, names: Sequence[str], say: Course) -> list[dict[str, Any]]:
+    """The studies of the first layers in float32, which no rounding blurs, of a file or, where no more is here, of its cut; none where
+    nothing is rounded, or one layer alone is too large."""
+    if not rounds(of) or layers_of(of) < 1:
+        return []
     with tempfile.TemporaryDirectory(prefix="yarn-convert-excerpt-") as folder:
-        small, own = write_excerpt(c, ids, Path(folder, "excerpt.gguf"))
+        small, own = write_excerpt(of, ids, Path(folder, "excerpt.gguf"))
         subject = replace(real_subject(small, own, q.meant.rope.original_context, tolerance_for(gelu=c.family.gelu)), kind="excerpt")
         reference, strictly = Reference(small, q.device), replace(q, dtype="float32")
         return [study(case, asked, reference, names, say) | {"layers": small.layers} for case, asked in sides(c, subject, strictly, names)]

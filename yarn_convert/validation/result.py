@@ -198,9 +198,9 @@ class Trace(Struct, frozen=True):
 
 class Study(Struct, frozen=True, kw_only=True):
     """One model in the reference and in each runtime: "real" weights, a "cut" with `layers` of its layers, those of the numbers `kept`, an
-    "excerpt" of `layers` of them in float32, or the "twin". `text_loss` and `guessing_loss` in nats a token; `permuted`: whether Q and K
-    lie in another order. Of a cut `of_base` says whether its weights compute what the base's do, unless `why_no_base` is said;
-    `fetched`: bytes that came from the Hub."""
+    "excerpt" of `layers` of them in float32 (of a cut's, `kept`, where no others are here), or the "twin". `text_loss` and `guessing_loss`
+    in nats a token; `permuted`: whether Q and K lie in another order. Of a cut `of_base` says whether its weights compute what the base's
+    do, unless `why_no_base` is said; `fetched`: bytes that came from the Hub."""
 
     kind: Literal["real", "cut", "excerpt", "twin"]
     within: int | UnsetType = UNSET  # of two lists, the length up to which texts have the first, which this study is of
@@ -237,6 +237,7 @@ class Validated(Result):
     `unrecorded`: why the result is not in the manifest, "" if it is, UNSET where it has no place."""
 
     model: str
+    commit: str | UnsetType | None = UNSET  # of a model on the Hub
     format: Literal["gguf", "safetensors"]
     dtype: str
     intention: Meant

@@ -105,6 +105,7 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: Course,
         names, missing = told.taking(names, settings.runtimes), [row for row in missing if RUNTIMES[row["name"]].told]
     result: dict[str, Any] = {
         "model": c.source.name,
+        **({"commit": c.source.commit} if c.source.repo else {}),
         "format": "gguf" if c.gguf else "safetensors",
         "dtype": main_dtype(c),
         "intention": {"recipe": whole_recipe(meant.rope, meant.long), "context": meant.context, "origin": meant.origin},

@@ -127,7 +127,7 @@ def label(r: RanRuntime) -> str:
 def what_ran(s: Study) -> str:
     """What a study ran, in words."""
     if s.kind == "excerpt":
-        return f"the first {s.layers} of its layers in float32"
+        return f"{ranges(s.kept)} in float32" if s.kept else f"the first {s.layers} of its layers in float32"
     if s.kind == "cut":
         return f"the cut: its own weights of {ranges(s.kept or ())}"
     return "the file's own weights" if s.kind == "real" else "the twin: its RoPE keys, random weights"

@@ -14,8 +14,9 @@ from .. import runtimes
 from ..checkpoint import Checkpoint
 from ..compute.record import SayStage
 from ..compute.reference import Reference
-from ..compute.states import TURNED, States, distance, states_of
+from ..compute.states import States, distance, states_of
 from ..runtimes.table import runtime_of
+from .counterparts import as_there, named_there
 from .cuts import Cuts
 from .judging import NOISE, tolerance_for
 from .rounding import rounding, rounds
@@ -42,7 +43,7 @@ def traced(studies: Sequence[dict[str, Any]], cuts: Cuts, q: Question, ids: NDAr
     for r in failed:
         if runtime_of(r["runtime"]).name == "llama.cpp":
             say("tracing llama.cpp", 0.5)
-            modules.append({"of": r["runtime"], **_in_llama_cpp(cuts.own, own, q, table, ids)})
+            modules.append({"of": r["runtime"], **in_llama_cpp(cuts.own, own, q, table, ids)})
         elif r["layer"] in MULTIPLIED:
             modules.append({"of": r["runtime"], "first": "rotary_emb", "nmse": None, "after": "", "why": r["why"]})
     modules = [m | {key: _numbered(m[key], cuts.layers) for key in ("first", "after")} for m in modules]
@@ -75,7 +76,7 @@ def _noise(expected: States, rounded: States | None, name: str) -> float:
 # -- llama.cpp --------------------------------------------------------------------------------------------------------
 
 
-def _in_llama_cpp(small: Checkpoint, own: States, q: Question, table: Any, ids: NDArray[np.int64]) -> dict[str, Any]:
+def in_llama_cpp(small: Checkpoint, own: States, q: Question, table: Any, ids: NDArray[np.int64]) -> dict[str, Any]:
     """The first of llama.cpp's tensors that is not what the file's own weights give in the reference."""
     names = named_there(small, own)
     try:
@@ -87,33 +88,7 @@ def _in_llama_cpp(small: Checkpoint, own: States, q: Question, table: Any, ids: 
         rounded = states_of(Reference(small, q.device), table, ids) if kinds else None
     limit = tolerance_for(gelu=small.gelu).nmse
     found = {name: theirs[n] for name, n in names.items() if n in theirs}
-    expected = {name: _as_there(small, name, state) for name, state in own.items() if name in found}
-    if rounded:
-        rounded = {name: _as_there(small, name, state) for name, state in rounded.items()}
+    expected = {name: state for name, state in as_there(small, own).items() if name in found}
+    rounded = as_there(small, rounded) if rounded else None
     result = _first(expected, found, lambda name: limit + _noise(expected, rounded, name))
     return result | {key: f"{result[key]} ({names[result[key]]})" for key in ("first", "after") if result[key]}
-
-
-def named_there(small: Checkpoint, own: States) -> dict[str, str]:
-    """The modules that llama.cpp has tensors of (llm_graph_context::cb), by the reference's names, in its order."""
-    usual = not any("pre_feedforward" in name for name in own) and any("post_attention_layernorm" in name for name in own)
-    heads = not small.family.hf.latent and not small.family.latent and small.family.transforms.get("blk.{i}.attn_qkv.weight") is None
-    alike = {"input_layernorm": "attn_norm", "": "l_out"}
-    alike |= {"post_attention_layernorm": "ffn_norm"} if usual else {}
-    alike |= {f"q {TURNED}": "Qcur", f"k {TURNED}": "Kcur", "v": "Vcur"} if heads else {}
-    found = {}
-    for name in own:
-        stem, _, rest = name.partition(".")
-        layer, _, part = rest.partition(".")
-        if stem == "layers" and layer.isdecimal() and part in alike:
-            found[name] = f"{alike[part]}-{layer}"
-    return found | {name: there for name, there in (("norm", "result_norm"), ("lm_head", "result_output")) if name in own}
-
-
-def _as_there(small: Checkpoint, name: str, state: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Queries and keys in the order of rows that a GGUF has."""
-    part = {f"q {TURNED}": "attn_q", f"k {TURNED}": "attn_k"}.get(name.rpartition(".")[2])
-    if part is None or small.family.transforms.get(f"blk.{{i}}.{part}.weight") != "interleave":
-        return state
-    head = small.head_dim
-    return state.reshape(len(state), -1, 2, head // 2).swapaxes(2, 3).reshape(len(state), -1)
