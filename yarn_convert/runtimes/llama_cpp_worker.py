@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_cpp_library import ACCEL, CPU, Unfit, about, devices, ggml_of, load
+from llama_cpp_graph import left, watched
+from llama_cpp_library import ACCEL, CPU, Unfit, about, devices, ggml_of, idle, load
 from protocol import UNFIT, WorkerJob
 
 BATCH = 512
@@ -49,34 +50,6 @@ def told(arguments: list[str]) -> dict[str, Any]:
     return {**found, "kv_overrides": keys or None}
 
 
-class GgmlTensor(ctypes.Structure):
-    """struct ggml_tensor of ggml/include/ggml.h, as far as it is read: type, size and place of what a name has."""
-
-    _fields_ = (
-        ("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("ne", ctypes.c_int64 * 4), ("nb", ctypes.c_size_t * 4), ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16), ("flags", ctypes.c_int32), ("src", ctypes.c_void_p * 10), ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t), ("data", ctypes.c_void_p), ("name", ctypes.c_char * 64),
-    )  # fmt: skip
-
-
-def watched(llama_cpp: Any, names: list[str], n: int, found: dict[str, Any]) -> Any:
-    """A callback of ggml's scheduler that keeps the tensors of these names, float32[n, numbers], as it computes them."""
-
-    def keep(address: int, asks: bool, _: Any) -> bool:
-        t = GgmlTensor.from_address(address)
-        name = t.name.decode(errors="replace")
-        if name not in names:
-            return not asks
-        if not asks and t.type == 0 and n in t.ne[1:3]:
-            rows = np.lib.stride_tricks.as_strided(
-                np.ctypeslib.as_array(ctypes.cast(t.data, ctypes.POINTER(ctypes.c_float)), (1,)), t.ne[::-1], t.nb[::-1]
-            )
-            found[name] = rows.copy().reshape(n, -1)
-        return True
-
-    return llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(keep)
-
-
 def library_of(job: WorkerJob) -> tuple[Any, dict[str, Any]]:
     """(llama-cpp-python, what is said of a run in it): its version, or that of the user's own library and which one that is."""
     if folder := os.environ.get("LLAMA_CPP_LIB_PATH"):
@@ -108,9 +81,10 @@ def begin_with(llama_cpp: Any, of: str, **values: Any) -> None:
 def main(job: WorkerJob) -> None:
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     llama_cpp, said = library_of(job)
-    there = devices(ggml_of(llama_cpp.llama_cpp._lib, Path(llama_cpp.llama_cpp._base_path)))
+    ggml = ggml_of(llama_cpp.llama_cpp._lib, Path(llama_cpp.llama_cpp._base_path))
+    there = devices(ggml)
     if job.options.get("probe"):
-        return job.finish(**said | {"devices": [{k: v for k, v in d.items() if k != "handle"} for d in there]})
+        return job.finish(**said, devices=[{k: v for k, v in d.items() if k != "handle"} for d in there], idle=idle(ggml))
     backend = next((d for d in there if d["name"] == job.options.get("backend")), None)
     gpus = [] if backend is None or backend["kind"] in (CPU, ACCEL) else [backend["handle"]]
     listed = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
@@ -123,8 +97,11 @@ def main(job: WorkerJob) -> None:
     threads, n = os.cpu_count(), len(job.ids)
     internals = llama_cpp.llama.internals
     states: dict[str, Any] = {}
+    elsewhere = set[str]()
     if names := job.options.get("states"):
         begin_with(llama_cpp, "context", cb_eval=watched(llama_cpp, names, n, states))
+    elif gpus:
+        begin_with(llama_cpp, "context", cb_eval=left(llama_cpp, ggml, gpus[0], elsewhere))
     on_gpu = bool(gpus) if backend else job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
     kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
     alone = backend is not None and backend["kind"] == CPU and any(d["kind"] == ACCEL for d in there)
@@ -155,7 +132,7 @@ def main(job: WorkerJob) -> None:
         one_pass(llama_cpp, more, llm._ctx.ctx, llm.n_vocab())
         if states:
             np.savez(job.folder / "states.npz", **states)
-        more.finish(device=device, **said)
+        more.finish(device=device, **said, **({"elsewhere": sorted(elsewhere)} if gpus else {}))
         more = more.next()
     return None
 
