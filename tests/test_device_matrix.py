@@ -63,7 +63,7 @@ def with_devices(monkeypatch: pytest.MonkeyPatch, work: Callable[[str, Any], Any
 
     def run(name: str, path: Path, ids: Any, spans: Any, options: Any = None, progress: Any = lambda f: None) -> Any:
         told.append((options or {}).get("backend", ""))
-        done = real(name, path, ids, spans, options, progress)
+        done = real(name, path, ids, spans, {**(options or {}), **({"backend": "CPU"} if told[-1] else {})}, progress)
         return work(told[-1], done)
 
     monkeypatch.setattr(runtimes, "run", run)
@@ -127,6 +127,11 @@ def test_a_device_that_leaves_every_rotation_to_the_cpu_proves_nothing() -> None
         "B, llama.cpp:fa: the CPU computed FLASH_ATTN_EXT, ROPE (f32, f32)",
     ]  # fmt: skip
     assert matrix._verdict([cell("CPU"), once, cell("A")], [])["verdict"] == "passed"
+
+
+def test_a_device_that_is_no_longer_there_is_not_the_cpu(out: Path) -> None:
+    with pytest.raises(runtimes.Failed, match="lists no device GPU0 now"):
+        runtimes.run("llama.cpp", out, twin.ids(8), [(0, 8)], {"backend": "GPU0"})
 
 
 def test_where_a_graph_is_computed_is_seen_in_it(out: Path) -> None:

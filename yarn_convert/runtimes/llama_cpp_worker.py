@@ -85,11 +85,17 @@ def main(job: WorkerJob) -> None:
     there = devices(ggml)
     if job.options.get("probe"):
         return job.finish(**said, devices=[{k: v for k, v in d.items() if k != "handle"} for d in there], idle=idle(ggml))
-    backend = next((d for d in there if d["name"] == job.options.get("backend")), None)
+    wish = job.options.get("backend")
+    backend = next((d for d in there if d["name"] == wish), None)
+    if wish and backend is None:
+        raise SystemExit(f"llama.cpp lists no device {wish} now")
     gpus = [] if backend is None or backend["kind"] in (CPU, ACCEL) else [backend["handle"]]
+    on_gpu = bool(gpus) if backend else job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
     listed = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
+    # on the CPU none: it would begin on each GPU all the same, and take its buffers
+    chosen = {"devices": ctypes.cast(listed, ctypes.c_void_p)} if backend or not on_gpu else {}
     # ggml's repacked weights and AMX kernels crash on some virtual machines, and what they round is not RoPE
-    begin_with(llama_cpp, "model", use_extra_bufts=False, **({} if backend is None else {"devices": ctypes.cast(listed, ctypes.c_void_p)}))
+    begin_with(llama_cpp, "model", use_extra_bufts=False, **chosen)
     if job.options.get("tokenize"):
         llm = llama_cpp.Llama(job.model, vocab_only=True, verbose=False)
         np.save(job.folder / "tokens.npy", np.array(llm.tokenize(job.ids.tobytes(), add_bos=False, special=True), np.int64))
@@ -102,7 +108,6 @@ def main(job: WorkerJob) -> None:
         begin_with(llama_cpp, "context", cb_eval=watched(llama_cpp, names, n, states))
     elif gpus:
         begin_with(llama_cpp, "context", cb_eval=left(llama_cpp, ggml, gpus[0], elsewhere))
-    on_gpu = bool(gpus) if backend else job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
     kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
     alone = backend is not None and backend["kind"] == CPU and any(d["kind"] == ACCEL for d in there)
     at_once = ALONE if alone and not flash else BATCH  # flash attention of so few sums up in float16 (ggml-cpu/ops.cpp, use_tiled)
