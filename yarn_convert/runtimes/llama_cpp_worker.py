@@ -1,5 +1,6 @@
 """Logits of a GGUF file in llama.cpp: on the CPU, or on the GPU where it was built for one. The cache is float32 unless a mode says
-float16, and cuBLAS keeps to float32, where it may round to TF32. The context, which chooses one of two lists, is as long as the text.
+float16, and cuBLAS and Vulkan keep to float32, where they may round to TF32 and to float16. The context, which chooses one of two lists,
+is as long as the text.
 
 LLAMA_CPP_LIB_PATH names the folder of another library than llama-cpp-python's own. The option `backend` is one of its devices by name, and
 `probe` only asks which there are."""
@@ -23,6 +24,8 @@ ALL = -1  # layers
 CACHES = {"float32": 0, "float16": 1}  # as ggml numbers its types
 # llama-cpp-python has numbers of its own where llama.cpp has "as the file says" (common/common.h: common_params)
 AS_THE_FILE = {f"yarn_{name}": -1.0 for name in ("ext_factor", "attn_factor", "beta_fast", "beta_slow")}
+# Without them products of float32 are made in TF32 by cuBLAS, and in float16 by Vulkan (ggml-vulkan.cpp: fp16, coopmat_support)
+IN_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0", "GGML_VK_DISABLE_F16": "1", "GGML_VK_DISABLE_COOPMAT": "1", "GGML_VK_DISABLE_COOPMAT2": "1"}
 VALUES = {"bool": lambda text: text == "true", "int": int, "float": float, "str": str}
 
 
@@ -79,7 +82,7 @@ def begin_with(llama_cpp: Any, of: str, **values: Any) -> None:
 
 
 def main(job: WorkerJob) -> None:
-    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    os.environ.update(IN_FLOAT32)
     llama_cpp, said = library_of(job)
     ggml = ggml_of(llama_cpp.llama_cpp._lib, Path(llama_cpp.llama_cpp._base_path))
     there = devices(ggml)
