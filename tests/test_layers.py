@@ -56,7 +56,9 @@ LAZY = {
     "lm_eval",
     "nltk",
 }
-WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")} | {"runtimes.llama_cpp_library"}
+WORKERS = {f"runtimes.{name}_worker" for name in ("transformers", "llama_cpp", "mlx", "vllm", "openvino")} | {
+    f"runtimes.llama_cpp_{part}" for part in ("library", "graph")
+}
 
 
 def modules() -> dict[str, Path]:

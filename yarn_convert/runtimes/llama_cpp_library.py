@@ -176,11 +176,16 @@ def ggml_of(library: Any, folder: Path) -> Any:
     except AttributeError:
         found = ctypes.CDLL(str(next(p for p in sorted(folder.iterdir()) if re.fullmatch(r"(lib)?ggml\.(so|dylib|dll)", p.name))))
     for name, kind, arguments in (
-        ("count", ctypes.c_size_t, []), ("get", ctypes.c_void_p, [ctypes.c_size_t]), ("name", ctypes.c_char_p, [ctypes.c_void_p]),
-        ("description", ctypes.c_char_p, [ctypes.c_void_p]), ("type", ctypes.c_int, [ctypes.c_void_p]),
+        ("dev_count", ctypes.c_size_t, []), ("dev_get", ctypes.c_void_p, [ctypes.c_size_t]),
+        ("dev_name", ctypes.c_char_p, [ctypes.c_void_p]), ("dev_description", ctypes.c_char_p, [ctypes.c_void_p]),
+        ("dev_type", ctypes.c_int, [ctypes.c_void_p]), ("dev_buffer_type", ctypes.c_void_p, [ctypes.c_void_p]),
+        ("buffer_get_type", ctypes.c_void_p, [ctypes.c_void_p]), ("reg_count", ctypes.c_size_t, []),
+        ("reg_get", ctypes.c_void_p, [ctypes.c_size_t]), ("reg_name", ctypes.c_char_p, [ctypes.c_void_p]),
+        ("reg_dev_count", ctypes.c_size_t, [ctypes.c_void_p]),
     ):  # fmt: skip
-        function = getattr(found, f"ggml_backend_dev_{name}")
+        function = getattr(found, f"ggml_backend_{name}")
         function.restype, function.argtypes = kind, arguments
+    found.ggml_op_desc.restype, found.ggml_op_desc.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
     return found
 
 
@@ -192,3 +197,9 @@ def devices(ggml: Any) -> list[dict[str, Any]]:
         kind, name, says = (getattr(ggml, f"ggml_backend_dev_{what}")(handle) for what in ("type", "name", "description"))
         found.append({"name": name.decode(), "description": says.decode("utf-8", "replace").strip(), "kind": KINDS[kind], "handle": handle})
     return found
+
+
+def idle(ggml: Any) -> list[str]:
+    """The names of its backends that list no device here: as Vulkan's where no driver is, or a driver of software alone."""
+    backends = [ggml.ggml_backend_reg_get(i) for i in range(ggml.ggml_backend_reg_count())]
+    return [ggml.ggml_backend_reg_name(b).decode() for b in backends if not ggml.ggml_backend_reg_dev_count(b)]

@@ -1,5 +1,6 @@
 """Logits of a GGUF file in llama.cpp: on the CPU, or on the GPU where it was built for one. The cache is float32 unless a mode says
-float16, and cuBLAS keeps to float32, where it may round to TF32. The context, which chooses one of two lists, is as long as the text.
+float16, and cuBLAS and Vulkan keep to float32, where they may round to TF32 and to float16. The context, which chooses one of two lists,
+is as long as the text.
 
 LLAMA_CPP_LIB_PATH names the folder of another library than llama-cpp-python's own. The option `backend` is one of its devices by name, and
 `probe` only asks which there are."""
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_cpp_library import ACCEL, CPU, Unfit, about, devices, ggml_of, load
+from llama_cpp_graph import left, watched
+from llama_cpp_library import ACCEL, CPU, Unfit, about, devices, ggml_of, idle, load
 from protocol import UNFIT, WorkerJob
 
 BATCH = 512
@@ -22,6 +24,8 @@ ALL = -1  # layers
 CACHES = {"float32": 0, "float16": 1}  # as ggml numbers its types
 # llama-cpp-python has numbers of its own where llama.cpp has "as the file says" (common/common.h: common_params)
 AS_THE_FILE = {f"yarn_{name}": -1.0 for name in ("ext_factor", "attn_factor", "beta_fast", "beta_slow")}
+# Without them products of float32 are made in TF32 by cuBLAS, and in float16 by Vulkan (ggml-vulkan.cpp: fp16, coopmat_support)
+IN_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0", "GGML_VK_DISABLE_F16": "1", "GGML_VK_DISABLE_COOPMAT": "1", "GGML_VK_DISABLE_COOPMAT2": "1"}
 VALUES = {"bool": lambda text: text == "true", "int": int, "float": float, "str": str}
 
 
@@ -47,34 +51,6 @@ def told(arguments: list[str]) -> dict[str, Any]:
         else:
             raise SystemExit(f"no option of RoPE: {option}")
     return {**found, "kv_overrides": keys or None}
-
-
-class GgmlTensor(ctypes.Structure):
-    """struct ggml_tensor of ggml/include/ggml.h, as far as it is read: type, size and place of what a name has."""
-
-    _fields_ = (
-        ("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("ne", ctypes.c_int64 * 4), ("nb", ctypes.c_size_t * 4), ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16), ("flags", ctypes.c_int32), ("src", ctypes.c_void_p * 10), ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t), ("data", ctypes.c_void_p), ("name", ctypes.c_char * 64),
-    )  # fmt: skip
-
-
-def watched(llama_cpp: Any, names: list[str], n: int, found: dict[str, Any]) -> Any:
-    """A callback of ggml's scheduler that keeps the tensors of these names, float32[n, numbers], as it computes them."""
-
-    def keep(address: int, asks: bool, _: Any) -> bool:
-        t = GgmlTensor.from_address(address)
-        name = t.name.decode(errors="replace")
-        if name not in names:
-            return not asks
-        if not asks and t.type == 0 and n in t.ne[1:3]:
-            rows = np.lib.stride_tricks.as_strided(
-                np.ctypeslib.as_array(ctypes.cast(t.data, ctypes.POINTER(ctypes.c_float)), (1,)), t.ne[::-1], t.nb[::-1]
-            )
-            found[name] = rows.copy().reshape(n, -1)
-        return True
-
-    return llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(keep)
 
 
 def library_of(job: WorkerJob) -> tuple[Any, dict[str, Any]]:
@@ -106,16 +82,23 @@ def begin_with(llama_cpp: Any, of: str, **values: Any) -> None:
 
 
 def main(job: WorkerJob) -> None:
-    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    os.environ.update(IN_FLOAT32)
     llama_cpp, said = library_of(job)
-    there = devices(ggml_of(llama_cpp.llama_cpp._lib, Path(llama_cpp.llama_cpp._base_path)))
+    ggml = ggml_of(llama_cpp.llama_cpp._lib, Path(llama_cpp.llama_cpp._base_path))
+    there = devices(ggml)
     if job.options.get("probe"):
-        return job.finish(**said | {"devices": [{k: v for k, v in d.items() if k != "handle"} for d in there]})
-    backend = next((d for d in there if d["name"] == job.options.get("backend")), None)
+        return job.finish(**said, devices=[{k: v for k, v in d.items() if k != "handle"} for d in there], idle=idle(ggml))
+    wish = job.options.get("backend")
+    backend = next((d for d in there if d["name"] == wish), None)
+    if wish and backend is None:
+        raise SystemExit(f"llama.cpp lists no device {wish} now")
     gpus = [] if backend is None or backend["kind"] in (CPU, ACCEL) else [backend["handle"]]
+    on_gpu = bool(gpus) if backend else job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
     listed = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
+    # on the CPU none: it would begin on each GPU all the same, and take its buffers
+    chosen = {"devices": ctypes.cast(listed, ctypes.c_void_p)} if backend or not on_gpu else {}
     # ggml's repacked weights and AMX kernels crash on some virtual machines, and what they round is not RoPE
-    begin_with(llama_cpp, "model", use_extra_bufts=False, **({} if backend is None else {"devices": ctypes.cast(listed, ctypes.c_void_p)}))
+    begin_with(llama_cpp, "model", use_extra_bufts=False, **chosen)
     if job.options.get("tokenize"):
         llm = llama_cpp.Llama(job.model, vocab_only=True, verbose=False)
         np.save(job.folder / "tokens.npy", np.array(llm.tokenize(job.ids.tobytes(), add_bos=False, special=True), np.int64))
@@ -123,9 +106,11 @@ def main(job: WorkerJob) -> None:
     threads, n = os.cpu_count(), len(job.ids)
     internals = llama_cpp.llama.internals
     states: dict[str, Any] = {}
+    elsewhere = set[str]()
     if names := job.options.get("states"):
         begin_with(llama_cpp, "context", cb_eval=watched(llama_cpp, names, n, states))
-    on_gpu = bool(gpus) if backend else job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
+    elif gpus:
+        begin_with(llama_cpp, "context", cb_eval=left(llama_cpp, ggml, gpus[0], elsewhere))
     kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
     alone = backend is not None and backend["kind"] == CPU and any(d["kind"] == ACCEL for d in there)
     at_once = ALONE if alone and not flash else BATCH  # flash attention of so few sums up in float16 (ggml-cpu/ops.cpp, use_tiled)
@@ -155,7 +140,7 @@ def main(job: WorkerJob) -> None:
         one_pass(llama_cpp, more, llm._ctx.ctx, llm.n_vocab())
         if states:
             np.savez(job.folder / "states.npz", **states)
-        more.finish(device=device, **said)
+        more.finish(device=device, **said, **({"elsewhere": sorted(elsewhere)} if gpus else {}))
         more = more.next()
     return None
 

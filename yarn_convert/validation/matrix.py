@@ -2,7 +2,8 @@
 against the reference. As llama.cpp's own tests/test-llama-archs.cpp does it for its architectures; here with the RoPE of one file.
 
 A device is CPU, BLAS, CUDA0, Metal, Vulkan0, …: what llama.cpp lists. What only helps the CPU, as BLAS, is there in every run of it; so for
-the CPU alone tokens go through 16 at a time, which are too few for BLAS. Tolerances are those of any validation: of float32, and of the
+the CPU alone tokens go through 16 at a time, which are too few for BLAS. What a device has no kernel for, llama.cpp leaves to the CPU,
+which a cell says; where that is RoPE, the device proves nothing. Tolerances are those of any validation: of float32, and of the
 noise that a type or a cache makes in the reference.
 """
 
@@ -44,13 +45,14 @@ from .study import FAILED, NOT_RUN, PASSED, WIDTH, Question, real_subject, study
 from .verdict import INCONCLUSIVE
 
 RUNTIME = "llama.cpp"
+TURNS = "ROPE"  # as ggml names the operation
 TYPES = ("f32", "f16", "bf16", "q8_0")
 LONGEST = 16384  # tokens, unless more are asked for: every cell computes them
 
 
 class Cell(Struct, frozen=True, kw_only=True):
     """One run: a device in a type of weights and a mode of llama.cpp. `nmse` and `kl` of the worst window; `blind_to`: wrong recipes that
-    would have passed it; `why` it did not pass."""
+    would have passed it; `elsewhere`: operations of the graph that a GPU left to the CPU; `why` it did not pass."""
 
     device: str
     dtype: str
@@ -62,6 +64,7 @@ class Cell(Struct, frozen=True, kw_only=True):
     tolerance: float
     seconds: float | None
     blind_to: tuple[str, ...]
+    elsewhere: tuple[str, ...]
 
 
 class MatrixDevice(Struct, frozen=True):
@@ -74,12 +77,14 @@ class MatrixDevice(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMatrix(Result):
-    """What the twin of `model` gave on each device, over `tokens` of them, and the `verdict` with its `reasons`."""
+    """What the twin of `model` gave on each device, over `tokens` of them, and the `verdict` with its `reasons`. `idle`: backends of this
+    llama.cpp that list no device here."""
 
     model: str
     tokens: int
     version: str
     devices: tuple[MatrixDevice, ...]
+    idle: tuple[str, ...]
     cells: tuple[Cell, ...]
     verdict: str
     reasons: tuple[str, ...]
@@ -107,7 +112,7 @@ def device_matrix(model: str, settings: ValidateOptions, say: SayStage = silent)
     result: dict[str, Any] = {
         "model": c.source.name,
         "tokens": tokens,
-        **{k: found[k] for k in ("version", "devices", "library") if k in found},
+        **{k: found[k] for k in ("version", "devices", "idle", "library") if k in found},
     }
     return convert(json.loads(json.dumps(result | {"cells": cells} | _verdict(cells, wrong) | made())), DeviceMatrix)
 
@@ -160,21 +165,32 @@ def _cell(device: str, dtype: str, r: Mapping[str, Any]) -> dict[str, Any]:
     worst = {m: max((w[m] for w in r["windows"] if w[m] is not None), default=None) for m in ("nmse", "kl")}
     return {
         "device": device, "dtype": dtype, "mode": r["runtime"], "verdict": r["verdict"] if ran else NOT_RUN, "why": r["why"], **worst,
-        "tolerance": r["tolerance"]["nmse"], "seconds": r.get("seconds"), "blind_to": r["blind_to"],
+        "tolerance": r["tolerance"]["nmse"], "seconds": r.get("seconds"), "blind_to": r["blind_to"], "elsewhere": r.get("elsewhere", ()),
     }  # fmt: skip
 
 
 def _verdict(cells: Sequence[Mapping[str, Any]], wrong: Sequence[str]) -> dict[str, Any]:
-    """Failed where any cell is; inconclusive where a device ran nothing, or where none of its cells tells a wrong recipe apart."""
+    """Failed where any cell is; inconclusive where a device ran nothing, or has turned nothing, or where none of its cells tells a wrong
+    recipe apart."""
     failures = [f"{c['device']}, {c['dtype']}, {c['mode']}: {c['why']}" for c in cells if c["verdict"] == FAILED]
     notes = [f"{c['device']}, {c['dtype']}, {c['mode']} was not run: {c['why']}" for c in cells if c["verdict"] == NOT_RUN]
     doubts = []
     for device in dict.fromkeys(c["device"] for c in cells):
         ran = [c for c in cells if c["device"] == device and c["verdict"] == PASSED]
         doubts += [] if ran else [f"{device} computed nothing that passed"]
+        doubts += [f"{device} turned nothing: {TURNS} was left to the CPU"] if ran and all(TURNS in c["elsewhere"] for c in ran) else []
         doubts += [f"{device} would have passed with {name!r} too" for name in wrong if ran and all(name in c["blind_to"] for c in ran)]
     verdict = FAILED if failures else INCONCLUSIVE if doubts else PASSED
-    return {"verdict": verdict, "reasons": failures or [*doubts, *notes]}
+    return {"verdict": verdict, "reasons": [*(failures or [*doubts, *notes]), *_left(cells)]}
+
+
+def _left(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What devices left to the CPU, by device and mode."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for c in cells:
+        if c["elsewhere"]:
+            found.setdefault((c["device"], c["mode"], *c["elsewhere"]), []).append(c["dtype"])
+    return [f"{device}, {mode}: the CPU computed {', '.join(what)} ({', '.join(types)})" for (device, mode, *what), types in found.items()]
 
 
 def matrix_lines(m: DeviceMatrix, quiet: bool = False, room: int | None = None) -> list[str]:
@@ -187,6 +203,7 @@ def matrix_lines(m: DeviceMatrix, quiet: bool = False, room: int | None = None) 
     which = f" ({m.library.name}, commit {m.library.commit or 'unknown'})" if m.library else ""
     out = [f"the twin of {m.model} in llama.cpp {m.version}{which}, {m.tokens:,} tokens: NMSE of the worst window", ""]
     out += [f"  {d.name:<{width}}  {d.kind}, {d.description}" for d in m.devices]
+    out += [f"  no device of {', '.join(m.idle)}"] if m.idle else []
     body = []
     for device, dtype in dict.fromkeys((c.device, c.dtype) for c in m.cells):
         row = {c.mode: c for c in m.cells if (c.device, c.dtype) == (device, dtype)}
@@ -199,4 +216,4 @@ def _shown(c: Cell) -> str:
     if c.verdict == NOT_RUN:
         return NOT_RUN
     number = "no number" if c.nmse is None else f"{c.nmse:.1e}"
-    return number if c.verdict == PASSED else f"FAILED {number}"
+    return ("" if c.verdict == PASSED else "FAILED ") + number + ("*" if c.elsewhere else "")

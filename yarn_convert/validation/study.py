@@ -348,7 +348,7 @@ def _runtime(
         layer = "length" if e.too_long else "runtime"
         return result | {"verdict": FAILED, "windows": [], "layer": layer, "why": e.message, "as_predicted": foreseen}
     result |= {"version": done.info.get("version"), "seconds": done.info["seconds"], "device": done.info.get("device")}
-    result |= {"library": done.info["library"]} if "library" in done.info else {}
+    result |= {k: done.info[k] for k in ("library", "elsewhere") if k in done.info}
     top_k = done.info.get("kind") == "log-probabilities"
     if done.logits.shape[1] < expected.shape[1]:
         why = f"it gives {done.logits.shape[1]} logits a position, the model has {expected.shape[1]} tokens"
