@@ -178,7 +178,7 @@ def test_what_may_not_be_read_is_one_line(
     with published(monkeypatch, tmp_path, **repos) as hub:
         hub.repos["some-org/closed"].gated = hub.repos["some-org/closed-gguf"].gated = "auto"
         hub.repos["some-org/secret"].private = True
-        code, _, err = run(capsys, "validate", *words, "--cut", "2")
+        code, _, err = run(capsys, "validate", *words, "--cut", "2", "-q")
     error, line = err.splitlines()
     assert (code, says in error, hint in line) == (1, True, True), err
 

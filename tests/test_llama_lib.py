@@ -92,7 +92,7 @@ def test_what_is_no_llama_cpp_is_one_line(
 ) -> None:
     (tmp_path / "bin").mkdir()
     made(tmp_path / "bin")
-    assert main(["validate", str(validated), "--twin", "--llama-lib", str(tmp_path / "bin")]) == 1
+    assert main(["validate", str(validated), "--twin", "-q", "--llama-lib", str(tmp_path / "bin")]) == 1
     said = capsys.readouterr()
     assert says in said.err and said.err.count("\n") == 2 and not said.out
 

@@ -87,7 +87,7 @@ def main(job: WorkerJob) -> None:
     ggml = ggml_of(llama_cpp.llama_cpp._lib, Path(llama_cpp.llama_cpp._base_path))
     there = devices(ggml)
     if job.options.get("probe"):
-        return job.finish(**said, devices=[{k: v for k, v in d.items() if k != "handle"} for d in there], idle=idle(ggml))
+        return job.finish(**said | {"devices": [{k: v for k, v in d.items() if k != "handle"} for d in there], "idle": idle(ggml)})
     wish = job.options.get("backend")
     backend = next((d for d in there if d["name"] == wish), None)
     if wish and backend is None:
