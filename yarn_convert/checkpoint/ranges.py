@@ -12,7 +12,7 @@ from ..formats.digests import Progress
 from ..formats.gguf_file import open_gguf
 from ..formats.tensors import MAX_HEADER, Tensor, read_safetensors
 from .model import Checkpoint
-from .source import byte_range, hub_error
+from .source import byte_range, file_in_cache, hub_error
 
 PIECE = 1 << 24  # bytes of one request
 GAP = 1 << 12  # bytes between two tensors that are fetched with them: a GGUF has some
@@ -26,13 +26,14 @@ def fetched(c: Checkpoint, names: Collection[str], folder: Path, progress: Progr
     """
     if c.source.headers is None:
         return replace(c, tensors={name: c.tensors[name] for name in names})
+    assert c.source.repo is not None
     shards: dict[str, list[Tensor]] = {}
     for name in names:
         shards.setdefault(c.source.shards[name], []).append(c.tensors[name])
     found: dict[str, Tensor] = {}
     with (folder / "ranges").open("wb") as f:
         for shard, tensors in shards.items():
-            if (whole := _cached(c, shard)) is not None:
+            if (whole := file_in_cache(c.source.repo, shard, c.source.commit)) is not None:
                 there = open_gguf(whole).tensors if c.gguf else read_safetensors(whole)[0]
                 found |= {t.name: replace(t, path=whole, offset=there[t.name].offset) for t in tensors}
                 progress(sum(t.nbytes for t in tensors))
@@ -56,15 +57,6 @@ def _runs(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
         else:
             found.append([t])
     return found
-
-
-def _cached(c: Checkpoint, name: str) -> Path | None:
-    """A file of the commit that `c` was opened at, where the Hub's cache has it."""
-    from huggingface_hub import try_to_load_from_cache
-
-    assert c.source.repo is not None
-    found = try_to_load_from_cache(c.source.repo, name, revision=c.source.commit)
-    return Path(found) if isinstance(found, str) else None
 
 
 def _length(c: Checkpoint, shard: str) -> int:

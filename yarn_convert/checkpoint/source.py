@@ -186,12 +186,12 @@ def _hub(wish: Named, revision: str | None, weights: bool, name: str) -> Source:
 def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str, sizes: Mapping[str, int]) -> Path:
     """The folder of the snapshot of `commit`, with the files of these names in it; `sizes`: bytes by name. InputError where the client
     gives something else: while the Hub is busy it takes what its cache has, an older commit or a part."""
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download
 
     wanted = [glob.escape(name) for name in sorted(names)]
 
     def snapshot() -> str:
-        missing = [name for name in names if not isinstance(try_to_load_from_cache(repo, name, revision=commit), str)]
+        missing = [name for name in names if file_in_cache(repo, name, commit) is None]
         size = sum(sizes[name] for name in missing)
         what = f"fetching {len(missing)} files of {repo}" + (f", {size / 1e9:.2f} GB" if size >= WORTH_SAYING else "")
         if missing:
@@ -205,6 +205,14 @@ def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str,
             f"could not get {repo} from the Hub as it is now", "it is busy, or is being changed: try again; the download resumes"
         )
     return path
+
+
+def file_in_cache(repo: str, name: str, commit: str | None) -> Path | None:
+    """A file of a commit, where the Hub's cache has it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, name, revision=commit)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _cached(wish: Named, revision: str | None) -> Path | Source | None:

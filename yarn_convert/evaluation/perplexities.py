@@ -44,8 +44,8 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
     described = []
     first: dict[int, float] = {}
     for (subject, lines, documents), same in zip(subjects, compared, strict=True):
-        plans = _plans(documents, widths, wish.tokens, stride, len(subject.lead))
         lead = len(subject.lead)
+        plans = _plans(documents, widths, wish.tokens, stride, lead)
         work = [
             (line, i, p)
             for line in lines

@@ -35,6 +35,11 @@ def operations(c: Checkpoint, n: int, layers: int | None = None) -> float:
     return share * (2.0 * parameters * n + 2.0 * c.layers * width * n * n)
 
 
+def all_passes(names: Sequence[str]) -> float:
+    """How many passes of the reference take as long as its own and those of the runtimes."""
+    return 1 + sum(runtime_of(name).cost for name in names)
+
+
 @dataclass(frozen=True, slots=True)
 class Outline:
     """What is going to be done to `c`: `hashed` and `compared`, bytes of its files and of its weights; runs of its weights over `real`
@@ -54,7 +59,7 @@ class Outline:
 
     def within(self, budget: float) -> Outline:
         """With a text that so many seconds may allow."""
-        passes, n = 1 + sum(runtime_of(name).cost for name in self.names), self.real
+        passes, n = all_passes(self.names), self.real
         while n > PREFIX and passes * operations(self.c, n, self.cut or None) / self.rate > budget:
             n //= 2
         return replace(self, real=n)

@@ -29,10 +29,10 @@ def named_otherwise(c: Checkpoint, base: Checkpoint) -> Iterator[str]:
     if other:
         yield f"its texts end at {_listed(mine)}, the base's at {_listed(theirs)}"
         return
-    for name, a, b in ((CONFIG, c.config, base.config), (GENERATION, _generation(c), _generation(base))):
+    for name, a, b in ((CONFIG, c.config, base.config), (GENERATION, json_of(c, GENERATION), json_of(base, GENERATION))):
         for key in IDS if base.gguf is None and a and b else ():
             found, wanted = ids_of(a.get(key)), ids_of(b.get(key))
-            if key == "eos_token_id" and found and found < wanted and a is c.config and ends(c) == ids_of(_generation(c).get(key)):
+            if key == "eos_token_id" and found and found < wanted and a is c.config and ends(c) == ids_of(json_of(c, GENERATION).get(key)):
                 continue  # a GGUF names one of a list, and generation_config.json has them all
             if found != wanted and (wanted or found - _unsaid(base, key.removesuffix("_token_id"))):
                 yield f"{name}: its {key} is {a.get(key)}, the base's {b.get(key)}"
@@ -51,11 +51,6 @@ def ids_of(value: Any) -> set[int]:
 
 def _listed(ids: set[int]) -> str:
     return ", ".join(map(str, sorted(ids))) or "no token"
-
-
-def _generation(c: Checkpoint) -> Mapping[str, Any]:
-    """generation_config.json; {} where there is none, or it cannot be read, which `warnings` says."""
-    return json_of(c, GENERATION)
 
 
 def warnings(c: Checkpoint) -> list[str]:
@@ -89,7 +84,7 @@ def _of_folder(c: Checkpoint) -> Iterator[str]:
         c.json_of(GENERATION)
     except YarnConvertError as e:
         yield f"{e.message}: transformers goes on without it"
-    said, written = _generation(c), dict(c.written)
+    said, written = json_of(c, GENERATION), dict(c.written)
     yield from (
         f"{name}: {line}" for name, x in ((GENERATION, said), (CONFIG, written)) for line in _strangers(c, {k: x.get(k) for k in IDS})
     )

@@ -21,7 +21,7 @@ from ..options import ValidateOptions
 from ..readers.switching import whole_context
 from ..rope import Effect
 from ..runtimes.table import runtime_of
-from .course import LOADING, Course, operations
+from .course import LOADING, Course, all_passes, operations
 from .cut import kept_layers
 from .cuts import Cuts, write_cuts
 from .excerpt import layers_of, write_excerpt
@@ -193,6 +193,6 @@ def affordable(reference: Reference, c: Checkpoint, q: Question, names: Sequence
     def cost(n: int) -> float:
         return an_operation * operations(c, n)
 
-    passes = 1 + sum(runtime_of(name).cost for name in names)
+    passes = all_passes(names)
     lengths = range(SHORTEST, len(ids) + 1, WIDTH // 4)
     return max((n for n in lengths if cost(n) * passes + 4 * cost(min(n, PREFIX)) <= budget), default=min(len(ids), WIDTH))
