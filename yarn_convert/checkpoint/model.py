@@ -217,7 +217,7 @@ class Checkpoint:
     def files(self) -> dict[str, Path]:
         """Every file by which the model is computed and read, by its name: weights, their index, config, tokenizer and code; not its
         papers, nor what yarn-convert leaves beside it."""
-        found = {path.name: path for path in self.weight_files if self.source.headers is None}  # else there are none here
+        found = {path.name: path for path in self.weight_files if self.source.has_weights}  # else there are none here
         if self.gguf is None:
             folder = self.source.path
             names = [n for n in belonging(folder) if not PAPERS.fullmatch(n)] + [n for n in INDEXES if exists(folder, n)]

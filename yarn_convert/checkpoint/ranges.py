@@ -24,7 +24,7 @@ def fetched(c: Checkpoint, names: Collection[str], folder: Path, progress: Progr
 
     Raises InputError where the Hub cannot be reached, or has changed.
     """
-    if c.source.headers is None:
+    if c.source.has_weights:
         return replace(c, tensors={name: c.tensors[name] for name in names})
     assert c.source.repo is not None
     shards: dict[str, list[Tensor]] = {}

@@ -56,6 +56,11 @@ class Source:
     def is_gguf(self) -> bool:
         return is_gguf(self.path)
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether its weights are on this machine, and not only what is said of them."""
+        return self.headers is None
+
 
 def resolve(model: str, revision: str | None = None, weights: bool = True) -> Source:
     """Find `model` and, for the Hub, download what a conversion reads (`weights=False`: all but the weights' data; a

@@ -69,7 +69,7 @@ def _different(c: Checkpoint, base: Checkpoint, parts: Mapping[str, Part]) -> di
 def _here(c: Checkpoint, layers: tuple[int, ...], folder: Path, alone: bool, say: SayStage) -> tuple[Checkpoint, int]:
     """(`c` with what a cut of it needs, the bytes of that which were fetched). `alone`: without what stands around a language model."""
     names = [name for name in needed(c, layers) if not alone or name in c.names]
-    remote, total, done = c.source.headers is not None, sum(c.tensors[name].nbytes for name in names), 0
+    remote, total, done = not c.source.has_weights, sum(c.tensors[name].nbytes for name in names), 0
     whole = sum(t.nbytes for t in c.tensors.values())
     stage = f"fetching {total / 1e9:.2f} of {whole / 1e9:.2f} GB of {c.source.name}"
 

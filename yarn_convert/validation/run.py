@@ -141,7 +141,7 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: Course,
 def _opened(model: str, revision: str | None, weights: bool, cut: int | None) -> Checkpoint:
     """A model; of one on the Hub that is cut no weights but the headers, where it has such."""
     source = resolve(model, revision, weights=weights and not cut)
-    if weights and cut and (source.headers is None if source.repo else source.headers is not None):
+    if weights and cut and source.has_weights == bool(source.repo):
         source = resolve(model, revision)
     return open_checkpoint(source)
 
@@ -292,7 +292,7 @@ def _beta_meant(c: Checkpoint, manifest: Manifest | None, s: ValidateOptions) ->
 
 
 def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: SayStage, beta: float | None = None) -> dict[str, Any]:
-    if not c.tensors or c.source.headers is not None or (base is not None and base.source.headers is not None):
+    if not c.tensors or not c.source.has_weights or (base is not None and not base.source.has_weights):
         why = "without weights there is nothing to compare" if base is None or not c.tensors else ONLY_CUT
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
@@ -378,7 +378,7 @@ def _outline(
     """What is going to be done, as far as that is known before anything runs."""
     lengths, rate = _lengths(c, base, q, settings), RATES[q.device]
     hashed = sum(path.stat().st_size for path in c.files.values())
-    compared = sum(t.nbytes for t in c.tensors.values()) if (base or manifest) and c.source.headers is None else 0
+    compared = sum(t.nbytes for t in c.tensors.values()) if (base or manifest) and c.source.has_weights else 0
     kinds = (lengths.get("real", 0), lengths.get("twin", 0), settings.cut or 0)
     found = Outline(c, names, hashed, compared, *kinds, based=base is not None, short=short_side(q.meant), rate=rate)
     budget = budget_of(q, settings)
