@@ -14,7 +14,7 @@ ORDER = [
     "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma", "families.gemma4", "families.gemma3n",
     "families.others", "families.mla", "families.minicpm", "families.gpt_oss", "families.experts", "families.mixtures", "families.llama4",
     "families", "formats.tensors", "formats.changes", "formats.orders", "formats.layout", "formats.gguf_file",
-    "formats.general", "formats.split", "formats.json_text", "checkpoint.manifest", "checkpoint.config", "formats.dtypes",
+    "formats.general", "formats.split", "formats.json_text", "checkpoint.manifest", "checkpoint.config", "formats.dtypes", "formats.imatrix",
     "formats.quantizer", "formats", "readers.reading", "readers.rows", "readers.nested", "readers.others", "readers.seen", "readers.methods",
     "readers.config", "readers.judge", "readers.gguf", "readers.others_gguf", "readers.switching", "readers.survey", "readers.told", "readers", "dialects.shared",
     "dialects.config_json", "dialects.gguf", "dialects", "dialects.rivals", "checkpoint.naming", "checkpoint.source", "checkpoint.lengths",

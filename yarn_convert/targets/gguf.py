@@ -16,8 +16,9 @@ from ..formats import general
 from ..formats.contents import GENERATION
 from ..formats.dtypes import F32, OUTTYPES, PLAIN
 from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
+from ..formats.imatrix import OTHER_MODEL
 from ..formats.layout import Part
-from ..formats.quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
+from ..formats.quantizer import MIXES, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
 from ..formats.tensors import Tensor, in_memory, same_bytes
 from ..readers.gguf import LLAMA_CPP, READ_AT
 from ..readers.judge import Verdict

@@ -13,9 +13,10 @@ from ..checkpoint import Checkpoint
 from ..errors import Inexpressible, no_such
 from ..families.schema import ROPE_OBJECTS
 from ..formats.dtypes import OUTTYPES, PLAIN
+from ..formats.imatrix import Imatrix
 from ..formats.json_text import REMOVE
 from ..formats.layout import Part
-from ..formats.quantizer import MIXES, Imatrix
+from ..formats.quantizer import MIXES
 from ..readers.judge import Verdict, judge, judge_configs
 from ..rope import Array, Rope, table, temperature
 from .moving import Job
