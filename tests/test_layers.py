@@ -17,7 +17,7 @@ ORDER = [
     "formats.general", "formats.split", "formats.json_text", "checkpoint.manifest", "checkpoint.config", "formats.dtypes", "formats.imatrix",
     "formats.quantizer", "formats", "readers.reading", "readers.rows", "readers.nested", "readers.others", "readers.seen", "readers.methods",
     "readers.config", "readers.judge", "readers.gguf", "readers.others_gguf", "readers.switching", "readers.survey", "readers.told", "readers", "dialects.shared",
-    "dialects.config_json", "dialects.gguf", "dialects", "dialects.rivals", "checkpoint.naming", "checkpoint.source", "checkpoint.lengths",
+    "dialects.config_json", "dialects.gguf", "dialects", "dialects.rivals", "checkpoint.naming", "checkpoint.hub_client", "checkpoint.source", "checkpoint.lengths",
     "tokenizers.schema", "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing",
     "tokenizers.spelling", "tokenizers", "checkpoint.packing", "checkpoint.model", "checkpoint.opening", "checkpoint.ranges", "checkpoint", "targets.rows",

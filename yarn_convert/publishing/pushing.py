@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
+from ..checkpoint.hub_client import patient
 from ..checkpoint.manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
-from ..checkpoint.source import Say, patient, weight_files
+from ..checkpoint.source import Say, weight_files
 from ..conversion import Conversion, prepare
 from ..errors import InputError, UsageError, YarnConvertError
 from ..formats.decoding import decoded
