@@ -26,7 +26,7 @@ from ..formats.tensors import INDEXES, Tensor, in_memory, load_json
 from ..readers import Beside
 from ..rope import Array, Rope, Table, effect, geometric
 from .lengths import DUAL_CHUNKS, checked_length, reach, stale
-from .manifest import recipe_in
+from .manifest import RopeRecord, recipe_in
 from .packing import Packing, packing_of
 from .source import Source
 
@@ -105,6 +105,11 @@ class Checkpoint:
         return self
 
     @property
+    def recorded(self) -> RopeRecord | None:
+        """The recipe that yarn-convert left in a GGUF; None where there is none, and of a folder. FormatError for what is no recipe."""
+        return recipe_in(self.gguf.get(RECIPE)) if self.gguf and RECIPE in self.gguf.fields else None
+
+    @property
     def stale(self) -> str:
         """Why the context that the file names is not what its recipe makes of the L that it names; "" if it is."""
         key = "context_length" if self.gguf else "max_position_embeddings"
@@ -135,7 +140,7 @@ class Checkpoint:
             return self.sliding_window
         said: Any = None
         with contextlib.suppress(FormatError):
-            said = recipe_in(self.gguf.get(RECIPE)).sliding_window if RECIPE in self.gguf.fields else None
+            said = self.recorded.sliding_window if self.recorded else None
         if not said and self.family.hf.windowed:
             said = self.config.get(f"{self.family.gguf_arch}.{WINDOW}")
         return said if type(said) is int and said >= self.context else None

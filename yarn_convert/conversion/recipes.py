@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from ..asking import Help, hints, split
-from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
-from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest, recipe_in
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest
 from ..checkpoint.source import resolve
 from ..errors import FormatError, InputError, Unsupported, UsageError
 from ..formats.decoding import decoded, parse
@@ -177,8 +177,8 @@ def recipe_of_model(c: Checkpoint) -> Recipe:
     manifest = read_manifest(c.source.path)
     if manifest is not None:
         return of_record(manifest.recipe, manifest.context, manifest)
-    if c.gguf and RECIPE in c.gguf.fields:
-        return of_record(recipe_in(c.gguf.get(RECIPE)), c.context)
+    if record := c.recorded:
+        return of_record(record, c.context)
     c = c.certain()
     return of_rope(claimed(c), c.context)
 
