@@ -36,7 +36,7 @@ from ..readers.gguf import LLAMA_CPP
 from ..readers.judge import Verdict, VerdictLayer, judge
 from ..readers.told import TOLD, Told
 from ..rope import METHODS, RTOL, Array, Rope, rounding_of, table, temperature
-from ..targets.plan import carry_gguf, hf_spellings, shape_keys
+from ..targets.plan import carry_gguf, hf_spellings, keys_with
 from .extension import Extension, extend
 
 FLAGS = {  # field of `Flags` -> its option; {tokens} has its own place
@@ -342,8 +342,7 @@ def loaded(c: Checkpoint) -> Loaded:
     if not c.family.listed:
         raise Inexpressible(f"no GGUF is made here of {c.family.name}", "--converter LLAMA_CPP makes one by llama.cpp's own converter")
     _, keys, factors = carry_gguf(c, c.rope, c.context, "auto")
-    said = {"general.architecture": c.family.gguf_arch, **shape_keys(c)} | {k: v.data for k, v in keys.items() if v is not None}
-    return Loaded(said, factors)
+    return Loaded(keys_with(c, keys), factors)
 
 
 def _gguf_ways(c: Checkpoint, e: Extension, row: Told) -> Iterator[Override]:
