@@ -16,7 +16,7 @@ from ..asking import check_choices, taking
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Manifest, read_manifest, whole_recipe
 from ..checkpoint.source import resolve
-from ..compute.record import DTYPES, SHORTEST, SayStage, made, record, silent
+from ..compute.record import DTYPES, SHORTEST, SayStage, counted, made, record, silent
 from ..compute.reference import Reference, pick_device
 from ..compute.values import changed_since, other_model
 from ..compute.weights import check_weights
@@ -26,7 +26,7 @@ from ..conversion.intention import Intention, answered, check_recipe, intention_
 from ..conversion.overriding import Override, overrides_of
 from ..conversion.tempering import of_another, recorded_beta, tempered
 from ..errors import UsageError, need
-from ..formats.digests import Progress, digests
+from ..formats.digests import digests
 from ..formats.inputs import noticing
 from ..options import Recipe, ValidateOptions
 from ..readers.judge import Verdict
@@ -42,27 +42,12 @@ from .foreseen import foreseen
 from .generation import warnings
 from .judging import Tolerance
 from .real import budget_of, real_studies, short_side, sides
-from .result import Validated, validated
+from .result import AskedOptions, Validated, validated
 from .study import FAILED, Question, study, telling_position, twin_subject
 from .tokenizer import check_tokenizer
 from .verdict import verdict_of
 
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
-ON_RECORD = (
-    "base",
-    "like",
-    "runtimes",
-    "device",
-    "dtype",
-    "budget",
-    "tokens",
-    "twin_tokens",
-    "text",
-    "real",
-    "twin",
-    "overrides",
-    "cut",
-)  # of the options
 ONLY_CUT = "the cut alone is here, which the reference compares with the base's"
 ITS_OWN = "the model's own"  # which nothing was done to
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
@@ -110,7 +95,7 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: Course,
         "dtype": main_dtype(c),
         "intention": {"recipe": whole_recipe(meant.rope, meant.long), "context": meant.context, "origin": meant.origin},
         "files": files,
-        "settings": {name: str(v) if isinstance(v := getattr(settings, name), Path) else v for name in ON_RECORD},
+        "settings": {name: str(v) if isinstance(v := getattr(settings, name), Path) else v for name in AskedOptions.__struct_fields__},
     }
     say("recipe", 0.0)
     result["recipe"] = answered(c, meant, told.verdicts) if told else _recipe(c, of_base)
@@ -223,20 +208,8 @@ def _digests(c: Checkpoint, say: SayStage) -> dict[str, Any]:
     """What each file of the model is, name -> `digests.Digest` as JSON, and when it was written: a verdict is about these files and
     no others."""
     files = c.files  # which looks into the folder each time
-    found = digests(files, _counted("digests", sum(path.stat().st_size for path in files.values()), say))
+    found = digests(files, counted("digests", sum(path.stat().st_size for path in files.values()), say))
     return {name: {**msgspec.to_builtins(d), "modified": _modified(files[name])} for name, d in found.items()}
-
-
-def _counted(what: str, total: int, say: SayStage) -> Progress:
-    """Makes fractions of the bytes that were read."""
-    done = 0
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        say(what, min(1.0, done / max(1, total)))
-
-    return progress
 
 
 def _modified(path: Path) -> str:
@@ -296,7 +269,7 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, 
         why = "without weights there is nothing to compare" if base is None or not c.tensors else ONLY_CUT
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
-        found = check_weights(c, base, manifest, _counted("weights", sum(t.nbytes for t in c.tensors.values()), say))
+        found = check_weights(c, base, manifest, counted("weights", sum(t.nbytes for t in c.tensors.values()), say))
     why = of_another(c, beta) or (other_model(c, base, window_off(c, manifest)) if base is not None else changed_since(c, manifest))
     if why and found["verdict"] != FAILED:
         found |= {"verdict": FAILED, "how": "", "why": f"they are those of another model: {why}"}
