@@ -33,7 +33,7 @@ ORDER = [
     "evaluation.result", "evaluation.measured", "evaluation.choices", "evaluation.found", "evaluation.measures", "evaluation.text", "evaluation.paper", "evaluation.report", "evaluation", "finetuning.settings",
     "finetuning.losses", "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.corpus", "finetuning.trainee",
     "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.shelf", "publishing.model_card",
-    "publishing.hub", "publishing.pushing", "publishing.ollama", "publishing", "cli.folding", "cli.show", "cli.progress", "cli.help", "cli.commands", "cli.evaluate", "cli.finetune", "cli.proving", "cli.app", "cli.entry", "cli",
+    "publishing.hub", "publishing.pushing", "publishing.ollama", "publishing", "cli.folding", "cli.show", "cli.progress", "cli.help", "cli.commands", "cli.evaluate", "cli.finetune", "cli.proving", "cli.convert", "cli.app", "cli.entry", "cli",
 ]  # fmt: skip
 LAZY = {
     "matplotlib",

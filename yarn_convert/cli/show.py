@@ -78,7 +78,7 @@ def listing_lines(texts: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def plan_json(conversion: Conversion, others: Sequence[Conversion] = ()) -> dict[str, Any]:
+def plan_json(conversion: Conversion, *others: Conversion) -> dict[str, Any]:
     """The plan; `others`: those of further types, in "others"."""
     from ..rope import recipe_of, table
 
@@ -102,7 +102,7 @@ def plan_json(conversion: Conversion, others: Sequence[Conversion] = ()) -> dict
     }
 
 
-def plan_lines(conversion: Conversion, others: Sequence[Conversion] = ()) -> list[str]:
+def plan_lines(conversion: Conversion, *others: Conversion) -> list[str]:
     """The plan, for people; `others`: those of further types, which differ in what they write."""
     from ..conversion.describe import other_layers, pairs, short_texts
     from ..readers.judge import unknown
