@@ -26,8 +26,9 @@ from .cut import kept_layers
 from .cuts import Cuts, write_cuts
 from .excerpt import layers_of, write_excerpt
 from .judging import tolerance_for
+from .predicting import base_text_loss, guessed, within_base
 from .rounding import rounds
-from .study import FAILED, PREFIX, WIDTH, Case, Question, base_text_loss, guessed, real_subject, study, twin_subject, within_base
+from .study import FAILED, PREFIX, WIDTH, Case, Question, real_subject, study, twin_subject
 from .trace import traced
 
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
@@ -75,7 +76,7 @@ def _whole(
     real = real_subject(c, ids, q.meant.rope.original_context, tolerance, kinds, not strict)
     studies = [study(case, asked, reference, names, say) for case, asked in sides(c, real, q, names)]
     if base is not None and studies:
-        studies[0]["within_base"] = within_base(reference, c, base, q, ids)
+        studies[0]["within_base"] = within_base(reference, base, q, ids)
     del reference  # a large one makes room for the others'
     if base is not None and studies and guessed(studies[0]):
         studies[0]["base_text_loss"] = base_text_loss(base, ids, q.device, settings.dtype)
