@@ -223,8 +223,8 @@ class Subject:
     def documents(self, at_least: int) -> list[TokenizedText]:
         """The documents of at least so many tokens; `lead` becomes the BOS that stands before each of their windows."""
         with using(self.library):
-            found, self.left_out, lead = documents(self.settings.texts, self.c, at_least)
-        self.lead = bos(self.c)[:lead]
+            found, self.left_out = documents(self.settings.texts, self.c, at_least)
+        self.lead = bos(self.c)
         return found
 
     def room(self, width: int) -> int:
