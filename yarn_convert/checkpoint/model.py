@@ -197,6 +197,12 @@ class Checkpoint:
         known = self.family.to_hf(gguf_name)[0]
         return next((name for name, n in self.names.items() if n == known), known) if self.around else known
 
+    @property
+    def head_and_embedding(self) -> tuple[str, str]:
+        """What these two are called in the file; a tied model may be written with its head or without."""
+        head, embedding = "output.weight", "token_embd.weight"
+        return (head, embedding) if self.gguf else (self.hf_name(head), self.hf_name(embedding))
+
     @cached_property
     def unused(self) -> dict[str, str]:
         """Tensors that no runtime here runs and that a GGUF leaves out -> what they are: layers behind the last, which predict
@@ -253,10 +259,10 @@ class Checkpoint:
         _, (key, usual) = self.family.hf.layers.values()
         return float(next(x for x in (self.hparams.get(key), self.config.get(key), usual) if x is not None))
 
-    def kv_bytes(self, context: int, element: int = 2) -> int:
-        """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16). With multi-head latent
-        attention it holds one latent vector a token and layer, but where llama.cpp makes whole heads of it."""
-        h = self.hparams
+    def kv_bytes(self, context: int) -> int:
+        """Bytes of the key-value cache in float16 at `context` tokens. With multi-head latent attention it holds one latent vector a
+        token and layer, but where llama.cpp makes whole heads of it."""
+        h, element = self.hparams, 2
         if self.family.latent or (self.family.hf.latent and self.gguf is None):
             latent = h.get("latent_key") or (self.config.get("kv_lora_rank") or 0) + self.head_dim
             return self.layers * int(latent) * context * element

@@ -112,8 +112,8 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
         base = base.written_as(c.family.gguf_arch)
     mine, theirs = c.parts(bool(c.gguf)), base.parts(bool(c.gguf))
     if c.family.listed:
-        head, embedding = (name if c.gguf else c.hf_name(name) for name in ("output.weight", "token_embd.weight"))
-        for parts, others in ((mine, theirs), (theirs, mine)):  # a tied model may be written with its head or without
+        head, embedding = c.head_and_embedding
+        for parts, others in ((mine, theirs), (theirs, mine)):
             if head in others and head not in parts and embedding in parts:
                 parts[head] = parts[embedding]
     strangers = sorted(set(mine) ^ set(theirs))

@@ -1,4 +1,4 @@
-"""`convert`, which plans a conversion and carries it out."""
+"""A conversion: planned, and carried out."""
 
 from __future__ import annotations
 

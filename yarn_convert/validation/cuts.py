@@ -61,7 +61,7 @@ def _different(c: Checkpoint, base: Checkpoint, parts: Mapping[str, Part]) -> di
         if why := same_weights(t, part, change)[1]:
             found[name] = reason(name, t, parts, why) if len(found) < IN_WORDS else why
     if (c.gguf is None) == (base.gguf is None):
-        head = "output.weight" if c.gguf else c.hf_name("output.weight")  # which a tied model may be written with or without
+        head, _ = c.head_and_embedding
         found |= {name: "it is missing" for name in base.tensors if name in base.names and name not in {*c.tensors, head}}
     return found
 
@@ -86,7 +86,7 @@ def _as_its_own(c: Checkpoint, base: Checkpoint) -> dict[str, Part]:
         raise Unsupported("its multipliers went into its weights, by way of a GGUF", "validate the GGUF")
     base = base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
     parts = base.parts(bool(c.gguf))
-    head, embedding = (name if c.gguf else c.hf_name(name) for name in ("output.weight", "token_embd.weight"))
+    head, embedding = c.head_and_embedding
     if embedding in parts:
         parts.setdefault(head, parts[embedding])
     named = {name for name in c.tensors if c.gguf or (name in c.names and layer_of(c, name) != -1)}
