@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Struct
 
 from .. import dialects, readers
-from ..asking import Help, check_choices, hints, option_names, split, taking
+from ..asking import check_choices, help_of, option_names, taking
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import NESTS
 from ..checkpoint.manifest import RopeRecord, recorded
@@ -239,7 +239,7 @@ def asked_words(asked: Recipe) -> list[str]:
     """The options of a recipe as they are given at the command line; lists come from a file."""
     words: list[str] = []
     for f in fields(asked):
-        value, told = getattr(asked, f.name), next((m for m in split(hints(Recipe)[f.name])[1] if isinstance(m, Help)), None)
+        value, told = getattr(asked, f.name), help_of(Recipe, f.name)
         if value != f.default and told is None:
             words += ["--recipe", "FILE"] if "FILE" not in words else []
         elif value != f.default and told:
