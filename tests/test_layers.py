@@ -22,7 +22,7 @@ ORDER = [
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing",
     "tokenizers.spelling", "tokenizers", "checkpoint.packing", "checkpoint.model", "checkpoint.opening", "checkpoint.ranges", "checkpoint", "targets.rows",
     "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf",
-    "targets.safetensors", "targets.in_place", "conversion.tempering", "conversion.extension", "conversion.overriding", "conversion.intention", "conversion.lists", "conversion.recipes", "conversion.converter", "conversion.recording", "conversion.outputs", "conversion.run", "conversion.several", "conversion.describe",
+    "targets.safetensors", "targets.in_place", "conversion.tempering", "conversion.extension", "conversion.ways", "conversion.overriding", "conversion.intention", "conversion.lists", "conversion.recipes", "conversion.converter", "conversion.recording", "conversion.outputs", "conversion.run", "conversion.several", "conversion.describe",
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.library", "runtimes.environments", "runtimes", "runtimes.kept",
     "compute.tables", "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.reasons", "compute.states", "compute.values", "compute.scorer", "compute.growing", "compute.distances", "compute.anew", "compute.documents",
     "compute", "validation.extension", "validation.twin", "validation.cut", "validation.cuts", "validation.excerpt", "validation.judging", "validation.rounding",

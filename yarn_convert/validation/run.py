@@ -23,8 +23,8 @@ from ..compute.weights import check_weights
 from ..conversion import window_off
 from ..conversion.extension import counted_from, extend
 from ..conversion.intention import Intention, answered, check_recipe, intention_of, verdicts_of
-from ..conversion.overriding import Override, overrides_of
 from ..conversion.tempering import of_another, recorded_beta, tempered
+from ..conversion.ways import Override, overrides_of
 from ..errors import UsageError, need
 from ..formats.digests import digests
 from ..formats.inputs import noticing
