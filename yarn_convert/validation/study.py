@@ -365,12 +365,8 @@ def _diagnose(
         computed = compare(r.logits(t, s.ids[:n], probes, rows_only=s.kind == "twin"), seen, probes, (), s.tolerance)
         return max(w.nmse for w in computed) if all(w.within(s.tolerance) for w in computed) else math.inf
 
-    right, known = q.right(len(s.ids)), suspects(q.meant.rope, len(s.ids))
-    read = q.readings.get(name)
-    if read is not None and differ(read, right):
-        known = {what: t for what, t in known.items() if differ(t, read)} | {
-            next((what for what, t in known.items() if not differ(t, read)), "the one that its source takes from the file"): read
-        }
+    right, read = q.right(len(s.ids)), q.readings.get(name)
+    known = _suspected(q, read, len(s.ids))
     found: list[tuple[float, str]] = []
     for i, (what, t) in enumerate(known.items()):
         say(f"looking for the fault, {s.kind}", i / (len(known) + 1))
@@ -388,6 +384,15 @@ def _diagnose(
         until = failing.start if failing.drift is None else failing.drift
         return "length", f"it is right up to position {until:,} and not beyond: a limit of length, or another recipe there", False
     return "runtime", "no known fault explains it: the runtime computes this architecture otherwise", False
+
+
+def _suspected(q: Question, read: Effect | None, n: int) -> dict[str, Effect]:
+    """What a runtime may compute instead, of a text of `n` tokens; last what its source takes from the file, where that is not meant."""
+    known = suspects(q.meant.rope, n)
+    if read is None or not differ(read, q.right(n)):
+        return known
+    what = next((what for what, t in known.items() if not differ(t, read)), "the one that its source takes from the file")
+    return {other: t for other, t in known.items() if differ(t, read)} | {what: read}
 
 
 def _part(t: Effect, right: Effect) -> str:
