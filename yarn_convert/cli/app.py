@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from .show import (
     listing_lines,
     overrides_lines,
     repair_lines,
+    runtime_lines,
     upload_lines,
     write,
 )
@@ -198,14 +198,7 @@ def runtimes(ctx: typer.Context, asked: JsonAlone) -> None:
     from ..runtimes.environments import listing
 
     rows = listing()
-    if asked.as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        there = f"{row['version'] or '?'} in {row['where']}" if row["where"] else f"not here; to add it: {row['add']}"
-        write(f"{row['name']:<13} reads {row['reads']:<12} {there}", *([f"{'':<14}{row['note']}"] if row["note"] else []))
-        for mode, says in row["modes"].items():
-            write(f"{'':<14}{row['name']}:{mode}: {says}")
+    answer(rows, asked.as_json, *(line for row in rows for line in runtime_lines(row)))
 
 
 runtimes_app.callback(invoke_without_command=True)(spread(runtimes))
@@ -323,12 +316,11 @@ def methods(asked: JsonAlone) -> None:
     from ..rope import METHODS
 
     rows = {name: METHODS[name] for name in EXTENDING}
-    if asked.as_json:
-        said = {"methods": {k: v.summary for k, v in rows.items()}, "when": {k: v.when for k, v in rows.items()}}
-        print(json.dumps({**said, "aliases": {k: v.repo for k, v in ALIASES.items()}}, indent=2))
-        return
+    said = {"methods": {k: v.summary for k, v in rows.items()}, "when": {k: v.when for k, v in rows.items()}}
+    shown = listing_lines({k: f"{v.summary}\n\nWhen: {v.when}" for k, v in rows.items()})
     aliases = {name: f"{alias.repo}{f'  ({alias.note})' if alias.note else ''}" for name, alias in ALIASES.items()}
-    write("methods", *listing_lines({k: f"{v.summary}\n\nWhen: {v.when}" for k, v in rows.items()}), "aliases", *listing_lines(aliases))
+    as_json = {**said, "aliases": {k: v.repo for k, v in ALIASES.items()}}
+    answer(as_json, asked.as_json, "methods", *shown, "aliases", *listing_lines(aliases))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,6 +194,13 @@ def overrides_lines(found: Overrides, columns: int | None = None) -> list[str]:
     return lines
 
 
+def runtime_lines(row: Mapping[str, Any]) -> list[str]:
+    """A row of `runtimes.environments.listing`."""
+    there = f"{row['version'] or '?'} in {row['where']}" if row["where"] else f"not here; to add it: {row['add']}"
+    lines = [f"{row['name']:<13} reads {row['reads']:<12} {there}", *([f"{'':<14}{row['note']}"] if row["note"] else [])]
+    return lines + [f"{'':<14}{row['name']}:{mode}: {says}" for mode, says in row["modes"].items()]
+
+
 def upload_lines(plan: Upload) -> list[str]:
     """Every file and its way, and what a publisher should know."""
     lines = [f"{i.way:<10} {human(i.size):>10}  {i.name}" + (f"  ({i.why})" if i.why else "") for i in plan.items]
