@@ -16,7 +16,7 @@ from ..compute.pages import BLUE, INK, STYLE, check_place, check_report, package
 from ..errors import UsageError
 from .choices import Advice, Search, Temperature
 from .found import Found, LongPPL, Needle, Passkey, Perplexity, Ruler
-from .paper import Panel, Shown, table_of
+from .paper import Body, Panel, Shown, table_of
 from .text import advised_line, figure, judged_table, labels_of, longppl_table, needle_table, percent, ruler_table, split_line
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ EXPLANATIONS = {
 # -- tables: (head, rows) ---------------------------------------------------------------------------------------------
 
 
-def _perplexity_table(result: Perplexity) -> tuple[list[str], list[list[str]]]:
+def _perplexity_table(result: Perplexity) -> Body:
     head = ["", "window", "perplexity", "± tokens", "± documents", "mean of window means", "change", "tokens", "windows"]
     body = []
     for label, row in zip(labels_of(result), result.rows, strict=True):
@@ -124,14 +124,14 @@ def _perplexity_table(result: Perplexity) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 
-def _passkey_table(result: Passkey) -> tuple[list[str], list[list[str]]]:
+def _passkey_table(result: Passkey) -> Body:
     body = [
         [label, *(f"{p.accuracy:.0%} of {p.trials}" for p in row.points)] for label, row in zip(labels_of(result), result.rows, strict=True)
     ]
     return ["", *(f"{n:,} tokens" for n in result.lengths)], body
 
 
-def _temperature_table(result: Temperature) -> tuple[list[str], list[list[str]]]:
+def _temperature_table(result: Temperature) -> Body:
     head, body = ["", "√(1/t)", "perplexity", "± tokens"], []
     for row in result.rows:
         head = [*head[:4], *(f"{a:,}–{b - 1:,}" for a, b in row.segments)]
@@ -142,7 +142,7 @@ def _temperature_table(result: Temperature) -> tuple[list[str], list[list[str]]]
     return head, body
 
 
-def _advise_table(result: Advice) -> tuple[list[str], list[list[str]]]:
+def _advise_table(result: Advice) -> Body:
     head = ["factor", *(f"to {b:,}" for _, b in result.segments), *(f"cost at {c.tokens:,}" for c in result.tried[0].short)]
     body = [[f"{t.factor:.4g}", *map(percent, t.excess), *(percent(c.change) for c in t.short)] for t in result.tried]
     return head, body
@@ -342,8 +342,7 @@ def _percents() -> list[int]:
     return [sign * tick for tick in (0, LINEAR // 2, LINEAR, *beyond) for sign in (1, -1)]
 
 
-Rows = tuple[list[str], list[list[str]]]
-TABLES: Mapping[str, Callable[[Any], Rows]] = {
+TABLES: Mapping[str, Callable[[Any], Body]] = {
     "perplexity": _perplexity_table, "passkey": _passkey_table, "needle": needle_table, "ruler": ruler_table, "longppl": longppl_table,
     "temperature": _temperature_table, "advise": _advise_table, "search": judged_table,
 }  # fmt: skip
