@@ -125,7 +125,7 @@ def _all_opened(model: str, settings: ValidateOptions, own: Path | None) -> tupl
 
 
 def _beside_base(o: Opened) -> tuple[Opened, float | None]:
-    """(the same, its base as it is to be compared with, the β that is meant); InputError where that is not the file's base."""
+    """(the same, its base as it is compared with, the β that is meant). UsageError for what is no base."""
     settings, beta = _beta_meant(o.c, o.manifest, o.settings)
     base = o.base
     if base is not None:
