@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from yarn_convert import Recipe, validate
+from yarn_convert.checkpoint.hub_client import is_repo
 from yarn_convert.checkpoint.naming import named
-from yarn_convert.checkpoint.source import is_repo
 from yarn_convert.conversion import Conversion, prepare
 from yarn_convert.conversion.describe import describe, opened
 from yarn_convert.conversion.intention import intention_of, survey

@@ -33,8 +33,8 @@ from yarn_convert.errors import YarnConvertError
 from yarn_convert.evaluation.journal import ResultJournal
 from yarn_convert.formats import general
 from yarn_convert.formats.gguf_file import open_gguf
+from yarn_convert.formats.imatrix import read_imatrix
 from yarn_convert.formats.pickles import check_pickle
-from yarn_convert.formats.quantizer import read_imatrix
 from yarn_convert.formats.tensors import load_json, read_folder, read_safetensors
 from yarn_convert.rope import Rope, recipe_of
 from yarn_convert.targets import in_place, resume

@@ -882,6 +882,7 @@ def test_perplexity_prints_a_table_or_json(make_model: MakeModel, capsys: pytest
     assert stopped.value.code == 0
     result = json.loads(capsys.readouterr().out)
     assert [row["label"] for row in result["rows"]] == ["none", "yarn:2"]
+    assert list(result) == ["measure", "windows", "tokens", "stride", "models", "rows", "created", "versions", "hardware"]
     with pytest.raises(SystemExit):
         cli.main(arguments)
     table = capsys.readouterr().out

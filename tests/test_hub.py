@@ -17,7 +17,7 @@ from conftest import CONTEXT, MakeModel
 from hub_server import SHA, Fault, File, Hub, serving
 from safetensors.numpy import load_file
 
-from yarn_convert.checkpoint.source import patient
+from yarn_convert.checkpoint.hub_client import patient
 
 INDEX = "model.safetensors.index.json"
 TOKEN = "hf_averysecrettokenthatmustnotappear"

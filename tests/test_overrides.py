@@ -18,7 +18,8 @@ from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli.show import overrides_lines
 from yarn_convert.conversion import convert
-from yarn_convert.conversion.overriding import Override, opened, overrides_of
+from yarn_convert.conversion.overriding import opened
+from yarn_convert.conversion.ways import Override, overrides_of
 from yarn_convert.errors import UsageError, YarnConvertError
 from yarn_convert.options import Recipe, ValidateOptions
 from yarn_convert.readers import HF_READERS

@@ -36,8 +36,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 def renames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With renameat2, and without."""
     if request.param == "put aside":
-        monkeypatch.setattr(places, "_libc", lambda: None)
-    elif places._libc() is None:
+        monkeypatch.setattr(places, "libc_with", lambda function: None)
+    elif places.libc_with("renameat2") is None:
         pytest.skip("no renameat2")
 
 

@@ -22,7 +22,8 @@ from yarn_convert.conversion import convert
 from yarn_convert.errors import FormatError, InputError, OutputError, Unsupported, UsageError
 from yarn_convert.formats import dtypes, quantizer
 from yarn_convert.formats.gguf_file import Value, encode_header, nbytes_of, open_gguf, type_numbers
-from yarn_convert.formats.quantizer import MIXES, Imatrix, read_imatrix
+from yarn_convert.formats.imatrix import Imatrix, read_imatrix
+from yarn_convert.formats.quantizer import MIXES
 from yarn_convert.formats.tensors import Tensor, in_memory
 from yarn_convert.options import Recipe
 

@@ -363,6 +363,31 @@ def test_a_reader_computes_what_the_runtime_computed_for_every_family(reader, na
         with pytest.raises(Unsupported, match="is not known here"):
             read_config(reader, config)
         return
+    computes(reader, config, golden)
+
+
+NESTED = json.loads((Path(__file__).parent / "data" / "readers_nested.json").read_text())
+NESTED_GOLDENS = [(reader, name) for reader, made in NESTED["readers"].items() for name in made["readings"]]
+
+
+@pytest.mark.parametrize(("reader", "name"), NESTED_GOLDENS)
+def test_a_reader_computes_what_the_runtime_computed_of_a_language_model_within_another(reader, name):
+    """`config` is what is read of the whole: the part that says it, and the architecture around."""
+    config, golden = language_model(NESTED["configs"][name]), NESTED["readers"][reader]["readings"][name]
+    computes(reader, config, golden)
+
+
+def test_what_is_claimed_within_other_models_was_run():
+    """All but SGLang's Gemma 3, whose code hands theta alone to the rotary class."""
+    for reader, rows in WITHIN.items():
+        made = NESTED["readers"][reader]
+        run = {(c["architectures"][0], c["text_config"]["model_type"]) for c in map(NESTED["configs"].get, made["readings"])}
+        assert rows.keys() - run == ({GEMMA3} if reader == "sglang" else set())
+        assert {row.version for row in rows.values()} == {made["version"]}
+
+
+def computes(reader, config, golden):
+    """A reader makes of a config what its runtime's own code made of it, or refuses it as that does."""
     if "error" in golden:
         with pytest.raises(Refuses):
             read_config(reader, config)
@@ -375,35 +400,6 @@ def test_a_reader_computes_what_the_runtime_computed_for_every_family(reader, na
     assert (reading.beside.other_layers is not None) == ("others" in golden)
     if "others" in golden:
         same_table(reading.beside.other_layers, golden["others"])
-
-
-NESTED = json.loads((Path(__file__).parent / "data" / "readers_nested.json").read_text())
-NESTED_GOLDENS = [(reader, name) for reader, made in NESTED["readers"].items() for name in made["readings"]]
-
-
-@pytest.mark.parametrize(("reader", "name"), NESTED_GOLDENS)
-def test_a_reader_computes_what_the_runtime_computed_of_a_language_model_within_another(reader, name):
-    """`config` is what is read of the whole: the part that says it, and the architecture around."""
-    config, golden = language_model(NESTED["configs"][name]), NESTED["readers"][reader]["readings"][name]
-    if "error" in golden:
-        with pytest.raises(Refuses):
-            read_config(reader, config)
-        return
-    reading = read_config(reader, config)
-    same_table((reading.inv_freq, reading.multiplier), golden)
-    assert reading.context == golden["context"]
-    assert (reading.beside.other_layers is not None) == ("others" in golden)
-    if "others" in golden:
-        same_table(reading.beside.other_layers, golden["others"])
-
-
-def test_what_is_claimed_within_other_models_was_run():
-    """All but SGLang's Gemma 3, whose code hands theta alone to the rotary class."""
-    for reader, rows in WITHIN.items():
-        made = NESTED["readers"][reader]
-        run = {(c["architectures"][0], c["text_config"]["model_type"]) for c in map(NESTED["configs"].get, made["readings"])}
-        assert rows.keys() - run == ({GEMMA3} if reader == "sglang" else set())
-        assert {row.version for row in rows.values()} == {made["version"]}
 
 
 def same_table(found, golden):

@@ -19,10 +19,11 @@ from yarn_convert.compute.record import made
 from yarn_convert.compute.scorer import Torch
 from yarn_convert.compute.tokens import tokenizer_of
 from yarn_convert.evaluation.choices import Temperature
-from yarn_convert.evaluation.found import Passkey, Perplexity
+from yarn_convert.evaluation.found import KINDS, Passkey, Perplexity
 from yarn_convert.evaluation.measured import Attention
 from yarn_convert.evaluation.paper import SHOWN, _method, lines, table_of
-from yarn_convert.evaluation.report import _plots
+from yarn_convert.evaluation.report import EXPLANATIONS, PLOTS, TABLES, TITLES, _plots
+from yarn_convert.evaluation.text import LINES
 from yarn_convert.rope import Rope
 
 pytest.importorskip("torch")
@@ -149,3 +150,8 @@ def test_a_figure_of_another_measure_is_refused_before_anything_is_opened(words:
         cli.main(["evaluate", words[0], "nowhere", *words[1:]])
     err = capsys.readouterr().err
     assert stopped.value.code == 1 and says in err and hint in err
+
+
+def test_every_measure_has_lines_a_table_plots_and_words() -> None:
+    for known in (LINES, TABLES, PLOTS, TITLES, EXPLANATIONS):
+        assert known.keys() == KINDS.keys()

@@ -33,7 +33,7 @@ from yarn_convert.options import Recipe, RepairOptions, ValidateOptions, seconds
 from yarn_convert.readers import read_config
 from yarn_convert.readers import read_gguf as read_keys
 from yarn_convert.rope import Rope, table
-from yarn_convert.validation import check, judging, lines, study, twin
+from yarn_convert.validation import check, judging, lines, predicting, study, twin
 from yarn_convert.validation.judging import Tolerance, compare
 from yarn_convert.validation.report import html_report
 from yarn_convert.validation.result import validated
@@ -280,7 +280,7 @@ def test_what_predicts_text_no_better_than_guessing_fails(make_model: MakeModel,
     model = make_model()
     out = extended(model, tmp_path / "out")
     assert run(out, twin=False)["verdict"] == "passed"
-    monkeypatch.setattr(study, "WORDS", 200)
+    monkeypatch.setattr(predicting, "WORDS", 200)
     result = run(out, twin=False)
     assert result["verdict"] == "failed"
     assert "no better than guessing" in result["reasons"][0] and "--base" in result["reasons"][0]
@@ -300,14 +300,14 @@ def test_what_a_recipe_costs_within_its_bases_context_is_shown(
     found, ids = result["studies"][0]["within_base"], text_ids(opened(model), None, CONTEXT)
     assert found == {
         "tokens": CONTEXT,
-        "by_recipe": study.base_text_loss(opened(out), ids, "cpu", "float32"),
-        "by_base": study.base_text_loss(opened(model), ids, "cpu", "float32"),
+        "by_recipe": predicting.base_text_loss(opened(out), ids, "cpu", "float32"),
+        "by_base": predicting.base_text_loss(opened(model), ids, "cpu", "float32"),
     }
     assert any("the first 64, within the base's context" in line for line in lines(validated(result)))
     assert not any("much worse" in reason for reason in result["reasons"]), "a vocabulary of bytes says nothing"
-    monkeypatch.setattr(study, "WORDS", 200)
+    monkeypatch.setattr(predicting, "WORDS", 200)
     for bound, said in ((abs(found["by_recipe"] - found["by_base"]) + 0.01, False), (found["by_recipe"] - found["by_base"], True)):
-        monkeypatch.setattr(study, "COSTLY", bound)
+        monkeypatch.setattr(predicting, "COSTLY", bound)
         result = run(out, twin=False, base=str(model))
         assert (result["verdict"], any("much worse" in reason for reason in result["reasons"])) == ("passed", said)
     assert run(model, twin=False, like=str(model))["studies"][0].get("within_base") is None

@@ -19,10 +19,10 @@ ORIGINAL = round(32768 ** (1 / 1.2**2))  # L, at which longrope's own multiplier
 # -- one Llama --------------------------------------------------------------------------------------------------------
 
 
-def llama(scaling=None, both=False, heads=2, dim=128, **top):
-    """A Llama of `dim` dimensions a head; `both`: transformers 5 finds the RoPE object under its name, too."""
-    base = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": heads * dim}
-    base |= {"num_attention_heads": heads, "num_key_value_heads": heads, "num_hidden_layers": 1, "head_dim": dim}
+def llama(scaling=None, both=False, dim=128, **top):
+    """A Llama of two heads of `dim` dimensions; `both`: transformers 5 finds the RoPE object under its name, too."""
+    base = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 2 * dim}
+    base |= {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1, "head_dim": dim}
     base |= {"intermediate_size": 32, "vocab_size": 64, "rms_norm_eps": 1e-5}
     base |= {"max_position_embeddings": 32768, "rope_theta": 10000.0} | top
     base |= {"rope_scaling": scaling} if scaling else {}

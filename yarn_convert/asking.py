@@ -76,9 +76,14 @@ def split(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return hint, marks
 
 
+def help_of(kind: type, name: str) -> Help | None:
+    """What is said of a field at the command line; None for one that only a file gives."""
+    return next((m for m in split(hints(kind)[name])[1] if isinstance(m, Help)), None)
+
+
 def spelled(kind: type, name: str) -> str:
     """A field of a dataclass as a user writes it: at the command line, or in a file alone."""
-    told = next((m for m in split(hints(kind)[name])[1] if isinstance(m, Help)), None)
+    told = help_of(kind, name)
     return option_names(name, told)[0] if told else name
 
 

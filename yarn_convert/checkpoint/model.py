@@ -26,7 +26,7 @@ from ..formats.tensors import INDEXES, Tensor, in_memory, load_json
 from ..readers import Beside
 from ..rope import Array, Rope, Table, effect, geometric
 from .lengths import DUAL_CHUNKS, checked_length, reach, stale
-from .manifest import recipe_in
+from .manifest import RopeRecord, recipe_in
 from .packing import Packing, packing_of
 from .source import Source
 
@@ -105,6 +105,11 @@ class Checkpoint:
         return self
 
     @property
+    def recorded(self) -> RopeRecord | None:
+        """The recipe that yarn-convert left in a GGUF; None where there is none, and of a folder. FormatError for what is no recipe."""
+        return recipe_in(self.gguf.get(RECIPE)) if self.gguf and RECIPE in self.gguf.fields else None
+
+    @property
     def stale(self) -> str:
         """Why the context that the file names is not what its recipe makes of the L that it names; "" if it is."""
         key = "context_length" if self.gguf else "max_position_embeddings"
@@ -135,7 +140,7 @@ class Checkpoint:
             return self.sliding_window
         said: Any = None
         with contextlib.suppress(FormatError):
-            said = recipe_in(self.gguf.get(RECIPE)).sliding_window if RECIPE in self.gguf.fields else None
+            said = self.recorded.sliding_window if self.recorded else None
         if not said and self.family.hf.windowed:
             said = self.config.get(f"{self.family.gguf_arch}.{WINDOW}")
         return said if type(said) is int and said >= self.context else None
@@ -192,6 +197,12 @@ class Checkpoint:
         known = self.family.to_hf(gguf_name)[0]
         return next((name for name, n in self.names.items() if n == known), known) if self.around else known
 
+    @property
+    def head_and_embedding(self) -> tuple[str, str]:
+        """What these two are called in the file; a tied model may be written with its head or without."""
+        head, embedding = "output.weight", "token_embd.weight"
+        return (head, embedding) if self.gguf else (self.hf_name(head), self.hf_name(embedding))
+
     @cached_property
     def unused(self) -> dict[str, str]:
         """Tensors that no runtime here runs and that a GGUF leaves out -> what they are: layers behind the last, which predict
@@ -217,7 +228,7 @@ class Checkpoint:
     def files(self) -> dict[str, Path]:
         """Every file by which the model is computed and read, by its name: weights, their index, config, tokenizer and code; not its
         papers, nor what yarn-convert leaves beside it."""
-        found = {path.name: path for path in self.weight_files if self.source.headers is None}  # else there are none here
+        found = {path.name: path for path in self.weight_files if self.source.has_weights}  # else there are none here
         if self.gguf is None:
             folder = self.source.path
             names = [n for n in belonging(folder) if not PAPERS.fullmatch(n)] + [n for n in INDEXES if exists(folder, n)]
@@ -248,10 +259,10 @@ class Checkpoint:
         _, (key, usual) = self.family.hf.layers.values()
         return float(next(x for x in (self.hparams.get(key), self.config.get(key), usual) if x is not None))
 
-    def kv_bytes(self, context: int, element: int = 2) -> int:
-        """Bytes of the key-value cache at `context` tokens, `element` bytes a number (2 for float16). With multi-head latent
-        attention it holds one latent vector a token and layer, but where llama.cpp makes whole heads of it."""
-        h = self.hparams
+    def kv_bytes(self, context: int) -> int:
+        """Bytes of the key-value cache in float16 at `context` tokens. With multi-head latent attention it holds one latent vector a
+        token and layer, but where llama.cpp makes whole heads of it."""
+        h, element = self.hparams, 2
         if self.family.latent or (self.family.hf.latent and self.gguf is None):
             latent = h.get("latent_key") or (self.config.get("kv_lora_rank") or 0) + self.head_dim
             return self.layers * int(latent) * context * element

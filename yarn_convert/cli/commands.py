@@ -20,6 +20,14 @@ from .help import SETTINGS, Command, examples
 D = TypeVar("D")
 TOLD = ContextVar("TOLD", default=frozenset[str]())  # the fields whose options stand at the command line of the command that runs
 CONTEXT = "typer_context"  # the parameter by which Typer hands a command its context, where the command asks for none itself
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="An alias (see 'methods'), a Hub id or address, org/name-GGUF:Q4_K_M, a folder in HF layout, a .gguf file (of a split one the "
+        "first part), or a Modelfile.",
+        show_default=False,
+    ),
+]
 Report = Annotated[Path | None, Help("Write an HTML page with plots to this file.")]
 Replace = Annotated[bool, Help("Replace an existing report.")]
 Quiet = Annotated[bool, Help("Only the result: no plan, no progress, no hints.", names=("-q", "--quiet"))]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..checkpoint.source import Say
     from ..conversion import Conversion, Converted
 
+NOT_PASSED = 3  # exit code of a validation that failed or proves nothing
+
 
 def check_can_prove(o: ConvertOptions) -> None:
     """Raise UsageError, before anything is made, where the base is gone when the output is there, or a package is missing."""

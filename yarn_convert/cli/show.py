@@ -78,7 +78,7 @@ def listing_lines(texts: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def plan_json(conversion: Conversion, others: Sequence[Conversion] = ()) -> dict[str, Any]:
+def plan_json(conversion: Conversion, *others: Conversion) -> dict[str, Any]:
     """The plan; `others`: those of further types, in "others"."""
     from ..rope import recipe_of, table
 
@@ -102,7 +102,7 @@ def plan_json(conversion: Conversion, others: Sequence[Conversion] = ()) -> dict
     }
 
 
-def plan_lines(conversion: Conversion, others: Sequence[Conversion] = ()) -> list[str]:
+def plan_lines(conversion: Conversion, *others: Conversion) -> list[str]:
     """The plan, for people; `others`: those of further types, which differ in what they write."""
     from ..conversion.describe import other_layers, pairs, short_texts
     from ..readers.judge import unknown
@@ -192,6 +192,13 @@ def overrides_lines(found: Overrides, columns: int | None = None) -> list[str]:
         lines += ["", f"{r.runtime} ({r.version}): {verdict}"]
         lines += command(r.command, columns, r.language) if r.command else command(r.instead, columns, "shell")
     return lines
+
+
+def runtime_lines(row: Mapping[str, Any]) -> list[str]:
+    """A row of `runtimes.environments.listing`."""
+    there = f"{row['version'] or '?'} in {row['where']}" if row["where"] else f"not here; to add it: {row['add']}"
+    lines = [f"{row['name']:<13} reads {row['reads']:<12} {there}", *([f"{'':<14}{row['note']}"] if row["note"] else [])]
+    return lines + [f"{'':<14}{row['name']}:{mode}: {says}" for mode, says in row["modes"].items()]
 
 
 def upload_lines(plan: Upload) -> list[str]:

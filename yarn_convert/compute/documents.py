@@ -42,8 +42,8 @@ def contents(texts: Texts, split: str = "test", seed: int | None = None) -> Iter
         yield from _dataset(texts.dataset, texts.most, split, seed)
 
 
-def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[TokenizedText], int, int]:
-    """(documents of at least so many tokens, how many were shorter, tokens of BOS that the tokenizer puts before a text).
+def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[TokenizedText], int]:
+    """(documents of at least so many tokens, how many were shorter).
 
     All measures compare lengths on the same documents, so a short one is left out of all. InputError when none is left.
     """
@@ -62,20 +62,15 @@ def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[Tokenize
         raise InputError(f"no document has {at_least:,} tokens: the longest has {longest:,}{why}", hint)
     if any(d.ids.max(initial=0) >= c.hparams["vocab_size"] for d in kept):
         raise InputError(f"the tokenizer of {c.source.name} gives tokens beyond its vocabulary", "mend the tokenizer")
-    return kept[: texts.most], len(whole) - len(kept), _lead(tokenizer)
+    return kept[: texts.most], len(whole) - len(kept)
 
 
 def bos(c: Checkpoint) -> list[int]:
     """The special tokens that this model's tokenizer puts before a text."""
     tokenizer = tokenizer_of(c)
-    return list(tokenizer.encode("", add_special_tokens=True).ids[: _lead(tokenizer)])
-
-
-def _lead(tokenizer: Any) -> int:
-    """How many special tokens the tokenizer puts before a text."""
     with_, without = (tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
-    at = next((i for i in range(len(with_)) if with_[i : i + len(without)] == without), 0)
-    return int(at)
+    count = next((i for i in range(len(with_)) if with_[i : i + len(without)] == without), 0)
+    return list(tokenizer.encode("", add_special_tokens=True).ids[:count])
 
 
 def encoded(tokenizer: Any, text: Content) -> Ids:

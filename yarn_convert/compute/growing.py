@@ -82,13 +82,13 @@ class Steps:
                 self.kept, n = None, 0
         self.ids = self.ids[:n]
 
-    def _before(self, t: Effect, ids: Ids, rows: int = 1) -> NDArray[np.float32]:
+    def _before(self, t: Effect, ids: Ids, rows: int) -> NDArray[np.float32]:
         r, n = self.reference, len(self.ids)
         r.rotary.serve(Effect(np.zeros_like(t.inv_freq), 1.0), n, r.device, r.dtype)  # cos 1 and sin 0: the network rotates nothing
         r.net.set_attn_implementation(_attention(self.rotation, *cos_sin(t, n, r), last=(len(r.layers), rows)))
         return self._step(ids, rows)
 
-    def _after(self, t: Effect, ids: Ids, rows: int = 1) -> NDArray[np.float32]:
+    def _after(self, t: Effect, ids: Ids, rows: int) -> NDArray[np.float32]:
         self.reference.ready(t, -(-len(self.ids) // ROOM) * ROOM)
         own = _attention(self.rotation, last=(len(self.reference.layers), rows)) if self.rotation else "eager"
         self.reference.net.set_attn_implementation(own)
@@ -154,7 +154,7 @@ def _found_rotation(reference: Reference, pairs: int) -> str:
         steps = Steps.__new__(Steps)
         steps.reference, steps.rotation, steps.ids, steps.kept = reference, rotation, ids, None
         try:
-            found = steps._before(t, ids)[0]
+            found = steps._before(t, ids, 1)[0]
         except (_Unknown, RuntimeError):  # of shapes that do not fit
             continue
         if float(np.square(found - expected).sum() / np.square(expected - expected.mean()).sum()) < TOLERANCE[reference.dtype_name]:

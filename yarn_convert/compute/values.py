@@ -35,8 +35,7 @@ TRAINING = ("dropout", "pdrop", "_coef", "_alpha", "_noise")  # how keys end tha
 def other_model(c: Checkpoint, base: Checkpoint, off: bool = False) -> str:
     """Which value, the recipe's apart, makes `c` another model than `base` with the very same weights; "" if none does.
 
-    The reference is made of the output's own values as the runtime's model is, so no logits show it. `off`: a sliding window was
-    turned off on purpose. Raises InputError for a config.json of which transformers can make no model.
+    `off`: a sliding window was turned off on purpose. Raises InputError for a config.json of which transformers can make no model.
     """
     if c.gguf and not base.gguf and not (c.family.listed and base.family.listed):  # the reference is the base's own: its logits tell
         sizes = ((k, c.hparams.get(k), base.hparams.get(k)) for k in SIZES)

@@ -110,36 +110,12 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
             why = f"the tensors of {base.family.name} have no names here, so those of a GGUF cannot be told to be its own"
             return {"verdict": "unchecked", "how": "", "why": why, "different": []}
         base = base.written_as(c.family.gguf_arch)
-    mine, theirs = c.parts(bool(c.gguf)), base.parts(bool(c.gguf))
-    if c.family.listed:
-        head, embedding = (name if c.gguf else c.hf_name(name) for name in ("output.weight", "token_embd.weight"))
-        for parts, others in ((mine, theirs), (theirs, mine)):  # a tied model may be written with its head or without
-            if head in others and head not in parts and embedding in parts:
-                parts[head] = parts[embedding]
+    mine, theirs = _parts(c, base)
     strangers = sorted(set(mine) ^ set(theirs))
     if strangers:
         why = f"{len(strangers)} tensors are in one of the two only, first {strangers[0]}: another model?"
         return {"verdict": "failed", "how": "", "why": why, "different": strangers[:SHOWN]}
-    kinds: dict[str, list[str]] = {IDENTICAL: [], ROUNDED: [], ROUNDED_BY_GGUF: [], DEQUANTIZED: []}
-    wrong: dict[str, str] = {}
-    folders = c.gguf is None and base.gguf is None and c.family.listed and not c.packed
-    times = c.family.folded(c.config, base.config) if folders else {}
-    for name, part in mine.items():
-        t = part.sources[0]
-        if times:
-            theirs[name] = times_of(theirs[name], c.family.to_gguf(name)[0][0], times)
-        change = rounded_by_gguf(c.family, c.names[name], c.sizes) if folders and name in c.names and name not in c.unused else ""
-        kind, error = same_weights(t, theirs[name], change)
-        if error:
-            wrong[name] = error
-        else:
-            multiplied = times and theirs[name].order.times and kind in (IDENTICAL, ROUNDED)
-            kinds[ROUNDED_BY_GGUF if multiplied else kind].append(name)
-        progress(t.nbytes)
-    exact = {mine[name].dtype for name in kinds[ROUNDED]}
-    for name in [n for n in kinds[DEQUANTIZED] if mine[n].dtype in exact]:
-        kinds[DEQUANTIZED].remove(name)
-        wrong[name] = f"it is not rounded as its siblings of the type {mine[name].dtype} are"
+    kinds, wrong = _compared(c, base, mine, theirs, progress)
     how = [f"{len(names)} tensors {kind}" for kind, names in kinds.items() if names]
     if wrong:
         first, error = next(iter(wrong.items()))
@@ -152,6 +128,43 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
         "different": [],
         "identical": not any(kinds[kind] for kind in (ROUNDED, ROUNDED_BY_GGUF, DEQUANTIZED)),
     }
+
+
+def _parts(c: Checkpoint, base: Checkpoint) -> tuple[dict[str, Part], dict[str, Part]]:
+    """The tensors of both in the layout of `c`; where one of two tied models is written with its head, both have it."""
+    mine, theirs = c.parts(bool(c.gguf)), base.parts(bool(c.gguf))
+    if c.family.listed:
+        head, embedding = c.head_and_embedding
+        for parts, others in ((mine, theirs), (theirs, mine)):
+            if head in others and head not in parts and embedding in parts:
+                parts[head] = parts[embedding]
+    return mine, theirs
+
+
+def _compared(
+    c: Checkpoint, base: Checkpoint, mine: Mapping[str, Part], theirs: Mapping[str, Part], progress: Progress
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """(the names of those that are the base's, by how they are; of the others, how they are not)."""
+    kinds: dict[str, list[str]] = {IDENTICAL: [], ROUNDED: [], ROUNDED_BY_GGUF: [], DEQUANTIZED: []}
+    wrong: dict[str, str] = {}
+    folders = c.gguf is None and base.gguf is None and c.family.listed and not c.packed
+    times = c.family.folded(c.config, base.config) if folders else {}
+    for name, part in mine.items():
+        t = part.sources[0]
+        other = times_of(theirs[name], c.family.to_gguf(name)[0][0], times) if times else theirs[name]
+        change = rounded_by_gguf(c.family, c.names[name], c.sizes) if folders and name in c.names and name not in c.unused else ""
+        kind, error = same_weights(t, other, change)
+        if error:
+            wrong[name] = error
+        else:
+            multiplied = times and other.order.times and kind in (IDENTICAL, ROUNDED)
+            kinds[ROUNDED_BY_GGUF if multiplied else kind].append(name)
+        progress(t.nbytes)
+    exact = {mine[name].dtype for name in kinds[ROUNDED]}
+    for name in [n for n in kinds[DEQUANTIZED] if mine[n].dtype in exact]:
+        kinds[DEQUANTIZED].remove(name)
+        wrong[name] = f"it is not rounded as its siblings of the type {mine[name].dtype} are"
+    return kinds, wrong
 
 
 def same_weights(mine: Tensor, theirs: Part, change: str = "") -> tuple[str, str]:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, OutputError, Unsupported, UsageError, need
+from ..formats.contents import MAPPING
 from ..formats.files import exists
 from ..formats.tensors import load_json
 
 SCRIPT = "convert_hf_to_gguf.py"
 PLACE = "YARN_CONVERT_LLAMA_CPP"  # an environment variable: a checkout of llama.cpp
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")  # its own
-SAYS_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "OMP_NUM_THREADS", "OMP_THREAD_LIMIT")  # of the environment
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 FAILURE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*|^ERROR:.*", re.M)
@@ -64,7 +64,7 @@ def check(folder: Path, outtype: str, trusted: bool) -> None:
 def own_code(folder: Path) -> list[str]:
     """What transformers would run of a model's own code, by its files: `auto_map`."""
     found: dict[str, None] = {}
-    for name in SAYS_CODE:
+    for name in MAPPING:
         said = load_json(folder / name).get("auto_map") if exists(folder, name) else None
         for value in _texts(said):
             repo, _, module = value.rpartition("--")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .. import readers
-from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.lengths import unsaid
-from ..checkpoint.manifest import read_manifest, recipe_in
+from ..checkpoint.manifest import read_manifest
 from ..checkpoint.source import resolve
 from ..dialects import ROPE_FREQS, pair_of
 from ..errors import InputError, Unsupported
@@ -59,8 +59,7 @@ def intention_of(c: Checkpoint, asked: Recipe | None, base: Checkpoint | None, l
     manifest = read_manifest(c.source.path)
     if manifest is not None:
         return Intention(manifest.recipe.rope(), manifest.context, "as the manifest says", True, manifest.recipe.long_rope)
-    if c.gguf and RECIPE in c.gguf.fields:
-        record = recipe_in(c.gguf.get(RECIPE))
+    if record := c.recorded:
         rope = record.rope()
         factor = rope.params.get("factor")
         spans = rope.row.spans and not unsaid(rope, c.context)

@@ -16,11 +16,11 @@ from ..checkpoint.config import checked_config, language_model
 from ..dialects import hf_read, number, positive_int
 from ..errors import FormatError
 from ..families.schema import ROPE_OBJECTS
+from ..formats.yaml_text import NUMBER
 from ..options import Recipe
 from ..rope import METHODS, table
 from .extension import asked_by
 
-NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 LISTS = next(row.lists for row in METHODS.values() if row.switches)
 PLACES = ("partial_rotary_factor", "max_position_embeddings")  # in a RoPE object: the lists say how many pairs turn
 LARGEST = 1e300

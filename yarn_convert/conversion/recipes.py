@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from ..asking import Help, hints, split
-from ..checkpoint import RECIPE, Checkpoint, open_checkpoint
-from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest, recipe_in
+from ..asking import help_of, hints, split
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest
 from ..checkpoint.source import resolve
 from ..errors import FormatError, InputError, Unsupported, UsageError
 from ..formats.decoding import decoded, parse
@@ -106,23 +106,22 @@ def from_mapping(value: Mapping[str, Any], name: str) -> Recipe:
     given = {k: v for k, v in value.items() if v is not None and k != NOTE}
     for key, v in given.items():
         if key not in KNOWN:
-            close = difflib.get_close_matches(str(key), KNOWN, 1)
-            raise FormatError(
-                f"{name}: unknown key {str(key)[:80]!r}", f"did you mean {close[0]}?" if close else f"known: {', '.join(KNOWN)}"
-            )
+            raise _no_such(f"{name}: unknown key {str(key)[:80]!r}", key, KNOWN, "known:")
         given[key] = _member(key, v, name)
     return decoded(given, Recipe, name, FIX)
 
 
+def _no_such(message: str, given: object, known: Collection[str], of_all: str) -> FormatError:
+    """For what is none of the `known`, with the nearest of them, else all."""
+    close = difflib.get_close_matches(str(given), known, 1)
+    return FormatError(message, f"did you mean {close[0]}?" if close else f"{of_all} {', '.join(known)}")
+
+
 def _member(key: str, value: Any, name: str) -> Any:
     """A text as the command line reads it, and numbers that are finite."""
-    kind, marks = split(hints(Recipe)[key])
-    told = next((m for m in marks if isinstance(m, Help)), None)
+    kind, told = split(hints(Recipe)[key])[0], help_of(Recipe, key)
     if get_origin(kind) is Literal and value not in get_args(kind):
-        close = difflib.get_close_matches(str(value), get_args(kind), 1)
-        raise FormatError(
-            f"{name}: {key} is {str(value)[:40]!r}", f"did you mean {close[0]}?" if close else f"one of {', '.join(get_args(kind))}"
-        )
+        raise _no_such(f"{name}: {key} is {str(value)[:40]!r}", value, get_args(kind), "one of")
     if isinstance(value, str) and told is not None and told.read is not None:
         try:
             return told.read(value)
@@ -177,8 +176,8 @@ def recipe_of_model(c: Checkpoint) -> Recipe:
     manifest = read_manifest(c.source.path)
     if manifest is not None:
         return of_record(manifest.recipe, manifest.context, manifest)
-    if c.gguf and RECIPE in c.gguf.fields:
-        return of_record(recipe_in(c.gguf.get(RECIPE)), c.context)
+    if record := c.recorded:
+        return of_record(record, c.context)
     c = c.certain()
     return of_rope(claimed(c), c.context)
 

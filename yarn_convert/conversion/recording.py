@@ -13,9 +13,9 @@ from typing import Any
 
 from msgspec import UNSET
 
-from ..checkpoint import RECIPE, Checkpoint
+from ..checkpoint import Checkpoint
 from ..checkpoint.config import language_model
-from ..checkpoint.manifest import AskedRecord, Base, Manifest, WeightFile, WeightsRecord, read_manifest, recipe_in, recorded
+from ..checkpoint.manifest import AskedRecord, Base, Manifest, WeightFile, WeightsRecord, read_manifest, recorded
 from ..errors import FormatError, InputError
 from ..families.schema import ROPE_OBJECTS
 from ..formats.digests import Progress, sha256
@@ -73,7 +73,7 @@ def window_off(c: Checkpoint, manifest: Manifest | None) -> bool:
     """Whether the manifest, or the recipe in a GGUF, says that a sliding window was turned off."""
     if manifest is not None:
         return manifest.asked.sliding_window == "off"
-    return c.gguf is not None and RECIPE in c.gguf.fields and recipe_in(c.gguf.get(RECIPE)).sliding_window == "off"
+    return (record := c.recorded) is not None and record.sliding_window == "off"
 
 
 def _turned_off(c: Checkpoint, o: ConvertOptions) -> bool:

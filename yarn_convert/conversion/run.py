@@ -1,4 +1,4 @@
-"""`convert`, which plans a conversion and carries it out."""
+"""A conversion: planned, and carried out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ..families.schema import ROPE_OBJECTS, rope_type
 from ..formats.digests import Progress, sha256
 from ..formats.files import FOLLOW, leads_out
 from ..formats.gguf_file import f32 as float32
+from ..formats.imatrix import read_imatrix
 from ..formats.inputs import NOTHING, Inputs, noticing
 from ..formats.json_text import pretty
-from ..formats.quantizer import read_imatrix
 from ..formats.split import first_part
 from ..options import ConvertOptions
 from ..readers.switching import switches

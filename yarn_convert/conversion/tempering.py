@@ -13,8 +13,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ..checkpoint import RECIPE, Checkpoint
-from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest, recipe_in
+from ..checkpoint import Checkpoint
+from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest
 from ..dialects.config_json import BETA
 from ..errors import FormatError, Unsupported, UsageError
 from ..families.schema import ROPE_OBJECTS
@@ -66,9 +66,8 @@ def in_record(record: RopeRecord) -> float | None:
 
 def recorded_beta(c: Checkpoint, manifest: Manifest | None) -> float | None:
     """The β that was asked for when a model was made, by its manifest, or the recipe in a GGUF; None where none was."""
-    if manifest is not None:
-        return in_record(manifest.recipe)
-    return in_record(recipe_in(c.gguf.get(RECIPE))) if c.gguf and RECIPE in c.gguf.fields else None
+    record = manifest.recipe if manifest else c.recorded
+    return in_record(record) if record else None
 
 
 def beside_recipe(c: Checkpoint, asked: Recipe) -> dict[str, float]:

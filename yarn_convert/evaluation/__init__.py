@@ -14,7 +14,7 @@ from .measures import advise, longppl, needle, passkey, perplexity, ruler, tempe
 from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
-from .result import finished, outputs_of, put_on_record
+from .result import outputs_of, put_on_record
 from .rulers import measure_ruler
 from .search import measure_search
 from .temperatures import measure_temperature
@@ -33,7 +33,6 @@ __all__ = [
     "Temperature",
     "Texts",
     "advise",
-    "finished",
     "journal_of",
     "longppl",
     "measure_advice",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from ..compute.documents import TokenizedText, names
+from ..compute.documents import TokenizedText
 from ..compute.record import SHORTEST, SayStage, silent
 from ..conversion.extension import EXTENDING
 from ..errors import UsageError
@@ -24,7 +24,7 @@ from ..options import AdviseOptions
 from ..rope import METHODS
 from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, line_of
-from .windows import NOTHING, Losses, Pass, Span, Window, passes, segments, sliding
+from .windows import NOTHING, Losses, Pass, Span, Window
 
 LADDER = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 SHORT = (4, 2, 1)  # lengths L/4, L/2 and L
@@ -51,11 +51,11 @@ def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say:
     base = line_of(subject.c, s, "none")
     lines = [(1.0, base), *((f, line_of(subject.c, s, wish.method, f)) for f in factors)]
     documents = subject.documents(max(n, original))
-    lead = len(subject.lead)
-    spans = segments(n - lead, wish.segments, 0 if lead else 1)
-    control = [cut(w.begin, w.end, w.first, spans) for w in sliding(n - lead, min(original, n), max(1, min(original, n) // 2), lead)]
-    short = [(spans[0][0], original // k - lead) for k in SHORT]
-    plans = [(factor, line, passes_of(line, n - lead, spans, short, lead)) for factor, line in lines]
+    tokens, own = subject.room(n), min(original, n)
+    spans = subject.segments(tokens, wish.segments)
+    control = [cut(w.begin, w.end, w.first, spans) for w in subject.sliding(tokens, own, max(1, own // 2))]
+    short = [(spans[0][0], subject.room(original // k)) for k in SHORT]
+    plans = [(factor, line, passes_of(subject, line, tokens, spans, short)) for factor, line in lines]
     lengths = [p.end - p.begin for p in (*control, *(p for *_, plan in plans for p in plan))] * len(documents)
     meter = Meter(f"advice for {subject.name}", lengths, say)
     expected = control_of(subject, base, documents, control, spans, meter)
@@ -73,9 +73,7 @@ def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say:
     return {
         "measure": "advise", "context": n, "method": wish.method, "original_context": original, "tolerance": wish.tolerance,
         "segments": spans, "control": [c.perplexity for c in expected], "factor": tried[-1]["factor"] if flat else None, "tried": tried,
-        "models": [
-            {"model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead, **subject.describe()}
-        ],
+        "models": [subject.described(documents)],
     }  # fmt: skip
 
 
@@ -95,11 +93,11 @@ def check_window(original: int) -> None:
         raise UsageError(f"texts of less than {original} tokens are too short to say what a factor costs", "--original-context sets L")
 
 
-def passes_of(line: Line, n: int, spans: Sequence[Span], short: Sequence[Span], lead: int) -> list[Pass]:
+def passes_of(subject: Subject, line: Line, n: int, spans: Sequence[Span], short: Sequence[Span]) -> list[Pass]:
     """One over the first `n` tokens by segment and over short texts; where the length says what is computed, others for these."""
     if line.static:
         return [Pass(0, max(n, *(b for _, b in short)), (*spans, *short))]
-    return [Pass(0, n, tuple(spans)), *passes([Window(0, b, a) for a, b in short], line.table, lead)]
+    return [Pass(0, n, tuple(spans)), *subject.passes(line, [Window(0, b, a) for a, b in short])]
 
 
 def cut(begin: int, end: int, first: int, spans: Sequence[Span]) -> Pass:

@@ -9,9 +9,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from ..checkpoint.manifest import RopeRecord
-from ..compute.record import Hardware
-from ..formats.decoding import Result
-from .measured import Document, Measured
+from .measured import Document, Finished, Measured
 
 
 class TemperaturePoint(Struct, frozen=True):
@@ -99,19 +97,16 @@ class JudgedRow(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Temperature(Result):
+class Temperature(Finished):
     """By multiplier of cos and sin, one row a model."""
 
     measure: Literal["temperature"]
     models: tuple[Measured, ...]
     rows: tuple[TemperatureRow, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advice(Result):
+class Advice(Finished):
     """The smallest `factor` that is flat to `context` tokens, None for none of those that were tried; `control`: the base's perplexity by
     segment, through its own window."""
 
@@ -125,13 +120,10 @@ class Advice(Result):
     factor: float | None
     tried: tuple[Tried, ...]
     models: tuple[Measured, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search(Result):
+class Search(Finished):
     """The recipe that was `chosen` by the texts searched on, and whether it is `advised`: better, on texts that are held out, than `rival`,
     the best of what needs no search, by more than the `error` of the `difference`. `split`: what is held out, documents or windows of the
     only one; `clusters` of them are independent. `recipe`: what a file of it says, None where none is advised."""
@@ -157,9 +149,6 @@ class Search(Result):
     advised: bool
     recipe: Mapping[str, Any] | None
     models: tuple[Measured, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
 
     def row(self, label: str) -> JudgedRow:
         return next(row for row in self.rows if row.label == label)

@@ -10,10 +10,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ..compute.record import Hardware
-from ..formats.decoding import Result
 from .choices import Advice, Search, Temperature
-from .measured import Measured, Row
+from .measured import Finished, Measured, Row
 from .result import finished
 
 T = TypeVar("T")
@@ -170,7 +168,7 @@ class Evaluator(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Perplexity(Result):
+class Perplexity(Finished):
     """By context window, one row a recipe and model; `tokens` and `stride` of sliding windows."""
 
     measure: Literal["perplexity"]
@@ -179,13 +177,10 @@ class Perplexity(Result):
     stride: int
     models: tuple[Measured, ...]
     rows: tuple[PerplexityRow, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passkey(Result):
+class Passkey(Finished):
     """By length and depth, one row a recipe and model."""
 
     measure: Literal["passkey"]
@@ -194,13 +189,10 @@ class Passkey(Result):
     depths: int
     models: tuple[Measured, ...]
     rows: tuple[PasskeyRow, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needle(Result):
+class Needle(Finished):
     """By length and depth, one row a recipe and model; `trials` of each cell."""
 
     measure: Literal["needle"]
@@ -211,13 +203,10 @@ class Needle(Result):
     haystack: str
     models: tuple[Measured, ...]
     rows: tuple[NeedleRow, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ruler(Result):
+class Ruler(Finished):
     """By task and length, one row a recipe and model; `left_out`: tasks that were not run, and why."""
 
     measure: Literal["ruler"]
@@ -228,13 +217,10 @@ class Ruler(Result):
     threshold: float
     models: tuple[Measured, ...]
     rows: tuple[RulerRow, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LongPPL(Result):
+class LongPPL(Finished):
     """Over the key tokens of one evaluator, one row a recipe and model."""
 
     measure: Literal["longppl"]
@@ -246,9 +232,6 @@ class LongPPL(Result):
     evaluator: Evaluator
     models: tuple[Measured, ...]
     rows: tuple[LongPPLRow, ...]
-    created: str
-    versions: Mapping[str, str]
-    hardware: Hardware
 
 
 Found = Perplexity | Passkey | Needle | Ruler | LongPPL | Temperature | Advice | Search

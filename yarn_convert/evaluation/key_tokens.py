@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..compute.documents import TokenizedText, names
+from ..compute.documents import TokenizedText
 from ..compute.record import SayStage, silent
 from ..compute.scorer import Ids
 from ..errors import UsageError
@@ -60,14 +60,8 @@ def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: Result
         meter = Meter(f"LongPPL of {subject.name}", [window for _ in lines for _ in texts], say)
         for line in lines:
             by_document = [_losses(subject, line, ids, found, meter) for ids, found in zip(texts, keys, strict=True)]
-            row = {"model": subject.name, **line.as_json(), "original_context": subject.counted(line)}
-            rows.append({**row, **_result(by_document, documents)})
-        described.append(
-            {
-                "model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead,
-                **subject.describe(),
-            }
-        )  # fmt: skip
+            rows.append({**subject.row(line), **_result(by_document, documents)})
+        described.append(subject.described(documents))
         subject.release()
     return {
         "measure": "longppl", "window": window, "short_context": k, "step": d, "alpha": wish.alpha, "beta": wish.beta,

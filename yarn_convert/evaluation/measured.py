@@ -1,11 +1,16 @@
-"""What every measure says, by its types: of a model, its texts and how they were computed; and of one recipe on it."""
+"""What every measure says, by its types: of a model, its texts and how they were computed; of one recipe on it; and when, and on what."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
 from ..checkpoint.manifest import RopeRecord
-from ..compute.record import Library
+from ..compute.record import Hardware, Library
+from ..formats.decoding import Result, encoded
 
 
 class Document(Struct, frozen=True):
@@ -58,3 +63,17 @@ class Row(Struct, frozen=True, kw_only=True):
     context: int | None
     original_context: int
     attention: Attention | UnsetType = UNSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished(Result):
+    """What a result ends with: when, with which versions and on what it was made."""
+
+    created: str
+    versions: Mapping[str, str]
+    hardware: Hardware
+
+    def to_dict(self) -> dict[str, Any]:
+        """As --json prints it, these members last."""
+        found = encoded(self)
+        return found | {name: found.pop(name) for name in ("created", "versions", "hardware")}

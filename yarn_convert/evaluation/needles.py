@@ -24,8 +24,8 @@ from ..errors import InputError, UsageError
 from ..options import NeedleOptions
 from .journal import ResultJournal
 from .passkeys import FILLING, ends, trial_of
-from .retrieval import Asked, answers, described, interval, most_that_fit
-from .subjects import Meter, Subject, lines_of
+from .retrieval import Asked, answers, interval, most_that_fit
+from .subjects import Meter, Subject, check_torch, lines_of
 
 TASK = "Some magic numbers are hidden within the following text. Make sure to memorize them. I will quiz you about one of them afterwards."
 NEEDLE = "The magic number of {name} is {value}."
@@ -98,13 +98,14 @@ def hide(
 def measure_needle(models: Sequence[str], wish: NeedleOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON."""
     s = wish.settings
+    check_torch(s)
     if wish.needles > len(NAMES):
         raise UsageError(f"{wish.needles} needles are more than there are names for", f"--needles {len(NAMES)} at most")
     lengths = tuple(dict.fromkeys(wish.lengths))
     depths = tuple(i / max(1, wish.depths - 1) for i in range(wish.depths)) if wish.depths > 1 else (0.5,)
     name, sentences = haystack(wish)
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
-    rows, models_described = [], []
+    rows, described = [], []
     for subject, lines in subjects:
         tokenizer = tokenizer_of(subject.c)
         subject.lead = bos(subject.c)
@@ -116,17 +117,12 @@ def measure_needle(models: Sequence[str], wish: NeedleOptions, journal: ResultJo
             found = answers(subject, line, asked, "needle", ANSWER, partial(ends, tokenizer), meter)
             trials = [trial_of(p.ids, p.length, p.depth, p.key, tokenizer.decode(said)) for p, said in zip(prompts, found, strict=True)]
             points = [{"depth": d, **_share(trials, n, d)} for n in lengths for d in depths]
-            rows.append(
-                {
-                    "model": subject.name, **line.as_json(), "original_context": subject.counted(line), "points": points,
-                    "by_length": [_share(trials, n) for n in lengths], "trials": trials,
-                }
-            )  # fmt: skip
-        models_described.append(described(subject))
+            rows.append({**subject.row(line), "points": points, "by_length": [_share(trials, n) for n in lengths], "trials": trials})
+        described.append(subject.described())
         subject.release()
     return {
         "measure": "needle", "lengths": lengths, "depths": depths, "trials": wish.trials, "needles": wish.needles, "haystack": name,
-        "models": models_described, "rows": rows,
+        "models": described, "rows": rows,
     }  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from ..compute.tokens import tokenizer_of
 from ..errors import UsageError
 from ..options import PasskeyOptions
 from .journal import ResultJournal
-from .retrieval import Asked, answers, described, most_that_fit
-from .subjects import Meter, Subject, lines_of
+from .retrieval import Asked, answers, most_that_fit
+from .subjects import Meter, Subject, check_torch, lines_of
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -70,11 +70,10 @@ def prompt(tokenizer: Any, lead: Sequence[int], length: int, trial: int, seed: i
 def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON."""
     s = wish.settings
-    if s.runtime != "transformers":
-        raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
+    check_torch(s)
     lengths = tuple(dict.fromkeys(wish.lengths))
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
-    rows, models_described = [], []
+    rows, described = [], []
     for subject, lines in subjects:
         tokenizer = tokenizer_of(subject.c)
         subject.lead = bos(subject.c)
@@ -89,16 +88,15 @@ def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: Result
                 for i, (p, said) in enumerate(zip(prompts, found, strict=True))
             ]
             points = [_point(n, [t for t in trials if t["length"] == n], wish.depths) for n in lengths]
-            counted = subject.counted(line)
-            rows.append({"model": subject.name, **line.as_json(), "original_context": counted, "points": points, "trials": trials})
-        models_described.append(described(subject))
+            rows.append({**subject.row(line), "points": points, "trials": trials})
+        described.append(subject.described())
         subject.release()
     return {
         "measure": "passkey",
         "lengths": lengths,
         "trials": wish.trials,
         "depths": wish.depths,
-        "models": models_described,
+        "models": described,
         "rows": rows,
     }
 

@@ -9,19 +9,19 @@ A dynamic method takes its s from each window's length.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from itertools import chain
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..compute.documents import TokenizedText, names
+from ..compute.documents import TokenizedText
 from ..compute.record import SayStage, silent
 from ..errors import UsageError
 from ..options import PerplexityOptions
 from .journal import ResultJournal
-from .subjects import Line, Meter, Subject, lines_of
-from .windows import NOTHING, Losses, Span, Window, document_error, mean_of_window_means, passes, sliding
+from .subjects import Meter, Subject, lines_of
+from .windows import NOTHING, Losses, Span, Window, document_error, mean_of_window_means
 
 STRIDE = 256
 
@@ -44,28 +44,21 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
     described = []
     first: dict[int, float] = {}
     for (subject, lines, documents), same in zip(subjects, compared, strict=True):
-        lead = len(subject.lead)
-        plans = _plans(documents, widths, wish.tokens, stride, lead)
-        work = [
-            (line, i, p)
-            for line in lines
-            for i, plan in enumerate(plans)
-            for p in passes(chain.from_iterable(plan.values()), line.table, lead)
-        ]
+        windows = _windows(subject, widths, wish.tokens, stride)
+        every = [w for width in widths for w in windows[width]]
+        work = [(line, i, p) for line in lines for i in range(len(documents)) for p in subject.passes(line, every)]
         meter = Meter(f"perplexity of {subject.name}", [p.end - p.begin for *_, p in work], say)
-        found: dict[tuple[str, int, int, Hashable], dict[Span, Losses]] = {}
+        found: dict[tuple[str, int, int], dict[Span, Losses]] = defaultdict(dict)
         for line, i, p in work:
             progress = meter.begin(p.end - p.begin)
-            found[line.label, i, p.begin, line.table(p.end - p.begin + lead)] = subject.run(line, documents[i], p, progress)
+            found[line.label, i, p.begin] |= subject.run(line, documents[i], p, progress)
         for line in lines:
-            points = [_point(line, width, plans, lead, found, first if same else None) for width in widths]
-            rows.append({"model": subject.name, **line.as_json(), "original_context": subject.counted(line), "points": points})
-        described.append(
-            {
-                "model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead,
-                "same_tokens": same, **subject.describe(),
-            }
-        )  # fmt: skip
+            points = []
+            for width in widths:
+                by_document = [[found[line.label, i, w.begin][w.first, w.end] for w in windows[width]] for i in range(len(documents))]
+                points.append(_point(width, by_document, first if same else None))
+            rows.append({**subject.row(line), "points": points})
+        described.append(subject.described(documents, same_tokens=same))
         subject.release()
     return {"measure": "perplexity", "windows": widths, "tokens": wish.tokens, "stride": stride, "models": described, "rows": rows}
 
@@ -76,30 +69,21 @@ def _same_tokens(a: tuple[Subject, Any, list[TokenizedText]], b: tuple[Subject, 
     return a[0].lead == b[0].lead and len(a[2]) == len(b[2]) and all(same)
 
 
-def _plans(
-    documents: Sequence[TokenizedText], widths: Sequence[int], length: int | None, stride: int, lead: int
-) -> list[dict[int, list[Window]]]:
-    """For each document: its windows by width."""
-    plans = []
-    for _ in documents:
-        tokens = {width: length if length else width - lead for width in widths}
-        step = {width: stride if length else width - lead for width in widths}
-        plans.append({width: sliding(tokens[width], width, step[width], lead) for width in widths})
-    return plans
+def _windows(subject: Subject, widths: Sequence[int], length: int | None, stride: int) -> dict[int, list[Window]]:
+    """The windows over each document, by their width: sliding over so many tokens, or one where it is truncated."""
+    room = {width: subject.room(width) for width in widths}
+    return {width: subject.sliding(length or room[width], width, stride if length else room[width]) for width in widths}
 
 
-def _point(line: Line, width: int, plans: Any, lead: int, found: Any, first: dict[int, float] | None) -> dict[str, Any]:
-    """One point of a line; `first` keeps the first line's perplexities, against which the change is counted; None: no comparison."""
-    by_document = []
-    for i, plan in enumerate(plans):
-        keys = [(line.label, i, w.begin, line.table(w.end - w.begin + lead)) for w in plan[width]]
-        by_document.append([found[key][w.first, w.end] for key, w in zip(keys, plan[width], strict=True)])
+def _point(width: int, by_document: Sequence[Sequence[Losses]], first: dict[int, float] | None) -> dict[str, Any]:
+    """One point of a line, of the windows of each document; `first` keeps the first line's perplexities, against which the change is
+    counted; None: no comparison."""
     windows = [w for document in by_document for w in document]
     total = sum(windows, NOTHING)
     base = math.nan if first is None else first.setdefault(width, total.perplexity)
     return {
         "window": width,
-        "documents": len(plans),
+        "documents": len(by_document),
         "windows": len(windows),
         "tokens": total.tokens,
         "loss": total.mean,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ..compute.pages import BLUE, INK, STYLE, check_place, check_report, package
 from ..errors import UsageError
 from .choices import Advice, Search, Temperature
 from .found import Found, LongPPL, Needle, Passkey, Perplexity, Ruler
-from .paper import Panel, Shown, table_of
+from .paper import Body, Panel, Shown, table_of
 from .text import advised_line, figure, judged_table, labels_of, longppl_table, needle_table, percent, ruler_table, split_line
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def html_report(result: Found, command: str, shown: Shown | None = None) -> str:
     measure = result.measure
     with matplotlib.style.context(["default", STYLE]):
         plots = [svg(figure, f"plot-{i}", f"{TITLES[measure]}, {label}") for i, (label, figure) in enumerate(_plots(result, shown))]
-    head, body = table_of(result, shown) if shown else _table(result)
+    head, body = table_of(result, shown) if shown else TABLES[measure](result)
     return page(
         "evaluation.html.j2", r=result.to_dict(), title=TITLES[measure], command=command, plots=plots, head=head, body=body,
         explanation=f"{shown.says}, laid out as in arXiv 2309.00071." if shown else EXPLANATIONS[measure],
@@ -114,7 +114,7 @@ EXPLANATIONS = {
 # -- tables: (head, rows) ---------------------------------------------------------------------------------------------
 
 
-def _perplexity_table(result: Perplexity) -> tuple[list[str], list[list[str]]]:
+def _perplexity_table(result: Perplexity) -> Body:
     head = ["", "window", "perplexity", "± tokens", "± documents", "mean of window means", "change", "tokens", "windows"]
     body = []
     for label, row in zip(labels_of(result), result.rows, strict=True):
@@ -124,14 +124,14 @@ def _perplexity_table(result: Perplexity) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 
-def _passkey_table(result: Passkey) -> tuple[list[str], list[list[str]]]:
+def _passkey_table(result: Passkey) -> Body:
     body = [
         [label, *(f"{p.accuracy:.0%} of {p.trials}" for p in row.points)] for label, row in zip(labels_of(result), result.rows, strict=True)
     ]
     return ["", *(f"{n:,} tokens" for n in result.lengths)], body
 
 
-def _temperature_table(result: Temperature) -> tuple[list[str], list[list[str]]]:
+def _temperature_table(result: Temperature) -> Body:
     head, body = ["", "√(1/t)", "perplexity", "± tokens"], []
     for row in result.rows:
         head = [*head[:4], *(f"{a:,}–{b - 1:,}" for a, b in row.segments)]
@@ -142,7 +142,7 @@ def _temperature_table(result: Temperature) -> tuple[list[str], list[list[str]]]
     return head, body
 
 
-def _advise_table(result: Advice) -> tuple[list[str], list[list[str]]]:
+def _advise_table(result: Advice) -> Body:
     head = ["factor", *(f"to {b:,}" for _, b in result.segments), *(f"cost at {c.tokens:,}" for c in result.tried[0].short)]
     body = [[f"{t.factor:.4g}", *map(percent, t.excess), *(percent(c.change) for c in t.short)] for t in result.tried]
     return head, body
@@ -342,35 +342,17 @@ def _percents() -> list[int]:
     return [sign * tick for tick in (0, LINEAR // 2, LINEAR, *beyond) for sign in (1, -1)]
 
 
-def _table(result: Found) -> tuple[list[str], list[list[str]]]:
-    if isinstance(result, Perplexity):
-        return _perplexity_table(result)
-    if isinstance(result, Passkey):
-        return _passkey_table(result)
-    if isinstance(result, Needle):
-        return needle_table(result)
-    if isinstance(result, Ruler):
-        return ruler_table(result)
-    if isinstance(result, LongPPL):
-        return longppl_table(result)
-    if isinstance(result, Search):
-        return judged_table(result)
-    return _temperature_table(result) if isinstance(result, Temperature) else _advise_table(result)
+TABLES: Mapping[str, Callable[[Any], Body]] = {
+    "perplexity": _perplexity_table, "passkey": _passkey_table, "needle": needle_table, "ruler": ruler_table, "longppl": longppl_table,
+    "temperature": _temperature_table, "advise": _advise_table, "search": judged_table,
+}  # fmt: skip
+PLOTS: Mapping[str, Callable[[Any], list[tuple[str, Figure]]]] = {
+    "perplexity": _perplexity_plots, "passkey": _passkey_plots, "needle": _needle_plots, "ruler": _ruler_plots, "longppl": _longppl_plots,
+    "temperature": _temperature_plots, "advise": _advise_plots, "search": _search_plots,
+}  # fmt: skip
 
 
 def _plots(result: Found, shown: Shown | None = None) -> list[tuple[str, Figure]]:
     if shown and shown.panels:
         return [(panel.title or shown.says, _paper_plot(panel, shown)) for panel in shown.panels(result)]
-    if isinstance(result, Perplexity):
-        return _perplexity_plots(result)
-    if isinstance(result, Passkey):
-        return _passkey_plots(result)
-    if isinstance(result, Needle):
-        return _needle_plots(result)
-    if isinstance(result, Ruler):
-        return _ruler_plots(result)
-    if isinstance(result, LongPPL):
-        return _longppl_plots(result)
-    if isinstance(result, Search):
-        return _search_plots(result)
-    return _temperature_plots(result) if isinstance(result, Temperature) else _advise_plots(result)
+    return PLOTS[result.measure](result)

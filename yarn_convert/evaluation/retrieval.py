@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,11 +85,6 @@ def interval(right: float, trials: int) -> tuple[float, float]:
     p, z = right / trials, Z * Z / trials
     middle, half = p + z / 2, Z * math.sqrt(p * (1 - p) / trials + z / 4 / trials)
     return max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z))
-
-
-def described(subject: Subject) -> dict[str, Any]:
-    """A model as a result has it, without documents."""
-    return {"model": subject.name, "documents": [], "left_out": 0, "bos": subject.lead, **subject.describe()}
 
 
 def as_ids(ids: Sequence[int]) -> Ids:

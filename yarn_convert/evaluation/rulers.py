@@ -25,8 +25,8 @@ from ..compute.tokens import ends, tokenizer_of
 from ..errors import InputError, UsageError, need, no_such
 from ..options import RulerOptions
 from .journal import ResultJournal
-from .retrieval import Asked, answers, as_ids, described
-from .subjects import Line, Meter, Subject, lines_of
+from .retrieval import Asked, answers, as_ids
+from .subjects import Line, Meter, Subject, check_torch, lines_of
 
 ROOM = "lm_eval.tasks.ruler"
 SEEDS = (0, 1234)  # of random and numpy, the harness's own
@@ -93,9 +93,10 @@ def measure_ruler(models: Sequence[str], wish: RulerOptions, journal: ResultJour
     """Measure all recipes of all models; the result is JSON."""
     need("ruler", "RULER")
     s, (tasks, left_out) = wish.settings, chosen(wish.tasks)
+    check_torch(s)
     lengths = tuple(sorted(set(wish.lengths)))
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
-    rows, models_described = [], []
+    rows, described = [], []
     for subject, lines in subjects:
         tokenizer = tokenizer_of(subject.c)
         subject.lead = bos(subject.c)
@@ -107,17 +108,17 @@ def measure_ruler(models: Sequence[str], wish: RulerOptions, journal: ResultJour
             trials = _trials(subject, line, prompts, tokenizer, meter)
             points = [_point(trials, name, n) for name in tasks for n in lengths]
             means = [{"length": n, "score": float(np.mean([p["score"] for p in points if p["length"] == n]))} for n in lengths]
-            known = {"model": subject.name, **line.as_json(), "original_context": subject.counted(line)}
-            found.append({**known, "points": points, "by_length": means, "trials": trials, "effective": effective(means, wish.threshold)})
+            reached = effective(means, wish.threshold)
+            found.append({**subject.row(line), "points": points, "by_length": means, "trials": trials, "effective": reached})
         own = _own(found)
         for row in found:
             reach = None if own is None else effective(row["by_length"], own)
             rows.append({**row, "threshold_of_base": own, "effective_by_base": reach})
-        models_described.append(described(subject))
+        described.append(subject.described())
         subject.release()
     return {
         "measure": "ruler", "lengths": lengths, "tasks": tasks, "left_out": left_out, "trials": wish.trials, "threshold": wish.threshold,
-        "models": models_described, "rows": rows,
+        "models": described, "rows": rows,
     }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from .journal import ResultJournal
 from .optimizer import Best, Enough, halving, least, mean
 from .space import PARTS, PLAIN, Start
 from .subjects import Line, Meter, Subject, line_of
-from .windows import NOTHING, Losses, Span, Window, passes, segments, sliding
+from .windows import NOTHING, Losses, Span, Window
 
 TRIALS = 60  # where neither a number nor a budget is given
 YARN = "yarn"  # what every search begins with
@@ -137,7 +137,7 @@ class Bench:
 
     def measured(self, line: Line, window: TokenizedText) -> dict[Span, Losses]:
         found: dict[Span, Losses] = {}
-        for p in passes_of(line, self.tokens, self.long, self.short, len(self.subject.lead)):
+        for p in passes_of(self.subject, line, self.tokens, self.long, self.short):
             found |= self.subject.run(line, window, p, lambda f: None)
         return found
 
@@ -155,10 +155,10 @@ class Bench:
 
     def base_judged(self) -> Judged:
         """The base: short texts as they are, the rest through windows of L sliding by L/2."""
-        line, lead = line_of(self.subject.c, self.subject.settings, "none"), len(self.subject.lead)
-        slid = [cut(w.begin, w.end, w.first, self.long) for w in sliding(self.tokens, self.original, self.original // 2, lead)]
+        line = line_of(self.subject.c, self.subject.settings, "none")
+        slid = [cut(w.begin, w.end, w.first, self.long) for w in self.subject.sliding(self.tokens, self.original, self.original // 2)]
         control = [p for p in slid if p.spans]
-        short = passes([Window(0, b, a) for a, b in self.short], line.table, lead)
+        short = self.subject.passes(line, [Window(0, b, a) for a, b in self.short])
         held = self.split.held_out
         meter = Meter(f"judging {self.subject.name}", [p.end - p.begin for p in (*control, *short)] * len(held), self.say)
         found = []
@@ -188,11 +188,11 @@ def _bench(subject: Subject, wish: AdviseOptions, say: SayStage) -> Bench:
     for candidate in starts.values():
         extend(c, candidate)  # raises as a conversion does
     documents = subject.documents(n)
-    lead, texts = len(subject.lead), wish.settings.texts
-    tokens = n - lead
-    short = [(0 if lead else 1, original // k - lead) for k in SHORT]
-    long = [(max(a, original - lead), b) for a, b in segments(tokens, wish.segments, 0 if lead else 1) if b > original - lead]
-    halves = split(documents, tokens, wish.windows, wish.judges, wish.seed, pieces=bool(texts.cut))
+    tokens, within = subject.room(n), subject.room(original)
+    spans = subject.segments(tokens, wish.segments)
+    short = [(spans[0][0], subject.room(original // k)) for k in SHORT]
+    long = [(max(a, within), b) for a, b in spans if b > within]
+    halves = split(documents, tokens, wish.windows, wish.judges, wish.seed, pieces=bool(wish.settings.texts.cut))
     return Bench(subject, tokens, wish.short_weight, halves, short, long, starts, n / original, say)
 
 
@@ -313,9 +313,7 @@ def _result(bench: Bench, wish: AdviseOptions, found: Found, judged: Sequence[Ju
         "rows": [_row(bench, j, judged[0], rival, found) for j in judged], "rival": rival.line.label, "chosen": chosen.line.label,
         "difference": gain, "error": error, "advised": advised,
         "recipe": as_mapping(chosen.candidate) if advised and chosen.candidate else None,
-        "models": [
-            {"model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead, **subject.describe()}
-        ],
+        "models": [subject.described(documents)],
     }  # fmt: skip
 
 

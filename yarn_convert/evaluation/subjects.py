@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..asking import check_choices, spelled
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import resolve
 from ..compute.distances import check_plain, losses_at
-from ..compute.documents import TokenizedText, bos, documents
+from ..compute.documents import TokenizedText, bos, documents, names
 from ..compute.identity import identity, key_of
 from ..compute.record import DTYPES, SayStage
 from ..compute.scorer import Ids, RuntimeScorer, Scorer, Torch, check_runtime
@@ -29,7 +29,7 @@ from ..rope import ATTENTION_METHODS, METHODS, Distances, Rope, distances_of, nu
 from ..runtimes import probe
 from ..runtimes.library import folder_of, stamp, using
 from .journal import ResultJournal
-from .windows import Losses, Pass, Span
+from .windows import Losses, Pass, Span, Window, passes, segments, sliding
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,12 @@ def _line(c: Checkpoint, asked: Recipe, label: str, method: str) -> Line:
     return Line(label, method, e.rope, e.context, asked.original_context)
 
 
+def check_torch(s: EvaluateOptions) -> None:
+    """Raise UsageError where another runtime is asked for than the one in which every measure can be computed."""
+    if s.runtime != "transformers":
+        raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
+
+
 class Subject:
     """A model, opened; its weights are loaded when something has to be computed that the journal does not have."""
 
@@ -194,6 +200,10 @@ class Subject:
         """L of a line: its own, where what is asked for says one."""
         return line.original or self.original
 
+    def row(self, line: Line) -> dict[str, Any]:
+        """How each row of a result begins, of a line on this model."""
+        return {"model": self.name, **line.as_json(), "original_context": self.counted(line)}
+
     @property
     def scorer(self) -> Scorer:
         if self._scorer is None:
@@ -206,17 +216,32 @@ class Subject:
     @property
     def torch(self) -> Torch:
         """The scorer where it has to be torch."""
-        scorer = self.scorer
-        if not isinstance(scorer, Torch):
-            raise UsageError(f"{self.settings.runtime} is run for perplexity only", "leave out --runtime")
-        return scorer
+        check_torch(self.settings)
+        assert isinstance(self.scorer, Torch)
+        return self.scorer
 
     def documents(self, at_least: int) -> list[TokenizedText]:
         """The documents of at least so many tokens; `lead` becomes the BOS that stands before each of their windows."""
         with using(self.library):
-            found, self.left_out, lead = documents(self.settings.texts, self.c, at_least)
-        self.lead = bos(self.c)[:lead]
+            found, self.left_out = documents(self.settings.texts, self.c, at_least)
+        self.lead = bos(self.c)
         return found
+
+    def room(self, width: int) -> int:
+        """The tokens of a document for which a window of so many has room, behind its BOS."""
+        return width - len(self.lead)
+
+    def segments(self, n: int, count: int) -> list[Span]:
+        """`windows.segments` of a document's first `n` tokens, but for the first where nothing predicts it."""
+        return segments(n, count, 0 if self.lead else 1)
+
+    def sliding(self, n: int, width: int, stride: int) -> list[Window]:
+        """`windows.sliding`, with BOS before each."""
+        return sliding(n, width, stride, len(self.lead))
+
+    def passes(self, line: Line, windows: Iterable[Window]) -> list[Pass]:
+        """`windows.passes` under a line, with BOS before each."""
+        return passes(windows, line.table, len(self.lead))
 
     def key(self, line: Line, *parts: Any, lengths: tuple[int, int] | None = None) -> str:
         """What the journal calls the `parts` under a line. With `lengths`, from which to which the texts grow, in tokens, a line that has
@@ -276,6 +301,11 @@ class Subject:
         speed = self.tokens / self.seconds if self.seconds else None
         ran = self._scorer.describe() if self._scorer else {}
         return {"runtime": self.settings.runtime, "seconds": self.seconds, "tokens": self.tokens, "tokens_per_second": speed, **ran}
+
+    def described(self, documents: Sequence[TokenizedText] = (), **beside: Any) -> dict[str, Any]:
+        """The model as a result has it, with the documents that it read and what is said `beside` of them."""
+        read = {"documents": names(documents), "left_out": self.left_out, "bos": self.lead}
+        return {"model": self.name, **read, **beside, **self.describe()}
 
 
 class Meter:

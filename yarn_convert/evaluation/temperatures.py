@@ -11,14 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..compute.documents import names
 from ..compute.record import SHORTEST, SayStage, silent
 from ..errors import UsageError
 from ..options import TemperatureOptions
 from ..rope import temperature as recommended_at
 from .journal import ResultJournal
-from .subjects import Meter, Subject, line_of
-from .windows import NOTHING, Losses, Pass, document_error, segments
+from .subjects import Meter, Subject, check_torch, line_of
+from .windows import NOTHING, Losses, Pass, document_error
 
 STEP = 0.05
 
@@ -26,8 +25,7 @@ STEP = 0.05
 def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
     """Measure every multiplier on all models; the result is JSON."""
     s = wish.settings
-    if s.runtime != "transformers":
-        raise UsageError(f"{s.runtime} is run for perplexity only", "leave out --runtime")
+    check_torch(s)
     if set(s.methods) - {"yarn"} or s.recipes:
         raise UsageError("the temperature belongs to the method yarn", "leave out --method and --recipe")
     if wish.segments < 1 or min(wish.multipliers, default=1.0) <= 0:
@@ -49,8 +47,8 @@ def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal
         if window < SHORTEST:
             raise UsageError(f"the window must be at least {SHORTEST} tokens, not {window}", "--window 8k")
         documents = subject.documents(window)
-        n = window - len(subject.lead)
-        spans = tuple(segments(n, wish.segments, 0 if subject.lead else 1))
+        n = subject.room(window)
+        spans = tuple(subject.segments(n, wish.segments))
         meter = Meter(f"temperature of {subject.name}", [n] * len(grid) * len(documents), say)
         found = [[subject.run(line, d, Pass(0, n, spans), meter.begin(n)) for d in documents] for line in lines]
         points = [_point(m, spans, by_document) for m, by_document in zip(grid, found, strict=True)]
@@ -62,9 +60,7 @@ def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal
                 "segments": spans, "points": points,
             }
         )  # fmt: skip
-        described.append(
-            {"model": subject.name, "documents": names(documents), "left_out": subject.left_out, "bos": subject.lead, **subject.describe()}
-        )
+        described.append(subject.described(documents))
         subject.release()
     return {"measure": "temperature", "models": described, "rows": rows}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..compute.tables import columns
 from ..conversion.recipes import as_text, from_mapping
@@ -13,19 +15,7 @@ from .found import Found, LongPPL, Needle, Passkey, Perplexity, Ruler
 
 def lines(result: Found, room: int | None = None) -> list[str]:
     """A result of any measure; its tables in `room` columns."""
-    if isinstance(result, Perplexity):
-        return _perplexity(result, room)
-    if isinstance(result, Passkey):
-        return _passkey(result, room)
-    if isinstance(result, Needle):
-        return _needle(result, room)
-    if isinstance(result, Ruler):
-        return _ruler(result, room)
-    if isinstance(result, LongPPL):
-        return _longppl(result, room)
-    if isinstance(result, Search):
-        return _search(result, room)
-    return _temperature(result, room) if isinstance(result, Temperature) else _advise(result, room)
+    return LINES[result.measure](result, room)
 
 
 def figure(x: float | None, form: str = ".4g") -> str:
@@ -219,3 +209,9 @@ def recipe_text(result: Search) -> str:
 
 def percent(x: float | None) -> str:
     return "–" if x is None or math.isnan(x) else f"{x:+.1%}" if abs(x) < 100 else f"× {x + 1:.2g}"
+
+
+LINES: Mapping[str, Callable[[Any, int | None], list[str]]] = {
+    "perplexity": _perplexity, "passkey": _passkey, "needle": _needle, "ruler": _ruler, "longppl": _longppl, "temperature": _temperature,
+    "advise": _advise, "search": _search,
+}  # fmt: skip

@@ -144,7 +144,7 @@ def _writes_v2(c: Values, names: Container[str]) -> dict[str, Any]:
     return _writes(c) | {"topk_method": "greedy", "scoring_func": "softmax"}
 
 
-def routed(c: Values, names: Container[str] = ()) -> dict[str, Any]:
+def routed(c: Values) -> dict[str, Any]:
     """What llama.cpp takes where a GGUF does not say how experts are chosen and weighed."""
     groups = {key: c[key] or 1 for key in ("n_group", "topk_group")}
     said = {"first_k_dense_replace": c["first_k_dense_replace"] or 0, "norm_topk_prob": bool(c["norm_topk_prob"])}

@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_YAML = 1 << 20  # characters: some 50,000 numbers
 MAX_DEPTH = 8  # of objects and lists within each other
-_INT, _FLOAT = re.compile(r"[-+]?[0-9]+"), re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_INT, NUMBER = re.compile(r"[-+]?[0-9]+"), re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -80,7 +80,7 @@ def _plain(word: str) -> Any:
         return _WORDS[word]
     if _INT.fullmatch(word):
         return int(word)
-    return float(word) if _FLOAT.fullmatch(word) else word
+    return float(word) if NUMBER.fullmatch(word) else word
 
 
 def _short(e: BaseException) -> str:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..asking import taking
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.hub_client import BUSY, answer_of, is_repo, patient
 from ..checkpoint.manifest import Base, Manifest, manifest_path, read_manifest
-from ..checkpoint.source import BUSY, Say, answer_of, is_repo, patient, resolve
+from ..checkpoint.source import Say, resolve
 from ..conversion.intention import check_recipe, intention_of
 from ..errors import InputError, OutputError, UsageError
 from ..formats.contents import belonging, left_over, looks_secret

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
+from ..checkpoint.hub_client import patient
 from ..checkpoint.manifest import MANIFEST, Manifest, WeightFile, as_json, with_files
-from ..checkpoint.source import Say, patient, weight_files
+from ..checkpoint.source import Say, weight_files
 from ..conversion import Conversion, prepare
 from ..errors import InputError, UsageError, YarnConvertError
 from ..formats.decoding import decoded
@@ -67,7 +68,7 @@ def push(
 def on_the_hub(conversion: Conversion) -> bool:
     """Whether the output's weights can be made from the base's files in its repository, one after the other."""
     c = conversion.checkpoint
-    return c.source.repo is not None and c.source.headers is not None and c.gguf is None and conversion.plan.is_folder
+    return c.source.repo is not None and not c.source.has_weights and c.gguf is None and conversion.plan.is_folder
 
 
 def plan_push(conversion: Conversion, repo: str, private: bool) -> Upload:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.hub_client import patient
 from ..checkpoint.manifest import MANIFEST, Manifest
 from ..checkpoint.naming import GgufModel, gguf_models, quantization_of
-from ..checkpoint.source import patient
 from ..errors import FormatError
 from ..formats.decoding import decoded
 from ..formats.split import stem_of

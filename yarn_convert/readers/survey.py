@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from numpy.typing import ArrayLike
 
 from ..errors import Unsupported
+from ..families.architectures import below
 from ..families.schema import ROPE_OBJECTS
 from ..rope import RTOL, Array, Table
 from .config import oldest, read_config
@@ -161,7 +162,7 @@ def summary_of(rope: Seen) -> Summary:
 def gguf_summary(keys: Mapping[str, Any], baked: bool, reading: Reading) -> Summary:
     """Of a reading that passes over the type, or the tensor, the summary leaves those out."""
     arch = keys["general.architecture"]
-    meta = {k.removeprefix(f"{arch}."): v for k, v in keys.items()}
+    meta = below(arch, keys)
     kind = "none" if f"{arch}.rope.scaling.type" in reading.ignored else meta.get("rope.scaling.type", "linear")
     explicit = baked and not {"rope_freqs.weight", PAIR} & set(reading.ignored)
     factor = float(meta.get("rope.scaling.factor", 1.0)) if kind != "none" else 1.0

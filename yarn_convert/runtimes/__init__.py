@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from .protocol import PROGRESS, SHORT, TOO_LONG
 from .table import mode_of, runtime_of
 
 KILLED = -9  # exit code of a process that SIGKILL has ended
+Spans = Sequence[tuple[int, int]]
 NOISE = re.compile(r"^(Exception ignored|.*Warning|  )")  # lines after the telling one
 
 
@@ -52,8 +53,8 @@ def run(
     runtime: str,
     model: Path,
     ids: NDArray[np.int64],
-    spans: Sequence[tuple[int, int]],
-    options: dict[str, Any] | None = None,
+    spans: Spans,
+    options: Mapping[str, Any] | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Run:
     """Logits of `model` at the positions of `spans`, in order, as `runtime`, a key of RUNTIMES or NAME:MODE, computes them.
@@ -63,10 +64,8 @@ def run(
     Raises UsageError when the runtime is not installed, and Failed, with its last line, when it does not run the model.
     """
     with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
-        np.save(Path(folder, "ids.npy"), np.asarray(ids, dtype=np.int64))
         # The ids may be fewer than the spans' ends only by a mistake of ours; a worker need not check it.
-        job = {"spans": [list(s) for s in spans], "options": options or {}}
-        info = _work(runtime, model, Path(folder), job, lambda done: progress(done / len(ids)))
+        info = _work(runtime, model, Path(folder), np.asarray(ids, np.int64), spans, options or {}, lambda done: progress(done / len(ids)))
         return Run(np.load(Path(folder, "logits.npy")), info)
 
 
@@ -76,8 +75,7 @@ def tokenize(model: Path, text: str) -> NDArray[np.int64]:
     Raises UsageError when it is not installed, and Failed when it does not read the file.
     """
     with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
-        np.save(Path(folder, "ids.npy"), np.frombuffer(text.encode(), np.uint8))
-        _work("llama.cpp", model, Path(folder), {"spans": [], "options": {"tokenize": True}}, lambda done: None)
+        _work("llama.cpp", model, Path(folder), np.frombuffer(text.encode(), np.uint8), [], {"tokenize": True})
         return np.asarray(np.load(Path(folder, "tokens.npy")), dtype=np.int64)
 
 
@@ -85,9 +83,8 @@ def probe(folder: Path | None) -> dict[str, Any]:
     """Of the llama.cpp that is installed, or of the library in this folder: `devices`, each with its name, `description` and `kind`, its
     `version`, and of the latter what else is said of it, `library`. UsageError for one that cannot be run, with why."""
     with tempfile.TemporaryDirectory(prefix="yarn-convert-") as place, library.using(folder):
-        np.save(Path(place, "ids.npy"), np.zeros(0, np.int64))
         try:
-            return _work("llama.cpp", folder or Path(place), Path(place), {"spans": [], "options": {"probe": True}}, lambda done: None)
+            return _work("llama.cpp", folder or Path(place), Path(place), np.zeros(0, np.int64), [], {"probe": True})
         except Failed as e:
             why = e.message.partition(": ")[2]
     if folder is None:
@@ -95,22 +92,33 @@ def probe(folder: Path | None) -> dict[str, Any]:
     raise UsageError(f"the llama.cpp in {folder} cannot be run: {why}", "build it about as old as llama-cpp-python is")
 
 
-def states(model: Path, ids: NDArray[np.int64], names: Sequence[str], options: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
+def states(model: Path, ids: NDArray[np.int64], names: Sequence[str], options: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     """The tensors of these names in llama.cpp's graph, float32[n, numbers], after one pass over `ids`, int64[n], at most 512, on the CPU;
     of a name that several have, the last. `options` as its worker is told them. Raises as `run` does."""
     with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
-        np.save(Path(folder, "ids.npy"), np.asarray(ids, dtype=np.int64))
-        job = {"spans": [[0, len(ids)]], "options": {**options, "device": "cpu", "states": list(names)}}
-        _work("llama.cpp", model, Path(folder), job, lambda done: None)
+        asked = {**options, "device": "cpu", "states": list(names)}
+        _work("llama.cpp", model, Path(folder), np.asarray(ids, np.int64), [(0, len(ids))], asked)
         with np.load(Path(folder, "states.npz")) as found:
             return {name: found[name] for name in found.files}
 
 
-def _work(runtime: str, model: Path, folder: Path, job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
-    """Let the runtime's worker do what `job` says in `folder`; its info."""
-    mode, (command, env) = mode_of(runtime), started_by(runtime, str(folder))
-    job["options"] = {**job["options"], **(mode.options if mode else {})}
-    Path(folder, "job.json").write_text(json.dumps({"model": str(model.absolute()), **job}), "utf-8")
+def put_job(
+    folder: Path, runtime: str, model: Path, ids: NDArray[Any], spans: Spans, options: Mapping[str, Any], more: bool = False
+) -> None:
+    """Write down in `folder` what a runtime's worker is to do there (`protocol`); `options`: beside those of its mode."""
+    mode = mode_of(runtime)
+    np.save(folder / "ids.npy", ids)
+    job = {"spans": [list(s) for s in spans], "options": {**options, **(mode.options if mode else {})}, "more": more}
+    (folder / "job.json").write_text(json.dumps({"model": str(model.absolute()), **job}), "utf-8")
+
+
+def _work(
+    runtime: str, model: Path, folder: Path, ids: NDArray[Any], spans: Spans, options: Mapping[str, Any],
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Let the runtime's worker do that; its info."""
+    command, env = started_by(runtime, str(folder))
+    put_job(folder, runtime, model, ids, spans, options)
     tell(f"starting {runtime}")
     code, last = _call(command, env, str(folder), progress)
     info = Path(folder, "info.json")
@@ -136,6 +144,13 @@ def failure(runtime: str, model: Path, code: int, last: str) -> Failed:
     return failed
 
 
+def heard(line: str, progress: Callable[[int], None]) -> None:
+    """Pass on how many tokens are done, where a worker's line says that."""
+    if line.startswith(PROGRESS):
+        with contextlib.suppress(ValueError):
+            progress(int(line.removeprefix(PROGRESS)))
+
+
 def telling(tail: Iterable[str]) -> str:
     """The last telling line; "" where there is none."""
     lines = [line.strip() for line in tail if line.strip() and not NOISE.match(line)]
@@ -154,9 +169,7 @@ def _call(command: list[str], env: dict[str, str], folder: str, progress: Callab
         reader.start()
         try:
             for line in process.stdout:
-                if line.startswith(PROGRESS):
-                    with contextlib.suppress(ValueError):
-                        progress(int(line.removeprefix(PROGRESS)))
+                heard(line, progress)
             process.wait()
         except BaseException:
             process.kill()

@@ -17,17 +17,15 @@ from numpy.typing import NDArray
 
 from .. import runtimes
 from ..hearing import tell
-from .protocol import DONE, PROGRESS
-from .table import mode_of, runtime_of
+from .protocol import DONE
+from .table import runtime_of
 
 
 class Kept:
     """A model in a runtime, with options as for `run`. `close` it: its process lives until then."""
 
     def __init__(self, runtime: str, model: Path, options: dict[str, Any] | None = None) -> None:
-        mode = mode_of(runtime)
         self.runtime, self.model, self.options = runtime, model, options or {}
-        self.told = {**self.options, **(mode.options if mode else {})}
         self.child: subprocess.Popen[str] | None = None
 
     def run(
@@ -37,9 +35,7 @@ class Kept:
         if not runtime_of(self.runtime).keeps:
             return runtimes.run(self.runtime, self.model, ids, spans, self.options, progress)
         with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
-            np.save(Path(folder, "ids.npy"), np.asarray(ids, dtype=np.int64))
-            job = {"model": str(self.model.absolute()), "spans": [list(s) for s in spans], "options": self.told, "more": True}
-            Path(folder, "job.json").write_text(json.dumps(job), "utf-8")
+            runtimes.put_job(Path(folder), self.runtime, self.model, np.asarray(ids, np.int64), spans, self.options, more=True)
             try:
                 self._ask(folder)
                 self._wait(lambda done: progress(done / len(ids)))
@@ -71,9 +67,7 @@ class Kept:
         for line in self.child.stdout or ():
             if line.rstrip() == DONE:
                 return
-            if line.startswith(PROGRESS):
-                with contextlib.suppress(ValueError):
-                    progress(int(line.removeprefix(PROGRESS)))
+            runtimes.heard(line, progress)
         code = self.child.wait()
         self.reader.join(timeout=5)
         raise runtimes.failure(self.runtime, self.model, code, runtimes.telling(self.tail))

@@ -11,7 +11,7 @@ import ctypes
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llama_cpp_graph import left, watched
@@ -81,6 +81,64 @@ def begin_with(llama_cpp: Any, of: str, **values: Any) -> None:
     setattr(llama_cpp.llama_cpp, name, params)
 
 
+class Place(NamedTuple):
+    """Where a job runs: the `backend` that it names, None for llama.cpp's own choice, and whether layers go `on_gpu`."""
+
+    backend: dict[str, Any] | None
+    on_gpu: bool
+
+    @property
+    def gpus(self) -> list[Any]:
+        """The handle of the GPU that is named; empty for the CPU, and where none is."""
+        return [self.backend["handle"]] if self.backend and self.on_gpu else []
+
+
+def place_of(job: WorkerJob, llama_cpp: Any, there: list[dict[str, Any]]) -> Place:
+    wish = job.options.get("backend")
+    backend = next((d for d in there if d["name"] == wish), None)
+    if wish and backend is None:
+        raise SystemExit(f"llama.cpp lists no device {wish} now")
+    if backend:
+        return Place(backend, backend["kind"] not in (CPU, ACCEL))
+    return Place(None, job.device != "cpu" and llama_cpp.llama_supports_gpu_offload())
+
+
+def begin_models(llama_cpp: Any, place: Place) -> None:
+    """Let models go to their place alone."""
+    listed = (ctypes.c_void_p * (len(place.gpus) + 1))(*place.gpus, None)
+    # on the CPU none: it would begin on each GPU all the same, and take its buffers
+    chosen = {"devices": ctypes.cast(listed, ctypes.c_void_p)} if place.backend or not place.on_gpu else {}
+    # ggml's repacked weights and AMX kernels crash on some virtual machines, and what they round is not RoPE
+    begin_with(llama_cpp, "model", use_extra_bufts=False, **chosen)
+
+
+def at_once(job: WorkerJob, place: Place, there: list[dict[str, Any]]) -> int:
+    """How many tokens are computed at a time."""
+    alone = place.backend is not None and place.backend["kind"] == CPU and any(d["kind"] == ACCEL for d in there)
+    flash = job.options.get("flash_attention", False)
+    return ALONE if alone and not flash else BATCH  # flash attention of so few sums up in float16 (ggml-cpu/ops.cpp, use_tiled)
+
+
+def loaded(llama_cpp: Any, job: WorkerJob, place: Place, tokens: int) -> tuple[Any, str]:
+    """(the model in a context for the job, `tokens` at a time; the device that it is on): the CPU where a GPU that nobody named fails."""
+    threads, n = os.cpu_count(), len(job.ids)
+    kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
+
+    def load_with(layers: int) -> Any:
+        return llama_cpp.Llama(
+            job.model, n_ctx=n, n_batch=BATCH, n_ubatch=tokens, type_k=kind, type_v=kind, flash_attn=flash, n_threads=threads,
+            n_threads_batch=threads, n_gpu_layers=layers, offload_kqv=bool(layers), op_offload=bool(layers),
+            verbose=False, logits_all=False, **told(job.options.get("arguments", [])),
+        )  # fmt: skip
+
+    if place.backend or not place.on_gpu:
+        return load_with(ALL if place.on_gpu else 0), place.backend["name"] if place.backend else "cpu"
+    try:
+        return load_with(ALL), job.device
+    except Exception:  # the GPU's memory may be too small
+        return load_with(0), "cpu"
+
+
 def main(job: WorkerJob) -> None:
     os.environ.update(IN_FLOAT32)
     llama_cpp, said = library_of(job)
@@ -88,61 +146,39 @@ def main(job: WorkerJob) -> None:
     there = devices(ggml)
     if job.options.get("probe"):
         return job.finish(**said | {"devices": [{k: v for k, v in d.items() if k != "handle"} for d in there], "idle": idle(ggml)})
-    wish = job.options.get("backend")
-    backend = next((d for d in there if d["name"] == wish), None)
-    if wish and backend is None:
-        raise SystemExit(f"llama.cpp lists no device {wish} now")
-    gpus = [] if backend is None or backend["kind"] in (CPU, ACCEL) else [backend["handle"]]
-    on_gpu = bool(gpus) if backend else job.device != "cpu" and llama_cpp.llama_supports_gpu_offload()
-    listed = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
-    # on the CPU none: it would begin on each GPU all the same, and take its buffers
-    chosen = {"devices": ctypes.cast(listed, ctypes.c_void_p)} if backend or not on_gpu else {}
-    # ggml's repacked weights and AMX kernels crash on some virtual machines, and what they round is not RoPE
-    begin_with(llama_cpp, "model", use_extra_bufts=False, **chosen)
+    place = place_of(job, llama_cpp, there)
+    begin_models(llama_cpp, place)
     if job.options.get("tokenize"):
         llm = llama_cpp.Llama(job.model, vocab_only=True, verbose=False)
         np.save(job.folder / "tokens.npy", np.array(llm.tokenize(job.ids.tobytes(), add_bos=False, special=True), np.int64))
         return job.finish(device="cpu", **said)
-    threads, n = os.cpu_count(), len(job.ids)
-    internals = llama_cpp.llama.internals
     states: dict[str, Any] = {}
     elsewhere = set[str]()
     if names := job.options.get("states"):
-        begin_with(llama_cpp, "context", cb_eval=watched(llama_cpp, names, n, states))
-    elif gpus:
-        begin_with(llama_cpp, "context", cb_eval=left(llama_cpp, ggml, gpus[0], elsewhere))
-    kind, flash = CACHES[job.options.get("cache", "float32")], job.options.get("flash_attention", False)
-    alone = backend is not None and backend["kind"] == CPU and any(d["kind"] == ACCEL for d in there)
-    at_once = ALONE if alone and not flash else BATCH  # flash attention of so few sums up in float16 (ggml-cpu/ops.cpp, use_tiled)
-
-    def load_with(layers: int) -> Any:
-        return llama_cpp.Llama(
-            job.model, n_ctx=n, n_batch=BATCH, n_ubatch=at_once, type_k=kind, type_v=kind, flash_attn=flash, n_threads=threads,
-            n_threads_batch=threads, n_gpu_layers=layers, offload_kqv=bool(layers), op_offload=bool(layers),
-            verbose=False, logits_all=False, **told(job.options.get("arguments", [])),
-        )  # fmt: skip
-
-    try:
-        llm = load_with(ALL if on_gpu else 0)
-    except Exception:
-        if not on_gpu or backend:
-            raise
-        on_gpu, llm = False, load_with(0)  # the GPU's memory may be too small
-    device = backend["name"] if backend else job.device if on_gpu else "cpu"
+        begin_with(llama_cpp, "context", cb_eval=watched(llama_cpp, names, len(job.ids), states))
+    elif place.gpus:
+        begin_with(llama_cpp, "context", cb_eval=left(llama_cpp, ggml, place.gpus[0], elsewhere))
+    tokens = at_once(job, place, there)
+    llm, said["device"] = loaded(llama_cpp, job, place, tokens)
     more: WorkerJob | None = job
     while more is not None:
-        if len(more.ids) != n:  # another length, another context of the same model
-            n = llm.context_params.n_ctx = len(more.ids)
-            llm.context_params.n_batch, llm.context_params.n_ubatch = BATCH, at_once  # which `Llama` made no longer than its first context
-            llm._ctx.close()
-            llm._ctx = internals.LlamaContext(model=llm._model, params=llm.context_params, verbose=False)
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm._ctx.ctx), True)
+        in_context_of(llama_cpp, llm, len(more.ids), tokens)
         one_pass(llama_cpp, more, llm._ctx.ctx, llm.n_vocab())
         if states:
             np.savez(job.folder / "states.npz", **states)
-        more.finish(device=device, **said, **({"elsewhere": sorted(elsewhere)} if gpus else {}))
+        more.finish(**said, **({"elsewhere": sorted(elsewhere)} if place.gpus else {}))
         more = more.next()
     return None
+
+
+def in_context_of(llama_cpp: Any, llm: Any, n: int, tokens: int) -> None:
+    """Give a model an empty context of `n` tokens, that go `tokens` at a time."""
+    if llm.context_params.n_ctx != n:  # another length, another context of the same model
+        llm.context_params.n_ctx = n
+        llm.context_params.n_batch, llm.context_params.n_ubatch = BATCH, tokens  # which `Llama` made no longer than its first context
+        llm._ctx.close()
+        llm._ctx = llama_cpp.llama.internals.LlamaContext(model=llm._model, params=llm.context_params, verbose=False)
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm._ctx.ctx), True)
 
 
 def one_pass(llama_cpp: Any, job: WorkerJob, context: Any, vocab: int) -> None:

@@ -16,8 +16,9 @@ from ..formats import general
 from ..formats.contents import GENERATION
 from ..formats.dtypes import F32, OUTTYPES, PLAIN
 from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Value, nbytes_of, type_numbers
+from ..formats.imatrix import OTHER_MODEL
 from ..formats.layout import Part
-from ..formats.quantizer import MIXES, OTHER_MODEL, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
+from ..formats.quantizer import MIXES, QUANTIZATION_VERSION, check_installed, quantized_fields, types_of
 from ..formats.tensors import Tensor, in_memory, same_bytes
 from ..readers.gguf import LLAMA_CPP, READ_AT
 from ..readers.judge import Verdict
@@ -25,7 +26,7 @@ from ..rope import Array
 from ..tokenizers import Files
 from .moving import Piece, unchanged
 from .parts import gguf_jobs
-from .plan import Plan, Request, carry_gguf, check_outtype, target_dtype
+from .plan import FULL_ATTENTION, Plan, Request, carry_gguf, check_outtype, target_dtype
 
 READ_IN = {LLAMA_CPP: READ_AT}
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # llama.h, enum llama_ftype
@@ -151,7 +152,7 @@ def _check_computable(c: Checkpoint, r: Request) -> None:
     if c.own_window and c.own_window < r.context and not r.full_attention:
         raise Inexpressible(
             f"llama.cpp's architecture {c.family.gguf_arch!r} has no sliding window, and this model's is {c.own_window:,} tokens",
-            "--sliding-window off extends it with full attention, as the YaRN authors did with Mistral",
+            FULL_ATTENTION,
         )
 
 
@@ -166,8 +167,8 @@ def check_written_in(c: Checkpoint, names: Container[str]) -> None:
 
 def _check_head(c: Checkpoint) -> None:
     """Raise Unsupported when a tied model holds a head that is not its embedding: readers differ in which they take."""
-    head, embedding = (c.tensors.get(c.hf_name(name)) for name in ("output.weight", "token_embd.weight"))
-    if c.gguf or not c.hparams["tie_word_embeddings"] or head is None or embedding is None or c.source.headers is not None:
+    head, embedding = map(c.tensors.get, c.head_and_embedding)
+    if c.gguf or not c.hparams["tie_word_embeddings"] or head is None or embedding is None or not c.source.has_weights:
         return
     if not same_bytes(head, embedding):
         raise Unsupported(
@@ -260,12 +261,9 @@ def _notes(c: Checkpoint, pieces: list[Piece], outtype: str) -> list[str]:
     if fallback := [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]:
         notes.append(f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16")
     if outtype in MIXES and outtype not in OUTTYPES:
-        odd = [p for p in pieces if len(p.target.shape) > 1 and p.target.dtype != p.dtype and p.target.shape[-1] % SUPER_BLOCK]
-        notes += (
-            [f"{len(odd)} tensors have rows that are no multiple of {SUPER_BLOCK}: llama.cpp gives them a type of smaller blocks"]
-            if odd
-            else []
-        )
+        odd = sum(len(p.target.shape) > 1 and p.target.dtype != p.dtype and p.target.shape[-1] % SUPER_BLOCK > 0 for p in pieces)
+        smaller = f"{odd} tensors have rows that are no multiple of {SUPER_BLOCK}: llama.cpp gives them a type of smaller blocks"
+        notes += [smaller] if odd else []
     if outtype in OUTTYPES and outtype.startswith(("q4", "q5")):
         notes.append(f"every matrix is {outtype}, the head too (llama-quantize --pure); mixes as {outtype[:2]}_k_m keep some finer")
     return notes

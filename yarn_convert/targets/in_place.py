@@ -32,7 +32,7 @@ from ..errors import OutputError, Unsupported
 from ..formats.gguf_file import Field, Gguf, Value, encode_header, journal_path
 from .moving import MAGIC, Piece, write_all
 from .output import replace_file
-from .places import sync
+from .places import libc_with, sync
 from .resume import UNSUPPORTED, lock, open_file
 
 INSERT_RANGE = 0x20  # linux/falloc.h
@@ -274,9 +274,8 @@ def _put(f: BinaryIO, offset: int, data: bytes) -> None:
 
 
 def _insert(path: Path, size: int) -> None:
-    if not sys.platform.startswith("linux"):
+    if (libc := libc_with("fallocate")) is None:
         raise OSError(errno.EOPNOTSUPP, "no FALLOC_FL_INSERT_RANGE")
-    libc = ctypes.CDLL(None, use_errno=True)
     with open(path, "r+b") as f:
         if libc.fallocate(f.fileno(), INSERT_RANGE, ctypes.c_int64(0), ctypes.c_int64(size)):
             code = ctypes.get_errno()

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +24,7 @@ from ..formats.gguf_file import Field, Value
 from ..formats.orders import AS_IT_IS, Order
 from ..formats.quantizer import rows
 from ..formats.tensors import Bytes, Tensor, read_into
+from .places import libc_with
 from .resume import OutputJournal
 from .rows import count, ordered, plain_dtype, row_size
 
@@ -100,9 +100,8 @@ class WriteTensors:
 
 
 Job = CopyFile | WriteBytes | WriteTensors
-Rank = tuple[
-    int, str, float
-]  # of a task among those of several jobs: minus the tensor's elements, its name, the part of it that lies before
+# Of a task among those of several jobs: minus the tensor's elements, its name, the part of it that lies before
+Rank = tuple[int, str, float]
 
 
 def bytes_of(job: WriteTensors) -> bytes:
@@ -356,14 +355,8 @@ def copy_range(src: BinaryIO, at: int, dst: BinaryIO, offset: int, size: int) ->
 
 def start_writeback(fd: int, offset: int, size: int) -> None:
     """Have the disk write a range now, in the background, so that the fsync at the end has little left to wait for."""
-    if libc := _libc():
+    if libc := libc_with("sync_file_range"):
         libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), 2)  # SYNC_FILE_RANGE_WRITE
-
-
-@cache
-def _libc() -> Any:
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    return libc if hasattr(libc, "sync_file_range") else None
 
 
 def write_all(f: BinaryIO, data: Any) -> None:

@@ -225,8 +225,7 @@ def _link_then_unlink(source: Path, place: Path) -> None:
 
 def _renameat2(source: Path, place: Path, flags: int) -> bool:
     """False where the system or the file system does not know these flags. OSError."""
-    libc = _libc()
-    if libc is None:
+    if (libc := libc_with("renameat2")) is None:
         return False
     if libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(place), flags) == 0:
         return True
@@ -237,9 +236,10 @@ def _renameat2(source: Path, place: Path, flags: int) -> bool:
 
 
 @cache
-def _libc() -> Any:
+def libc_with(function: str) -> Any:
+    """The C library, on a Linux where it has this function; None elsewhere."""
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
-    return libc if hasattr(libc, "renameat2") else None
+    return libc if hasattr(libc, function) else None
 
 
 def sync(path: Path) -> None:

@@ -13,9 +13,11 @@ from ..checkpoint import Checkpoint
 from ..errors import Inexpressible, no_such
 from ..families.schema import ROPE_OBJECTS
 from ..formats.dtypes import OUTTYPES, PLAIN
+from ..formats.gguf_file import Value
+from ..formats.imatrix import Imatrix
 from ..formats.json_text import REMOVE
 from ..formats.layout import Part
-from ..formats.quantizer import MIXES, Imatrix
+from ..formats.quantizer import MIXES
 from ..readers.judge import Verdict, judge, judge_configs
 from ..rope import Array, Rope, table, temperature
 from .moving import Job
@@ -25,6 +27,7 @@ ALWAYS_F32 = (  # conversion/base.py, prepare_tensors
     "altup_correct_coef.weight", "altup_predict_coef.weight",
 )  # fmt: skip
 CARRIERS = ("auto", "metadata", "tensors")
+FULL_ATTENTION = "--sliding-window off extends it with full attention, as the YaRN authors did with Mistral"
 DECISIVE = "transformers-5"  # an HF folder that this reader would compute otherwise is never written
 
 
@@ -173,9 +176,7 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
         except Inexpressible as e:
             refused = refused or e
             continue
-        said = {"general.architecture": c.family.gguf_arch, **shape_keys(c)}
-        written = {k: v for k, v in (said | {k: v and v.data for k, v in keys.items()}).items() if v is not None}
-        read = partial(readers.read_gguf, written, factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors))
+        read = partial(readers.read_gguf, keys_with(c, keys), factors.get(dialects.ROPE_FREQS), dialects.pair_of(factors))
         v = judge(read, table(rope), context, c.beside(rope))
         if v.exact and rope.row.switches:  # its other list, too
             within = rope.original_context
@@ -189,12 +190,13 @@ def carry_gguf(c: Checkpoint, rope: Rope, context: int, carry: str) -> tuple[str
     raise refused
 
 
-def shape_keys(c: Checkpoint) -> dict[str, Any]:
-    """The keys of its GGUF, those of RoPE only where it is one."""
-    if c.gguf:
-        return dict(c.config)
-    own = {c.family.gguf_key(hf)[0]: value for hf, value in c.hparams.items() if hf in c.family.hparams and value is not None}
-    return own | {f"{c.family.gguf_arch}.rope.dimension_count": c.rope.rotary_dim}
+def keys_with(c: Checkpoint, changes: Mapping[str, Value | None]) -> dict[str, Any]:
+    """The keys of its GGUF, or of one that is made of it, with those of RoPE set, or removed for None."""
+    own = dict(c.config)
+    if c.gguf is None:
+        own = {c.family.gguf_key(hf)[0]: value for hf, value in c.hparams.items() if hf in c.family.hparams}
+        own |= {"general.architecture": c.family.gguf_arch, f"{c.family.gguf_arch}.rope.dimension_count": c.rope.rotary_dim}
+    return {k: v for k, v in (own | {k: v and v.data for k, v in changes.items()}).items() if v is not None}
 
 
 def exact_in_llama_cpps_converter(rope: Rope) -> bool:

@@ -28,7 +28,7 @@ from ..formats.tensors import INDEXES, SAFETENSORS_BITS, SINGLES, Tensor, in_mem
 from ..readers.rows import OTHER_LENGTHS
 from ..rope import table
 from .moving import CopyFile, Job, Piece, WriteBytes, WriteTensors, unchanged
-from .plan import Plan, Request, carry_hf, check_outtype, edited, exact_in_llama_cpps_converter, versions_of
+from .plan import FULL_ATTENTION, Plan, Request, carry_hf, check_outtype, edited, exact_in_llama_cpps_converter, versions_of
 
 SHARD = 5_000_000_000  # bytes; the size at which transformers itself starts a new file
 FOLLOWING = {"tokenizer_config.json": "model_max_length", GENERATION: "max_length"}  # files whose length is the context
@@ -219,7 +219,7 @@ def _window(c: Checkpoint, r: Request) -> dict[str, Any]:
             return {}
         raise Inexpressible(
             f"{c.family.name} has no sliding window, and the model that this GGUF was made of has one of {window:,} tokens",
-            "--sliding-window off extends it with full attention, as the YaRN authors did with Mistral",
+            FULL_ATTENTION,
         )
     if dialects.positive_int(window, WINDOW) < r.context and not c.own_window:
         raise Inexpressible(

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoint import Checkpoint
 from ..checkpoint.ranges import fetched
 from ..compute.reasons import reason
-from ..compute.record import SayStage
+from ..compute.record import SayStage, counted
 from ..compute.weights import same_weights
 from ..errors import Unsupported
 from ..formats.layout import Part, rounded_by_gguf
@@ -61,7 +61,7 @@ def _different(c: Checkpoint, base: Checkpoint, parts: Mapping[str, Part]) -> di
         if why := same_weights(t, part, change)[1]:
             found[name] = reason(name, t, parts, why) if len(found) < IN_WORDS else why
     if (c.gguf is None) == (base.gguf is None):
-        head = "output.weight" if c.gguf else c.hf_name("output.weight")  # which a tied model may be written with or without
+        head, _ = c.head_and_embedding
         found |= {name: "it is missing" for name in base.tensors if name in base.names and name not in {*c.tensors, head}}
     return found
 
@@ -69,19 +69,13 @@ def _different(c: Checkpoint, base: Checkpoint, parts: Mapping[str, Part]) -> di
 def _here(c: Checkpoint, layers: tuple[int, ...], folder: Path, alone: bool, say: SayStage) -> tuple[Checkpoint, int]:
     """(`c` with what a cut of it needs, the bytes of that which were fetched). `alone`: without what stands around a language model."""
     names = [name for name in needed(c, layers) if not alone or name in c.names]
-    remote, total, done = c.source.headers is not None, sum(c.tensors[name].nbytes for name in names), 0
+    remote, total = not c.source.has_weights, sum(c.tensors[name].nbytes for name in names)
     whole = sum(t.nbytes for t in c.tensors.values())
     stage = f"fetching {total / 1e9:.2f} of {whole / 1e9:.2f} GB of {c.source.name}"
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        say(stage, min(1.0, done / max(1, total)))
-
     if remote:
         folder.mkdir()
         say(stage, 0.0)
-    return fetched(c, names, folder, progress), total if remote else 0
+    return fetched(c, names, folder, counted(stage, total, say)), total if remote else 0
 
 
 def _as_its_own(c: Checkpoint, base: Checkpoint) -> dict[str, Part]:
@@ -92,7 +86,7 @@ def _as_its_own(c: Checkpoint, base: Checkpoint) -> dict[str, Part]:
         raise Unsupported("its multipliers went into its weights, by way of a GGUF", "validate the GGUF")
     base = base.written_as(c.family.gguf_arch) if c.gguf and not base.gguf else base
     parts = base.parts(bool(c.gguf))
-    head, embedding = (name if c.gguf else c.hf_name(name) for name in ("output.weight", "token_embd.weight"))
+    head, embedding = c.head_and_embedding
     if embedding in parts:
         parts.setdefault(head, parts[embedding])
     named = {name for name in c.tensors if c.gguf or (name in c.names and layer_of(c, name) != -1)}

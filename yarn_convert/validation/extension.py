@@ -157,6 +157,6 @@ def _copies(a: Checkpoint, b: Checkpoint, mine: Manifest | None, theirs: Manifes
     shapes = [{name: (t.dtype, t.shape) for name, t in x.tensors.items()} for x in (a, b)]
     if not said or (shapes[0] != shapes[1] and all(shapes)):
         return False
-    if not all(shapes) or a.source.headers is not None or b.source.headers is not None:
+    if not all(shapes) or not (a.source.has_weights and b.source.has_weights):
         return True
     return all(same_bytes(t, b.tensors[name]) for name, t in a.tensors.items())

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ..compute.rotary import Spans
 from ..errors import YarnConvertError
+from ..formats.dtypes import F32
 from ..rope import MSCALES, Effect, Param, Rope, effect, largest_error, table
 
-F32 = NDArray[np.float32]
 ROWS = 1024  # rows compared at a time: float64 copies of a whole vocabulary are large
 
 

@@ -26,8 +26,9 @@ from .cut import kept_layers
 from .cuts import Cuts, write_cuts
 from .excerpt import layers_of, write_excerpt
 from .judging import tolerance_for
+from .predicting import base_text_loss, guessed, within_base
 from .rounding import rounds
-from .study import FAILED, PREFIX, WIDTH, Case, Question, base_text_loss, guessed, real_subject, study, twin_subject, within_base
+from .study import FAILED, PREFIX, WIDTH, Case, Question, real_subject, study, twin_subject
 from .trace import traced
 
 BUDGET = 60.0  # seconds on a CPU; elsewhere the whole context is run
@@ -45,12 +46,7 @@ def real_studies(
     layers = layers_to_cut(c, named, settings, q.device)
     run = _cut if layers else _whole
     studies, ids = run(c, base, named, text, q, names, settings, layers, say)
-    return studies + (_excerpt(c, c, text[: max(len(ids), EXCERPT_TOKENS)], q, names, say) if named is c and _all_here(c) else [])
-
-
-def _all_here(c: Checkpoint) -> bool:
-    """Whether its weights are on this machine, and not only those of a cut."""
-    return c.source.headers is None
+    return studies + (_excerpt(c, c, text[: max(len(ids), EXCERPT_TOKENS)], q, names, say) if named is c and c.source.has_weights else [])
 
 
 def layers_to_cut(c: Checkpoint, named: Checkpoint, settings: ValidateOptions, device: str) -> tuple[int, ...]:
@@ -80,7 +76,7 @@ def _whole(
     real = real_subject(c, ids, q.meant.rope.original_context, tolerance, kinds, not strict)
     studies = [study(case, asked, reference, names, say) for case, asked in sides(c, real, q, names)]
     if base is not None and studies:
-        studies[0]["within_base"] = within_base(reference, c, base, q, ids)
+        studies[0]["within_base"] = within_base(reference, base, q, ids)
     del reference  # a large one makes room for the others'
     if base is not None and studies and guessed(studies[0]):
         studies[0]["base_text_loss"] = base_text_loss(base, ids, q.device, settings.dtype)
@@ -100,7 +96,7 @@ def _cut(
     with tempfile.TemporaryDirectory(prefix="yarn-convert-cut-") as name:
         cuts = write_cuts(c, base, layers, Path(name), say)
         kinds = rounds(cuts.own)
-        strict = bool(kinds) and layers_of(c if _all_here(c) else cuts.own) > 0
+        strict = bool(kinds) and layers_of(c if c.source.has_weights else cuts.own) > 0
         reference = _reference(cuts.own if cuts.typed else cuts.base or cuts.own, q, settings, say)
         ids = _as_far_as_it_pays(reference, cuts.own, q, names, text, settings, say)
         tolerance = tolerance_for(settings.dtype, c.gelu and c.gguf is not None)
@@ -110,7 +106,7 @@ def _cut(
         studies = [study(one, asked, reference, names, say) | said for one, asked in sides(c, case, q, names)]
         del reference
         studies = _with_trace(studies, cuts, q, ids, settings, say)
-        if not _all_here(c):
+        if not c.source.has_weights:
             few = _excerpt(c, cuts.own, text[: max(len(ids), EXCERPT_TOKENS)], q, names, say)
             studies += [s | {"kept": list(layers[: s["layers"]])} for s in few]
         return studies, ids

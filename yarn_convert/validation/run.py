@@ -16,17 +16,17 @@ from ..asking import check_choices, taking
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Manifest, read_manifest, whole_recipe
 from ..checkpoint.source import resolve
-from ..compute.record import DTYPES, SHORTEST, SayStage, made, record, silent
+from ..compute.record import DTYPES, SHORTEST, SayStage, counted, made, record, silent
 from ..compute.reference import Reference, pick_device
 from ..compute.values import changed_since, other_model
 from ..compute.weights import check_weights
 from ..conversion import window_off
 from ..conversion.extension import counted_from, extend
 from ..conversion.intention import Intention, answered, check_recipe, intention_of, verdicts_of
-from ..conversion.overriding import Override, overrides_of
 from ..conversion.tempering import of_another, recorded_beta, tempered
+from ..conversion.ways import Override, overrides_of
 from ..errors import UsageError, need
-from ..formats.digests import Progress, digests
+from ..formats.digests import digests
 from ..formats.inputs import noticing
 from ..options import Recipe, ValidateOptions
 from ..readers.judge import Verdict
@@ -42,27 +42,12 @@ from .foreseen import foreseen
 from .generation import warnings
 from .judging import Tolerance
 from .real import budget_of, real_studies, short_side, sides
-from .result import Validated, validated
+from .result import AskedOptions, Validated, validated
 from .study import FAILED, Question, study, telling_position, twin_subject
 from .tokenizer import check_tokenizer
 from .verdict import verdict_of
 
 WINDOWED_TOKENS = 16384  # of a twin with a sliding window: runtimes hold its mask, tokens × tokens, whole
-ON_RECORD = (
-    "base",
-    "like",
-    "runtimes",
-    "device",
-    "dtype",
-    "budget",
-    "tokens",
-    "twin_tokens",
-    "text",
-    "real",
-    "twin",
-    "overrides",
-    "cut",
-)  # of the options
 ONLY_CUT = "the cut alone is here, which the reference compares with the base's"
 ITS_OWN = "the model's own"  # which nothing was done to
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
@@ -82,66 +67,110 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent, tell: C
         return _check(model, settings, own, Course(say), tell)
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is checked, beside what, and how: the file `c`, its base and its manifest, the runtimes to run, by their `names`."""
+
+    c: Checkpoint
+    base: Checkpoint | None
+    manifest: Manifest | None
+    settings: ValidateOptions
+    names: list[str]
+
+    @property
+    def may_be_recorded(self) -> bool:
+        """Whether the result is about what the manifest says, and the manifest a file of ours."""
+        s = self.settings
+        return self.manifest is not None and s.like is None and s.recipe is None and self.c.source.commit is None
+
+
 def _check(model: str, settings: ValidateOptions, own: Path | None, say: Course, tell: Callable[[str], None]) -> dict[str, Any]:
     """As `check`; `own` is the folder of the llama.cpp that is run, None for the one that is installed."""
     with noticing() as inputs:
-        c = _opened(model, settings.revision, settings.real, settings.cut)
-        names, missing = chosen_runtimes(c, settings.runtimes)
-        if own:
-            _probe(own, settings.llama_lib is not None, names)
-        base = _opened(settings.base, None, True, settings.cut) if settings.base else None
-        manifest = read_manifest(c.source.path) if not settings.overrides else None
-        say.expect(_outline(c, base, manifest, Question(Intention(c.rope, c.context, ""), device="cpu"), names, settings))
-        files = _digests(c, say)
-    settings, beta = _beta_meant(c, manifest, settings)
+        o, missing = _all_opened(model, settings, own)
+        say.expect(_outline(o, Question(Intention(o.c.rope, o.c.context, ""), device="cpu")))
+        files = _digests(o.c, say)
+    o, beta = _beside_base(o)
+    told = _told(o.c, o.settings)
+    of_base = Lineage(told.meant) if told else _lineage(o.c, o.base, o.manifest, o.settings)
+    if told:
+        o = replace(o, names=told.taking(o.names, o.settings.runtimes))
+        missing = [row for row in missing if RUNTIMES[row["name"]].told]
+    result = _head(o, of_base.meant, files)
+    say("recipe", 0.0)
+    result |= _told_answers(o.c, told) if told else _answers(o, of_base, beta, say)
+    result |= {"warnings": warnings(o.c), "studies": [], "missing": missing}
+    question, runnable = _question(o, of_base.meant, told), bool(o.names) and of_base.meant.rope.rotary_dim == o.c.rope.rotary_dim
+    say.expect(_outline(o, question) if runnable else None)
+    wished = (o.settings.runtimes, o.settings.real, o.settings.twin, o.c.family.listed)
+    for why in foreseen(result, _lengths(o, question) if runnable else {}, o.names, *wished):
+        tell(f"foreseen  this cannot pass: {why}")
+    result["studies"] = _studies(o, question, say) if runnable else []  # else the recipe says why there is nothing to run
+    inputs.check()
+    result |= verdict_of(result, *wished) | made()
+    if o.may_be_recorded:
+        kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
+        result["unrecorded"] = record(o.c.source.path, "validation", kept)
+    return result
+
+
+def _all_opened(model: str, settings: ValidateOptions, own: Path | None) -> tuple[Opened, list[dict[str, Any]]]:
+    """(what is checked, the runtimes that could be added)."""
+    c = _opened(model, settings.revision, settings.real, settings.cut)
+    names, missing = chosen_runtimes(c, settings.runtimes)
+    if own:
+        _probe(own, settings.llama_lib is not None, names)
+    base = _opened(settings.base, None, True, settings.cut) if settings.base else None
+    return Opened(c, base, None if settings.overrides else read_manifest(c.source.path), settings, names), missing
+
+
+def _beside_base(o: Opened) -> tuple[Opened, float | None]:
+    """(the same, its base as it is compared with, the β that is meant). UsageError for what is no base."""
+    settings, beta = _beta_meant(o.c, o.manifest, o.settings)
+    base = o.base
     if base is not None:
         base = tempered(base, beta)
-        base = base.standing_alone() if base.gguf and not c.gguf else base
-        check_base(c, base, manifest, read_manifest(base.source.path))
-    told = _told(c, settings)
-    of_base = Lineage(told.meant) if told else _lineage(c, base, manifest, settings)
-    meant = of_base.meant
-    if told:
-        names, missing = told.taking(names, settings.runtimes), [row for row in missing if RUNTIMES[row["name"]].told]
-    result: dict[str, Any] = {
+        base = base.standing_alone() if base.gguf and not o.c.gguf else base
+        check_base(o.c, base, o.manifest, read_manifest(base.source.path))
+    return replace(o, settings=settings, base=base), beta
+
+
+def _head(o: Opened, meant: Intention, files: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result begins with: the file, what is meant by it, and how it is checked."""
+    c = o.c
+    return {
         "model": c.source.name,
         **({"commit": c.source.commit} if c.source.repo else {}),
         "format": "gguf" if c.gguf else "safetensors",
         "dtype": main_dtype(c),
         "intention": {"recipe": whole_recipe(meant.rope, meant.long), "context": meant.context, "origin": meant.origin},
         "files": files,
-        "settings": {name: str(v) if isinstance(v := getattr(settings, name), Path) else v for name in ON_RECORD},
+        "settings": {name: str(v) if isinstance(v := getattr(o.settings, name), Path) else v for name in AskedOptions.__struct_fields__},
     }
-    say("recipe", 0.0)
-    result["recipe"] = answered(c, meant, told.verdicts) if told else _recipe(c, of_base)
-    result["weights"] = (
-        {"verdict": "passed", "how": ITS_OWN, "why": "", "different": []} if told else _weights(c, base, manifest, say, beta)
-    )
-    result["tokenizer"] = {"verdict": "passed", "why": ITS_OWN, "differences": []} if told else check_tokenizer(c, base)
-    result["warnings"] = warnings(c)
-    same_size = meant.rope.rotary_dim == c.rope.rotary_dim  # else there is nothing to run, and the recipe says why
-    judged = told.verdicts if told else verdicts_of(c, meant)
-    question = _question(meant, judged, names, settings, told.options(names) if told else {})
-    result |= {"studies": [], "missing": missing}
-    runnable = names and same_size
-    lengths = _lengths(c, base, question, settings) if runnable else {}
-    say.expect(_outline(c, base, manifest, question, names, settings) if runnable else None)
-    for why in foreseen(result, lengths, names, settings.runtimes, settings.real, settings.twin, c.family.listed):
-        tell(f"foreseen  this cannot pass: {why}")
-    result["studies"] = _studies(c, base, question, names, settings, say) if runnable else []
-    inputs.check()
-    result |= verdict_of(result, settings.runtimes, settings.real, settings.twin, c.family.listed)
-    result |= made()
-    if manifest is not None and settings.like is None and settings.recipe is None and c.source.commit is None:
-        kept = {k: v for k, v in result.items() if k not in ("model", "missing")}
-        result["unrecorded"] = record(c.source.path, "validation", kept)
-    return result
+
+
+def _answers(o: Opened, of_base: Lineage, beta: float | None, say: SayStage) -> dict[str, Any]:
+    """Whether recipe, weights and tokenizer are what is meant."""
+    return {
+        "recipe": _recipe(o.c, of_base),
+        "weights": _weights(o.c, o.base, o.manifest, say, beta),
+        "tokenizer": check_tokenizer(o.c, o.base),
+    }
+
+
+def _told_answers(c: Checkpoint, told: Told) -> dict[str, Any]:
+    """The same of a model that is as it was: its recipe alone is asked of what runtimes are told."""
+    return {
+        "recipe": answered(c, told.meant, told.verdicts),
+        "weights": {"verdict": "passed", "how": ITS_OWN, "why": "", "different": []},
+        "tokenizer": {"verdict": "passed", "why": ITS_OWN, "differences": []},
+    }
 
 
 def _opened(model: str, revision: str | None, weights: bool, cut: int | None) -> Checkpoint:
     """A model; of one on the Hub that is cut no weights but the headers, where it has such."""
     source = resolve(model, revision, weights=weights and not cut)
-    if weights and cut and (source.headers is None if source.repo else source.headers is not None):
+    if weights and cut and source.has_weights == bool(source.repo):
         source = resolve(model, revision)
     return open_checkpoint(source)
 
@@ -223,20 +252,8 @@ def _digests(c: Checkpoint, say: SayStage) -> dict[str, Any]:
     """What each file of the model is, name -> `digests.Digest` as JSON, and when it was written: a verdict is about these files and
     no others."""
     files = c.files  # which looks into the folder each time
-    found = digests(files, _counted("digests", sum(path.stat().st_size for path in files.values()), say))
+    found = digests(files, counted("digests", sum(path.stat().st_size for path in files.values()), say))
     return {name: {**msgspec.to_builtins(d), "modified": _modified(files[name])} for name, d in found.items()}
-
-
-def _counted(what: str, total: int, say: SayStage) -> Progress:
-    """Makes fractions of the bytes that were read."""
-    done = 0
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        say(what, min(1.0, done / max(1, total)))
-
-    return progress
 
 
 def _modified(path: Path) -> str:
@@ -292,11 +309,11 @@ def _beta_meant(c: Checkpoint, manifest: Manifest | None, s: ValidateOptions) ->
 
 
 def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, say: SayStage, beta: float | None = None) -> dict[str, Any]:
-    if not c.tensors or c.source.headers is not None or (base is not None and base.source.headers is not None):
+    if not c.tensors or not c.source.has_weights or (base is not None and not base.source.has_weights):
         why = "without weights there is nothing to compare" if base is None or not c.tensors else ONLY_CUT
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
-        found = check_weights(c, base, manifest, _counted("weights", sum(t.nbytes for t in c.tensors.values()), say))
+        found = check_weights(c, base, manifest, counted("weights", sum(t.nbytes for t in c.tensors.values()), say))
     why = of_another(c, beta) or (other_model(c, base, window_off(c, manifest)) if base is not None else changed_since(c, manifest))
     if why and found["verdict"] != FAILED:
         found |= {"verdict": FAILED, "how": "", "why": f"they are those of another model: {why}"}
@@ -306,40 +323,30 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, 
 # -- the studies ------------------------------------------------------------------------------------------------------
 
 
-def _question(
-    meant: Intention,
-    judged: Mapping[str, Verdict],
-    names: Sequence[str],
-    settings: ValidateOptions,
-    told: Mapping[str, Mapping[str, Any]],
-) -> Question:
-    predicted = {name: v for name in names if (v := judged.get(runtime_of(name).reader)) and v.kind != "unknown"}
-    readings = {
-        name: Effect(r.inv_freq, r.multiplier, r.beside.logits)
-        for name in names
-        if (v := judged.get(runtime_of(name).reader)) and (r := v.reading)
-    }
-    return Question(meant, readings, predicted, pick_device(settings.device), settings.dtype, told)
+def _question(o: Opened, meant: Intention, told: Told | None) -> Question:
+    judged = told.verdicts if told else verdicts_of(o.c, meant)
+    by_name = {name: v for name in o.names if (v := judged.get(runtime_of(name).reader))}
+    predicted = {name: v for name, v in by_name.items() if v.kind != "unknown"}
+    readings = {name: Effect(r.inv_freq, r.multiplier, r.beside.logits) for name, v in by_name.items() if (r := v.reading)}
+    return Question(meant, readings, predicted, pick_device(o.settings.device), o.settings.dtype, told.options(o.names) if told else {})
 
 
-def _studies(
-    c: Checkpoint, base: Checkpoint | None, question: Question, names: list[str], settings: ValidateOptions, say: Course
-) -> list[dict[str, Any]]:
-    meant, device, studies = question.meant, question.device, []
-    original = meant.rope.original_context
-    named = _named(c, base)
+def _studies(o: Opened, question: Question, say: Course) -> list[dict[str, Any]]:
+    c, names, settings = o.c, o.names, o.settings
+    meant, studies = question.meant, list[dict[str, Any]]()
+    named = _named(c, o.base)
     if named is None:
         return []
     if settings.real:
-        studies += real_studies(c, base, named, question, names, settings, say)
+        studies += real_studies(c, o.base, named, question, names, settings, say)
     if not c.family.listed:
         return studies
     with tempfile.TemporaryDirectory(prefix="yarn-convert-twin-") as folder:
         small = twin.write_twin(c, Path(folder, "twin.gguf" if c.gguf else "twin"))
         limit = _twin_limit(c, question)
         if settings.twin:
-            subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), original)
-            whole, reference = replace(question, dtype="float32"), Reference(small, device)
+            subject = twin_subject(small, twin.ids(min(meant.context, settings.twin_tokens or limit)), meant.rope.original_context)
+            whole, reference = replace(question, dtype="float32"), Reference(small, question.device)
             studies += [study(case, q, reference, names, say) for case, q in sides(c, subject, whole, names)]
         told = {w["name"] for s in studies for w in s["wrong_recipes"] if w["told_apart"]}
         for s in studies:
@@ -363,25 +370,23 @@ def _twin_limit(c: Checkpoint, q: Question) -> int:
     return min(limit, WINDOWED_TOKENS) if c.window else limit
 
 
-def _lengths(c: Checkpoint, base: Checkpoint | None, q: Question, settings: ValidateOptions) -> dict[str, int]:
+def _lengths(o: Opened, q: Question) -> dict[str, int]:
     """Tokens of the text of each kind of run that is going to be, at most: a budget of time may allow fewer."""
-    if _named(c, base) is None:
+    if _named(o.c, o.base) is None:
         return {}
-    context = q.meant.context
-    found = {"real": min(context, settings.tokens or context)} if settings.real else {}
-    return found | ({"twin": min(context, settings.twin_tokens or _twin_limit(c, q))} if settings.twin and c.family.listed else {})
+    context, s = q.meant.context, o.settings
+    found = {"real": min(context, s.tokens or context)} if s.real else {}
+    return found | ({"twin": min(context, s.twin_tokens or _twin_limit(o.c, q))} if s.twin and o.c.family.listed else {})
 
 
-def _outline(
-    c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, q: Question, names: Sequence[str], settings: ValidateOptions
-) -> Outline:
+def _outline(o: Opened, q: Question) -> Outline:
     """What is going to be done, as far as that is known before anything runs."""
-    lengths, rate = _lengths(c, base, q, settings), RATES[q.device]
+    c, lengths = o.c, _lengths(o, q)
     hashed = sum(path.stat().st_size for path in c.files.values())
-    compared = sum(t.nbytes for t in c.tensors.values()) if (base or manifest) and c.source.headers is None else 0
-    kinds = (lengths.get("real", 0), lengths.get("twin", 0), settings.cut or 0)
-    found = Outline(c, names, hashed, compared, *kinds, based=base is not None, short=short_side(q.meant), rate=rate)
-    budget = budget_of(q, settings)
+    compared = sum(t.nbytes for t in c.tensors.values()) if (o.base or o.manifest) and c.source.has_weights else 0
+    kinds = (lengths.get("real", 0), lengths.get("twin", 0), o.settings.cut or 0)
+    found = Outline(c, o.names, hashed, compared, *kinds, based=o.base is not None, short=short_side(q.meant), rate=RATES[q.device])
+    budget = budget_of(q, o.settings)
     return found if budget is None else found.within(budget)
 
 

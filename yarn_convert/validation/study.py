@@ -28,7 +28,7 @@ from ..readers.switching import whole_context
 from ..rope import Effect, effect
 from ..runtimes.table import mode_of, runtime_of
 from . import twin
-from .judging import FLOAT32, Deviation, Tolerance, compare, differ, noisy, suspects, tolerance_for, within, wrong_tables
+from .judging import Deviation, Tolerance, compare, differ, noisy, suspects, tolerance_for, within, wrong_tables
 from .rounding import rounding
 
 WIDTH = 64  # positions of a window
@@ -38,9 +38,6 @@ OTHER_WEIGHTS = "the file's own weights compute something else than the base's"
 UNSEEN = "no logit of this text shows it"
 NONSENSE = 0.4  # of the loss of guessing, ln(vocabulary): above it the other order of rows is worth a try
 BETTER = 0.75  # of a loss, that it falls to where something is put right
-GUESSED = 0.9  # of the loss of guessing: what comes no closer predicts no text
-COSTLY = 1.0  # nats a token, of what a recipe costs on short texts: yarn ×32 costs SmolLM2 0.7 without training, linear ×2 1.1
-WORDS = 1000  # tokens of the smallest vocabulary whose loss says anything: below it are bytes, and tests' random models
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +150,7 @@ def study(s: Case, q: Question, reference: Reference, names: Sequence[str], say:
     done = [_runtime(s, q, name, reference, expected, own, say) for name in able]
     for r in done:  # one that is judged by a coarser measure may not see what the others do
         r["blind_to"] = [w["name"] for w in wrong if all(within(x, r["tolerance"]) for x in w["windows"])]
-    loss = text_loss(s, expected) if s.kind == "real" and len(s.ids) > 1 else None
+    loss = text_loss(s.ids, s.spans, expected) if s.kind == "real" and len(s.ids) > 1 else None
     return {
         "kind": s.kind,
         **({"within": s.served} if s.served else {}),
@@ -222,53 +219,20 @@ def _with_noise(s: Case, q: Question, coarse: Reference, expected: NDArray[np.fl
     return noisy(s.tolerance, compare(_rows(s.spans, expected, spans), logits, spans, (), s.tolerance), what)
 
 
-def text_loss(s: Case, logits: NDArray[np.float32]) -> float:
-    """Mean cross-entropy of the text's own next tokens over the judged positions, in nats a token."""
-    positions = np.concatenate([np.arange(a, b) for a, b in s.spans])
-    known = positions < len(s.ids) - 1
+def text_loss(ids: NDArray[np.int64], spans: Spans, logits: NDArray[np.float32]) -> float:
+    """Mean cross-entropy of the text's own next tokens at the positions of `spans`, in nats a token."""
+    positions = np.concatenate([np.arange(a, b) for a, b in spans])
+    known = positions < len(ids) - 1
     rows = logits[known].astype(np.float64)
     rows -= rows.max(1, keepdims=True)
-    chosen = rows[np.arange(len(rows)), s.ids[positions[known] + 1]]
+    chosen = rows[np.arange(len(rows)), ids[positions[known] + 1]]
     return float((np.log(np.exp(rows).sum(1)) - chosen).mean())
 
 
-def guessed(s: Mapping[str, Any]) -> bool:
-    """Whether the model of this study predicts its text no better than guessing does."""
-    loss = s["text_loss"]
-    return loss is not None and _tells(s) and not loss < GUESSED * s["guessing_loss"]
-
-
-def costly(s: Mapping[str, Any]) -> bool:
-    """Whether this study's recipe predicts much worse than its base's does where that needs none."""
-    found = s.get("within_base")
-    return found is not None and _tells(s) and not found["by_recipe"] < found["by_base"] + COSTLY
-
-
-def _tells(s: Mapping[str, Any]) -> bool:
-    return bool(s["guessing_loss"] >= math.log(WORDS))
-
-
-def base_text_loss(base: Checkpoint, ids: NDArray[np.int64], device: str, dtype: str) -> float | None:
-    """The loss of a base on the same text, within its own context; None where it cannot be had."""
-    n = min(PREFIX, len(ids), base.context)
-    if n < 2 or not base.tensors or max(ids[:n]) >= base.hparams["vocab_size"]:
-        return None
-    return _whole_loss(Reference(base, device, dtype), base, effect(base.rope, n), ids[:n])
-
-
-def within_base(reference: Reference, c: Checkpoint, base: Checkpoint, q: Question, ids: NDArray[np.int64]) -> dict[str, Any] | None:
-    """What a recipe costs where its base needs none: the loss of the first `tokens`, by the recipe and, of the same weights, by the
-    base's own. None where there is nothing to compare."""
-    n = min(PREFIX, len(ids), base.context)
-    if n < 2 or base.rope.rotary_dim != q.meant.rope.rotary_dim or base.rope == q.meant.rope:
-        return None
-    by_recipe, by_base = (_whole_loss(reference, c, e, ids[:n]) for e in (q.right(n), effect(base.rope, n)))
-    return {"tokens": n, "by_recipe": by_recipe, "by_base": by_base}
-
-
-def _whole_loss(reference: Reference, c: Checkpoint, e: Effect, ids: NDArray[np.int64]) -> float:
-    s = Case("real", c, ids, ((0, len(ids)),), (), (), FLOAT32)
-    return text_loss(s, reference.logits(e, s.ids, s.spans))
+def whole_loss(reference: Reference, e: Effect, ids: NDArray[np.int64]) -> float:
+    """`text_loss` of a whole text."""
+    spans = ((0, len(ids)),)
+    return text_loss(ids, spans, reference.logits(e, ids, spans))
 
 
 def _is_permuted(s: Case, q: Question, reference: Reference) -> bool:
@@ -276,10 +240,9 @@ def _is_permuted(s: Case, q: Question, reference: Reference) -> bool:
     text is predicted much better with their rows moved."""
     if not s.checkpoint.family.listed and s.checkpoint.gguf:
         return False  # there is no telling which rows are theirs
-    n = min(PREFIX, len(s.ids))
-    short = replace(s, ids=s.ids[:n], spans=((0, n),))
+    ids = s.ids[:PREFIX]
     moved = Reference(s.checkpoint, q.device, q.dtype, swap_qk=True)
-    before, after = (text_loss(short, r.logits(q.right(n), short.ids, short.spans)) for r in (reference, moved))
+    before, after = (whole_loss(r, q.right(len(ids)), ids) for r in (reference, moved))
     return after < BETTER * before
 
 
@@ -402,12 +365,8 @@ def _diagnose(
         computed = compare(r.logits(t, s.ids[:n], probes, rows_only=s.kind == "twin"), seen, probes, (), s.tolerance)
         return max(w.nmse for w in computed) if all(w.within(s.tolerance) for w in computed) else math.inf
 
-    right, known = q.right(len(s.ids)), suspects(q.meant.rope, len(s.ids))
-    read = q.readings.get(name)
-    if read is not None and differ(read, right):
-        known = {what: t for what, t in known.items() if differ(t, read)} | {
-            next((what for what, t in known.items() if not differ(t, read)), "the one that its source takes from the file"): read
-        }
+    right, read = q.right(len(s.ids)), q.readings.get(name)
+    known = _suspected(q, read, len(s.ids))
     found: list[tuple[float, str]] = []
     for i, (what, t) in enumerate(known.items()):
         say(f"looking for the fault, {s.kind}", i / (len(known) + 1))
@@ -425,6 +384,15 @@ def _diagnose(
         until = failing.start if failing.drift is None else failing.drift
         return "length", f"it is right up to position {until:,} and not beyond: a limit of length, or another recipe there", False
     return "runtime", "no known fault explains it: the runtime computes this architecture otherwise", False
+
+
+def _suspected(q: Question, read: Effect | None, n: int) -> dict[str, Effect]:
+    """What a runtime may compute instead, of a text of `n` tokens; last what its source takes from the file, where that is not meant."""
+    known = suspects(q.meant.rope, n)
+    if read is None or not differ(read, q.right(n)):
+        return known
+    what = next((what for what, t in known.items() if not differ(t, read)), "the one that its source takes from the file")
+    return {other: t for other, t in known.items() if differ(t, read)} | {what: read}
 
 
 def _part(t: Effect, right: Effect) -> str:

@@ -35,7 +35,7 @@ def check_tokenizer(c: Checkpoint, base: Checkpoint | None) -> dict[str, Any]:
     mine, theirs = has_tokenizer(c), has_tokenizer(base)
     if not theirs:
         return _found("unchecked", f"the base has no tokenizer{', and the model has one' if mine else ', nor has the model'}")
-    if not mine and c.source.headers is not None:
+    if not mine and not c.source.has_weights:
         return _found("unchecked", "a description alone has no tokenizer")
     if not mine:
         return _found("failed", "it has no tokenizer, and the base has one")

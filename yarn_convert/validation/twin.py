@@ -51,11 +51,11 @@ BY_LAYER = ("layer_types", "no_rope_layers", "activation_sparsity_pattern")  # l
 REFUSED_IN_A_TWIN = ("quantization_config", "auto_map", "per_layer_config")  # the last said anew
 
 
-def write_twin(c: Checkpoint, out: Path, seed: int = 0) -> Checkpoint:
+def write_twin(c: Checkpoint, out: Path) -> Checkpoint:
     """Write the twin of `c` to `out`, a folder or a .gguf file as `c` is, and open it. `c` may lack its weights."""
     sizes, tied = _sizes(c), c.family.gguf.head == "never"
     small = replace(c, hparams={**c.hparams, **sizes, "tie_word_embeddings": tied})
-    arrays = weights(small, _names(c, small.hparams, tied), seed)
+    arrays = weights(small, _names(c, small.hparams, tied))
     jobs = _gguf(small, sizes, arrays, out) if c.gguf else _folder(small, sizes, arrays)
     execute(jobs, out, folder=c.gguf is None)
     return open_checkpoint(Source(out, f"twin of {c.source.name}"))
@@ -77,7 +77,7 @@ def write_control(out: Path) -> Path:
         c = open_checkpoint(resolve(folder, weights=False))
         if out.suffix != ".gguf":
             return write_twin(c, out).source.path
-        arrays = weights(c, [*c.family.required(c.described), "output.weight"], 0)
+        arrays = weights(c, [*c.family.required(c.described), "output.weight"])
         keys = {c.family.gguf_key(k): c.hparams[k] for k in c.family.hparams}
         fields: dict[str, Field | Value] = {"general.architecture": Value("str", c.family.gguf_arch)}
         fields |= {key: Value(kind, value) for (key, kind), value in keys.items() if value is not None}
@@ -122,9 +122,9 @@ def fewest_layers(c: Checkpoint) -> int:
     return layers
 
 
-def ids(n: int, seed: int = 1) -> NDArray[np.int64]:
-    """Random tokens for a twin, int64[n]."""
-    return np.random.default_rng(seed).integers(0, VOCAB, n)
+def ids(n: int) -> NDArray[np.int64]:
+    """Random tokens for a twin, the same ones each time, int64[n]."""
+    return np.random.default_rng(1).integers(0, VOCAB, n)
 
 
 def _names(c: Checkpoint, small: Mapping[str, Any], tied: bool) -> list[str]:
@@ -141,9 +141,9 @@ def _names(c: Checkpoint, small: Mapping[str, Any], tied: bool) -> list[str]:
     return [name for name in wanted if c.family.has(numbered(name).template, said, numbered(name).layer)]
 
 
-def weights(small: Checkpoint, names: list[str], seed: int) -> dict[str, NDArray[np.float32]]:
+def weights(small: Checkpoint, names: list[str]) -> dict[str, NDArray[np.float32]]:
     """Seeded float32 arrays by GGUF name and in its order. Norms are 1, embeddings spread by 1, the rest by 1/√columns."""
-    rng, arrays = np.random.default_rng(seed), {}
+    rng, arrays = np.random.default_rng(0), {}
     for name in names:
         part = layout.part_of(name)
         shape = tuple(small.sizes_of(numbered(name).layer)[size] for size in small.family.shape(part))

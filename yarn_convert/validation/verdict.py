@@ -7,7 +7,8 @@ from typing import Any
 
 from ..compute.weights import PERMUTED
 from ..runtimes.table import runtime_of
-from .study import FAILED, NOT_RUN, PASSED, WIDTH, costly, guessed
+from .predicting import costly, guessed
+from .study import FAILED, NOT_RUN, PASSED, WIDTH
 
 INCONCLUSIVE = "inconclusive"
 Runs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]  # (a study, what one runtime did in it)
