@@ -13,9 +13,8 @@ from typing import Any
 import msgspec
 
 from ..asking import check_choices, taking
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest, read_manifest, whole_recipe
-from ..checkpoint.source import resolve
 from ..compute.record import DTYPES, SHORTEST, SayStage, made, record, silent
 from ..compute.reference import Reference, pick_device
 from ..compute.values import changed_since, other_model
@@ -41,6 +40,7 @@ from .extension import Lineage, check_base, lineage
 from .foreseen import foreseen
 from .generation import warnings
 from .judging import Tolerance
+from .opening import as_memory_allows, described, with_weights
 from .real import budget_of, real_studies, short_side, sides
 from .result import Validated, validated
 from .study import FAILED, Question, study, telling_position, twin_subject
@@ -85,11 +85,7 @@ def check(model: str, settings: ValidateOptions, say: SayStage = silent, tell: C
 def _check(model: str, settings: ValidateOptions, own: Path | None, say: Course, tell: Callable[[str], None]) -> dict[str, Any]:
     """As `check`; `own` is the folder of the llama.cpp that is run, None for the one that is installed."""
     with noticing() as inputs:
-        c = _opened(model, settings.revision, settings.real, settings.cut)
-        names, missing = chosen_runtimes(c, settings.runtimes)
-        if own:
-            _probe(own, settings.llama_lib is not None, names)
-        base = _opened(settings.base, None, True, settings.cut) if settings.base else None
+        c, base, settings, names, missing = _opened(model, settings, own, tell)
         manifest = read_manifest(c.source.path) if not settings.overrides else None
         say.expect(_outline(c, base, manifest, Question(Intention(c.rope, c.context, ""), device="cpu"), names, settings))
         files = _digests(c, say)
@@ -138,12 +134,24 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: Course,
     return result
 
 
-def _opened(model: str, revision: str | None, weights: bool, cut: int | None) -> Checkpoint:
-    """A model; of one on the Hub that is cut no weights but the headers, where it has such."""
-    source = resolve(model, revision, weights=weights and not cut)
-    if weights and cut and (source.headers is None if source.repo else source.headers is not None):
-        source = resolve(model, revision)
-    return open_checkpoint(source)
+def _opened(
+    model: str, settings: ValidateOptions, own: Path | None, tell: Callable[[str], None]
+) -> tuple[Checkpoint, Checkpoint | None, ValidateOptions, list[str], list[dict[str, Any]]]:
+    """(the model and its base, as much of them as is looked at, the settings with what that means, and of `chosen_runtimes` both)."""
+    c = described(model, settings.revision, settings.real)
+    names, missing = chosen_runtimes(c, settings.runtimes)
+    if own:
+        _probe(own, settings.llama_lib is not None, names)
+    base = described(settings.base, None, True) if settings.base else None
+    if names:
+        settings, only = as_memory_allows(c, base, _named(c, base), settings)
+        if only:
+            tell(only)
+    if settings.real and not settings.cut:
+        c = with_weights(c, model, settings.revision)
+    if base is not None and settings.base and not settings.cut and c.source.headers is None:
+        base = with_weights(base, settings.base, None)
+    return c, base, settings, names, missing
 
 
 @taking(ValidateOptions)
