@@ -26,6 +26,7 @@ from yarn_convert.options import Recipe
 LLAMA_CPP_SOURCE = os.environ.get("YARN_CONVERT_LLAMA_CPP", "")
 CONTEXT = 64
 os.environ.pop("COLUMNS", None)  # what is printed here goes into a pipe, however wide the terminal of who runs the tests
+os.unsetenv("COLUMNS")  # readline, which pytest imports, sets it where os.environ does not see it and a child does
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and the children of a test would too
 
 

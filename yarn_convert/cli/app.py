@@ -19,6 +19,7 @@ from .evaluate import evaluate_app
 from .finetune import finetune
 from .folding import WIDEST, Whole, room
 from .help import SETTINGS, Commands, examples
+from .manual import docs
 from .progress import progress, stages, whole
 from .proving import check_can_prove, proved, publish
 from .show import (
@@ -443,6 +444,9 @@ def methods(asked: JsonAlone) -> None:
         return
     aliases = {name: f"{alias.repo}{f'  ({alias.note})' if alias.note else ''}" for name, alias in ALIASES.items()}
     write("methods", *listing_lines({k: f"{v.summary}\n\nWhen: {v.when}" for k, v in rows.items()}), "aliases", *listing_lines(aliases))
+
+
+command(app, "yarn-convert docs validation")(docs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
