@@ -300,10 +300,10 @@ def test_a_page_of_the_documentation_is_shown_by_its_name() -> None:
 def test_a_page_goes_through_a_pager_on_a_terminal() -> None:
     """Laid out as wide as the terminal, without links that lead nowhere from there."""
     shown = on_a_terminal("docs", "overrides", PAGER="sed s/^/P/")
-    assert "\x1b[" in shown and not re.search(r"\w\.md\)", shown)
+    assert "\x1b[" in shown
     plain = on_a_terminal("docs", "overrides", PAGER="sed s/^/P/", NO_COLOR="1").splitlines()
     assert all(line.startswith("P") and len(line) <= 81 and "\x1b[" not in line for line in plain) and len(plain) > 20
-    assert "P" + "Without a file".center(80).rstrip() == plain[0].rstrip() and not any("](" in line or "```" in line for line in plain)
+    assert "P" + "Without a file".center(80).rstrip() == plain[0].rstrip() and not re.search(r"\.md\)|```", "".join(plain))
 
 
 def test_help_has_the_common_options_first_and_its_examples_are_commands() -> None:
