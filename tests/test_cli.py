@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from yarn_convert.cli.app import app
 from yarn_convert.conversion import convert
 from yarn_convert.conversion.extension import EXTENDING
 from yarn_convert.families import ALIASES
+from yarn_convert.formats.files import DOCS
 from yarn_convert.formats.gguf_file import open_gguf
 from yarn_convert.options import Recipe
 
@@ -248,8 +250,8 @@ def test_capitals_are_forgiven(make_model: MakeModel, tmp_path: Path) -> None:
     assert json.loads(plan.stdout)["format"] == "gguf"
 
 
-def help_of(*words: str, **env: str) -> str:
-    """--help on a terminal of 80 columns, which Python's pty is."""
+def on_a_terminal(*words: str, **env: str) -> str:
+    """What a command prints on a terminal of 80 columns, which Python's pty is."""
     import pty
 
     told = (
@@ -258,7 +260,7 @@ def help_of(*words: str, **env: str) -> str:
         | env
     )
     ours, theirs = pty.openpty()
-    with subprocess.Popen([sys.executable, "-m", "yarn_convert", *words, "-h"], stdout=theirs, env=told) as process:
+    with subprocess.Popen([sys.executable, "-m", "yarn_convert", *words], stdin=theirs, stdout=theirs, env=told) as process:
         os.close(theirs)
         text = b""
         with contextlib.suppress(OSError):  # Linux ends a pty so
@@ -271,12 +273,37 @@ def help_of(*words: str, **env: str) -> str:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no ptys")
 def test_help_is_coloured_on_a_terminal_that_wants_it() -> None:
-    assert "\x1b[" in help_of("inspect")
+    assert "\x1b[" in on_a_terminal("inspect", "-h")
     for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        plain = help_of("inspect", **env)
+        plain = on_a_terminal("inspect", "-h", **env)
         assert "\x1b[" not in plain
         assert "Options:" in plain
     assert "\x1b[" not in run("inspect", "-h").stdout
+
+
+def test_a_page_of_the_documentation_is_shown_by_its_name() -> None:
+    """Markdown in a pipe; the hint of an error that names one is a command that shows it."""
+    there = {path.stem: path.read_text("utf-8") for path in DOCS.glob("*.md")}
+    listed = run("docs").stdout
+    for name, text in there.items():
+        assert re.search(rf"^  {name} +{re.escape(text.splitlines()[0][2:])}$", listed, re.MULTILINE)
+    assert run("docs", "validation").stdout == run("docs", "docs/Validation.md").stdout == there["validation"]
+    assert Path(run("docs", "formats", "--path").stdout.strip()).read_text("utf-8") == there["formats"]
+    assert json.loads(run("docs", "--json").stdout)["pages"].keys() == there.keys()
+    assert json.loads(run("docs", "formats", "--json").stdout)["text"] == there["formats"]
+    done = run("docs", "valdation")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "error: unknown page 'valdation'")
+    assert done.stderr.splitlines()[1].startswith("hint: did you mean validation?")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no ptys")
+def test_a_page_goes_through_a_pager_on_a_terminal() -> None:
+    """Laid out as wide as the terminal, without links that lead nowhere from there."""
+    shown = on_a_terminal("docs", "overrides", PAGER="sed s/^/P/")
+    assert "\x1b[" in shown
+    plain = on_a_terminal("docs", "overrides", PAGER="sed s/^/P/", NO_COLOR="1").splitlines()
+    assert all(line.startswith("P") and len(line) <= 81 and "\x1b[" not in line for line in plain) and len(plain) > 20
+    assert "P" + "Without a file".center(80).rstrip() == plain[0].rstrip() and not re.search(r"\.md\)|```", "".join(plain))
 
 
 def test_help_has_the_common_options_first_and_its_examples_are_commands() -> None:

@@ -66,7 +66,7 @@ def run(environment: dict[str, str], folder: Path, *args: Any) -> subprocess.Com
 def test_every_command_with_the_core_alone(core_only: dict[str, str], make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model()
     works: list[list[Any]] = [
-        ["methods"], ["runtimes"], ["inspect", model], ["inspect", "--runtimes", model], [model, "--scale", 4, "-o", "out", "-q"],
+        ["methods"], ["docs", "formats"], ["runtimes"], ["inspect", model], ["inspect", "--runtimes", model], [model, "--scale", 4, "-o", "out", "-q"],
         [model, "--scale", 4, "--out", "gguf", "--outtype", "q8_0", "-o", "out.gguf", "-q"], ["card", "out"], ["repair", model, "--dry-run"],
         ["out.gguf", "--method", "none", "--out", "safetensors", "-o", "back", "-q"],
         [model, "--scale", 4, "--out", "gguf", "--outtype", "q4_0", "-o", "q.gguf", "-q"],

@@ -22,6 +22,7 @@ from test_validate import rewritten
 from yarn_convert.checkpoint import open_checkpoint, source
 from yarn_convert.checkpoint.ranges import fetched
 from yarn_convert.checkpoint.source import resolve
+from yarn_convert.compute.reference import SHARE
 from yarn_convert.conversion.intention import Intention, check_recipe
 from yarn_convert.formats.gguf_file import Value, open_gguf
 from yarn_convert.validation import check, lines
@@ -88,6 +89,71 @@ def test_of_a_published_output_the_cut_alone_is_fetched(
     assert whole == [] and not list(tmp_path.rglob("*.safetensors"))
     assert any(line.startswith("layers 0–1 in float32") for line in lines(validated(result))) == (kind == "parts")
     assert (result["commit"], kind == "hf" or result["files"] == {}) == (hub.repos["some-org/output"].at().sha, True)
+
+
+UNASKED = replace(TEXT, cut=None)
+
+
+def holding(monkeypatch: pytest.MonkeyPatch, parameters: float) -> None:
+    """A memory in which the reference has room for so many."""
+    monkeypatch.setattr("yarn_convert.compute.reference.free_memory", lambda device: int(4 * parameters / SHARE))
+
+
+@pytest.mark.parametrize("kind", ["gguf", "parts", "hf"])
+def test_what_the_memory_does_not_hold_is_not_fetched_whole(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    """The headers decide; what comes and what is said then are those of --cut 2, and one line before says what to do about it."""
+    local = opened(models[kind] if kind == "hf" else min(folder_of(models[kind]).rglob("*.gguf")))
+    holding(monkeypatch, sum(t.elements for t in local.tensors.values()) / 2)
+    told: list[str] = []
+    with published(monkeypatch, tmp_path / "asked", output=folder_of(models[kind]), tiny=models["base"]) as hub:
+        asked = check("some-org/output", replace(TEXT, base="some-org/tiny"))
+        come = {repo: hub.sent[repo] for repo in hub.repos}
+    with published(monkeypatch, tmp_path / "unasked", output=folder_of(models[kind]), tiny=models["base"]) as hub:
+        result = check("some-org/output", replace(UNASKED, base="some-org/tiny"), tell=told.append)
+        assert {repo: hub.sent[repo] for repo in hub.repos} == come
+    assert {k for k in asked if result[k] != asked[k]} <= {"studies", "created", "files"}
+    assert result["files"].keys() == asked["files"].keys()
+    for key in ("kind", "kept", "fetched", "of_base", "wrong_recipes", "tolerance"):
+        assert [s.get(key) for s in result["studies"]] == [s.get(key) for s in asked["studies"]]
+    (line,) = told
+    both = [
+        (sum(t.nbytes for t in needed(c, (0, 1)).values()), sum(t.nbytes for t in c.tensors.values()))
+        for c in (local, opened(models["base"]))
+    ]
+    for (part, whole), repo in zip(both, ("output", "tiny"), strict=True):
+        assert f"{part / 1e9:.2f} of {whole / 1e9:.2f} GB of some-org/{repo}" in line
+        assert come[f"some-org/{repo}"] < part + 2 * ELSE
+    assert "--cut 0" in line
+
+
+def test_a_base_of_which_the_cut_alone_will_do_is_not_fetched_whole(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of an output that lies here and is cut; with more memory all of the base is there to compare with."""
+    sizes = {path: sum(t.nbytes for t in needed(opened(models["base"]), path).values()) for path in ((0, 1), tuple(range(30)))}
+    few, all_of_it = sizes.values()
+    for share, verdict, kind, least, most in (
+        (0.5, "unchecked", "cut", few, few + 2 * ELSE),
+        (2, "passed", "real", all_of_it, 2 * all_of_it),
+    ):
+        holding(monkeypatch, share * all_of_it / 4)
+        with published(monkeypatch, tmp_path / kind, tiny=models["base"]) as hub:
+            result = check(str(models["gguf"]), replace(UNASKED, base="some-org/tiny"))
+            assert least < hub.sent["some-org/tiny"] < most
+        assert (result["weights"]["verdict"], result["studies"][0]["kind"]) == (verdict, kind)
+
+
+def test_what_is_in_the_cache_whole_is_compared_whole(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing would be spared, so all of the weights are the base's or not, and the cut is run as of any model here."""
+    holding(monkeypatch, 1 << 16)
+    told: list[str] = []
+    with published(monkeypatch, tmp_path, output=models["parts"], tiny=models["base"]):
+        for name in ("output", "tiny"):
+            resolve(f"some-org/{name}")
+        result = check("some-org/output", replace(UNASKED, base="some-org/tiny"), tell=told.append)
+    assert (result["verdict"], result["weights"]["verdict"], result["studies"][0]["kind"], told) == ("passed", "passed", "cut", [])
 
 
 def test_what_lies_in_the_cache_is_not_fetched_again(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -194,6 +260,6 @@ def test_a_hub_that_goes_away_meanwhile_is_one_line(
             hub.gated = True
             return opening(where)
 
-        monkeypatch.setattr("yarn_convert.validation.run.open_checkpoint", opened_once)
+        monkeypatch.setattr("yarn_convert.validation.opening.open_checkpoint", opened_once)
         code, _, err = run(capsys, "validate", "some-org/output", "--cut", "2", "--real")
     assert (code, err.splitlines()[-2:][0]) == (1, "error: some-org/output is gated"), err

@@ -839,11 +839,13 @@ def test_a_data_set_of_a_hub_that_is_out_of_reach_is_one_line_at_once() -> None:
     """The package datasets alone would try six times, and say so each time."""
     pytest.importorskip("datasets")
     code = "from yarn_convert.compute.documents import contents; from yarn_convert.options import Texts; list(contents(Texts(dataset='some/texts')))"
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=20)
-    *trace, error = done.stderr.splitlines()
-    assert "could not reach the Hub for the data set some/texts" in error
-    assert not [line for line in trace if "Retry" in line]
+    for why, hint in (({"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **why}, check=False, timeout=20
+        )
+        *trace, error = done.stderr.splitlines()
+        assert "could not reach the Hub for the data set some/texts" in error and hint in error
+        assert not [line for line in trace if "Retry" in line]
 
 
 def test_a_length_that_is_named_twice_is_measured_once(make_model: MakeModel) -> None:

@@ -101,11 +101,28 @@ def test_what_is_absent_or_gated_is_one_line(client: Client, model: str, says: s
     assert list(client.folder.glob("*yarn*")) == []
 
 
-def test_a_hub_that_is_down_is_one_line(client: Client) -> None:
-    client.env["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    done = client.run("some-org/tiny", "--scale", "4")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[0].startswith("error: could not get some-org/tiny from the Hub")
+@pytest.mark.parametrize(
+    ("env", "hint"),
+    [
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network and try again; "),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set: unset it and try again; "),
+        ({"TRANSFORMERS_OFFLINE": "1"}, "TRANSFORMERS_OFFLINE is set: unset it and try again; "),
+    ],
+)
+def test_a_hub_that_is_not_reached_is_one_line(client: Client, env: dict[str, str], hint: str) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        client.env.pop(name, None)
+    client.env |= env
+    assert client.run("../tiny", "--scale", "4", "-o", "out", "-q").returncode == 0
+    for words in (
+        ("some-org/tiny", "--scale", "4"),
+        ("inspect", "some-org/tiny"),
+        ("upload", "out", "me/tiny", "--allow-unvalidated"),
+    ):
+        done = client.run(*words)
+        error, line = done.stderr.splitlines()
+        assert (done.returncode, error.startswith("error: could not ")) == (1, True), done.stderr
+        assert line.startswith(f"hint: {hint}")
 
 
 @pytest.mark.parametrize("env", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])

@@ -26,14 +26,14 @@ ORDER = [
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.library", "runtimes.environments", "runtimes", "runtimes.kept",
     "compute.tables", "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.reasons", "compute.states", "compute.values", "compute.scorer", "compute.growing", "compute.distances", "compute.anew", "compute.documents",
     "compute", "validation.extension", "validation.twin", "validation.cut", "validation.cuts", "validation.excerpt", "validation.judging", "validation.rounding",
-    "validation.study", "validation.predicting", "validation.counterparts", "validation.trace", "validation.course", "validation.real", "validation.verdict", "validation.foreseen", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
+    "validation.study", "validation.predicting", "validation.counterparts", "validation.trace", "validation.course", "validation.real", "validation.opening", "validation.verdict", "validation.foreseen", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
     "validation.matrix", "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
     "evaluation.subjects", "evaluation.perplexities", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.rulers", "evaluation.key_tokens", "evaluation.temperatures", "evaluation.advice",
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",
     "evaluation.result", "evaluation.measured", "evaluation.choices", "evaluation.found", "evaluation.measures", "evaluation.text", "evaluation.paper", "evaluation.report", "evaluation", "finetuning.settings",
     "finetuning.losses", "finetuning.requirements", "finetuning.speed", "finetuning.ranks", "finetuning.attention", "finetuning.corpus", "finetuning.trainee",
     "finetuning.states", "finetuning.training", "finetuning.writing", "finetuning.run", "finetuning.emit", "finetuning.text", "finetuning.report", "finetuning", "publishing.shelf", "publishing.model_card",
-    "publishing.hub", "publishing.pushing", "publishing.ollama", "publishing", "cli.folding", "cli.show", "cli.progress", "cli.help", "cli.commands", "cli.evaluate", "cli.finetune", "cli.proving", "cli.convert", "cli.app", "cli.entry", "cli",
+    "publishing.hub", "publishing.pushing", "publishing.ollama", "publishing", "cli.folding", "cli.show", "cli.progress", "cli.help", "cli.commands", "cli.evaluate", "cli.finetune", "cli.proving", "cli.manual", "cli.convert", "cli.app", "cli.entry", "cli",
 ]  # fmt: skip
 LAZY = {
     "matplotlib",

@@ -59,7 +59,7 @@ def told(command: Any) -> list[Option]:
 
 def test_the_commands_are_all_there() -> None:
     assert set(COMMANDS) == {
-        "", "convert", "overrides", "validate", "finetune", "upload", "card", "inspect", "repair", "recipe", "methods", "runtimes", "runtimes add",
+        "", "convert", "overrides", "validate", "finetune", "upload", "card", "inspect", "repair", "recipe", "methods", "docs", "runtimes", "runtimes add",
         "evaluate perplexity", "evaluate passkey", "evaluate needle", "evaluate ruler", "evaluate longppl", "evaluate temperature", "evaluate advise",
     }  # fmt: skip
 

@@ -70,8 +70,8 @@ def main() -> None:
         assert Path(base, "model.safetensors").read_bytes() == Path(back, "model.safetensors").read_bytes()
         said = json.loads(Path(back, "config.json").read_text("utf-8"))
         assert said["rope_scaling"]["factor"] == 4.0 and said["max_position_embeddings"] == 256, said
-        page = Path(hint(place).removesuffix(" has the form of such a file"))
-        assert page.name == "formats.md" and page.is_file(), page
+        command = hint(place).split("'")[1].split()
+        assert command == ["yarn-convert", "docs", "formats"] and "recipe" in run(*command[1:])["text"], command
     print("a tiny model was extended four times, and read back")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -94,6 +95,14 @@ def hub_error(repo: str, e: Exception) -> InputError:
         )
     if status in BUSY:
         return InputError(f"could not get {repo} from the Hub: it answers {status}", "it is busy: try again later; the download resumes")
-    return InputError(
-        f"could not get {repo} from the Hub: {kind}", "check the network and try again; the download resumes, or give a local folder"
-    )
+    return InputError(f"could not get {repo} from the Hub: {kind}", f"{to_reach_it()}; the download resumes, or give a local folder")
+
+
+def to_reach_it() -> str:
+    """What to do where the Hub gave no answer, or its client was told not to ask."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        return "check the network and try again"
+    asked = next((name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)), "HF_HUB_OFFLINE")
+    return f"{asked} is set: unset it and try again"

@@ -19,6 +19,7 @@ from .evaluate import evaluate_app
 from .finetune import finetune
 from .folding import WIDEST, Whole, room
 from .help import SETTINGS, Commands, examples
+from .manual import docs
 from .progress import progress, stages, whole
 from .proving import NOT_PASSED
 from .show import (
@@ -321,6 +322,9 @@ def methods(asked: JsonAlone) -> None:
     aliases = {name: f"{alias.repo}{f'  ({alias.note})' if alias.note else ''}" for name, alias in ALIASES.items()}
     as_json = {**said, "aliases": {k: v.repo for k, v in ALIASES.items()}}
     answer(as_json, asked.as_json, "methods", *shown, "aliases", *listing_lines(aliases))
+
+
+command(app, "yarn-convert docs validation")(docs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

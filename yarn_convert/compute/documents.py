@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.hub_client import to_reach_it
 from ..errors import InputError, UsageError, need
 from ..formats.decoding import parse
 from ..options import Texts
@@ -160,7 +161,7 @@ def _reach(name: str) -> None:
     except Exception as e:  # the client and httpx each have their own
         if getattr(e, "response", None) is None and not isinstance(e, ValueError):  # which a name that cannot be one raises
             says = f"could not reach the Hub for the data set {name}: {type(e).__name__}"
-            raise InputError(says, "check the network and try again, or --text FILE") from None
+            raise InputError(says, f"{to_reach_it()}, or --text FILE") from None
 
 
 def names(documents: Sequence[TokenizedText]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from .tempering import in_record
 
 MOST = 16 << 20  # bytes of a file: a manifest, whose notes and readers may be many, is the largest
 NOTE = "note"  # a key of a file that is for people
-FIX = f"{page('formats.md')} has the form of such a file"
+FIX = f"{page('formats')} has the form of such a file"
 KNOWN = {f.name: f for f in fields(Recipe)}
 
 

@@ -33,9 +33,14 @@ def _kept(name: str) -> Path:
 TEMPLATES, DOCS = _kept("templates"), _kept("docs")
 
 
+def pages() -> dict[str, Path]:
+    """The pages of the documentation on this machine, by the names that `yarn-convert docs` gives them."""
+    return {path.stem: path for path in sorted(DOCS.glob("*.md"))}
+
+
 def page(name: str) -> str:
-    """Where a page of the documentation lies on this machine, for a hint that names it."""
-    return str(DOCS / name)
+    """A page of the documentation, for a hint that names it: what shows it, wherever it lies."""
+    return f"'yarn-convert docs {name}'"
 
 
 def inside(folder: Path, name: str, weights: bool = False) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..asking import taking
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.hub_client import BUSY, answer_of, is_repo, patient
+from ..checkpoint.hub_client import BUSY, answer_of, is_repo, patient, to_reach_it
 from ..checkpoint.manifest import Base, Manifest, manifest_path, read_manifest
 from ..checkpoint.source import Say, resolve
 from ..conversion.intention import check_recipe, intention_of
@@ -393,4 +393,4 @@ def hub_error(repo: str, e: Exception) -> Exception:
         return e
     if status is not None:
         return OutputError(f"the Hub refuses {repo}: {status} {type(e).__name__}", "try again later; nothing is sent twice")
-    return OutputError(f"could not reach the Hub for {repo}: {type(e).__name__}", "check the network and try again; nothing is sent twice")
+    return OutputError(f"could not reach the Hub for {repo}: {type(e).__name__}", f"{to_reach_it()}; nothing is sent twice")

@@ -139,7 +139,7 @@ def started_by(runtime: str, folder: str) -> tuple[list[str], dict[str, str]]:
 def failure(runtime: str, model: Path, code: int, last: str) -> Failed:
     """What a worker's exit code and last telling line say."""
     why = "it was killed, as the system does where memory is short" if code == KILLED else last or f"exit code {code}"
-    failed = Failed(f"{runtime} could not run {model.name}: {why}", f"see {page('validation.md')} for its limits")
+    failed = Failed(f"{runtime} could not run {model.name}: {why}", f"{page('validation')} has its limits")
     failed.killed, failed.too_long = code in (KILLED, SHORT), code == TOO_LONG
     return failed
 

@@ -66,9 +66,14 @@ def _different(c: Checkpoint, base: Checkpoint, parts: Mapping[str, Part]) -> di
     return found
 
 
+def share_of(c: Checkpoint, layers: tuple[int, ...], alone: bool) -> list[str]:
+    """The tensors that a cut of `c` needs. `alone`: without what stands around a language model."""
+    return [name for name in needed(c, layers) if not alone or name in c.names]
+
+
 def _here(c: Checkpoint, layers: tuple[int, ...], folder: Path, alone: bool, say: SayStage) -> tuple[Checkpoint, int]:
-    """(`c` with what a cut of it needs, the bytes of that which were fetched). `alone`: without what stands around a language model."""
-    names = [name for name in needed(c, layers) if not alone or name in c.names]
+    """(`c` with its share of a cut, the bytes of that which were fetched)."""
+    names = share_of(c, layers, alone)
     remote, total = not c.source.has_weights, sum(c.tensors[name].nbytes for name in names)
     whole = sum(t.nbytes for t in c.tensors.values())
     stage = f"fetching {total / 1e9:.2f} of {whole / 1e9:.2f} GB of {c.source.name}"

@@ -13,9 +13,8 @@ from typing import Any
 import msgspec
 
 from ..asking import check_choices, taking
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest, read_manifest, whole_recipe
-from ..checkpoint.source import resolve
 from ..compute.record import DTYPES, SHORTEST, SayStage, counted, made, record, silent
 from ..compute.reference import Reference, pick_device
 from ..compute.values import changed_since, other_model
@@ -41,6 +40,7 @@ from .extension import Lineage, check_base, lineage
 from .foreseen import foreseen
 from .generation import warnings
 from .judging import Tolerance
+from .opening import as_memory_allows, described, with_weights
 from .real import budget_of, real_studies, short_side, sides
 from .result import AskedOptions, Validated, validated
 from .study import FAILED, Question, study, telling_position, twin_subject
@@ -87,7 +87,7 @@ class Opened:
 def _check(model: str, settings: ValidateOptions, own: Path | None, say: Course, tell: Callable[[str], None]) -> dict[str, Any]:
     """As `check`; `own` is the folder of the llama.cpp that is run, None for the one that is installed."""
     with noticing() as inputs:
-        o, missing = _all_opened(model, settings, own)
+        o, missing = _opened(model, settings, own, tell)
         say.expect(_outline(o, Question(Intention(o.c.rope, o.c.context, ""), device="cpu")))
         files = _digests(o.c, say)
     o, beta = _beside_base(o)
@@ -114,13 +114,21 @@ def _check(model: str, settings: ValidateOptions, own: Path | None, say: Course,
     return result
 
 
-def _all_opened(model: str, settings: ValidateOptions, own: Path | None) -> tuple[Opened, list[dict[str, Any]]]:
-    """(what is checked, the runtimes that could be added)."""
-    c = _opened(model, settings.revision, settings.real, settings.cut)
+def _opened(model: str, settings: ValidateOptions, own: Path | None, tell: Callable[[str], None]) -> tuple[Opened, list[dict[str, Any]]]:
+    """(what is checked, as much of it as is looked at, and the settings with what that means; the runtimes that could be added)."""
+    c = described(model, settings.revision, settings.real)
     names, missing = chosen_runtimes(c, settings.runtimes)
     if own:
         _probe(own, settings.llama_lib is not None, names)
-    base = _opened(settings.base, None, True, settings.cut) if settings.base else None
+    base = described(settings.base, None, True) if settings.base else None
+    if names:
+        settings, only = as_memory_allows(c, base, _named(c, base), settings)
+        if only:
+            tell(only)
+    if settings.real and not settings.cut:
+        c = with_weights(c, model, settings.revision)
+    if base is not None and settings.base and not settings.cut and c.source.has_weights:
+        base = with_weights(base, settings.base, None)
     return Opened(c, base, None if settings.overrides else read_manifest(c.source.path), settings, names), missing
 
 
@@ -165,14 +173,6 @@ def _told_answers(c: Checkpoint, told: Told) -> dict[str, Any]:
         "weights": {"verdict": "passed", "how": ITS_OWN, "why": "", "different": []},
         "tokenizer": {"verdict": "passed", "why": ITS_OWN, "differences": []},
     }
-
-
-def _opened(model: str, revision: str | None, weights: bool, cut: int | None) -> Checkpoint:
-    """A model; of one on the Hub that is cut no weights but the headers, where it has such."""
-    source = resolve(model, revision, weights=weights and not cut)
-    if weights and cut and source.has_weights == bool(source.repo):
-        source = resolve(model, revision)
-    return open_checkpoint(source)
 
 
 @taking(ValidateOptions)

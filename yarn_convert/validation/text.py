@@ -37,7 +37,7 @@ def lines(result: Validated, quiet: bool = False) -> list[str]:
     out += ["", *(f"note      {row.name} was not run; to add it: {row.add}" for row in result.missing)]
     out += [f"note      the result is not on record: {result.unrecorded}"] if result.unrecorded else []
     failed = any(r.verdict == "failed" for s in result.studies for r in s.runtimes)
-    out += [f"note      what each runtime is known not to do: {page('validation.md')}, Their limits"] if failed else []
+    out += [f"note      what each runtime is known not to do: {page('validation')}, Their limits"] if failed else []
     return [*out, *verdict(result)]
 
 
