@@ -246,3 +246,24 @@ def test_a_download_that_does_not_fit_is_foreseen(
     (blobs / "0123.incomplete").write_bytes(bytes(20_000))
     free[0] = size
     assert run(capsys, "some-org/tiny-GGUF:Q8_0", "--scale", "4", "-o", str(tmp_path / "work" / "x.gguf"), "-q")[0] == 0
+
+
+def test_a_large_download_waits_until_the_output_has_room_too(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(source, "FORESEEN", 0)
+    monkeypatch.setattr(room, "kind_of", lambda folder: "ext4")
+    usage, free = type(shutil.disk_usage("/")), [0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, (1 << 40) - free[0], free[0]))
+    size = (tmp_path / "tiny" / "model.safetensors").stat().st_size
+    free[0] = int(1.9 * size)
+    code, _, err = run(capsys, "some-org/tiny", "--scale", "4", "--out", "gguf")
+    error, hint = err.splitlines()[-2:]
+    assert (
+        code == 1 and "the download of some-org/tiny (" in error and " and tiny-yarn-256.gguf (" in error and "-o on another disk" in hint
+    )
+    code, _, err = run(capsys, "some-org/tiny", "--scale", "4", "--out", "gguf", "--outtype", "q9")
+    assert code == 1 and "q9" in err
+    assert all(e.range for e in hub.log if e.method == "GET" and e.path.endswith(".safetensors")), "headers alone"
+    free[0] = int(2.2 * size)
+    assert run(capsys, "some-org/tiny", "--scale", "4", "--out", "gguf", "-q")[0] == 0

@@ -100,6 +100,27 @@ def test_a_connection_that_breaks_is_made_again(hub: Hub) -> None:
     assert Path("x.gguf").read_bytes() == Path("y.gguf").read_bytes()
 
 
+def test_large_files_come_from_where_the_hub_leads(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.leads = True
+    conversion = prepare_each(REPO, ConvertOptions(Recipe(scale=4), out="gguf", stream=True, output=Path("x.gguf")))
+    before, done = len(hub.log), [0]
+
+    def later(n: int) -> None:  # the first addresses are no longer good
+        done[0] += n
+        hub.signed = int(done[0] > 100_000)
+
+    run_each(conversion, later)
+    log = hub.log[before:]
+    stored, asked = ([e for e in log if start in e.path] for start in ("/store/", "/resolve/"))
+    assert len(stored) > 30 and 2 <= len(asked) < len(stored) / 2, "the Hub is asked where, once and again"
+    assert {e.token for e in stored} == {""} and {e.token for e in asked} == {"hf_secret"}
+    assert any(e.status == 403 for e in stored)
+    hub.leads = False
+    convert(REPO, Recipe(scale=4), out="gguf", output=Path("y.gguf"))
+    assert Path("x.gguf").read_bytes() == Path("y.gguf").read_bytes()
+
+
 def test_a_hub_that_is_gone_is_one_line_and_the_same_command_goes_on(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "RESUMABLE", 0)
     monkeypatch.setattr(resume, "BATCH", 1)
@@ -123,15 +144,18 @@ def size_of(hub: Hub) -> int:
     return sum(f.size for name, f in hub.repos[REPO].at().files.items() if name.endswith(".safetensors"))
 
 
+@pytest.mark.parametrize("leads", [True, False])
 @pytest.mark.parametrize("same_size", [True, False])
-def test_a_file_that_becomes_another_is_an_error(hub: Hub, monkeypatch: pytest.MonkeyPatch, same_size: bool) -> None:
+def test_a_file_that_becomes_another_is_an_error(hub: Hub, same_size: bool, leads: bool) -> None:
     """No commit changes; but what answers for it is not the Hub's word alone."""
+    hub.leads = leads
     conversion = prepare_each(REPO, ConvertOptions(Recipe(scale=4), out="gguf", stream=True, output=Path("x.gguf")))
     files = hub.repos[REPO].at().files
     for name in [name for name in files if name.endswith(".safetensors")]:
         data = bytearray(files[name].data)
         data[-1] ^= 1
         files[name] = File(bytes(data) if same_size else bytes(data) + b"0", True)
+        hub.keep(hub.repos[REPO], files[name])
     with pytest.raises(InputError, match="is not what it was") as e:
         run_each(conversion)
     assert not isinstance(e.value, Unreachable) and not list(Path().glob("*x.gguf*")) and not list(Path().glob(".*"))

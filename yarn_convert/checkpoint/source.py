@@ -74,9 +74,12 @@ class Source:
         return self.headers is not None and not self.streamed
 
 
-def resolve(model: str, revision: str | None = None, weights: bool = True, stream: bool = False) -> Source:
+def resolve(
+    model: str, revision: str | None = None, weights: bool = True, stream: bool = False, foresee: Callable[[Source], object] | None = None
+) -> Source:
     """Find `model` and, for the Hub, download what a conversion reads (`weights=False`: all but the weights' data; a
     config.json alone will then do; `stream`: nor these, for they are read from there). A path that is there wins over a name on the Hub.
+    `foresee` is called before a large download, with the headers alone; what it raises comes from here.
 
     Raises InputError when it is nowhere, is private or gated, or the Hub cannot be reached, or where several GGUF models are meant;
     UsageError for two revisions.
@@ -90,11 +93,11 @@ def resolve(model: str, revision: str | None = None, weights: bool = True, strea
         alias = ALIASES[model]
         if revision is None and (packaged := _packaged(model)):
             return Source(packaged, model)
-        return _hub(Named(alias.repo), revision, weights and not stream, model, stream)
+        return _hub(Named(alias.repo), revision, weights and not stream, model, stream, foresee)
     if (wish := named(model)) and is_repo(wish.repo):
         if revision and wish.revision and revision != wish.revision:
             raise UsageError(f"the address says the revision {wish.revision!r}, --revision {revision!r}", "give one of them")
-        return _hub(wish, revision or wish.revision, weights and not stream, wish.repo.partition("/")[2], stream)
+        return _hub(wish, revision or wish.revision, weights and not stream, wish.repo.partition("/")[2], stream, foresee)
     if re.fullmatch(r"[\w.-]+:[\w.-]+|ollama\.com/.*", model.partition("://")[2] or model):
         raise InputError(f"no model {model!r}: names of Ollama's own library are not read", OF_OLLAMA)
     close = difflib.get_close_matches(model, ALIASES, 1)
@@ -175,21 +178,26 @@ def _packaged(alias: str) -> Path | None:
     return next((p for folder in folders for p in sorted(Path(folder).glob(pattern))), None)
 
 
-def _hub(wish: Named, revision: str | None, weights: bool, name: str, stream: bool) -> Source:
+def _hub(
+    wish: Named, revision: str | None, weights: bool, name: str, stream: bool = False, foresee: Callable[[Source], object] | None = None
+) -> Source:
     from huggingface_hub import HfApi
 
     repo = wish.repo
     try:
         info = patient(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True))
         commit, files = str(info.sha), {s.rfilename: s.size or 0 for s in info.siblings or ()}
-        if wish.is_gguf or (not hf_weights(files) and gguf_models(files)):
+        gguf = wish.is_gguf or bool(not hf_weights(files) and gguf_models(files))
+        if weights and foresee and _is_large(repo, chosen(gguf_models(files), wish).files if gguf else hf_weights(files), commit, files):
+            foresee(_hub(wish, revision, False, name))
+        if gguf:
             return _streamable(_hub_gguf(wish, revision, weights, commit, files), info, stream)
         small = {f for f in files if is_known(f) or f in (MANIFEST, ROPE_FILE, *INDEXES)}
         path = _fetched(repo, revision, small | set(weight_files(files, repo) if weights else ()), commit, files)
-        chosen = {p.relative_to(path).as_posix() for p in path.rglob("*")}
-        while more := (code_of(path) & files.keys()) - chosen:  # what a module imports is known when it is here
+        there = {p.relative_to(path).as_posix() for p in path.rglob("*")}
+        while more := (code_of(path) & files.keys()) - there:  # what a module imports is known when it is here
             _fetched(repo, path.name, more, commit, files)
-            chosen |= more
+            there |= more
         headers, shards = (None, dict[str, str]()) if weights or stream else _headers(repo, path, files)
     except YarnConvertError:
         raise
@@ -198,6 +206,10 @@ def _hub(wish: Named, revision: str | None, weights: bool, name: str, stream: bo
             return cached if isinstance(cached, Source) else Source(cached, name, repo, cached.name)
         raise hub_error(repo, e) from None
     return _streamable(Source(path, name, repo, path.name, headers, shards), info, stream)  # the cache names a snapshot by its commit
+
+
+def _is_large(repo: str, names: Iterable[str], commit: str, sizes: Mapping[str, int]) -> bool:
+    return sum(sizes[name] for name in names if file_in_cache(repo, name, commit) is None) >= FORESEEN
 
 
 def _streamable(source: Source, info: Any, stream: bool) -> Source:
@@ -318,6 +330,7 @@ def _headers(repo: str, path: Path, files: Container[str]) -> tuple[dict[str, Te
 TIMEOUT = 60.0  # seconds without a byte
 AT_ONCE = 8  # headers that are asked for side by side
 WORTH_SAYING = 10_000_000  # bytes
+FORESEEN = 1_000_000_000  # bytes: downloads that are worth a look at the headers first
 FIRST_READ = 1 << 20  # bytes of a header that are asked for at first; a vocabulary of 150,000 has six times that
 
 
@@ -416,16 +429,27 @@ def _parsed(path: Path, here: int, most: int) -> Gguf | None:
         return None
 
 
-def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int, blob: Blob | None = None) -> bytes:
-    """Bytes [start, stop) of a file on the Hub. InputError for another answer than these, or of another file than `blob`, Unreachable for
-    fewer; else what the client raises."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file on the Hub. Raises as `ranged`."""
+    return ranged(*address(repo, name, commit), f"{name} of {repo}", start, stop)[0]
 
-    asked = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+
+def address(repo: str, name: str, commit: str | None) -> tuple[str, dict[str, str]]:
+    """(where the Hub has a file, what is said to be given it)."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    return hf_hub_url(repo, name, revision=commit), build_hf_headers()
+
+
+def ranged(url: str, headers: Mapping[str, str], what: str, start: int, stop: int, blob: Blob | None = None) -> tuple[bytes, str]:
+    """(bytes [start, stop) of what has this address, the address to which that led). InputError for another answer than these, or of
+    another file than `blob`, Unreachable for fewer; else what the client raises."""
+    from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
     def answered() -> Any:
-        answer = get_session().get(hf_hub_url(repo, name, revision=commit), headers=asked, follow_redirects=True, timeout=TIMEOUT)
+        asked = {**headers, "Range": f"bytes={start}-{stop - 1}"}
+        answer = get_session().get(url, headers=asked, follow_redirects=True, timeout=TIMEOUT)
         hf_raise_for_status(answer)
         return answer
 
@@ -433,10 +457,10 @@ def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int, 
     data: bytes = answer.content
     if answer.status_code != 206 or len(data) != stop - start:
         error = Unreachable if answer.status_code == 206 else InputError
-        raise error(f"could not get {name} of {repo}: {len(data):,} bytes came instead of {stop - start:,}", "try again")
+        raise error(f"could not get {what}: {len(data):,} bytes came instead of {stop - start:,}", "try again")
     if blob:
-        _check_same(answer, start, stop, blob, f"{name} of {repo}")
-    return data
+        _check_same(answer, start, stop, blob, what)
+    return data, str(answer.url)
 
 
 def _check_same(answer: Any, start: int, stop: int, blob: Blob, what: str) -> None:

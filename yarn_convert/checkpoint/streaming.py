@@ -17,7 +17,7 @@ from ..errors import InputError, Unreachable, UsageError, YarnConvertError
 from ..formats.inputs import notice, noticing
 from ..formats.split import read_model
 from ..formats.tensors import INDEXES, Bytes, Tensor, read_folder
-from .source import BUSY, PATIENCE, Blob, Source, answer_of, byte_range, file_in_cache, hf_header, hub_error, scratch_of, weight_files
+from .source import BUSY, PATIENCE, Blob, Source, address, answer_of, file_in_cache, hf_header, hub_error, ranged, scratch_of, weight_files
 
 PIECE = 8 << 20  # bytes of one request: the Hub counts requests
 AHEAD = 2  # pieces of a tensor that are asked for before they are wanted
@@ -30,6 +30,7 @@ class Window:
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(AT_ONCE, "range")
         self.most = 2 * min(32, os.cpu_count() or 1) + AT_ONCE  # pieces: each thread of a quantization has one or two
+        self.places: dict[str, str] = {}  # where the Hub led to for a file
         self.kept: OrderedDict[tuple[str, int, int], Future[bytes]] = OrderedDict()
         self.lock, self.stopped = threading.Lock(), threading.Event()
 
@@ -56,7 +57,7 @@ class Window:
         error: YarnConvertError
         while True:
             try:
-                return byte_range(file.repo, file.name, file.commit, start, stop, file.blob)
+                return self._asked(file, start, stop)
             except YarnConvertError as e:
                 error = e
             except Exception as e:  # the client, its HTTP library and the system each have their own
@@ -66,6 +67,21 @@ class Window:
             if not isinstance(error, Unreachable) or time.monotonic() + pause > end or self.stopped.wait(pause):
                 raise error from None
             pause = min(2 * pause, 16)
+
+    def _asked(self, file: HubFile, start: int, stop: int) -> bytes:
+        """The same, once. The Hub, which counts what it is asked, leads large files to a server of its own for about an hour: what follows
+        is asked there, without the user's token."""
+        what, known = f"{file.name} of {file.repo}", self.places.get(file.name)
+        if known:
+            try:
+                return ranged(known, {}, what, start, stop, file.blob)[0]
+            except Exception:  # the hour is over, or that server is down
+                self.places.pop(file.name, None)
+        url, headers = address(file.repo, file.name, file.commit)
+        data, place = ranged(url, headers, what, start, stop, file.blob)
+        if place != url:
+            self.places[file.name] = place
+        return data
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,8 @@ class ConvertCommand:
 def convert(model: Model, asked: ConvertCommand) -> None:
     """Extend MODEL and write it as safetensors or GGUF."""
     from ..conversion.describe import short_texts
-    from ..conversion.several import prepare_each, rooms, run_each
+    from ..conversion.run import rooms
+    from ..conversion.several import prepare_each, run_each
     from ..publishing.ollama import check_modelfile, create
 
     asked.reading.obey()

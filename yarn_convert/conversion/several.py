@@ -12,14 +12,13 @@ from pathlib import Path
 
 from ..asking import taking
 from ..checkpoint.manifest import Manifest, as_json, manifest_path
-from ..checkpoint.source import Say, room_to_download
+from ..checkpoint.source import Say
 from ..errors import UsageError
 from ..formats.digests import Progress
 from ..formats.json_text import pretty
-from ..formats.room import Room
 from ..options import ConvertOptions
 from ..targets.moving import Job, WriteBytes
-from ..targets.output import execute, room_for
+from ..targets.output import execute
 from ..targets.places import State
 from . import converter
 from .outputs import each_type
@@ -42,17 +41,6 @@ def prepare_each(
     if len({c.plan.out for c in found}) < len(found):
         raise UsageError(f"--outtype {options.outtype} would write {found[0].plan.out} twice", "name each type as llama.cpp does")
     return found
-
-
-def rooms(conversions: Sequence[Conversion]) -> list[Room]:
-    """What `run_each` would write and where: of a model of which only headers are here the download, and the outputs."""
-    first = conversions[0]
-    if first.options.in_place:
-        return []
-    source = first.checkpoint.source
-    download = None if first.options.stream else room_to_download(source, first.checkpoint.tensors)
-    output = room_for([job for c in conversions for job in c.plan.jobs], first.plan.out, first.options.link)
-    return [one for one in (download, output) if one]
 
 
 def run_each(conversions: Sequence[Conversion], progress: Progress = lambda n: None, say: Say = lambda line: None) -> Converted:
