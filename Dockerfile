@@ -1,6 +1,6 @@
 # yarn-convert on a CPU: converts, and validates with transformers and llama.cpp.
 #
-#   docker build -t yarn-convert --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .    # without it pip's, with gigabytes of CUDA
+#   docker build -t yarn-convert --build-arg TORCH_INDEX=URL .    # the index of PyTorch's builds for CPUs; without it pip's, with gigabytes of CUDA
 #   docker run --rm -v "$PWD:/work" -u "$(id -u):$(id -g)" yarn-convert ./my-model --scale 4 --out gguf
 #
 # tini is process 1: it hands Ctrl-C and `docker stop` on, on which yarn-convert cleans up, and takes leave of workers that have ended.

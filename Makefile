@@ -6,7 +6,7 @@ LLAMA_CPP := $(VENV)/llama.cpp
 PINS := $(shell $(PYTHON) -c "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))")
 # llama-cpp-python is compiled, and only what is used of it: neither mtmd, which reads images, nor llama.cpp's common library.
 COMPILED := LLAVA_BUILD=OFF;CMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/tools/llama_cpp_only.cmake
-# PyTorch goes first and by itself. Under Linux pip's own brings gigabytes of CUDA; for CPUs: make TORCH_INDEX=https://download.pytorch.org/whl/cpu …
+# PyTorch goes first and by itself. Under Linux pip's own brings gigabytes of CUDA; for CPUs: make TORCH_INDEX=… with its index of CPU wheels (pytorch.org, Get Started)
 TORCH = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 PIP := SKBUILD_CMAKE_DEFINE='$(COMPILED)' $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 

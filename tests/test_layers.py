@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_convert"
 ORDER = [
-    "errors", "hearing", "asking", "options.reading", "options.recipe", "options.commands", "options.measures", "options.training", "options", "formats.inputs", "formats.files", "formats.digests", "formats.yaml_text", "formats.decoding", "formats.pickles",
+    "errors", "hearing", "asking", "options.reading", "options.recipe", "options.commands", "options.measures", "options.training", "options", "formats.inputs", "formats.files", "formats.room", "formats.digests", "formats.yaml_text", "formats.decoding", "formats.pickles",
     "formats.contents", "rope.parts", "rope.methods", "rope.recipe", "rope.comparing", "rope.factors", "rope.distances", "rope.recording", "rope", "families.layers", "families.model_types", "families.architectures",
     "families.schema", "families.aliases", "families.derived", "families.llama", "families.qwen", "families.qwen_vl", "families.qwen_linear",
     "families.lfm2", "families.falcon_h1", "families.granite", "families.neox", "families.dense", "families.gemma", "families.gemma4", "families.gemma3n",
@@ -20,7 +20,7 @@ ORDER = [
     "dialects.config_json", "dialects.gguf", "dialects", "dialects.rivals", "checkpoint.naming", "checkpoint.hub_client", "checkpoint.source", "checkpoint.lengths",
     "tokenizers.schema", "tokenizers.vocabulary", "tokenizers.pretokenizers", "tokenizers.sentencepiece_model", "tokenizers.specials",
     "tokenizers.habits", "tokenizers.caveats", "tokenizers.reading", "tokenizers.writing", "tokenizers.comparing",
-    "tokenizers.spelling", "tokenizers", "checkpoint.packing", "checkpoint.model", "checkpoint.opening", "checkpoint.ranges", "checkpoint", "targets.rows",
+    "tokenizers.spelling", "tokenizers", "checkpoint.packing", "checkpoint.model", "checkpoint.opening", "checkpoint.ranges", "checkpoint.streaming", "checkpoint", "targets.rows",
     "targets.places", "targets.resume", "targets.moving", "targets.output", "targets.plan", "targets.parts", "targets.gguf",
     "targets.safetensors", "targets.in_place", "conversion.tempering", "conversion.extension", "conversion.ways", "conversion.overriding", "conversion.intention", "conversion.lists", "conversion.recipes", "conversion.converter", "conversion.recording", "conversion.outputs", "conversion.run", "conversion.several", "conversion.describe",
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.library", "runtimes.environments", "runtimes", "runtimes.kept",

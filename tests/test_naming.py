@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from yarn_convert.checkpoint.naming import Named, chosen, gguf_models, modelfile
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import entry as cli
 from yarn_convert.errors import InputError
+from yarn_convert.formats import room
 from yarn_convert.formats.gguf_file import open_gguf
 
 NAMES = {
@@ -218,3 +220,50 @@ def test_a_name_of_ollama_is_said_to_be_one() -> None:
     with pytest.raises(InputError, match="Ollama's own library") as e:
         resolve("llama3.2:3b")
     assert "ollama show --modelfile" in e.value.hint
+
+
+def test_a_download_that_does_not_fit_is_foreseen(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "tiny-long-Q8_0.gguf"
+    size = (tmp_path / "ggufs" / name).stat().st_size
+    monkeypatch.setattr(room, "kind_of", lambda folder: "ext4")
+    free = [size]
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, (1 << 40) - free[0], free[0]))
+    code, _, err = run(capsys, "some-org/tiny-GGUF:Q8_0", "--scale", "4")
+    error, hint = err.splitlines()[-2:]
+    assert code == 1 and error.startswith("error: the download of some-org/tiny-GGUF (") and "HF_HOME" in hint and "--stream" in hint
+    assert not any(e.path.endswith(".gguf") for e in hub.log if e.method == "GET")
+    code, out, err = run(capsys, "some-org/tiny-GGUF:Q8_0", "--scale", "4", "--dry-run", "--json")
+    assert code == 0, (out, err)
+    download, output = json.loads(out)["disk"]
+    assert code == 0 and download["needed"] == sum(t.nbytes for t in open_gguf(tmp_path / "ggufs" / name).tensors.values()) - 32
+    assert (output["needed"], output["free"]) == (json.loads(out)["bytes"], free[0])
+    lines = " ".join(run(capsys, "some-org/tiny-GGUF:Q8_0", "--scale", "4", "--dry-run")[2].split())
+    assert "will not fit" in lines and "the download of some-org/tiny-GGUF" in lines and "tiny-long-yarn-256" in lines
+    blobs = tmp_path / "cache" / "models--some-org--tiny-GGUF" / "blobs"
+    (blobs / "0123.incomplete").write_bytes(bytes(20_000))
+    free[0] = size
+    assert run(capsys, "some-org/tiny-GGUF:Q8_0", "--scale", "4", "-o", str(tmp_path / "work" / "x.gguf"), "-q")[0] == 0
+
+
+def test_a_large_download_waits_until_the_output_has_room_too(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(source, "FORESEEN", 0)
+    monkeypatch.setattr(room, "kind_of", lambda folder: "ext4")
+    usage, free = type(shutil.disk_usage("/")), [0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, (1 << 40) - free[0], free[0]))
+    size = (tmp_path / "tiny" / "model.safetensors").stat().st_size
+    free[0] = int(1.9 * size)
+    code, _, err = run(capsys, "some-org/tiny", "--scale", "4", "--out", "gguf")
+    error, hint = err.splitlines()[-2:]
+    assert (
+        code == 1 and "the download of some-org/tiny (" in error and " and tiny-yarn-256.gguf (" in error and "-o on another disk" in hint
+    )
+    code, _, err = run(capsys, "some-org/tiny", "--scale", "4", "--out", "gguf", "--outtype", "q9")
+    assert code == 1 and "q9" in err
+    assert all(e.range for e in hub.log if e.method == "GET" and e.path.endswith(".safetensors")), "headers alone"
+    free[0] = int(2.2 * size)
+    assert run(capsys, "some-org/tiny", "--scale", "4", "--out", "gguf", "-q")[0] == 0

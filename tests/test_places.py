@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from dying import dies
 from yarn_convert.checkpoint.manifest import MANIFEST
 from yarn_convert.conversion import convert, prepare
 from yarn_convert.errors import InputError, OutputError, YarnConvertError
+from yarn_convert.formats import room
 from yarn_convert.formats.gguf_file import open_gguf
 from yarn_convert.formats.split import read_model
 from yarn_convert.formats.tensors import read_safetensors
@@ -269,6 +272,60 @@ def test_a_disk_that_fails_at_any_step_is_an_error_and_leaves_nothing(kind: str,
         except OutputError as e:
             assert "exists" in e.message
         assert sorted(p.name for p in Path().iterdir()) == names, f"step {at}"
+
+
+def on_a_disk_of(monkeypatch: pytest.MonkeyPatch, free: int, kind: str = "ext4") -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (1 << 40, (1 << 40) - free, free))
+    monkeypatch.setattr(room, "kind_of", lambda folder: kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_that_is_too_small_is_foreseen(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = prepare("tiny", ConvertOptions(**split_options(scale=4, output=Path(KINDS[kind][0]), **KINDS[kind][1]))).plan.bytes
+    monkeypatch.setattr(moving, "create", lambda *given: pytest.fail("something was written"))
+    on_a_disk_of(monkeypatch, size - 1)
+    with pytest.raises(OutputError, match=r"out\S* \(.* MB\) will not fit: .* MB are free in /") as e:
+        start(kind)
+    assert "-o on another disk" in e.value.hint and [p.name for p in Path().iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_may_fit_is_written(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, options = KINDS[kind]
+    conversion = prepare("tiny", ConvertOptions(**split_options(scale=4, output=Path(out), **options)))
+    on_a_disk_of(monkeypatch, conversion.plan.bytes)
+    conversion.run()
+    said: list[str] = []
+    on_a_disk_of(monkeypatch, 0, "zfs")  # compresses, and may share blocks
+    prepare("tiny", ConvertOptions(**split_options(scale=4, output=Path(out), force=True, **options))).run(say=said.append)
+    assert len(said) == 1 and "will not fit" in said[0]
+    sound(kind, (256,))
+
+
+def test_links_and_what_lies_there_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_disk_of(monkeypatch, 300_000)
+    with pytest.raises(OutputError, match="will not fit"):
+        start("folder")
+    start("folder", link=True)
+    begun = Path(".out.gguf.partial/files/out.gguf")
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"1" * 200_000)
+    (begun.parents[1] / resume.JOURNAL).write_text('{"plan": "another"}\n')
+    start("gguf")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts")
+def test_a_small_file_system_refuses_before_anything_is_written() -> None:
+    Path("small").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", "small"], check=False, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted")
+    try:
+        with pytest.raises(OutputError, match=r"small/new/x.gguf \(0\.\d\d MB\) will not fit: 0\.31 MB are free in .*/small"):
+            convert("tiny", Recipe(scale=4), out="gguf", output=Path("small/new/x.gguf"))
+        assert not any(Path("small").iterdir())
+        convert("tiny", Recipe(scale=4), out="gguf", outtype="q8_0", output=Path("small/x.gguf"))
+    finally:
+        subprocess.run(["umount", "small"], check=True)
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
     ├── UsageError        options that contradict each other or are out of range
     ├── InputError        a model that cannot be found, read or trusted
     │   ├── FormatError   a file whose header lies or is cut short
-    │   └── Disagreement  a file that says two things, of which readers take one or the other
+    │   ├── Disagreement  a file that says two things, of which readers take one or the other
+    │   └── Unreachable   a model that cannot be read any further just now: the same command may go on later
     ├── Unsupported       a family, tensor, tokenizer or config key that the tables do not know
     │   └── UnknownModel  a model type of which nothing is known, not even its RoPE
     ├── Inexpressible     a RoPE that the target's format cannot carry exactly
@@ -70,6 +71,10 @@ class FormatError(InputError):
 
 class Disagreement(InputError):
     """A file that says two things where one can hold: readers take one or the other."""
+
+
+class Unreachable(InputError):
+    """A model on the Hub that cannot be read any further just now: the same command may go on later."""
 
 
 class Unsupported(YarnConvertError):

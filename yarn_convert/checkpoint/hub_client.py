@@ -6,11 +6,11 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from ..errors import InputError
+from ..errors import InputError, Unreachable
 from .naming import HUB_ID
 
 TIMEOUT = 60.0  # seconds without a byte
@@ -18,6 +18,13 @@ BUSY = (429, 500, 502, 503, 504)
 PATIENCE = 60.0  # seconds in which a busy Hub is asked again
 T = TypeVar("T")
 WARN = logging.getLogger(__name__).warning  # on stderr, where nothing else is set up
+
+
+class Blob(NamedTuple):
+    """A file on the Hub: its size, and the SHA-256 of a large one, "" of one that git keeps."""
+
+    size: int
+    sha256: str
 
 
 def is_repo(name: str) -> bool:
@@ -40,22 +47,45 @@ def file_in_cache(repo: str, name: str, commit: str | None) -> Path | None:
 
 
 def byte_range(repo: str, name: str, commit: str | None, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file on the Hub. InputError for another answer than these; else what the client raises."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+    """Bytes [start, stop) of a file on the Hub. Raises as `ranged`."""
+    return ranged(*address(repo, name, commit), f"{name} of {repo}", start, stop)[0]
 
-    asked = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+
+def address(repo: str, name: str, commit: str | None) -> tuple[str, dict[str, str]]:
+    """(where the Hub has a file, what is said to be given it)."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    return hf_hub_url(repo, name, revision=commit), build_hf_headers()
+
+
+def ranged(url: str, headers: Mapping[str, str], what: str, start: int, stop: int, blob: Blob | None = None) -> tuple[bytes, str]:
+    """(bytes [start, stop) of what has this address, the address to which that led). InputError for another answer than these, or of
+    another file than `blob`, Unreachable for fewer; else what the client raises."""
+    from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
     def answered() -> Any:
-        answer = get_session().get(hf_hub_url(repo, name, revision=commit), headers=asked, follow_redirects=True, timeout=TIMEOUT)
+        asked = {**headers, "Range": f"bytes={start}-{stop - 1}"}
+        answer = get_session().get(url, headers=asked, follow_redirects=True, timeout=TIMEOUT)
         hf_raise_for_status(answer)
         return answer
 
     answer = patient(answered)
     data: bytes = answer.content
     if answer.status_code != 206 or len(data) != stop - start:
-        raise InputError(f"could not get {name} of {repo}: {len(data):,} bytes came instead of {stop - start:,}", "try again")
-    return data
+        error = Unreachable if answer.status_code == 206 else InputError
+        raise error(f"could not get {what}: {len(data):,} bytes came instead of {stop - start:,}", "try again")
+    if blob:
+        _check_same(answer, start, stop, blob, what)
+    return data, str(answer.url)
+
+
+def _check_same(answer: Any, start: int, stop: int, blob: Blob, what: str) -> None:
+    """InputError where an answer has a range of something else than `blob`; the Hub's own tells the hash, a redirection's end the range."""
+    told = [a.headers.get("X-Linked-Etag", "").strip('"') for a in (*answer.history, answer)]
+    other = next((etag for etag in told if etag and blob.sha256 and etag != blob.sha256), "")
+    if other or answer.headers.get("Content-Range") != f"bytes {start}-{stop - 1}/{blob.size}":
+        raise InputError(f"{what} on the Hub is not what it was when this began", "nothing was written: run the same command again")
 
 
 def patient(call: Callable[[], T], busy: Container[int] = BUSY, say: Callable[[str], None] = WARN) -> T:

@@ -85,7 +85,7 @@ def _in_tensors(c: Checkpoint) -> dict[str, list[float]]:
     found: dict[str, dict[int, float]] = {}
     for name, known in c.names.items():
         n, t = numbered(known), c.tensors[name]
-        if n.template not in c.family.in_keys or not c.source.has_weights:
+        if n.template not in c.family.in_keys or c.source.headers_only:
             continue
         if t.elements != 1:
             raise FormatError(f"{name} has the shape {list(t.shape)}, and is one number in each layer", MISMATCH)
@@ -118,7 +118,8 @@ def _open_gguf(source: Source) -> Checkpoint:
     rope, left, ours, long = _left_recipe(keys.get(RECIPE), rope, context)
     found = Lengths(rope.original_context, context) if left else of_gguf(gguf, family.model_type, source, rope, context)
     rope = replace(rope, original_context=found.original)
-    tensors = _with_one_row(family, {name: t for name, t in gguf.tensors.items() if name not in factors})
+    streamed = source.headers or {}
+    tensors = _with_one_row(family, {name: streamed.get(name, t) for name, t in gguf.tensors.items() if name not in factors})
     files = tuple(part.path for part in gguf.parts) or (source.path,)
     checkpoint = Checkpoint(
         source, family, rope, found.context, hparams, keys, tensors, files, gguf, tuple(ignored), ours, factors,

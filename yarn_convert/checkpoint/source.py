@@ -25,10 +25,12 @@ from ..formats.contents import CONFIGS, ROPE_FILE, TOKENIZERS, code_of, is_known
 from ..formats.files import FOLLOW, REPO_FOLDER, exists, read_text
 from ..formats.gguf_file import MAGIC, MAX_HEADER, Gguf, is_gguf, open_gguf
 from ..formats.inputs import noticing
+from ..formats.room import Room, check_room, room
 from ..formats.split import stem_of
 from ..formats.tensors import INDEXES, SINGLES, Tensor, weight_map_of
+from ..formats.tensors import MAX_HEADER as MAX_SAFETENSORS
 from ..hearing import bars, tell
-from .hub_client import answer_of, byte_range, file_in_cache, hub_error, is_repo, patient
+from .hub_client import Blob, answer_of, byte_range, file_in_cache, hub_error, is_repo, patient
 from .manifest import MANIFEST
 from .naming import HOSTS, GgufModel, Named, chosen, gguf_models, modelfile_from, named, plain_name
 
@@ -43,6 +45,7 @@ class Source:
     `repo` and `commit` are set for a Hub model. `headers` is set instead of local weights when only the tensors' names,
     dtypes and shapes were fetched, as --dry-run and inspect do; `shards`: which file of the Hub has each, at its offset behind the header.
     A GGUF's stand in a file at `path` that has no weights, in which each has the offset that it has on the Hub, and `headers` is empty.
+    `blobs`: the files of a repository whose weights are to be read from there, and `streamed`: that the tensors in `headers` are.
     """
 
     path: Path
@@ -51,6 +54,8 @@ class Source:
     commit: str | None = None
     headers: Mapping[str, Tensor] | None = field(default=None, repr=False)
     shards: Mapping[str, str] = field(default_factory=dict, repr=False)
+    blobs: Mapping[str, Blob] = field(default_factory=dict, repr=False)
+    streamed: bool = False
 
     @property
     def is_gguf(self) -> bool:
@@ -61,10 +66,18 @@ class Source:
         """Whether its weights are on this machine, and not only what is said of them."""
         return self.headers is None
 
+    @property
+    def headers_only(self) -> bool:
+        """Whether the tensors cannot be read."""
+        return self.headers is not None and not self.streamed
 
-def resolve(model: str, revision: str | None = None, weights: bool = True) -> Source:
+
+def resolve(
+    model: str, revision: str | None = None, weights: bool = True, stream: bool = False, foresee: Callable[[Source], object] | None = None
+) -> Source:
     """Find `model` and, for the Hub, download what a conversion reads (`weights=False`: all but the weights' data; a
-    config.json alone will then do). A path that is there wins over a name on the Hub.
+    config.json alone will then do; `stream`: nor these, for they are read from there). A path that is there wins over a name on the Hub.
+    `foresee` is called before a large download, with the headers alone; what it raises comes from here.
 
     Raises InputError when it is nowhere, is private or gated, or the Hub cannot be reached, or where several GGUF models are meant;
     UsageError for two revisions.
@@ -78,11 +91,11 @@ def resolve(model: str, revision: str | None = None, weights: bool = True) -> So
         alias = ALIASES[model]
         if revision is None and (packaged := _packaged(model)):
             return Source(packaged, model)
-        return _hub(Named(alias.repo), revision, weights, name=model)
+        return _hub(Named(alias.repo), revision, weights and not stream, model, stream, foresee)
     if (wish := named(model)) and is_repo(wish.repo):
         if revision and wish.revision and revision != wish.revision:
             raise UsageError(f"the address says the revision {wish.revision!r}, --revision {revision!r}", "give one of them")
-        return _hub(wish, revision or wish.revision, weights, name=wish.repo.partition("/")[2])
+        return _hub(wish, revision or wish.revision, weights and not stream, wish.repo.partition("/")[2], stream, foresee)
     if re.fullmatch(r"[\w.-]+:[\w.-]+|ollama\.com/.*", model.partition("://")[2] or model):
         raise InputError(f"no model {model!r}: names of Ollama's own library are not read", OF_OLLAMA)
     close = difflib.get_close_matches(model, ALIASES, 1)
@@ -152,29 +165,44 @@ def _packaged(alias: str) -> Path | None:
     return next((p for folder in folders for p in sorted(Path(folder).glob(pattern))), None)
 
 
-def _hub(wish: Named, revision: str | None, weights: bool, name: str) -> Source:
+def _hub(
+    wish: Named, revision: str | None, weights: bool, name: str, stream: bool = False, foresee: Callable[[Source], object] | None = None
+) -> Source:
     from huggingface_hub import HfApi
 
     repo = wish.repo
     try:
         info = patient(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True))
         commit, files = str(info.sha), {s.rfilename: s.size or 0 for s in info.siblings or ()}
-        if wish.is_gguf or (not hf_weights(files) and gguf_models(files)):
-            return _hub_gguf(wish, revision, weights, commit, files)
+        gguf = wish.is_gguf or bool(not hf_weights(files) and gguf_models(files))
+        if weights and foresee and _is_large(repo, chosen(gguf_models(files), wish).files if gguf else hf_weights(files), commit, files):
+            foresee(_hub(wish, revision, False, name))
+        if gguf:
+            return _streamable(_hub_gguf(wish, revision, weights, commit, files), info, stream)
         small = {f for f in files if is_known(f) or f in (MANIFEST, ROPE_FILE, *INDEXES)}
         path = _fetched(repo, revision, small | set(weight_files(files, repo) if weights else ()), commit, files)
-        chosen = {p.relative_to(path).as_posix() for p in path.rglob("*")}
-        while more := (code_of(path) & files.keys()) - chosen:  # what a module imports is known when it is here
+        there = {p.relative_to(path).as_posix() for p in path.rglob("*")}
+        while more := (code_of(path) & files.keys()) - there:  # what a module imports is known when it is here
             _fetched(repo, path.name, more, commit, files)
-            chosen |= more
-        headers, shards = (None, dict[str, str]()) if weights else _headers(repo, path, files)
+            there |= more
+        headers, shards = (None, dict[str, str]()) if weights or stream else _headers(repo, path, files)
     except YarnConvertError:
         raise
     except Exception as e:  # the client, httpx and the file system each have their own
         if answer_of(e) is None and (cached := _cached(wish, revision)):  # no network, but it was downloaded before
             return cached if isinstance(cached, Source) else Source(cached, name, repo, cached.name)
         raise hub_error(repo, e) from None
-    return Source(path, name, repo, path.name, headers, shards)  # the cache names a snapshot by its commit
+    return _streamable(Source(path, name, repo, path.name, headers, shards), info, stream)  # the cache names a snapshot by its commit
+
+
+def _is_large(repo: str, names: Iterable[str], commit: str, sizes: Mapping[str, int]) -> bool:
+    return sum(sizes[name] for name in names if file_in_cache(repo, name, commit) is None) >= FORESEEN
+
+
+def _streamable(source: Source, info: Any, stream: bool) -> Source:
+    if not stream:
+        return source
+    return replace(source, blobs={s.rfilename: Blob(s.size or 0, s.lfs.sha256 if s.lfs else "") for s in info.siblings or ()})
 
 
 def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str, sizes: Mapping[str, int]) -> Path:
@@ -190,6 +218,7 @@ def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str,
         what = f"fetching {len(missing)} files of {repo}" + (f", {size / 1e9:.2f} GB" if size >= WORTH_SAYING else "")
         if missing:
             tell(what)
+            check_room(_room(repo, size))
         with bars(what, size) as bar:
             return snapshot_download(repo, revision=revision, allow_patterns=wanted, tqdm_class=bar)
 
@@ -199,6 +228,24 @@ def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str,
             f"could not get {repo} from the Hub as it is now", "it is busy, or is being changed: try again; the download resumes"
         )
     return path
+
+
+def _room(repo: str, size: int) -> Room | None:
+    """The room in the Hub's cache for so many bytes of a repository, less what an earlier download has of files that are not whole."""
+    from huggingface_hub import constants
+
+    cache, begun = Path(constants.HF_HUB_CACHE), 0
+    with contextlib.suppress(OSError):  # another process may have just finished one
+        begun = sum(p.stat().st_size for p in (cache / (REPO_FOLDER + repo.replace("/", "--")) / "blobs").glob("*.incomplete"))
+    return room(f"the download of {repo}", size - begun, cache, ELSEWHERE)
+
+
+def room_to_download(source: Source, tensors: Mapping[str, Tensor]) -> Room | None:
+    """The room that the weights of a model take of which the headers alone were fetched; None where they are here, or need not come."""
+    if source.repo is None or source.headers is None:
+        return None
+    there = {file for file in set(source.shards.values()) if file_in_cache(source.repo, file, source.commit)}
+    return _room(source.repo, sum(t.nbytes for name, t in tensors.items() if source.shards.get(name, "") not in there))
 
 
 def _cached(wish: Named, revision: str | None) -> Path | Source | None:
@@ -261,6 +308,8 @@ def _headers(repo: str, path: Path, files: Container[str]) -> tuple[dict[str, Te
 
 AT_ONCE = 8  # headers that are asked for side by side
 WORTH_SAYING = 10_000_000  # bytes
+ELSEWHERE = "free some space, or set HF_HOME to a folder on another disk; a GGUF is made without a copy by --out gguf --stream"
+FORESEEN = 1_000_000_000  # bytes: downloads that are worth a look at the headers first
 FIRST_READ = 1 << 20  # bytes of a header that are asked for at first; a vocabulary of 150,000 has six times that
 
 
@@ -272,7 +321,7 @@ def _hub_gguf(wish: Named, revision: str | None, weights: bool, commit: str, siz
     small = [record] if record in sizes else []
     if weights:
         return _gguf_source(_fetched(repo, revision, [*model.files, *small], commit, sizes), model, repo)
-    folder, shards = _scratch() / commit / repo, dict[str, str]()
+    folder, shards = scratch_of(repo, commit), dict[str, str]()
     for i, name in enumerate(model.files):
         tell(f"headers of {repo}", i / len(model.files))
         _header_of_gguf(repo, name, commit, sizes[name], folder / name)
@@ -293,6 +342,27 @@ def _scratch() -> Path:
     folder = tempfile.mkdtemp(prefix="yarn-convert-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
+
+
+def in_scratch(path: Path) -> bool:
+    return path.is_relative_to(_scratch())
+
+
+def scratch_of(repo: str, commit: str) -> Path:
+    """Where the headers of a commit's files lie."""
+    return _scratch() / commit / repo
+
+
+def hf_header(source: Source, name: str, path: Path) -> None:
+    """A file at `path` of the size of a .safetensors file on the Hub, a hole but for its header, which nobody has checked."""
+    assert source.repo is not None
+    size = source.blobs[name].size
+    with _whole(path) as partial, open(partial, "wb") as f:
+        f.truncate(size)
+        f.write(begun := byte_range(source.repo, name, source.commit, 0, min(size, FIRST_READ)))
+        end = min(size, MAX_SAFETENSORS, 8 + int.from_bytes(begun[:8], "little"))
+        if end > len(begun):
+            f.write(byte_range(source.repo, name, source.commit, len(begun), end))
 
 
 def _header_of_gguf(repo: str, name: str, commit: str, size: int, path: Path) -> None:

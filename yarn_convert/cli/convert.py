@@ -15,7 +15,7 @@ from ..options import ConvertOptions, Like
 from .commands import DryRun, Model, PrintOptions, ReadOptions, RecipeOption
 from .progress import progress, stages
 from .proving import NOT_PASSED, check_can_prove, proved, publish
-from .show import HubTalk, Talk, answer, next_steps, plan_json, plan_lines, upload_lines
+from .show import HubTalk, Talk, answer, next_steps, plan_json, plan_lines, room_lines, upload_lines
 
 if TYPE_CHECKING:
     from ..conversion import Conversion, Converted
@@ -99,10 +99,13 @@ def _check(asked: ConvertCommand) -> None:
 
 def _show(each: Sequence[Conversion], asked: ConvertCommand, talk: Talk) -> None:
     """The plan alone."""
-    talk.lines(plan_lines(*each))
+    from ..conversion.run import rooms
+
+    disk = rooms(each)
+    talk.lines([*plan_lines(*each), *room_lines(disk)])
     publication = _publication(each[0], asked.push, asked.private, talk) if asked.push else {}
     if asked.printing.as_json:
-        print(json.dumps(plan_json(*each) | publication, indent=2))
+        print(json.dumps(plan_json(*each) | {"disk": [r.to_dict() for r in disk]} | publication, indent=2))
 
 
 def _next_steps(model: str, conversion: Conversion, done: Converted) -> list[str]:

@@ -22,6 +22,10 @@ def check_can_prove(o: ConvertOptions) -> None:
     """Raise UsageError, before anything is made, where the base is gone when the output is there, or a package is missing."""
     if o.in_place:
         raise UsageError("--validate compares with the base, which --in-place changes", "leave out --in-place")
+    if o.stream:
+        raise UsageError(
+            "--validate compares with the base's files, which --stream leaves on the Hub", "validate it afterwards, with --cut"
+        )
     need("validate", "a validation")
 
 

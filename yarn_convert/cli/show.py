@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..conversion.describe import Description
     from ..conversion.overriding import Overrides
     from ..conversion.repair import Repair
+    from ..formats.room import Room
     from ..publishing.hub import Upload
 
 SHORT = 4096  # tokens of a window that is measured in minutes
@@ -138,6 +139,14 @@ def plan_lines(conversion: Conversion, *others: Conversion) -> list[str]:
     notes = dict.fromkeys(note for one in (conversion, *others) for note in one.plan.notes)
     lines += [f"note      {note}" for note in notes]
     return lines + ([f"left      {listed(plan.left)}: not what the model needs to load"] if plan.left else [])
+
+
+def room_lines(rooms: Sequence[Room]) -> list[str]:
+    """What is needed on which disk, and whether it fits."""
+    from ..formats.room import short
+
+    lines = [f"disk      {human(r.needed)} for {r.what}, and {human(r.free)} free in {r.folder.absolute()}" for r in rooms]
+    return lines + [f"warning   {why}; {one.hint}" for one, why in short(rooms)]
 
 
 def listed(names: Sequence[str]) -> str:

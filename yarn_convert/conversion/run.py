@@ -14,8 +14,9 @@ from ..asking import check_choices
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import config_of_folder, language_model
 from ..checkpoint.manifest import Manifest, WeightFile, as_json, manifest_path, with_files
-from ..checkpoint.source import Say, Source, resolve
-from ..errors import Inexpressible, OutputError, UnknownModel, Unsupported, UsageError
+from ..checkpoint.source import Say, Source, in_scratch, resolve, room_to_download
+from ..checkpoint.streaming import streamed
+from ..errors import Inexpressible, InputError, OutputError, UnknownModel, Unsupported, UsageError
 from ..families.schema import ROPE_OBJECTS, rope_type
 from ..formats.digests import Progress, sha256
 from ..formats.files import FOLLOW, leads_out
@@ -23,6 +24,7 @@ from ..formats.gguf_file import f32 as float32
 from ..formats.imatrix import read_imatrix
 from ..formats.inputs import NOTHING, Inputs, noticing
 from ..formats.json_text import pretty
+from ..formats.room import Room, check_room
 from ..formats.split import first_part
 from ..options import ConvertOptions
 from ..readers.switching import switches
@@ -31,7 +33,7 @@ from ..rope.comparing import same
 from ..targets.gguf import check_written_in, plan_gguf
 from ..targets.in_place import edited_sha256, plan_in_place, recover, refuse_shared, run_in_place
 from ..targets.moving import WEIGHTS, CopyFile, Job, WriteBytes
-from ..targets.output import check_output, execute, settle_output
+from ..targets.output import check_output, execute, room_for, settle_output
 from ..targets.parts import only_first, part_size
 from ..targets.places import State
 from ..targets.plan import Plan, Request
@@ -125,6 +127,16 @@ class Conversion:
         return Converted(out, made[-1])
 
 
+def rooms(conversions: Sequence[Conversion]) -> list[Room]:
+    """What these would write and where: of a model of which only headers are here the download, and the outputs."""
+    first = conversions[0]
+    if first.options.in_place:
+        return []
+    source, jobs = first.checkpoint.source, [job for c in conversions for job in c.plan.jobs]
+    download = None if first.options.stream else room_to_download(source, first.checkpoint.tensors)
+    return [one for one in (download, room_for(jobs, first.plan.out, first.options.link)) if one]
+
+
 def prepare(model: str, options: ConvertOptions, weights: bool = True, say: converter.Told = lambda what, done: None) -> Conversion:
     """Open `model` and plan its conversion; nothing is written, but by llama.cpp's converter beside the output, of which `say` hears.
     `weights=False` downloads no weights from the Hub, and runs no converter."""
@@ -137,6 +149,8 @@ def prepared(model: str, each: Sequence[ConvertOptions], weights: bool, say: con
         check_choices(options)
     with noticing() as inputs:
         found = _prepared(model, each, weights, say)
+    if found[0].checkpoint.source.streamed:  # the headers' places are of this process alone
+        inputs = replace(inputs, seen={path: s for path, s in inputs.seen.items() if not in_scratch(path)})
     return [replace(c, inputs=replace(inputs, linked=c.options.link)) for c in found]
 
 
@@ -147,22 +161,44 @@ def _prepared(model: str, each: Sequence[ConvertOptions], weights: bool, say: co
             f"an earlier --in-place edit of {path} had been interrupted; it is finished now",
             f"see yarn-convert inspect {path}; run this again only to change it further",
         )
-    source = resolve(model, options.revision, weights)
+
+    def foresee(headers: Source) -> None:
+        if headers.headers is not None:
+            with contextlib.suppress(InputError, Unsupported):  # the files themselves may tell more
+                check_room(*rooms(_opened(model, headers, each, False, say)))
+
+    source = resolve(model, options.revision, weights, weights and options.stream, foresee)
+    return _opened(model, streamed(source) if weights and options.stream else source, each, weights, say)
+
+
+def _opened(model: str, source: Source, each: Sequence[ConvertOptions], weights: bool, say: converter.Told) -> list[Conversion]:
+    options = each[0]
     try:
         c = open_checkpoint(source)
     except UnknownModel as e:
-        if wished_format(options) != "gguf" or not converter.find(options.converter):
+        if wished_format(options) != "gguf" or not converter.find(options.converter) or options.stream:
             raise
         _check_alone(each)
         return [_by_converter(source, e, options, weights, say)]
     c = tempered(c, options.recipe.position_temperature)
     fmt = wished_format(options) or ("gguf" if c.source.is_gguf else "safetensors")
     _check_converter(c, options, fmt)
+    _check_stream(c, options, fmt)
     if fmt == "gguf" and not c.gguf and (options.converter or (not c.family.listed and converter.find())):
         extend(c, options.recipe)
         _check_alone(each)
         return [_by_converter(source, c.counting_from(options.recipe.original_context), options, weights, say)]
     return [_planned(model, c, options, fmt) for options in each]
+
+
+def _check_stream(c: Checkpoint, o: ConvertOptions, fmt: str) -> None:
+    """Raise UsageError where weights that stay on the Hub would be wanted here."""
+    if not o.stream:
+        return
+    if fmt != "gguf":
+        raise UsageError("--stream is for a GGUF", "add --out gguf; a folder goes from the Hub to the Hub by --push")
+    if not c.gguf and (o.converter or o.mmproj or (not c.family.listed and converter.find())):
+        raise UsageError("llama.cpp's converter makes this GGUF, and reads the model's files", "leave out --stream")
 
 
 def _check_alone(each: Sequence[ConvertOptions]) -> None:

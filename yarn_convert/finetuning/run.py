@@ -26,6 +26,7 @@ from ..conversion.outputs import check_name, default_output
 from ..conversion.run import window_note
 from ..errors import InputError, OutputError, UsageError, need
 from ..formats.json_text import pretty
+from ..formats.room import check_room, room
 from ..options import FinetuneOptions, Texts
 from ..targets.resume import UNSUPPORTED, lock, open_file
 from .corpus import Segments, check_texts, corpus_of, order_of
@@ -125,7 +126,7 @@ def finetune(model: str, options: FinetuneOptions) -> Finetuned:
 def run_training(p: Preparation, say: SayStage = silent) -> Finetuned:
     """Train and write. Under torchrun every process calls it, and the first one writes; all get what was found."""
     with others_ended(), ranks_of(p.device, p.settings.parallel) as ranks, _workplace(p, ranks):
-        ranks.together(lambda: prepare(p.model, conversion_options(p.options, p.out)).check(), alone=True)
+        ranks.together(lambda: _check_output(p), alone=True)
         told = say if ranks.first else silent
         texts, data = _texts(p, ranks, told)
         trainee = Trainee(p.checkpoint, p.settings, ranks)
@@ -142,6 +143,18 @@ def run_training(p: Preparation, say: SayStage = silent) -> Finetuned:
         manifest = done.manifest if done is not None else read_manifest(p.out)
         assert manifest is not None
         return Finetuned(p.out, manifest, history)
+
+
+def _check_output(p: Preparation) -> None:
+    """Raise OutputError where the output has no place, or the disk no room: for two states, of which one replaces the other, or for one
+    and what is written at the end."""
+    planned = prepare(p.model, conversion_options(p.options, p.out))
+    planned.check()
+    state = p.needs.optimizer // 2 * 3 * p.processes  # beside AdamW's two moments the parameters
+    linked = p.options.out == "safetensors" and p.options.outtype == "auto"
+    model = sum(t.nbytes for t in p.checkpoint.tensors.values()) + (0 if linked else planned.plan.bytes)
+    there = sum(path.stat().st_size for path in p.folder.rglob("*") if path.is_file())
+    check_room(room(f"the training of {p.out}", state + max(state, model) - there, p.folder, "free some space, or -o on another disk"))
 
 
 def _clean_base(p: Preparation, made: Path) -> None:

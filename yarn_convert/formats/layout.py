@@ -339,7 +339,7 @@ def expert(t: Tensor, e: int) -> Part:
     """One expert of a stacked tensor: a slice of its file."""
     nbytes = t.nbytes // t.shape[0]
     data = None if t.data is None else t.data[e * nbytes : (e + 1) * nbytes]
-    return Part(t.shape[1:], (Tensor(f"{t.name}[{e}]", t.dtype, t.shape[1:], nbytes, t.path, t.offset + e * nbytes, data),))
+    return Part(t.shape[1:], (Tensor(f"{t.name}[{e}]", t.dtype, t.shape[1:], nbytes, t.path, t.offset + e * nbytes, data, t.remote),))
 
 
 def as_they_are(family: Family, tensors: Mapping[str, Tensor], sizes: Sizes, gguf: bool) -> dict[str, Part]:

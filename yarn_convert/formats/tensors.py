@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +35,26 @@ MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself (
 MAX_DIMS = 8  # of a tensor: a convolution over a film has 5, ggml knows 4
 
 
+class Remote(Protocol):
+    """A weight file that is not here."""
+
+    @property
+    def name(self) -> str:
+        """Its path in its repository."""
+
+    def read(self, at: int, size: int, within: tuple[int, int]) -> Bytes:
+        """Bytes [at, at+size) of the file, uint8; they lie in a tensor that has the bytes `within`."""
+
+    def stop(self) -> None:
+        """Nobody wants any more of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A named array on disk. `dtype` is "F32", "BF16", … or a ggml type; `shape` is row-major, slowest axis first.
 
-    `data` is set instead of `path` when the bytes are in memory (a .bin checkpoint, or a tensor that we made).
+    `data` is set instead of `path` when the bytes are in memory (a .bin checkpoint, or a tensor that we made), `remote` when they are
+    to come from elsewhere.
     """
 
     name: str
@@ -49,12 +64,15 @@ class Tensor:
     path: Path | None = None
     offset: int = 0
     data: Bytes | None = None
+    remote: Remote | None = None
 
     def read(self, start: int = 0, size: int | None = None) -> Bytes:
         """Bytes [start, start+size) of the tensor, uint8[size]; FormatError if the file has become shorter."""
         size = self.nbytes - start if size is None else size
         if self.data is not None:
             return self.data[start : start + size]
+        if self.remote is not None:
+            return self.remote.read(self.offset + start, size, (self.offset, self.offset + self.nbytes))
         buffer = np.empty(size, np.uint8)
         assert self.path is not None
         with open_regular(self.path, 0) as f:

@@ -56,6 +56,9 @@ class ConvertOptions:
     cos_sin: Annotated[bool, Help("With tensors: also the cos and sin caches, in rope.safetensors."), Group("Files")] = False
     link: Annotated[bool, Help("Hard-link unchanged weight files instead of copying them.")] = False
     in_place: Annotated[bool, Help("Change the .gguf file itself; its tensor data does not move.")] = False
+    stream: Annotated[
+        bool, Help("For GGUF: read a Hub model's weights from there while they are written, and keep no copy of them in its cache.")
+    ] = False
     hash: Annotated[bool, Help("Put the SHA-256 of every weight file, as it was written, into the manifest.")] = False
     split_max_size: Annotated[
         str | None, Help("For GGUF: parts of at most 5G or 500M, or none: one file. [default: as the input is]"), Group("GGUF")

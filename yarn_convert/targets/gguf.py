@@ -168,7 +168,7 @@ def check_written_in(c: Checkpoint, names: Container[str]) -> None:
 def _check_head(c: Checkpoint) -> None:
     """Raise Unsupported when a tied model holds a head that is not its embedding: readers differ in which they take."""
     head, embedding = map(c.tensors.get, c.head_and_embedding)
-    if c.gguf or not c.hparams["tie_word_embeddings"] or head is None or embedding is None or not c.source.has_weights:
+    if c.gguf or not c.hparams["tie_word_embeddings"] or head is None or embedding is None or c.source.headers_only:
         return
     if not same_bytes(head, embedding):
         raise Unsupported(

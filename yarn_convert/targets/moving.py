@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..formats.files import open_regular
 from ..formats.gguf_file import Field, Value
 from ..formats.orders import AS_IT_IS, Order
 from ..formats.quantizer import rows
-from ..formats.tensors import Bytes, Tensor, read_into
+from ..formats.tensors import Bytes, Remote, Tensor, read_into
 from .places import libc_with
 from .resume import OutputJournal
 from .rows import count, ordered, plain_dtype, row_size
@@ -104,6 +104,12 @@ Job = CopyFile | WriteBytes | WriteTensors
 Rank = tuple[int, str, float]
 
 
+def remotes(jobs: Iterable[Job]) -> set[Remote]:
+    """The files elsewhere that jobs read."""
+    pieces = (piece for job in jobs if isinstance(job, WriteTensors) for piece, _ in job.pieces)
+    return {t.remote for piece in pieces for t in piece.sources if t.remote is not None}
+
+
 def bytes_of(job: WriteTensors) -> bytes:
     """The whole of a small weight file, as rope.safetensors is, whose pieces are copies."""
     data = bytearray(job.size)
@@ -136,6 +142,8 @@ class Mover:
                     task.result()
             except BaseException:
                 self.stop.set()
+                for remote in remotes(jobs):
+                    remote.stop()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         for job in jobs:

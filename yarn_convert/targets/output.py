@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 from ..checkpoint.manifest import MANIFEST, read_manifest
 from ..checkpoint.source import Say
-from ..errors import InputError, OutputError
+from ..errors import InputError, OutputError, Unreachable
 from ..formats.digests import Progress
 from ..formats.inputs import NOTHING, Inputs
+from ..formats.room import Room, check_room, room, shares_blocks
 from ..formats.tensors import INDEXES
-from .moving import CopyFile, Job, Mover
+from .moving import WEIGHTS, CopyFile, Job, Mover
 from .places import State, Taken, publish, state, sync
 from .resume import lock_file, open_partial, partial_of, settle
 
@@ -69,6 +70,15 @@ def _added(out: Path, names: Container[str]) -> str | None:
     return next((name for name in found if name not in names and name not in weights and name not in (MANIFEST, *INDEXES)), None)
 
 
+def room_for(jobs: Sequence[Job], out: Path, link: bool = False) -> Room | None:
+    """The room that an output of `jobs` takes: not what an interrupted run has got to, nor copies that may share their file's blocks."""
+    linked = {j.name for j in jobs if isinstance(j, CopyFile) and shares_blocks(j.source, out, link and j.name.endswith(WEIGHTS))}
+    partial = (p for p in partial_of(out).rglob("*") if not p.is_symlink())
+    there = sum(getattr(s, "st_blocks", s.st_size // 512) * 512 for p in partial if (s := p.stat()).st_nlink == 1)
+    needed = sum(job.size for job in jobs if job.name not in linked) - there
+    return room(str(out), needed, out.parent, "free some space, or -o on another disk")
+
+
 Last = Callable[[Mapping[str, str], Path], list[Job]]
 
 
@@ -82,11 +92,13 @@ def execute(
     `last` gets how each file was moved and the folder where they lie until the end, and returns the small files that
     can only be written then, as the manifest. `replacing`: what may be replaced, by its name in the folder of `out`.
     Raises InputError where a file of `inputs` is not what it was, OutputError for a full disk, a place that cannot be written or
-    where something has appeared. What a large output has got to is then kept for the next run, also after a crash; it is taken
-    up only if the jobs and the inputs are the same. `say` hears of that. Of a small output nothing is left behind.
+    where something has appeared, Unreachable where a model on the Hub cannot be read any further. What a large output has got to is then
+    kept for the next run, also after a crash; it is taken up only if the jobs and the inputs are the same. `say` hears of that. Of a
+    small output nothing is left behind.
     """
     kept = ""
     inputs.check()
+    check_room(room_for(jobs, out, link), warn=say)
     try:
         partial = open_partial(out, jobs, inputs.files, say)
         try:
@@ -104,6 +116,8 @@ def execute(
                 inputs.check()
             kept = partial.leave()
             raise
+        except Unreachable as e:
+            raise Unreachable(e.message, "; ".join(filter(None, (e.hint, partial.leave())))) from None
         except Exception:  # the input is not sound, or we are not: no second run would go further
             partial.remove()
             raise

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from ..dialects import FACTORS
 from ..errors import Unsupported, UsageError
+from ..formats.files import open_regular
 from ..formats.gguf_file import DEFAULT_ALIGNMENT, Field, Gguf, Value, encode_header
 from ..formats.split import MAX_PARTS, part_name, split_fields, stem_of, with_split
-from .moving import CopyFile, Job, Piece, WriteTensors
+from ..formats.tensors import Tensor
+from .moving import MAGIC, CopyFile, Job, Piece, WriteTensors, unchanged
 
 UNITS = {"M": 1_000_000, "G": 1_000_000_000}  # gguf-split.cpp, `split_str_to_n_bytes`
 WHOLE = "none"
+WORTH_KEEPING = 1 << 28  # bytes of a copied part that an interrupted run need not read again
 
 Fields = Mapping[str, Field | Value]
 
@@ -58,7 +62,7 @@ def gguf_jobs(out: Path, fields: Fields, pieces: list[Piece], alignment: int, so
     for no, group in enumerate(groups[1:], 1):
         name = part_name(stem, no, count)
         if parts and _unchanged(group, parts[no]):
-            jobs.append(CopyFile(name, parts[no].path))
+            jobs.append(_copied(name, parts[no], group))
             continue
         padding = {} if alignment == DEFAULT_ALIGNMENT else {"general.alignment": Value("u32", alignment)}
         jobs.append(gguf_job(name, {**padding, **split_fields(no, count, total)}, group, alignment))
@@ -93,7 +97,24 @@ def _by_size(pieces: list[Piece], size: int) -> list[list[Piece]]:
 
 def _unchanged(group: list[Piece], part: Gguf) -> bool:
     """Whether a part holds exactly these tensors already. Its `split.tensors.count` may be an old one: nobody reads it there."""
-    return [p.target.name for p in group] == list(part.tensors) and all(p.is_copy and p.sources[0].path == part.path for p in group)
+    names = [p.target.name for p in group]
+    return names == list(part.tensors) and all(p.is_copy and _home(p.sources[0]) == part.path.name for p in group)
+
+
+def _home(t: Tensor) -> str:
+    """The name of its file."""
+    return t.remote.name.rpartition("/")[2] if t.remote else t.path.name if t.path else ""
+
+
+def _copied(name: str, part: Gguf, group: list[Piece]) -> Job:
+    """A part as it is; one that is elsewhere some hundreds of MiB at a time, behind its first bytes."""
+    t = group[0].sources[0] if group else None
+    if t is None or t.remote is None:
+        return CopyFile(name, t.path if t and t.path else part.path)
+    starts = [*range(MAGIC, part.size, WORTH_KEEPING), part.size]
+    pieces = [Tensor(f"byte {at}", "U8", (end - at,), end - at, offset=at, remote=t.remote) for at, end in pairwise(starts)]
+    with open_regular(part.path) as f:
+        return WriteTensors(name, f.read(MAGIC), tuple((unchanged(p), p.offset) for p in pieces), part.size)
 
 
 def only_first(jobs: tuple[Job, ...]) -> WriteTensors:
