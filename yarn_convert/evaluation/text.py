@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from ..compute.tables import columns
 from ..conversion.recipes import as_text, from_mapping
 from .choices import Advice, JudgedRow, Search, Temperature
-from .found import Found, LongPPL, Needle, Passkey, Perplexity, Ruler
+from .found import Divergence, DivergencePoint, Estimate, Found, LongPPL, Needle, Passkey, Perplexity, Ruler
 
 
 def lines(result: Found, room: int | None = None) -> list[str]:
@@ -23,6 +24,8 @@ def lines(result: Found, room: int | None = None) -> list[str]:
         return _ruler(result, room)
     if isinstance(result, LongPPL):
         return _longppl(result, room)
+    if isinstance(result, Divergence):
+        return _divergence(result, room)
     if isinstance(result, Search):
         return _search(result, room)
     return _temperature(result, room) if isinstance(result, Temperature) else _advise(result, room)
@@ -62,7 +65,7 @@ def _perplexity(result: Perplexity, room: int | None) -> list[str]:
     return [*out, *columns(["method", *map(grouped, result.windows)], body, room)]
 
 
-def labels_of(result: Perplexity | Passkey | Needle | Ruler | LongPPL) -> list[str]:
+def labels_of(result: Perplexity | Passkey | Needle | Ruler | LongPPL | Divergence) -> list[str]:
     """What each row is called: its recipe, and its model where there are several; a model as it is by its name alone."""
     if len(result.models) == 1:
         return [row.label for row in result.rows]
@@ -115,6 +118,44 @@ def longppl_table(result: LongPPL) -> tuple[list[str], list[list[str]]]:
         for label, r in zip(labels_of(result), result.rows, strict=True)
     ]
     return head, body
+
+
+def _divergence(result: Divergence, room: int | None) -> list[str]:
+    against = f"{base_line(result)}; KL divergence from it in nats a token, RMS of the change of the true token's probability"
+    return [*model_lines(result), against, *columns(*divergence_table(result), room)]
+
+
+def base_line(result: Divergence) -> str:
+    """Whom the others are compared with."""
+    base = result.base
+    as_it_is = base.label in (base.model, Path(base.model).name, Path(base.model).stem)
+    how = f", {base.ran.runtime} in {base.ran.dtype}" if base.ran.dtype else ""
+    return f"the base is {base.model}{'' if as_it_is else f' with {base.label}'}{how}"
+
+
+def divergence_table(result: Divergence) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): of each recipe the whole window, then its segments."""
+    head = ["tokens", "KL ± error", "median", "99 %", "99.9 %", "maximum", "RMS Δp", "same top token", "perplexity", "against the base's"]
+
+    def cells(p: DivergencePoint) -> list[str]:
+        spread = map(figure, (p.median, p.percentile_99, p.percentile_999, p.maximum))
+        shares = (shown(x, lambda v: f"{v:.2%}") for x in (p.rms_change, p.same_top))
+        return [shown(p.divergence, figure), *spread, *shares, figure(p.perplexity), shown(p.ratio, lambda v: f"{v:.4f}")]
+
+    def shown(x: Estimate, form: Callable[[float | None], str]) -> str:
+        value, error = x.value, error_of(x)
+        return "–" if value is None else form(value) if error is None else f"{form(value)} ± {form(error)}"
+
+    body = []
+    for label, row in zip(labels_of(result), result.rows, strict=True):
+        parts = row.points if len(row.points) > 1 else ()
+        body += [[label, *cells(row.whole)], *([f"  {p.begin:,}–{p.end - 1:,}", *cells(p)] for p in parts)]
+    return head, body
+
+
+def error_of(x: Estimate) -> float | None:
+    """By documents where there are several, else by tokens."""
+    return x.standard_error if x.document_error is None else x.document_error
 
 
 def needle_table(result: Needle) -> tuple[list[str], list[list[str]]]:
