@@ -212,14 +212,18 @@ def _line(axes: Axes, x: float, label: str) -> None:
 
 
 def _scale(axes: Axes, values: Iterable[float | None]) -> None:
-    from matplotlib.ticker import LogLocator
-
     known = [v for v in values if v is not None]
     axes.set_ylabel("perplexity")
     if known and max(known) > STEEP * min(known):
-        axes.set_yscale("log", subs=[])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+        _logarithmic(axes, ",.0f")
+
+
+def _logarithmic(axes: Axes, form: str) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log", subs=[], nonpositive="mask")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda y, _: format(y, form))
 
 
 def _passkey_plots(result: Passkey) -> list[tuple[str, Figure]]:
@@ -280,7 +284,7 @@ def _divergence_plots(result: Divergence) -> list[tuple[str, Figure]]:
         axes.plot(x, _finite(p.percentile_99 for p in row.points), color=colour, linestyle=":", linewidth=1)
     if result.base.original_context < result.window:
         _line(axes, result.base.original_context, f"L = {result.base.original_context:,}")
-    axes.set_yscale("log", nonpositive="mask")
+    _logarithmic(axes, "g")
     axes.set_xticks(x, [f"{b:,}" for b in x])
     axes.set_xlabel("end of the segment, tokens")
     axes.set_ylabel("KL divergence, nats")

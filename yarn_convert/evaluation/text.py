@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 from ..compute.tables import columns
@@ -139,12 +138,11 @@ def divergence_table(result: Divergence) -> tuple[list[str], list[list[str]]]:
 
     def cells(p: DivergencePoint) -> list[str]:
         spread = map(figure, (p.median, p.percentile_99, p.percentile_999, p.maximum))
-        shares = (shown(x, lambda v: f"{v:.2%}") for x in (p.rms_change, p.same_top))
-        return [shown(p.divergence, figure), *spread, *shares, figure(p.perplexity), shown(p.ratio, lambda v: f"{v:.4f}")]
+        shares = (shown(x, ".2%", ".2%") for x in (p.rms_change, p.same_top))
+        return [shown(p.divergence, ".4g", ".2g"), *spread, *shares, figure(p.perplexity), shown(p.ratio, ".4f", ".4f")]
 
-    def shown(x: Estimate, form: Callable[[float | None], str]) -> str:
-        value, error = x.value, error_of(x)
-        return "–" if value is None else form(value) if error is None else f"{form(value)} ± {form(error)}"
+    def shown(x: Estimate, form: str, of_error: str) -> str:
+        return f"{figure(x.value, form)} ± {figure(error_of(x), of_error)}"
 
     body = []
     for label, row in zip(labels_of(result), result.rows, strict=True):
