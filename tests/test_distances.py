@@ -15,7 +15,7 @@ from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import entry as cli
 from yarn_convert.compute import distances as computed
-from yarn_convert.compute.distances import losses_at
+from yarn_convert.compute.distances import ready_at
 from yarn_convert.compute.scorer import Torch
 from yarn_convert.conversion import convert
 from yarn_convert.errors import Unsupported, UsageError
@@ -89,7 +89,8 @@ def test_losses_are_those_of_the_definition(
     folder = make_model(layers=2)
     c = open_checkpoint(resolve(str(folder)))
     torch, d = Torch(c), distances_of(name, window, CONTEXT)
-    found = losses_at(torch, c.rope, d, IDS, 1, lambda f: None)
+    ready_at(torch.reference, c.rope, d, len(IDS))
+    found = torch.run(IDS, 1)
     expected = by_definition(folder, IDS, seen, lambda i, j: min(i - j, window or CONTEXT), grown)
     np.testing.assert_allclose(found, expected, rtol=2e-5)
     base = torch.losses(c.rope, IDS, 1)
@@ -104,7 +105,8 @@ def test_a_window_of_the_whole_text_is_the_base(make_model: MakeModel, name: str
     c = open_checkpoint(resolve(str(make_model())))
     torch, ids = Torch(c), IDS[:CONTEXT]
     base = torch.losses(c.rope, ids, 1)
-    np.testing.assert_allclose(losses_at(torch, c.rope, distances_of(name, CONTEXT, CONTEXT), ids, 1, lambda f: None), base, rtol=1e-5)
+    ready_at(torch.reference, c.rope, distances_of(name, CONTEXT, CONTEXT), len(ids))
+    np.testing.assert_allclose(torch.run(ids, 1), base, rtol=1e-5)
 
 
 def test_perplexity_compares_them_with_recipes(make_model: MakeModel, tmp_path: Path) -> None:

@@ -896,6 +896,7 @@ MEASURES = {
     "passkey": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "3", "--depths", "2"],
     "needle": ["--method", "none,yarn:2", "--lengths", "500,700", "--trials", "2", "--depths", "2", "--needles", "2"],
     "longppl": ["--method", "none,yarn:2", "--window", "200", "--short-context", "32", "--step", "16", "--alpha", "0.5", "--beta=-9"],
+    "divergence": ["--method", "none,yarn:2", "--base-method", "yarn:4", "--window", "200", "--cut", "200", "--documents", "2"],
     "temperature": ["--scale", "2", "--multipliers", "1,1.2", "--segments", "2"],
     "advise": ["--context", "128", "--factor", "2,4", "--segments", "2"],
 }
@@ -916,7 +917,7 @@ def test_every_measure_writes_a_page_and_leaves_no_journal(
     printed = capsys.readouterr().out
     seen = Page(page.read_text())
     assert not seen.unbalanced and not seen.open
-    assert "<svg" in page.read_text() and seen.text.count("L = 64") == (measure in ("perplexity", "advise"))
+    assert "<svg" in page.read_text() and seen.text.count("L = 64") == (measure in ("perplexity", "divergence", "advise"))
     with pytest.raises(SystemExit):
         cli.main([*words, "--json"])
     result = json.loads(capsys.readouterr().out)
@@ -925,6 +926,7 @@ def test_every_measure_writes_a_page_and_leaves_no_journal(
         "passkey": lambda: [f"{n:,}" for n in result["lengths"]],
         "needle": lambda: [f"{p['accuracy']:.0%} ({p['low']:.0%}–{p['high']:.0%})" for row in result["rows"] for p in row["by_length"]],
         "longppl": lambda: [f"{row['longppl']:.4g}" for row in result["rows"]],
+        "divergence": lambda: [f"{p['divergence']['value']:.4g}" for row in result["rows"] for p in (row["whole"], *row["points"])],
         "temperature": lambda: [f"{p['perplexity']:.4g}" for p in result["rows"][0]["points"]],
         "advise": lambda: [f"{x:+.1%}" for t in result["tried"] for x in t["excess"] if abs(x) < 100],
     }[measure]()

@@ -60,7 +60,7 @@ def told(command: Any) -> list[Option]:
 def test_the_commands_are_all_there() -> None:
     assert set(COMMANDS) == {
         "", "convert", "overrides", "validate", "finetune", "upload", "card", "inspect", "repair", "recipe", "methods", "docs", "runtimes", "runtimes add",
-        "evaluate perplexity", "evaluate passkey", "evaluate needle", "evaluate ruler", "evaluate longppl", "evaluate temperature", "evaluate advise",
+        "evaluate perplexity", "evaluate passkey", "evaluate needle", "evaluate ruler", "evaluate longppl", "evaluate divergence", "evaluate temperature", "evaluate advise",
     }  # fmt: skip
 
 
@@ -203,12 +203,12 @@ def test_a_name_is_a_function_or_a_module() -> None:
     code += "for m in pkgutil.walk_packages(y.__path__, 'yarn_convert.'):\n"
     code += "    if not m.name.endswith(('_worker', '__main__')): importlib.import_module(m.name)\n"
     code += "print(*(type(getattr(y, n)).__name__ for n in ('convert', 'inspect', 'validate', 'upload', 'evaluate', 'Recipe', '__version__')))\n"
-    code += "print(*(type(getattr(y.evaluate, n)).__name__ for n in ('perplexity', 'passkey', 'needle', 'ruler', 'longppl', 'temperature', 'advise')))\n"
+    code += "print(*(type(getattr(y.evaluate, n)).__name__ for n in ('perplexity', 'passkey', 'needle', 'ruler', 'longppl', 'divergence', 'temperature', 'advise')))\n"
     code += "from yarn_convert import *; print(sorted(set(y.__all__) - set(dir())))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "function function function function module type str",
-        "function function function function function function function",
+        "function function function function function function function function",
         "[]",
     ]
 
@@ -376,6 +376,10 @@ MEASURES: dict[str, tuple[list[str], Any]] = {
     ),
     "passkey": (["--lengths", "600", "--trials", "2"], lambda m: evaluate.passkey([m], lengths=(600,), trials=2)),
     "longppl": (["--window", "200", "--short-context", "64"], lambda m: evaluate.longppl([m], window=200, short_context=64)),
+    "divergence": (
+        ["--method", "yarn:2", "--window", "60", "--segments", "2"],
+        lambda m: evaluate.divergence([m], evaluate.EvaluateOptions(methods=("yarn:2",)), window=60, segments=2),
+    ),
     "needle": (["--lengths", "600", "--trials", "1"], lambda m: evaluate.needle([m], lengths=(600,), trials=1)),
     "temperature": (
         ["--scale", "2", "--multipliers", "1.2", "--segments", "2"],

@@ -13,7 +13,16 @@ import typer
 
 from ..asking import After, Help
 from ..errors import UsageError
-from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, RulerOptions, TemperatureOptions
+from ..options import (
+    AdviseOptions,
+    DivergenceOptions,
+    LongpplOptions,
+    NeedleOptions,
+    PasskeyOptions,
+    PerplexityOptions,
+    RulerOptions,
+    TemperatureOptions,
+)
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .folding import room
 from .help import SETTINGS
@@ -108,6 +117,15 @@ def longppl(models: Models, options: LongpplOptions, to: Outputs) -> None:
 
     to.reading.obey()
     _measure(lambda kept, say: measure_longppl(models, options, kept, say), to)
+
+
+@command(evaluate_app, "yarn-convert evaluate divergence model.Q4_K_M.gguf --base model.F16.gguf --window 4k")
+def divergence(models: Models, options: DivergenceOptions, to: Outputs) -> None:
+    """How far each token's distribution is from a base's. What a quantization costs, or a recipe on short texts; by position."""
+    from ..evaluation import measure_divergence
+
+    to.reading.obey()
+    _measure(lambda kept, say: measure_divergence(models, options, kept, say), to)
 
 
 @command(evaluate_app, "yarn-convert evaluate temperature model.gguf --scale 4")

@@ -9,15 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
 from ..errors import Unsupported
 from ..rope import Distances, Effect, Rope, effect
 from .growing import cos_sin, rotated, rotation_of
-from .reference import FractionDone
+from .reference import Reference
 from .rotary import BLOCK
-from .scorer import Ids, Torch
 
 NAME = "yarn_convert_distances"
 WAY = "leave it out of --method for this model"
@@ -36,17 +34,15 @@ def check_plain(c: Checkpoint, name: str) -> None:
         raise Unsupported(f"{name} is for attention with plain RoPE, and {c.source.name} {why}", WAY)
 
 
-def losses_at(scorer: Torch, rope: Rope, d: Distances, ids: Ids, first: int, progress: FractionDone) -> NDArray[np.float64]:
-    """−ln p of ids[first:] in nats, float64[len(ids) − first], where tokens attend at these distances under a static recipe. Unsupported
-    for an architecture whose rotation is not understood."""
-    reference, n = scorer.reference, len(ids)
+def ready_at(reference: Reference, rope: Rope, d: Distances, n: int) -> None:
+    """Set the network up for a pass of `n` tokens that attend at these distances under a static recipe. Unsupported for an architecture
+    whose rotation is not understood."""
     rotation = rotation_of(reference, rope.rotary_dim // 2)
     if not rotation:
         raise Unsupported(f"{type(reference.net).__name__} attends in a way in which other distances are not defined here", WAY)
     t = effect(rope)
     reference.rotary.serve(Effect(np.zeros_like(t.inv_freq), 1.0), n, reference.device, reference.dtype)  # the network rotates nothing
     reference.net.set_attn_implementation(_attention(rotation, d, *cos_sin(t, max(n, d.window + 1), reference)))
-    return scorer.run(ids, first, progress)
 
 
 def _attention(rotation: str, d: Distances, cos: Any, sin: Any) -> str:

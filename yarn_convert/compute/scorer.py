@@ -8,7 +8,8 @@ never in memory at once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from ..runtimes.table import RUNTIMES
 from .reference import FractionDone, Reference, enough_memory
 
 Ids = NDArray[np.int64]
+Take = Callable[[Any], None]  # is told logits, float32[rows, vocabulary], of torch or NumPy
 LOGITS = 1 << 24  # that are in memory at once: 64 MiB in float32
 
 
@@ -59,6 +61,13 @@ class Torch:
         """The same, as the network is set up."""
         import torch
 
+        with torch.inference_mode(), enough_memory(len(ids)):
+            return self.predictions(ids, first, progress).losses()
+
+    def predictions(self, ids: Ids, first: int, progress: FractionDone = lambda f: None) -> Predictions:
+        """Of ids[first:], as the network is set up."""
+        import torch
+
         reference, layers = self.reference, self.reference.layers
         hooks = [layer.register_forward_hook(lambda *_, i=i: progress((i + 1) / (len(layers) + 1))) for i, layer in enumerate(layers)]
         try:
@@ -66,7 +75,7 @@ class Torch:
                 batch = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(reference.device)
                 out = getattr(reference.net, self.prefix)(batch, use_cache=False)
                 rows = out.last_hidden_state[:, first - 1 : -1]
-                return head_losses(reference.net, self.prefix, out, rows, batch[0, first:])
+                return Predictions(reference.net, self.prefix, out, rows, batch[0, first:])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -86,20 +95,45 @@ def decoder_name(net: Any) -> str:
     return str(found)
 
 
-def head_losses(net: Any, prefix: str, out: Any, rows: Any, targets: Any) -> NDArray[np.float64]:
-    """Cross-entropies of `targets`, [n], from the decoder's hidden states `rows`, [1, n, hidden], by the model's own forward: some
-    architectures scale or cap their logits there."""
-    import torch
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Of `targets`, [n], the decoder's hidden states `rows`, [1, n, hidden], in its output `out`. Logits are made of them by the model's
+    own forward, as some architectures scale or cap them there, and `step` rows at a time."""
 
-    step = max(1, LOGITS // net.config.get_text_config().vocab_size)
-    found = []
-    with decoder_replaced(net, prefix, out):
-        for i in range(0, len(targets), step):
-            out.last_hidden_state = rows[:, i : i + step]
-            part = targets[i : i + step]
-            logits = net(part[None], use_cache=False).logits[0].float()
-            found.append(torch.nn.functional.cross_entropy(logits, part, reduction="none").double().cpu().numpy())
-    return np.concatenate(found) if found else np.zeros(0)
+    net: Any
+    prefix: str
+    out: Any
+    rows: Any
+    targets: Any
+
+    @property
+    def step(self) -> int:
+        return max(1, LOGITS // int(self.net.config.get_text_config().vocab_size))
+
+    def logits(self, a: int, b: int) -> Any:
+        """float32[b − a, vocabulary], of the rows a … b−1."""
+        self.out.last_hidden_state = self.rows[:, a:b]
+        with decoder_replaced(self.net, self.prefix, self.out):
+            return self.net(self.targets[None, a:b], use_cache=False).logits[0].float()
+
+    def tell(self, take: Take) -> None:
+        """All logits, some rows at a time."""
+        import torch
+
+        with torch.inference_mode(), enough_memory(len(self.targets)):
+            for a in range(0, len(self.targets), self.step):
+                take(self.logits(a, a + self.step))
+
+    def losses(self) -> NDArray[np.float64]:
+        """Cross-entropies of the targets."""
+        import torch
+
+        found = []
+        for a in range(0, len(self.targets), self.step):
+            part = self.targets[a : a + self.step]
+            losses = torch.nn.functional.cross_entropy(self.logits(a, a + self.step), part, reduction="none")
+            found.append(losses.double().cpu().numpy())
+        return np.concatenate(found) if found else np.zeros(0)
 
 
 @contextlib.contextmanager
@@ -148,6 +182,12 @@ class RuntimeScorer:
             run = self.kept.run(ids, [(first - 1, len(ids) - 1)], progress)
         self.info = {k: v for k, v in run.info.items() if k != "seconds"}
         return run.logits[:, 0].astype(np.float64)
+
+    def logits(self, ids: Ids, first: int, take: Take, progress: FractionDone = lambda f: None) -> None:
+        """Tell `take` the logits from which ids[first:] are predicted, in order: some rows at a time, where the runtime gives them so."""
+        with using(self.library):
+            run = self.kept.run(ids, [(first - 1, len(ids) - 1)], progress, take)
+        self.info = {k: v for k, v in run.info.items() if k != "seconds"}
 
     def describe(self) -> dict[str, Any]:
         return self.info

@@ -7,10 +7,11 @@ EvaluateOptions(methods=("none", "yarn:4")), windows=(2048, 4096))`.
 from ..options import EvaluateOptions, Recipe, Texts
 from .advice import measure_advice
 from .choices import Advice, Search, Temperature
-from .found import LongPPL, Needle, Passkey, Perplexity, Ruler
+from .divergences import measure_divergence
+from .found import Divergence, LongPPL, Needle, Passkey, Perplexity, Ruler
 from .journal import ResultJournal, journal_of
 from .key_tokens import measure_longppl
-from .measures import advise, longppl, needle, passkey, perplexity, ruler, temperature
+from .measures import advise, divergence, longppl, needle, passkey, perplexity, ruler, temperature
 from .needles import measure_needle
 from .passkeys import measure_passkey
 from .perplexities import measure_perplexity
@@ -21,6 +22,7 @@ from .temperatures import measure_temperature
 
 __all__ = [
     "Advice",
+    "Divergence",
     "EvaluateOptions",
     "LongPPL",
     "Needle",
@@ -33,9 +35,11 @@ __all__ = [
     "Temperature",
     "Texts",
     "advise",
+    "divergence",
     "journal_of",
     "longppl",
     "measure_advice",
+    "measure_divergence",
     "measure_longppl",
     "measure_needle",
     "measure_passkey",

@@ -167,6 +167,47 @@ class Evaluator(Struct, frozen=True, kw_only=True):
     transformers: str | UnsetType = UNSET
 
 
+class Estimate(Struct, frozen=True):
+    """A number, its standard error by the spread of the tokens, and with documents as clusters, None for fewer than two."""
+
+    value: float | None
+    standard_error: float | None
+    document_error: float | None
+
+
+class DivergencePoint(Struct, frozen=True, kw_only=True):
+    """Over the tokens begin … end−1 of all documents: KL(base ‖ model) in nats with its median, highest percentiles and maximum; RMS of
+    the change of the true token's probability; share of the positions with the same most likely token; the perplexities, and the model's
+    over the base's."""
+
+    begin: int
+    end: int
+    tokens: int
+    divergence: Estimate
+    median: float | None
+    percentile_99: float | None
+    percentile_999: float | None
+    maximum: float | None
+    rms_change: Estimate
+    same_top: Estimate
+    base_perplexity: float | None
+    perplexity: float | None
+    ratio: Estimate
+
+
+class DivergenceRow(Row, frozen=True, kw_only=True):
+    """What it has cost over the whole window, and in each segment of it."""
+
+    whole: DivergencePoint
+    points: tuple[DivergencePoint, ...]
+
+
+class Base(Row, frozen=True, kw_only=True):
+    """Whom the others are compared with, and how that was computed."""
+
+    ran: Measured
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perplexity(Finished):
     """By context window, one row a recipe and model; `tokens` and `stride` of sliding windows."""
@@ -234,9 +275,21 @@ class LongPPL(Finished):
     rows: tuple[LongPPLRow, ...]
 
 
-Found = Perplexity | Passkey | Needle | Ruler | LongPPL | Temperature | Advice | Search
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence(Finished):
+    """From the distributions of `base`, by segment of position, one row a recipe and model."""
+
+    measure: Literal["divergence"]
+    window: int
+    segments: tuple[tuple[int, int], ...]
+    base: Base
+    models: tuple[Measured, ...]
+    rows: tuple[DivergenceRow, ...]
+
+
+Found = Perplexity | Passkey | Needle | Ruler | LongPPL | Divergence | Temperature | Advice | Search
 KINDS: Mapping[str, type[Found]] = {
-    "perplexity": Perplexity, "passkey": Passkey, "needle": Needle, "ruler": Ruler, "longppl": LongPPL,
+    "perplexity": Perplexity, "passkey": Passkey, "needle": Needle, "ruler": Ruler, "longppl": LongPPL, "divergence": Divergence,
     "temperature": Temperature, "advise": Advice, "search": Search,
 }  # fmt: skip
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..asking import taking
-from ..options import AdviseOptions, LongpplOptions, NeedleOptions, PasskeyOptions, PerplexityOptions, RulerOptions, TemperatureOptions
+from ..options import (
+    AdviseOptions,
+    DivergenceOptions,
+    LongpplOptions,
+    NeedleOptions,
+    PasskeyOptions,
+    PerplexityOptions,
+    RulerOptions,
+    TemperatureOptions,
+)
 from .advice import measure_advice
 from .choices import Advice, Search, Temperature
-from .found import LongPPL, Needle, Passkey, Perplexity, Ruler, typed_as
+from .divergences import measure_divergence
+from .found import Divergence, LongPPL, Needle, Passkey, Perplexity, Ruler, typed_as
 from .journal import ResultJournal
 from .key_tokens import measure_longppl
 from .needles import measure_needle
@@ -48,6 +58,13 @@ def ruler(models: Sequence[str], options: RulerOptions) -> Ruler:
 def longppl(models: Sequence[str], options: LongpplOptions) -> LongPPL:
     """Measure all recipes of all models over the tokens that need a long context, with the fields of `LongpplOptions`."""
     return typed_as(measure_longppl(models, options, ResultJournal()), LongPPL)
+
+
+@taking(DivergenceOptions)
+def divergence(models: Sequence[str], options: DivergenceOptions) -> Divergence:
+    """How far all recipes of all models are from one base, token by token: `divergence(["q4.gguf"], base="f16.gguf")`, with the fields of
+    `DivergenceOptions`."""
+    return typed_as(measure_divergence(models, options, ResultJournal()), Divergence)
 
 
 @taking(TemperatureOptions)

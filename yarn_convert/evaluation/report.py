@@ -15,9 +15,22 @@ from numpy.typing import NDArray
 from ..compute.pages import BLUE, INK, STYLE, check_place, check_report, packages, page, svg, write_report
 from ..errors import UsageError
 from .choices import Advice, Search, Temperature
-from .found import Found, LongPPL, Needle, Passkey, Perplexity, Ruler
+from .found import Divergence, Found, LongPPL, Needle, Passkey, Perplexity, Ruler
 from .paper import Body, Panel, Shown, table_of
-from .text import advised_line, figure, judged_table, labels_of, longppl_table, needle_table, percent, ruler_table, split_line
+from .text import (
+    advised_line,
+    base_line,
+    divergence_table,
+    error_of,
+    figure,
+    judged_table,
+    labels_of,
+    longppl_table,
+    needle_table,
+    percent,
+    ruler_table,
+    split_line,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +44,7 @@ TITLES = {
     "needle": "A needle in a haystack",
     "ruler": "RULER",
     "longppl": "LongPPL",
+    "divergence": "Divergence from the base",
     "temperature": "The attention's temperature",
     "advise": "The smallest factor that serves",
     "search": "The best recipe",
@@ -86,8 +100,15 @@ def html_report(result: Found, command: str, shown: Shown | None = None) -> str:
     return page(
         "evaluation.html.j2", r=result.to_dict(), title=TITLES[measure], command=command, plots=plots, head=head, body=body,
         explanation=f"{shown.says}, laid out as in arXiv 2309.00071." if shown else EXPLANATIONS[measure],
-        advised=[advised_line(result), split_line(result)] if isinstance(result, Search) else [],
+        said=_said(result),
     )  # fmt: skip
+
+
+def _said(result: Found) -> list[str]:
+    """What stands above all else."""
+    if isinstance(result, Divergence):
+        return [base_line(result)]
+    return [advised_line(result), split_line(result)] if isinstance(result, Search) else []
 
 
 EXPLANATIONS = {
@@ -101,6 +122,9 @@ EXPLANATIONS = {
     "effective while the mean is not below the dashed line, at any length up to it.",
     "longppl": "Perplexity over the tokens that the evaluator predicts from the whole text and not from a short context; lower is better. "
     "Error bars: one standard error by the spread of the tokens' losses.",
+    "divergence": "KL divergence of each token's distribution from the base's, in nats, by segment of position: mean, with one standard "
+    "error by the documents, or by the spread of the tokens where there is one, and dotted the 99th percentile. The dashed line is the "
+    "base's original window L.",
     "temperature": "Perplexity against √(1/t), the multiplier of cos and sin, over the whole window and by segment of position; the dashed "
     "line is the recommended 0.1·ln s + 1.",
     "advise": "By how much the perplexity of each segment is above what the base reaches on the same tokens through its own window L. A "
@@ -188,14 +212,18 @@ def _line(axes: Axes, x: float, label: str) -> None:
 
 
 def _scale(axes: Axes, values: Iterable[float | None]) -> None:
-    from matplotlib.ticker import LogLocator
-
     known = [v for v in values if v is not None]
     axes.set_ylabel("perplexity")
     if known and max(known) > STEEP * min(known):
-        axes.set_yscale("log", subs=[])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+        _logarithmic(axes, ",.0f")
+
+
+def _logarithmic(axes: Axes, form: str) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log", subs=[], nonpositive="mask")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda y, _: format(y, form))
 
 
 def _passkey_plots(result: Passkey) -> list[tuple[str, Figure]]:
@@ -245,6 +273,23 @@ def _longppl_plots(result: LongPPL) -> list[tuple[str, Figure]]:
     _scale(axes, [v for r in result.rows for v in (r.longppl, r.perplexity)])
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     return [("LongPPL", figure)]
+
+
+def _divergence_plots(result: Divergence) -> list[tuple[str, Figure]]:
+    figure, axes = _figure()
+    x = [p.end for p in result.rows[0].points]
+    for label, row, colour, mark in zip(labels_of(result), result.rows, cycle(COLOURS), cycle(MARKS), strict=False):
+        y, error = (_finite(of(p.divergence) for p in row.points) for of in (lambda d: d.value, error_of))
+        axes.errorbar(x, y, np.nan_to_num(np.minimum(error, 0.9 * y)), color=colour, marker=mark, label=label, capsize=2, elinewidth=0.7)
+        axes.plot(x, _finite(p.percentile_99 for p in row.points), color=colour, linestyle=":", linewidth=1)
+    if result.base.original_context < result.window:
+        _line(axes, result.base.original_context, f"L = {result.base.original_context:,}")
+    _logarithmic(axes, "g")
+    axes.set_xticks(x, [f"{b:,}" for b in x])
+    axes.set_xlabel("end of the segment, tokens")
+    axes.set_ylabel("KL divergence, nats")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9)
+    return [("divergence", figure)]
 
 
 def _heat_map(title: str, cells: Any, says: Sequence[Sequence[str]], lengths: Sequence[int], depths: Mapping[int, float]) -> Figure:
@@ -344,11 +389,11 @@ def _percents() -> list[int]:
 
 TABLES: Mapping[str, Callable[[Any], Body]] = {
     "perplexity": _perplexity_table, "passkey": _passkey_table, "needle": needle_table, "ruler": ruler_table, "longppl": longppl_table,
-    "temperature": _temperature_table, "advise": _advise_table, "search": judged_table,
+    "divergence": divergence_table, "temperature": _temperature_table, "advise": _advise_table, "search": judged_table,
 }  # fmt: skip
 PLOTS: Mapping[str, Callable[[Any], list[tuple[str, Figure]]]] = {
     "perplexity": _perplexity_plots, "passkey": _passkey_plots, "needle": _needle_plots, "ruler": _ruler_plots, "longppl": _longppl_plots,
-    "temperature": _temperature_plots, "advise": _advise_plots, "search": _search_plots,
+    "divergence": _divergence_plots, "temperature": _temperature_plots, "advise": _advise_plots, "search": _search_plots,
 }  # fmt: skip
 
 

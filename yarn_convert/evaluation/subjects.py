@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from ..asking import check_choices, spelled
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import resolve
-from ..compute.distances import check_plain, losses_at
+from ..compute.distances import check_plain, ready_at
 from ..compute.documents import TokenizedText, bos, documents, names
 from ..compute.identity import identity, key_of
 from ..compute.record import DTYPES, SayStage
-from ..compute.scorer import Ids, RuntimeScorer, Scorer, Torch, check_runtime
+from ..compute.scorer import Ids, Predictions, RuntimeScorer, Scorer, Take, Torch, check_runtime
 from ..conversion.extension import EXTENDING, counted_from, extend, given, no_method, unbaked
 from ..conversion.recipes import read_recipe
 from ..errors import UsageError, need
 from ..options import EvaluateOptions, Recipe
 from ..options.reading import tokens as tokens_of
-from ..rope import ATTENTION_METHODS, METHODS, Distances, Rope, distances_of, numbers, recipe_of, steady
+from ..rope import ATTENTION_METHODS, METHODS, Distances, Rope, distances_of, effect, numbers, recipe_of, steady
 from ..runtimes import probe
 from ..runtimes.library import folder_of, stamp, using
 from .journal import ResultJournal
@@ -63,12 +63,21 @@ def lines_of(c: Checkpoint, s: EvaluateOptions, attention: bool = False) -> list
     twice, or an option that none of them takes. `attention`: whether the measure computes methods of attention too."""
     _check_options(s)
     if not s.methods and not s.recipes:
-        return [Line(c.source.name, c.rope.method, c.rope, c.context)]
+        return [line_named(c, s, None, None)]
     found = [_line_of_text(c, s, text, attention) for text in s.methods] + [_line_of_file(c, s, path) for path in s.recipes]
     labels = [line.label for line in found]
     if len(set(labels)) < len(labels):
         raise UsageError(f"a method or recipe is named twice: {', '.join(labels)}", "--method yarn:4,yarn:8 compares factors")
     return found
+
+
+def line_named(c: Checkpoint, s: EvaluateOptions, method: str | None, recipe: Path | None) -> Line:
+    """The line of a method or of a recipe's file; the model as it is where neither is named."""
+    if method and recipe:
+        raise UsageError("the base has one recipe: a method or a file", "leave out --base-method or --base-recipe")
+    if recipe:
+        return _line_of_file(c, s, recipe)
+    return _line_of_text(c, s, method, attention=True) if method else Line(c.source.name, c.rope.method, c.rope, c.context)
 
 
 def _check_options(s: EvaluateOptions) -> None:
@@ -178,6 +187,7 @@ class Subject:
         self.left_out = 0
         self.seconds, self.tokens = 0.0, 0  # of what this run computed itself
         self._scorer: Scorer | None = None
+        self.lender: Subject | None = None  # whose loaded model this one computes with: it is the same one
 
     @staticmethod
     def _library(s: EvaluateOptions) -> Path | None:
@@ -206,6 +216,8 @@ class Subject:
 
     @property
     def scorer(self) -> Scorer:
+        if self.lender is not None:
+            return self.lender.scorer
         if self._scorer is None:
             s = self.settings
             self._scorer = (
@@ -278,8 +290,25 @@ class Subject:
     def losses(self, line: Line, ids: Ids, first: int, progress: Callable[[float], None]) -> NDArray[np.float64]:
         """−ln p of ids[first:] under a line, as `Scorer.losses` gives them."""
         if line.attention:
-            return losses_at(self.torch, line.rope, line.attention, ids, first, progress)
+            ready_at(self.torch.reference, line.rope, line.attention, len(ids))
+            return self.torch.run(ids, first, progress)
         return self.scorer.losses(line.rope, ids, first, progress)
+
+    def predictions(self, line: Line, ids: Ids, first: int, progress: Callable[[float], None]) -> Predictions:
+        """Of ids[first:] under a line, in torch."""
+        reference, n = self.torch.reference, len(ids)
+        if line.attention:
+            ready_at(reference, line.rope, line.attention, n)
+        else:
+            reference.ready(effect(line.rope, n), n)
+        return self.torch.predictions(ids, first, progress)
+
+    def logits(self, line: Line, ids: Ids, first: int, take: Take, progress: Callable[[float], None]) -> None:
+        """Tell `take` the logits from which ids[first:] are predicted under a line, some rows at a time."""
+        if isinstance(self.scorer, RuntimeScorer):
+            self.scorer.logits(ids, first, take, progress)
+        else:
+            self.predictions(line, ids, first, progress).tell(take)
 
     @contextlib.contextmanager
     def timed(self, tokens: int) -> Iterator[None]:
@@ -299,7 +328,8 @@ class Subject:
     def describe(self) -> dict[str, Any]:
         """Speed and place of what this run computed; no speed where all was in the journal."""
         speed = self.tokens / self.seconds if self.seconds else None
-        ran = self._scorer.describe() if self._scorer else {}
+        scorer = self.lender._scorer if self.lender else self._scorer
+        ran = scorer.describe() if scorer else {}
         return {"runtime": self.settings.runtime, "seconds": self.seconds, "tokens": self.tokens, "tokens_per_second": speed, **ran}
 
     def described(self, documents: Sequence[TokenizedText] = (), **beside: Any) -> dict[str, Any]:

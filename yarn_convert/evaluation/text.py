@@ -10,7 +10,7 @@ from typing import Any
 from ..compute.tables import columns
 from ..conversion.recipes import as_text, from_mapping
 from .choices import Advice, JudgedRow, Search, Temperature
-from .found import Found, LongPPL, Needle, Passkey, Perplexity, Ruler
+from .found import Divergence, DivergencePoint, Estimate, Found, LongPPL, Needle, Passkey, Perplexity, Ruler
 
 
 def lines(result: Found, room: int | None = None) -> list[str]:
@@ -52,7 +52,7 @@ def _perplexity(result: Perplexity, room: int | None) -> list[str]:
     return [*out, *columns(["method", *map(grouped, result.windows)], body, room)]
 
 
-def labels_of(result: Perplexity | Passkey | Needle | Ruler | LongPPL) -> list[str]:
+def labels_of(result: Perplexity | Passkey | Needle | Ruler | LongPPL | Divergence) -> list[str]:
     """What each row is called: its recipe, and its model where there are several; a model as it is by its name alone."""
     if len(result.models) == 1:
         return [row.label for row in result.rows]
@@ -105,6 +105,43 @@ def longppl_table(result: LongPPL) -> tuple[list[str], list[list[str]]]:
         for label, r in zip(labels_of(result), result.rows, strict=True)
     ]
     return head, body
+
+
+def _divergence(result: Divergence, room: int | None) -> list[str]:
+    against = f"{base_line(result)}; KL divergence from it in nats a token, RMS of the change of the true token's probability"
+    return [*model_lines(result), against, *columns(*divergence_table(result), room)]
+
+
+def base_line(result: Divergence) -> str:
+    """Whom the others are compared with."""
+    base = result.base
+    as_it_is = base.label in (base.model, Path(base.model).name, Path(base.model).stem)
+    how = f", {base.ran.runtime} in {base.ran.dtype}" if base.ran.dtype else ""
+    return f"the base is {base.model}{'' if as_it_is else f' with {base.label}'}{how}"
+
+
+def divergence_table(result: Divergence) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): of each recipe the whole window, then its segments."""
+    head = ["tokens", "KL ± error", "median", "99 %", "99.9 %", "maximum", "RMS Δp", "same top token", "perplexity", "against the base's"]
+
+    def cells(p: DivergencePoint) -> list[str]:
+        spread = map(figure, (p.median, p.percentile_99, p.percentile_999, p.maximum))
+        shares = (shown(x, ".2%", ".2%") for x in (p.rms_change, p.same_top))
+        return [shown(p.divergence, ".4g", ".2g"), *spread, *shares, figure(p.perplexity), shown(p.ratio, ".4f", ".4f")]
+
+    def shown(x: Estimate, form: str, of_error: str) -> str:
+        return f"{figure(x.value, form)} ± {figure(error_of(x), of_error)}"
+
+    body = []
+    for label, row in zip(labels_of(result), result.rows, strict=True):
+        parts = row.points if len(row.points) > 1 else ()
+        body += [[label, *cells(row.whole)], *([f"  {p.begin:,}–{p.end - 1:,}", *cells(p)] for p in parts)]
+    return head, body
+
+
+def error_of(x: Estimate) -> float | None:
+    """By documents where there are several, else by tokens."""
+    return x.standard_error if x.document_error is None else x.document_error
 
 
 def needle_table(result: Needle) -> tuple[list[str], list[list[str]]]:
@@ -212,6 +249,6 @@ def percent(x: float | None) -> str:
 
 
 LINES: Mapping[str, Callable[[Any, int | None], list[str]]] = {
-    "perplexity": _perplexity, "passkey": _passkey, "needle": _needle, "ruler": _ruler, "longppl": _longppl, "temperature": _temperature,
-    "advise": _advise, "search": _search,
+    "perplexity": _perplexity, "passkey": _passkey, "needle": _needle, "ruler": _ruler, "longppl": _longppl,
+    "divergence": _divergence, "temperature": _temperature, "advise": _advise, "search": _search,
 }  # fmt: skip

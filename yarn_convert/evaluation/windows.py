@@ -77,7 +77,7 @@ def segments(n: int, count: int, first: int = 1) -> list[Span]:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Sums over tokens of their losses, −ln p in nats, and of the squares."""
+    """Sums over tokens of their losses, −ln p in nats, and of the squares; or of another number of theirs."""
 
     tokens: int
     total: float
@@ -97,12 +97,17 @@ class Losses:
 
     @property
     def standard_error(self) -> float:
-        """Of the perplexity, by the spread of the tokens' losses: ppl·sd/√n, as llama.cpp's `perplexity` gives it. Neighbouring
-        tokens are not independent, so it is a lower bound; NaN for a single token."""
+        """Of the perplexity, by the spread of the tokens' losses: ppl·sd/√n, as llama.cpp's `perplexity` gives it."""
+        return self.perplexity * self.mean_error
+
+    @property
+    def mean_error(self) -> float:
+        """Of the mean, by the spread of the tokens: sd/√n. Neighbouring tokens are not independent, so it is a lower bound; NaN for a
+        single token."""
         if self.tokens < 2:
             return math.nan
         variance = max(0.0, self.squares / self.tokens - self.mean**2)
-        return self.perplexity * math.sqrt(variance / (self.tokens - 1))
+        return math.sqrt(variance / (self.tokens - 1))
 
 
 NOTHING = Losses(0, 0.0, 0.0)
@@ -111,11 +116,17 @@ NOTHING = Losses(0, 0.0, 0.0)
 def document_error(documents: Sequence[Losses]) -> float | None:
     """The standard error of the token-weighted perplexity with documents as clusters: what another choice of documents would change.
     None for fewer than two."""
+    error = mean_document_error(documents)
+    return None if error is None else sum(documents, NOTHING).perplexity * error
+
+
+def mean_document_error(documents: Sequence[Losses]) -> float | None:
+    """The same of the mean."""
     k, total = len(documents), sum(documents, NOTHING)
     if k < 2:
         return None
     residues = sum((d.total - total.mean * d.tokens) ** 2 for d in documents)
-    return total.perplexity * math.sqrt(k / (k - 1) * residues) / total.tokens
+    return math.sqrt(k / (k - 1) * residues) / total.tokens
 
 
 def mean_of_window_means(windows: Sequence[Losses]) -> float:

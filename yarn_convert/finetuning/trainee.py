@@ -17,7 +17,7 @@ import numpy as np
 from ..checkpoint import Checkpoint
 from ..compute.reference import ANY, TorchWeights, as_run, building, class_of, config_of, loaded, skeleton, unlike, with_torch
 from ..compute.rotary import replace_rotary
-from ..compute.scorer import decoder_name, head_losses
+from ..compute.scorer import Predictions, decoder_name
 from ..errors import Unsupported, UsageError, need
 from ..rope import Effect
 from . import attention
@@ -81,7 +81,7 @@ class Trainee:
                 out = getattr(self.net, trainee.prefix)(ids, position_ids=positions, use_cache=False)
                 if each:
                     rows = out.last_hidden_state
-                    return [head_losses(self.net, trainee.prefix, out, rows[i : i + 1], targets[i]) for i in range(len(rows))]
+                    return [Predictions(self.net, trainee.prefix, out, rows[i : i + 1], targets[i]).losses() for i in range(len(rows))]
                 return chunked_loss(self.net, trainee.prefix, out, targets, trainee.chunk)
 
         module, policy = Losses(), MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)

@@ -17,6 +17,7 @@ from .commands import (
 )
 from .measures import (
     AdviseOptions,
+    DivergenceOptions,
     EvaluateOptions,
     LongpplOptions,
     NeedleOptions,
@@ -35,6 +36,7 @@ __all__ = [
     "NAMED",
     "AdviseOptions",
     "ConvertOptions",
+    "DivergenceOptions",
     "Dtype",
     "EvaluateOptions",
     "FinetuneOptions",

@@ -44,8 +44,8 @@ class EvaluateOptions:
     methods: Annotated[
         tuple[str, ...],
         Help(
-            "Recipes to measure on the base, as none,linear,yarn,dynamic-yarn, yarn:4,yarn:8 or yarn+base (--short base); perplexity and "
-            "longppl also compare rerope:512 and lm-infinite, which no file can say; repeatable. "
+            "Recipes to measure on the base, as none,linear,yarn,dynamic-yarn, yarn:4,yarn:8 or yarn+base (--short base); perplexity, "
+            "longppl and divergence also compare rerope:512 and lm-infinite, which no file can say; repeatable. "
             "[default: the model as it is]",
             names=("--method", "--methods"),
             made=methods,
@@ -152,6 +152,30 @@ class LongpplOptions:
     ] = None
     alpha: Annotated[float, Help("By how many nats the long context must help."), After("step")] = 2.0
     beta: Annotated[float, Help("The least logarithm of a key token's probability."), After("alpha")] = -2.0
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceOptions:
+    """`base` None: the first model. `base_method`, as one of `methods`, or `base_recipe`, a file, is on the base; neither: it is as it is.
+    `window` None: 2,048 tokens, or the base's own context where that is shorter."""
+
+    settings: EvaluateOptions = field(default_factory=EvaluateOptions)
+    _: KW_ONLY
+    base: Annotated[
+        str | None,
+        Help("The model that the others are compared with, in torch. [default: the first model]"),
+        After("original_context"),
+    ] = None
+    base_method: Annotated[
+        str | None, Help("A recipe on the base, as yarn:4. [default: the base as it is]", metavar="<str>"), After("base")
+    ] = None
+    base_recipe: Annotated[Path | None, Help("A recipe's file for the base, instead of --base-method."), After("base_method")] = None
+    window: Annotated[
+        int | None,
+        Help("Truncate documents here, within the base's context. [default: 2048, or that context]", read=tokens, metavar=TOKENS),
+        After("base_recipe"),
+    ] = None
+    segments: Annotated[int, Help("Segments of position; L is a boundary, too.", least=1), After("window")] = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,14 @@
 """What `runtimes.run` and a worker say to each other, over the files of one folder. Imports NumPy alone.
 
-The parent writes `job.json` (model, spans, options) and `ids.npy` (int64[n], fed from position 0 on). The worker writes
-`logits.npy`, float32[rows, vocabulary], one row for each position of the spans in order, and `info.json`; with the option `losses`
-float32[rows, 1] instead, −ln p of the token that follows each position. `served`: the context in tokens for which a runtime that has
-one is to be started. With `tokenize`, an option of llama.cpp's, `ids.npy` is a text, uint8[bytes], and `tokens.npy`, int64[n], are its
+The parent writes `job.json` (model, spans, options) and `ids.npy` (int64[n], fed from position 0 on). The worker writes `logits.npy`,
+float32[rows, vocabulary], one row for each position of the spans in order, and `info.json`; with the option `losses` float32[rows, 1]
+instead, −ln p of the token that follows each position. With `parts`, `logits.npy` has only the rows that came last: "part" on its stdout
+says that they are there, and it waits for a line on its stdin before it goes on. `served`: the context in tokens for which a runtime that
+has one is to be started. With `tokenize`, an option of llama.cpp's, `ids.npy` is a text, uint8[bytes], and `tokens.npy`, int64[n], are its
 tokens; with `probe`, another, only `info.json` is written, with the library's `devices`; with `states`, names of tensors of its graph,
-`states.npz` has these, float32[n, numbers]. On its stdout a line "at N" says that N tokens are done, "at 0" that the model is loaded,
-and "done" that the folder is; everything else there and on stderr is the runtime's own noise. With `more`, a worker that keeps its model
-goes on with the next folder that its stdin names, until that ends.
+`states.npz` has these, float32[n, numbers]. On its stdout a line "at N" says that N tokens are done, "at 0" that the model is loaded, and
+"done" that the folder is; everything else there and on stderr is the runtime's own noise. With `more`, a worker that keeps its model goes
+on with the next folder that its stdin names, until that ends.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 PROGRESS = "at "
 DONE = "done"
+PART = "part"
 TOO_LONG = 74  # exit code of a worker whose runtime takes no text of such a length
 SHORT = 75  # exit code of a worker whose device has too little memory
 UNFIT = 76  # exit code of a worker that was given a library which it cannot run
@@ -62,6 +64,8 @@ class WorkerJob:
 
     def put(self, at: int, logits: Any) -> None:
         """Logits float32[n, vocabulary] of the positions at … at+n−1; those that no span asks for are dropped."""
+        if self.options.get("parts"):
+            return self._hand_over(np.concatenate([logits[max(a - at, 0) : max(b - at, 0)] for a, b in self.spans]))
         logits = self._reduced(np.arange(at, at + len(logits)), logits)
         row, out = 0, self._out(np.shape(logits)[1])
         for a, b in self.spans:
@@ -69,6 +73,13 @@ class WorkerJob:
             if low < high:
                 out[row + low - a : row + high - a] = logits[low - at : high - at]
             row += b - a
+        return None
+
+    def _hand_over(self, logits: Any) -> None:
+        """A part, and wait until it has been read."""
+        np.save(self.folder / "logits.npy", logits)
+        print(f"\n{PART}", flush=True)
+        sys.stdin.readline()
 
     def put_all(self, logits: Any) -> None:
         """Logits float32[rows, vocabulary] of all `positions`."""
