@@ -25,7 +25,8 @@ from yarn_convert.options import Recipe
 
 LLAMA_CPP_SOURCE = os.environ.get("YARN_CONVERT_LLAMA_CPP", "")
 CONTEXT = 64
-os.environ.pop("COLUMNS", None)  # what is printed here goes into a pipe, however wide the terminal of who runs the tests
+os.environ.pop("COLUMNS", None)
+os.unsetenv("COLUMNS")  # where readline sets it: what is printed here goes into a pipe, however wide the terminal of who runs the tests
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and the children of a test would too
 
 

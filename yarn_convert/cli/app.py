@@ -146,9 +146,11 @@ def convert(model: Model, asked: ConvertCommand) -> None:
         raise typer.Exit(NOT_PASSED)
     if asked.ollama:
         talk.lines([create(one.output, one.manifest) for one in (done, *done.others)])
-    named, rope = conversion.checkpoint.family.listed, conversion.plan.rope
-    base = model if short_texts(conversion) else ""
-    talk.lines(next_steps(done.output, done.manifest.context, named, base, rope.original_context))
+    steps = {"Ollama": asked.ollama, "check": asked.validate, "upload": urls}
+    window = conversion.plan.rope.original_context if short_texts(conversion) else 0
+    base = "" if asked.options.in_place or asked.options.revision else model
+    named, over = conversion.checkpoint.family.listed, [step for step, was in steps.items() if was]
+    talk.lines(next_steps(done.output, done.manifest.context, named, base=base, window=window, done=over))
 
 
 command(app, "yarn-convert finetune smollm2-135m --scale 4 --text ./texts --steps 400")(finetune)
@@ -335,7 +337,10 @@ class AddCommand:
 def add(
     names: Annotated[list[str], typer.Argument(help="Names as 'yarn-convert runtimes' lists them.", show_default=False)], asked: AddCommand
 ) -> None:
-    """Install runtimes at tested versions, each into a private environment of its own."""
+    """Install runtimes at tested versions.
+
+    Each gets a private environment of its own.
+    """
     from ..runtimes.environments import add as install
     from ..runtimes.table import runtime_of
 

@@ -31,13 +31,16 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args = _words(args, group)
         code = copy_context().run(group.main, args, prog_name="yarn-convert", standalone_mode=False)
-        if sys.stdout:  # None where the shell closed it
-            sys.stdout.flush()
+        sys.stdout.flush()
     except YarnConvertError as e:
         _fail(args, e.message, e.hint, lines=e.lines)
     except typer.TyperException as e:
         given = getattr(e, "ctx", None)
-        _fail(args, e.format_message(), _meant(args) or f"{given.command_path if given else 'yarn-convert'} --help")
+        told = f"{given.command_path if given else 'yarn-convert'} --help"
+        wrong = getattr(e, "option_name", "")
+        said = f"there is no option {wrong}" if wrong else e.format_message().replace("Value error, ", "")
+        near = _near(wrong, given.command.params) if wrong and given else ""
+        _fail(args, said, _meant(args) or (f"{near}See {told}" if near else told))
     except ModuleNotFoundError as e:
         if (known := missing(e)) is None:
             raise
@@ -72,6 +75,11 @@ def _words(args: list[str], group: Any) -> list[str]:
         if first not in ALIASES and not Path(first).exists():
             raise UsageError(f"there is no command {first!r}, and no model of that name here", f"{near}See yarn-convert --help")
     return ["convert", *args]
+
+
+def _near(wrong: str, params: Sequence[Any]) -> str:
+    """The beginning of a hint that names the option nearest to one that is none; what all of them begin with does not count."""
+    return did_you_mean(wrong.strip("-"), [option.strip("-") for p in params for option in p.opts]).replace("mean ", "mean --")
 
 
 def _meant(args: Sequence[str]) -> str:
