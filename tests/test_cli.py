@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,32 @@ def test_a_shell_completes_commands_options_and_choices() -> None:
         env = os.environ | {"_YARN_CONVERT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         done = subprocess.run([sys.executable, "-m", "yarn_convert"], capture_output=True, text=True, env=env, check=False)
         assert found in done.stdout.split(), words
+
+
+def test_where_an_error_comes_from_is_shown_on_request(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("[")
+    plain, debug = (
+        subprocess.run(
+            [sys.executable, "-m", "yarn_convert", "inspect", "m"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+            env=os.environ | env,
+        )
+        for env in ({}, {"YARN_CONVERT_DEBUG": "1"})
+    )
+    assert plain.returncode == debug.returncode == 1 and debug.stderr.endswith(plain.stderr) and "Traceback" not in plain.stderr
+    assert "Traceback" in debug.stderr and "JSONDecodeError" in debug.stderr, "with what led to it, though its error is raised from None"
+
+
+def test_a_warning_of_another_package_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        show.warnings_as_lines()
+        warnings.simplefilter("always")
+        warnings.warn("the disk\n is small", UserWarning, stacklevel=1)
+    assert capsys.readouterr() == ("", "warning: the disk is small\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell closes them")

@@ -32,6 +32,7 @@ from .show import (
     plan_json,
     plan_lines,
     repair_lines,
+    room_lines,
     upload_lines,
     write,
 )
@@ -131,7 +132,7 @@ def convert(model: Model, asked: ConvertCommand) -> None:
             if asked.ollama:
                 check_modelfile(one.plan.out, asked.options.force)
     talk = Talk(quiet)
-    talk.lines(plan_lines(conversion, others))
+    talk.lines(plan_lines(conversion, others) + room_lines(each))
     if asked.dry_run:
         publication = _publication(conversion, asked.push, asked.private, talk) if asked.push else {}
         if as_json:

@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -45,6 +46,15 @@ def print_anywhere() -> None:
     codecs.register_error("yarn_convert.nearest", nearest)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="yarn_convert.nearest")
+
+
+def warnings_as_lines() -> None:
+    """Let a warning of another package be a line on stderr, without the place in its source."""
+
+    def line(message: Warning | str, *where: Any, **more: Any) -> None:
+        write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = line
 
 
 def write(*lines: object, file: TextIO | None = None) -> None:
@@ -138,6 +148,15 @@ def plan_lines(conversion: Conversion, others: Sequence[Conversion] = ()) -> lis
     notes = dict.fromkeys(note for one in (conversion, *others) for note in one.plan.notes)
     lines += [f"note      {note}" for note in notes]
     return lines + ([f"left      {listed(plan.left)}: not what the model needs to load"] if plan.left else [])
+
+
+def room_lines(each: Sequence[Conversion]) -> list[str]:
+    """What to know of the disk before anything is written there."""
+    from ..conversion.outputs import scarce
+
+    options = each[0].options
+    found = None if options.in_place else scarce([one.plan for one in each], options.link)
+    return [f"disk      {human(found[1])} are free there: {human(found[0])} may not fit"] if found else []
 
 
 def listed(names: Sequence[str]) -> str:

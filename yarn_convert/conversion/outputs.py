@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from ..errors import OutputError, UsageError
 from ..formats.quantizer import MIXES
 from ..formats.split import stem_of
 from ..options import NAMED, ConvertOptions
+from ..targets.moving import CopyFile
 from ..targets.plan import Plan
+from ..targets.resume import partial_of
 from .extension import Extension
 
 
@@ -104,6 +108,14 @@ def check_name(out: Path, fmt: str) -> None:
 def outputs(plan: Plan) -> list[Path]:
     """What a plan puts into place: a folder, or each .gguf file."""
     return [plan.out] if plan.is_folder else [plan.out.with_name(job.name) for job in plan.jobs]
+
+
+def scarce(plans: Sequence[Plan], link: bool) -> tuple[int, int] | None:
+    """(bytes that are to be written, bytes that are free there) where these are fewer; None too where an interrupted output has its room
+    already. No error, for what the kernel shares with the input takes no room."""
+    needed = sum(job.size for plan in plans for job in plan.jobs if not (link and isinstance(job, CopyFile)))
+    free = shutil.disk_usage(next(folder for folder in plans[0].out.absolute().parents if folder.is_dir())).free
+    return (needed, free) if free < needed and not any(partial_of(plan.out).exists() for plan in plans) else None
 
 
 def check_siblings(plan: Plan) -> None:
