@@ -78,7 +78,7 @@ def test_the_type_in_a_name(stem: str, plain: str, quantization: str) -> None:
     ("text", "hint"),
     [
         ("", "variable unset"), (" ", "variable unset"), ("Llama2-7", "did you mean llama2-7b?"), ("./tinny", "did you mean tiny?"),
-        ("m.Q8_0.guf", "did you mean m.Q8_0.gguf?"), ("a/b@v1", "a/b with --revision v1, or a/b:v1"), ("a/b/c/d.gguf", "a/b is a/b:c/d.gguf"),
+        ("m.Q8_0.guf", "did you mean m.Q8_0.gguf?"), ("Qwen/Qwen3-8B@v1", "Qwen/Qwen3-8B with --revision v1, or Qwen/Qwen3-8B:v1"), ("a/b/c/d.gguf", "a/b is a/b:c/d.gguf"),
         ("https://example.com/a/b", "set HF_ENDPOINT to a mirror"), ("qwen3:8b", "modelfile qwen3:8b' prints"), ("qwen3:8b", "as qwen3-8b"),
         ("tiny/model.safetensors", "give the folder tiny"), ("tiny/config.json", "give the folder tiny"), ("\0", "give an alias"),
     ],

@@ -94,11 +94,11 @@ def _meant(model: str, path: Path) -> str:
         return "of addresses the Hub's alone are read: download the model, or set HF_ENDPOINT to a mirror of the Hub"
     if close := difflib.get_close_matches(path.name, here, 1):
         return f"did you mean {path.with_name(close[0])}?"
-    if close := difflib.get_close_matches(model.lower(), ALIASES, 1):
-        return f"did you mean {close[0]}?"
     repo, _, rest = model.partition("@")
     if HUB_ID.fullmatch(repo) and rest:
         return f"{repo} with --revision {rest}, or {repo}:{rest} for a quantization"
+    if close := difflib.get_close_matches(model.lower(), ALIASES, 1):
+        return f"did you mean {close[0]}?"
     if inside := re.fullmatch(rf"({HUB_ID.pattern})/(.+\.gguf)", model):
         return f"a file of the Hub's {inside[1]} is {inside[1]}:{inside[2]}"
     return "give an alias (yarn-convert methods), org/name or an address of the Hub, a folder or a .gguf"
