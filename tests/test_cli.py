@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from conftest import CONTEXT, MakeModel, write_tensors_of
+from conftest import CONTEXT, MakeModel, wide, write_tensors_of
 
 from yarn_convert.cli import progress, show
 from yarn_convert.cli.app import app
@@ -216,6 +217,7 @@ def test_the_hint_names_the_help_of_the_command_that_was_given(words: str) -> No
     [
         (["valdate", "out.gguf"], "did you mean validate? See yarn-convert --help"),
         (["inspct"], "did you mean inspect? See yarn-convert --help"),
+        (["smollm2-135m", "--scael", "4"], "did you mean --scale? See yarn-convert convert --help"),
         (["smollm2-135m", "--scale", "4", "-q", "Q4_K_M"], "-q is --quiet here; for the type of the weights: --outtype q4_k_m"),
     ],
 )
@@ -318,12 +320,15 @@ def test_help_has_the_common_options_first_and_its_examples_are_commands() -> No
     shown = 0
     for command in commands(group):
         context = typer.Context(command)
-        for line in (line for line in (command.epilog or "").splitlines() if "yarn-convert " in line):
+        assert not wide(command.epilog or "", 78)
+        epilog = (command.epilog or "").replace("\\\n", "")
+        for line in (line for line in epilog.splitlines() if "yarn-convert " in line):
             words = shlex.split(line.partition(">")[0])[1:]
             while words[0] in ("evaluate", "runtimes") or words[0] == command.name:
                 words = words[1:]
             command.parse_args(typer.Context(command), words)
             shown += 1
+        assert not re.search(r"\w-$", command.get_help(context), re.MULTILINE), "no word is cut at a hyphen"
         sections = [line for line in command.get_help(context).splitlines() if line.endswith(":") and not line.startswith(" ")]
         assert sections[:2] == ["Arguments:", "Options:"] or "Arguments:" not in sections
     assert shown >= 10
@@ -338,6 +343,42 @@ def test_a_shell_completes_commands_options_and_choices() -> None:
         env = os.environ | {"_YARN_CONVERT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         done = subprocess.run([sys.executable, "-m", "yarn_convert"], capture_output=True, text=True, env=env, check=False)
         assert found in done.stdout.split(), words
+
+
+def test_where_an_error_comes_from_is_shown_on_request(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("[")
+    plain, debug = (
+        subprocess.run(
+            [sys.executable, "-m", "yarn_convert", "inspect", "m"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+            env=os.environ | env,
+        )
+        for env in ({}, {"YARN_CONVERT_DEBUG": "1"})
+    )
+    assert plain.returncode == debug.returncode == 1 and debug.stderr.endswith(plain.stderr) and "Traceback" not in plain.stderr
+    assert "Traceback" in debug.stderr and "JSONDecodeError" in debug.stderr, "with what led to it, though its error is raised from None"
+
+
+def test_a_warning_of_another_package_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        show.warnings_as_lines()
+        warnings.simplefilter("always")
+        warnings.warn("the disk\n is small", UserWarning, stacklevel=1)
+    assert capsys.readouterr() == ("", "warning: the disk is small\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes them")
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_stream_that_the_shell_closed_ends_nothing(make_model: MakeModel, tmp_path: Path, closed: str) -> None:
+    make_model()
+    words = f"{shlex.quote(sys.executable)} -m yarn_convert tiny --scale 4 --out gguf {closed}"
+    done = subprocess.run(["/bin/sh", "-c", words], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0 and (tmp_path / "tiny-yarn-256.gguf").exists()
+    assert done.stdout == ("" if "1" in closed else "tiny-yarn-256.gguf\n"), "what is for stderr goes nowhere else"
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]"])

@@ -690,6 +690,10 @@ def test_on_a_full_disk_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> N
         hf_folder(Path("m"))
         refused(["m", "--scale", 4, "-o", disk / "out"], "the disk is full", capsys)
         refused(["m.gguf", "--scale", 4, "-o", disk / "out.gguf"], "the disk is full", capsys)
+        for model, place, said in (("m", disk / "new" / "out", True), ("m.gguf", disk / "out.gguf", True), ("m", Path("out"), False)):
+            with pytest.raises(SystemExit):
+                cli.main([model, "--scale", "4", "--dry-run", "-o", str(place)])
+            assert ("64.0 KiB are free there" in capsys.readouterr().err) == said, "before anything is written"
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -104,9 +104,9 @@ def test_what_is_absent_or_gated_is_one_line(client: Client, model: str, says: s
 @pytest.mark.parametrize(
     ("env", "hint"),
     [
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network and try again; "),
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set: unset it and try again; "),
-        ({"TRANSFORMERS_OFFLINE": "1"}, "TRANSFORMERS_OFFLINE is set: unset it and try again; "),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network and try again"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set: unset it and try again"),
+        ({"TRANSFORMERS_OFFLINE": "1"}, "TRANSFORMERS_OFFLINE is set: unset it and try again"),
     ],
 )
 def test_a_hub_that_is_not_reached_is_one_line(client: Client, env: dict[str, str], hint: str) -> None:
@@ -121,7 +121,7 @@ def test_a_hub_that_is_not_reached_is_one_line(client: Client, env: dict[str, st
     ):
         done = client.run(*words)
         error, line = done.stderr.splitlines()
-        assert (done.returncode, error.startswith("error: could not ")) == (1, True), done.stderr
+        assert (done.returncode, error.startswith(("error: could not ", "error: some-org/tiny is not whole"))) == (1, True), done.stderr
         assert line.startswith(f"hint: {hint}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from hub_server import SHA, Hub, serving
 from huggingface_hub import constants
 
 from yarn_convert import Recipe, convert
-from yarn_convert.checkpoint import source
+from yarn_convert.checkpoint import hub_client, source
 from yarn_convert.checkpoint.naming import Named, chosen, gguf_models, modelfile_from, named, plain_name, quantization_of
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import entry as cli
+from yarn_convert.conversion import prepare
 from yarn_convert.errors import InputError
 from yarn_convert.formats import room
 from yarn_convert.formats.gguf_file import open_gguf
+from yarn_convert.options import ConvertOptions
 
 NAMES = {
     "Qwen/Qwen3-8B": Named("Qwen/Qwen3-8B"),
@@ -37,6 +40,12 @@ NAMES = {
     "hf.co/a/b-GGUF:latest": Named("a/b-GGUF"),
     "a/b-GGUF:IQ2_XXS": Named("a/b-GGUF", tag="IQ2_XXS"),
     "a/b-GGUF:b.Q4_K_M.gguf": Named("a/b-GGUF", tag="b.Q4_K_M.gguf"),
+    "Qwen/Qwen3-8B/": Named("Qwen/Qwen3-8B"),
+    "https://huggingface.co/a/b/commit/0a1b": Named("a/b", "0a1b"),
+    "https://huggingface.co/a/b-GGUF?show_file_info=x%2Fb.Q8_0.gguf": Named("a/b-GGUF", file="x/b.Q8_0.gguf"),
+    "https://huggingface.co/a/b-GGUF?local-app=ollama": Named("a/b-GGUF"),
+    "hf://a/b": Named("a/b"), "hf://a/b@refs%2Fpr%2F3": Named("a/b", "refs/pr/3"),
+    "hf://a/b-GGUF@v1/x/b.Q8_0.gguf": Named("a/b-GGUF", "v1", "x/b.Q8_0.gguf"), "hf://a/b-GGUF/b.Q8_0.gguf": Named("a/b-GGUF", "main", "b.Q8_0.gguf"),
     "models/x.gguf": None, "a/b/c": None, "a:b": None, "a/b:": None, "https://example.com/a/b": None, "hf.co": None, "C:\\a": None,
 }  # fmt: skip
 
@@ -64,6 +73,26 @@ def test_an_address_that_is_no_models_is_said(text: str) -> None:
 )  # fmt: skip
 def test_the_type_in_a_name(stem: str, plain: str, quantization: str) -> None:
     assert (plain_name(stem), quantization_of(f"{stem}.gguf")) == (plain, quantization)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", "variable unset"), (" ", "variable unset"), ("Llama2-7", "did you mean llama2-7b?"), ("./tinny", "did you mean tiny?"),
+        ("m.Q8_0.guf", "did you mean m.Q8_0.gguf?"), ("Qwen/Qwen3-8B@v1", "Qwen/Qwen3-8B with --revision v1, or Qwen/Qwen3-8B:v1"), ("a/b/c/d.gguf", "a/b is a/b:c/d.gguf"),
+        ("https://example.com/a/b", "set HF_ENDPOINT to a mirror"), ("qwen3:8b", "modelfile qwen3:8b' prints"), ("qwen3:8b", "as qwen3-8b"),
+        ("tiny/model.safetensors", "give the folder tiny"), ("tiny/config.json", "give the folder tiny"), ("\0", "give an alias"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_none_is_answered_with_what_was_meant(
+    text: str, hint: str, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model()
+    (tmp_path / "m.Q8_0.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as e:
+        resolve(text)
+    assert hint in e.value.hint
 
 
 FILES = {
@@ -177,6 +206,35 @@ def test_a_header_longer_than_one_read_comes_in_several(hub: Hub, tmp_path: Path
     factors = "rope_freqs.weight"
     assert np.array_equal(here.tensors[factors].read(), there.tensors[factors].read()) and here.tensors[factors].read().any()
     assert sum(e.sent for e in hub.log if e.path.endswith(".gguf")) < there.size / 2
+
+
+def test_a_hub_that_has_no_model_and_a_cache_that_takes_none(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README.md").write_text("soon")
+    hub.repos |= Hub({"some-org/empty": tmp_path / "empty"}).repos
+    for weights in (True, False):
+        with pytest.raises(InputError, match=r"some-org/empty on the Hub has no config.json and no GGUF"):
+            resolve("some-org/empty", weights=weights)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match="could not write some-org/tiny to the Hub's cache: Not a directory") as e:
+        resolve("some-org/tiny")
+    assert "HF_HOME" in e.value.hint
+
+
+def test_only_errors_of_the_disk_are_taken_for_such() -> None:
+    said = {kind: hub_client.hub_error("a/b", e) for kind, e in (
+        ("full", OSError(errno.ENOSPC, "")), ("refused", ConnectionRefusedError(errno.ECONNREFUSED, "")),
+    )}  # fmt: skip
+    assert "No space left" in said["full"].message and "HF_HOME" in said["full"].hint
+    assert "could not get a/b" in said["refused"].message and "network" in said["refused"].hint
+
+
+@pytest.mark.parametrize("named", ["some-org/tiny", "config.json"])
+def test_weights_that_were_only_looked_at_are_not_left(hub: Hub, named: str) -> None:
+    here = resolve("some-org/tiny").path
+    plan = prepare(named if "/" in named else str(here / named), ConvertOptions(Recipe(scale=4)), weights=False).plan
+    assert plan.left == () and not any(job.name == "model.safetensors" for job in plan.jobs)
 
 
 def test_several_ggufs_are_listed_in_lines(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conftest import MakeModel
 from yarn_convert.checkpoint.naming import modelfile_from
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import entry as cli
+from yarn_convert.cli.show import next_steps
 
 
 def run(*words: str) -> int:
@@ -62,5 +64,18 @@ def test_without_ollama_its_command_is_said(
     err = capsys.readouterr().err
     assert "ollama create x -f x.Modelfile" in err and "lms import" in err and "llama-server -m x.gguf -c 256" in err
     assert "yarn-convert evaluate perplexity tiny x.gguf --windows 64" in err, "which measures what short texts cost"
-    assert run("tiny", "--method", "none", "-o", "y.gguf") == 0
-    assert "evaluate" not in capsys.readouterr().err, "nothing was extended"
+    assert "printf" not in err, "it is there already"
+    assert run("tiny", "--method", "none", "-o", "a model.gguf") == 0
+    err = capsys.readouterr().err
+    assert "evaluate" not in err, "nothing was extended"
+    assert "yarn-convert validate 'a model.gguf' --base tiny\n" in err
+    step = next(line for line in err.splitlines() if line.startswith("Ollama"))
+    subprocess.run(["/bin/sh", "-c", step.removeprefix("Ollama").strip()], check=False, capture_output=True)
+    assert Path("a model.Modelfile").read_text() == "FROM ./a model.gguf\nPARAMETER num_ctx 64\n"
+    assert resolve("a model.Modelfile").path.samefile("a model.gguf")
+
+
+def test_what_is_done_is_no_next_step(tmp_path: Path) -> None:
+    done = next_steps(tmp_path / "x.gguf", 256, True, base="tiny", done=["check", "upload"])
+    assert not any(line.startswith(("check", "upload")) for line in done) and any(line.startswith("LM Studio") for line in done)
+    assert not any("printf" in line for line in next_steps(tmp_path / "x-00001-of-00002.gguf", 256, True)), "each part has a FROM"

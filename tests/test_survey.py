@@ -409,6 +409,11 @@ def test_the_table_fits_a_terminal_and_has_a_row_for_each(config):
     assert json.loads(json.dumps([verdict_json(v) for v in verdicts]))[2]["runtime"] == "vllm"
 
 
+def test_what_holds_of_many_runtimes_is_said_once():
+    lines = "\n".join(table_lines(survey_config({**llama(yarn()), "model_type": "qwen3"}, WANTED, 32768)))
+    assert lines.count("not surveyed") == 1 and "what each makes of model_type 'qwen3'" in " ".join(lines.split())
+
+
 def test_the_table_says_which_ramp_and_what_is_ignored():
     lines = "\n".join(table_lines(survey_config(llama(yarn(truncate=False)), WANTED, 32768)))
     assert "ramp 32/1 unrounded" in lines

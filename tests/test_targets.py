@@ -650,6 +650,9 @@ def test_manifest_hashes(make_model: MakeModel, tmp_path: Path) -> None:
         ({"scale": 2.0, "method": "none"}, "none"),
         ({"scale": 2.0, "cos_sin": True}, "cos-sin"),
         ({"scale": 2.0, "carry": "pigeon"}, "pigeon"),
+        ({"scale": 2.0, "output": Path("x.GGUF")}, "named like a GGUF"),
+        ({"scale": 2.0, "output": Path("x.safetensors")}, "named like a file"),
+        ({"scale": 2.0, "output": Path("-")}, "stands for stdout"),
     ],
 )
 def test_options_that_make_no_sense(make_model: MakeModel, options: dict[str, Any], says: str) -> None:

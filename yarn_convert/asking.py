@@ -90,7 +90,7 @@ def spelled(kind: type, name: str) -> str:
 @cache
 def hints(kind: Hashable) -> dict[str, Any]:
     """The types of a dataclass's fields, with what is written beside them."""
-    return get_type_hints(kind, include_extras=True)
+    return get_type_hints(kind, localns={"KW_ONLY": Any}, include_extras=True)  # that mark is no type, which Python 3.10 refuses
 
 
 def check_choices(asked: object) -> None:

@@ -120,7 +120,8 @@ def need(extra: str, what: str, *modules: str) -> None:
     wanted = modules or tuple(m for m in EXTRAS[extra] if m not in REPORT)
     missing = [m for m in wanted if not there(m)]
     if missing:
-        raise UsageError(f"{what} needs {' and '.join(m.replace('_', '-') for m in missing)}", install(extra))
+        *names, last = (m.replace("_", "-") for m in missing)
+        raise UsageError(f"{what} needs {', '.join(names)}{' and ' if names else ''}{last}", install(extra))
 
 
 def there(module: str) -> bool:

@@ -117,6 +117,11 @@ def hub_error(repo: str, e: Exception) -> InputError:
     """What to say of an error of the Hub's client."""
     status: Any = getattr(answer_of(e), "status_code", None)
     kind = type(e).__name__
+    if kind == "OfflineModeIsEnabled":
+        return InputError(f"{repo} is not whole in the Hub's cache, and nothing may be fetched", f"{to_reach_it()}, or give a local folder")
+    if isinstance(e, OSError) and type(e).__module__ == "builtins" and not isinstance(e, ConnectionError | TimeoutError):
+        why = os.strerror(e.errno) if e.errno else str(e)
+        return InputError(f"could not write {repo} to the Hub's cache: {why}", "free some space there, or set HF_HOME to another folder")
     if kind == "GatedRepoError":
         return InputError(f"{repo} is gated", f"accept its licence on the Hub, then log in: hf auth login ({repo})")
     if kind in ("RepositoryNotFoundError", "RevisionNotFoundError") or status in (401, 404):

@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..errors import InputError, did_you_mean
 from ..formats.split import part_name, stem_of
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
-PAGES = ("tree", "blob", "resolve", "raw")  # what stands before a revision in an address
+PAGES = ("tree", "blob", "resolve", "raw", "commit")  # what stands before a revision in an address
 OTHERS = ("datasets", "spaces", "collections", "papers", "docs", "models")  # what no user is called there
 # As llama.cpp and those who publish its files name types: Q4_K_M, IQ2_XXS, TQ1_0, MXFP4_MOE, BF16; Unsloth's mixes have UD- before it.
 TYPE = r"(?:UD[-_])?(?:(?:I?Q|TQ)\d(?:_[A-Z0-9]+)*|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)"
@@ -45,14 +45,19 @@ def named(text: str) -> Named | None:
     is no such name; InputError for an address of the Hub that is none of a model."""
     path = _path_on_the_hub(text)
     if path is None:
-        name, colon, tag = text.partition(":")
+        name, colon, tag = text.rstrip("/").partition(":")
         return Named(name, tag=_tag(tag)) if HUB_ID.fullmatch(name) and (tag or not colon) and not name.endswith(".gguf") else None
     name, _, tag = path.partition(":")
     parts = [unquote(part) for part in name.split("/") if part]
+    if text.lower().startswith("hf://") and len(parts) > 1:  # hf://org/name@revision/file
+        repo, at, revision = parts[1].partition("@")
+        inside = ["resolve" if parts[-1].endswith(".gguf") else "tree", revision or "main"] if at or parts[2:] else []
+        parts = [parts[0], repo, *inside, *parts[2:]]
     page, rest = (parts[2], parts[4:]) if len(parts) > 3 else ("", [])
     if len(parts) < 2 or parts[0] in OTHERS or ".." in parts or (len(parts) > 2 and page not in PAGES):
         raise InputError(f"{text!r} is no model's address on the Hub", "give the address of the model's page, or org/name")
-    inner = "/".join(rest)
+    shown = [] if page else parse_qs(urlsplit(text).query).get("show_file_info", [])  # the Hub's own page on a GGUF
+    inner = "/".join(rest or shown)
     gguf = inner.endswith(".gguf")
     return Named(
         "/".join(parts[:2]), parts[3] if page else None, inner if gguf else None, inner if page == "tree" and rest else None, _tag(tag)

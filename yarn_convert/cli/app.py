@@ -215,7 +215,10 @@ class AddCommand:
 def add(
     names: Annotated[list[str], typer.Argument(help="Names as 'yarn-convert runtimes' lists them.", show_default=False)], asked: AddCommand
 ) -> None:
-    """Install runtimes at tested versions, each into a private environment of its own."""
+    """Install runtimes at tested versions.
+
+    Each gets a private environment of its own.
+    """
     from ..runtimes.environments import add as install
     from ..runtimes.table import runtime_of
 

@@ -79,7 +79,8 @@ def convert(model: Model, asked: ConvertCommand) -> None:
         raise typer.Exit(NOT_PASSED)
     if asked.ollama:
         talk.lines([create(one.output, one.manifest) for one in (done, *done.others)])
-    talk.lines(_next_steps(model, each[0], done))
+    over = {"Ollama": asked.ollama, "check": asked.validate, "upload": bool(urls)}
+    talk.lines(_next_steps(model, each[0], done, [step for step, was in over.items() if was]))
 
 
 def _check(asked: ConvertCommand) -> None:
@@ -108,12 +109,14 @@ def _show(each: Sequence[Conversion], asked: ConvertCommand, talk: Talk) -> None
         print(json.dumps(plan_json(*each) | {"disk": [r.to_dict() for r in disk]} | publication, indent=2))
 
 
-def _next_steps(model: str, conversion: Conversion, done: Converted) -> list[str]:
+def _next_steps(model: str, conversion: Conversion, done: Converted, over: Sequence[str]) -> list[str]:
+    """What can be done with it, but for the steps that are `over`."""
     from ..conversion.describe import short_texts
 
-    base = model if short_texts(conversion) else ""
-    named, window = conversion.checkpoint.family.listed, conversion.plan.rope.original_context
-    return next_steps(done.output, done.manifest.context, named, base, window)
+    options, named = conversion.options, conversion.checkpoint.family.listed
+    base = "" if options.in_place or options.revision else model
+    window = conversion.plan.rope.original_context if short_texts(conversion) else 0
+    return next_steps(done.output, done.manifest.context, named, base=base, window=window, done=over)
 
 
 def _push(model: str, asked: ConvertCommand, repo: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextvars import copy_context
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..errors import UsageError, YarnConvertError, did_you_mean, missing, printa
 from .app import app
 from .folding import fold, room
 from .help import SETTINGS, styled
-from .show import print_anywhere
+from .show import print_anywhere, warnings_as_lines
 
 STYLES: dict[str, dict[str, Any]] = {"error:": {"fg": "red", "bold": True}, "hint:": {"fg": "cyan"}}
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
@@ -28,16 +29,20 @@ def main(argv: list[str] | None = None) -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
     print_anywhere()
+    warnings_as_lines()
     try:
         args = _words(args, group)
         code = copy_context().run(group.main, args, prog_name="yarn-convert", standalone_mode=False)
-        if sys.stdout:  # None where the shell closed it
-            sys.stdout.flush()
+        sys.stdout.flush()
     except YarnConvertError as e:
         _fail(args, e.message, e.hint, lines=e.lines)
     except typer.TyperException as e:
         given = getattr(e, "ctx", None)
-        _fail(args, e.format_message(), _meant(args) or f"{given.command_path if given else 'yarn-convert'} --help")
+        told = f"{given.command_path if given else 'yarn-convert'} --help"
+        wrong = getattr(e, "option_name", "")
+        said = f"there is no option {wrong}" if wrong else e.format_message().replace("Value error, ", "")
+        near = _near(wrong, given.command.params) if wrong and given else ""
+        _fail(args, said, _meant(args) or (f"{near}See {told}" if near else told))
     except ModuleNotFoundError as e:
         if (known := missing(e)) is None:
             raise
@@ -74,6 +79,11 @@ def _words(args: list[str], group: Any) -> list[str]:
     return ["convert", *args]
 
 
+def _near(wrong: str, params: Sequence[Any]) -> str:
+    """The beginning of a hint that names the option nearest to one that is none; what all of them begin with does not count."""
+    return did_you_mean(wrong.strip("-"), [option.strip("-") for p in params for option in p.opts]).replace("mean ", "mean --")
+
+
 def _meant(args: Sequence[str]) -> str:
     """What was meant by a -q before a type of weights, as other converters have it."""
     from ..formats.quantizer import MIXES
@@ -84,7 +94,11 @@ def _meant(args: Sequence[str]) -> str:
 
 
 def _fail(args: Sequence[str], message: str, hint: str, code: int = 1, lines: Sequence[str] = ()) -> NoReturn:
-    """End with one line and a hint on stderr, between them `lines` to choose from; with --json with an object on stdout, too."""
+    """End with one line and a hint on stderr, between them `lines` to choose from; with --json with an object on stdout, too. Before them,
+    where it is asked for, the traceback of what is being handled, with what led to it."""
+    if os.environ.get("YARN_CONVERT_DEBUG") and (e := sys.exc_info()[1]):
+        e.__suppress_context__ = False
+        traceback.print_exception(e)
     if "--json" in args:
         print(json.dumps({"error": message, "hint": hint} | ({"choices": list(lines)} if lines else {}), indent=2))
     said = [f"error: {message}", *(f"  {line}" for line in lines), *([f"hint: {hint}"] if hint else [])]

@@ -15,7 +15,7 @@ LEAST, WIDEST = 40, 120  # columns: no terminal has fewer, and a longer line is 
 HANG = 4  # blanks before what goes on, where nothing else says how many
 GLUE = "\x1f"  # a blank at which no line is broken; `errors.printable` lets none of it in
 COMMANDS = "convert|finetune|validate|overrides|upload|card|runtimes|inspect|repair|recipe|methods|docs|evaluate"
-OTHERS = "pip install|llama-cli|llama-server|lms import|transformers chat|vllm serve|torchrun"
+OTHERS = "pip install|llama-cli|llama-server|lms import|transformers chat|vllm serve|torchrun|printf|ollama create"
 _QUOTED = r"""'[^']*'|"[^"]*\""""
 _WORD = rf"""(?:{_QUOTED}|[^\s'"(),;:]|[,;:](?=\S))+"""
 _OURS = rf"""yarn-convert (?=(?:{COMMANDS})\b|(?:{_QUOTED}|[^\s'"])+ --)"""

@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -46,6 +47,15 @@ def print_anywhere() -> None:
     codecs.register_error("yarn_convert.nearest", nearest)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="yarn_convert.nearest")
+
+
+def warnings_as_lines() -> None:
+    """Let a warning of another package be a line on stderr, without the place in its source."""
+
+    def line(message: Warning | str, *where: Any, **more: Any) -> None:
+        write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = line
 
 
 def write(*lines: object, file: TextIO | None = None) -> None:
@@ -154,14 +164,22 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def next_steps(out: Path, context: int, named: bool, base: str = "", window: int = 0) -> list[str]:
+def next_steps(out: Path, context: int, named: bool, *, base: str = "", window: int = 0, done: Sequence[str] = ()) -> list[str]:
     """Commands that run, check, measure and publish an output, from templates/. `named`: its tensors have names here, so it can become a
-    GGUF. `base`: what it was made of, where texts of `window` tokens may have become worse, "" where not."""
-    without = [word for word, fits in (("--out gguf", named), ("evaluate", base)) if not fits]
+    GGUF. `base`: what it was made of, if that is at hand, where texts of `window` tokens may have become worse, 0 where not. `done`: with
+    what words lines begin that are not needed any more."""
+    from ..formats.split import stem_of
+    from ..publishing.ollama import model_name, modelfile_path
+
+    fits = {"--out gguf": named, "evaluate": base and window, "printf": stem_of(out) == out.stem}  # each part has a FROM: see --ollama
+    without = [word for word, good in fits.items() if not good]
     name = "run_gguf.txt" if out.suffix == ".gguf" else "run_safetensors.txt"
-    text = (TEMPLATES / name).read_text("utf-8")
-    lines = text.format(path=shlex.quote(str(out)), context=context, base=shlex.quote(base), window=min(window, SHORT)).splitlines()
-    return [line for line in lines if not any(word in line for word in without)]
+    paths = {"path": out, "file": out.name, "modelfile": modelfile_path(out), "base": base}
+    lines = (TEMPLATES / name).read_text("utf-8").format(
+        **{key: shlex.quote(str(path)) for key, path in paths.items()}, context=context, window=min(window, SHORT),
+        against=f" --base {shlex.quote(base)}" if base else "", ollama=model_name(out),
+    ).splitlines()  # fmt: skip
+    return [line for line in lines if not line.startswith(tuple(done)) and not any(word in line for word in without)]
 
 
 def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:

@@ -93,8 +93,12 @@ def check_name(out: Path, fmt: str) -> None:
     """Raise UsageError for an output that is named like the other format."""
     if fmt == "gguf" and out.suffix != ".gguf":
         raise UsageError(f"the output {out} is not named .gguf", f"-o {out}.gguf, or --out safetensors")
-    if fmt == "safetensors" and out.suffix == ".gguf":
-        raise UsageError(f"the output {out} is named like a GGUF file", "--out gguf, or another name for the folder")
+    if fmt == "safetensors" and out.suffix.lower() == ".gguf":
+        hint = f"-o {out.with_suffix('.gguf')} --out gguf, or another name for the folder"
+        raise UsageError(f"the output {out} is named like a GGUF file", hint)
+    if fmt == "safetensors" and (out.suffix == ".safetensors" or out.name == "-"):
+        like = "stands for stdout" if out.name == "-" else "is named like a file"
+        raise UsageError(f"the output {out} {like}, and is a folder", "-o with a folder's name, or x.gguf")
 
 
 def outputs(plan: Plan) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.manifest import Manifest, read_manifest, recorded
+from ..checkpoint.manifest import Manifest, manifest_path, read_manifest, recorded
 from ..checkpoint.naming import HUB_ID
 from ..checkpoint.source import resolve
 from ..conversion.intention import intention_of
@@ -162,7 +162,8 @@ def _section(c: Checkpoint, manifest: Manifest, repo: str, first: bool) -> str:
     doubling = [original << k for k in range(40) if original << k < context]
     text = _template("model_card.md.j2").render(
         title=repo.rpartition("/")[2] if first or not c.gguf else stem_of(c.source.path), repo=repo, gguf=gguf,
-        file=c.source.path.name, m=manifest, rope=rope, linked=HUB_ID.fullmatch(manifest.base.repo or ""),
+        file=c.source.path.name, record=manifest_path(c.source.path).name,
+        m=manifest, rope=rope, linked=HUB_ID.fullmatch(manifest.base.repo or ""),
         context=context, scale=context / original, multiplier=table(rope).multiplier, params=_params(rope), base=manifest.base,
         identical=manifest.weights.identical_to_base, readers=manifest.readers, versions=manifest.reader_versions,
         validation=manifest.validation, memory=[(n, c.kv_bytes(n)) for n in [*doubling, context]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,7 +54,7 @@ def create(out: Path, manifest: Manifest) -> str:
     replace_file(path, modelfile(out, manifest).encode(), like=out)
     command = ["ollama", "create", model_name(out), "-f", str(path)]
     if shutil.which("ollama") is None:
-        return f"ollama is not here; where it is: {' '.join(command)}"
+        return f"ollama is not here; where it is: {shlex.join(command)}"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -185,7 +185,8 @@ def table_lines(verdicts: list[Surveyed]) -> list[str]:
     lines, refusing = [COLUMNS.format("runtime", "exact", "computes", "cos, sin", "context", "error")], dict[str, list[str]]()
     for v in verdicts:
         if v.reading is None:
-            refusing.setdefault(v.refuses, []).append(f"{v.runtime} {v.version}")
+            why = v.refuses.replace(f"what {v.runtime} makes", "what each makes")  # said once of all of whom it holds
+            refusing.setdefault(why, []).append(f"{v.runtime} {v.version}")
             continue
         r = v.reading
         cells = (

@@ -14,6 +14,7 @@ from .. import dialects, tokenizers
 from ..checkpoint import WINDOW, Checkpoint
 from ..checkpoint.lengths import DUAL_CHUNKS
 from ..checkpoint.manifest import MANIFEST
+from ..checkpoint.source import hf_weights
 from ..errors import Inexpressible, Unsupported, UsageError
 from ..families import Family
 from ..families.layers import FULL, SLIDES, slides
@@ -80,6 +81,8 @@ def plan_safetensors(c: Checkpoint, r: Request) -> Plan:
     notes += [ONLY_OURS] if carrier == "tensors" or not exact_in_llama_cpps_converter(r.rope) else []
     notes += late + (general.untold(c.config) if c.gguf else [])
     taken = [*WRITTEN, *(job.name for job in jobs), *(f.name for f in c.weight_files)]
+    if c.source.headers is not None and not c.gguf:  # only looked at, and here all the same
+        taken += hf_weights(p.name for p in c.source.path.iterdir())
     left = () if c.gguf else left_over(c.source.path, taken)
     return Plan(r.out, "safetensors", r.rope, r.context, carrier, verdicts, tuple(jobs), r.outtype, identical, tuple(notes), left, versions)
 
