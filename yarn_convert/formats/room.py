@@ -36,8 +36,8 @@ class Room:
     device: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As --dry-run prints it with --json."""
-        return {"what": self.what, "folder": str(self.folder), "needed": self.needed, "free": self.free}
+        """As --dry-run prints it with --json; not how much is free, for that is another each time."""
+        return {"what": self.what, "folder": str(self.folder), "needed": self.needed, "fits": self.needed <= self.free}
 
 
 def room(what: str, needed: int, place: Path, hint: str) -> Room | None:
