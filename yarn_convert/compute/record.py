@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +14,6 @@ from msgspec import Struct
 from ..checkpoint.manifest import changed, manifest_path
 from ..options import Dtype
 from ..targets.output import replace_file
-
-SayStage = Callable[[str, float], None]  # (what is running, fraction done)
-
-
-def silent(what: str, fraction: float) -> None:
-    """A `SayStage` that says nothing."""
-
 
 SHORTEST = 16  # tokens of a text that is worth a computation
 DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {"f32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}

@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 
 from ..compute.documents import TokenizedText, names
-from ..compute.record import SayStage, silent
 from ..errors import UsageError
+from ..hearing import SayStage, heard
 from ..options import PerplexityOptions
 from .journal import ResultJournal
-from .subjects import Line, Meter, Subject, lines_of
+from .subjects import Line, Meter, Subject, lines_of, spread
 from .windows import NOTHING, Losses, Span, Window, document_error, mean_of_window_means, passes, sliding
 
 STRIDE = 256
 
 
-def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_perplexity(say: SayStage, models: Sequence[str], wish: PerplexityOptions, journal: ResultJournal) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON. Raises UsageError and InputError before anything long begins."""
     s = wish.settings
     if wish.stride is not None and wish.tokens is None:
@@ -43,7 +44,7 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
     rows: list[dict[str, Any]] = []
     described = []
     first: dict[int, float] = {}
-    for (subject, lines, documents), same in zip(subjects, compared, strict=True):
+    for (subject, lines, documents), same, told in zip(subjects, compared, spread(say, opened), strict=True):
         lead = len(subject.lead)
         plans = _plans(documents, widths, wish.tokens, stride, lead)
         work = [
@@ -52,7 +53,7 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
             for i, plan in enumerate(plans)
             for p in passes(chain.from_iterable(plan.values()), line.table, lead)
         ]
-        meter = Meter(f"perplexity of {subject.name}", [p.end - p.begin for *_, p in work], say)
+        meter = Meter(f"perplexity of {subject.name}", [p.end - p.begin for *_, p in work], told)
         found: dict[tuple[str, int, int, Hashable], dict[Span, Losses]] = {}
         for line, i, p in work:
             progress = meter.begin(p.end - p.begin)

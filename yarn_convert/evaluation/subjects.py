@@ -18,11 +18,12 @@ from ..checkpoint.source import resolve
 from ..compute.distances import check_plain, losses_at
 from ..compute.documents import TokenizedText, bos, documents
 from ..compute.identity import identity, key_of
-from ..compute.record import DTYPES, SayStage
+from ..compute.record import DTYPES
 from ..compute.scorer import Ids, RuntimeScorer, Scorer, Torch, check_runtime
 from ..conversion.extension import EXTENDING, counted_from, extend, given, no_method, unbaked
 from ..conversion.recipes import read_recipe
 from ..errors import UsageError, need
+from ..hearing import SayStage, shares, tell
 from ..options import EvaluateOptions, Recipe
 from ..options.reading import tokens as tokens_of
 from ..rope import ATTENTION_METHODS, METHODS, Distances, Rope, distances_of, numbers, recipe_of, steady
@@ -186,6 +187,10 @@ class Subject:
         return None
 
     @property
+    def parameters(self) -> int:
+        return sum(t.elements for t in self.c.tensors.values())
+
+    @property
     def original(self) -> int:
         """L, from which the factors of this base count."""
         return counted_from(self.c, self.settings.recipe.original_context)
@@ -198,6 +203,7 @@ class Subject:
     def scorer(self) -> Scorer:
         if self._scorer is None:
             s = self.settings
+            tell(f"loading {self.name}")
             self._scorer = (
                 Torch(self.c, s.device, DTYPES[s.dtype]) if s.runtime == "transformers" else RuntimeScorer(self.c, s.runtime, self.library)
             )
@@ -213,6 +219,7 @@ class Subject:
 
     def documents(self, at_least: int) -> list[TokenizedText]:
         """The documents of at least so many tokens; `lead` becomes the BOS that stands before each of their windows."""
+        tell(f"reading the texts for {self.name}")
         with using(self.library):
             found, self.left_out, lead = documents(self.settings.texts, self.c, at_least)
         self.lead = bos(self.c)[:lead]
@@ -276,6 +283,11 @@ class Subject:
         speed = self.tokens / self.seconds if self.seconds else None
         ran = self._scorer.describe() if self._scorer else {}
         return {"runtime": self.settings.runtime, "seconds": self.seconds, "tokens": self.tokens, "tokens_per_second": speed, **ran}
+
+
+def spread(say: SayStage, subjects: Sequence[tuple[Subject, Sequence[Line]]]) -> list[SayStage]:
+    """How far a measure is with each model, as how far it is with all: by their parameters and how many recipes each has."""
+    return shares(say, [len(lines) * subject.parameters for subject, lines in subjects])
 
 
 class Meter:

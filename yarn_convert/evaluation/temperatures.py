@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..compute.documents import names
-from ..compute.record import SHORTEST, SayStage, silent
+from ..compute.record import SHORTEST
 from ..errors import UsageError
+from ..hearing import SayStage, heard, shares
 from ..options import TemperatureOptions
 from ..rope import temperature as recommended_at
 from .journal import ResultJournal
@@ -23,7 +24,8 @@ from .windows import NOTHING, Losses, Pass, document_error, segments
 STEP = 0.05
 
 
-def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_temperature(say: SayStage, models: Sequence[str], wish: TemperatureOptions, journal: ResultJournal) -> dict[str, Any]:
     """Measure every multiplier on all models; the result is JSON."""
     s = wish.settings
     if s.runtime != "transformers":
@@ -34,7 +36,7 @@ def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal
         raise UsageError("multipliers and segments must be above 0", "--multipliers 1,1.1,1.2 --segments 4")
     subjects = [Subject(m, s, journal) for m in models]
     rows, described = [], []
-    for subject in subjects:
+    for subject, told in zip(subjects, shares(say, [subject.parameters for subject in subjects]), strict=True):
         yarn = line_of(subject.c, s, "yarn")
         if subject.c.family.on_logits:
             raise UsageError(
@@ -51,7 +53,7 @@ def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal
         documents = subject.documents(window)
         n = window - len(subject.lead)
         spans = tuple(segments(n, wish.segments, 0 if subject.lead else 1))
-        meter = Meter(f"temperature of {subject.name}", [n] * len(grid) * len(documents), say)
+        meter = Meter(f"temperature of {subject.name}", [n] * len(grid) * len(documents), told)
         found = [[subject.run(line, d, Pass(0, n, spans), meter.begin(n)) for d in documents] for line in lines]
         points = [_point(m, spans, by_document) for m, by_document in zip(grid, found, strict=True)]
         best = [min(points, key=lambda p, i=i: _finite(p["by_document"][i]))["multiplier"] for i in range(len(documents))]  # type: ignore[misc]

@@ -9,10 +9,10 @@ from pathlib import Path
 from ..checkpoint import Checkpoint
 from ..checkpoint.ranges import fetched
 from ..compute.reasons import reason
-from ..compute.record import SayStage
 from ..compute.weights import same_weights
 from ..errors import Unsupported
 from ..formats.layout import Part, rounded_by_gguf
+from ..hearing import SayStage, counted
 from .cut import Cut, layer_of, needed, write_cut
 
 IN_WORDS = 64  # tensors that are not the base's and are looked into
@@ -69,19 +69,14 @@ def _different(c: Checkpoint, base: Checkpoint, parts: Mapping[str, Part]) -> di
 def _here(c: Checkpoint, layers: tuple[int, ...], folder: Path, alone: bool, say: SayStage) -> tuple[Checkpoint, int]:
     """(`c` with what a cut of it needs, the bytes of that which were fetched). `alone`: without what stands around a language model."""
     names = [name for name in needed(c, layers) if not alone or name in c.names]
-    remote, total, done = c.source.headers is not None, sum(c.tensors[name].nbytes for name in names), 0
+    remote, total = c.source.headers is not None, sum(c.tensors[name].nbytes for name in names)
     whole = sum(t.nbytes for t in c.tensors.values())
     stage = f"fetching {total / 1e9:.2f} of {whole / 1e9:.2f} GB of {c.source.name}"
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        say(stage, min(1.0, done / max(1, total)))
 
     if remote:
         folder.mkdir()
         say(stage, 0.0)
-    return fetched(c, names, folder, progress), total if remote else 0
+    return fetched(c, names, folder, counted(say, stage, total)), total if remote else 0
 
 
 def _as_its_own(c: Checkpoint, base: Checkpoint) -> dict[str, Part]:
