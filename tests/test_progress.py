@@ -172,10 +172,10 @@ def test_a_pipe_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys:
                         wait(10)
         lines = capsys.readouterr().err.splitlines()
         assert lines == [] if quiet else 2 * [
-            "training, step 0",
+            "step 0",
             "fetching",
-            "training, step 3: 25% of all, about 90 s left",
-            "training, step 6: 50% of all, about 60 s left",
+            "step 3: 25% of all, about 90 s left",
+            "step 6: 50% of all, about 60 s left",
         ]  # fmt: skip
 
 
@@ -206,16 +206,14 @@ def test_the_library_shows_what_a_call_says_only_where_it_is_asked_to(
 
 
 def test_several_models_are_one_call(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second has more layers, and takes more of it; the texts and the weights of each are told beside it."""
+    """The second has more layers, and takes more of it; the weights of each are told beside it."""
     from yarn_convert import evaluate
 
     models, said = [str(make_model("a", layers=1)), str(make_model("b", layers=5))], list[tuple[object, str, float]]()
     with hearing(lambda call, what, fraction, more: said.append((call, what, fraction))):
         evaluate.perplexity(models, evaluate.EvaluateOptions(methods=("none", "yarn:4")), windows=(32, 64), tokens=128, stride=32)
     beside = [what for call, what, _ in said if call == what]
-    assert [what for what in beside if "PyTorch" not in what] == [
-        f"{what} {m}" for what in ("reading the texts for", "loading") for m in models
-    ]
+    assert [what for what in beside if "PyTorch" not in what] == [f"loading {m}" for m in models]
     (call,) = {call for call, what, _ in said if call != what}
     parts = [(what, f) for c, what, f in said if c is call][:-1]
     fractions = [f for _, f in parts]
@@ -280,10 +278,10 @@ def test_on_a_terminal_one_bar_is_seen_and_one_that_comes_back(monkeypatch: pyte
     with progress.progress():
         with saying() as say:
             for what, fraction in (("digests", 0.01), ("digests", 0.1), ("", 0.0), ("reference, [real]", 0.3)):
-                say(what, fraction, "so far") if what else tell("starting PyTorch")
+                say(what, fraction) if what else tell("starting PyTorch")
                 (seen,) = [t for t in made[0].tasks if t.visible]
                 assert (seen.completed, seen.total) == (fraction, 1.0 if fraction > 0.01 else None)
-            assert seen.description == r"reference, \[real], so far" and len(made[0].tasks) == 2
+            assert seen.description == r"reference, \[real]" and len(made[0].tasks) == 2
         assert not made[0].tasks, "the call is over"
 
 
@@ -298,3 +296,25 @@ def test_what_is_printed_below_a_bar_goes_where_it_should(tmp_path: Path) -> Non
     os.close(ours)
     assert (tmp_path / "out").read_bytes() == b"an answer\n"
     assert b"a part" in shown and b"answer" not in shown
+
+
+def test_quiet_and_json_are_silent_everywhere(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from yarn_convert.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    make_model()
+    (tmp_path / "text.txt").write_text("To be, or not to be. " * 400)
+    commands = (
+        "convert tiny --scale 4 --out gguf --outtype f16,q8_0 --force",
+        "validate tiny --real --runtime transformers --tokens 32",
+        "evaluate perplexity tiny tiny --windows 32 --text text.txt",
+        "finetune tiny --scale 4 --text text.txt --steps 1 --batch 1 --sequence 96 --force",
+    )
+    for command in commands:
+        for flag in ("-q", "--json"):
+            with pytest.raises(SystemExit) as stop:
+                main([*command.split(), flag])
+            said = capsys.readouterr()
+            assert stop.value.code in (0, 3) and said.out and said.err == "", command

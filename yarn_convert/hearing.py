@@ -14,14 +14,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Hears = Callable[[object, str, float, str], None]
-"""(which call goes on, what of it is running, the fraction of it that is done, more of that), from any thread. What is told beside calls is
-its own. "" is running where a call is over."""
+"""(which call goes on, what of it is running, the fraction of it that is done, the same in numbers that change, or ""), from any thread.
+What is told beside calls is its own. "" is running where a call is over."""
 SayStage = Callable[[str, float], None]  # (what is running, fraction of all that is done)
 HEARS: ContextVar[Hears | None] = ContextVar("HEARS", default=None)
 
 
 class SayMore(Protocol):
-    """A `SayStage` that is also told `more` of what is running, in numbers that change."""
+    """A `SayStage` that is also told what is running in numbers that change."""
 
     def __call__(self, what: str, fraction: float, more: str = "", /) -> None: ...
 
@@ -95,17 +95,25 @@ def bars(what: str, size: int = 0) -> Iterator[Any]:
     """The class of the bars that the Hub's client makes for a download of `size` bytes: its own where nobody hears. Else
     one that shows nothing and tells the fraction, of the bytes where the client counts them (huggingface_hub 1.1 and later), or of the
     items; and the client makes no others."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    if (hears := HEARS.get()) is None:
-        yield tqdm
-        return
-    off = are_progress_bars_disabled()
-    disable_progress_bars()
+    hears = HEARS.get()
+    with without_bars():
+        yield tqdm if hears is None else _telling(hears, what, size)
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """In here the Hub's client makes no bars of its own, if somebody hears."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    on = HEARS.get() is not None and not are_progress_bars_disabled()
+    if on:
+        disable_progress_bars()
     try:
-        yield _telling(hears, what, size)
+        yield
     finally:
-        if not off:
+        if on:
             enable_progress_bars()
 
 

@@ -29,7 +29,7 @@ from ..formats.gguf_file import MAGIC, MAX_HEADER, Gguf, is_gguf, open_gguf
 from ..formats.inputs import noticing
 from ..formats.split import stem_of
 from ..formats.tensors import INDEXES, SINGLES, Tensor, weight_map_of
-from ..hearing import bars, tell
+from ..hearing import HEARS, bars, tell
 from .manifest import MANIFEST
 from .naming import HOSTS, HUB_ID, GgufModel, Named, chosen, gguf_models, modelfile_from, named, plain_name
 
@@ -376,10 +376,14 @@ BUSY = (429, 500, 502, 503, 504)
 PATIENCE = 60.0  # seconds in which a busy Hub is asked again
 T = TypeVar("T")
 Say = Callable[[str], None]
-WARN = logging.getLogger(__name__).warning  # on stderr, where nothing else is set up
 
 
-def patient(call: Callable[[], T], busy: Container[int] = BUSY, say: Say = WARN) -> T:
+def _tell_or_log(line: str) -> None:
+    """To the log where nobody hears: on stderr, if nothing else is set up."""
+    (tell if HEARS.get() else logging.getLogger(__name__).warning)(line)
+
+
+def patient(call: Callable[[], T], busy: Container[int] = BUSY, say: Say = _tell_or_log) -> T:
     """What `call` returns; while the Hub answers that it is `busy`, it is asked again: after the seconds that its Retry-After asks
     for, one at least, else after 1, 2, 4, … of them, about a minute in all. `say` hears of each wait. Then its error is raised as it is."""
     end, pause = time.monotonic() + PATIENCE, 1.0

@@ -46,19 +46,17 @@ def _shown(stack: contextlib.ExitStack) -> Hears:
 
 
 def _timed_bar() -> Bar:
-    """Bars on stderr with a text, the time that went and the time that is left, by the speed of all of it; they go when all is done. What
-    is printed meanwhile stands above them, if it goes to the terminal at all."""
+    """Bars on stderr with the time that went, the time that is left by the speed of all of it, and a text, cut where there is no room; they
+    go when all is done. What is printed meanwhile stands above them, if it goes to the terminal at all."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
     return Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        speed_estimate_period=86400,
-        redirect_stdout=bool(sys.stdout and sys.stdout.isatty()),
-    )
+        BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), text, console=Console(stderr=True), transient=True, expand=True,
+        speed_estimate_period=86400, redirect_stdout=bool(sys.stdout and sys.stdout.isatty()),
+    )  # fmt: skip
 
 
 class Told:
@@ -79,17 +77,15 @@ class Told:
             if what == said and now - self.last < self.every:
                 return None
             self.last, self.running[call] = now, (began, what)
-            return self.show(_text(what, more) + _so_far(call is what, now - began, fraction), fraction)
-
-
-def _text(what: str, more: str) -> str:
-    return printable(f"{what}, {more}" if more else what)
+            return self.show(printable(more or what) + _so_far(call is what, now - began, fraction), fraction)
 
 
 def _so_far(alone: bool, seconds: float, fraction: float) -> str:
     """The fraction, and how long it takes still if that took so many seconds; "" where that tells nothing. `alone`: not of a whole call."""
-    left = f", about {duration(seconds * (1 - fraction) / max(fraction, TELLING))} left"
-    return f": {fraction:.0%}{'' if alone else ' of all'}{left}" if fraction >= TELLING else ""
+    if not seconds or fraction < TELLING:
+        return ""
+    left = f", about {duration(seconds * (1 - fraction) / fraction)} left" if fraction < 1 else ""
+    return f": {fraction:.0%}{'' if alone else ' of all'}{left}"
 
 
 class Cell:
@@ -126,10 +122,10 @@ class Bars:
                 for key in [key for key in self.tasks if key is call or isinstance(key, str)]:
                     self.bar.remove_task(self.tasks.pop(key))
                 return
-            text = escape(_text(what, more))
-            if call not in self.tasks:
-                self.tasks[call] = self.bar.add_task(text, total=None)
             for key, task in self.tasks.items():
                 self.bar.update(task, visible=key == call)
+            text = escape(printable(more or what))
+            if call not in self.tasks:
+                self.tasks[call] = self.bar.add_task(text, total=None)
             total = 1.0 if fraction >= TELLING else None  # a bar that only moves, until a fraction tells something
             self.bar.update(self.tasks[call], description=text, total=total, completed=fraction)

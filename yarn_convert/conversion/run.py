@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..formats.inputs import NOTHING, Inputs, noticing
 from ..formats.json_text import pretty
 from ..formats.quantizer import read_imatrix
 from ..formats.split import first_part
-from ..hearing import counted, saying
+from ..hearing import SayMore, counted, saying
 from ..options import ConvertOptions
 from ..readers.switching import switches
 from ..rope import recipe_of
@@ -107,7 +108,7 @@ class Conversion:
         and `say` hears when one goes on with it."""
         there = self.check()
         with saying() as told:
-            progress = counted(told, f"writing {self.plan.out.name}", self.bytes)
+            progress = writing(told, self.plan.out.name, self.bytes)
             return _run_in_place(self, progress) if self.options.in_place else self._run(there, progress, say)
 
     def _run(self, there: Mapping[str, State | None], progress: Progress, say: Say) -> Converted:
@@ -128,6 +129,18 @@ class Conversion:
                 inputs=self.inputs, say=say, replacing=there,
             )  # fmt: skip
         return Converted(out, made[-1])
+
+
+def writing(told: SayMore, name: str, total: int) -> Progress:
+    """Says how many bytes of an output are there, and how many come in a second."""
+    began = time.monotonic()
+
+    def say(what: str, fraction: float) -> None:
+        seconds, mebibytes = time.monotonic() - began, total / 2**20
+        so_far = f"{fraction * mebibytes:,.0f} of {mebibytes:,.0f} MiB, {fraction * mebibytes / max(1.0, seconds):,.0f} MiB/s"
+        told(what, fraction, so_far if seconds > 1 else "")
+
+    return counted(say, f"writing {name}", total)
 
 
 def prepare(model: str, options: ConvertOptions, weights: bool = True) -> Conversion:

@@ -15,13 +15,13 @@ from ..checkpoint.manifest import Manifest, as_json, manifest_path
 from ..checkpoint.source import Say
 from ..errors import UsageError
 from ..formats.json_text import pretty
-from ..hearing import counted, saying
+from ..hearing import saying
 from ..options import ConvertOptions
 from ..targets.moving import Job, WriteBytes
 from ..targets.output import execute
 from ..targets.places import State
 from .outputs import each_type
-from .run import Conversion, Converted, prepare, prepared
+from .run import Conversion, Converted, prepare, prepared, writing
 
 
 def prepare_each(model: str, options: ConvertOptions, weights: bool = True) -> list[Conversion]:
@@ -51,7 +51,7 @@ def run_each(conversions: Sequence[Conversion], say: Say = lambda line: None) ->
     made: list[Manifest] = []
     jobs = [job for c in conversions for job in c.plan.jobs]
     with saying() as told:
-        progress = counted(told, f"writing {first.plan.out.name} and {len(others)} more", sum(c.bytes for c in conversions))
+        progress = writing(told, f"{first.plan.out.name} and {len(others)} more", sum(c.bytes for c in conversions))
 
         def manifests(moved: Mapping[str, str], folder: Path) -> list[Job]:
             made.extend(c.manifest(moved, folder, progress) for c in conversions)

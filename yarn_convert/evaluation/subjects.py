@@ -219,7 +219,6 @@ class Subject:
 
     def documents(self, at_least: int) -> list[TokenizedText]:
         """The documents of at least so many tokens; `lead` becomes the BOS that stands before each of their windows."""
-        tell(f"reading the texts for {self.name}")
         with using(self.library):
             found, self.left_out, lead = documents(self.settings.texts, self.c, at_least)
         self.lead = bos(self.c)[:lead]
