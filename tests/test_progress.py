@@ -151,12 +151,13 @@ def test_all_of_a_call_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest
                 wait(seconds)
                 say("llama.cpp, real", fraction)
         lines = capsys.readouterr().err.splitlines()
-        assert lines == [] if quiet else [
+        expected = [
             "digests",
             "starting llama.cpp",
             "llama.cpp, real: 10% of all, about 90 s left",
             "llama.cpp, real: 40% of all, about 68 s left",
-        ]  # fmt: skip
+        ]
+        assert lines == ([] if quiet else expected)
 
 
 def test_a_pipe_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,12 +172,8 @@ def test_a_pipe_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys:
                         tell("fetching", i / 12)
                         wait(10)
         lines = capsys.readouterr().err.splitlines()
-        assert lines == [] if quiet else 2 * [
-            "step 0",
-            "fetching",
-            "step 3: 25% of all, about 90 s left",
-            "step 6: 50% of all, about 60 s left",
-        ]  # fmt: skip
+        expected = ["step 0", "fetching", "step 3: 25% of all, about 90 s left", "step 6: 50% of all, about 60 s left"]
+        assert lines == ([] if quiet else 2 * expected)
 
 
 def test_the_library_shows_what_a_call_says_only_where_it_is_asked_to(
@@ -202,7 +199,7 @@ def test_the_library_shows_what_a_call_says_only_where_it_is_asked_to(
         *parts, over = said
         assert len({call for call, *_ in said}) == 1 and over[1:] == ("", 1.0)
         fractions = [f for *_, f in parts]
-        assert fractions == sorted(fractions) and len(fractions) > 5 and 1 <= fractions.count(1.0) <= 4, "the manifests are not foreseen"
+        assert fractions == sorted(fractions) and fractions[-3] < 1 == fractions[-1], "at most the manifests are not foreseen"
 
 
 def test_several_models_are_one_call(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
