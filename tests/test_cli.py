@@ -20,7 +20,7 @@ import pytest
 import typer
 from conftest import CONTEXT, MakeModel, wide, write_tensors_of
 
-from yarn_convert.cli import progress, show
+from yarn_convert.cli import show
 from yarn_convert.cli.app import app
 from yarn_convert.conversion import convert
 from yarn_convert.conversion.extension import EXTENDING
@@ -466,28 +466,3 @@ def test_inspect_shows_what_each_runtime_computes(make_model: MakeModel) -> None
     text = run("inspect", model, "--runtimes").stdout
     assert all(name in text for name in rows)
     assert max(map(len, text.splitlines())) <= 120
-
-
-def test_progress_in_a_pipe_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the time that is left: 30 of 120 seconds are gone at a quarter, and 60 at the half."""
-    now = 1000.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    with progress.stages(False) as say, progress.progress(12 << 30, False) as advance:
-        say("weights", 0.0)
-        for _ in range(6):
-            now += 10
-            advance(1 << 30)
-            say("weights", (now - 1000) / 120)
-    assert capsys.readouterr().err.splitlines() == [
-        "weights",
-        "3.0 GiB of 12.0 GiB, about 90 s left",
-        "weights: 25%, about 90 s left",
-        "6.0 GiB of 12.0 GiB, about 60 s left",
-        "weights: 50%, about 60 s left",
-    ]
-    with progress.stages(True) as say, progress.progress(1, True) as advance:
-        say("weights", 0.0)
-        now += 100
-        advance(1)
-        say("weights", 0.5)
-    assert not capsys.readouterr().err

@@ -549,7 +549,9 @@ def test_the_command_plans_trains_and_draws(
     run(*words, "--report", "curve.html", "--out", "gguf")
     said = capsys.readouterr()
     assert said.out.startswith("tiny-yarn-256-tuned.gguf\nloss") and "held out         64 tokens: perplexity" in said.out
-    assert "memory    about" in said.err and "step 1 of 3" in said.err and "not a multiple" not in said.err
+    assert (
+        "memory    about" in said.err and "\nloading tiny\n" in said.err and "step 1 of 3" in said.err and "not a multiple" not in said.err
+    )
     assert not wide(said.out + said.err)
     page = (tmp_path / "curve.html").read_text("utf-8")
     assert page.count("<svg") == 2 and "sequence 96 where the paper (4.1) has 65,536" in page and "text.txt" in page

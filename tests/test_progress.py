@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import types
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from conftest import MakeModel
 from hub_server import Hub, serving
 from rich.console import Console
 
+import yarn_convert
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import progress
-from yarn_convert.hearing import bars, hearing, tell
+from yarn_convert.hearing import bars, hearing, saying, tell
 from yarn_convert.validation.course import Course, Outline, operations, stages
 
 Said = list[tuple[str, float]]
@@ -91,7 +94,7 @@ def test_the_bars_of_the_hubs_client_tell_and_show_nothing(of_bytes: bool, capfd
     """As the client makes them: two of bytes, whose totals are not known at first, and one of files; before huggingface_hub 1.1 that alone,
     which iterates."""
     said: Said = []
-    with hearing(lambda what, fraction: said.append((what, fraction))), bars("fetching", 100) as bar:
+    with hearing(lambda call, what, fraction, more: said.append((what, fraction))), bars("fetching", 100) as bar:
         come, written = (bar(total=0, unit="B", name=f"huggingface_hub.{n}") for n in (0, 1)) if of_bytes else (None, None)
         for i, _ in enumerate(bar(iter(range(4)), total=4, desc="Fetching 4 files")):
             if come is not None and written is not None:
@@ -112,7 +115,7 @@ def test_the_bars_of_the_hubs_client_tell_and_show_nothing(of_bytes: bool, capfd
 def test_a_download_tells_its_bytes_and_what_is_here_already_is_not_fetched(make_model: MakeModel, tmp_path: Path) -> None:
     code = (
         "import json, sys; from yarn_convert.hearing import hearing; from yarn_convert.checkpoint.source import resolve\n"
-        "said = []\nwith hearing(lambda *x: said.append(x)):\n    resolve('o/tiny', weights=False)\n    resolve('o/tiny')\n"
+        "said = []\nwith hearing(lambda call, *x: said.append(x[:2])):\n    resolve('o/tiny', weights=False)\n    resolve('o/tiny')\n"
         "    resolve('o/tiny')\nprint(json.dumps(said))"
     )
     with serving(Hub({"o/tiny": make_model(shards=3)})) as endpoint:
@@ -131,23 +134,131 @@ def test_a_download_tells_its_bytes_and_what_is_here_already_is_not_fetched(make
 # -- as it is shown ---------------------------------------------------------------------------------------------------
 
 
-def test_all_of_a_validation_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    now = 1000.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets seconds go by."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return lambda seconds: now.append(now.pop() + seconds)
+
+
+def test_all_of_a_call_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    wait = clock(monkeypatch)
     for quiet in (False, True):
-        with progress.whole(quiet) as say:
+        with progress.progress(quiet), saying() as say:
             say("digests", 0.0)
             tell("starting llama.cpp")
             for fraction, seconds in ((0.1, 10), (0.2, 10), (0.4, 25)):
-                now += seconds
+                wait(seconds)
                 say("llama.cpp, real", fraction)
         lines = capsys.readouterr().err.splitlines()
-        assert lines == [] if quiet else [
+        expected = [
             "digests",
             "starting llama.cpp",
             "llama.cpp, real: 10% of all, about 90 s left",
             "llama.cpp, real: 40% of all, about 68 s left",
-        ]  # fmt: skip
+        ]
+        assert lines == ([] if quiet else expected)
+
+
+def test_a_pipe_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the time that is left: 30 of 120 seconds are gone at a quarter, and 60 at the half; of the second call as if it were alone."""
+    wait = clock(monkeypatch)
+    for quiet in (False, True):
+        with progress.progress(quiet):
+            for _ in range(2):
+                with saying() as say:
+                    for i in range(7):
+                        say("training", i / 12, f"step {i}")
+                        tell("fetching", i / 12)
+                        wait(10)
+        lines = capsys.readouterr().err.splitlines()
+        expected = ["step 0", "fetching", "step 3: 25% of all, about 90 s left", "step 6: 50% of all, about 60 s left"]
+        assert lines == ([] if quiet else 2 * expected)
+
+
+def test_the_library_shows_what_a_call_says_only_where_it_is_asked_to(
+    make_model: MakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bytes of a conversion are as many as were foreseen, of one output and of several."""
+    model, said = str(make_model()), list[tuple[object, str, float]]()
+    (tmp_path / "e").mkdir()
+    yarn_convert.convert(model, yarn_convert.Recipe(scale=4), output=tmp_path / "a")
+    assert capsys.readouterr() == ("", "")
+    with yarn_convert.progress():
+        yarn_convert.convert(model, yarn_convert.Recipe(scale=4), out="gguf", output=tmp_path / "b.gguf")
+        with yarn_convert.progress(quiet=True):
+            tell("one shows already")
+    assert capsys.readouterr() == ("", "writing b.gguf\none shows already\n")
+    with yarn_convert.progress(quiet=True), yarn_convert.progress():
+        yarn_convert.convert(model, yarn_convert.Recipe(scale=4), out="gguf", output=tmp_path / "c.gguf")
+    assert capsys.readouterr() == ("", "")
+    for output, outtype in ((tmp_path / "d.gguf", "f16"), (tmp_path / "e", "f16,q8_0")):
+        said.clear()
+        with hearing(lambda call, what, fraction, more: said.append((call, what, fraction))):
+            yarn_convert.convert(model, yarn_convert.Recipe(scale=4), out="gguf", output=output, outtype=outtype, hash=True)
+        *parts, over = said
+        assert len({call for call, *_ in said}) == 1 and over[1:] == ("", 1.0)
+        fractions = [f for *_, f in parts]
+        assert fractions == sorted(fractions) and fractions[-3] < 1 == fractions[-1], "at most the manifests are not foreseen"
+
+
+def test_several_models_are_one_call(make_model: MakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second has more layers, and takes more of it; the weights of each are told beside it."""
+    from yarn_convert import evaluate
+
+    models, said = [str(make_model("a", layers=1)), str(make_model("b", layers=5))], list[tuple[object, str, float]]()
+    with hearing(lambda call, what, fraction, more: said.append((call, what, fraction))):
+        evaluate.perplexity(models, evaluate.EvaluateOptions(methods=("none", "yarn:4")), windows=(32, 64), tokens=128, stride=32)
+    beside = [what for call, what, _ in said if call == what]
+    assert [what for what in beside if "PyTorch" not in what] == [f"loading {m}" for m in models]
+    (call,) = {call for call, what, _ in said if call != what}
+    parts = [(what, f) for c, what, f in said if c is call][:-1]
+    fractions = [f for _, f in parts]
+    assert fractions == sorted(fractions) and 0.98 < fractions[-1] <= 1
+    second = next(f for what, f in parts if what == f"perplexity of {models[1]}")
+    assert 0.1 < second < 0.5 and parts[0] == (f"perplexity of {models[0]}", 0.0)
+    assert capsys.readouterr() == ("", "")
+
+
+class Shell:
+    """What a notebook's kernel puts into the module IPython, of which it keeps what is shown by its identity."""
+
+    def __init__(self) -> None:
+        self.kernel, self.shown, self.display = object(), list[dict[str, str]](), self
+
+    def get_ipython(self) -> Shell:
+        return self
+
+    def __call__(self, data: dict[str, str], raw: bool, display_id: bool) -> Shell:
+        assert raw and display_id and not self.shown, "one output"
+        self.update(data, raw)
+        return self
+
+    def update(self, data: dict[str, str], raw: bool) -> None:
+        self.shown.append(data)
+
+
+def test_in_a_notebook_one_bar_is_seen_which_goes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    wait, shell = clock(monkeypatch), Shell()
+    display = types.SimpleNamespace(display=shell)
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell, display=display))
+    with progress.progress():
+        with saying() as say:
+            say("reference, <real>", 0.0)
+            for fraction in (0.01, 0.3, 0.31):
+                wait(0.15)
+                say("reference, <real>", fraction)
+        tell("starting PyTorch")
+    assert [x["text/plain"] for x in shell.shown] == [
+        "reference, <real>", "reference, <real>: 30% of all, about 1 s left", "", "starting PyTorch", ""
+    ]  # fmt: skip
+    assert shell.shown[1]["text/html"] == '<progress value="0.300"></progress> reference, &lt;real&gt;: 30% of all, about 1 s left'
+    assert [x["text/html"] for x in shell.shown[2::2]] == ["", ""]
+    assert capsys.readouterr() == ("", "")
+    del shell.kernel  # IPython in a terminal that is none
+    with progress.progress():
+        tell("starting PyTorch")
+    assert capsys.readouterr().err == "starting PyTorch\n"
 
 
 def test_on_a_terminal_one_bar_is_seen_and_one_that_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,9 +272,46 @@ def test_on_a_terminal_one_bar_is_seen_and_one_that_comes_back(monkeypatch: pyte
         return made[-1]
 
     monkeypatch.setattr(progress, "_timed_bar", bar)
-    with progress.whole(False) as say:
-        for what, fraction in (("digests", 0.01), ("digests", 0.1), ("", 0.0), ("reference, [real]", 0.3)):
-            say(what, fraction) if what else tell("starting PyTorch")
-            (seen,) = [t for t in made[0].tasks if t.visible]
-            assert (seen.completed, seen.total) == (fraction, 1.0 if fraction > 0.01 else None)
-        assert seen.description == r"reference, \[real]" and len(made[0].tasks) == 2
+    with progress.progress():
+        with saying() as say:
+            for what, fraction in (("digests", 0.01), ("digests", 0.1), ("", 0.0), ("reference, [real]", 0.3)):
+                say(what, fraction) if what else tell("starting PyTorch")
+                (seen,) = [t for t in made[0].tasks if t.visible]
+                assert (seen.completed, seen.total) == (fraction, 1.0 if fraction > 0.01 else None)
+            assert seen.description == r"reference, \[real]" and len(made[0].tasks) == 2
+        assert not made[0].tasks, "the call is over"
+
+
+def test_what_is_printed_below_a_bar_goes_where_it_should(tmp_path: Path) -> None:
+    """A terminal on stderr, and stdout in a file: rich would print there what is said to stdout."""
+    code = "import yarn_convert, yarn_convert.hearing as h\nwith yarn_convert.progress():\n    h.tell('a part')\n    print('an answer')"
+    ours, theirs = os.openpty()
+    with open(tmp_path / "out", "wb") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, stderr=theirs, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16)
+    os.close(ours)
+    assert (tmp_path / "out").read_bytes() == b"an answer\n"
+    assert b"a part" in shown and b"answer" not in shown
+
+
+def test_quiet_and_json_are_silent_everywhere(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from yarn_convert.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    make_model()
+    (tmp_path / "text.txt").write_text("To be, or not to be. " * 400)
+    commands = (
+        "convert tiny --scale 4 --out gguf --outtype f16,q8_0 --force",
+        "validate tiny --real --runtime transformers --tokens 32",
+        "evaluate perplexity tiny tiny --windows 32 --text text.txt",
+        "finetune tiny --scale 4 --text text.txt --steps 1 --batch 1 --sequence 96 --force",
+    )
+    for command in commands:
+        for flag in ("-q", "--json"):
+            with pytest.raises(SystemExit) as stop:
+                main([*command.split(), flag])
+            said = capsys.readouterr()
+            assert stop.value.code in (0, 3) and said.out and said.err == "", command

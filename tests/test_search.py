@@ -31,6 +31,7 @@ from yarn_convert.evaluation.held_out import difference, split
 from yarn_convert.evaluation.optimizer import Enough, halving, least, order, passes
 from yarn_convert.evaluation.space import FARTHEST, PARTS, PLAIN, Space, Start, curve
 from yarn_convert.evaluation.text import recipe_text
+from yarn_convert.hearing import hearing
 from yarn_convert.options import AdviseOptions, EvaluateOptions, Recipe, SearchPart, Texts
 from yarn_convert.rope import Rope, geometric, table
 from yarn_convert.rope.parts import correction_range
@@ -284,17 +285,23 @@ def test_a_better_recipe_is_found_and_advised(make_model: MakeModel, monkeypatch
     """What is found is what the losses were made of; the file of it is the very recipe that was measured."""
     monkeypatch.setattr(Torch, "losses", warmed(best=1.25, factor=6.0))
     base = str(make_model())
-    result = measure_search(base, wish(("temperature", "factor"), trials=60, short_weight=0.3), ResultJournal())
+    said = list[tuple[object, str, float]]()
+    with hearing(lambda call, what, fraction, more: said.append((call, what, fraction))):
+        result = measure_search(base, wish(("temperature", "factor"), trials=60, short_weight=0.3), ResultJournal())
+    fractions = [fraction for call, what, fraction in said if call != what]
+    assert fractions == sorted(fractions), "one call, of which judging and searching are parts"
+    (last,) = (f for what, f in {what: f for _, what, f in said}.items() if what.endswith(": factor"))
+    assert 0.5 < last < 1
     assert result["advised"] and result["rival"] == "yarn:4" and result["difference"] < -result["error"]
     chosen = next(row for row in result["rows"] if row["label"] == result["chosen"])
     assert chosen["recipe"]["params"]["attention_factor"] == pytest.approx(1.25, abs=0.01)
     assert chosen["recipe"]["params"]["factor"] == pytest.approx(6.0, rel=0.1)
     short = sum(math.log(c["perplexity"]) for c in chosen["short"]) / 3
     assert chosen["value"] == pytest.approx(0.7 * math.log(chosen["beyond"]) + 0.3 * short, rel=1e-12)
-    said = yaml.safe_load(recipe_text(typed(result)))
-    assert said.pop("note")
+    written = yaml.safe_load(recipe_text(typed(result)))
+    assert written.pop("note")
     c = open_checkpoint(resolve(base))
-    assert json.loads(json.dumps(chosen["recipe"]["params"])) == dict(extend(c, Recipe(**said)).rope.params)
+    assert json.loads(json.dumps(chosen["recipe"]["params"])) == dict(extend(c, Recipe(**written)).rope.params)
 
 
 def test_a_table_of_factors_is_found_and_its_file_is_the_very_recipe(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_nothing_is_published_that_did_not_pass(
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
 
-    def check(model: str, settings: Any, say: Any, tell: Any) -> dict[str, Any]:
+    def check(model: str, settings: Any, tell: Any) -> dict[str, Any]:
         asked.append(f"{model} {settings.base}")
         last = "F16" in model
         recorded(Path(model), validation={"verdict": verdict if last else "passed", "created": "2026-01-02T03:04:05+00:00"})

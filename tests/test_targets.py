@@ -29,6 +29,7 @@ from yarn_convert.formats import dtypes, quantizer
 from yarn_convert.formats.gguf_file import Value, encode_header, open_gguf
 from yarn_convert.formats.json_text import REMOVE, edit
 from yarn_convert.formats.tensors import Tensor, in_memory, read_safetensors, safetensors_header
+from yarn_convert.hearing import hearing
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.rope import recipe_of, same, table
 from yarn_convert.targets import places
@@ -719,11 +720,15 @@ def test_what_is_hashed_is_what_was_written_and_counts_as_progress(make_model: M
     if out == "in place":
         convert(str(model), Recipe(method="none"), out="gguf", output=path)
         model, options = path, ConvertOptions(Recipe(scale=4.0), in_place=True, hash=True, carry="metadata")
-    conversion, seen = prepare(str(model), options), list[int]()
-    (entry,) = conversion.run(seen.append).manifest.weights.files
+    conversion, said = prepare(str(model), options), list[tuple[str, float]]()
+    with hearing(lambda call, what, fraction, more: said.append((what, fraction))):
+        (entry,) = conversion.run().manifest.weights.files
     written = path / entry.file if out == "o" else path
     assert entry.sha256 == hashlib.sha256(written.read_bytes()).hexdigest()
+    *parts, (_, _) = said
+    fractions = [fraction for _, fraction in parts]
+    assert {what for what, _ in parts} == {f"writing {path.name}"} and fractions == sorted(fractions)
     if out == "in place":
-        assert sum(seen) >= written.stat().st_size // 2, "what the edit writes itself is not read again"
+        assert 0.5 < fractions[-1] < 1, "what the edit writes itself is not read again"
     else:
-        assert conversion.bytes <= sum(seen) <= conversion.bytes + manifest_path(path).stat().st_size
+        assert fractions[-3] < 1 == fractions[-1], "at most the manifest comes after all that was foreseen"

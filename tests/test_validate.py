@@ -19,7 +19,6 @@ from yarn_convert import runtimes
 from yarn_convert.checkpoint import Checkpoint, open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import entry as cli
-from yarn_convert.compute.record import SayStage, silent
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.tokens import text_ids
 from yarn_convert.conversion import convert
@@ -56,8 +55,8 @@ def opened(path: Path | str) -> Checkpoint:
     return open_checkpoint(resolve(str(path)))
 
 
-def run(model: Path, say: SayStage = silent, **settings: Any) -> dict[str, Any]:
-    result = check(str(model), replace(QUICK, **settings), say)
+def run(model: Path, **settings: Any) -> dict[str, Any]:
+    result = check(str(model), replace(QUICK, **settings))
     assert validated(result).to_dict() == json.loads(json.dumps(result)), "every member has its place in the types"
     return result
 
@@ -553,7 +552,7 @@ def test_a_runtime_sees_the_spans_that_are_asked_for(make_model: MakeModel, tmp_
     out, ids = extended(make_model(), tmp_path / "out.gguf"), np.arange(600) % 263
     done: list[float] = []
     told: list[str] = []
-    with hearing(lambda what, fraction: told.append(what)):
+    with hearing(lambda call, what, fraction, more: told.append(what)):
         parts = runtimes.run("llama.cpp", out, ids, [(3, 5), (510, 515), (599, 600)], progress=done.append)
     assert (told, done[0]) == (["starting llama.cpp"], 0.0)
     whole = runtimes.run("llama.cpp", out, ids, [(0, 600)])

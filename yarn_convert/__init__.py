@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import evaluation as evaluate
+    from .cli.progress import progress
     from .compute.anew import reading_anew
     from .conversion import convert
     from .conversion.describe import inspect
@@ -39,6 +40,7 @@ __all__ = [
     "finetune",
     "inspect",
     "overrides",
+    "progress",
     "reading_anew",
     "recipe",
     "upload",
@@ -52,6 +54,7 @@ _WHERE = {  # the modules that are imported when a name is first asked for
     "finetune": "finetuning",
     "inspect": "conversion.describe",
     "overrides": "conversion.overriding",
+    "progress": "cli.progress",
     "reading_anew": "compute.anew",
     "recipe": "conversion.recipes",
     "upload": "publishing.hub",

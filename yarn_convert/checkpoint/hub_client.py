@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import InputError, Unreachable
+from ..hearing import HEARS, tell
 from .naming import HUB_ID
 
 TIMEOUT = 60.0  # seconds without a byte
 BUSY = (429, 500, 502, 503, 504)
 PATIENCE = 60.0  # seconds in which a busy Hub is asked again
 T = TypeVar("T")
-WARN = logging.getLogger(__name__).warning  # on stderr, where nothing else is set up
 
 
 class Blob(NamedTuple):
@@ -88,7 +88,12 @@ def _check_same(answer: Any, start: int, stop: int, blob: Blob, what: str) -> No
         raise InputError(f"{what} on the Hub is not what it was when this began", "nothing was written: run the same command again")
 
 
-def patient(call: Callable[[], T], busy: Container[int] = BUSY, say: Callable[[str], None] = WARN) -> T:
+def _tell_or_log(line: str) -> None:
+    """To the log where nobody hears: on stderr, if nothing else is set up."""
+    (tell if HEARS.get() else logging.getLogger(__name__).warning)(line)
+
+
+def patient(call: Callable[[], T], busy: Container[int] = BUSY, say: Callable[[str], None] = _tell_or_log) -> T:
     """What `call` returns; while the Hub answers that it is `busy`, it is asked again: after the seconds that its Retry-After asks
     for, one at least, else after 1, 2, 4, … of them, about a minute in all. `say` hears of each wait. Then its error is raised as it is."""
     end, pause = time.monotonic() + PATIENCE, 1.0

@@ -20,7 +20,7 @@ from .finetune import finetune
 from .folding import WIDEST, Whole, room
 from .help import SETTINGS, Commands, examples
 from .manual import docs
-from .progress import progress, stages, whole
+from .progress import progress
 from .proving import NOT_PASSED
 from .show import (
     HubTalk,
@@ -102,12 +102,12 @@ def validate(
         check_report(asked.report, asked.force)
     options = replace(asked.options, real=asked.real or not asked.twin, twin=asked.twin or not asked.real)
     if asked.file.recipe:
-        with stages(asked.printing.silent):
+        with progress(asked.printing.silent):
             options = replace(options, recipe=asked.file.over(options.recipe or Recipe(), options.like))
     if asked.device_matrix:
         return _device_matrix(model, options, asked)
-    with whole(asked.printing.silent) as say:
-        result = check(model, options, say, Talk(asked.printing.silent).line)
+    with progress(asked.printing.silent):
+        result = check(model, options, Talk(asked.printing.silent).line)
     answer(result, asked.printing.as_json, *lines(validated(result), asked.printing.quiet))
     if asked.report:
         write_report(asked.report, html_report(result, shlex.join(["yarn-convert", *sys.argv[1:]])))
@@ -121,8 +121,8 @@ def _device_matrix(model: str, options: ValidateOptions, asked: ValidateCommand)
     other = {"--report": asked.report, "--runtime": options.runtimes, "--overrides": options.overrides, "--real": asked.real}
     if unused := [name for name, value in other.items() if value]:
         raise UsageError(f"--device-matrix takes no {unused[0]}", "it runs llama.cpp over the twin, and prints a table, or JSON")
-    with whole(asked.printing.silent) as say:
-        found = device_matrix(model, options, say)
+    with progress(asked.printing.silent):
+        found = device_matrix(model, options)
     answer(found.to_dict(), asked.printing.as_json, *matrix_lines(found, asked.printing.quiet, room(sys.stdout)))
     if found.verdict != "passed":
         raise typer.Exit(NOT_PASSED)
@@ -146,7 +146,7 @@ def overrides(model: Model, asked: OverridesCommand) -> None:
 
     asked.reading.obey()
     o = asked.options
-    with stages(asked.json.as_json):
+    with progress(asked.json.as_json):
         found = told(model, asked.file.over(o.recipe), runtimes=o.runtimes, revision=o.revision)
     answer(found.to_dict(), asked.json.as_json, *overrides_lines(found, room(sys.stdout)))
 
@@ -187,7 +187,7 @@ def card(model: Annotated[str, typer.Argument(help="A folder or a .gguf file.", 
     """Print the model card that 'upload' would publish."""
     from ..publishing import card as made
 
-    with stages(asked.json.as_json):
+    with progress(asked.json.as_json):
         text = made(model, asked.repo)
     answer({"repo": asked.repo, "card": text}, asked.json.as_json, *map(Whole, text.splitlines()))
 
@@ -247,7 +247,7 @@ def inspect(model: Model, asked: InspectCommand) -> None:
 
     asked.reading.obey()
     as_json = asked.json.as_json
-    with stages(as_json):
+    with progress(as_json):
         checkpoint = opened(model, asked.options)
     if asked.runtimes:
         from ..conversion.intention import intention_of, survey
@@ -281,12 +281,12 @@ def repair(
 
     asked.reading.obey()
     talk = Talk(asked.printing.silent)
-    with stages(talk.quiet):
+    with progress(talk.quiet):
         plan = plan_repair(model, asked.options)
     talk.lines(repair_lines(plan))
     if not asked.dry_run and (plan.changes or asked.options.output):
-        with progress(plan.conversion.bytes, talk.quiet or not asked.options.output) as advance:
-            plan.run(advance)
+        with progress(talk.quiet):
+            plan.run()
     answer(plan.as_json(), asked.printing.as_json, plan.conversion.plan.out)
 
 
@@ -306,7 +306,7 @@ def recipe(
     from ..conversion.recipes import recipe as found
 
     asked.reading.obey()
-    with stages(asked.json.as_json):
+    with progress(asked.json.as_json):
         recipe = found(model)
     columns = min(WIDEST, room(sys.stdout) or WIDEST)
     print(as_text(recipe, f"of {Path(model).name}", asked.json.as_json, columns), end="")

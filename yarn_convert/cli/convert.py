@@ -13,7 +13,7 @@ from ..asking import After, Group, Help
 from ..errors import UsageError
 from ..options import ConvertOptions, Like
 from .commands import DryRun, Model, PrintOptions, ReadOptions, RecipeOption
-from .progress import progress, stages
+from .progress import progress
 from .proving import NOT_PASSED, check_can_prove, proved, publish
 from .show import HubTalk, Talk, answer, next_steps, plan_json, plan_lines, room_lines, upload_lines
 
@@ -55,14 +55,14 @@ def convert(model: Model, asked: ConvertCommand) -> None:
 
     asked.reading.obey()
     quiet, as_json = asked.printing.silent, asked.printing.as_json
-    with stages(quiet):
+    with progress(quiet):
         asked = replace(asked, options=replace(asked.options, recipe=asked.file.over(asked.options.recipe, asked.like)))
     _check(asked)
     if asked.push and not (asked.dry_run or asked.validate):
         return _push(model, asked, asked.push)
     talk = Talk(quiet)
-    with stages(quiet) as say:
-        each = prepare_each(model, asked.options, weights=not asked.dry_run, say=say)
+    with progress(quiet):
+        each = prepare_each(model, asked.options, weights=not asked.dry_run)
     if asked.dry_run:
         return _show(each, asked, talk)
     for one in each:
@@ -70,8 +70,8 @@ def convert(model: Model, asked: ConvertCommand) -> None:
         if asked.ollama:
             check_modelfile(one.plan.out, asked.options.force)
     talk.lines(plan_lines(*each))
-    with progress(sum(one.bytes for one in each), quiet) as advance:
-        done = run_each(each, advance, talk.line)
+    with progress(quiet):
+        done = run_each(each, talk.line)
     passed, done = proved(each, done, talk) if asked.validate else (True, done)
     urls = publish(done, asked.push, asked.private, HubTalk(quiet).line) if asked.push and passed else []
     answer(done.to_dict() | ({"published": urls} if urls else {}), as_json, *(one.output for one in (done, *done.others)), *urls)

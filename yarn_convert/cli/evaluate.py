@@ -26,11 +26,10 @@ from ..options import (
 from .commands import PrintOptions, ReadOptions, Replace, Report, command
 from .folding import room
 from .help import SETTINGS
-from .progress import stages
+from .progress import progress
 from .show import answer
 
 if TYPE_CHECKING:
-    from ..compute.record import SayStage
     from ..evaluation import ResultJournal
 
 evaluate_app = typer.Typer(context_settings=SETTINGS, rich_markup_mode=None, no_args_is_help=True)
@@ -80,7 +79,7 @@ def perplexity(models: Models, asked: PerplexityCommand) -> None:
     settings = asked.options.settings
     outputs = outputs_of(models, (*settings.methods, *settings.recipes)) if asked.record else []
     then = (lambda result: put_on_record(result.to_dict(), outputs)) if asked.record else None
-    _measure(lambda kept, say: measure_perplexity(models, asked.options, kept, say), asked.to, then, measure="perplexity")
+    _measure(lambda kept: measure_perplexity(models, asked.options, kept), asked.to, then, measure="perplexity")
 
 
 @command(evaluate_app, "yarn-convert evaluate passkey model.gguf --method none,yarn:4 --lengths 8k,16k")
@@ -89,7 +88,7 @@ def passkey(models: Models, options: PasskeyOptions, to: Outputs) -> None:
     from ..evaluation import measure_passkey
 
     to.reading.obey()
-    _measure(lambda kept, say: measure_passkey(models, options, kept, say), to, measure="passkey")
+    _measure(lambda kept: measure_passkey(models, options, kept), to, measure="passkey")
 
 
 @command(evaluate_app, "yarn-convert evaluate needle model.gguf --method none,yarn:4 --lengths 8k,16k --needles 4")
@@ -98,7 +97,7 @@ def needle(models: Models, options: NeedleOptions, to: Outputs) -> None:
     from ..evaluation import measure_needle
 
     to.reading.obey()
-    _measure(lambda kept, say: measure_needle(models, options, kept, say), to)
+    _measure(lambda kept: measure_needle(models, options, kept), to)
 
 
 @command(evaluate_app, "yarn-convert evaluate ruler model.gguf --method none,yarn:4,yarn+base:4 --lengths 4k,8k,16k --trials 20")
@@ -107,7 +106,7 @@ def ruler(models: Models, options: RulerOptions, to: Outputs) -> None:
     from ..evaluation import measure_ruler
 
     to.reading.obey()
-    _measure(lambda kept, say: measure_ruler(models, options, kept, say), to)
+    _measure(lambda kept: measure_ruler(models, options, kept), to)
 
 
 @command(evaluate_app, "yarn-convert evaluate longppl model.gguf --method yarn:4 --text BOOK.txt")
@@ -116,7 +115,7 @@ def longppl(models: Models, options: LongpplOptions, to: Outputs) -> None:
     from ..evaluation import measure_longppl
 
     to.reading.obey()
-    _measure(lambda kept, say: measure_longppl(models, options, kept, say), to)
+    _measure(lambda kept: measure_longppl(models, options, kept), to)
 
 
 @command(evaluate_app, "yarn-convert evaluate divergence model.Q4_K_M.gguf --base model.F16.gguf --window 4k")
@@ -125,7 +124,7 @@ def divergence(models: Models, options: DivergenceOptions, to: Outputs) -> None:
     from ..evaluation import measure_divergence
 
     to.reading.obey()
-    _measure(lambda kept, say: measure_divergence(models, options, kept, say), to)
+    _measure(lambda kept: measure_divergence(models, options, kept), to)
 
 
 @command(evaluate_app, "yarn-convert evaluate temperature model.gguf --scale 4")
@@ -134,7 +133,7 @@ def temperature(models: Models, options: TemperatureOptions, to: Outputs) -> Non
     from ..evaluation import measure_temperature
 
     to.reading.obey()
-    _measure(lambda kept, say: measure_temperature(models, options, kept, say), to, measure="temperature")
+    _measure(lambda kept: measure_temperature(models, options, kept), to, measure="temperature")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,14 +156,14 @@ def advise(model: OneModel, asked: AdviseCommand) -> None:
         raise UsageError("--recipe-out writes what a search finds", "--search, or leave it out")
     measure = measure_search if search else measure_advice
     then = (lambda result: write_report(place, recipe_text(result)) if result.advised else None) if place else None
-    _measure(lambda kept, say: measure(model, asked.options, kept, say), asked.to, then, place)
+    _measure(lambda kept: measure(model, asked.options, kept), asked.to, then, place)
 
 
 Found = dict[str, Any]
 
 
 def _measure(
-    run: Callable[[ResultJournal, SayStage], Found],
+    run: Callable[[ResultJournal], Found],
     to: Outputs,
     then: Callable[[Any], None] | None = None,
     recipe: Path | None = None,
@@ -180,8 +179,8 @@ def _measure(
 
     shown = paper.shown_of(to.shown, measure)
     check_places(to.report, to.plot, to.journal, to.force, recipe)
-    with journal_of(to.report or to.plot or recipe, to.journal) as kept, stages(to.printing.silent) as say:
-        result = typed(run(kept, say))
+    with journal_of(to.report or to.plot or recipe, to.journal) as kept, progress(to.printing.silent):
+        result = typed(run(kept))
     wide = room(sys.stdout)
     answer(result.to_dict(), to.printing.as_json, *(paper.lines(result, shown, wide) if shown else lines(result, wide)))
     if to.report:

@@ -13,7 +13,7 @@ import typer
 from ..asking import After, Group, Help
 from ..options import FinetuneOptions
 from .commands import DryRun, PrintOptions, ReadOptions, RecipeOption
-from .progress import stages, training_steps
+from .progress import progress
 from .show import Talk, answer, duration, human, next_steps
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def finetune(
     silent = asked.printing.silent or not first
     if asked.report and first:
         check_report(asked.report, asked.options.force)
-    with stages(silent):
+    with progress(silent):
         plan = prepare_training(model, replace(asked.options, recipe=asked.file.over(asked.options.recipe)))
     Talk(silent).lines(plan_lines(plan))
     if asked.dry_run:
@@ -66,8 +66,8 @@ def finetune(
         made = emit(plan)
         answer(made.to_dict(), asked.printing.as_json, made.path, *(f"note      {note}" for note in made.notes))
         return
-    with training_steps(silent) as say:
-        done = run_training(plan, say)
+    with progress(silent):
+        done = run_training(plan)
     if not first:
         return
     answer(done.to_dict(), asked.printing.as_json, done.output, *([] if asked.printing.quiet else lines(done)))

@@ -1,185 +1,131 @@
-"""How far something is, on stderr: a bar on a terminal, which goes when all is done, and lines in a pipe; nothing where it is to be
-quiet."""
+"""How far something is: a bar on a terminal and in a notebook, which goes when all is done, and lines in a pipe; nothing where it is to be
+quiet. On stderr, but for the notebook's."""
 
 from __future__ import annotations
 
 import contextlib
+import html
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from ..hearing import hearing
-from .show import duration, human, write
+from ..hearing import HEARS, Hears, hearing, unheard
+from .show import duration, write
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from ..compute.record import SayStage
-    from ..formats.digests import Progress
-
 LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
+SHOWN_EVERY = 0.2  # seconds between two states of a notebook's bar
 TELLING = 0.02  # the fraction before which nobody knows how long the rest takes
 
 
 @contextlib.contextmanager
-def progress(total: int, quiet: bool) -> Iterator[Progress]:
-    """How many of `total` bytes are done, on stderr: a bar with the rate on a terminal, else a line now and then; nothing when quiet."""
-    if quiet:
-        yield lambda n: None
-        return
-    if not sys.stderr.isatty():
-        done, began, one_by_one = 0, time.monotonic(), threading.Lock()
-        last = began
+def progress(quiet: bool = False) -> Iterator[None]:
+    """Shows how far the calls in here are, and how long they take still: `with yarn_convert.progress(): yarn_convert.validate(…)`. Without
+    it the library prints nothing. `quiet`: nor does the Hub's client, which else has bars of its own. In one that shows already, another
+    changes nothing. Calls in threads are heard where the thread has this context (`asyncio.to_thread`, `contextvars.copy_context`)."""
+    with contextlib.ExitStack() as stack:
+        if HEARS.get() is None:
+            stack.enter_context(hearing(unheard if quiet or sys.stderr is None else _shown(stack)))
+        yield
 
-        def line(n: int) -> None:
-            nonlocal done, last
-            with one_by_one:  # it is called from the threads that write
-                done, now = done + n, time.monotonic()
-                if not done or now - last < LINE_EVERY:
-                    return
-                last = now
-                write(f"{human(done)} of {human(total)}{_left(now - began, min(1.0, done / max(1, total)))}", file=sys.stderr)
 
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda n: bar.advance(task, n)
+def _shown(stack: contextlib.ExitStack) -> Hears:
+    """Where this process shows what it does."""
+    if sys.stderr.isatty():
+        return Bars(stack.enter_context(_timed_bar()))
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
+        return Told(SHOWN_EVERY, stack.enter_context(contextlib.closing(Cell(ipython.display.display))))
+    return Told(LINE_EVERY, lambda line, fraction: write(line, file=sys.stderr) if line else None)
 
 
 def _timed_bar() -> Bar:
-    """Bars on stderr with a text, the time that went and the time that is left, by the speed of all of it; they go when all is done."""
+    """Bars on stderr with the time that went, the time that is left by the speed of all of it, and a text, cut where there is no room; they
+    go when all is done. What is printed meanwhile stands above them, if it goes to the terminal at all."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=86400)
-
-
-class Display(Protocol):
-    """`stage`: what is running, and how far that is; `whole`: what is running, and how far all of it is."""
-
-    def stage(self, what: str, fraction: float) -> None: ...
-
-    def whole(self, what: str, fraction: float) -> None: ...
+    text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    return Progress(
+        BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), text, console=Console(stderr=True), transient=True, expand=True,
+        speed_estimate_period=86400, redirect_stdout=bool(sys.stdout and sys.stdout.isatty()),
+    )  # fmt: skip
 
 
-class Nothing:
-    def stage(self, what: str, fraction: float) -> None: ...
+class Told:
+    """A line of what goes on, with a fraction of it, whenever something new begins and every so many seconds; "" where a call is over."""
 
-    def whole(self, what: str, fraction: float) -> None: ...
+    def __init__(self, every: float, show: Callable[[str, float], None]) -> None:
+        self.every, self.show, self.last = every, show, 0.0
+        self.running: dict[object, tuple[float, str]] = {}  # since when, and what was said of it; what is beside calls until one is over
+        self.lock = threading.Lock()
+
+    def __call__(self, call: object, what: str, fraction: float, more: str) -> None:
+        with self.lock:
+            if not what:
+                self.running = {k: v for k, v in self.running.items() if k is not call and not isinstance(k, str)}
+                return self.show("", 0.0)
+            now = time.monotonic()
+            began, said = self.running.get(call, (now, ""))
+            if what == said and now - self.last < self.every:
+                return None
+            self.last, self.running[call] = now, (began, what)
+            return self.show(printable(more or what) + _so_far(call is what, now - began, fraction), fraction)
 
 
-class Lines:
-    """A line when something new begins, and one now and then."""
+def _so_far(alone: bool, seconds: float, fraction: float) -> str:
+    """The fraction, and how long it takes still if that took so many seconds; "" where that tells nothing. `alone`: not of a whole call."""
+    if not seconds or fraction < TELLING:
+        return ""
+    left = f", about {duration(seconds * (1 - fraction) / fraction)} left" if fraction < 1 else ""
+    return f": {fraction:.0%}{'' if alone else ' of all'}{left}"
 
-    def __init__(self) -> None:
-        self.began: dict[str, float] = {}
-        self.last, self.said, self.start = 0.0, "", 0.0
 
-    def stage(self, what: str, fraction: float) -> None:
-        now = time.monotonic()
-        if what not in self.began:
-            self.began[what] = now
-            write(what, file=sys.stderr)
-        elif now - max(self.last, self.began[what]) >= LINE_EVERY and fraction > 0:
-            self.last = now
-            write(f"{what}: {fraction:.0%}{_left(now - self.began[what], fraction)}", file=sys.stderr)
+class Cell:
+    """A bar in the output of a notebook's cell. Not rich's: what is printed while that one is drawn disappears, and the notebook keeps
+    "Output()" of it."""
 
-    def whole(self, what: str, fraction: float) -> None:
-        now = time.monotonic()
-        self.start = self.start or now
-        if what != self.said or now - self.last >= LINE_EVERY:
-            self.last, self.said = now, what
-            so_far = f": {fraction:.0%} of all{_left(now - self.start, fraction)}" if fraction >= TELLING else ""
-            write(f"{what}{so_far}", file=sys.stderr)
+    def __init__(self, display: Callable[..., Any]) -> None:
+        self.display, self.handle = display, None
+
+    def __call__(self, line: str, fraction: float) -> None:
+        value = f' value="{fraction:.3f}"' if fraction >= TELLING else ""  # a bar that only moves, until a fraction tells something
+        shown = {"text/plain": line, "text/html": f"<progress{value}></progress> {html.escape(line)}" if line else ""}
+        if self.handle is not None:
+            self.handle.update(shown, raw=True)
+        elif line:
+            self.handle = self.display(shown, raw=True, display_id=True)
+
+    def close(self) -> None:
+        self("", 0.0)
 
 
 class Bars:
     """One bar at a time, that of what was said last."""
 
     def __init__(self, bar: Bar) -> None:
-        self.bar, self.shown = bar, ""
-        self.tasks: dict[str, TaskID] = {}
+        self.bar, self.lock = bar, threading.Lock()
+        self.tasks: dict[object, TaskID] = {}  # what is beside calls until one is over
 
-    def stage(self, what: str, fraction: float) -> None:
-        self._show(what, what, fraction)
-
-    def whole(self, what: str, fraction: float) -> None:
-        self._show("", what, fraction)
-
-    def _show(self, key: str, what: str, fraction: float) -> None:
+    def __call__(self, call: object, what: str, fraction: float, more: str) -> None:
         from rich.markup import escape
 
-        text = escape(printable(what))
-        if key not in self.tasks:
-            self.tasks[key] = self.bar.add_task(text, total=None)  # a bar that only moves, until a fraction tells something
-        if key != self.shown and self.shown in self.tasks:
-            self.bar.update(self.tasks[self.shown], visible=False)
-        self.shown = key
-        total = 1.0 if fraction >= TELLING else None
-        self.bar.update(self.tasks[key], description=text, total=total, completed=fraction, visible=True)
-
-
-@contextlib.contextmanager
-def _display(quiet: bool) -> Iterator[Display]:
-    """What is shown, also of what takes a while deep inside."""
-    with contextlib.ExitStack() as stack:
-        shown: Display = Nothing() if quiet else Lines()
-        if not quiet and sys.stderr.isatty():
-            shown = Bars(stack.enter_context(_timed_bar()))
-        stack.enter_context(hearing(shown.stage))
-        yield shown
-
-
-@contextlib.contextmanager
-def stages(quiet: bool) -> Iterator[SayStage]:
-    """What is running, how far it is and how long it takes still."""
-    with _display(quiet) as shown:
-        yield shown.stage
-
-
-@contextlib.contextmanager
-def whole(quiet: bool) -> Iterator[SayStage]:
-    """What is running, how far all of it is and how long that takes still."""
-    with _display(quiet) as shown:
-        yield shown.whole
-
-
-@contextlib.contextmanager
-def training_steps(quiet: bool) -> Iterator[SayStage]:
-    """One bar for all steps of a training, on stderr, whose text is the last step's; where there is no terminal a line now and then."""
-    if quiet:
-        yield lambda what, fraction: None
-        return
-    if not sys.stderr.isatty():
-        began, last, said = time.monotonic(), 0.0, ""
-
-        def line(what: str, fraction: float) -> None:
-            nonlocal last, said
-            now = time.monotonic()
-            if what != said and (not last or now - last >= LINE_EVERY or fraction == 0):
-                last, said = now, what
-                write(f"{what}{_left(now - began, fraction) if fraction > TELLING else ''}", file=sys.stderr)
-
-        yield line
-        return
-    from rich.markup import escape
-
-    with _timed_bar() as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda what, fraction: bar.update(task, description=escape(printable(what)), completed=fraction)
-
-
-def _left(seconds: float, fraction: float) -> str:
-    """How long it takes still, if a `fraction` of it took so many seconds."""
-    return f", about {duration(seconds * (1 - fraction) / fraction)} left"
+        with self.lock:
+            if not what:
+                for key in [key for key in self.tasks if key is call or isinstance(key, str)]:
+                    self.bar.remove_task(self.tasks.pop(key))
+                return
+            for key, task in self.tasks.items():
+                self.bar.update(task, visible=key == call)
+            text = escape(printable(more or what))
+            if call not in self.tasks:
+                self.tasks[call] = self.bar.add_task(text, total=None)
+            total = 1.0 if fraction >= TELLING else None  # a bar that only moves, until a fraction tells something
+            self.bar.update(self.tasks[call], description=text, total=total, completed=fraction)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, need
 from ..options import ConvertOptions, UploadOptions, ValidateOptions
-from .progress import whole
+from .progress import progress
 from .show import Talk
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def proved(conversions: Sequence[Conversion], done: Converted, talk: Talk) -> tu
     passed, found = True, []
     for c, one in zip(conversions, (done, *done.others), strict=True):
         base = ValidateOptions(base=str(c.origin or c.checkpoint.source.path))
-        with whole(talk.quiet) as say:
-            result = validation.check(str(one.output), base, say, talk.line)
+        with progress(talk.quiet):
+            result = validation.check(str(one.output), base, talk.line)
         talk.lines(shown(result, talk.quiet))
         passed = passed and result["verdict"] == "passed"
         found.append(replace(one, manifest=read_manifest(one.output) or one.manifest, others=()))

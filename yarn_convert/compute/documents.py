@@ -13,9 +13,12 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.hub_client import to_reach_it
 from ..errors import InputError, UsageError, need
 from ..formats.decoding import parse
+from ..hearing import tell
 from ..options import Texts
 from .scorer import Ids
 from .tokens import TEXT, text_of, tokenizer_of
+
+LONG = 2_000_000  # bytes that a tokenizer reads in a second or two
 
 
 class TokenizedText(NamedTuple):
@@ -50,6 +53,9 @@ def documents(texts: Texts, c: Checkpoint, at_least: int) -> tuple[list[Tokenize
     """
     if texts.cut is not None and texts.cut < 2:
         raise UsageError(f"--cut must be at least 2 tokens, not {texts.cut}", "--cut 8k")
+    files = [f for path in texts.files for f in _files(path)]
+    if texts.dataset is not None or sum(f.stat().st_size for f in files if f.is_file()) >= LONG:
+        tell(f"reading the texts for {c.source.name}")
     tokenizer = tokenizer_of(c)
     whole = [TokenizedText(name, encoded(tokenizer, text)) for name, text in contents(texts)]
     if texts.cut:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -13,28 +12,8 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from ..checkpoint.manifest import changed, manifest_path
-from ..formats.digests import Progress
 from ..options import Dtype
 from ..targets.output import replace_file
-
-SayStage = Callable[[str, float], None]  # (what is running, fraction done)
-
-
-def silent(what: str, fraction: float) -> None:
-    """A `SayStage` that says nothing."""
-
-
-def counted(what: str, total: int, say: SayStage) -> Progress:
-    """Makes fractions of `total` bytes."""
-    done = 0
-
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        say(what, min(1.0, done / max(1, total)))
-
-    return progress
-
 
 SHORTEST = 16  # tokens of a text that is worth a computation
 DTYPES: dict[Dtype, Literal["float32", "bfloat16"]] = {"f32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}

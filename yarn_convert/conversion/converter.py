@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..errors import InputError, OutputError, Unsupported, UsageError, need
 from ..formats.contents import MAPPING
 from ..formats.files import exists
 from ..formats.tensors import load_json
+from ..hearing import tell
 
 SCRIPT = "convert_hf_to_gguf.py"
 PLACE = "YARN_CONVERT_LLAMA_CPP"  # an environment variable: a checkout of llama.cpp
@@ -31,7 +32,6 @@ KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "OM
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 FAILURE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*|^ERROR:.*", re.M)
 WAYS = f"--converter PATH, or {PLACE}: a checkout of llama.cpp"
-Told = Callable[[str, float], None]
 
 
 def find(asked: Path | None = None) -> Path | None:
@@ -99,7 +99,7 @@ def place_beside(out: Path) -> Iterator[Path]:
         raise OutputError(f"could not write beside {out}: {e.strerror}", "free some space, or give another place with -o") from None
 
 
-def run(script: Path, model: Path, made: Path, outtype: str, say: Told = lambda what, done: None, mmproj: bool = False) -> Path:
+def run(script: Path, model: Path, made: Path, outtype: str, mmproj: bool = False) -> Path:
     """The GGUF of a folder as it is, at `made`, or near it; `mmproj`: of what sees or hears in it, instead. InputError, with its last word,
     where it fails."""
     what = "llama.cpp's converter" + (", what is around the language model" if mmproj else "")
@@ -115,7 +115,7 @@ def run(script: Path, model: Path, made: Path, outtype: str, say: Told = lambda 
         )
         try:
             while process.poll() is None:
-                say(what, min(0.99, sum(p.stat().st_size for p in made.parent.glob("*.gguf")) / total))
+                tell(what, min(0.99, sum(p.stat().st_size for p in made.parent.glob("*.gguf")) / total))
                 time.sleep(0.2)
         finally:
             process.kill()
@@ -125,7 +125,7 @@ def run(script: Path, model: Path, made: Path, outtype: str, say: Told = lambda 
     found = [p for p in made.parent.glob("*.gguf") if p == made or p.name.endswith(made.name)]  # of an mmproj it changes the name
     if process.returncode or not found:
         raise InputError(f"llama.cpp's converter failed: {_last(said)}", "see whether a newer llama.cpp knows this model: --converter PATH")
-    say(what, 1.0)
+    tell(what, 1.0)
     return found[0]
 
 

@@ -15,7 +15,6 @@ from ..checkpoint.manifest import MANIFEST, as_json, changed, manifest_path, who
 from ..checkpoint.source import resolve
 from ..errors import Inexpressible, InputError, OutputError, Unsupported
 from ..formats.contents import CONFIG, ROPE_FILE
-from ..formats.digests import Progress
 from ..formats.files import exists, read
 from ..formats.gguf_file import Field
 from ..formats.inputs import noticing
@@ -87,17 +86,15 @@ class Repair:
     files: tuple[WriteBytes, ...]
     changes: tuple[str, ...]
 
-    def run(self, progress: Progress = lambda n: None) -> Path:
-        """Write and return the output; `progress` gets bytes, `conversion.bytes` of them where that is a new one. A folder's changed
+    def run(self) -> Path:
+        """Write and return the output. A folder's changed
         files are replaced one by one, config.json last, each kept beside as `NAME.before-repair`. Raises OutputError; then the old files
         are still there. A sound checkpoint stays as it is."""
         c, plan = self.conversion.checkpoint, self.conversion.plan
-        if not self.conversion.options.in_place:
-            self.conversion.run(progress)
-        elif self.changes and plan.is_folder:
+        if self.conversion.options.in_place and self.changes and plan.is_folder:
             _rewrite(c.source.path, [*self._manifest(), *self.files])
-        elif self.changes:
-            self.conversion.run(progress)
+        elif not self.conversion.options.in_place or self.changes:
+            self.conversion.run()
         return plan.out
 
     def _manifest(self) -> list[WriteBytes]:

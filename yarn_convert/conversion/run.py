@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..formats.inputs import NOTHING, Inputs, noticing
 from ..formats.json_text import pretty
 from ..formats.room import Room, check_room
 from ..formats.split import first_part
+from ..hearing import SayMore, counted, saying
 from ..options import ConvertOptions
 from ..readers.switching import switches
 from ..rope import recipe_of
@@ -95,20 +97,24 @@ class Conversion:
 
     @property
     def bytes(self) -> int:
-        """What `run` reports to its progress: what is written, and what is hashed."""
-        return self.plan.bytes + (sum(j.size for j in weight_jobs(self.plan)) if self.options.hash else 0)
+        """What `run` takes time for: what is written, and what is hashed."""
+        return (0 if self.options.in_place else self.plan.bytes) + (sum(j.size for j in weight_jobs(self.plan)) if self.options.hash else 0)
 
     def manifest(self, moved: Mapping[str, str], folder: Path, progress: Progress = lambda n: None) -> Manifest:
         """What is recorded of it: see `recording.manifest_of`."""
         script = converter.find(self.options.converter) if self.origin else None
         return self.amend(manifest_of(self.checkpoint, self.extension, self.plan, self.options, script, moved, folder, progress))
 
-    def run(self, progress: Progress = lambda n: None, say: Say = lambda line: None) -> Converted:
+    def run(self, say: Say = lambda line: None) -> Converted:
         """Write the output. Raises OutputError; what a large output has got to is kept for the next run,
         and `say` hears when one goes on with it."""
         there = self.check()
-        if self.options.in_place:
-            return _run_in_place(self, progress)
+        with saying() as told:
+            progress = writing(told, self.plan.out.name, self.bytes)
+            return _run_in_place(self, progress) if self.options.in_place else self._run(there, progress, say)
+
+    def _run(self, there: Mapping[str, State | None], progress: Progress, say: Say) -> Converted:
+        """Write a new output; `there`: what it may replace."""
         out, plan = self.plan.out, self.plan
         made: list[Manifest] = []
 
@@ -137,24 +143,36 @@ def rooms(conversions: Sequence[Conversion]) -> list[Room]:
     return [one for one in (download, room_for(jobs, first.plan.out, first.options.link)) if one]
 
 
-def prepare(model: str, options: ConvertOptions, weights: bool = True, say: converter.Told = lambda what, done: None) -> Conversion:
-    """Open `model` and plan its conversion; nothing is written, but by llama.cpp's converter beside the output, of which `say` hears.
+def writing(told: SayMore, name: str, total: int) -> Progress:
+    """Says how many bytes of an output are there, and how many come in a second."""
+    began = time.monotonic()
+
+    def say(what: str, fraction: float) -> None:
+        seconds, mebibytes = time.monotonic() - began, total / 2**20
+        so_far = f"{fraction * mebibytes:,.0f} of {mebibytes:,.0f} MiB, {fraction * mebibytes / max(1.0, seconds):,.0f} MiB/s"
+        told(what, fraction, so_far if seconds > 1 else "")
+
+    return counted(say, f"writing {name}", total)
+
+
+def prepare(model: str, options: ConvertOptions, weights: bool = True) -> Conversion:
+    """Open `model` and plan its conversion; nothing is written, but by llama.cpp's converter beside the output.
     `weights=False` downloads no weights from the Hub, and runs no converter."""
-    return prepared(model, [options], weights, say)[0]
+    return prepared(model, [options], weights)[0]
 
 
-def prepared(model: str, each: Sequence[ConvertOptions], weights: bool, say: converter.Told) -> list[Conversion]:
+def prepared(model: str, each: Sequence[ConvertOptions], weights: bool) -> list[Conversion]:
     """`prepare` for several options, which differ in how one recipe of one model is written; it is opened once."""
     for options in each:
         check_choices(options)
     with noticing() as inputs:
-        found = _prepared(model, each, weights, say)
+        found = _prepared(model, each, weights)
     if found[0].checkpoint.source.streamed:  # the headers' places are of this process alone
         inputs = replace(inputs, seen={path: s for path, s in inputs.seen.items() if not in_scratch(path)})
     return [replace(c, inputs=replace(inputs, linked=c.options.link)) for c in found]
 
 
-def _prepared(model: str, each: Sequence[ConvertOptions], weights: bool, say: converter.Told) -> list[Conversion]:
+def _prepared(model: str, each: Sequence[ConvertOptions], weights: bool) -> list[Conversion]:
     options, path = each[0], Path(model).expanduser()
     if options.in_place and path.suffix == ".gguf" and path.is_file() and recover(path):
         raise OutputError(
@@ -165,13 +183,13 @@ def _prepared(model: str, each: Sequence[ConvertOptions], weights: bool, say: co
     def foresee(headers: Source) -> None:
         if headers.headers is not None:
             with contextlib.suppress(InputError, Unsupported):  # the files themselves may tell more
-                check_room(*rooms(_opened(model, headers, each, False, say)))
+                check_room(*rooms(_opened(model, headers, each, False)))
 
     source = resolve(model, options.revision, weights, weights and options.stream, foresee)
-    return _opened(model, streamed(source) if weights and options.stream else source, each, weights, say)
+    return _opened(model, streamed(source) if weights and options.stream else source, each, weights)
 
 
-def _opened(model: str, source: Source, each: Sequence[ConvertOptions], weights: bool, say: converter.Told) -> list[Conversion]:
+def _opened(model: str, source: Source, each: Sequence[ConvertOptions], weights: bool) -> list[Conversion]:
     options = each[0]
     try:
         c = open_checkpoint(source)
@@ -179,7 +197,7 @@ def _opened(model: str, source: Source, each: Sequence[ConvertOptions], weights:
         if wished_format(options) != "gguf" or not converter.find(options.converter) or options.stream:
             raise
         _check_alone(each)
-        return [_by_converter(source, e, options, weights, say)]
+        return [_by_converter(source, e, options, weights)]
     c = tempered(c, options.recipe.position_temperature)
     fmt = wished_format(options) or ("gguf" if c.source.is_gguf else "safetensors")
     _check_converter(c, options, fmt)
@@ -187,7 +205,7 @@ def _opened(model: str, source: Source, each: Sequence[ConvertOptions], weights:
     if fmt == "gguf" and not c.gguf and (options.converter or (not c.family.listed and converter.find())):
         extend(c, options.recipe)
         _check_alone(each)
-        return [_by_converter(source, c.counting_from(options.recipe.original_context), options, weights, say)]
+        return [_by_converter(source, c.counting_from(options.recipe.original_context), options, weights)]
     return [_planned(model, c, options, fmt) for options in each]
 
 
@@ -252,7 +270,7 @@ def _check_converter(c: Checkpoint, o: ConvertOptions, fmt: str) -> None:
         raise UsageError("--mmproj needs llama.cpp's converter, and none was found", converter.WAYS)
 
 
-def _by_converter(source: Source, c: Checkpoint | UnknownModel, o: ConvertOptions, weights: bool, say: converter.Told) -> Conversion:
+def _by_converter(source: Source, c: Checkpoint | UnknownModel, o: ConvertOptions, weights: bool) -> Conversion:
     """The conversion of a folder by way of a GGUF that llama.cpp's converter makes of it as it is: the recipe is an extension of the
     folder's own, or, of one that is not read here, of what the converter took it for."""
     script = converter.find(o.converter)
@@ -274,7 +292,7 @@ def _by_converter(source: Source, c: Checkpoint | UnknownModel, o: ConvertOption
     for path in (where, manifest_path(where)):
         check_output(path, [source.path.resolve()], False, o.force, {where.name})
     with contextlib.ExitStack() as undo:
-        path = converter.run(script, source.path, undo.enter_context(converter.place_beside(where)) / "made.gguf", o.outtype, say)
+        path = converter.run(script, source.path, undo.enter_context(converter.place_beside(where)) / "made.gguf", o.outtype)
         theirs = open_checkpoint(replace(source, path=path, headers=None))
         if isinstance(c, UnknownModel):
             _check_unread(source.path, theirs)

@@ -14,28 +14,25 @@ from ..asking import taking
 from ..checkpoint.manifest import Manifest, as_json, manifest_path
 from ..checkpoint.source import Say
 from ..errors import UsageError
-from ..formats.digests import Progress
 from ..formats.json_text import pretty
+from ..hearing import saying
 from ..options import ConvertOptions
 from ..targets.moving import Job, WriteBytes
 from ..targets.output import execute
 from ..targets.places import State
-from . import converter
 from .outputs import each_type
-from .run import Conversion, Converted, prepare, prepared
+from .run import Conversion, Converted, prepare, prepared, writing
 
 
-def prepare_each(
-    model: str, options: ConvertOptions, weights: bool = True, say: converter.Told = lambda what, done: None
-) -> list[Conversion]:
+def prepare_each(model: str, options: ConvertOptions, weights: bool = True) -> list[Conversion]:
     """`run.prepare` for each type of --outtype. UsageError for what makes one type at a time, or two outputs of one name."""
     each = each_type(options)
     if len(each) == 1:
-        return [prepare(model, each[0], weights, say)]
+        return [prepare(model, each[0], weights)]
     unfit = [name for name in ("converter", "mmproj", "in_place", "link") if getattr(options, name)]
     if unfit:
         raise UsageError(f"--{unfit[0].replace('_', '-')} goes with one --outtype, not with {len(each)}", "run it once for each of them")
-    found = prepared(model, each, weights, say)
+    found = prepared(model, each, weights)
     if any(c.plan.is_folder for c in found):
         raise UsageError(f"--outtype {options.outtype}: several types are for --out gguf", "add --out gguf, or give one of them")
     if len({c.plan.out for c in found}) < len(found):
@@ -43,22 +40,24 @@ def prepare_each(
     return found
 
 
-def run_each(conversions: Sequence[Conversion], progress: Progress = lambda n: None, say: Say = lambda line: None) -> Converted:
+def run_each(conversions: Sequence[Conversion], say: Say = lambda line: None) -> Converted:
     """`Conversion.run` for all at once: the first one's output, and the others in `Converted.others`. All are put into place, or none."""
     first, *others = conversions
     if not others:
-        return first.run(progress, say)
+        return first.run(say)
     there: dict[str, State | None] = {}
     for c in conversions:
         there |= c.check()
     made: list[Manifest] = []
-
-    def manifests(moved: Mapping[str, str], folder: Path) -> list[Job]:
-        made.extend(c.manifest(moved, folder, progress) for c in conversions)
-        return [WriteBytes(manifest_path(c.plan.out).name, pretty(as_json(m))) for c, m in zip(conversions, made, strict=True)]
-
     jobs = [job for c in conversions for job in c.plan.jobs]
-    execute(jobs, first.plan.out, folder=False, progress=progress, last=manifests, inputs=first.inputs, say=say, replacing=there)
+    with saying() as told:
+        progress = writing(told, f"{first.plan.out.name} and {len(others)} more", sum(c.bytes for c in conversions))
+
+        def manifests(moved: Mapping[str, str], folder: Path) -> list[Job]:
+            made.extend(c.manifest(moved, folder, progress) for c in conversions)
+            return [WriteBytes(manifest_path(c.plan.out).name, pretty(as_json(m))) for c, m in zip(conversions, made, strict=True)]
+
+        execute(jobs, first.plan.out, folder=False, progress=progress, last=manifests, inputs=first.inputs, say=say, replacing=there)
     done = [Converted(c.plan.out, m) for c, m in zip(conversions, made, strict=True)]
     return replace(done[0], others=tuple(done[1:]))
 

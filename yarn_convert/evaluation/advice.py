@@ -17,9 +17,10 @@ from dataclasses import fields
 from typing import Any
 
 from ..compute.documents import TokenizedText
-from ..compute.record import SHORTEST, SayStage, silent
+from ..compute.record import SHORTEST
 from ..conversion.extension import EXTENDING
 from ..errors import UsageError
+from ..hearing import SayStage, heard
 from ..options import AdviseOptions
 from ..rope import METHODS
 from .journal import ResultJournal
@@ -31,7 +32,8 @@ SHORT = (4, 2, 1)  # lengths L/4, L/2 and L
 SEARCH = ("over", "short_weight", "windows", "judges", "trials", "budget", "seed")  # options that are of `search` alone
 
 
-def measure_advice(model: str, wish: AdviseOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_advice(say: SayStage, model: str, wish: AdviseOptions, journal: ResultJournal) -> dict[str, Any]:
     """Try the factors on one base; the result is JSON. `factor` is None where none is flat."""
     s = wish.settings
     check(wish)

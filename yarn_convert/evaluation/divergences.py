@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from ..compute.distributions import COLUMNS, divergences
 from ..compute.documents import TokenizedText
-from ..compute.record import SayStage, silent
 from ..compute.scorer import Ids
 from ..errors import UsageError
+from ..hearing import SayStage, heard, shares
 from ..options import DivergenceOptions
 from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, line_named, lines_of
@@ -35,7 +35,8 @@ WINDOW = 2048  # tokens, where nothing is said
 Values = NDArray[np.float64]  # float64[tokens, COLUMNS]
 
 
-def measure_divergence(models: Sequence[str], wish: DivergenceOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_divergence(say: SayStage, models: Sequence[str], wish: DivergenceOptions, journal: ResultJournal) -> dict[str, Any]:
     """Compare all recipes of all models with the base; the result is JSON. Raises UsageError and InputError before anything long begins."""
     s = wish.settings
     base = Subject(wish.base or models[0], replace(s, runtime="transformers", llama_lib=None, methods=(), recipes=()), journal)
@@ -47,21 +48,17 @@ def measure_divergence(models: Sequence[str], wish: DivergenceOptions, journal: 
     subjects = [(x, lines_of(x.c, s, attention=True), _documents(x, base, texts, window)) for x in opened]
     ids = [np.concatenate([np.asarray(base.lead, np.int64), d.ids[: window - lead]]) for d in texts]
     spans = _spans(window - lead, wish.segments, 0 if lead else 1, base.counted(own) - lead)
+    each = shares(say, [base.parameters + len(lines) * x.parameters for x, lines, _ in subjects])
     rows, described = [], []
-    for subject, lines, documents in subjects:
+    for (subject, lines, documents), told in zip(subjects, each, strict=True):
         if s.runtime == "transformers" and subject.identity == base.identity:
             subject.lender = base
-        meter = Meter(f"divergence of {subject.name}", [window for _ in ids for _ in (base, *lines)], say)
+        meter = Meter(f"divergence of {subject.name}", [window for _ in ids for _ in (base, *lines)], told)
         found = [_values(base, own, subject, lines, text, meter) for text in ids]
         for i, line in enumerate(lines):
             by_document = [values[i] for values in found]
-            rows.append(
-                {
-                    **subject.row(line),
-                    "whole": _point(by_document, spans, spans),
-                    "points": [_point(by_document, spans, [x]) for x in spans],
-                }
-            )
+            whole, points = _point(by_document, spans, spans), [_point(by_document, spans, [x]) for x in spans]
+            rows.append(subject.row(line) | {"whole": whole, "points": points})
         described.append(subject.described(documents))
         subject.release()
     of_base = base.row(own) | {"ran": base.described(texts)}

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..compute.documents import TokenizedText
-from ..compute.record import SayStage, silent
 from ..compute.scorer import Ids
 from ..errors import UsageError
+from ..hearing import SayStage, heard, shares
 from ..options import EvaluateOptions, LongpplOptions, Recipe
 from .journal import ResultJournal
 from .subjects import Line, Meter, Subject, lines_of
@@ -31,7 +31,8 @@ from .windows import NOTHING, Losses, document_error
 WINDOW, SHORT_CONTEXT, STEP = 16384, 4096, 1024  # tokens, where nothing is said
 
 
-def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_longppl(say: SayStage, models: Sequence[str], wish: LongpplOptions, journal: ResultJournal) -> dict[str, Any]:
     """Measure all recipes of all models over the key tokens of one evaluator; the result is JSON."""
     s, window = wish.settings, WINDOW if wish.window is None else wish.window
     k, d = SHORT_CONTEXT if wish.short_context is None else wish.short_context, STEP if wish.step is None else wish.step
@@ -51,13 +52,15 @@ def measure_longppl(models: Sequence[str], wish: LongpplOptions, journal: Result
         if not same or subject.lead != evaluator.lead:
             raise UsageError(f"{subject.name} reads the texts as other tokens than {evaluator.name}", "--evaluator with the same tokenizer")
     passes = [(a, min(a + k + d, window)) for a in range(0, window - k, d)]
-    meter = Meter(f"key tokens by {evaluator.name}", [n for _ in texts for n in (window, *(b - a for a, b in passes))], say)
+    reread = sum(b - a for a, b in passes) / window
+    choosing, *told_of = shares(say, [(1 + reread) * evaluator.parameters, *(len(lines) * x.parameters for x, lines in opened)])
+    meter = Meter(f"key tokens by {evaluator.name}", [n for _ in texts for n in (window, *(b - a for a, b in passes))], choosing)
     keys = [_key_tokens(evaluator, own, ids, (k, d), passes, wish, meter) for ids in texts]
     chosen = {"model": evaluator.name, "label": own.label, "key_tokens": [len(found) for found in keys], **evaluator.describe()}
     evaluator.release()
     rows, described = [], []
-    for subject, lines, documents in subjects:
-        meter = Meter(f"LongPPL of {subject.name}", [window for _ in lines for _ in texts], say)
+    for (subject, lines, documents), told in zip(subjects, told_of, strict=True):
+        meter = Meter(f"LongPPL of {subject.name}", [window for _ in lines for _ in texts], told)
         for line in lines:
             by_document = [_losses(subject, line, ids, found, meter) for ids, found in zip(texts, keys, strict=True)]
             rows.append({**subject.row(line), **_result(by_document, documents)})

@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..compute.documents import bos, contents
-from ..compute.record import SayStage, silent
 from ..compute.scorer import Ids
 from ..compute.tokens import tokenizer_of
 from ..errors import InputError, UsageError
+from ..hearing import SayStage, heard
 from ..options import NeedleOptions
 from .journal import ResultJournal
 from .passkeys import FILLING, ends, trial_of
 from .retrieval import Asked, answers, interval, most_that_fit
-from .subjects import Meter, Subject, check_torch, lines_of
+from .subjects import Meter, Subject, check_torch, lines_of, spread
 
 TASK = "Some magic numbers are hidden within the following text. Make sure to memorize them. I will quiz you about one of them afterwards."
 NEEDLE = "The magic number of {name} is {value}."
@@ -95,7 +95,8 @@ def hide(
     return Hidden(np.asarray(ids(n), np.int64), values[0], length, depth, round(min(depths) * n))
 
 
-def measure_needle(models: Sequence[str], wish: NeedleOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_needle(say: SayStage, models: Sequence[str], wish: NeedleOptions, journal: ResultJournal) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON."""
     s = wish.settings
     check_torch(s)
@@ -106,13 +107,13 @@ def measure_needle(models: Sequence[str], wish: NeedleOptions, journal: ResultJo
     name, sentences = haystack(wish)
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
     rows, described = [], []
-    for subject, lines in subjects:
+    for (subject, lines), told in zip(subjects, spread(say, subjects), strict=True):
         tokenizer = tokenizer_of(subject.c)
         subject.lead = bos(subject.c)
         hide_one = partial(hide, tokenizer, subject.lead, sentences)
         prompts = [hide_one(n, d, wish, i) for n in lengths for d in depths for i in range(wish.trials)]
         asked = [Asked(p.ids, p.before, tokenizer.encode(f" {p.key}.", add_special_tokens=False).ids) for p in prompts]
-        meter = Meter(f"needles of {subject.name}", [len(p.ids) for _ in lines for p in prompts], say)
+        meter = Meter(f"needles of {subject.name}", [len(p.ids) for _ in lines for p in prompts], told)
         for line in lines:
             found = answers(subject, line, asked, "needle", ANSWER, partial(ends, tokenizer), meter)
             trials = [trial_of(p.ids, p.length, p.depth, p.key, tokenizer.decode(said)) for p, said in zip(prompts, found, strict=True)]

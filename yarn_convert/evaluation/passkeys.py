@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..compute.documents import bos
-from ..compute.record import SayStage, silent
 from ..compute.scorer import Ids
 from ..compute.tokens import tokenizer_of
 from ..errors import UsageError
+from ..hearing import SayStage, heard
 from ..options import PasskeyOptions
 from .journal import ResultJournal
 from .retrieval import Asked, answers, most_that_fit
-from .subjects import Meter, Subject, check_torch, lines_of
+from .subjects import Meter, Subject, check_torch, lines_of, spread
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -67,18 +67,19 @@ def prompt(tokenizer: Any, lead: Sequence[int], length: int, trial: int, seed: i
     return Prompt(np.asarray(ids(sentences), np.int64), key, depth, round(depth * sentences))
 
 
-def measure_passkey(models: Sequence[str], wish: PasskeyOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_passkey(say: SayStage, models: Sequence[str], wish: PasskeyOptions, journal: ResultJournal) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON."""
     s = wish.settings
     check_torch(s)
     lengths = tuple(dict.fromkeys(wish.lengths))
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
     rows, described = [], []
-    for subject, lines in subjects:
+    for (subject, lines), told in zip(subjects, spread(say, subjects), strict=True):
         tokenizer = tokenizer_of(subject.c)
         subject.lead = bos(subject.c)
         prompts = [prompt(tokenizer, subject.lead, n, i, wish.seed) for n in lengths for i in range(wish.trials)]
-        meter = Meter(f"passkey of {subject.name}", [len(p.ids) for _ in lines for p in prompts], say)
+        meter = Meter(f"passkey of {subject.name}", [len(p.ids) for _ in lines for p in prompts], told)
         asked = [Asked(p.ids, p.before, tokenizer.encode(f" {p.key}.", add_special_tokens=False).ids) for p in prompts]
         stop = partial(ends, tokenizer)
         for line in lines:

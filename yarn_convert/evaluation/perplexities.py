@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 
 from ..compute.documents import TokenizedText
-from ..compute.record import SayStage, silent
 from ..errors import UsageError
+from ..hearing import SayStage, heard
 from ..options import PerplexityOptions
 from .journal import ResultJournal
-from .subjects import Meter, Subject, lines_of
+from .subjects import Meter, Subject, lines_of, spread
 from .windows import NOTHING, Losses, Span, Window, document_error, mean_of_window_means
 
 STRIDE = 256
 
 
-def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_perplexity(say: SayStage, models: Sequence[str], wish: PerplexityOptions, journal: ResultJournal) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON. Raises UsageError and InputError before anything long begins."""
     s = wish.settings
     if wish.stride is not None and wish.tokens is None:
@@ -43,11 +44,11 @@ def measure_perplexity(models: Sequence[str], wish: PerplexityOptions, journal: 
     rows: list[dict[str, Any]] = []
     described = []
     first: dict[int, float] = {}
-    for (subject, lines, documents), same in zip(subjects, compared, strict=True):
+    for (subject, lines, documents), same, told in zip(subjects, compared, spread(say, opened), strict=True):
         windows = _windows(subject, widths, wish.tokens, stride)
         every = [w for width in widths for w in windows[width]]
         work = [(line, i, p) for line in lines for i in range(len(documents)) for p in subject.passes(line, every)]
-        meter = Meter(f"perplexity of {subject.name}", [p.end - p.begin for *_, p in work], say)
+        meter = Meter(f"perplexity of {subject.name}", [p.end - p.begin for *_, p in work], told)
         found: dict[tuple[str, int, int], dict[Span, Losses]] = defaultdict(dict)
         for line, i, p in work:
             progress = meter.begin(p.end - p.begin)

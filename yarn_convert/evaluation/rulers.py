@@ -14,19 +14,20 @@ import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..compute.documents import bos
-from ..compute.record import SayStage, silent
 from ..compute.tokens import ends, tokenizer_of
 from ..errors import InputError, UsageError, need, no_such
+from ..hearing import SayStage, heard, tell
 from ..options import RulerOptions
 from .journal import ResultJournal
 from .retrieval import Asked, answers, as_ids
-from .subjects import Line, Meter, Subject, check_torch, lines_of
+from .subjects import Line, Meter, Subject, check_torch, lines_of, spread
 
 ROOM = "lm_eval.tasks.ruler"
 SEEDS = (0, 1234)  # of random and numpy, the harness's own
@@ -89,7 +90,8 @@ def chosen(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return [n for n, t in TASKS.items() if not t.downloads], [f"{n}: downloads {t.downloads}" for n, t in TASKS.items() if t.downloads]
 
 
-def measure_ruler(models: Sequence[str], wish: RulerOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_ruler(say: SayStage, models: Sequence[str], wish: RulerOptions, journal: ResultJournal) -> dict[str, Any]:
     """Measure all recipes of all models; the result is JSON."""
     need("ruler", "RULER")
     s, (tasks, left_out) = wish.settings, chosen(wish.tasks)
@@ -97,12 +99,15 @@ def measure_ruler(models: Sequence[str], wish: RulerOptions, journal: ResultJour
     lengths = tuple(sorted(set(wish.lengths)))
     subjects = [(subject, lines_of(subject.c, s)) for subject in (Subject(m, s, journal) for m in models)]
     rows, described = [], []
-    for subject, lines in subjects:
+    for (subject, lines), told in zip(subjects, spread(say, subjects), strict=True):
         tokenizer = tokenizer_of(subject.c)
         subject.lead = bos(subject.c)
         with _folder(tokenizer) as folder:
-            prompts = [p for name in tasks for n in lengths for p in _prompts(name, n, wish, folder, tokenizer, subject.lead)]
-        meter = Meter(f"RULER of {subject.name}", [len(p.ids) for _ in lines for p in prompts], say)
+            prompts = []
+            for i, (name, n) in enumerate(cells := list(product(tasks, lengths))):
+                tell(f"RULER's texts for {subject.name}", i / len(cells))
+                prompts += _prompts(name, n, wish, folder, tokenizer, subject.lead)
+        meter = Meter(f"RULER of {subject.name}", [len(p.ids) for _ in lines for p in prompts], told)
         found = []
         for line in lines:
             trials = _trials(subject, line, prompts, tokenizer, meter)

@@ -15,14 +15,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..compute.documents import TokenizedText, names
-from ..compute.record import SayStage, silent
 from ..conversion.extension import extend
 from ..conversion.recipes import as_mapping
 from ..errors import UsageError, need, no_such
+from ..hearing import SayStage, heard, shares
 from ..options import AdviseOptions, Recipe
 from ..rope import recipe_of
 from .advice import SHORT, check, check_window, control_of, cut, passes_of
@@ -39,16 +39,18 @@ NTK = "ntk-aware"  # what else needs none
 ADVICE = ("method", "factors", "tolerance")  # options of AdviseOptions that are no search's
 
 
-def measure_search(model: str, wish: AdviseOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_search(say: SayStage, model: str, wish: AdviseOptions, journal: ResultJournal) -> dict[str, Any]:
     """Look for the best recipe; the result is JSON. Raises UsageError and InputError before anything long begins."""
     check_wish(wish)
     need("search", "a search")
     clock = Clock(wish.budget)
     subject = Subject(model, wish.settings, journal)
     bench = _bench(subject, wish, say)
-    judged = [bench.base_judged(), bench.judged(bench.starts[YARN]), bench.judged(bench.starts[NTK])]
-    found = _searched(bench, wish, clock.reserving((1 + _tables(wish)) * bench.seconds(len(bench.split.held_out))))
-    chosen = _chosen(bench, found, judged)
+    of_base, of_yarn, of_ntk, searching, *last = _phases(bench, wish)
+    judged = [of_base.base_judged(), of_yarn.judged(bench.starts[YARN]), of_ntk.judged(bench.starts[NTK])]
+    found = _searched(searching, wish, clock.reserving(len(last) * bench.seconds(len(bench.split.held_out))))
+    chosen = _chosen(last, found, judged)
     return _result(bench, wish, found, judged, chosen)
 
 
@@ -70,6 +72,14 @@ def check_wish(wish: AdviseOptions) -> None:
 def _tables(wish: AdviseOptions) -> bool:
     """Whether a part finds tables, which are judged beside the best in words."""
     return not wish.over or any(part in ("ends", "pairs") for part in wish.over)
+
+
+def _phases(bench: Bench, wish: AdviseOptions) -> list[Bench]:
+    """The bench of each phase, which says how far all of them are: three that judge what needs no search, the search, and those that judge
+    what it found. Each takes as long as it has windows: the base's slide and are read twice, and the search leaves half of its own."""
+    judging, trials = len(bench.split.held_out), wish.trials or TRIALS
+    windows = [2 * judging, judging, judging, trials * len(bench.split.searched) / 2, *[judging] * (1 + _tables(wish))]
+    return [replace(bench, say=told) for told in shares(bench.say, windows)]
 
 
 class Clock:
@@ -214,7 +224,7 @@ def _searched(bench: Bench, wish: AdviseOptions, clock: Clock) -> Found:
             if len(found) == windows:
                 starts.append(Best(candidate, mean(found)))
                 _lead(best, kind, starts[-1])
-    parts, done = [], len(begun)
+    parts, done, told = [], len(begun), shares(bench.say, [PARTS[name].share for name in over])
     for i, name in enumerate(over):
         part, weight = PARTS[name], PARTS[name].share / sum(PARTS[other].share for other in over[i:])
         if part.begins not in best:
@@ -222,7 +232,7 @@ def _searched(bench: Bench, wish: AdviseOptions, clock: Clock) -> Found:
         trials = (most - done) * weight
         until = clock.reserving(clock.left * (1 - weight)) if math.isfinite(clock.end) else clock
         space = part.space(bench.start(best[part.begins].candidate))
-        score = _score(bench, clock, _teller(bench, name, trials, until))
+        score = _score(bench, clock, _teller(told[i], f"search for {bench.subject.name}: {name}", trials, until))
         outcome = least(space, windows, score, trials if math.isinf(trials) else round(trials), wish.seed + i, _room(bench, until))
         done += outcome.trials
         if outcome.best is not None:
@@ -268,12 +278,12 @@ def _room(bench: Bench, clock: Clock) -> Callable[[], float]:
     return lambda: clock.left / one if (one := bench.seconds(1)) else math.inf
 
 
-def _teller(bench: Bench, part: str, trials: float, clock: Clock) -> Callable[[int], None]:
+def _teller(say: SayStage, what: str, trials: float, clock: Clock) -> Callable[[int], None]:
     whole, finite = clock.left, math.isfinite(clock.end)
 
     def told(seen: int) -> None:
         by_time = 1 - clock.left / whole if finite and whole else 0.0
-        bench.say(f"search for {bench.subject.name}: {part}", min(1.0, max(by_time, (seen - 1) / trials if trials else 0.0)))
+        say(what, min(1.0, max(by_time, (seen - 1) / trials if trials else 0.0)))
 
     return told
 
@@ -281,10 +291,10 @@ def _teller(bench: Bench, part: str, trials: float, clock: Clock) -> Callable[[i
 # -- the judgement ----------------------------------------------------------------------------------------------------
 
 
-def _chosen(bench: Bench, found: Found, judged: list[Judged]) -> Judged:
-    """What the search found, judged; it is put to `judged` where it is not there already."""
+def _chosen(benches: Sequence[Bench], found: Found, judged: list[Judged]) -> Judged:
+    """What the search found, judged, each on its bench; it is put to `judged` where it is not there already."""
 
-    def one(best: Best) -> Judged:
+    def one(bench: Bench, best: Best) -> Judged:
         same = next((j for j in judged if j.candidate == best.candidate), None)
         if same is None:
             judged.append(same := bench.judged(best.candidate))
@@ -292,10 +302,10 @@ def _chosen(bench: Bench, found: Found, judged: list[Judged]) -> Judged:
 
     if "any" not in found.best:  # not even the start: there was no time
         return judged[1]
-    worded = one(found.best["worded"])
+    worded = one(benches[0], found.best["worded"])
     if found.best["any"].candidate.factors:
-        table = one(found.best["any"])
-        gain, error = difference(table.values, worded.values, bench.split.clusters)
+        table = one(benches[-1], found.best["any"])
+        gain, error = difference(table.values, worded.values, benches[0].split.clusters)
         return table if gain < -error else worded
     return worded
 

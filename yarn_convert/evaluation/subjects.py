@@ -18,11 +18,12 @@ from ..checkpoint.source import resolve
 from ..compute.distances import check_plain, ready_at
 from ..compute.documents import TokenizedText, bos, documents, names
 from ..compute.identity import identity, key_of
-from ..compute.record import DTYPES, SayStage
+from ..compute.record import DTYPES
 from ..compute.scorer import Ids, Predictions, RuntimeScorer, Scorer, Take, Torch, check_runtime
 from ..conversion.extension import EXTENDING, counted_from, extend, given, no_method, unbaked
 from ..conversion.recipes import read_recipe
 from ..errors import UsageError, need
+from ..hearing import SayStage, shares, tell
 from ..options import EvaluateOptions, Recipe
 from ..options.reading import tokens as tokens_of
 from ..rope import ATTENTION_METHODS, METHODS, Distances, Rope, distances_of, effect, numbers, recipe_of, steady
@@ -202,6 +203,10 @@ class Subject:
         return None
 
     @property
+    def parameters(self) -> int:
+        return sum(t.elements for t in self.c.tensors.values())
+
+    @property
     def original(self) -> int:
         """L, from which the factors of this base count."""
         return counted_from(self.c, self.settings.recipe.original_context)
@@ -220,6 +225,7 @@ class Subject:
             return self.lender.scorer
         if self._scorer is None:
             s = self.settings
+            tell(f"loading {self.name}")
             self._scorer = (
                 Torch(self.c, s.device, DTYPES[s.dtype]) if s.runtime == "transformers" else RuntimeScorer(self.c, s.runtime, self.library)
             )
@@ -336,6 +342,11 @@ class Subject:
         """The model as a result has it, with the documents that it read and what is said `beside` of them."""
         read = {"documents": names(documents), "left_out": self.left_out, "bos": self.lead}
         return {"model": self.name, **read, **beside, **self.describe()}
+
+
+def spread(say: SayStage, subjects: Sequence[tuple[Subject, Sequence[Line]]]) -> list[SayStage]:
+    """How far a measure is with each model, as how far it is with all: by their parameters and how many recipes each has."""
+    return shares(say, [len(lines) * subject.parameters for subject, lines in subjects])
 
 
 class Meter:

@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..compute.record import SHORTEST, SayStage, silent
+from ..compute.record import SHORTEST
 from ..errors import UsageError
+from ..hearing import SayStage, heard, shares
 from ..options import TemperatureOptions
 from ..rope import temperature as recommended_at
 from .journal import ResultJournal
@@ -22,7 +23,8 @@ from .windows import NOTHING, Losses, Pass, document_error
 STEP = 0.05
 
 
-def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal: ResultJournal, say: SayStage = silent) -> dict[str, Any]:
+@heard
+def measure_temperature(say: SayStage, models: Sequence[str], wish: TemperatureOptions, journal: ResultJournal) -> dict[str, Any]:
     """Measure every multiplier on all models; the result is JSON."""
     s = wish.settings
     check_torch(s)
@@ -32,7 +34,7 @@ def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal
         raise UsageError("multipliers and segments must be above 0", "--multipliers 1,1.1,1.2 --segments 4")
     subjects = [Subject(m, s, journal) for m in models]
     rows, described = [], []
-    for subject in subjects:
+    for subject, told in zip(subjects, shares(say, [subject.parameters for subject in subjects]), strict=True):
         yarn = line_of(subject.c, s, "yarn")
         if subject.c.family.on_logits:
             raise UsageError(
@@ -49,7 +51,7 @@ def measure_temperature(models: Sequence[str], wish: TemperatureOptions, journal
         documents = subject.documents(window)
         n = subject.room(window)
         spans = tuple(subject.segments(n, wish.segments))
-        meter = Meter(f"temperature of {subject.name}", [n] * len(grid) * len(documents), say)
+        meter = Meter(f"temperature of {subject.name}", [n] * len(grid) * len(documents), told)
         found = [[subject.run(line, d, Pass(0, n, spans), meter.begin(n)) for d in documents] for line in lines]
         points = [_point(m, spans, by_document) for m, by_document in zip(grid, found, strict=True)]
         best = [min(points, key=lambda p, i=i: _finite(p["by_document"][i]))["multiplier"] for i in range(len(documents))]  # type: ignore[misc]

@@ -19,7 +19,6 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.manifest import Base, Finetuning, HeldOut, Manifest, as_json, read_manifest, recorded
 from ..checkpoint.source import resolve
 from ..compute.identity import identity, key_of
-from ..compute.record import SayStage, silent
 from ..compute.reference import with_torch
 from ..conversion import Extension, prepare
 from ..conversion.outputs import check_name, default_output
@@ -27,6 +26,7 @@ from ..conversion.run import window_note
 from ..errors import InputError, OutputError, UsageError, need
 from ..formats.json_text import pretty
 from ..formats.room import check_room, room
+from ..hearing import counted, hearing, saying, tell, unheard
 from ..options import FinetuneOptions, Texts
 from ..targets.resume import UNSUPPORTED, lock, open_file
 from .corpus import Segments, check_texts, corpus_of, order_of
@@ -123,17 +123,16 @@ def finetune(model: str, options: FinetuneOptions) -> Finetuned:
     return run_training(prepare_training(model, options))
 
 
-def run_training(p: Preparation, say: SayStage = silent) -> Finetuned:
+def run_training(p: Preparation) -> Finetuned:
     """Train and write. Under torchrun every process calls it, and the first one writes; all get what was found."""
-    with others_ended(), ranks_of(p.device, p.settings.parallel) as ranks, _workplace(p, ranks):
+    with others_ended(), ranks_of(p.device, p.settings.parallel) as ranks, _workplace(p, ranks), _first_heard(ranks):
         ranks.together(lambda: _check_output(p), alone=True)
-        told = say if ranks.first else silent
-        texts, data = _texts(p, ranks, told)
+        texts, data = _texts(p, ranks)
         trainee = Trainee(p.checkpoint, p.settings, ranks)
         check_writable(p.checkpoint, trainee)
-        run = Training(trainee, p.settings, texts, p.folder, p.log, told)
-        history = run.run()
-        told("writing the model", 1.0)
+        with saying() as say:
+            history = Training(trainee, p.settings, texts, p.folder, p.log, say).run()
+        tell("putting the trained weights into files")
         made = p.folder / "model"
         ranks.together(lambda: _clean_base(p, made), alone=True)
         write_weights(p.checkpoint, trainee, made, ranks)
@@ -155,6 +154,11 @@ def _check_output(p: Preparation) -> None:
     model = sum(t.nbytes for t in p.checkpoint.tensors.values()) + (0 if linked else planned.plan.bytes)
     there = sum(path.stat().st_size for path in p.folder.rglob("*") if path.is_file())
     check_room(room(f"the training of {p.out}", state + max(state, model) - there, p.folder, "free some space, or -o on another disk"))
+
+
+def _first_heard(ranks: Ranks) -> contextlib.AbstractContextManager[None]:
+    """Of several processes only the first says how far all of them are."""
+    return contextlib.nullcontext() if ranks.first else hearing(unheard)
 
 
 def _clean_base(p: Preparation, made: Path) -> None:
@@ -234,16 +238,13 @@ def _texts_key(p: Preparation) -> list[Any]:
         raise InputError(f"cannot read the text {e.filename}: {e.strerror}", "--text FILE, in UTF-8") from None
 
 
-def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[TrainingTexts, list[str]]:
+def _texts(p: Preparation, ranks: Ranks) -> tuple[TrainingTexts, list[str]]:
     """(what is trained on and held out, the names of the texts)."""
     s, t = p.settings, p.options.texts
     key = key_of(identity(p.checkpoint), _texts_key(p), s.pack, s.seed, s.tokens)
     needed = int(s.tokens * 1.05) + 9 * s.sequence
-    wanted, seen = needed if t.dataset else max(needed, WHOLE), [0]
-
-    def count(n: int) -> None:
-        seen[0] += n
-        say(f"tokenizing: {seen[0]:,} tokens", min(1.0, seen[0] / needed))
+    wanted = needed if t.dataset else max(needed, WHOLE)
+    count = counted(tell, "tokenizing", needed)
 
     def corpus(texts: Texts, seed: int | None, name: str) -> Segments:
         make = lambda: corpus_of(texts, p.checkpoint, wanted, seed, p.folder / name, key, count)  # noqa: E731
@@ -257,13 +258,9 @@ def _texts(p: Preparation, ranks: Ranks, say: SayStage) -> tuple[TrainingTexts, 
     order = order_of(len(segments), s.seed, not p.options.held_out)
     names = [path.name for path in t.files if path.is_dir() or path.name in segments.corpus.names]
     names += [Path(t.dataset).name if Path(t.dataset.partition(":")[0]).exists() else t.dataset] if t.dataset else []
-    _tell(s, segments, order.trained, say)
+    epochs = s.steps * s.batch / order.trained
+    tell(f"{order.trained:,} segments, {segments.left_out:,} tokens in none; {epochs:.2g} epochs")
     return TrainingTexts(segments, order, held), names
-
-
-def _tell(s: Settings, segments: Segments, trained: int, say: SayStage) -> None:
-    epochs = s.steps * s.batch / trained
-    say(f"{trained:,} segments, {segments.left_out:,} tokens in none; {epochs:.2g} epochs", 0.0)
 
 
 # -- the record -------------------------------------------------------------------------------------------------------

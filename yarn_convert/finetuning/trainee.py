@@ -19,6 +19,7 @@ from ..compute.reference import ANY, TorchWeights, as_run, building, class_of, c
 from ..compute.rotary import replace_rotary
 from ..compute.scorer import Predictions, decoder_name
 from ..errors import Unsupported, UsageError, need
+from ..hearing import tell
 from ..rope import Effect
 from . import attention
 from .losses import chunked_loss, logits_at_once
@@ -100,7 +101,9 @@ class Trainee:
 
         device = torch.device(self.ranks.device if self.ranks.device != "cuda" else torch.cuda.current_device())
         state, made = {}, dict[int, Any]()
-        for name, p in module.named_parameters(remove_duplicate=False):
+        named = list(module.named_parameters(remove_duplicate=False))
+        for i, (name, p) in enumerate(named):
+            tell(f"loading {self.c.source.name}", i / len(named))
             whole = self._adapter(name, p) if ADAPTER in name else self._weight(name, p)
             if whole is not None:
                 if id(p) not in made:  # a tied head stays the embedding

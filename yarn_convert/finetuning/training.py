@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ..compute.record import SayStage
 from ..compute.reference import enough_memory
 from ..errors import InputError, OutputError
+from ..hearing import SayMore
 from ..rope import Rope, effect
 from . import states
 from .corpus import Order, Segment, Segments, share
@@ -98,7 +98,7 @@ def optimizer_of(trainee: Trainee, s: Settings) -> Any:
 class Training:
     """A trainee, its optimizer, and how far it is."""
 
-    def __init__(self, trainee: Trainee, s: Settings, texts: TrainingTexts, folder: Path, log: Path | None, say: SayStage) -> None:
+    def __init__(self, trainee: Trainee, s: Settings, texts: TrainingTexts, folder: Path, log: Path | None, say: SayMore) -> None:
         """Goes on with the state in `folder` where there is one."""
         self.trainee, self.s, self.texts, self.folder, self.say = trainee, s, texts, folder, say
         self.ranks: Ranks = trainee.ranks
@@ -147,7 +147,7 @@ class Training:
         s, begin = self.s, time.perf_counter()
         total, loss = self._predicted(step), 0.0
         for i in range(self.passes):
-            self.say(self.speed.told(step, self.log.history.steps), (step + i / self.passes) / s.steps)
+            self.say("training", (step + i / self.passes) / s.steps, self.speed.told(step, self.log.history.steps))
             with enough_memory(s.sequence), torch.enable_grad():  # a notebook may have turned gradients off
                 found = self.trainee.loss(self._part(step, i))
                 (found * (self.ranks.world / total)).backward()  # FSDP takes the mean over ranks

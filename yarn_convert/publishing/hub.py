@@ -24,6 +24,7 @@ from ..formats.digests import differing, sha256
 from ..formats.files import exists, regular
 from ..formats.general import README
 from ..formats.inputs import NOTHING, Inputs, noticing
+from ..hearing import tell, without_bars
 from ..options import UploadOptions
 from ..targets.safetensors import WRITTEN
 from .model_card import local_card, render
@@ -160,8 +161,8 @@ def _planned(model: str, asked: UploadOptions, say: Say) -> Upload:
 def upload(model: str, options: UploadOptions) -> Uploaded:
     """Publish `model`, an output of yarn-convert: `upload(model, "user/name", private=True)`, with the fields of `UploadOptions` by
     keyword. All is one commit. Raises as `plan_upload` and `run_upload` do."""
-    plan = plan_upload(model, options)
-    return plan.done(run_upload(plan, lambda line: None))
+    plan = plan_upload(model, options, tell)
+    return plan.done(run_upload(plan, tell))
 
 
 def check_repo(repo: str) -> None:
@@ -369,10 +370,12 @@ def _commit(api: HfApi, plan: Upload, items: list[Item], sent: Sequence[CommitOp
         for i in items
     ]
     plan.inputs.check()  # each SHA-256 is taken now: the Hub refuses what is sent and differs
-    done = api.create_commit(
-        plan.repo, operations, commit_message=f"Context extended to {plan.context:,} tokens with yarn-convert", revision=plan.revision,
-        create_pr=plan.create_pr,
-    )  # fmt: skip
+    tell(f"uploading to {plan.repo}")
+    with without_bars():
+        done = api.create_commit(
+            plan.repo, operations, commit_message=f"Context extended to {plan.context:,} tokens with yarn-convert", revision=plan.revision,
+            create_pr=plan.create_pr,
+        )  # fmt: skip
     return str(done.pr_url or done.commit_url)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..compute.record import SayStage
+from ..hearing import SayStage
 from ..runtimes.table import mode_of, runtime_of
 from .excerpt import layers_of
 from .rounding import rounds

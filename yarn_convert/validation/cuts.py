@@ -9,10 +9,10 @@ from pathlib import Path
 from ..checkpoint import Checkpoint
 from ..checkpoint.ranges import fetched
 from ..compute.reasons import reason
-from ..compute.record import SayStage, counted
 from ..compute.weights import same_weights
 from ..errors import Unsupported
 from ..formats.layout import Part, rounded_by_gguf
+from ..hearing import SayStage, counted
 from .cut import Cut, layer_of, needed, write_cut
 
 IN_WORDS = 64  # tensors that are not the base's and are looked into
@@ -80,7 +80,7 @@ def _here(c: Checkpoint, layers: tuple[int, ...], folder: Path, alone: bool, say
     if remote:
         folder.mkdir()
         say(stage, 0.0)
-    return fetched(c, names, folder, counted(stage, total, say)), total if remote else 0
+    return fetched(c, names, folder, counted(say, stage, total)), total if remote else 0
 
 
 def _as_its_own(c: Checkpoint, base: Checkpoint) -> dict[str, Part]:

@@ -20,7 +20,7 @@ from msgspec import UNSET, Struct, UnsetType, convert
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.source import Source, resolve
-from ..compute.record import Hardware, Library, SayStage, made, silent
+from ..compute.record import Hardware, Library, made
 from ..compute.reference import Reference, pick_device
 from ..compute.tables import columns
 from ..conversion.intention import intention_of
@@ -28,6 +28,7 @@ from ..errors import UsageError, need
 from ..formats.decoding import Result
 from ..formats.gguf_file import DEFAULT_ALIGNMENT, nbytes_of
 from ..formats.tensors import Tensor
+from ..hearing import SayStage, heard, shares
 from ..options import ValidateOptions
 from ..runtimes import probe
 from ..runtimes.environments import python_of
@@ -94,8 +95,9 @@ class DeviceMatrix(Result):
     library: Library | UnsetType = UNSET
 
 
-def device_matrix(model: str, settings: ValidateOptions, say: SayStage = silent) -> DeviceMatrix:
-    """Run the matrix of a GGUF; `say` hears what is running and which fraction of all is done. UsageError for another format, and where
+@heard
+def device_matrix(say: SayStage, model: str, settings: ValidateOptions) -> DeviceMatrix:
+    """Run the matrix of a GGUF; UsageError for another format, and where
     llama.cpp is not there or cannot be run."""
     need("validate", "a validation")
     c = open_checkpoint(resolve(model, settings.revision))
@@ -125,7 +127,7 @@ def _cells(
     beyond = original + WIDTH
     n = min(context, asked or (beyond if q.meant.rope.row.switches else min(beyond, LONGEST)))
     modes = [RUNTIME, *(f"{RUNTIME}:{mode}" for mode in RUNTIMES[RUNTIME].modes)]
-    cells, wrong = [], list[str]()
+    cells, wrong, told = [], list[str](), shares(say, [1] * len(TYPES) * len(devices))
     with tempfile.TemporaryDirectory(prefix="yarn-convert-matrix-") as folder:
         plain = twin.write_twin(c, Path(folder, "twin.gguf"))
         for i, dtype in enumerate(TYPES):
@@ -136,7 +138,7 @@ def _cells(
                 case = replace(real_subject(small, twin.ids(n), original, tolerance, kinds), kind="twin")
             for j, device in enumerate(devices):
                 asked_of = replace(q, told={RUNTIME: {"backend": device}})
-                course = _share(say, f"{dtype} on {device}", i * len(devices) + j, len(TYPES) * len(devices))
+                course = Course(_with(told[i * len(devices) + j], f"{dtype} on {device}"))
                 course.expect(Outline(small, modes, twin=n))
                 done = study(case, asked_of, reference, modes, course)
                 wrong = [w["name"] for w in done["wrong_recipes"]]
@@ -144,9 +146,8 @@ def _cells(
     return n, cells, wrong
 
 
-def _share(say: SayStage, where: str, i: int, of: int) -> Course:
-    """How far one study is, the i-th of so many that take as long."""
-    return Course(lambda what, fraction: say(f"{what}, {where}", (i + fraction) / of))
+def _with(say: SayStage, where: str) -> SayStage:
+    return lambda what, fraction: say(f"{what}, {where}", fraction)
 
 
 def typed(small: Checkpoint, dtype: str, out: Path) -> Checkpoint:

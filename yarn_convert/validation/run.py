@@ -15,7 +15,7 @@ import msgspec
 from ..asking import check_choices, taking
 from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest, read_manifest, whole_recipe
-from ..compute.record import DTYPES, SHORTEST, SayStage, counted, made, record, silent
+from ..compute.record import DTYPES, SHORTEST, made, record
 from ..compute.reference import Reference, pick_device
 from ..compute.values import changed_since, other_model
 from ..compute.weights import check_weights
@@ -27,6 +27,7 @@ from ..conversion.ways import Override, overrides_of
 from ..errors import UsageError, need
 from ..formats.digests import digests
 from ..formats.inputs import noticing
+from ..hearing import SayStage, counted, heard
 from ..options import Recipe, ValidateOptions
 from ..readers.judge import Verdict
 from ..rope import Effect
@@ -53,11 +54,12 @@ ITS_OWN = "the model's own"  # which nothing was done to
 TWIN_TOKENS = 131072  # of the twin on a CPU: a minute or two a runtime; attention costs the square of it
 
 
-def check(model: str, settings: ValidateOptions, say: SayStage = silent, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+@heard
+def check(say: SayStage, model: str, settings: ValidateOptions, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Check `model` and return the result as JSON; `verdict` is "passed", "failed" or "inconclusive".
 
-    The result also goes into the manifest where there is one. `say` is told what is running and which fraction of all is
-    done, `tell`, before anything is run, what cannot be proved so. Raises UsageError for settings out of range and InputError or
+    The result also goes into the manifest where there is one. `tell` is told, before anything is run, what cannot be
+    proved so. Raises UsageError for settings out of range and InputError or
     FormatError for a model that cannot be read.
     """
     need("validate", "a validation")
@@ -252,7 +254,7 @@ def _digests(c: Checkpoint, say: SayStage) -> dict[str, Any]:
     """What each file of the model is, name -> `digests.Digest` as JSON, and when it was written: a verdict is about these files and
     no others."""
     files = c.files  # which looks into the folder each time
-    found = digests(files, counted("digests", sum(path.stat().st_size for path in files.values()), say))
+    found = digests(files, counted(say, "digests", sum(path.stat().st_size for path in files.values())))
     return {name: {**msgspec.to_builtins(d), "modified": _modified(files[name])} for name, d in found.items()}
 
 
@@ -313,7 +315,7 @@ def _weights(c: Checkpoint, base: Checkpoint | None, manifest: Manifest | None, 
         why = "without weights there is nothing to compare" if base is None or not c.tensors else ONLY_CUT
         found: dict[str, Any] = {"verdict": "unchecked", "how": "", "why": why, "different": []}
     else:
-        found = check_weights(c, base, manifest, counted("weights", sum(t.nbytes for t in c.tensors.values()), say))
+        found = check_weights(c, base, manifest, counted(say, "weights", sum(t.nbytes for t in c.tensors.values())))
     why = of_another(c, beta) or (other_model(c, base, window_off(c, manifest)) if base is not None else changed_since(c, manifest))
     if why and found["verdict"] != FAILED:
         found |= {"verdict": FAILED, "how": "", "why": f"they are those of another model: {why}"}

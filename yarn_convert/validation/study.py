@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from .. import runtimes
 from ..checkpoint import Checkpoint
-from ..compute.record import SayStage
 from ..compute.reference import FractionDone, Reference
 from ..compute.rotary import Spans
 from ..conversion.intention import Intention
 from ..errors import YarnConvertError
+from ..hearing import SayStage
 from ..readers.judge import Verdict
 from ..readers.switching import whole_context
 from ..rope import Effect, effect

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from .. import runtimes
 from ..checkpoint import Checkpoint
-from ..compute.record import SayStage
 from ..compute.reference import Reference
 from ..compute.states import States, distance, states_of
+from ..hearing import SayStage
 from ..runtimes.table import runtime_of
 from .counterparts import as_there, named_there
 from .cuts import Cuts
