@@ -22,6 +22,7 @@ from yarn_convert.checkpoint.manifest import read_manifest
 from yarn_convert.checkpoint.source import Source, resolve
 from yarn_convert.compute.reference import Reference
 from yarn_convert.compute.values import changed_since, other_model
+from yarn_convert.conversion.describe import findings
 from yarn_convert.conversion.repair import plan_repair
 from yarn_convert.families.schema import ROPE_OBJECTS
 from yarn_convert.formats.json_text import edit_within
@@ -182,6 +183,19 @@ def test_transformers_computes_what_is_meant_past_the_window(name: str, models: 
 def test_latent_attention_has_its_temperature_on_the_logits_within_others_too(models: dict[str, Path]) -> None:
     out = effect(open_checkpoint(resolve(str(extended(models["mistral3-mistral4"])))).rope)
     assert out.multiplier == 1 and out.logits == pytest.approx((0.1 * np.log(16) + 1) ** 2)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.2])
+def test_a_temperature_of_the_position_that_is_not_the_model_type_s_own_is_said(
+    beta: float, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """0.1 is the default of transformers' Mistral4Config."""
+    folder = shutil.copytree(models["mistral3-mistral4"], tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"]["llama_4_scaling_beta"] = beta
+    (folder / "config.json").write_text(json.dumps(config))
+    found = [line for line in findings(open_checkpoint(resolve(str(folder)))) if "only its base shows" in line]
+    assert [line.startswith("llama_4_scaling_beta is 0.2, where mistral4 has 0.1") for line in found] == ([True] if beta == 0.2 else [])
 
 
 @pytest.mark.parametrize("part", [None, 0.5])

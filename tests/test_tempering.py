@@ -18,6 +18,7 @@ from yarn_convert.conversion import convert
 from yarn_convert.conversion.extension import extend
 from yarn_convert.conversion.overriding import overrides
 from yarn_convert.conversion.recipes import as_text, recipe
+from yarn_convert.conversion.tempering import unusual
 from yarn_convert.dialects.config_json import BETA
 from yarn_convert.errors import Unsupported, UsageError
 from yarn_convert.evaluation.subjects import lines_of
@@ -57,6 +58,7 @@ def test_it_is_written_and_goes_with_the_model_and_its_recipe(base: Path, tmp_pa
     assert [open_checkpoint(resolve(str(x))).beside(open_checkpoint(resolve(str(x))).rope).floor for x in (out, off)] == [64, 0]
     if out.suffix:
         manifest_path(out).unlink()  # the recipe in the file says it, too
+    assert not unusual(open_checkpoint(resolve(str(out))))
     (tmp_path / "r.yaml").write_text(as_text(recipe(str(out))))
     made = convert(str(base), recipe(str(tmp_path / "r.yaml")), out=second, output=place(tmp_path, second, "made")).output
     assert said(made) == 0.5 and recipe(str(off)).position_temperature == 0.0

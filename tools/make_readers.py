@@ -33,7 +33,8 @@ OUT = Path(__file__).parents[1] / "tests" / "data" / "readers.json"
 OUT_NESTED = OUT.with_name("readers_nested.json")
 RUN_FOR = {  # the model types that a runtime is asked about: those whose own code the functions below run
     "transformers-4": FAMILIES.keys() - NEW_IN_5,
-    "transformers-5": FAMILIES.keys(),
+    # olmo3 has a table for each layer type, and exaone4 fails at a null that mlx-lm asks for
+    "transformers-5": FAMILIES.keys() - {"olmo3", "exaone4"},
     "mlx-lm": FAMILIES.keys() - {"falcon", "deepseek_v2", "deepseek_v3", "phi3", "cohere2", "qwen2_moe", "ernie4_5_moe"},
     # architecture/*.py of these call read_rope_settings_default with a style alone
     "exllamav3": {"mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "cohere", "smollm3"},
@@ -42,6 +43,13 @@ RUN_FOR = {  # the model types that a runtime is asked about: those whose own co
     # models/*.py of these hand config.rope_parameters to get_rope as it is
     "vllm": {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "stablelm", "falcon", *NEIGHBOURS},
 }
+ASK_PAIRS = {
+    "llama",
+    "mistral",
+    "granite",
+    "ernie4_5",
+    "ernie4_5_moe",
+}  # SGLang's models/*.py of these: getattr(config, "rope_is_neox_style")
 NESTED_FOR = {  # the models around that a runtime is asked about
     "transformers-5": AROUND.keys(),
     # models/*.py of these hand text_config to the class of a language model, which hands its rope_parameters to get_rope
@@ -114,7 +122,7 @@ def rotated(rope, hf, positions, layer):
         hf = copy.deepcopy(hf)
         hf.rope_theta, hf.rope_scaling = hf.rope_local_base_freq, {"rope_type": "default"}
         rope = type(rope)(config=hf)
-    if "mrope_section" in (getattr(hf, "rope_parameters", None) or {}):
+    if hf.model_type.endswith("_text") and "mrope_section" in (getattr(hf, "rope_parameters", None) or {}):
         positions = positions.expand(3, *positions.shape)
     out = rope(torch.zeros(1, 1, 1, 2), positions, *([layer] if layer in ("full_attention", "sliding_attention") else []))
     prefix = f"{layer}_" if hasattr(rope, f"{layer}_inv_freq") else ""
@@ -154,7 +162,14 @@ def run_mlx(config):
     told = [() if layer is None else (None,) if layer == "all" else (layer,) for layer in layers]
     ropes = [attention(args, *layer).rope for layer in told]
     made = [mlx_reading(mx, rope, dims_of(rope, config)) for rope in ropes]
-    return made[0] | ({"others": made[1]} if len(made) > 1 else {})
+    return beside_pairs(
+        made[0] | ({"others": made[1]} if len(made) > 1 else {}), config, mlx_turned(mx, ropes[0], dims_of(ropes[0], config))
+    )
+
+
+def mlx_turned(mx, rope, dims):
+    """What becomes of the first number of a head."""
+    return rope(mx.array([[[[1.0] + [0.0] * (dims - 1)]]]), offset=1)[0, 0, 0].tolist()
 
 
 def dims_of(rope, config):
@@ -240,16 +255,19 @@ def turned(built, hf, head):
         getattr(built, "forward_native", built.forward)(torch.arange(5).expand(3, 5), q.clone(), q.clone())
 
 
-def beside_neighbours(made, built, head):
-    """`made`, and that halves of a head turn all the same, where they do though `built` was told to turn neighbours."""
+def beside_pairs(made, config, out):
+    """`made`, and which pairs of a head turned, where it is not those that the model turns: `out` is what became of its first number."""
+    assert (out[1] != 0) != (out[made["pairs"]] != 0)
+    turned = "halves" if out[1] == 0 else "neighbours"
+    return made | ({} if (turned == "neighbours") == (config["model_type"] in NEIGHBOURS) else {"turned": turned})
+
+
+def torch_turned(built, head):
     import torch
 
-    built.is_neox_style = False
     x = torch.zeros(1, head)
     x[0, 0] = 1.0
-    out = getattr(built, "forward_native", built.forward)(torch.tensor([1]), x.clone(), x.clone())[0].flatten()
-    assert (out[1] != 0) != (out[made["pairs"]] != 0)
-    return made | ({"halves": True} if out[1] == 0 else {})
+    return getattr(built, "forward_native", built.forward)(torch.tensor([1]), x.clone(), x.clone())[0].flatten()
 
 
 def from_cache(cache, row, context):
@@ -303,7 +321,11 @@ def vllm(root):
             made = from_cache(built.long_short_cos_sin_cache, offset + 1, context)
         else:
             made = from_cache(built.cos_sin_cache, 1, context)
-        return beside_neighbours(made, built, head) if hf.model_type in AFTERWARDS else made
+        if "mrope_section" in hf.rope_parameters:
+            return made
+        if hf.model_type in AFTERWARDS:
+            built.is_neox_style = False
+        return beside_pairs(made, {"model_type": hf.model_type}, torch_turned(built, head))
 
     return run, version_of(root, "vllm")
 
@@ -340,13 +362,15 @@ def sglang(root):
         rotary = int(getattr(hf, "partial_rotary_factor", 1) * head)
         theta = parameters.get("rope_theta", getattr(hf, "rope_theta", 10000))  # common.py: get_rope_config
         neox = hf.model_type not in NEIGHBOURS
+        neox = getattr(hf, "rope_is_neox_style", neox) if hf.model_type in ASK_PAIRS else neox
         built = factory.get_rope(head, rotary, hf.max_position_embeddings, theta, neox, parameters, torch.float32)
         turned(built, hf, head)
         if hasattr(built, "long_short_cos_sin_cache"):
             beyond = context - 1 > built.original_max_position_embeddings
             row = built.original_max_position_embeddings * beyond + 1
             return from_cache(built.long_short_cos_sin_cache, row, context)
-        return from_cache(built.cos_sin_cache, 1, context)
+        made = from_cache(built.cos_sin_cache, 1, context)
+        return made if "mrope_section" in parameters else beside_pairs(made, config, torch_turned(built, head))
 
     return run, version_of(root, "sglang")
 

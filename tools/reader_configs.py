@@ -31,7 +31,7 @@ def llama(scaling=None, both=False, dim=128, **top):
 
 def configs():
     """name -> config.json, for a Llama of 128, 64 or 80 dimensions a head."""
-    return {**plain_configs(), **yarn_configs(), **other_configs(), **longrope_configs()} | {
+    return {**plain_configs(), **yarn_configs(), **other_configs(), **longrope_configs(), **stray_configs()} | {
         "mistral-no-head-dim": {k: v for k, v in llama(YARN, both=True).items() if k != "head_dim"}
         | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]},
     }  # fmt: skip
@@ -117,6 +117,34 @@ def longrope_configs():
     }  # fmt: skip
 
 
+def stray_configs():
+    """What older tools and other runtimes' files leave behind: nulls, two spellings that differ, and keys that one runtime alone reads."""
+    null_first, null_last = ({"rope_type": t, "type": u} for t, u in ((None, "yarn"), ("yarn", None)))
+    layers = {"sliding_attention": {"rope_theta": 10000.0, **YARN}}
+    silent = {k: v for k, v in llama(LINEAR, both=True).items() if k != "max_position_embeddings"}
+    return {
+        "stray-empty": llama() | {"rope_scaling": {}, "rope_parameters": {"rope_theta": 10000.0, **YARN}},
+        "stray-null-rope-type": llama(YARN | null_first, both=True),
+        "stray-null-type": llama(YARN | null_last, both=True),
+        "stray-types-differ": llama(YARN | {"type": "default"}, both=True),
+        "stray-null-theta": llama(YARN | {"rope_theta": None}),
+        "stray-null-original": llama(YARN | {"original_max_position_embeddings": None}, both=True),
+        "stray-null-partial": llama(YARN | {"partial_rotary_factor": None}, both=True),
+        "stray-float-original": llama(LONG | {"original_max_position_embeddings": 4096.0}, both=True),
+        "stray-extrapolation-factor": llama(YARN | {"extrapolation_factor": 0.5}, both=True),
+        "stray-mrope-section": llama(YARN | {"mrope_section": [16, 24, 24]}, both=True),
+        "stray-temperature": llama(YARN | {"llama_4_scaling_beta": 0.1}, both=True),
+        "stray-rope-dim": llama(YARN | {"rope_dim": 64}, both=True),
+        "stray-rotary-dim": llama(YARN, both=True, rotary_dim=64),
+        "stray-rotary-pct": llama(YARN, both=True, rotary_pct=0.5),
+        "stray-layers": llama() | {"rope_parameters": layers},
+        "stray-ntk": llama({"rope_type": "ntk", "factor": 8.0}, both=True),
+        "stray-deepseek-yarn": llama(YARN | {"rope_type": "deepseek_yarn", "type": "deepseek_yarn"}, both=True),
+        "stray-mrope": llama({"rope_type": "mrope", "mrope_section": [16, 24, 24]}, both=True),
+        "stray-length": silent | {"max_sequence_length": 16384},
+    }  # fmt: skip
+
+
 # -- the model types whose code differs -------------------------------------------------------------------------------
 
 
@@ -185,6 +213,12 @@ def family_configs():
                 found[f"{model_type}-{name}-v4"] = base | {"rope_theta": 10000.0, "rope_scaling": rope}
                 found[f"{model_type}-{name}-v5"] = base | {"rope_parameters": nested}
                 found[f"{model_type}-{name}-flat-v5"] = base | {"rope_parameters": rope}
+        v5 = {"rope_theta": 10000.0, **yarn}
+        v5 = {"full_attention": v5, "sliding_attention": {**v5, "rope_type": "default"}} if model_type in ("gemma3_text", "olmo3") else v5
+        found[f"{model_type}-stray-empty"] = base | {"rope_theta": 10000.0, "rope_scaling": {}, "rope_parameters": v5}
+        found[f"{model_type}-stray-type"] = base | {"rope_theta": 10000.0, "rope_scaling": yarn | {"type": "linear"}}
+        turned = {"rope_traditional": model_type not in NEIGHBOURS, "rope_is_neox_style": model_type in NEIGHBOURS}  # the other pairs
+        found[f"{model_type}-stray-pairs"] = base | {"rope_theta": 10000.0, "rope_scaling": yarn} | turned
         found[f"{model_type}-top-original"] = base | {"rope_scaling": dicts["yarn"], "original_max_position_embeddings": 1024}
     return {k: v for k, v in found.items() if not k.endswith("flat-v5") or k.startswith("gemma3")}
 

@@ -30,6 +30,7 @@ from ..rope import RTOL, Rope, geometric, table
 from ..targets.plan import carry_gguf
 from .extension import extend
 from .run import Conversion
+from .tempering import unusual
 
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12
 KEPT, RAMP, INTERPOLATED = "kept", "ramp", "interpolated"
@@ -211,6 +212,7 @@ def findings(c: Checkpoint) -> list[str]:
     found += followers(c) if isinstance(c.doubt, Disagreement) else []
     found += [f"{key} is ignored by llama.cpp for architecture {c.family.gguf_arch!r}" for key in c.ignored]
     found += [c.stale] if c.stale else []
+    found += [line] if (line := unusual(c)) else []
     if c.sliding_window and c.sliding_window < c.context:
         found.append(f"the sliding window of {c.sliding_window:,} tokens is shorter than the context; llama.cpp would not apply it")
     return found + (_gguf_findings(c) if c.gguf else _hf_findings(c))

@@ -17,7 +17,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest, RopeRecord, read_manifest
 from ..dialects.config_json import BETA
 from ..errors import FormatError, Unsupported, UsageError
-from ..families.schema import ROPE_OBJECTS
+from ..families.schema import ROPE_OBJECTS, rope_says
 from ..formats.gguf_file import f32
 from ..options import Recipe
 
@@ -57,6 +57,21 @@ def of_another(c: Checkpoint, asked: float | None) -> str:
     """Why a checkpoint's β is not the one that is asked for; "" if it is, or none is asked for."""
     own = c.hparams.get(BETA) or 0.0
     return "" if asked is None or math.isclose(own, asked, rel_tol=ALIKE) else f"its {BETA} is {own:g}, and {asked:g} is meant"
+
+
+def unusual(c: Checkpoint) -> str:
+    """That a checkpoint's β is another than its model type's own, and nothing on record says that it is meant; "" if it is not so. A file
+    alone shows no more: which β a release has is on record nowhere but in its base."""
+    usual = c.family.hf.rope.get(BETA)
+    own = c.hparams.get(BETA) if c.gguf else next(iter(rope_says(c.config, BETA)), None)
+    if usual is None or own is None or not c.family.hf.floor or math.isclose(own, usual, rel_tol=ALIKE):
+        return ""
+    with contextlib.suppress(FormatError):
+        recorded = recorded_beta(c, read_manifest(c.source.path))
+        if recorded is not None and math.isclose(own, recorded, rel_tol=ALIKE):
+            return ""
+    why = "only its base shows whether that is meant (validate --base)"
+    return f"{BETA} is {own:g}, where {c.family.model_type} has {usual:g} of its own: {why}"
 
 
 def in_record(record: RopeRecord) -> float | None:

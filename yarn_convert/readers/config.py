@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import Unsupported
 from ..families.schema import ROPE_OBJECTS
 from ..rope import Table, temperature
 from .methods import FUNCTIONS, by_layer, yarn_factor
-from .reading import Beside, Reading
-from .rows import MSCALES
+from .reading import NOT_MODELLED, Beside, Reading
+from .rows import MSCALES, NEIGHBOURS
 from .seen import READERS, Config, Seen, context_of, nested, refuse, seen, spelling
 
 
@@ -37,8 +38,7 @@ def _read(reader: str, config: Config, length: int | None, served: int | None) -
     inv_freq, multiplier = FUNCTIONS[rope.method](rope, length)
     second = seen(reader, config, 1) if has_other_layers(rope) else None
     others = Table(*FUNCTIONS[second.method](second, length)) if second else None
-    halves = rope.row.halves.get(rope.method) == "turns"
-    return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier), Beside(logits(rope), others, floor(rope), halves))
+    return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier), Beside(logits(rope), others, floor(rope), pairs(rope)))
 
 
 def has_other_layers(rope: Seen) -> bool:
@@ -59,6 +59,25 @@ def floor(rope: Seen) -> int:
     homes = {"dict": rope.dict, "top": rope.config, "yarn": rope.dict if rope.method == "yarn" else {}}
     found = (homes[x].get("original_max_position_embeddings") if isinstance(x, str) else x for x in rope.row.floor)
     return int(next((x for x in found if x), 0))
+
+
+def pairs(rope: Seen) -> str:
+    """`Beside.pairs`."""
+    if rope.row.halves.get(rope.method) == "turns":
+        return "halves"
+    model_type = rope.config.get("model_type", "llama")
+    key, neighbours = rope.row.neighbours.get(model_type, ("", True))
+    if key not in rope.config:
+        return ""
+    said = rope.config[key]
+    if not isinstance(said, bool):
+        raise Unsupported(f"{key} {said!r} is not modelled", NOT_MODELLED)
+    turned = said == neighbours
+    if turned == (model_type in NEIGHBOURS):
+        return ""
+    if rope.method == "longrope":  # of which a class may know one of the two alone
+        raise Unsupported(f"{key} with longrope is not modelled", NOT_MODELLED)
+    return "neighbours" if turned else "halves"
 
 
 def oldest(reader: str, config: Config) -> str:

@@ -19,6 +19,7 @@ from .rows import HF_READERS
 Kind = Literal["exact", "differs", "refuses", "unknown"]
 VerdictLayer = Literal["", "table", "pairs", "multiplier", "logits", "layers", "context", "lengths"]
 NOTHING = Beside()
+OTHER_PAIRS = {"halves": "neighbours", "neighbours": "halves"}
 BEFORE = {"refuses": "refuses the file: ", "unknown": "not known: "}
 
 
@@ -69,8 +70,8 @@ def judge(read: Callable[[], Reading], target: Table, context: int, beside: Besi
 def _difference(r: Reading, target: Table, context: int, beside: Beside | None, rtol: float | Array) -> tuple[VerdictLayer, str]:
     if text := _of_tables(Table(r.inv_freq, target.multiplier), target, "", rtol):
         return "table", text
-    if r.beside.halves:
-        return "pairs", "turns halves of a head, where the model turns neighbours"
+    if r.beside.pairs:
+        return "pairs", f"turns {r.beside.pairs} of a head, where the model turns {OTHER_PAIRS[r.beside.pairs]}"
     if text := _of_tables(Table(target.inv_freq, r.multiplier), target, ""):
         return "multiplier", text
     logits, others, floor, _ = beside or r.beside._replace(logits=1.0)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .rows import HF_READERS, METHODS, TYPE_FIRST, Reader
+from .rows import DUAL_CHUNKS, HF_READERS, METHODS, TYPE_FIRST, VLLM_UNKNOWN, Reader
 
 Part = tuple[str, str]  # architecture of the model around, model_type of the language model
 GEMMA3: Part = ("Gemma3ForConditionalGeneration", "gemma3_text")
@@ -44,6 +44,8 @@ _VLLM_MROPE = replace(
     types={**_VLLM.types, "mrope": "default"},
     partial=("rotates", ("dict", "top")),
     three_axes=frozenset({"default", "yarn"}),
+    unknown={"dict": {k: v for k, v in VLLM_UNKNOWN["dict"].items() if k != "mrope_section"}, "top": VLLM_UNKNOWN["top"]},
+    yarn_times=1,
 )
 _COMMON = "sglang/srt/utils/hf_transformers/common.py: get_hf_text_config, get_context_length"
 _SGLANG = _row("sglang", _COMMON, "sglang/srt/models/llava.py, mistral.py: text_config goes to the class of the language model")
@@ -51,6 +53,7 @@ _SGLANG_MROPE = replace(
     _SGLANG,
     evidence=(_COMMON, "sglang/srt/layers/rotary_embedding/mrope.py: YaRNScalingMRotaryEmbedding; sglang/srt/models/qwen*.py"),
     temperature=("times-attn_factor",),
+    unknown={"dict": {"use_fope": False, "video_rope": False, "extrapolation_factor": 1.0}, "top": DUAL_CHUNKS},
     three_axes=frozenset({"default", "yarn"}),
     forbidden={"yarn": ("mscale", "mscale_all_dim")},
 )
@@ -112,7 +115,7 @@ WITHIN: Mapping[str, Mapping[Part, Reader]] = {
             dicts=("rope_parameters",),
             theta=("dict",),
             top_required=("rope_parameters",),
-            required=dict.fromkeys(METHODS, ("original_max_position_embeddings",)),
+            required=dict.fromkeys(METHODS, ("original_max_position_embeddings", "llama_4_scaling_beta")),
         ),
         GEMMA3: _mlx("gemma3_text", "gemma3, gemma3_text"),
         **dict.fromkeys(QWEN2S, _mlx("qwen2", "qwen2_vl, qwen2", top_required=(*SHAPE, "num_key_value_heads"))),
@@ -125,12 +128,12 @@ WITHIN: Mapping[str, Mapping[Part, Reader]] = {
     },
     "exllamav3": {
         LLAVAS[1]: _EXL,
-        MINISTRAL: replace(_EXL, temperature=("attention_factor", "one-by-position"), floor=("yarn",)),
+        MINISTRAL: replace(_EXL, temperature=("attention_factor", "one-by-position"), floor=("yarn",), unknown={}),
         GEMMA3: replace(_EXL, dicts=("rope_scaling",), theta=("top", 1e6), others_theta=1e4, context_keys=(131072,), assumes_head_dim=True),
-        **dict.fromkeys((QWEN3, QWEN3_MOE), replace(_EXL, theta=("top", "rope_parameters", 5e6), types={**_EXL.types, "mrope": "default"})),
+        **dict.fromkeys((QWEN3, QWEN3_MOE), replace(_EXL, theta=("top", "rope_parameters", 5e6))),
         **dict.fromkeys(
             QWEN35S,
-            replace(_EXL, theta=("top", "rope_parameters", 1e7), types={**_EXL.types, "mrope": "default"}, assumes_partial=False),
+            replace(_EXL, theta=("top", "rope_parameters", 1e7), assumes_partial=False),
         ),
     },
 }

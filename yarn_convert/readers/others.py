@@ -155,7 +155,7 @@ CANDLE = Reader(
     longrope_list="length",
     top_required=("max_position_embeddings",),
     required=dict.fromkeys(("default", "llama3"), LLAMA3_KEYS),
-    whole_lengths=True,
+    whole_lengths=frozenset({"default", "llama3"}),
     derives_head_dim=True,
 )
 

@@ -16,7 +16,7 @@ class Beside(NamedTuple):
     logits: float = 1.0  # multiplies the attention logits, on top of the multiplier squared: DeepSeek's mscale_all_dim
     other_layers: Table | None = None  # RoPE of the other layers, where there are such with one of their own: gemma3's sliding ones
     floor: int = 0  # tokens after which, and after as many again, logits grow by a temperature of the position alone; 0: there is none
-    halves: bool = False  # turns halves of a head, where the model turns neighbours: whatever the table, another computation
+    pairs: str = ""  # "halves" of a head or "neighbours", where the model turns the other: whatever the table, another computation
 
 
 class Reading(NamedTuple):

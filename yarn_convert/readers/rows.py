@@ -29,6 +29,12 @@ class Reader:
     longrope_factor: tuple[str, ...] = ("lengths",)  # s of its default multiplier: rules in order
     type_keys: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # model_type -> order of the two spellings
     types_must_agree: bool = False
+    null_type: str = "absent"  # what a null is where the first spelling of the type is looked for; or "default", or it "fails"
+    unknown_types: frozenset[str] = frozenset()  # spellings that it takes, and that are not modelled
+    # Keys of the dict or of "top" by which it computes another than is modelled -> the value, besides null, with which nothing of it shows
+    unknown: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    nulls: frozenset[str] = frozenset()  # place and key of a null that it takes for a value, and fails
+    empty_counts: bool = False  # an empty rope dict is followed, too
     type_required: bool = False  # a rope dict without a type is an error, not "default"
     defaults: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # method -> key -> assumed when absent
     yarn_factor: str = "factor"  # "lengths": max_position/original wherever that is given; "null-lengths": for null
@@ -39,6 +45,7 @@ class Reader:
     head_dim_required: frozenset[str] = frozenset()  # methods that fail for these model types when head_dim is absent
     head_dim_unfilled: frozenset[str] = frozenset()
     partial: tuple[str, tuple[str, ...]] = ("ignores", ())  # what it does with partial_rotary_factor, and its places
+    partial_names: tuple[str, ...] = ()  # further names of it at the top, where its config class assumes none
     context_keys: tuple[str | int, ...] = ("max_position_embeddings",)  # of config.json, or a number that it assumes
     context_rule: str = "given"  # "vllm", "sglang", "tensorrt", "none", "no-window": none with a sliding window
     models: frozenset[str] = LLAMAS  # the model types that this row is modelled for
@@ -56,7 +63,7 @@ class Reader:
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # spelling -> keys that a dict must have
     top_required: tuple[str, ...] = ()  # keys that config.json must have
     top_present: tuple[str, ...] = ()  # and those that may be null there
-    whole_lengths: bool = False  # an original context written as a float is an error
+    whole_lengths: frozenset[str] = frozenset()  # methods with which an original context written as a float is an error
     derives_head_dim: bool = False  # takes hidden_size / heads: another head_dim does not fit its tensors
     oldest: str = ""  # the oldest version that was run on what yarn-convert writes; "": none but `version`
     yarn_by_layer: str = ""  # the oldest that takes yarn in the object of one layer type; earlier ones refuse the file
@@ -69,6 +76,8 @@ class Reader:
     three_axes: frozenset[str] = frozenset()  # methods that turn by a picture's three positions; empty: all, or it knows one position
     # Of a model that turns neighbours: method -> "refuses", or "turns" halves of a head all the same, for that its class knows alone
     halves: Mapping[str, str] = field(default_factory=dict)
+    # Model type -> a key of config.json that tells which pairs turn, and its value for neighbours
+    neighbours: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     yarn_times: int = 1  # by which it takes L for longer where a ramp ends, in a model of pictures
     assumes_partial: bool = True  # takes an absent partial_rotary_factor from `families.MODEL_TYPES`; else whole heads
     forbidden: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # method -> keys at which its table fails
@@ -84,9 +93,14 @@ V4_MODELS = LLAMAS | {  # olmo2 and phi3 want other dicts there
     "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "gpt_neox", "falcon", "stablelm", "starcoder2",
     "granite", "smollm3", "glm4", "cohere", "cohere2", "gpt_oss", "deepseek_v2", "deepseek_v3",
 }  # fmt: skip
+V4_TYPE_FIRST = (  # their configuration_*.py: rope_scaling["rope_type"] = rope_scaling["type"]
+    "llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gpt_neox", "stablelm", "starcoder2", "smollm3", "gpt_oss",
+    "deepseek_v2", "deepseek_v3",
+)  # fmt: skip
 # Model types that turn neighbours and reach `Phi3LongRoPEScaledRotaryEmbedding` with is_neox_style False, which raises; or with True, which
 # is set to False in the object that was made, and not looked at there: then halves of a head turn, silently
 VLLM_NEIGHBOURS = {**dict.fromkeys(("glm4", "cohere", "cohere2", "ernie4_5_moe"), "refuses"), "ernie4_5": "turns"}
+NEIGHBOURS = frozenset(VLLM_NEIGHBOURS)
 SGLANG_NEIGHBOURS = dict.fromkeys(("cohere", "ernie4_5", "ernie4_5_moe"), "refuses")
 VLLM_MODELS = {"mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "stablelm", "falcon", *VLLM_NEIGHBOURS}
 NEED_HEAD_DIM = frozenset({"dynamic", "yarn", "longrope"})  # of transformers: getattr(config, "head_dim", ...), which is None
@@ -97,14 +111,35 @@ V5_READS: dict[str, Any] = {  # vLLM and SGLang load config.json through transfo
     "theta": ("dict", "top", "model"),
     "original": dict.fromkeys(SCALED, ("top", "dict", "max_position")),
     "assumes_length": True,
+    "null_type": "fails",
+    "nulls": frozenset(
+        {
+            "dict.rope_theta",
+            "top.rope_theta",
+            "dict.partial_rotary_factor",
+            *(f"{place}.original_max_position_embeddings" for place in ("dict", "top")),
+        }
+    ),
 }
 OTHER_LENGTHS = ("max_sequence_length", "seq_length", "max_seq_len")  # top-level keys by which vLLM and SGLang cap the context
 SGLANG_LENGTHS = (*OTHER_LENGTHS, "model_max_length", "max_position_embeddings")
 SGLANG_UNSCALED = ("mixtral", "gemma2", "starcoder2")
 UNSCALED: dict[str, Any] = {"dicts": (), "partial": ("ignores", ("top",))}  # nn.RoPE: no dict is looked at
+# What `get_rope` of both asks for before the type; vLLM refuses a model of texts that has an mrope_section (gpu_model_runner.py)
+DUAL_CHUNKS: Mapping[str, Any] = {"dual_chunk_attention_config": None}
+VLLM_UNKNOWN: Mapping[str, Mapping[str, Any]] = {
+    "dict": {"rope_dim": 0, "use_fope": False, "mrope_section": None, "xdrope_section": None},
+    "top": {**DUAL_CHUNKS, "llama_4_scaling": None, "mrope_section": None},
+}
+SGLANG_UNKNOWN: Mapping[str, Mapping[str, Any]] = {
+    "dict": {"use_fope": False, "mrope_section": None, "extrapolation_factor": 1.0},
+    "top": DUAL_CHUNKS,
+}
+DERIVED: dict[str, Any] = {"derives_head_dim": True}
 MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in mlx_lm/models differs from llama.py
-    **{name: {} for name in ("qwen2", "gemma3_text", "olmo2", "smollm3")},
-    "granite": {"top_required": ("max_position_embeddings", "rope_theta")},
+    **{name: {} for name in ("gemma3_text", "olmo2", "smollm3")},
+    "qwen2": DERIVED,
+    "granite": DERIVED | {"top_required": ("max_position_embeddings", "rope_theta")},
     "seed_oss": {"top_required": ("head_dim",)},
     "olmo3": {"top_required": ("max_position_embeddings", "rope_theta", "sliding_window"), "one_theta": True},
     "qwen3_next": {
@@ -118,19 +153,26 @@ MLX_VARIANTS: Mapping[str, dict[str, Any]] = {  # model type -> how its file in 
     "qwen3": {
         "dicts": ("rope_scaling", "rope_parameters"),
         "theta": ("top", "rope_parameters"),
+        "empty_counts": True,
         "top_required": ("max_position_embeddings", "head_dim"),
     },
     "gpt_oss": {"types": {name: name for name in METHODS if name not in ("dynamic", "longrope")}},  # it passes no length on
-    "mixtral": UNSCALED,
-    "starcoder2": UNSCALED,
-    "cohere": UNSCALED,
-    "ernie4_5": UNSCALED | {"top_required": ("max_position_embeddings", "rope_theta", "use_bias", "tie_word_embeddings")},
+    **dict.fromkeys(("mixtral", "starcoder2", "cohere"), UNSCALED | DERIVED),
+    "ernie4_5": UNSCALED
+    | {
+        "top_required": ("max_position_embeddings", "rope_theta", "use_bias", "tie_word_embeddings"),
+        "top_present": ("head_dim",),
+    },
     "gemma2": UNSCALED | {"top_required": ("head_dim",)},
     "qwen3_moe": UNSCALED | {"top_required": ("head_dim", "rope_theta", "max_position_embeddings")},
-    "gpt_neox": UNSCALED | {"top_required": ("rotary_emb_base", "rotary_pct", "max_position_embeddings")},
-    "stablelm": UNSCALED | {"top_required": ("rope_theta", "partial_rotary_factor")},
+    "gpt_neox": UNSCALED | DERIVED | {"top_required": ("rotary_emb_base", "rotary_pct", "max_position_embeddings")},
+    "stablelm": UNSCALED | DERIVED | {"top_required": ("rope_theta", "partial_rotary_factor")},
     "glm4": UNSCALED | {"top_required": ("head_dim", "rope_theta", "partial_rotary_factor")},
 }
+# Those whose ModelArgs have rope_traditional, which says that neighbours turn; of glm4 it is true where nothing says it
+MLX_TRADITIONAL = LLAMAS | {
+    "smollm3", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "seed_oss", "olmo2", "mixtral", "gemma2", "glm4"
+}  # fmt: skip
 _ROWS = {
     row.name: row
     for row in (
@@ -150,8 +192,14 @@ _ROWS = {
             dicts=("rope_scaling",),
             theta=("top", "model"),
             types=SPELLED,
-            type_keys={"llama": TYPE_FIRST, **dict.fromkeys(("cohere", "cohere2", "granite", "gemma3_text"), ROPE_TYPE_ALONE)},
+            type_keys={
+                **dict.fromkeys(V4_TYPE_FIRST, TYPE_FIRST),
+                **dict.fromkeys(("cohere", "cohere2", "granite", "gemma3_text"), ROPE_TYPE_ALONE),
+            },
             type_required=True,
+            null_type="fails",
+            empty_counts=True,
+            nulls=frozenset({"top.rope_theta", "top.original_max_position_embeddings"}),
             original={"yarn": ("dict", "max_position"), "llama3": ("dict",), "longrope": ("top", "max_position")},
             temperature=("attention_factor", "ratio"),
             longrope_multiplier="attention_factor",
@@ -177,6 +225,7 @@ _ROWS = {
                 "models/*/configuration_*.py: convert_rope_params_to_dict; models/*/modeling_*.py: *RotaryEmbedding, yarn_apply_mscale",
             ),
             models=frozenset(MODEL_TYPES),
+            unknown_types=frozenset({"proportional"}),
             scales_softmax=frozenset(name for name, row in MODEL_TYPES.items() if row.latent),
             types=SPELLED,
             temperature=("attention_factor", "ratio"),
@@ -205,6 +254,12 @@ _ROWS = {
             models=LLAMAS | VLLM_MODELS,
             types={**SPELLED, "su": "longrope"},
             types_must_agree=True,
+            unknown_types=frozenset(
+                {"proportional", "ntk", "mrope", "deepseek_yarn", "deepseek_llama_scaling", "telechat3-yarn", "bailing_mrope", "openpangu"}
+            ),
+            unknown=VLLM_UNKNOWN,
+            whole_lengths=frozenset({"longrope"}),
+            yarn_times=4,  # get_rope: mrope_positions_factor
             temperature=("attention_factor", "ratio"),
             longrope_multiplier="mscale",
             longrope_list="context",
@@ -212,6 +267,7 @@ _ROWS = {
             dynamic="trained",
             integer_linear=False,
             partial=("rotates", ("dict", "top")),
+            partial_names=("rotary_pct", "rotary_emb_fraction"),
             context_keys=("max_position_embeddings", "max_seq_len", "seq_length", "max_sequence_length"),
             context_rule="vllm",
             ignores={"longrope": frozenset({"attention_factor"}), "dynamic": frozenset({"factor"})},
@@ -231,6 +287,10 @@ _ROWS = {
             ),
             models=LLAMAS | {"qwen2", "qwen3", "qwen2_moe", "granite", *SGLANG_NEIGHBOURS, *SGLANG_UNSCALED},
             types=SPELLED,
+            unknown_types=frozenset({"proportional", "deepseek_yarn"}),
+            unknown=SGLANG_UNKNOWN,
+            whole_lengths=frozenset({"longrope"}),
+            neighbours=dict.fromkeys(LLAMAS | {"granite", "ernie4_5", "ernie4_5_moe"}, ("rope_is_neox_style", False)),
             temperature=("ratio-of-any", "times-attn_factor"),
             longrope_multiplier="mscale",
             longrope_list="position",
@@ -253,8 +313,11 @@ _ROWS = {
             dicts=("rope_scaling",),
             theta=("top", "model"),
             thetas={"qwen2": 1e6, "smollm3": 10000.0, "starcoder2": 100000.0, "cohere": 8e6},
-            types=SPELLED,
+            types={**SPELLED, "deepseek_yarn": "yarn", "telechat3-yarn": "yarn"},
             type_keys=dict.fromkeys(LLAMAS | MLX_VARIANTS.keys(), TYPE_FIRST),
+            unknown_types=frozenset({"proportional", "mrope"}),
+            nulls=frozenset({"top.rope_theta", "dict.original_max_position_embeddings"}),
+            neighbours=dict.fromkeys(MLX_TRADITIONAL, ("rope_traditional", True)),
             original={"yarn": ("dict", 4096), "llama3": ("dict", 8192), "longrope": ("dict",)},
             defaults={"llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}},
             temperature=("ratio-1-0",),
@@ -280,7 +343,11 @@ _ROWS = {
             assumes_head_dim=False,
             dicts=("rope_scaling", "rope_parameters"),
             theta=("top", "rope_parameters", 10000.0),
-            types={**{k: v for k, v in SPELLED.items() if k != "dynamic"}, "su": "longrope"},
+            types={**{k: v for k, v in SPELLED.items() if k != "dynamic"}, "su": "longrope", "mrope": "default"},
+            unknown_types=frozenset({"proportional"}),
+            unknown={"dict": {"llama_4_scaling_beta": 0.0}, "top": {"rotary_dim": 0}},
+            null_type="default",
+            empty_counts=True,
             original={"yarn": ("dict", "max_position"), "llama3": ("dict", 8192), "longrope": ("dict", "top")},
             defaults={
                 "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
@@ -301,14 +368,22 @@ _ROWS = {
     )
 }
 _VLLM, _MLX, _SGLANG = _ROWS["vllm"], _ROWS["mlx-lm"], _ROWS["sglang"]
-_THETA_ALONE = replace(_SGLANG, types={}, other_types="default")
+_THETA_ALONE = replace(_SGLANG, types={}, other_types="default", unknown={})
 HF_READERS: Mapping[str, Reader] = {
     **_ROWS,
-    "vllm": replace(_VLLM, variants={name: replace(_VLLM, halves={"longrope": how}) for name, how in VLLM_NEIGHBOURS.items()}),
+    "vllm": replace(
+        _VLLM,
+        variants={
+            **{name: replace(_VLLM, halves={"longrope": how}) for name, how in VLLM_NEIGHBOURS.items()},
+            **dict.fromkeys(("qwen2", "qwen2_moe", "stablelm"), replace(_VLLM, derives_head_dim=True)),
+        },
+    ),
     "sglang": replace(
         _SGLANG,
         variants={
             **dict.fromkeys(SGLANG_UNSCALED, _THETA_ALONE),
+            **dict.fromkeys(("mixtral", "starcoder2"), replace(_THETA_ALONE, derives_head_dim=True)),
+            "qwen2_moe": replace(_SGLANG, derives_head_dim=True),
             **{name: replace(_SGLANG, halves={"longrope": how}) for name, how in SGLANG_NEIGHBOURS.items()},
         },
     ),

@@ -16,6 +16,7 @@ from .reading import NOT_MODELLED, Refuses
 from .rows import HF_READERS, SCALED, TYPE_LAST, Reader
 
 Config = Mapping[str, Any]
+SAME_TYPES = (("longrope", "su"), ("default", "mrope"))  # rope_type and type, of `Reader.types_must_agree`
 READERS: Mapping[str, Reader] = {**HF_READERS, **OTHER_READERS}
 
 
@@ -71,6 +72,7 @@ class Seen:
         config = {**config, **facts.first_layers(config)} if layer == 0 else config
         followed, chosen = rope_dict(row, config, facts, layer)
         of = 0 if row.one_theta else layer
+        check_known(row, config, chosen)
         theta_key, usual_theta = list(facts.layers.values())[of] if facts.layers else (facts.theta_key, facts.theta)
         usual_theta = row.thetas.get(model_type, usual_theta)
         method = method_of(row, chosen, model_type, bool(followed))
@@ -91,6 +93,8 @@ class Seen:
             for place in places:
                 name = top_key if top_key and place == "top" else key
                 found = homes[place].get(name) if place in homes else assumed.get(place, place)
+                if found is None and f"{place}.{key}" in row.nulls and name in homes[place]:
+                    refuse(row, f"a null {name}")
                 if found is not None:
                     return found
             return None
@@ -102,9 +106,12 @@ class Seen:
         original = find("original_max_position_embeddings", original_places(row, facts, method))
         if method in SCALED and original is None:
             refuse(row, f"{method} without original_max_position_embeddings")
-        if row.whole_lengths and isinstance(original, float):
+        if method in row.whole_lengths and isinstance(original, float):
             refuse(row, f"original_max_position_embeddings {original!r} is not written as an integer")
-        partial = find("partial_rotary_factor", row.partial[1], facts.partial_key)
+        unasked = row.partial[0] == "refuses-scaled" and method == "default" and facts.partial is None
+        partial = find("partial_rotary_factor", () if unasked else row.partial[1], facts.partial_key)
+        if partial is None and facts.partial is None:
+            partial = next((config[key] for key in row.partial_names if config.get(key) is not None), None)
         partial = facts.part(config) if partial is None and row.assumes_partial else partial
         dim = rotary_dim(row, config, method, None if method == "proportional" else partial, model_type)
         return Seen(row, facts, config, followed, chosen, method, float(theta), dim, max_position, original or 0.0)
@@ -125,12 +132,12 @@ def rope_dict(row: Reader, config: Config, facts: ModelType, layer: int) -> tupl
     """The name of the rope dict that is followed, "" for none, and the dict."""
     if facts.layers:
         return layer_dict(row, config, facts, layer)
-    followed = next((name for name in row.dicts if config.get(name)), "")
+    followed = next((name for name in row.dicts if config.get(name) or (row.empty_counts and config.get(name) == {})), "")
     silent = config.get("rope_parameters") is None if "rope_parameters" in row.dicts else "rope_scaling" not in config
     if not followed and silent and row.assumes_length:  # it reads config.json through a config class of transformers
         return "", facts.rope
     chosen = config.get(followed) or {}
-    if chosen.get("full_attention") is not None:
+    if any(isinstance(x, Mapping) for x in chosen.values()):
         raise Unsupported(f"a rope dict per layer type in a {config.get('model_type')} is not modelled", NOT_MODELLED)
     return followed, chosen
 
@@ -148,7 +155,7 @@ def layer_dict(row: Reader, config: Config, facts: ModelType, layer: int) -> tup
         nested, flat = nested or facts.rope, None
     name = list(facts.layers)[layer]
     if "rope_parameters" not in row.dicts:  # transformers 4 knows one dict, for the first
-        return ("rope_scaling", flat) if flat else ("", {})
+        return ("rope_scaling", flat) if flat or (row.empty_counts and flat == {}) else ("", {})
     mine = (nested or {}).get(name)
     if facts.nested_alone and not mine:
         refuse(row, f"rope_parameters without {name}")
@@ -157,6 +164,14 @@ def layer_dict(row: Reader, config: Config, facts: ModelType, layer: int) -> tup
     if nested is not None and mine is None:
         refuse(row, f"rope_scaling beside a rope_parameters without {name}")
     return "rope_scaling", {**(mine or {"rope_type": "default"}), **flat}
+
+
+def check_known(row: Reader, config: Config, rope: Config) -> None:
+    """Raise Unsupported for a key by which the reader computes another than is modelled."""
+    for home, keys in ((rope, row.unknown.get("dict", {})), (config, row.unknown.get("top", {}))):
+        found = next((key for key, usual in keys.items() if home.get(key) not in (None, usual)), None)
+        if found is not None:
+            raise Unsupported(f"what {row.name} makes of {found} is not known here", NOT_MODELLED)
 
 
 def original_places(row: Reader, facts: ModelType, method: str) -> tuple[str | float, ...]:
@@ -195,15 +210,22 @@ def spelling(row: Reader, rope: Config, model_type: str) -> Any:
 def method_of(row: Reader, rope: Config, model_type: str, given: bool) -> str:
     first, second = row.type_keys.get(model_type, TYPE_LAST)
     spelled = spelling(row, rope, model_type)
+    if row.null_type != "absent" and first in rope and rope[first] is None:
+        if row.null_type == "fails":
+            refuse(row, f"a null {first}")
+        return "default"
     if row.type_required and given and not spelled:
         refuse(row, "a rope_scaling without a type")
-    if row.types_must_agree and rope.get(second) not in (None, spelled) and rope.get(second) != "su":
+    both = (rope.get(first), rope.get(second))
+    if row.types_must_agree and {first, second} <= rope.keys() and both[0] != both[1] and both not in SAME_TYPES:
         refuse(row, f"rope_type {rope[first]!r} and type {rope[second]!r} conflict")
     where = row.spelled_in.get(spelled or "")
     if not spelled or (where and rope.get(where) != spelled):
         return "default"
     facts = MODEL_TYPES[model_type]
     types = {**(facts.types or row.types), **facts.more_types}
+    if spelled in row.unknown_types and spelled not in types:
+        raise Unsupported(f"what {row.name} makes of rope type {spelled!r} is not known here", NOT_MODELLED)
     if spelled not in types and not row.other_types:
         refuse(row, f"unknown rope type {spelled!r}")
     return types.get(spelled, row.other_types)
@@ -242,7 +264,8 @@ def quotient(config: Config, facts: ModelType | None) -> int:
 def context_of(rope: Seen) -> int | None:
     """The longest text that the reader takes when the user asks for no length."""
     row, config = rope.row, rope.config
-    found = (key if isinstance(key, int) else config.get(key) for key in row.context_keys)
+    known = {**config, "max_position_embeddings": rope.max_position or None}  # also where a config class assumes it
+    found = (key if isinstance(key, int) else known.get(key) for key in row.context_keys)
     given = [value for value in found if value is not None] or [rope.max_position]
     factor = rope.dict.get("factor") or 1.0
     if row.context_rule == "none" or (row.context_rule == "no-window" and config.get("sliding_window")):
