@@ -289,11 +289,11 @@ def page() -> gr.Blocks:
             return "", HIDDEN, None, None, "", gr.update(interactive=False), ""
 
         at_once: dict[str, Any] = PRIVATE | {"queue": False, "show_progress": "hidden"}
-        plans = planning.click(gone, None, below, **at_once).then(
-            plan_, [looked, *filled, repo, private], [planned, made, curve, card, asked], show_progress_on=planned, **QUICK
-        )
         proves = proving.click(prove_, [asked], [proof, proven, publishing], show_progress_on=proof, concurrency_limit=2, **PRIVATE)
         publishing.click(publish_, [proven, repo, private], [published], **QUICK)
+        plans = planning.click(gone, None, below, cancels=proves, **at_once).then(
+            plan_, [looked, *filled, repo, private], [planned, made, curve, card, asked], show_progress_on=planned, **QUICK
+        )
         gr.on([x.input for x in filled], gone, None, below, cancels=[plans, proves], **at_once)
         for event in (looking.click, model.submit):
             event(gone, None, below, cancels=[plans, proves], **at_once).then(
