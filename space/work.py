@@ -7,14 +7,17 @@ another. No weights are read, but their headers.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from yarn_convert import Recipe, validate
+from yarn_convert import Recipe
 from yarn_convert.checkpoint.hub_client import is_repo
 from yarn_convert.checkpoint.naming import named
 from yarn_convert.conversion import Conversion, prepare
@@ -22,15 +25,23 @@ from yarn_convert.conversion.describe import describe, opened
 from yarn_convert.conversion.intention import intention_of, survey
 from yarn_convert.errors import UsageError, YarnConvertError
 from yarn_convert.families import ALIASES
-from yarn_convert.options import ConvertOptions, InspectOptions
+from yarn_convert.hearing import hearing
+from yarn_convert.options import ConvertOptions, InspectOptions, ValidateOptions
 from yarn_convert.publishing import check_repo, on_the_hub, plan_push, run_upload
 from yarn_convert.readers.survey import verdict_json
 from yarn_convert.rope import table
 from yarn_convert.targets.moving import WriteBytes
+from yarn_convert.validation import check
 from yarn_convert.validation.report import html_report
 
 Say = Callable[[str], None]
 Answer = dict[str, Any]
+MEMORY = {"look": 2 << 30, "plan": 2 << 30, "prove": 6 << 30, "publish": 2 << 30}  # bytes: a machine of 16 GiB serves several at once
+HINTS = {  # of the command line -> the page's, whose token reads gated models and writes to what the page has made
+    r"then log in: hf auth login.*": "then sign in above",
+    r", or log in: hf auth login.*": "; this page sees no private ones",
+    r"^hf auth login.*": "name a new repository of your own, or one that this page has made",
+}
 
 
 def model_of(asked: Mapping[str, Any]) -> str:
@@ -92,7 +103,8 @@ def prove(asked: Mapping[str, Any], say: Say) -> Answer:
         for job in conversion.plan.jobs:
             if isinstance(job, WriteBytes) and job.name == "config.json":
                 (folder / job.name).write_bytes(job.data)
-        found = validate(str(folder / "config.json"), recipe=Recipe(**asked["recipe"]), real=False).to_dict()
+        options = ValidateOptions(recipe=Recipe(**asked["recipe"]), real=False)
+        found = check(str(folder / "config.json"), options)
     return {"verdict": found["verdict"], "reasons": found["reasons"], "page": html_report(found, asked["command"])}
 
 
@@ -108,14 +120,42 @@ WORK = {function.__name__: function for function in (look, plan, prove, publish)
 
 
 def main() -> None:
-    def put(**said: Any) -> None:
-        print(json.dumps(said), flush=True)
+    lock, said = Lock(), ""
+
+    def put(**told: Any) -> None:
+        with lock:  # what runs is told from any thread
+            print(json.dumps(told), flush=True)
+
+    def say(line: str) -> None:
+        nonlocal said
+        if line and line != said:
+            said = line
+            put(say=line)
 
     asked = json.load(sys.stdin)
+    work = asked["work"]
+    limited(MEMORY[work])
     try:
-        put(answer=WORK[asked["work"]](asked, lambda line: put(say=line)))
+        with hearing(lambda call, what, done, more: say(f"{what}, {done:.0%}" if what and done else what)):
+            put(answer=WORK[work](asked, say))
     except YarnConvertError as e:
-        put(error=e.message, hint=e.hint)
+        hint = e.hint
+        for its, ours in HINTS.items():
+            hint = re.sub(its, ours, hint)
+        put(error=e.message, hint=hint)
+    except MemoryError:
+        put(
+            error=f"this takes more than {MEMORY[work] >> 30} GiB of memory, which this page does not have",
+            hint=f"on your machine: {asked['command']}",
+        )
+
+
+def limited(memory: int) -> None:
+    """No more than so many bytes, so that one visitor's model takes nothing from another's."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # of another system, or where less is allowed already
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
 if __name__ == "__main__":
