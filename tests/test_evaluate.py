@@ -751,7 +751,9 @@ def test_bad_input_is_one_line_and_a_hint(
     monkeypatch.chdir(tmp_path)
     arguments = [str(TEXT) if a == "TEXTS" else a for a in arguments]
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["evaluate", "perplexity", str(make_model()), *(["--windows", "32"] if "--windows" not in arguments else []), *arguments])
+        cli.main(
+            ["evaluate", "perplexity", str(make_model()), *(["--windows", "32"] if "--windows" not in arguments else []), *arguments, "-q"]
+        )
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 1
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: ")

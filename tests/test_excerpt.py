@@ -16,6 +16,7 @@ from yarn_convert.checkpoint.source import resolve
 from yarn_convert.compute.reference import Reference
 from yarn_convert.conversion import convert
 from yarn_convert.formats import dtypes, quantizer
+from yarn_convert.hearing import hearing
 from yarn_convert.options import ValidateOptions
 from yarn_convert.rope import table
 from yarn_convert.validation import check, excerpt, lines, study
@@ -66,7 +67,9 @@ def test_what_is_rounded_follows_from_the_types(make_model: MakeModel, tmp_path:
 @pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "q5_1", "q6_k", "q3_k_s", "q2_k", "iq4_nl"])
 def test_a_sound_file_is_as_far_as_its_noise_and_its_excerpt_is_exact(make_model: MakeModel, tmp_path: Path, outtype: str) -> None:
     said: list[tuple[str, float]] = []
-    result = check(str(written(make_model(**WIDE, layers=3), tmp_path / "out.gguf", outtype)), TEXT, lambda *stage: said.append(stage))
+    out = written(make_model(**WIDE, layers=3), tmp_path / "out.gguf", outtype)
+    with hearing(lambda call, what, fraction, more: said.append((what, fraction))):
+        result = check(str(out), TEXT)
     for kind in ("noise of its types, real", "wrong recipes, excerpt", "llama.cpp, excerpt"):
         assert len({f for what, f in said if what == kind}) > 1, "it was foreseen"
     assert (result["verdict"], result["reasons"]) == ("passed", [])

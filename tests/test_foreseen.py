@@ -10,6 +10,7 @@ import pytest
 from conftest import CONTEXT, MakeModel
 
 from yarn_convert.conversion import convert
+from yarn_convert.hearing import hearing
 from yarn_convert.options import Recipe, ValidateOptions
 from yarn_convert.validation import check
 
@@ -36,9 +37,8 @@ def out(make_model: MakeModel, tmp_path: Path) -> Path:
 def test_what_is_told_is_what_the_verdict_says(out: Path, asked: dict[str, Any], says: str) -> None:
     pytest.importorskip("accelerate")
     said: list[Any] = []
-    result = check(
-        str(out), ValidateOptions(runtimes=("transformers",), **asked), lambda what, done: said.append((what, done)), said.append
-    )
+    with hearing(lambda call, what, fraction, more: said.append((what, fraction))):
+        result = check(str(out), ValidateOptions(runtimes=("transformers",), **asked), said.append)
     told = [line for line in said if isinstance(line, str)]
     assert [line.removeprefix("foreseen  this cannot pass: ") for line in told] == (result["reasons"] if says else [])
     assert result["verdict"] == ("inconclusive" if says else "passed"), result["reasons"]

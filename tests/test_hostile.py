@@ -49,6 +49,7 @@ from yarn_convert.checkpoint.manifest import manifest_path
 from yarn_convert.cli import entry as cli
 from yarn_convert.conversion import prepare
 from yarn_convert.errors import OutputError, YarnConvertError
+from yarn_convert.formats import room
 from yarn_convert.formats.gguf_file import encode_header, open_gguf
 from yarn_convert.formats.tensors import read_safetensors
 from yarn_convert.options import ConvertOptions, Recipe
@@ -679,7 +680,7 @@ def test_after_kill_nothing_has_the_final_name_and_a_second_run_works(make: Call
     assert Path(out).exists()
 
 
-def test_on_a_full_disk_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_full_disk_nothing_is_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Path("disk")
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]
@@ -688,12 +689,14 @@ def test_on_a_full_disk_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> N
     try:
         gguf_model(Path("m.gguf"))
         hf_folder(Path("m"))
-        refused(["m", "--scale", 4, "-o", disk / "out"], "the disk is full", capsys)
-        refused(["m.gguf", "--scale", 4, "-o", disk / "out.gguf"], "the disk is full", capsys)
+        refused(["m", "--scale", 4, "-o", disk / "out"], "will not fit", capsys)
+        refused(["m.gguf", "--scale", 4, "-o", disk / "out.gguf"], "will not fit", capsys)
+        monkeypatch.setattr(room, "kind_of", lambda folder: "zfs")  # where nobody knows before
+        refused(["m", "--scale", 4, "-o", disk / "out", "-q"], "the disk is full", capsys)
         for model, place, said in (("m", disk / "new" / "out", True), ("m.gguf", disk / "out.gguf", True), ("m", Path("out"), False)):
             with pytest.raises(SystemExit):
                 cli.main([model, "--scale", "4", "--dry-run", "-o", str(place)])
-            assert ("64.0 KiB are free there" in capsys.readouterr().err) == said, "before anything is written"
+            assert ("64.0 KiB free in" in capsys.readouterr().err) == said, "before anything is written"
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -173,7 +173,7 @@ def test_a_matrix_of_one_row_that_llama_quantize_wrote_is_read(name: str, tmp_pa
     tensors = [open_gguf(tmp_path / f"{n}.gguf").tensors for n in "ab"]
     assert {n for n in tensors[0] if len(tensors[0][n].shape) != len(tensors[1][n].shape)}
     for out in ("gguf", "safetensors"):
-        convert(str(tmp_path / "b.gguf"), Recipe(scale=4), out=out, output=tmp_path / f"out.{out}")
+        convert(str(tmp_path / "b.gguf"), Recipe(scale=4), out=out, output=tmp_path / ("out.gguf" if out == "gguf" else "out"))
 
 
 def file_order(names: Iterable[str]) -> list[str]:

@@ -88,7 +88,8 @@ def rewritten(path: Path, changes: dict[str, Value | None], data: dict[str, byte
 def test_a_sound_conversion_passes_and_the_manifest_says_so(make_model: MakeModel, tmp_path: Path, name: str) -> None:
     model, said = make_model(), list[tuple[str, float]]()
     out = extended(model, tmp_path / name)
-    result = run(out, lambda *stage: said.append(stage), base=str(model))
+    with hearing(lambda call, what, fraction, more: said.append((what, fraction)) if what and call is not what else None):
+        result = run(out, base=str(model))
     assert (result["verdict"], result["reasons"]) == ("passed", [])
     fractions, stages = [f for _, f in said], {what: [f for w, f in said if w == what] for what, _ in said if ", " in what}
     assert (fractions, fractions[-1]) == (sorted(fractions), 1.0)

@@ -81,7 +81,8 @@ class Conversion:
     amend: Callable[[Manifest], Manifest] = lambda manifest: manifest
 
     def check(self) -> dict[str, State | None]:
-        """What lies where the output goes, by its name in that folder. Raise OutputError when a place is taken or unfit."""
+        """What lies where the output goes, by its name in that folder. Raise OutputError when a place is taken or unfit, InputError when a
+        file of the model has changed since it was planned."""
         if self.options.in_place:
             refuse_shared(self.checkpoint.source.path)
             only_first(self.plan.jobs)
@@ -89,6 +90,7 @@ class Conversion:
         inputs = inputs_of(self.checkpoint) + ([self.options.imatrix] if self.options.imatrix else [])
         names = {job.name for job in self.plan.jobs}
         settle_output(self.plan.out)
+        self.inputs.check()
         places = outputs(self.plan) + ([] if self.plan.is_folder else [manifest_path(self.plan.out)])
         places += [self.beside] if self.beside else []
         there = {out.name: check_output(out, inputs, self.plan.is_folder, self.options.force, names) for out in places}

@@ -71,11 +71,15 @@ def _added(out: Path, names: Container[str]) -> str | None:
 
 
 def room_for(jobs: Sequence[Job], out: Path, link: bool = False) -> Room | None:
-    """The room that an output of `jobs` takes: not what an interrupted run has got to, nor copies that may share their file's blocks."""
+    """The room that an output of `jobs` takes: not what an interrupted run has got to, nor copies that may share their file's blocks. None
+    where a file is gone, of which whoever reads it says so."""
     linked = {j.name for j in jobs if isinstance(j, CopyFile) and shares_blocks(j.source, out, link and j.name.endswith(WEIGHTS))}
-    partial = (p for p in partial_of(out).rglob("*") if not p.is_symlink())
-    there = sum(getattr(s, "st_blocks", s.st_size // 512) * 512 for p in partial if (s := p.stat()).st_nlink == 1)
-    needed = sum(job.size for job in jobs if job.name not in linked) - there
+    try:
+        partial = (p for p in partial_of(out).rglob("*") if not p.is_symlink())
+        there = sum(getattr(s, "st_blocks", s.st_size // 512) * 512 for p in partial if (s := p.stat()).st_nlink == 1)
+        needed = sum(job.size for job in jobs if job.name not in linked) - there
+    except OSError:
+        return None
     return room(str(out), needed, out.parent, "free some space, or -o on another disk")
 
 
