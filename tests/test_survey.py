@@ -394,6 +394,19 @@ def test_tgi_multiplies_by_null_mscales():
         read_config("TGI", llama(scaling) | {"original_max_position_embeddings": 4096})
 
 
+@pytest.mark.parametrize(
+    ("reader", "config"),
+    [
+        ("mistral.rs", mistral(llama(yarn(original_max_position_embeddings=4096.0)))),  # Option<usize>
+        ("Ollama", llama({"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 4096.0})),  # uint32
+        ("TGI", llama(explicit(1.0, 4096)[1]["rope_scaling"]) | {"original_max_position_embeddings": 4096.0}),  # t[:4096.0]
+    ],
+)
+def test_an_original_context_written_as_a_float_stops_who_wants_a_whole_number(reader, config):
+    with pytest.raises(Refuses, match=r"4096\.0 is not written as an integer"):
+        read_config(reader, config)
+
+
 def test_mistral_rs_wants_a_type_of_a_mistral_or_none():
     with pytest.raises(Refuses, match="a null rope_type"):
         read_config("mistral.rs", mistral(llama(yarn(rope_type=None))))
