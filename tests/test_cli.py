@@ -164,6 +164,21 @@ def test_inspect_names_keys_that_llama_cpp_ignores(make_model: MakeModel, tmp_pa
     fails(tmp_path / "b.gguf", "--method", "none", "--out", "safetensors", "-o", tmp_path / "hf", says="yarn_attn_factor")
 
 
+@pytest.mark.parametrize("arch", ["axk2", "granite-speech-5", "t5gemma2"])
+def test_an_architecture_of_a_later_llama_cpp_is_one_line_and_what_can_be_done(tmp_path: Path, arch: str) -> None:
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", arch)
+    writer.add_context_length(64)
+    writer.add_tensor("token_embd.weight", np.zeros((2, 32), np.float32))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        write()
+    for arguments in (["inspect"], ["inspect", "--runtimes"], ["--scale", 4], ["validate"]):
+        fails(*arguments, tmp_path / "a.gguf", says=f"unknown GGUF architecture '{arch}'")
+    assert "llama.cpp's --rope-scaling yarn" in run("inspect", tmp_path / "a.gguf").stderr
+
+
 def test_methods_lists_every_method_and_alias() -> None:
     text = run("methods").stdout
     assert all(f"  {name} " in text for name in (*EXTENDING, *ALIASES))

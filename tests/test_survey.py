@@ -2,7 +2,7 @@
 
 "Run" means here: the code that the evidence of the row names was executed on a CPU. CTranslate2 4.8.5 whole, and the rope
 functions of onnxruntime-genai 0.18.0, TGI 3.3.7 and optimum-intel 2.2.0; these agreed with the rows on the 49 configs of
-tests/data/readers.json, for Llama and for Mistral, but for one: a yarn `factor` of null for a Llama in onnxruntime-genai.
+tests/data/readers.json, for Llama and for Mistral.
 """
 
 import json
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from test_readers import YARN, base_rope, explicit, gguf, llama, yarn
 
+from yarn_convert.errors import Unsupported
 from yarn_convert.readers import HF_READERS, Refuses, read_config, read_gguf
 from yarn_convert.readers.others import OTHER_READERS
 from yarn_convert.readers.others_gguf import GGUF_READERS
@@ -283,6 +284,142 @@ def test_a_theta_at_the_top_level_is_wanted_in_rust(reader, config):
         read_config(reader, {k: v for k, v in config.items() if k != "rope_theta"})
 
 
+# -- nulls, stray keys and what else stops one reader or is followed by it alone ---------------------------------------
+
+
+LINEAR = {"rope_type": "linear", "type": "linear", "factor": 8.0}
+PLAIN = llama() | {"rope_scaling": None, "rope_parameters": None}
+
+
+def without(config, *keys):
+    return {k: v for k, v in config.items() if k not in keys}
+
+
+@pytest.mark.parametrize("reader", ["CTranslate2", "onnxruntime-genai", "OpenVINO"])
+def test_a_converter_has_no_weights_of_a_model_that_transformers_cannot_make(reader):
+    """Run: LlamaForCausalLM of transformers 5.23 fails at a null rope_type, and at a null part, and takes a null `type`."""
+    for stops in ({"rope_type": None}, {"partial_rotary_factor": None}):
+        with pytest.raises(Refuses, match=f"{reader} .*a null {next(iter(stops))}"):
+            read_config(reader, mistral(llama(LINEAR | stops)))
+    np.testing.assert_allclose(read_config(reader, mistral(llama(LINEAR | {"type": None}))).inv_freq, OMEGA / 8, rtol=1e-12)
+
+
+def test_ctranslate2_follows_type_where_transformers_follows_rope_type():
+    """get_rotary_params: `rope_scaling.get("type") or rope_scaling.get("rope_type")`; the model is made of rope_type's keys."""
+    both = {"rope_type": "default", "type": "linear", "factor": 8.0}
+    np.testing.assert_allclose(read_config("CTranslate2", llama(both)).inv_freq, OMEGA / 8)
+    with pytest.raises(Refuses, match="llama3 needs a number for factor"):
+        read_config("CTranslate2", llama({"rope_type": "llama3", "type": "default"}))
+
+
+@pytest.mark.parametrize("more", [{"mscale": None}, {"mscale": 1.0, "mscale_all_dim": None}])
+def test_onnxruntime_genai_compares_the_mscales_with_0(more):
+    """make_mscale: `config_mscale > 0 and config_mscale_all_dim > 0`, of which a null is a TypeError once it is looked at."""
+    with pytest.raises(Refuses, match="compares a null mscale"):
+        read_config("onnxruntime-genai", mistral(llama(yarn(**more))))
+    assert read_config("onnxruntime-genai", mistral(llama(yarn(mscale_all_dim=None)))).multiplier == pytest.approx(M0)
+
+
+def test_onnxruntime_genai_needs_no_factor_for_a_llama_of_which_it_takes_no_yarn():
+    """Run: LlamaModel.make_rope_init asks for type llama3 alone; transformers 5 makes a yarn of factor null by the lengths."""
+    np.testing.assert_allclose(read_config("onnxruntime-genai", llama(yarn(factor=None))).inv_freq, OMEGA)
+
+
+@pytest.mark.parametrize(
+    ("reader", "config"),
+    [
+        ("onnxruntime-genai", mistral(llama(yarn())) | {"rope_position_scale": 0.5}),  # base.py: position_scale
+        ("onnxruntime-genai", mistral(llama({"rope_type": "default", "mrope_section": [16, 24, 24]}))),  # op_type MRotaryEmbedding
+        ("TensorRT-LLM", llama(yarn()) | {"rotary_pct": 0.5}),  # RopeParams.from_config, before partial_rotary_factor
+        ("TensorRT-LLM", llama(yarn()) | {"qk_rope_head_dim": 64}),
+        ("MLC-LLM", typed("llama3", **LLAMA3) | {"position_embedding_base": 500000}),  # LlamaConfig, before rope_theta
+        ("mistral.rs", mistral(llama(yarn(llama_4_scaling_beta=0.1)))),  # Config::attention_temperature
+        ("Ollama", llama({"rope_type": "default", "type": "linear", "factor": 8.0})),  # llamaModel: each type from its own key
+        ("Ollama", llama({"rope_type": "llama3", "type": "linear", **LLAMA3})),  # both at once
+        ("OpenVINO", mistral(llama(yarn())) | {"architectures": ["Mistral3ForConditionalGeneration"]}),  # exported by other classes
+    ],
+)
+def test_of_a_key_that_one_reader_alone_follows_nothing_is_claimed(reader, config):
+    with pytest.raises(Unsupported, match=f"what {reader} makes of .* not known here"):
+        read_config(reader, config)
+
+
+@pytest.mark.parametrize("reader", ["TGI", "TensorRT-LLM", "candle", "mistral.rs"])
+def test_an_empty_object_is_one_without_a_type(reader):
+    """TGI: `rope_scaling is not None`; TensorRT-LLM 1.2: RotaryScalingType[None]; serde: `{}` has no field rope_type."""
+    with pytest.raises(Refuses, match="a rope_scaling without a type"):
+        read_config(reader, PLAIN | {"rope_scaling": {}})
+    for taken in ("MLC-LLM", "Ollama"):
+        np.testing.assert_allclose(read_config(taken, PLAIN | {"rope_scaling": {}}).inv_freq, OMEGA)
+
+
+@pytest.mark.parametrize("reader", ["TGI", "TensorRT-LLM", "candle", "mistral.rs", "MLC-LLM"])
+@pytest.mark.parametrize("make", [dict, mistral])
+def test_a_null_theta_is_no_absent_one(reader, make):
+    """serde: a null is no f32, whatever the default; Python: the attribute is there, and None. Go leaves 0, and writes no key."""
+    with pytest.raises(Refuses, match="a null rope_theta"):
+        read_config(reader, make(PLAIN | {"rope_theta": None}))
+    np.testing.assert_allclose(read_config("Ollama", PLAIN | {"rope_theta": None}).inv_freq, OMEGA)
+
+
+def test_mlc_llm_counts_a_null_for_a_head_size_and_for_a_type():
+    """LlamaConfig.__post_init__: `head_dim == 0` alone is derived; `assert rope_scaling["rope_type"] == "llama3"`."""
+    with pytest.raises(Refuses, match="a null head_dim"):
+        read_config("MLC-LLM", PLAIN | {"head_dim": None})
+    with pytest.raises(Refuses, match="a null rope_type"):
+        read_config("MLC-LLM", llama({"rope_type": None}))
+
+
+@pytest.mark.parametrize("reader", ["TGI", "TensorRT-LLM"])
+def test_transformers_4_writes_a_null_type_of_a_llama_over_its_rope_type(reader):
+    """Of a Mistral it does not: both then find rope_type."""
+    scaling = yarn(type=None)
+    with pytest.raises(Refuses, match="a null type"):
+        read_config(reader, llama(scaling))
+    np.testing.assert_allclose(read_config(reader, mistral(llama(scaling))).inv_freq, by_hand(20, 46), rtol=1e-12)
+
+
+def test_tgi_looks_for_the_rope_type_of_a_mistral_when_it_captures_graphs():
+    """flash_causal_lm.py, cuda_graph_warmup: `rope_scaling["rope_type"] == "mrope"`; LlamaConfig makes that key of `type`."""
+    legacy = without(yarn(), "rope_type")
+    with pytest.raises(Refuses, match="yarn without rope_type"):
+        read_config("TGI", mistral(llama(legacy)))
+    np.testing.assert_allclose(read_config("TGI", llama(legacy)).inv_freq, by_hand(20, 46), rtol=1e-12)
+
+
+def test_tgi_multiplies_by_null_mscales():
+    """rotary.py: `"short_mscale" in rope_scaling`, not whether it says something."""
+    scaling = explicit(1.0, 4096)[1]["rope_scaling"] | {"short_mscale": None, "long_mscale": None}
+    with pytest.raises(Refuses, match="long_mscale"):
+        read_config("TGI", llama(scaling) | {"original_max_position_embeddings": 4096})
+
+
+@pytest.mark.parametrize(
+    ("reader", "config"),
+    [
+        ("mistral.rs", mistral(llama(yarn(original_max_position_embeddings=4096.0)))),  # Option<usize>
+        ("Ollama", llama({"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 4096.0})),  # uint32
+        ("TGI", llama(explicit(1.0, 4096)[1]["rope_scaling"]) | {"original_max_position_embeddings": 4096.0}),  # t[:4096.0]
+    ],
+)
+def test_an_original_context_written_as_a_float_stops_who_wants_a_whole_number(reader, config):
+    with pytest.raises(Refuses, match=r"4096\.0 is not written as an integer"):
+        read_config(reader, config)
+
+
+def test_mistral_rs_wants_a_type_of_a_mistral_or_none():
+    with pytest.raises(Refuses, match="a null rope_type"):
+        read_config("mistral.rs", mistral(llama(yarn(rope_type=None))))
+    np.testing.assert_allclose(read_config("mistral.rs", mistral(llama(without(yarn(), "rope_type")))).inv_freq, OMEGA)
+
+
+def test_ollama_loses_llama3_without_a_theta_at_the_top_level():
+    """convert_llama.go, ropeFactors: nil where `p.RopeTheta == 0`; the GGUF then has neither factors nor a freq_base, so 10,000."""
+    reading = read_config("Ollama", without(llama({"rope_type": "llama3", **LLAMA3}), "rope_theta"))
+    np.testing.assert_allclose(reading.inv_freq, OMEGA)
+    assert reading.ignored == ("rope_scaling.rope_type",)
+
+
 # -- GGUF --------------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +472,21 @@ def test_mistral_rs_takes_a_llama_with_a_window_or_such_a_name_for_a_mistral():
     assert (reading.multiplier, reading.ignored) == (1.0, ())
     with pytest.raises(Refuses, match="yarn_beta_fast"):
         read(gguf(**YARN) | {"llama.attention.sliding_window": 4096}, None)
+    assert read(keys | {"llama.attention.temperature_scale": 0.1}, None).beside.floor == 4096  # build_mistral: llama_4_scaling_beta
+
+
+@pytest.mark.parametrize("window", [{}, {"llama.attention.sliding_window": 4096}])
+def test_mistral_rs_takes_a_llama_with_experts_for_a_mixtral(window):
+    """normal_registry.rs: expert_count is asked for before the window; build_mixtral: reject_unsupported_rope_scaling."""
+    keys = gguf(**YARN, yarn_beta_fast=32.0, yarn_beta_slow=1.0, yarn_log_multiplier=1.0) | {"llama.expert_count": 8}
+    with pytest.raises(Unsupported, match=r"what mistral\.rs makes of the architecture 'llama'"):
+        GGUF_READERS["mistral.rs"].read(keys | window, None)
+
+
+def test_ollama_mends_the_keys_of_a_laguna():
+    """llama-ollama-compat.cpp, handle_laguna: θ and dimensions of the windows, from keys of its own."""
+    with pytest.raises(Unsupported, match="'laguna' is not known here: it mends its keys"):
+        GGUF_READERS["Ollama"].read({"general.architecture": "laguna", "laguna.rope.swa.freq_base": 10000.0}, None)
 
 
 # -- the survey --------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from .model import RECIPE, Checkpoint
 from .source import Source
 
 MISMATCH = "config and weights do not belong together"
+NEWER = "a newer yarn-convert may know it; llama.cpp's --rope-scaling yarn --rope-scale S --yarn-orig-ctx L may extend it, unproven"
 
 
 def open_checkpoint(source: Source, keep: Sequence[str] = (), doubtful: bool = False) -> Checkpoint:
@@ -104,7 +105,7 @@ def _open_gguf(source: Source) -> Checkpoint:
     gguf = read_model(source.path)
     keys = readers.of_layers(gguf.arch, {k: f.value for k, f in gguf.fields.items() if not k.startswith("tokenizer.")})
     family = families.for_gguf(gguf.arch, keys, gguf.tensors)
-    _check_known(family, "GGUF architecture", gguf.arch, families.ARCHS)
+    _check_known(family, "GGUF architecture", gguf.arch, families.ARCHS, hint=NEWER)
     readers.check_keys(gguf.arch, keys)
     arch = family.gguf_arch
     hparams = _gguf_hparams(gguf, family, keys)
@@ -135,10 +136,12 @@ def _with_one_row(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Te
     return {n: replace(t, shape=(1, *t.shape)) if len(t.shape) == 1 and numbered(n).template in single else t for n, t in tensors.items()}
 
 
-def _check_known(family: Family, what: str, name: str, known: Container[str], error: type[Unsupported] = Unsupported) -> None:
+def _check_known(
+    family: Family, what: str, name: str, known: Container[str], error: type[Unsupported] = Unsupported, hint: str = ""
+) -> None:
     """Raise `error` for a family without a row whose RoPE is not known either."""
     if not family.listed and name not in known:
-        raise error(f"unknown {what} {name!r}", families.known())
+        raise error(f"unknown {what} {name!r}", hint or families.known())
 
 
 def _gguf_hparams(gguf: Gguf, family: Family, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,9 +36,18 @@ def _read(reader: str, config: Config, length: int | None, served: int | None) -
     context = context_of(rope)
     length = length or context or rope.max_position or 1
     inv_freq, multiplier = FUNCTIONS[rope.method](rope, length)
+    make(rope)
     second = seen(reader, config, 1) if has_other_layers(rope) else None
     others = Table(*FUNCTIONS[second.method](second, length)) if second else None
     return Reading(inv_freq, multiplier, context, ignored_by(rope, multiplier), Beside(logits(rope), others, floor(rope), pairs(rope)))
+
+
+def make(rope: Seen) -> None:
+    """Refuse what the class that makes the model for `Reader.loads_by` cannot make, though the reader itself would not look at it."""
+    if rope.row.loads_by:
+        row = replace(READERS[rope.row.loads_by], name=rope.row.name, version=rope.row.version, partial=("ignores", ("dict", "top")))
+        made = Seen.of(row, rope.config, rope.config.get("model_type", "llama"))
+        FUNCTIONS[made.method](made, 1)
 
 
 def has_other_layers(rope: Seen) -> bool:

@@ -106,6 +106,9 @@ def yarn_multiplier(rope: Seen, factor: float) -> Any:
         return float(rope.dict["attention_factor"])
     if "one-by-position" in rules and rope.dict.get("llama_4_scaling_beta"):
         return 1.0
+    null = [key for key in ("mscale", "mscale_all_dim") if key in rope.dict and rope.dict[key] is None]
+    if "mscale" in rules and null and (given or "mscale" in null):
+        refuse(rope.row, f"compares a null {null[0]} with 0")
     if "ratio-1-0" in rules:
         weights: list[Any] = [rope.dict.get("mscale", 1), rope.dict.get("mscale_all_dim", 0)]
         if rope.row.null_means_default:
@@ -146,7 +149,7 @@ def longrope(rope: Seen, length: int) -> tuple[Array, float]:
         refuse(row, f"{name}_factor must be {rope.dim // 2} numbers")
     factors = np.where(np.arange(len(factors)) < len(factors) - undivided(factors)[1], factors, np.inf)
     pair = all(rope.dict.get(key) is not None for key in MSCALES)
-    if row.longrope_multiplier == "stretches" and pair:
+    if row.longrope_multiplier == "stretches" and rope.dict.keys() >= MSCALES:
         return geometric(rope.theta, rope.dim) / factors * rope.number(f"{name}_mscale"), 1.0
     mscales = f"{name}_mscale" if pair else "attention_factor"
     keys = {"attention_factor": "attention_factor", "mscale": f"{name}_mscale", "mscales": mscales}

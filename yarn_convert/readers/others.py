@@ -16,20 +16,17 @@ from .rows import HF_READERS, LLAMAS, MSCALES, ROPE_TYPE_ALONE, SPELLED, TYPE_FI
 ROPE_TYPE_ONLY = dict.fromkeys(LLAMAS, ROPE_TYPE_ALONE)
 TYPES_FIRST = dict.fromkeys(LLAMAS, TYPE_FIRST)
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-V5_NEEDS = {  # transformers 5: RotaryEmbeddingConfigMixin.validate_rope, also where the numbers go unused
-    **dict.fromkeys(("linear", "dynamic", "yarn"), ("factor",)),
-    "longrope": ("short_factor", "long_factor"),
-    "llama3": LLAMA3_KEYS[:3],
-}
 TOP = ("top", 10000.0)
 ROUNDS = frozenset({"truncate"})
 M = frozenset({"attention_factor"})
+THETA = frozenset({"rope_theta"})
 
 OPENVINO = replace(
     HF_READERS["transformers-5"],
     name="OpenVINO",
     version="optimum-intel 2.2.0",
     oldest="",
+    nested=False,
     evidence=(
         "optimum/exporters/openvino/model_patcher.py: OVDecoderModelPatcher, _longrope_forward",
         "optimum/exporters/openvino/model_configs.py: LlamaOpenVINOConfig, MistralOpenVINOConfig",
@@ -43,7 +40,7 @@ OPENVINO = replace(
 )
 
 CTRANSLATE2 = Reader(
-    **V5_READS,
+    **V5_READS | {"null_type": "absent"},
     name="CTranslate2",
     version="4.8.5",
     evidence=(
@@ -57,9 +54,9 @@ CTRANSLATE2 = Reader(
     temperature=(),
     longrope_multiplier="lengths",
     longrope_list="length",
-    required=V5_NEEDS,
     derives_head_dim=True,
     context_rule="none",
+    loads_by="transformers-5",
 )
 
 ONNX = Reader(
@@ -74,13 +71,14 @@ ONNX = Reader(
     ),
     types={"default": "default", "llama3": "llama3"},
     other_types="default",
+    unknown={home: {"rope_position_scale": 1} for home in ("dict", "top")},
     temperature=("ratio", "mscale"),
     longrope_multiplier="lengths",
     longrope_list="length",
     rounds_ramp=False,
     partial=("rotates", ("dict", "top")),
     context_keys=("seq_length", "max_position_embeddings"),
-    required=V5_NEEDS,
+    loads_by="transformers-5",
     ignores={"yarn": M | ROUNDS},
 )
 
@@ -98,6 +96,10 @@ TENSORRT = Reader(
     types={name: method for name, method in SPELLED.items() if name != "default"},
     type_keys=TYPES_FIRST,
     type_required=True,
+    null_type="fails",
+    empty_counts=True,
+    typed=THETA,
+    unknown={"top": {"rotary_pct": 1.0, "rotary_dim": 0, "rotary_emb_base": 0, "qk_rope_head_dim": 0}},
     original=dict.fromkeys(("yarn", "llama3", "longrope"), ("top", "dict", 1024)),
     defaults={
         **{method: {"factor": 1.0} for method in ("linear", "yarn", "dynamic")},
@@ -128,6 +130,9 @@ TGI = Reader(
     types={**SPELLED, "linear": "default", "su": "longrope"},
     type_keys={"llama": TYPE_FIRST},
     type_required=True,
+    null_type="fails",
+    empty_counts=True,
+    typed=THETA,
     original={"yarn": ("dict",), "llama3": ("dict",), "longrope": ("top",)},
     temperature=("ratio-1-0",),
     longrope_multiplier="stretches",
@@ -135,6 +140,7 @@ TGI = Reader(
     switching_note="Positions below the original context keep the short list in a long text, too",
     truncate=False,
     betas=(32.0, 1.0),
+    whole_lengths=frozenset({"longrope"}),
     derives_head_dim=True,
     assumes_length=True,
     ignores={"yarn": M | ROUNDS | {"beta_fast", "beta_slow"}, "longrope": M | {"original_max_position_embeddings"}},
@@ -149,6 +155,8 @@ CANDLE = Reader(
     types={"default": "default", "llama3": "llama3"},
     type_keys=ROPE_TYPE_ONLY,
     type_required=True,
+    empty_counts=True,
+    typed=THETA,
     original={"llama3": ("dict",)},
     temperature=(),
     longrope_multiplier="lengths",
@@ -183,6 +191,9 @@ MLC = Reader(
     theta=TOP,
     types={"llama3": "llama3"},
     type_keys=ROPE_TYPE_ONLY,
+    null_type="fails",
+    typed=THETA | {"head_dim"},
+    unknown={"top": {"position_embedding_base": 0}},
     original={"llama3": ("dict",)},
     temperature=(),
     longrope_multiplier="lengths",
@@ -203,6 +214,8 @@ OLLAMA = Reader(
     types={"default": "default", "linear": "linear", "llama3": "llama3"},
     other_types="default",
     spelled_in={"linear": "type", "llama3": "rope_type"},
+    counts_with={"llama3": "rope_theta"},
+    whole_lengths=frozenset({"llama3"}),
     original={"llama3": ("dict", 8192)},
     defaults={"llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
     temperature=(),
@@ -219,9 +232,12 @@ MISTRALS: Mapping[str, Reader] = {  # where model type mistral has code of its o
         evidence=(*ONNX.evidence[:2], "models/builders/mistral.py: MistralModel", V5),
         types={"default": "default", "linear": "linear", "yarn": "yarn"},
         other_types="",
-        required={**V5_NEEDS, "yarn": ("factor", "beta_fast", "beta_slow")},
+        unknown={"dict": {"rope_position_scale": 1, "mrope_section": None}, "top": ONNX.unknown["top"]},
+        required={"yarn": ("beta_fast", "beta_slow")},
     ),
-    "TGI": replace(TGI, derives_head_dim=False),
+    "TensorRT-LLM": replace(TENSORRT, null_type="absent"),  # of a Llama, transformers 4 writes `type` over `rope_type`
+    # FlashCausalLM.cuda_graph_warmup looks for rope_type, which transformers 4 makes of `type` in a Llama alone
+    "TGI": replace(TGI, derives_head_dim=False, required=dict.fromkeys(TGI.types, ("rope_type",))),
     "candle": replace(
         CANDLE,
         evidence=("candle-transformers/src/models/mistral.rs: Config, RotaryEmbedding::new",),
@@ -239,12 +255,15 @@ MISTRALS: Mapping[str, Reader] = {  # where model type mistral has code of its o
         theta=("dict", "top", 10000.0),
         types={"default": "default", "yarn": "yarn"},
         type_required=False,
+        null_type="fails",
+        unknown={"dict": {"llama_4_scaling_beta": 0.0}},  # attention_temperature, where transformers computes none
         original={"yarn": ("dict",)},
         temperature=("ratio-1-0",),
         truncate=False,
         null_means_default=True,
         top_required=("max_position_embeddings",),
         required={"default": ("rope_theta",), "yarn": MISTRAL_RS_YARN},
+        whole_lengths=frozenset({"yarn"}),
         derives_head_dim=False,
         ignores={"yarn": M | ROUNDS},
     ),

@@ -18,13 +18,14 @@ from ..rope import geometric
 from .config import read_config
 from .gguf import LLAMA_CPP, READ_AT, read_gguf
 from .others import OTHER_READERS
-from .reading import NOT_MODELLED, Reading, Refuses
+from .reading import NOT_MODELLED, Beside, Reading, Refuses
 
 Keys = Mapping[str, Any]
 Pair = tuple[ArrayLike, ArrayLike] | None
+LENGTH = "original_max_position_embeddings"
 PAIR = "rope_factors_long.weight"
 MENDED = frozenset(  # llama-ollama-compat.cpp: handle_*
-    {"gemma3", "gemma3n", "gemma4", "lfm2", "llama4", "mistral3", "qwen35", "qwen35moe", "qwen3next", "qwen3vl", "qwen3vlmoe"}
+    {"gemma3", "gemma3n", "gemma4", "laguna", "lfm2", "llama4", "mistral3", "qwen35", "qwen35moe", "qwen3next", "qwen3vl", "qwen3vlmoe"}
 )
 TABLE = 4096  # candle: quantized_llama.rs, MAX_SEQ_LEN
 
@@ -75,10 +76,11 @@ def read_mistral_rs(keys: Keys, rope_freqs: ArrayLike | None = None, rope_factor
 
     A sliding window makes it take architecture llama for a Mistral, and so does a name that starts with that word; that
     last case it refuses. Of a Llama it knows type linear, or rope_freqs whatever the type; of a Mistral, yarn with every
-    key given. Raises Refuses, and Unsupported for other architectures.
+    key given, and then the temperature of the position. Raises Refuses, and Unsupported for other architectures and for one with
+    experts, which is a Mixtral to it.
     """
     arch = keys["general.architecture"]
-    if arch not in ("llama", "mistral3"):
+    if arch not in ("llama", "mistral3") or "llama.expert_count" in keys:
         raise Unsupported(f"what mistral.rs makes of the architecture {arch!r} is not known here", NOT_MODELLED)
     mistral = arch == "mistral3" or "llama.attention.sliding_window" in keys
     words = re.findall("[0-9A-Za-z]+", str(keys.get("general.basename", keys.get("general.name", ""))))
@@ -90,7 +92,9 @@ def read_mistral_rs(keys: Keys, rope_freqs: ArrayLike | None = None, rope_factor
         inv_freq = inv_freq / np.asarray(freqs, dtype=np.float64)
     scaled = mistral and keys.get(f"{arch}.rope.scaling.type") == "yarn"
     followed = {"type", "factor"} if config.get("rope_scaling") or scaled else set()
-    return Reading(inv_freq, multiplier, context, passed_over(keys, rope_freqs if freqs is None else None, rope_factors, followed))
+    ignored = passed_over(keys, rope_freqs if freqs is None else None, rope_factors, followed)
+    grows = scaled and keys.get(f"{arch}.attention.temperature_scale") is not None
+    return Reading(inv_freq, multiplier, context, ignored, Beside(floor=config["rope_parameters"][LENGTH] if grows else 0))
 
 
 def synthesized(keys: Keys, arch: str, mistral: bool, baked: bool) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def synthesized(keys: Keys, arch: str, mistral: bool, baked: bool) -> dict[str, 
     rope: dict[str, Any] = {"rope_type": kind, "factor": float(required("rope.scaling.factor"))}
     if not mistral:
         return config | {"rope_scaling": rope}
-    rope |= {"rope_theta": float(theta), "original_max_position_embeddings": required("rope.scaling.original_context_length")}
+    rope |= {"rope_theta": float(theta), LENGTH: required("rope.scaling.original_context_length")}
     rope |= {name: float(required(f"rope.scaling.yarn_{name}")) for name in ("beta_fast", "beta_slow")}
     rope |= {"mscale": 1.0, "mscale_all_dim": float(required("rope.scaling.yarn_log_multiplier"))}
     return config | {"rope_parameters": rope}

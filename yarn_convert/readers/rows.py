@@ -34,6 +34,7 @@ class Reader:
     # Keys of the dict or of "top" by which it computes another than is modelled -> the value, besides null, with which nothing of it shows
     unknown: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     nulls: frozenset[str] = frozenset()  # place and key of a null that it takes for a value, and fails
+    typed: frozenset[str] = frozenset()  # keys at the top that must be of a type, whether or not it looks at them: a null fails
     empty_counts: bool = False  # an empty rope dict is followed, too
     type_required: bool = False  # a rope dict without a type is an error, not "default"
     defaults: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # method -> key -> assumed when absent
@@ -57,9 +58,11 @@ class Reader:
     max_position_required: frozenset[str] = frozenset()  # methods that fail without it
     ignores: Mapping[str, frozenset[str]] = field(default_factory=dict)  # method -> keys of the dict
     variants: Mapping[str, Reader] = field(default_factory=dict)  # model_type -> the row that it has instead
+    loads_by: str = ""  # the reader that makes the model, whose weights it then takes; a forward pass is not run
     refuses: str = ""  # why it reads no such model at all
     other_types: str = ""  # method of every other spelling
     spelled_in: Mapping[str, str] = field(default_factory=dict)  # spelling -> the one key in which it counts
+    counts_with: Mapping[str, str] = field(default_factory=dict)  # method -> the key at the top without which it passes it over
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # spelling -> keys that a dict must have
     top_required: tuple[str, ...] = ()  # keys that config.json must have
     top_present: tuple[str, ...] = ()  # and those that may be null there

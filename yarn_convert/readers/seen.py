@@ -77,6 +77,8 @@ class Seen:
         usual_theta = row.thetas.get(model_type, usual_theta)
         method = method_of(row, chosen, model_type, bool(followed))
         spelled = spelling(row, chosen, model_type) or "default"
+        if (key := row.counts_with.get(method)) and config.get(key) is None:
+            method = "default"
         alone = ("rope_theta", *(("original_max_position_embeddings",) if method in SCALED else ())) if facts.nested_alone else ()
         require(row, config, chosen if followed else None, spelled, (*facts.required.get(spelled, ()), *alone))
         if (key := facts.permits.get(spelled)) and config.get(key) is not True:
@@ -183,6 +185,9 @@ def original_places(row: Reader, facts: ModelType, method: str) -> tuple[str | f
 
 def require(row: Reader, config: Config, rope: Config | None, spelled: str, more: tuple[str, ...] = ()) -> None:
     """Refuse unless config.json, and the rope dict if there is one, have every key that the reader insists on."""
+    null = next((key for key in sorted(row.typed) if key in config and config[key] is None), None)
+    if null:
+        refuse(row, f"a null {null}")
     missing = [key for key in row.top_required if config.get(key) is None]
     missing += [key for key in row.top_present if key not in config]
     missing += [] if rope is None else [key for key in (*row.required.get(spelled, ()), *more) if rope.get(key) is None]
@@ -220,6 +225,8 @@ def method_of(row: Reader, rope: Config, model_type: str, given: bool) -> str:
     if row.types_must_agree and {first, second} <= rope.keys() and both[0] != both[1] and both not in SAME_TYPES:
         refuse(row, f"rope_type {rope[first]!r} and type {rope[second]!r} conflict")
     where = row.spelled_in.get(spelled or "")
+    if other := next((kind for kind, key in row.spelled_in.items() if rope.get(key) == kind != spelled), ""):
+        raise Unsupported(f"what {row.name} makes of types {spelled!r} and {other!r} in one object is not known here", NOT_MODELLED)
     if not spelled or (where and rope.get(where) != spelled):
         return "default"
     facts = MODEL_TYPES[model_type]
