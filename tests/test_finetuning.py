@@ -546,6 +546,11 @@ def test_the_command_plans_trains_and_draws(
     plan = json.loads(capsys.readouterr().out)
     assert (plan["output"], plan["tokens"], plan["context"]) == ("tiny-yarn-256-tuned", 3 * 4 * 96, 256)
     assert plan["memory"]["total"] > plan["memory"]["optimizer"] == 2 * plan["memory"]["parameters"] > 0
+    run(
+        "finetune", "tiny", "--scale", "4", "--text", text, "--steps", "1", "--batch", "1", "--sequence", "96", "--warmup", "1", "--dry-run"
+    )
+    planned = capsys.readouterr().err
+    assert "1 step of 1 segment of 96 tokens" in planned and "after 1 step of warm-up" in planned
     run(*words, "--report", "curve.html", "--out", "gguf")
     said = capsys.readouterr()
     assert said.out.startswith("tiny-yarn-256-tuned.gguf\nloss") and "held out         64 tokens: perplexity" in said.out

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from test_readers import YARN, base_rope, explicit, gguf, llama, yarn
 
+from yarn_convert.cli.folding import fold
 from yarn_convert.readers import HF_READERS, Refuses, read_config, read_gguf
 from yarn_convert.readers.others import OTHER_READERS
 from yarn_convert.readers.others_gguf import GGUF_READERS
-from yarn_convert.cli.folding import fold
 from yarn_convert.readers.survey import RUNTIMES, survey_config, survey_gguf, table_lines, verdict_json
 from yarn_convert.rope import table
 
