@@ -22,6 +22,7 @@ from yarn_convert.checkpoint import hub_client, source, streaming
 from yarn_convert.conversion import convert
 from yarn_convert.conversion.several import prepare_each, run_each
 from yarn_convert.errors import InputError, Unreachable, UsageError
+from yarn_convert.hearing import hearing
 from yarn_convert.options import ConvertOptions, Recipe
 from yarn_convert.targets import parts, resume
 
@@ -114,13 +115,13 @@ def test_large_files_come_from_where_the_hub_leads(hub: Hub, monkeypatch: pytest
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.leads = True
     conversion = prepare_each(REPO, ConvertOptions(Recipe(scale=4), out="gguf", stream=True, output=Path("x.gguf")))
-    before, done = len(hub.log), [0]
+    before = len(hub.log)
 
-    def later(n: int) -> None:  # the first addresses are no longer good
-        done[0] += n
-        hub.signed = int(done[0] > 100_000)
+    def later(call: object, what: str, fraction: float, more: str) -> None:  # the first addresses are no longer good
+        hub.signed = int(fraction > 0.25)
 
-    run_each(conversion, later)
+    with hearing(later):
+        run_each(conversion)
     log = hub.log[before:]
     stored, asked = ([e for e in log if start in e.path] for start in ("/store/", "/resolve/"))
     assert len(stored) > 30 and 2 <= len(asked) < len(stored) / 2, "the Hub is asked where, once and again"
