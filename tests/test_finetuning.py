@@ -422,7 +422,7 @@ def test_every_segment_comes_once_an_epoch_and_held_out_ones_never() -> None:
         ({"texts": Texts()}, "nothing says what to train on"),
         ({"sequence": 1000}, "longer than the 256 that are trained for"),
         ({"sequence": 5000}, "longer than the 256"),
-        ({"batch": 3, "micro_batch": 2}, "a batch of 3 segments cannot be shared out among 1 copies of the model with 2 segments each"),
+        ({"batch": 3, "micro_batch": 2}, "a batch of 3 segments cannot be shared out among 1 copy of the model with 2 segments each"),
         ({"sequence_parallel": 2}, "--sequence-parallel 2 does not divide 1 process"),
         ({"lr": 3.0}, "--lr must be above 0 and below 1"),
         ({"windows": (512,)}, "no window of 512 tokens"),
