@@ -38,7 +38,7 @@ class Fault:
     """What befalls `times` requests, after `skip` others, in whose "METHOD path?query" the regular expression `where` is found.
 
     They get `status`; or, with `cut`, the connection breaks after so many bytes of a longer body: that of a PUT, which then
-    did nothing, or the good answer to anything else, which then is done.
+    did nothing, or the good answer to anything else, which then is done. With `until`, not before that is set.
     """
 
     where: str
@@ -49,6 +49,7 @@ class Fault:
     error: str = "Internal Error"
     code: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+    until: threading.Event | None = None
 
 
 class Entry(str):
@@ -217,6 +218,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             try:
                 body = self.receive()
                 if fault := self.hub.fault(self.line):
+                    if fault.until:
+                        fault.until.wait()
                     raise Refusal(fault.status, fault.error, fault.code, **fault.headers)
                 if self.hub.gated:
                     raise Refusal(403, "Access to this model is restricted", "GatedRepo")

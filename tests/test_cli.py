@@ -24,6 +24,7 @@ from yarn_convert.cli import show
 from yarn_convert.cli.app import app
 from yarn_convert.conversion import convert
 from yarn_convert.conversion.extension import EXTENDING
+from yarn_convert.errors import many
 from yarn_convert.families import ALIASES
 from yarn_convert.formats.files import DOCS
 from yarn_convert.formats.gguf_file import open_gguf
@@ -460,6 +461,26 @@ def test_the_documented_help_is_the_real_one() -> None:
 
 def test_human_sizes() -> None:
     assert [show.human(n) for n in (0, 1023, 1024, 5 << 30, 3 << 40)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB", "3.0 TiB"]
+
+
+def test_a_config_json_is_its_folder_and_one_alone_is_for_a_plan(make_model: MakeModel, tmp_path: Path) -> None:
+    model, alone = make_model(), tmp_path / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_bytes((model / "config.json").read_bytes())
+    plans = [
+        run(given, "--scale", 4, "-o", "x", "--dry-run", cwd=tmp_path).stderr
+        for given in (model, model / "config.json", alone / "config.json")
+    ]
+    assert plans[0] == plans[1] and "21 tensors" in plans[0] and "no weights" not in plans[0]
+    assert "there are no weights here" in plans[2]
+    assert run(model / "config.json", "--scale", 4, "-o", "x", cwd=tmp_path).stdout == "x\n"
+    fails(alone / "config.json", "--scale", 4, says="has no weights beside it", cwd=tmp_path)
+
+
+def test_one_of_a_thing_is_no_plural(make_model: MakeModel) -> None:
+    shown = run("inspect", make_model(layers=1, kv_heads=1)).stdout
+    assert "1 layer, 4 heads of 16, 1 KV head\n" in shown
+    assert [many(n, "copy", "copies") for n in (0, 1, 1024)] == ["0 copies", "1 copy", "1,024 copies"]
 
 
 def test_a_context_is_read_as_people_write_it(make_model: MakeModel, tmp_path: Path) -> None:

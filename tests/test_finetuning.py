@@ -422,7 +422,7 @@ def test_every_segment_comes_once_an_epoch_and_held_out_ones_never() -> None:
         ({"texts": Texts()}, "nothing says what to train on"),
         ({"sequence": 1000}, "longer than the 256 that are trained for"),
         ({"sequence": 5000}, "longer than the 256"),
-        ({"batch": 3, "micro_batch": 2}, "a batch of 3 segments cannot be shared out among 1 copies of the model with 2 segments each"),
+        ({"batch": 3, "micro_batch": 2}, "a batch of 3 segments cannot be shared out among 1 copy of the model with 2 segments each"),
         ({"sequence_parallel": 2}, "--sequence-parallel 2 does not divide 1 process"),
         ({"lr": 3.0}, "--lr must be above 0 and below 1"),
         ({"windows": (512,)}, "no window of 512 tokens"),
@@ -546,6 +546,11 @@ def test_the_command_plans_trains_and_draws(
     plan = json.loads(capsys.readouterr().out)
     assert (plan["output"], plan["tokens"], plan["context"]) == ("tiny-yarn-256-tuned", 3 * 4 * 96, 256)
     assert plan["memory"]["total"] > plan["memory"]["optimizer"] == 2 * plan["memory"]["parameters"] > 0
+    run(
+        "finetune", "tiny", "--scale", "4", "--text", text, "--steps", "1", "--batch", "1", "--sequence", "96", "--warmup", "1", "--dry-run"
+    )
+    planned = capsys.readouterr().err
+    assert "1 step of 1 segment of 96 tokens" in planned and "after 1 step of warm-up" in planned
     run(*words, "--report", "curve.html", "--out", "gguf")
     said = capsys.readouterr()
     assert said.out.startswith("tiny-yarn-256-tuned.gguf\nloss") and "held out         64 tokens: perplexity" in said.out

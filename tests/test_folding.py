@@ -64,7 +64,7 @@ COMMANDS = {
 def test_a_command_fits_its_terminal_and_says_the_same_as_in_a_pipe(
     name: str, said: Print, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_model(head_dim=128, heads=1, kv_heads=1)
+    make_model(head_dim=128, heads=2, kv_heads=2)
     monkeypatch.chdir(tmp_path)
     words = COMMANDS[name].split()
     again = ["--force"] if name == "steps" else []

@@ -84,7 +84,7 @@ def test_they_are_the_numbers_of_a_folder_in_bfloat16_there_and_back(tmp_path: P
 
 
 BROKEN: list[tuple[Callable[[Tensors], object], type[Exception], str]] = [
-    (lambda t: t.pop(BETA), InputError, f"1 tensors are missing, first '{BETA}'"),
+    (lambda t: t.pop(BETA), InputError, f"1 tensor is missing, first '{BETA}'"),
     (lambda t: [t.pop(n) for n in list(t) if "act_fn" in n], InputError, "8 tensors are missing"),
     (lambda t: t.update({BETA: np.ones(2, np.float32)}), FormatError, r"beta has the shape \[2\]"),
     (lambda t: t.update({BETA.replace(".1.", ".2."): t[BETA]}), FormatError, "layers.2.mlp.act_fn.beta is in a layer beyond the 2"),

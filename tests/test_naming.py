@@ -81,7 +81,7 @@ def test_the_type_in_a_name(stem: str, plain: str, quantization: str) -> None:
         ("", "variable unset"), (" ", "variable unset"), ("Llama2-7", "did you mean llama2-7b?"), ("./tinny", "did you mean tiny?"),
         ("m.Q8_0.guf", "did you mean m.Q8_0.gguf?"), ("Qwen/Qwen3-8B@v1", "Qwen/Qwen3-8B with --revision v1, or Qwen/Qwen3-8B:v1"), ("a/b/c/d.gguf", "a/b is a/b:c/d.gguf"),
         ("https://example.com/a/b", "set HF_ENDPOINT to a mirror"), ("qwen3:8b", "modelfile qwen3:8b' prints"), ("qwen3:8b", "as qwen3-8b"),
-        ("tiny/model.safetensors", "give the folder tiny"), ("tiny/config.json", "give the folder tiny"), ("\0", "give an alias"),
+        ("tiny/model.safetensors", "give the folder tiny"), ("tiny/tokenizer.json", "give the folder tiny"), ("\0", "give an alias"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_none_is_answered_with_what_was_meant(
@@ -230,10 +230,9 @@ def test_only_errors_of_the_disk_are_taken_for_such() -> None:
     assert "could not get a/b" in said["refused"].message and "network" in said["refused"].hint
 
 
-@pytest.mark.parametrize("named", ["some-org/tiny", "config.json"])
-def test_weights_that_were_only_looked_at_are_not_left(hub: Hub, named: str) -> None:
-    here = resolve("some-org/tiny").path
-    plan = prepare(named if "/" in named else str(here / named), ConvertOptions(Recipe(scale=4)), weights=False).plan
+def test_weights_that_were_only_looked_at_are_not_left(hub: Hub) -> None:
+    resolve("some-org/tiny")
+    plan = prepare("some-org/tiny", ConvertOptions(Recipe(scale=4)), weights=False).plan
     assert plan.left == () and not any(job.name == "model.safetensors" for job in plan.jobs)
 
 

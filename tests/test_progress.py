@@ -154,10 +154,28 @@ def test_all_of_a_call_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         expected = [
             "digests",
             "starting llama.cpp",
-            "llama.cpp, real: 10% of all, about 90 s left",
-            "llama.cpp, real: 40% of all, about 68 s left",
+            "llama.cpp, real: 10% of all",
+            "llama.cpp, real: 40% of all, about 70 s left",
         ]
         assert lines == ([] if quiet else expected)
+
+
+@pytest.mark.parametrize("before", [0.0, 0.5], ids=["loading", "going on"])
+def test_what_comes_before_the_first_fraction_tells_nothing_of_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: float
+) -> None:
+    """180 seconds are gone, or half was done by an earlier run; then every hundredth takes 2."""
+    wait = clock(monkeypatch)
+    with progress.progress(), saying() as say:
+        say("training", 0.0, "loading")
+        wait(180)
+        for i in range(1, 35):
+            say("training", before + i / 100, f"step {i}")
+            wait(2)
+    whole = [round(100 * before + i) for i in (1, 17, 33)]
+    lines = capsys.readouterr().err.splitlines()
+    first = f"step 1: {whole[0]}% of all" if before else "step 1"
+    assert lines[:3] == ["loading", first, f"step 16: {whole[1] - 1}% of all, about {progress.duration(2 * (101 - whole[1]))} left"]
 
 
 def test_a_pipe_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +263,7 @@ def test_in_a_notebook_one_bar_is_seen_which_goes(monkeypatch: pytest.MonkeyPatc
     with progress.progress():
         with saying() as say:
             say("reference, <real>", 0.0)
-            for fraction in (0.01, 0.3, 0.31):
+            for fraction in (0.1, 0.3, 0.31):
                 wait(0.15)
                 say("reference, <real>", fraction)
         tell("starting PyTorch")

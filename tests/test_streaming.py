@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,7 +118,7 @@ def test_large_files_come_from_where_the_hub_leads(hub: Hub, monkeypatch: pytest
     before = len(hub.log)
 
     def later(call: object, what: str, fraction: float, more: str) -> None:  # the first addresses are no longer good
-        hub.signed = int(fraction > 0.3)
+        hub.signed = int(fraction > 0.25)
 
     with hearing(later):
         run_each(conversion)
@@ -145,6 +151,34 @@ def test_a_hub_that_is_gone_is_one_line_and_the_same_command_goes_on(
     convert(address, Recipe(scale=4), out="gguf", output=Path("y.gguf"))
     assert Path("x.gguf").read_bytes() == Path("y.gguf").read_bytes()
     assert sent < 0.9 * Path("x.gguf").stat().st_size
+
+
+def test_ctrl_c_waits_for_no_answer_and_the_same_command_goes_on(hub: Hub) -> None:
+    """The Hub has given some pieces when it falls silent; its client would wait for a minute."""
+    goes_on = threading.Event()
+    hub.faults.append(Fault("GET .*resolve.*safetensors", times=10_000, skip=24, until=goes_on))
+    script = (
+        "from yarn_convert.checkpoint import source, streaming; from yarn_convert.targets import resume\n"
+        "source.FIRST_READ, streaming.PIECE, resume.RESUMABLE, resume.BATCH = 1 << 12, 10_000, 0, 1\n"
+        "from yarn_convert.cli import main; main()"
+    )
+    env = os.environ | {"HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", script, REPO, "--scale", "4", "--out", "gguf", "--stream", "-o", "x.gguf"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    try:
+        while child.poll() is None and hub.faults[0].times > 9_998:  # two requests wait
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=20)
+    finally:
+        child.kill()
+        goes_on.set()
+        hub.faults.clear()
+    assert child.returncode == 130 and "delete .x.gguf.partial" in err and "Traceback" not in err, err
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert "going on with .x.gguf.partial" in done.stderr
+    convert(REPO, Recipe(scale=4), out="gguf", output=Path("y.gguf"))
+    assert Path("x.gguf").read_bytes() == Path("y.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("leads", [True, False])

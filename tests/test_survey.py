@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from test_readers import YARN, base_rope, explicit, gguf, llama, yarn
 
+from yarn_convert.cli.folding import fold
 from yarn_convert.errors import Unsupported
 from yarn_convert.readers import HF_READERS, Refuses, read_config, read_gguf
 from yarn_convert.readers.others import OTHER_READERS
@@ -559,6 +560,14 @@ def test_the_table_fits_a_terminal_and_has_a_row_for_each(config):
     assert first == ["runtime", *rows, "(cos,", *["not"] * len(refusing), "as"]
     assert all(sum(f"{name} " in line.split(": ")[0] for line in refusing) == 1 for name in unread)
     assert json.loads(json.dumps([verdict_json(v) for v in verdicts]))[2]["runtime"] == "vllm"
+
+
+@pytest.mark.parametrize("columns", [79, 60, 54])
+def test_a_narrower_terminal_folds_no_line_again(columns):
+    verdicts = survey_config(mistral(llama(yarn(attention_factor=0.9))), WANTED, 32768)
+    lines = table_lines(verdicts, columns)
+    assert list(fold(lines, columns)) == lines, "as the command line prints them"
+    assert " ".join(" ".join(lines).split()) == " ".join(" ".join(table_lines(verdicts)).split())
 
 
 def test_what_holds_of_many_runtimes_is_said_once():

@@ -17,6 +17,7 @@ import yaml
 from conftest import CONTEXT, MakeModel
 from hub_server import SHA, Fault, Hub, serving
 from huggingface_hub import CommitOperationCopy, HfApi, ModelCard, ModelCardData, constants
+from huggingface_hub.utils import enable_progress_bars
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import upload
@@ -685,6 +686,25 @@ def test_a_dry_run_of_a_push_shows_every_file_and_sends_nothing(
     assert "commit" in json.loads(capsys.readouterr().out)["url"]
 
 
+@crosses
+@pytest.mark.parametrize("local", [False, True])
+def test_a_push_shows_its_plan_before_anything_is_sent_and_no_bars_of_the_client(
+    base: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], local: bool
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    enable_progress_bars()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(base) if local else "some-org/base", "--scale", "4", "-o", "x", "--push", "me/long", "--allow-unvalidated"])
+    shown = capsys.readouterr()
+    assert not stop.value.code and shown.out.startswith(constants.ENDPOINT) and "%|" not in shown.err
+    steps = (
+        ["push      me/long, once it is made here", "writing x"] if local else ["headers of some-org/base", "to         me/long", "in all"]
+    )
+    at = [shown.err.index(f"\n{said}") for said in ["method    yarn", *steps, "uploading to me/long"] if not said.startswith("headers")]
+    assert at == sorted(at) and all(said in shown.err for said in steps)
+
+
 def test_upload_returns_what_is_printed(out: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["upload", str(out), "me/long", "--private", "--json"])
@@ -695,5 +715,10 @@ def test_upload_returns_what_is_printed(out: Path, hub: Hub, capsys: pytest.Capt
     assert {f["way"] for f in told["files"]} >= {"upload", "copy"}
     assert str(done.to_dict()).replace("me/copy", "me/long") == str({**told, "url": done.url.replace("me/copy", "me/long")})
     assert done.url.startswith(told["url"].partition("/me/long")[0]) and "/me/copy/commit/" in done.url
+    commits = len(hub.repos["me/copy"].commits)
     again = upload(str(out), "me/copy")
-    assert {i.way for i in again.files} == {"upload", "unchanged"}, "the card is always sent"
+    assert {i.way for i in again.files} == {"unchanged"} and again.url == done.url
+    assert len(hub.repos["me/copy"].commits) == commits
+    recorded(out, validation={**PASSED, "verdict": "failed"})
+    changed = plan_upload(str(out), UploadOptions("me/copy", allow_unvalidated=True)).items
+    assert {i.name for i in changed if i.way == "upload"} == {"README.md", "yarn_convert.json"}

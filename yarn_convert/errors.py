@@ -46,6 +46,11 @@ class YarnConvertError(Exception):
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
 
 
+def many(n: int, one: str, several: str = "") -> str:
+    """So many of a thing: "1 segment", "1,024 segments". `several`: the word, where it has another end."""
+    return f"{n:,} {one if n == 1 else several or f'{one}s'}"
+
+
 class UsageError(YarnConvertError):
     """Options that contradict each other or are out of range."""
 

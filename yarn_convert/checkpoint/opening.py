@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import dialects, families, readers
 from ..dialects import rivals
-from ..errors import FormatError, InputError, UnknownModel, Unsupported, UsageError, YarnConvertError
+from ..errors import FormatError, InputError, UnknownModel, Unsupported, UsageError, YarnConvertError, many
 from ..families import Family, normalized
 from ..families.derived import absent, of_one_layer
 from ..families.layers import MOST, slides
@@ -246,7 +246,9 @@ def _incomplete(c: Checkpoint, missing: list[str]) -> InputError:
     if missing == ["output.weight"]:
         why = f"the head {first!r} is missing, and config.json does not say tie_word_embeddings: true"
         return InputError(why, "set it where the head is the embedding, as the base's config.json says; else get the checkpoint again")
-    return InputError(f"{len(missing)} tensors are missing, first {first!r}", "the checkpoint is incomplete: get it again")
+    return InputError(
+        f"{many(len(missing), 'tensor is', 'tensors are')} missing, first {first!r}", "the checkpoint is incomplete: get it again"
+    )
 
 
 def _check_number(c: Checkpoint, key: str) -> None:

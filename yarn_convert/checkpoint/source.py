@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dialects import FACTORS
-from ..errors import FormatError, InputError, UsageError, YarnConvertError
+from ..errors import FormatError, InputError, UsageError, YarnConvertError, many
 from ..families import ALIASES
 from ..formats.contents import CONFIGS, ROPE_FILE, TOKENIZERS, code_of, is_known
 from ..formats.files import FOLLOW, REPO_FOLDER, exists, read_text
@@ -158,9 +158,15 @@ def _from_modelfile(path: Path, revision: str | None, weights: bool) -> Source:
 def _local(path: Path, revision: str | None, weights: bool) -> Source:
     if revision is not None:
         raise InputError("--revision is for models on the Hub", f"{path} is on this machine: leave it out")
-    if not weights and (path.name == "config.json" or (path.is_dir() and exists(path, "config.json") and not _has_weights(path))):
-        folder = path if path.is_dir() else path.parent
-        return Source(folder, folder.resolve().name, headers={})  # what it says of itself can be looked at all the same
+    folder = path.parent if path.name == "config.json" else path  # a config.json is its folder
+    if folder.is_dir() and exists(folder, "config.json"):
+        if _has_weights(folder):
+            path = folder
+        elif not weights:
+            return Source(folder, folder.resolve().name, headers={})  # what it says of itself can be looked at all the same
+        elif path != folder:
+            hint = f"give the folder of a whole model; --dry-run, inspect and validate --twin take {path} alone"
+            raise InputError(f"{path} has no weights beside it", hint)
     if path.is_file() and not is_gguf(path):
         near = path.parent if exists(path.parent, "config.json") else "that holds config.json"
         raise InputError(f"{path} is neither a folder nor a GGUF file", f"give the folder {near}")
@@ -240,7 +246,7 @@ def _fetched(repo: str, revision: str | None, names: Iterable[str], commit: str,
     def snapshot() -> str:
         missing = [name for name in names if file_in_cache(repo, name, commit) is None]
         size = sum(sizes[name] for name in missing)
-        what = f"fetching {len(missing)} files of {repo}" + (f", {size / 1e9:.2f} GB" if size >= WORTH_SAYING else "")
+        what = f"fetching {many(len(missing), 'file')} of {repo}" + (f", {size / 1e9:.2f} GB" if size >= WORTH_SAYING else "")
         if missing:
             tell(what)
             check_room(_room(repo, size))

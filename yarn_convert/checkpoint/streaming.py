@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -29,10 +29,11 @@ class Window:
     """The pieces of a model's files that were read last, and those that come: two outputs of one tensor read it once. From any thread."""
 
     def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(AT_ONCE, "range")
         self.most = 2 * min(32, os.cpu_count() or 1) + AT_ONCE  # pieces: each thread of a quantization has one or two
         self.places: dict[str, str] = {}  # where the Hub led to for a file
         self.kept: OrderedDict[tuple[str, int, int], Future[bytes]] = OrderedDict()
+        self.waiting: deque[tuple[Future[bytes], HubFile, int, int]] = deque()
+        self.asking = 0  # threads
         self.lock, self.stopped = threading.Lock(), threading.Event()
 
     def piece(self, file: HubFile, start: int, end: int) -> bytes:
@@ -41,7 +42,7 @@ class Window:
             for at in reversed(range(start, min(end, start + (1 + AHEAD) * PIECE), PIECE)):
                 key = (file.name, at, min(at + PIECE, end))
                 if key not in self.kept:
-                    self.kept[key] = self.pool.submit(self._fetched, file, *key[1:])
+                    self.kept[key] = self._submitted(file, *key[1:])
                 self.kept.move_to_end(key)
             wanted = self.kept[key]
             for old in [key for key, found in self.kept.items() if found.done()][: max(0, len(self.kept) - self.most)]:
@@ -50,6 +51,28 @@ class Window:
             if self.stopped.is_set():
                 raise Unreachable(f"{file.name} was not read to its end")
         return wanted.result()
+
+    def _submitted(self, file: HubFile, start: int, stop: int) -> Future[bytes]:
+        """What a thread will have read. Python's end waits for a ThreadPoolExecutor's threads, and so for an answer of the Hub that nobody
+        wants any more; for these it does not. Called under the lock."""
+        found = Future[bytes]()
+        self.waiting.append((found, file, start, stop))
+        if self.asking < AT_ONCE:
+            self.asking += 1
+            threading.Thread(target=self._work, name="range", daemon=True).start()
+        return found
+
+    def _work(self) -> None:
+        while True:
+            with self.lock:
+                if not self.waiting or self.stopped.is_set():
+                    self.asking -= 1
+                    return
+                found, file, start, stop = self.waiting.popleft()
+            try:
+                found.set_result(self._fetched(file, start, stop))
+            except BaseException as e:
+                found.set_exception(e)
 
     def _fetched(self, file: HubFile, start: int, stop: int) -> bytes:
         """Bytes of a file on the Hub. Where a connection breaks they are asked for again, for about a minute. Raises Unreachable then, and

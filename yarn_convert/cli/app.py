@@ -254,8 +254,8 @@ def inspect(model: Model, asked: InspectCommand) -> None:
         from ..readers.survey import table_lines, verdict_json
 
         verdicts = survey(checkpoint, intention_of(checkpoint, None, None, None, doubtful=True))
-        lines = [f"inconsistent: {line}" for line in findings(checkpoint)[: 1 if checkpoint.doubt else 0]] + table_lines(verdicts)
-        answer([verdict_json(v) for v in verdicts], as_json, *lines)
+        lines = [f"inconsistent: {line}" for line in findings(checkpoint)[: 1 if checkpoint.doubt else 0]]
+        answer([verdict_json(v) for v in verdicts], as_json, *lines, *table_lines(verdicts, room(sys.stdout)))
         return
     facts = describe(checkpoint)
     answer(facts.to_dict(), as_json, *inspect_lines(checkpoint, facts))

@@ -19,6 +19,7 @@ from .show import HubTalk, Talk, answer, next_steps, plan_json, plan_lines, room
 
 if TYPE_CHECKING:
     from ..conversion import Conversion, Converted
+    from ..publishing.hub import Upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +121,15 @@ def _next_steps(model: str, conversion: Conversion, done: Converted, over: Seque
 
 
 def _push(model: str, asked: ConvertCommand, repo: str) -> None:
-    from ..publishing import push
+    """Plan, and say what is planned, before anything is written or sent."""
+    from ..publishing import prepare_push, run_push
 
-    say = HubTalk(asked.printing.silent).line
-    url = push(model, asked.options, repo, private=asked.private, unvalidated=asked.allow_unvalidated, say=say)
+    talk = HubTalk(asked.printing.silent)
+    with progress(talk.quiet):
+        conversion, plan = prepare_push(model, asked.options, repo, private=asked.private, unvalidated=asked.allow_unvalidated)
+    talk.lines([*plan_lines(conversion), *_push_lines(plan, repo)])
+    with progress(talk.quiet):
+        url = run_push(model, conversion, plan, repo, asked.private, talk.line)
     answer({"repo": repo, "url": url}, asked.printing.as_json, url)
 
 
@@ -131,9 +137,11 @@ def _publication(conversion: Conversion, repo: str, private: bool, talk: Talk) -
     """Say what --push would do; the same as JSON, empty where the model has to be converted here first."""
     from ..publishing import on_the_hub, plan_push
 
-    if not on_the_hub(conversion):
-        talk.lines([f"push      {repo}, once it is made here"])
-        return {}
-    plan = plan_push(conversion, repo, private)
-    talk.lines(upload_lines(plan))
-    return {"upload": plan.as_json()}
+    with progress(talk.quiet):
+        plan = plan_push(conversion, repo, private) if on_the_hub(conversion) else None
+    talk.lines(_push_lines(plan, repo))
+    return {"upload": plan.as_json()} if plan else {}
+
+
+def _push_lines(plan: Upload | None, repo: str) -> list[str]:
+    return upload_lines(plan) if plan else [f"push      {repo}, once it is made here"]

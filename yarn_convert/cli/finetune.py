@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..asking import After, Group, Help
+from ..errors import many
 from ..options import FinetuneOptions
 from .commands import DryRun, PrintOptions, ReadOptions, RecipeOption
 from .progress import progress
@@ -84,9 +85,9 @@ def plan_lines(p: Preparation) -> list[str]:
     return [
         f"base      {c.source.name} ({c.family.name}, {'GGUF' if c.gguf else 'HF'})",
         f"method    {s.rope.method}, s = {p.extension.scale:g}: {s.rope.original_context:,} -> {p.extension.context:,} tokens",
-        f"training  {what}, {s.steps:,} steps of {s.batch} segments of {s.sequence:,} tokens: {s.tokens:,} in all",
-        f"rate      {s.lr:g}" + (f" after {s.warmup} steps of warm-up" if s.warmup else "") + "; AdamW, no weight decay",
-        f"runs on   {p.device}, {s.dtype}, {p.processes} process{'es' if p.processes > 1 else ''}{shared}",
+        f"training  {what}, {many(s.steps, 'step')} of {many(s.batch, 'segment')} of {s.sequence:,} tokens: {s.tokens:,} in all",
+        f"rate      {s.lr:g}" + (f" after {many(s.warmup, 'step')} of warm-up" if s.warmup else "") + "; AdamW, no weight decay",
+        f"runs on   {p.device}, {s.dtype}, {many(p.processes, 'process', 'processes')}{shared}",
         f"memory    about {human(n.total)} a process, {human(n.free)} free: "
         + ", ".join(f"{name} {human(size)}" for name, size in n.by_name().items()),
         f"time      about {duration(p.seconds)}, if a third of what the {p.device} can do is reached",

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import printable
 from ..hearing import HEARS, Hears, hearing, unheard
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
 SHOWN_EVERY = 0.2  # seconds between two states of a notebook's bar
-TELLING = 0.02  # the fraction before which nobody knows how long the rest takes
+TELLING = 0.02  # the fraction that has to be seen done before anybody knows how long the rest takes
 
 
 @contextlib.contextmanager
@@ -59,12 +59,30 @@ def _timed_bar() -> Bar:
     )  # fmt: skip
 
 
+class Seen(NamedTuple):
+    """Of what goes on: what was said of it, and since when which fraction of it is done. That is the first which is any: what it takes
+    before, as a model that is loaded, tells nothing of the rest."""
+
+    said: str
+    since: float
+    first: float
+
+    def so_far(self, alone: bool, now: float, fraction: float) -> str:
+        """The fraction, and how long it takes still by the speed since the first; "" where that tells nothing. `alone`: not of a whole
+        call."""
+        if not self.said or fraction < TELLING:
+            return ""
+        done = fraction - self.first
+        left = f", about {duration((now - self.since) * (1 - fraction) / done)} left" if done >= TELLING and fraction < 1 else ""
+        return f": {fraction:.0%}{'' if alone else ' of all'}{left}"
+
+
 class Told:
     """A line of what goes on, with a fraction of it, whenever something new begins and every so many seconds; "" where a call is over."""
 
     def __init__(self, every: float, show: Callable[[str, float], None]) -> None:
         self.every, self.show, self.last = every, show, 0.0
-        self.running: dict[object, tuple[float, str]] = {}  # since when, and what was said of it; what is beside calls until one is over
+        self.running: dict[object, Seen] = {}  # what is beside calls until one is over
         self.lock = threading.Lock()
 
     def __call__(self, call: object, what: str, fraction: float, more: str) -> None:
@@ -73,19 +91,14 @@ class Told:
                 self.running = {k: v for k, v in self.running.items() if k is not call and not isinstance(k, str)}
                 return self.show("", 0.0)
             now = time.monotonic()
-            began, said = self.running.get(call, (now, ""))
-            if what == said and now - self.last < self.every:
+            seen = self.running.get(call, Seen("", now, 0.0))
+            if fraction and not seen.first:
+                seen = seen._replace(since=now, first=fraction)
+            self.running[call] = seen._replace(said=what)
+            if what == seen.said and now - self.last < self.every:
                 return None
-            self.last, self.running[call] = now, (began, what)
-            return self.show(printable(more or what) + _so_far(call is what, now - began, fraction), fraction)
-
-
-def _so_far(alone: bool, seconds: float, fraction: float) -> str:
-    """The fraction, and how long it takes still if that took so many seconds; "" where that tells nothing. `alone`: not of a whole call."""
-    if not seconds or fraction < TELLING:
-        return ""
-    left = f", about {duration(seconds * (1 - fraction) / fraction)} left" if fraction < 1 else ""
-    return f": {fraction:.0%}{'' if alone else ' of all'}{left}"
+            self.last = now
+            return self.show(printable(more or what) + seen.so_far(call is what, now, fraction), fraction)
 
 
 class Cell:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import printable
+from ..errors import many, printable
 from ..formats.files import TEMPLATES
 from .folding import WIDEST, Whole, command, fold, room
 
@@ -125,7 +125,7 @@ def plan_lines(conversion: Conversion, *others: Conversion) -> list[str]:
     beyond = f" ({e.long.method} beyond {plan.rope.original_context:,} tokens)" if e.long else ""
     parts = f" in {len(plan.jobs)} parts" if len(plan.jobs) > 1 and not plan.is_folder else ""
     lines = [
-        f"base      {c.source.name} ({c.family.name}, {'GGUF' if c.gguf else 'HF'}, {len(c.tensors)} tensors)",
+        f"base      {c.source.name} ({c.family.name}, {'GGUF' if c.gguf else 'HF'}, {many(len(c.tensors), 'tensor')})",
         f"method    {plan.rope.method}{over}{beyond}, s = {e.scale:g}: {plan.rope.original_context:,} -> {plan.context:,} tokens",
         f"rope      theta {plan.rope.theta:g}, D {plan.rope.rotary_dim}; pairs: "
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
@@ -189,11 +189,11 @@ def inspect_lines(c: Checkpoint, facts: Description) -> list[str]:
     params = {k: v for k, v in c.rope.params.items() if not isinstance(v, tuple)}
     recipe = ", ".join([c.rope.method, *(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())])
     recipe += f" ({c.long.method} beyond {facts.original_context:,} tokens, the base's own table within)" if c.long else ""
-    many = f"weights packed by {facts.packed}" if facts.packed else f"{(facts.parameters or 0) / 1e6:,.0f} M parameters"
+    weights = f"weights packed by {facts.packed}" if facts.packed else f"{(facts.parameters or 0) / 1e6:,.0f} M parameters"
     lines = [
         f"name        {facts.name}" + (f" ({facts.repo} at {facts.commit})" if facts.repo else ""),
-        f"model       {facts.architecture}, {many}, {facts.layers} layers, "
-        f"{facts.heads} heads of {facts.head_dim}, {facts.kv_heads} KV heads",
+        f"model       {facts.architecture}, {weights}, {many(facts.layers, 'layer')}, "
+        f"{many(facts.heads, 'head')} of {facts.head_dim}, {many(facts.kv_heads, 'KV head')}",
         f"tensors     {types}",
         f"RoPE        {recipe}; theta {c.rope.theta:g}, D {c.rope.rotary_dim}; cos and sin × {facts.attention_factor:.6g}",
         *([f"layers      {facts.other_layers}"] if facts.other_layers else []),
@@ -270,11 +270,11 @@ class Talk:
 
 
 class HubTalk(Talk):
-    """The same while huggingface_hub works: its own progress bars are as quiet."""
+    """The same while huggingface_hub works: its own progress bars are as quiet, and in a pipe, where they are no bars."""
 
     def __init__(self, quiet: bool) -> None:
         super().__init__(quiet)
-        if quiet:
+        if quiet or sys.stderr is None or not sys.stderr.isatty():
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
             disable_progress_bars()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import Manifest
-from ..errors import Unsupported
+from ..errors import Unsupported, many
 from ..formats.changes import CHANGES, Change
 from ..formats.contents import ROPE_FILE
 from ..formats.digests import Progress, sha256
@@ -97,7 +97,7 @@ def _against_hashes(c: Checkpoint, hashes: Mapping[str, str | None], progress: P
     found = {name: sha256(path, progress) for name, path in files.items() if hashes[name]}
     wrong = [name for name in found if found[name] != hashes[name]]
     if wrong:
-        why = f"{len(wrong)} weight files are not those that were written, first {wrong[0]}"
+        why = f"{many(len(wrong), 'weight file is not what was', 'weight files are not those that were')} written, first {wrong[0]}"
         return {"verdict": "failed", "how": "", "why": why, "different": wrong[:SHOWN], "sha256": found}
     if len(found) < len(hashes):
         return {"verdict": "unchecked", "how": "", "why": "the manifest has hashes of some files only", "different": [], "sha256": found}
@@ -113,13 +113,13 @@ def _against_base(c: Checkpoint, base: Checkpoint, progress: Progress) -> dict[s
     mine, theirs = _parts(c, base)
     strangers = sorted(set(mine) ^ set(theirs))
     if strangers:
-        why = f"{len(strangers)} tensors are in one of the two only, first {strangers[0]}: another model?"
+        why = f"{many(len(strangers), 'tensor is', 'tensors are')} in one of the two only, first {strangers[0]}: another model?"
         return {"verdict": "failed", "how": "", "why": why, "different": strangers[:SHOWN]}
     kinds, wrong = _compared(c, base, mine, theirs, progress)
-    how = [f"{len(names)} tensors {kind}" for kind, names in kinds.items() if names]
+    how = [f"{many(len(names), 'tensor')} {kind}" for kind, names in kinds.items() if names]
     if wrong:
         first, error = next(iter(wrong.items()))
-        why = f"{len(wrong)} tensors are not the base's, first {first}: {error}"
+        why = f"{many(len(wrong), 'tensor is', 'tensors are')} not the base's, first {first}: {error}"
         return {"verdict": "failed", "how": ", ".join(how), "why": why, "different": list(wrong)[:SHOWN]}
     return {
         "verdict": "passed",

@@ -246,7 +246,8 @@ def _planned(model: str, c: Checkpoint, options: ConvertOptions, fmt: str) -> Co
         raise UsageError(
             "there is nothing to hard-link: the weights are written anew", "--link is for safetensors to safetensors, or a split GGUF"
         )
-    more = (*_switching_notes(plan), *tempering_note(options.recipe), *plan.notes)
+    absent = ["there are no weights here: a run needs them"] if c.source.repo is None and c.source.headers_only else []
+    more = (*absent, *_switching_notes(plan), *tempering_note(options.recipe), *plan.notes)
     plan = replace(plan, notes=(*extension.notes, *more, *window_note(c, extension, options), *_link_note(c)))
     return Conversion(c, extension, plan, options, beside=_mmproj(out, options))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..compute.tables import columns
 from ..conversion.recipes import as_text, from_mapping
+from ..errors import many
 from .choices import Advice, JudgedRow, Search, Temperature
 from .found import Divergence, DivergencePoint, Estimate, Found, LongPPL, Needle, Passkey, Perplexity, Ruler
 
@@ -61,7 +62,7 @@ def labels_of(result: Perplexity | Passkey | Needle | Ruler | LongPPL | Divergen
 
 
 def _passkey(result: Passkey, room: int | None) -> list[str]:
-    out = [*model_lines(result), f"passkey: right of {result.trials} trials, by length of the prompt in tokens"]
+    out = [*model_lines(result), f"passkey: right of {many(result.trials, 'trial')}, by length of the prompt in tokens"]
     body = [[label, *(f"{p.correct:>9}" for p in row.points)] for label, row in zip(labels_of(result), result.rows, strict=True)]
     return [*out, *columns(["method", *map(grouped, result.lengths)], body, room)]
 
@@ -73,7 +74,7 @@ def _needle(result: Needle, room: int | None) -> list[str]:
 
 
 def _ruler(result: Ruler, room: int | None) -> list[str]:
-    head = f"RULER: mean score of {result.trials} prompts of each task, in per cent, by length in tokens"
+    head = f"RULER: mean score of {many(result.trials, 'prompt')} of each task, in per cent, by length in tokens"
     out = [*model_lines(result), head, *columns(*ruler_table(result), room)]
     return [*out, *(f"left out, {why}" for why in result.left_out)]
 
@@ -92,7 +93,7 @@ def ruler_table(result: Ruler) -> tuple[list[str], list[list[str]]]:
 
 def _longppl(result: LongPPL, room: int | None) -> list[str]:
     e = result.evaluator
-    found = f"{sum(e.key_tokens):,} key tokens by {e.model}, which need more than {result.short_context:,} tokens before them"
+    found = f"{many(sum(e.key_tokens), 'key token')} by {e.model}, which need more than {result.short_context:,} tokens before them"
     out = [*model_lines(result), found]
     return [*out, *columns(*longppl_table(result), room)]
 
@@ -195,7 +196,7 @@ def _advise(result: Advice, room: int | None) -> list[str]:
 def _search(result: Search, room: int | None) -> list[str]:
     out = [*model_lines(result), split_line(result)]
     for p in result.parts:
-        out.append(f"  {p.part:<11}  {p.trials:>3} recipes, best so far {figure(p.so_far, '.4f')}: {p.label}")
+        out.append(f"  {p.part:<11}  {many(p.trials, 'recipe'):>11}, best so far {figure(p.so_far, '.4f')}: {p.label}")
     out.append("on the texts that judge: perplexity, and what was made least, in nats a token")
     return [*out, *columns(*judged_table(result), room, "  "), advised_line(result)]
 
@@ -204,7 +205,7 @@ def split_line(result: Search) -> str:
     """Which texts were searched on, and which judge."""
     n, m = len(result.searched), len(result.held_out)
     other = "other documents" if result.split == "documents" else "the same document: it is the only one"
-    return f"searched on {n} windows of {result.context:,} tokens, judged on {m} of {other}"
+    return f"searched on {many(n, 'window')} of {result.context:,} tokens, judged on {m} of {other}"
 
 
 def judged_table(result: Search) -> tuple[list[str], list[list[str]]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..compute.rotary import BLOCK, chunk_of
-from ..errors import UsageError
+from ..errors import UsageError, many
 
 NAME = "yarn_convert_training"
 Span = tuple[int, int]
@@ -126,7 +126,10 @@ def check_heads(heads: int, ranks: int) -> None:
     """UsageError where heads cannot be shared out among so many ranks."""
     if heads % ranks:
         fit = [n for n in range(1, heads + 1) if heads % n == 0]
-        raise UsageError(f"{heads} heads cannot be shared out among {ranks} ranks", f"--sequence-parallel {' or '.join(map(str, fit[:6]))}")
+        raise UsageError(
+            f"{many(heads, 'head')} cannot be shared out among {many(ranks, 'rank')}",
+            f"--sequence-parallel {' or '.join(map(str, fit[:6]))}",
+        )
 
 
 def repeated(x: Any, ranks: int) -> Any:

@@ -19,7 +19,7 @@ from ..checkpoint.manifest import read_manifest
 from ..compute.documents import contents
 from ..compute.record import DTYPES
 from ..conversion import Conversion, prepare
-from ..errors import InputError, OutputError, Unsupported, UsageError
+from ..errors import InputError, OutputError, Unsupported, UsageError, many
 from ..formats.contents import CONFIG
 from ..formats.files import read_text
 from ..formats.json_text import pretty
@@ -363,9 +363,9 @@ def _filled(w: Work, text: str) -> str:
 def _notes(tool: Tool, w: Work) -> list[str]:
     """What the trainer will do otherwise than `finetune` here, and what comes next."""
     p, s = w.p, w.p.settings
-    shared = f"{w.copies} cop{'y' if w.copies == 1 else 'ies'}" + (f" on {s.parallel} processes each" if s.parallel > 1 else "")
-    counted = f"{s.batch} segments a step = {s.micro_batch} at once × {w.accumulated} passes × {shared}"
-    found = [f"{counted}: it counts on {p.processes} process{'es' if p.processes > 1 else ''} (WORLD_SIZE=8 before this command: on 8)"]
+    shared = f"{many(w.copies, 'copy', 'copies')}" + (f" on {s.parallel} processes each" if s.parallel > 1 else "")
+    counted = f"{many(s.batch, 'segment')} a step = {s.micro_batch} at once × {many(w.accumulated, 'pass', 'passes')} × {shared}"
+    found = [f"{counted}: it counts on {many(p.processes, 'process', 'processes')} (WORLD_SIZE=8 before this command: on 8)"]
     found += [f"the first step has a rate of 0, and step {s.warmup + 1} is the first at {s.lr:g}, one later than here"] if s.warmup else []
     baked = f"the folder says {p.extension.rope.method} at s = {p.extension.scale:g} for every length: {s.rope.method} is not trained there"
     found += [baked] if s.rope.method != p.extension.rope.method else []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..compute.reference import pick_device
-from ..errors import UsageError, YarnConvertError
+from ..errors import UsageError, YarnConvertError, many
 
 T = TypeVar("T")
 
@@ -137,4 +137,4 @@ def others_ended() -> Iterator[None]:
 def check_parallel(world: int, parallel: int) -> None:
     if world % parallel:
         hint = f"torchrun --nproc-per-node {parallel} -m yarn_convert finetune …" if world == 1 else f"a number that divides {world}"
-        raise UsageError(f"--sequence-parallel {parallel} does not divide {world} process{'es' if world > 1 else ''}", hint)
+        raise UsageError(f"--sequence-parallel {parallel} does not divide {many(world, 'process', 'processes')}", hint)

@@ -23,7 +23,7 @@ from ..compute.reference import with_torch
 from ..conversion import Extension, prepare
 from ..conversion.outputs import check_name, default_output
 from ..conversion.run import window_note
-from ..errors import InputError, OutputError, UsageError, need
+from ..errors import InputError, OutputError, UsageError, many, need
 from ..formats.json_text import pretty
 from ..formats.room import check_room, room
 from ..hearing import counted, hearing, saying, tell, unheard
@@ -259,7 +259,7 @@ def _texts(p: Preparation, ranks: Ranks) -> tuple[TrainingTexts, list[str]]:
     names = [path.name for path in t.files if path.is_dir() or path.name in segments.corpus.names]
     names += [Path(t.dataset).name if Path(t.dataset.partition(":")[0]).exists() else t.dataset] if t.dataset else []
     epochs = s.steps * s.batch / order.trained
-    tell(f"{order.trained:,} segments, {segments.left_out:,} tokens in none; {epochs:.2g} epochs")
+    tell(f"{many(order.trained, 'segment')}, {many(segments.left_out, 'token')} in none; {epochs:.2g} epochs")
     return TrainingTexts(segments, order, held), names
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..compute.record import DTYPES
 from ..conversion.extension import Extension, extend, unbaked
-from ..errors import UsageError
+from ..errors import UsageError, many
 from ..options import FinetuneOptions, Preset, Recipe
 from ..rope import METHODS, Rope, recipe_of
 
@@ -66,8 +66,9 @@ class Settings:
         share = copies * self.micro_batch
         if self.batch % share:
             most = max(1, self.batch // share) * share
-            by = f"{copies} copies of the model" + (f" with {self.micro_batch} segments each" if self.micro_batch > 1 else "")
-            raise UsageError(f"a batch of {self.batch} segments cannot be shared out among {by}", f"--batch {most}")
+            each = f" with {self.micro_batch} segments each" if self.micro_batch > 1 else ""
+            by = f"{many(copies, 'copy', 'copies')} of the model{each}"
+            raise UsageError(f"a batch of {many(self.batch, 'segment')} cannot be shared out among {by}", f"--batch {most}")
         return self.batch // share
 
     def rate(self, step: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import many
 from .run import Finetuned, compared
 
 
@@ -10,7 +11,7 @@ def lines(done: Finetuned) -> list[str]:
     steps, found = done.history.steps, []
     if steps:
         last, rate = steps[-1], steps[-1]["tokens"] / sum(s["seconds"] for s in steps)
-        found.append(f"loss      {steps[0]['loss']:.4f} -> {last['loss']:.4f} nats in {len(steps)} steps")
+        found.append(f"loss      {steps[0]['loss']:.4f} -> {last['loss']:.4f} nats in {many(len(steps), 'step')}")
         found.append(f"speed     {rate:,.0f} tokens/s, MFU {rate * last['mfu'] / last['tokens_per_second']:.0%}")
     for point in compared(done.history):
         if point.before and point.after:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..compute.reference import enough_memory
-from ..errors import InputError, OutputError
+from ..errors import InputError, OutputError, many
 from ..hearing import SayMore
 from ..rope import Rope, effect
 from . import states
@@ -212,7 +212,7 @@ class Training:
     def _measure(self, step: int) -> None:
         """Perplexity of the held-out segments, each truncated at each window."""
         if self.texts.kept:
-            self.say(f"perplexity of {len(self.texts.kept)} held-out segments", step / self.s.steps)
+            self.say(f"perplexity of {many(len(self.texts.kept), 'held-out segment')}", step / self.s.steps)
             self.log.add({"step": step, "windows": self._perplexities()})
             self._serve(self.s.rope, self.s.sequence)
 

@@ -76,7 +76,9 @@ def front_matter(text: str) -> tuple[Json, str]:
 
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
-        return dict(card.data.to_dict()), card.text  # type: ignore[no-untyped-call]
+        data = card.data.to_dict()  # type: ignore[no-untyped-call]
+        order = [*getattr(card, "_original_order", ()), *data]  # as it is written: what is only read and written again stays
+        return {key: data[key] for key in order if key in data}, card.text
     except (ValueError, YAMLError, RecursionError):
         raise FormatError(f"the metadata of {README} is not valid YAML", "fix the lines between its two ---") from None
 

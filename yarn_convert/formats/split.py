@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..errors import FormatError, InputError
+from ..errors import FormatError, InputError, many
 from .gguf_file import HINT, Gguf, Value, open_gguf
 from .tensors import Tensor
 
@@ -65,7 +65,7 @@ def read_model(path: Path) -> Gguf:
             raise FormatError(f"the tensor {min(twice)!r} is in two parts, one of them {part.path.name}", BELONG)
         tensors |= part.tensors
     if (claimed := _number(first, TENSORS)) != len(tensors):
-        raise FormatError(f"{path.name} says that all parts hold {claimed:,} tensors, they hold {len(tensors):,}", BELONG)
+        raise FormatError(f"{path.name} says that all parts hold {many(claimed, 'tensor')}, they hold {len(tensors):,}", BELONG)
     fields = {k: f for k, f in first.fields.items() if not k.startswith(PREFIX)}
     return replace(first, fields=fields, tensors=tensors, parts=tuple(parts))
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FormatError, InputError, Unsupported, need
+from ..errors import FormatError, InputError, Unsupported, many, need
 from .decoding import AGAIN, parse
 from .files import exists, inside, open_regular, read, regular
 from .pickles import check_pickle
@@ -288,7 +288,10 @@ def _read_shards(folder: Path, index: str) -> tuple[dict[str, Tensor], list[Path
     files = sorted(set(weight_map.values()))
     missing = [f for f in files if inside(folder, f, weights=True) and not exists(folder, f)]
     if missing:
-        raise InputError(f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing[:3])}", "download them again")
+        raise InputError(
+            f"{len(missing)} of {many(len(files), 'shard')} {'is' if len(missing) == 1 else 'are'} missing: {', '.join(missing[:3])}",
+            "download them again",
+        )
     tensors: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in _read_weights(regular(folder, file, weights=True)).items():
@@ -297,7 +300,7 @@ def _read_shards(folder: Path, index: str) -> tuple[dict[str, Tensor], list[Path
             tensors[name] = tensor
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
-        raise FormatError(f"{index} names {len(absent)} tensors that no shard holds, first {absent[0]!r}", DISAGREE)
+        raise FormatError(f"{index} names {many(len(absent), 'tensor')} that no shard holds, first {absent[0]!r}", DISAGREE)
     return {name: tensors[name] for name in weight_map}, [folder / f for f in files]
 
 

@@ -2,6 +2,18 @@
 
 from .hub import Uploaded, check_repo, plan_upload, run_upload, upload
 from .model_card import card
-from .pushing import on_the_hub, plan_push, push
+from .pushing import on_the_hub, plan_push, prepare_push, push, run_push
 
-__all__ = ["Uploaded", "card", "check_repo", "on_the_hub", "plan_push", "plan_upload", "push", "run_upload", "upload"]
+__all__ = [
+    "Uploaded",
+    "card",
+    "check_repo",
+    "on_the_hub",
+    "plan_push",
+    "plan_upload",
+    "prepare_push",
+    "push",
+    "run_push",
+    "run_upload",
+    "upload",
+]

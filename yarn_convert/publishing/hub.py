@@ -149,7 +149,7 @@ def _planned(model: str, asked: UploadOptions, say: Say) -> Upload:
         warnings = [*warnings, f"{unchecked}: yarn-convert validate {model} --base BASE"]
     text = render(c, manifest, repo, existing, base_card, _shelf(repo, revision, c, manifest) if c.gguf else ())
     left, secrets = _left(c, files)
-    items = [Item(README, len(text.encode()), UPLOAD, data=text.encode())]
+    items = [_made(README, text.encode(), there)]
     items += [_item(name, path, there, say) for name, path in files.items() if name != README]
     if manifest.weights.identical_to_base and manifest.base.repo:
         items = _copies(items, manifest.base, say)
@@ -261,6 +261,12 @@ def _item(name: str, path: Path, there: Mapping[str, RepoFile], say: Say) -> Ite
         return Item(name, size, UPLOAD, path)
     same = _told(path, say) == remote.lfs.sha256 if remote.lfs else git_sha(path.read_bytes()) == remote.blob_id
     return Item(name, size, UNCHANGED if same else UPLOAD, path)
+
+
+def _made(name: str, data: bytes, there: Mapping[str, RepoFile]) -> Item:
+    """A small file that is made on the spot."""
+    remote = there.get(name)
+    return Item(name, len(data), UNCHANGED if remote and remote.blob_id == git_sha(data) else UPLOAD, data=data)
 
 
 def _told(path: Path, say: Say) -> str:

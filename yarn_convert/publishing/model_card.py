@@ -66,7 +66,8 @@ def render(
     base's card, for what it alone knows. `files`: all GGUFs of the repository, where that is known: of two and more there is a table, and
     sections on others go."""
     data, prose = front_matter(existing)
-    metadata = _metadata({**{k: v for k, v in (base or {}).items() if k in INHERITED}, **data}, c, manifest)
+    missing = {k: v for k, v in (base or {}).items() if k in INHERITED and k not in data}  # what is there keeps its order
+    metadata = _metadata({**missing, **data}, c, manifest)
     if len(files) > 1 and data.get("base_model_relation") == "quantized" and data.get("base_model") == metadata.get("base_model"):
         metadata["base_model_relation"] = "quantized"  # one of them is
     prose = _only(prose.strip("\n"), files)

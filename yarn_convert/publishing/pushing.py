@@ -22,6 +22,7 @@ from ..formats.general import README
 from ..formats.json_text import pretty
 from ..formats.layout import Part
 from ..formats.tensors import INDEXES, read_safetensors
+from ..hearing import tell, without_bars
 from ..options import ConvertOptions, UploadOptions
 from ..targets.moving import CopyFile, WriteBytes, WriteTensors, bytes_of
 from ..targets.output import execute
@@ -43,6 +44,14 @@ def push(
     copy, the model is converted on this machine first, to the usual place. `say` gets a line now and then. Raises UsageError
     without `unvalidated`: nobody can have validated what is only made now.
     """
+    conversion, plan = prepare_push(model, options, repo, private=private, unvalidated=unvalidated)
+    for warning in plan.warnings if plan else ():
+        say(f"warning    {warning}")
+    return run_push(model, conversion, plan, repo, private, say)
+
+
+def prepare_push(model: str, options: ConvertOptions, repo: str, *, private: bool, unvalidated: bool) -> tuple[Conversion, Upload | None]:
+    """(what would be converted, and sent), None where the model has to be converted on this machine first. Raises as `push` does."""
     check_repo(repo)
     if "," in options.outtype:
         raise UsageError(f"--push of several types ({options.outtype}) goes with --validate", "or with one --outtype after the other")
@@ -53,16 +62,21 @@ def push(
         conversion = prepare(model, options, weights=False)
     except InputError:  # pickled weights have no headers that could be read alone; anything else is raised again
         conversion = prepare(model, options)
-    if on_the_hub(conversion):
+    return conversion, plan_push(conversion, repo, private) if on_the_hub(conversion) else None
+
+
+def run_push(model: str, conversion: Conversion, plan: Upload | None, repo: str, private: bool, say: Say) -> str:
+    """Carry out what `prepare_push` has planned, and return the commit's address."""
+    if plan:
         try:
-            plan = plan_push(conversion, repo, private)
-            for warning in plan.warnings:
-                say(f"warning    {warning}")
             return run_upload(plan, say) if conversion.plan.identical else stream(conversion, plan, say)
         except CopyRefused as e:
             say(e.message)
-    prepare(model, options).run()
-    return run_upload(plan_upload(str(conversion.plan.out), UploadOptions(repo, private=private, allow_unvalidated=True), say), say)
+    prepare(model, conversion.options).run(say)
+    upload = plan_upload(str(conversion.plan.out), UploadOptions(repo, private=private, allow_unvalidated=True), say)
+    for warning in () if plan else upload.warnings:
+        say(f"warning    {warning}")
+    return run_upload(upload, say)
 
 
 def on_the_hub(conversion: Conversion) -> bool:
@@ -122,9 +136,10 @@ def stream(conversion: Conversion, plan: Upload, say: Say) -> str:
     made, operations, weight_map = list[WeightFile](), list[CommitOperationAdd](), dict[str, str]()
     try:
         patient(lambda: api.create_repo(plan.repo, private=plan.private, exist_ok=True), say=say)
-        for name in weights:
-            say(f"{name}: one of {len(weights)}")
-            with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder:
+        for i, name in enumerate(weights):
+            say(f"{name}: {i + 1} of {len(weights)}")
+            tell(f"{name}, from the Hub to the Hub", i / len(weights))
+            with tempfile.TemporaryDirectory(prefix="yarn-convert-") as folder, without_bars():
                 fetch = partial(api.hf_hub_download, str(c.source.repo), name, revision=c.source.commit, local_dir=folder)
                 source = Path(patient(fetch, say=say))
                 tensors, _ = read_safetensors(source)

@@ -176,13 +176,18 @@ def gguf_summary(keys: Mapping[str, Any], baked: bool, reading: Reading) -> Summ
 
 # -- as text and as JSON ----------------------------------------------------------------------------------------------
 
-COLUMNS = "{:<18}{:<6}{:<30}{:>8} {:>11} {:>5}"
+WORDS, NUMBERS = "{:<18}{:<6}{:<30}", "{:>8} {:>11} {:>5}"
 
 
-def table_lines(verdicts: list[Surveyed]) -> list[str]:
-    """A table for a terminal of 80 columns: a row a runtime that reads the file, and below it what it ignores and what else there is to
-    say; then those that do not, by the reason."""
-    lines, refusing = [COLUMNS.format("runtime", "exact", "computes", "cos, sin", "context", "error")], dict[str, list[str]]()
+def table_lines(verdicts: list[Surveyed], columns: int | None = None) -> list[str]:
+    """A table for a terminal of 80 columns, or of fewer: a row a runtime that reads the file, and below it what it ignores and what else
+    there is to say; then those that do not, by the reason."""
+    width = min(WIDTH, columns or WIDTH)
+
+    def wrapped(start: str, text: str, hang: int = 4) -> list[str]:
+        return textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * hang, break_on_hyphens=False)
+
+    lines, refusing = _row(width, "runtime", "exact", "computes", "cos, sin", "context", "error"), dict[str, list[str]]()
     for v in verdicts:
         if v.reading is None:
             why = v.refuses.replace(f"what {v.runtime} makes", "what each makes")  # said once of all of whom it holds
@@ -195,16 +200,22 @@ def table_lines(verdicts: list[Surveyed]) -> list[str]:
             "any" if r.context is None else f"{r.context:,}",
             "shape" if v.verdict.error is None else f"{v.verdict.error:.1g}",
         )
-        lines.append(COLUMNS.format(v.runtime, "yes" if v.exact else "NO", *cells))
+        lines += _row(width, v.runtime, "yes" if v.exact else "NO", *cells)
         rival = v.follows and not set(r.ignored).isdisjoint(ROPE_OBJECTS)
         lines += wrapped("    ", f"{f'follows {v.follows}, ' if rival else ''}ignores {', '.join(r.ignored)}") if r.ignored else []
         lines += wrapped("    ", v.differs) if v.differs and (v.verdict.layer != "table" or v.verdict.error is None) else []
         lines += wrapped("    ", f"switches by {v.switches}") if v.switches else []
         lines += wrapped("    ", v.note) if v.note else []
-    lines += ["(cos, sin: their multiplier; error: the largest relative one of a frequency)"]
-    lines += [line for why, names in refusing.items() for line in wrapped("", f"not read by {', '.join(names)}: {why}", 4)]
+    lines += wrapped("", "(cos, sin: their multiplier; error: the largest relative one of a frequency)")
+    lines += [line for why, names in refusing.items() for line in wrapped("", f"not read by {', '.join(names)}: {why}")]
     read = ", ".join(f"{v.runtime} {v.version}" for v in verdicts if v.reading is not None)
-    return lines + wrapped("", f"as read in {read}", 4)
+    return lines + wrapped("", f"as read in {read}")
+
+
+def _row(width: int, *cells: str) -> list[str]:
+    """A line; where it has no room, its numbers stand below."""
+    words, numbers = WORDS.format(*cells[:3]), NUMBERS.format(*cells[3:])
+    return [words + numbers] if width >= WIDTH else [words.rstrip(), f"{'':<24}{numbers}"]
 
 
 def _computes(s: Summary) -> str:
@@ -212,11 +223,6 @@ def _computes(s: Summary) -> str:
     factor = "" if s.factor is None else f" {s.factor:g}"
     ramp = "" if s.ramp in ("", "none") else ", explicit" if s.ramp == "explicit" else f", ramp {s.ramp.removeprefix('index ')}"
     return f"{s.method}{factor}{ramp}"
-
-
-def wrapped(start: str, text: str, hang: int = 0) -> list[str]:
-    blanks = " " * (hang or len(start))
-    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=blanks, break_on_hyphens=False)
 
 
 def verdict_json(v: Surveyed) -> dict[str, Any]:

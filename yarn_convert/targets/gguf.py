@@ -10,7 +10,7 @@ from .. import tokenizers
 from ..checkpoint import RECIPE, SAME_FORMAT, Checkpoint
 from ..checkpoint.lengths import DUAL_CHUNKS
 from ..dialects.config_json import BETA
-from ..errors import FormatError, Inexpressible, InputError, Unsupported, UsageError
+from ..errors import FormatError, Inexpressible, InputError, Unsupported, UsageError, many
 from ..families.derived import MULTIPLIERS, ODD
 from ..formats import general
 from ..formats.contents import GENERATION
@@ -251,18 +251,19 @@ def _file_type(pieces: list[Piece]) -> int:
 
 
 def _notes(c: Checkpoint, pieces: list[Piece], outtype: str) -> list[str]:
-    notes = [f"{len(c.unused)} tensors are left out: {next(iter(c.unused.values()))}, which llama.cpp does not run"] if c.unused else []
+    unused = many(len(c.unused), "tensor is", "tensors are")
+    notes = [f"{unused} left out: {next(iter(c.unused.values()))}, which llama.cpp does not run"] if c.unused else []
     if beside := len(c.tensors) - len(c.names):
-        notes.append(
-            f"{beside} tensors are left out: those of the model around the language model, for which llama.cpp has a file of its own"
-        )
+        left = many(beside, "tensor is", "tensors are")
+        notes.append(f"{left} left out, of the model around the language model, for which llama.cpp has a file of its own")
     if any(p.dtype not in (*PLAIN, p.target.dtype) for p in pieces):
         notes.append("the base is quantized already: changing its type cannot bring back what it lost")
     if fallback := [p for p in pieces if p.target.dtype == "F16" and p.dtype != "F16" and p.target.shape[-1] % 32]:
-        notes.append(f"{len(fallback)} tensors have rows that are no multiple of 32 and stay f16")
+        notes.append(f"{many(len(fallback), 'tensor stays', 'tensors stay')} f16: rows that are no multiple of 32")
     if outtype in MIXES and outtype not in OUTTYPES:
         odd = sum(len(p.target.shape) > 1 and p.target.dtype != p.dtype and p.target.shape[-1] % SUPER_BLOCK > 0 for p in pieces)
-        smaller = f"{odd} tensors have rows that are no multiple of {SUPER_BLOCK}: llama.cpp gives them a type of smaller blocks"
+        have = many(odd, "tensor has", "tensors have")
+        smaller = f"{have} rows that are no multiple of {SUPER_BLOCK}: llama.cpp gives them a type of smaller blocks"
         notes += [smaller] if odd else []
     if outtype in OUTTYPES and outtype.startswith(("q4", "q5")):
         notes.append(f"every matrix is {outtype}, the head too (llama-quantize --pure); mixes as {outtype[:2]}_k_m keep some finer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ..errors import many
 from ..formats.files import exists
 from .pretokenizers import steps_of
 from .specials import JINJA, left_templates
@@ -51,9 +52,10 @@ def caveats(files: Files, name: str = "") -> tuple[str, ...]:
     for flag, what in (("rstrip", "after"), ("lstrip", "before")):
         wrong = [text for text, flags in tokens.items() if bool(flags.get(flag)) != (expected[text] and flag == "rstrip")]
         if wrong:
-            found.append(f"white space {what} {len(wrong)} special tokens ({wrong[0]} …) is kept or dropped otherwise by llama.cpp")
+            found.append(f"white space {what} {many(len(wrong), 'special token')} ({wrong[0]} …) is kept or dropped otherwise by llama.cpp")
     if words := [text for text, flags in tokens.items() if flags.get("single_word")]:
-        found.append(f"{len(words)} added tokens ({words[0]} …) are words of their own only; llama.cpp finds them within words too")
+        alone = "is a word of its own" if len(words) == 1 else "are words of their own"
+        found.append(f"{many(len(words), 'added token')} ({words[0]} …) {alone} only; llama.cpp finds such within words too")
     vocab = (files.tokenizer.get("model") or {}).get("vocab") or {}
     if plain := sorted(BY_TEXT & set(vocab) - set(tokens)):
         found.append(f"llama.cpp takes {', '.join(plain)} in a text for special tokens; for the tokenizer they are plain text")

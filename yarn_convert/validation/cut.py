@@ -20,7 +20,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.config import within
 from ..checkpoint.model import MORE_LAYERS
 from ..checkpoint.source import Source
-from ..errors import Unsupported
+from ..errors import Unsupported, many
 from ..families.architectures import below
 from ..families.layers import Layer
 from ..families.schema import NUMBER, numbered
@@ -147,7 +147,7 @@ def write_cut(c: Checkpoint, cut: Cut, out: Path, instead: Mapping[str, Part] | 
     small = open_checkpoint(Source(out, f"{'excerpt' if cut.f32 else 'cut'} of {c.source.name}"))
     whole = _turning(c)
     if whole and _turning(small) != [whole[i] for i in cut.layers]:
-        raise Unsupported(f"with {n} layers {c.family.name} turns others of them than with {c.layers}, so it cannot be cut", WHOLE)
+        raise Unsupported(f"with {many(n, 'layer')} {c.family.name} turns others of them than with {c.layers}, so it cannot be cut", WHOLE)
     return small
 
 
