@@ -26,7 +26,7 @@ ORDER = [
     "conversion.repair", "conversion", "compute.pages", "runtimes.protocol", "runtimes.table", "runtimes.library", "runtimes.environments", "runtimes", "runtimes.kept",
     "compute.tables", "compute.record", "compute.identity", "compute.tokens", "compute.weights", "compute.rotary", "compute.reference", "compute.reasons", "compute.states", "compute.values", "compute.scorer", "compute.distributions", "compute.growing", "compute.distances", "compute.anew", "compute.documents",
     "compute", "validation.extension", "validation.twin", "validation.cut", "validation.cuts", "validation.excerpt", "validation.judging", "validation.rounding",
-    "validation.study", "validation.predicting", "validation.counterparts", "validation.trace", "validation.course", "validation.real", "validation.opening", "validation.verdict", "validation.foreseen", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
+    "validation.amplifying", "validation.study", "validation.predicting", "validation.counterparts", "validation.trace", "validation.course", "validation.real", "validation.opening", "validation.verdict", "validation.foreseen", "validation.generation", "validation.tokenizer", "validation.result", "validation.run",
     "validation.matrix", "validation.text", "validation.report", "validation", "evaluation.windows", "evaluation.journal",
     "evaluation.subjects", "evaluation.perplexities", "evaluation.divergences", "evaluation.retrieval", "evaluation.passkeys", "evaluation.needles", "evaluation.rulers", "evaluation.key_tokens", "evaluation.temperatures", "evaluation.advice",
     "evaluation.held_out", "evaluation.space", "evaluation.optimizer", "evaluation.search",

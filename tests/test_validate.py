@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, MakeModel, split_options, wide
+from conftest import CONTEXT, MakeModel, make_model, split_options, wide
 from family_models import make
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from yarn_convert import runtimes
@@ -124,6 +126,99 @@ def test_quantized_weights_pass_against_their_base(make_model: MakeModel, tmp_pa
     result = run(out, base=str(model), real=False)
     assert result["weights"]["verdict"] == "passed"
     assert "converted to their type" in result["weights"]["how"]
+
+
+# -- deep random models, which amplify rounding -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An extended GGUF of 30 layers, in which float32 is at NMSE 6e-2 from float64."""
+    folder = tmp_path_factory.mktemp("deep")
+    plain = make_model.__wrapped__ if hasattr(make_model, "__wrapped__") else make_model.__pytest_wrapped__.obj
+    return extended(plain(folder)(layers=30), folder / "out.gguf")
+
+
+DEEP: dict[str, Any] = {"twin": False, "tokens": 3 * CONTEXT}
+
+
+def test_a_model_that_amplifies_rounding_passes_by_as_much(deep: Path) -> None:
+    """Which float64 confirms, and only beyond the first position."""
+    pytest.importorskip("llama_cpp")
+    result = run(deep, **DEEP)
+    assert result["verdict"] == "passed", result["reasons"]
+    (r,) = result["studies"][0]["runtimes"]
+    assert "the model amplifies rounding" in r["why"] and f"llama.cpp, real: {r['why']}" in result["reasons"]
+    assert any("the model amplifies rounding" in line for line in lines(validated(result)))
+    c, ids = opened(deep), text_ids(opened(deep), None, 3 * CONTEXT)
+    spans, strict = ((0, len(ids)),), judging.FLOAT32
+    single, double = (Reference(c, "cpu", dtype).logits(table(c.rope), ids, spans) for dtype in ("float32", "float64"))
+    honest = max(w.nmse for w in compare(double, single, spans, (1, CONTEXT, 2 * CONTEXT), strict))
+    assert honest > 1e4 * strict.nmse and honest / 4 < r["tolerance"]["nmse"] / judging.NOISE < 4 * honest
+    assert (r["windows"][0]["start"], r["windows"][0]["end"]) == (0, 1) and r["windows"][0]["nmse"] < strict.nmse
+
+
+Spoilt = Callable[[Reference, Checkpoint, NDArray[np.int64], Any], NDArray[np.float32]]
+
+
+def faking(monkeypatch: pytest.MonkeyPatch, spoilt: Spoilt) -> None:
+    """llama.cpp computes what this function gives."""
+
+    def fake(name: str, model: Path, ids: Any, spans: Any, *rest: Any) -> runtimes.Run:
+        return runtimes.Run(spoilt(Reference(opened(model)), opened(model), ids, spans), {"seconds": 1.0, "version": "1"})
+
+    monkeypatch.setattr("yarn_convert.validation.run.chosen_runtimes", lambda *_: (["llama.cpp"], []))
+    monkeypatch.setattr(study.runtimes, "run", fake)
+
+
+def near(c: Checkpoint) -> dict[str, Any]:
+    """Wrong recipes, some of them nearly right."""
+    right = table(c.rope)
+    found = {f"factor {s}": table(c.rope.with_params(factor=s)) for s in (3.9, 4.01)}
+    found["multiplier 1.001 times"] = right._replace(multiplier=1.001 * right.multiplier)
+    return {**judging.wrong_tables(c.rope, 3 * CONTEXT), **found}
+
+
+@pytest.mark.parametrize(
+    "wrong", ["no scaling", "multiplier 1", "factor × 2", "the other ramp", "factor 3.9", "factor 4.01", "multiplier 1.001 times"]
+)
+def test_no_wrong_recipe_passes_by_what_a_model_amplifies(deep: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    faking(monkeypatch, lambda reference, c, ids, spans: reference.logits(near(c)[wrong], ids, spans))
+    result = run(deep, **DEEP)
+    (r,) = result["studies"][0]["runtimes"]
+    assert (result["verdict"], r["verdict"]) == ("failed", "failed")
+    assert "the model amplifies rounding" in r["why"]
+    if wrong in judging.wrong_tables(opened(deep).rope, 3 * CONTEXT):
+        assert r["why"].startswith(f"it computes another recipe: {wrong}")
+
+
+def test_other_weights_do_not_pass_by_what_a_model_amplifies(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is amplified at the first position, which no rotation reaches."""
+    faking(monkeypatch, lambda reference, c, ids, spans: 1.01 * reference.logits(table(c.rope), ids, spans))
+    (r,) = run(deep, **DEEP)["studies"][0]["runtimes"]
+    assert (r["verdict"], r["layer"], r["tolerance"]["nmse"]) == ("failed", "weights", judging.FLOAT32.nmse)
+
+
+@pytest.mark.parametrize("wrong", ["", "no scaling", "factor 4.01"])
+def test_where_a_wrong_recipe_may_hide_nothing_is_proved(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """Of a model whose float32 has nothing in common with its float64."""
+    model = make_model(layers=30)
+    file = model / "model.safetensors"
+    grown = {k: v * np.float32(2) if "q_proj" in k or "k_proj" in k else v for k, v in load_file(file).items()}
+    save_file(grown, file, {"format": "pt"})
+    out = extended(model, tmp_path / "out.gguf")
+    if wrong:
+        faking(monkeypatch, lambda reference, c, ids, spans: reference.logits(near(c)[wrong], ids, spans))
+    else:
+        pytest.importorskip("llama_cpp")
+    result = run(out, **DEEP)
+    (r,) = result["studies"][0]["runtimes"]
+    assert (result["verdict"], r["verdict"]) == ("inconclusive", "inconclusive")
+    (reason,) = result["reasons"]
+    assert "the model amplifies rounding" in reason and "'no scaling'" in reason and "--cut 2" in reason
+    assert any("inconclusive: the model" in line for line in lines(validated(result)))
 
 
 # -- negative controls: each must fail, and say what is wrong ---------------------------------------------------------

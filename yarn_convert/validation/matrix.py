@@ -217,4 +217,4 @@ def _shown(c: Cell) -> str:
     if c.verdict == NOT_RUN:
         return NOT_RUN
     number = "no number" if c.nmse is None else f"{c.nmse:.1e}"
-    return ("" if c.verdict == PASSED else "FAILED ") + number + ("*" if c.elsewhere else "")
+    return ("" if c.verdict == PASSED else f"{c.verdict.upper()} ") + number + ("*" if c.elsewhere else "")

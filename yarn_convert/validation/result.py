@@ -138,7 +138,7 @@ class RanRuntime(Struct, frozen=True, kw_only=True):
     library: Library | UnsetType = UNSET
     windows: tuple[WindowResult, ...] = ()
     compared: str | UnsetType = UNSET
-    verdict: Literal["passed", "failed", "not run"]
+    verdict: Literal["passed", "failed", "inconclusive", "not run"]  # "inconclusive": of a model that amplifies rounding, as `why` says
     layer: str
     why: str
     drift: int | UnsetType | None = UNSET

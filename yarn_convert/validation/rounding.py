@@ -16,6 +16,7 @@ from ..formats.gguf_file import block_sizes
 
 ROUNDS = ("F32", "F16", "BF16", "Q8_0", "Q8_K")  # the finest first
 SUPERBLOCK = 256
+SHORTER = "F32, one bit less"
 
 
 def rounds(c: Checkpoint) -> dict[int, str]:
@@ -32,8 +33,8 @@ def rounds(c: Checkpoint) -> dict[int, str]:
 
 
 @contextlib.contextmanager
-def rounding(kinds: Mapping[int, str]) -> Iterator[None]:
-    """Within it torch rounds the inputs of every product with weights, by their number of columns."""
+def rounding(kinds: Mapping[int, str], others: str = "") -> Iterator[None]:
+    """Within it torch rounds the inputs of every product with weights, by their number of columns; `others`: all that have none."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -41,7 +42,7 @@ def rounding(kinds: Mapping[int, str]) -> Iterator[None]:
 
     class Rounding(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function in products and (kind := kinds.get(args[0].shape[-1])):
+            if function in products and (kind := kinds.get(args[0].shape[-1], others)):
                 args = (rounded(args[0], kind), *args[1:])
             return function(*args, **(kwargs or {}))
 
@@ -53,6 +54,8 @@ def rounded(x: Any, kind: str) -> Any:
     """A torch tensor as float32 after ggml's rounding (ggml-quants.c, `quantize_row_q8_0_ref`, `quantize_row_q8_K_ref`)."""
     import torch
 
+    if kind == SHORTER:
+        return one_bit_less(x.contiguous().view(torch.int32)).view(x.dtype) if x.dtype == torch.float32 else x
     if kind in ("F16", "BF16"):
         return x.to(torch.float16 if kind == "F16" else torch.bfloat16).to(x.dtype)
     blocks = x.float().reshape(-1, 32 if kind == "Q8_0" else SUPERBLOCK)
@@ -60,3 +63,8 @@ def rounded(x: Any, kind: str) -> Any:
     quants = torch.round(blocks / step.clamp_min(torch.finfo(torch.float32).tiny))
     step = step.half().float() if kind == "Q8_0" else step
     return (quants * step).reshape(x.shape).to(x.dtype)
+
+
+def one_bit_less(bits: Any) -> Any:
+    """The bits of float32, as int32 in torch or NumPy, of the nearest numbers with 22 bits of fraction; ties to even."""
+    return (bits + ((bits >> 1) & 1)) & ~1

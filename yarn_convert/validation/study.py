@@ -27,7 +27,7 @@ from ..readers.judge import Verdict
 from ..readers.switching import whole_context
 from ..rope import Effect, effect
 from ..runtimes.table import mode_of, runtime_of
-from . import twin
+from . import amplifying, twin
 from .judging import Deviation, Tolerance, compare, differ, noisy, suspects, tolerance_for, within, wrong_tables
 from .rounding import rounding
 
@@ -150,6 +150,8 @@ def study(s: Case, q: Question, reference: Reference, names: Sequence[str], say:
     done = [_runtime(s, q, name, reference, expected, own, say) for name in able]
     for r in done:  # one that is judged by a coarser measure may not see what the others do
         r["blind_to"] = [w["name"] for w in wrong if all(within(x, r["tolerance"]) for x in w["windows"])]
+        if r["verdict"] == PASSED and r["why"]:  # by what the model amplifies
+            r |= amplifying.if_told(r, wrong)
     loss = text_loss(s.ids, s.spans, expected) if s.kind == "real" and len(s.ids) > 1 else None
     return {
         "kind": s.kind,
@@ -296,6 +298,7 @@ def _runtime(
 ) -> dict[str, Any]:
     """What a runtime computes, against `expected` and, where that is not it, against what the file's `own` weights give."""
     predicted = q.predicted.get(name, Verdict("exact"))
+    strict = s.tolerance
     s = replace(s, tolerance=_in_mode(s, q, name, reference, expected, say))
     result: dict[str, Any] = {"runtime": name, "predicted": predicted.why, "as_predicted": False, "tolerance": s.tolerance.as_json()}
     served = whole_context(runtime_of(name).reader, s.served)
@@ -317,20 +320,34 @@ def _runtime(
         why = f"it gives {done.logits.shape[1]} logits a position, the model has {expected.shape[1]} tokens"
         return result | {"verdict": FAILED, "windows": [], "layer": "runtime", "why": why}
     logits = done.logits[:, : expected.shape[1]]  # vocabularies are padded by some
-    windows = compare(_rows(s.spans, expected, spans), logits, spans, s.cuts, s.tolerance, top_k)
+
+    def windows_of(rows: NDArray[np.float32], t: Tolerance) -> list[Deviation]:
+        return compare(_rows(s.spans, rows, spans), logits, spans, s.cuts, t, top_k)
+
+    windows, amplified = windows_of(expected, s.tolerance), ""
+    if s.tolerance is strict and q.dtype == "float32" and not s.rounds and amplifying.possible(windows, strict):
+        wide = _amplifying(s, q, reference, expected, say)
+        if amplified := amplifying.amplified(wide, strict):
+            s, windows = replace(s, tolerance=wide), windows_of(expected, wide)
+            result["tolerance"] = wide.as_json()
     result |= {"windows": [w.as_json() for w in windows], "compared": "log-probabilities of the tokens it gives" if top_k else "logits"}
     if all(w.within(s.tolerance) for w in windows):
-        return result | {"verdict": PASSED, "layer": "", "why": ""}
-    if own is not None and all(
-        w.within(s.tolerance) for w in compare(_rows(s.spans, own, spans), logits, spans, s.cuts, s.tolerance, top_k)
-    ):
+        return result | {"verdict": PASSED, "layer": "", "why": amplified}
+    if own is not None and all(w.within(s.tolerance) for w in windows_of(own, s.tolerance)):
         layer, why, foreseen = "weights", OTHER_WEIGHTS, False
     elif top_k:
         layer, why, foreseen = "runtime", "its log-probabilities differ", False
     else:
         layer, why, foreseen = _diagnose(replace(s, ids=s.ids[:n], spans=tuple(spans)), q, name, windows, logits, reference, say)
     drift = next(w.start if w.drift is None else w.drift for w in windows if not w.within(s.tolerance))
+    why = f"{why}; {amplified}" if amplified else why
     return result | {"verdict": FAILED, "layer": layer, "why": why, "drift": drift, "as_predicted": foreseen}
+
+
+def _amplifying(s: Case, q: Question, reference: Reference, expected: NDArray[np.float32], say: SayStage) -> Tolerance:
+    """The subject's tolerance and what the model makes of float32's own rounding."""
+    stage, right = f"noise of float32, {s.kind}", q.right(len(s.ids))
+    return amplifying.allowed(reference, right, s.ids, s.spans, s.cuts, expected, s.tolerance, lambda f: say(stage, f))
 
 
 def _out_of_order(name: str) -> str:

@@ -99,6 +99,9 @@ def _study(s: Study) -> list[str]:
             out.append(f"  {name}: not run: {r.why}")
         elif r.verdict == "passed":
             out.append(f"  {name}: passed in {r.seconds:.1f} s, every window within NMSE and KL {r.tolerance.nmse:.0e}")
+            out += [f"  {name}: {r.why}"] if r.why else []
+        elif r.verdict == "inconclusive":
+            out.append(f"  {name}: inconclusive: {r.why}")
         else:
             outcome = f"does not follow, as is known ({r.predicted})" if r.as_predicted else f"FAILED ({r.layer})"
             out.append(f"  {name}: {outcome}: {r.why}")

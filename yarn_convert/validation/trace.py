@@ -16,10 +16,11 @@ from ..compute.reference import Reference
 from ..compute.states import States, distance, states_of
 from ..hearing import SayStage
 from ..runtimes.table import runtime_of
+from .amplifying import shorter
 from .counterparts import as_there, named_there
 from .cuts import Cuts
 from .judging import NOISE, tolerance_for
-from .rounding import rounding, rounds
+from .rounding import SHORTER, rounding, rounds
 from .study import FAILED, Question
 
 TOKENS = 256  # of the text that is traced
@@ -84,11 +85,12 @@ def in_llama_cpp(small: Checkpoint, own: States, q: Question, table: Any, ids: N
     except runtimes.Failed as e:
         return {"first": "", "nmse": None, "after": "", "why": e.message}
     kinds = rounds(small)
-    with rounding(kinds):
-        rounded = states_of(Reference(small, q.device), table, ids) if kinds else None
+    reference = Reference(small, q.device)
+    plain = as_there(small, states_of(reference, table, ids))
+    with rounding(kinds, "" if kinds else SHORTER):
+        rounded = as_there(small, states_of(reference, table if kinds else shorter(table), ids))
     limit = tolerance_for(gelu=small.gelu).nmse
     found = {name: theirs[n] for name, n in names.items() if n in theirs}
     expected = {name: state for name, state in as_there(small, own).items() if name in found}
-    rounded = as_there(small, rounded) if rounded else None
-    result = _first(expected, found, lambda name: limit + _noise(expected, rounded, name))
+    result = _first(expected, found, lambda name: limit + _noise(plain, rounded, name))
     return result | {key: f"{result[key]} ({names[result[key]]})" for key in ("first", "after") if result[key]}

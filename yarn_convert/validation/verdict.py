@@ -7,10 +7,11 @@ from typing import Any
 
 from ..compute.weights import PERMUTED
 from ..runtimes.table import runtime_of
+from .amplifying import UNDECIDED
 from .predicting import costly, guessed
 from .study import FAILED, NOT_RUN, PASSED, WIDTH
 
-INCONCLUSIVE = "inconclusive"
+INCONCLUSIVE = UNDECIDED
 Runs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]  # (a study, what one runtime did in it)
 
 
@@ -30,11 +31,14 @@ def verdict_of(result: Mapping[str, Any], asked: Sequence[str], real: bool = Tru
     doubts += [why for name, why in absent.items() if name in asked or not runs]
     doubts += [] if runs else [f"no runtime computed anything{_why_none(result, real, named)}"]
     short, notes = _lengths(result, runs, twin)
-    doubts += short + _untold(result, runs)
+    doubts += [f"{r['runtime']}, {s['kind']}: {r['why']}" for s, r in runs if r["verdict"] == UNDECIDED]
+    doubts += short + _untold(result, [(s, r) for s, r in runs if r["verdict"] != UNDECIDED])
     verdict = FAILED if failures else INCONCLUSIVE if doubts else PASSED
     notes = [*absent.values(), *filter(None, map(_cost, result["studies"])), *notes]
-    for _, r in runs:
-        if r["predicted"]:
+    for s, r in runs:
+        if r["verdict"] == PASSED and r.get("why"):
+            notes.append(f"{r['runtime']}, {s['kind']}: {r['why']}")
+        if r["predicted"] and r["verdict"] != UNDECIDED:
             does = "does, though its source says" if r["verdict"] == PASSED else "does not follow, as is known"
             notes.append(f"{r['runtime']} {does}: {r['predicted']}")
     return {"verdict": verdict, "reasons": failures or doubts or list(dict.fromkeys(notes))}
