@@ -89,7 +89,7 @@ def _hf_rope(spelling: Mapping[str, Any], config: Mapping[str, Any], latent: boo
         top = config.get(key)
         if key in given and top is not None and given[key] != top:
             raise Disagreement(
-                f"{key} is {given[key]!r} in the RoPE object and {top!r} at the top of config.json: readers disagree",
+                f"{key} is {given[key]!r} in the RoPE object and {top!r} at the top of config.json, or by default: readers disagree",
                 "repair --keep object, or --keep top",
             )
     theta = number(_first("rope_theta", given, config, DEFAULT_THETA), "rope_theta")
