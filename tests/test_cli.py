@@ -471,6 +471,7 @@ def test_a_config_json_is_its_folder_and_one_alone_is_for_a_plan(make_model: Mak
         run(given, "--scale", 4, "-o", "x", "--dry-run", cwd=tmp_path).stderr
         for given in (model, model / "config.json", alone / "config.json")
     ]
+    plans = [re.sub(r", and [\d.]+ \w+ free", "", plan) for plan in plans]  # which another process changes meanwhile
     assert plans[0] == plans[1] and "21 tensors" in plans[0] and "no weights" not in plans[0]
     assert "there are no weights here" in plans[2]
     assert run(model / "config.json", "--scale", 4, "-o", "x", cwd=tmp_path).stdout == "x\n"
