@@ -19,7 +19,7 @@ from conftest import CONTEXT, MakeModel
 
 from yarn_convert import Recipe, YarnConvertError, convert, evaluate, validate
 from yarn_convert import inspect as inspect_model
-from yarn_convert.asking import Help, check_choices, hints, split
+from yarn_convert.asking import Help, check_choices, hints, split, with_paths
 from yarn_convert.checkpoint import open_checkpoint
 from yarn_convert.checkpoint.source import resolve
 from yarn_convert.cli import app as cli
@@ -188,6 +188,16 @@ def test_a_library_caller_is_answered_in_the_same_words(make_model: MakeModel) -
 
 
 # -- the library ------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_taken_for_a_path(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one writes it in a notebook, whatever the types say."""
+    monkeypatch.chdir(tmp_path)
+    told: Any = {"output": "a.gguf"}
+    assert convert(str(make_model()), Recipe(scale=4), out="gguf", **told).output == Path("a.gguf") and Path("a.gguf").is_file()
+    many: Any = [("a.txt", Path("b")), "a.txt"]
+    found = [with_paths(measures.EvaluateOptions(texts=measures.Texts(files=files), recipes=("r.yaml",))) for files in many]  # type: ignore[arg-type]
+    assert [x.texts.files for x in found] == [(Path("a.txt"), Path("b")), (Path("a.txt"),)] and found[0].recipes == (Path("r.yaml"),)
 
 
 def test_importing_the_library_costs_nothing() -> None:

@@ -6,8 +6,9 @@ The fields themselves are in `options`.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, wraps
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -105,13 +106,27 @@ def check_choices(asked: object) -> None:
             raise no_such(option_names(f.name, told)[-1], value, get_args(inner))
 
 
+def with_paths(asked: D) -> D:
+    """The same with a path wherever a text stands for one, as a notebook has it, in all parts."""
+    kind, changes = type(asked), dict[str, Any]()
+    for f in fields(kind):  # type: ignore[arg-type]
+        value, inner = getattr(asked, f.name), split(hints(kind)[f.name])[0]  # type: ignore[arg-type]
+        if is_dataclass(value):
+            changes[f.name] = with_paths(value)
+        elif inner is Path and isinstance(value, str):
+            changes[f.name] = Path(value)
+        elif inner == tuple[Path, ...]:
+            changes[f.name] = tuple(map(Path, (value,) if isinstance(value, str) else value))
+    return replace(asked, **changes) if changes else asked  # type: ignore[type-var]
+
+
 def taking(options: Callable[P, D]) -> Callable[[Callable[[A, D], R]], Callable[Concatenate[A, P], R]]:
     """Lets a function of a model and a dataclass be called with that dataclass's own fields, by keyword."""
 
     def decorate(function: Callable[[A, D], R]) -> Callable[Concatenate[A, P], R]:
         @wraps(function)
         def call(model: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            return function(model, options(*args, **kwargs))
+            return function(model, with_paths(options(*args, **kwargs)))
 
         return call
 
