@@ -28,7 +28,7 @@ from ..errors import UsageError
 from ..hearing import SayStage, heard, shares
 from ..options import DivergenceOptions
 from .journal import ResultJournal
-from .subjects import Line, Meter, Subject, line_named, lines_of
+from .subjects import Line, Meter, Subject, check_same_tokens, line_named, lines_of
 from .windows import NOTHING, Losses, Span, exp, mean_document_error, segments
 
 WINDOW = 2048  # tokens, where nothing is said
@@ -93,9 +93,7 @@ def _documents(subject: Subject, base: Subject, texts: Sequence[TokenizedText], 
         says = f"{subject.name} has a vocabulary of {n:,} tokens, and {base.name} one of {of_base:,}: their distributions do not compare"
         raise UsageError(says, "--base with the same vocabulary")
     found = subject.documents(window)
-    same = len(found) == len(texts) and all(np.array_equal(x.ids[:window], t.ids[:window]) for x, t in zip(found, texts, strict=True))
-    if not same or subject.lead != base.lead:
-        raise UsageError(f"{subject.name} reads the texts as other tokens than {base.name}", "--base with the same tokenizer")
+    check_same_tokens(subject, found, base, [t.ids[:window] for t in texts], "--base")
     return found
 
 

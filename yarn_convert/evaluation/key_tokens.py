@@ -25,7 +25,7 @@ from ..errors import UsageError
 from ..hearing import SayStage, heard, shares
 from ..options import EvaluateOptions, LongpplOptions, Recipe
 from .journal import ResultJournal
-from .subjects import Line, Meter, Subject, lines_of
+from .subjects import Line, Meter, Subject, check_same_tokens, lines_of
 from .windows import NOTHING, Losses, document_error
 
 WINDOW, SHORT_CONTEXT, STEP = 16384, 4096, 1024  # tokens, where nothing is said
@@ -48,9 +48,7 @@ def measure_longppl(say: SayStage, models: Sequence[str], wish: LongpplOptions, 
     texts = [d.ids[:window] for d in evaluator.documents(window)]
     subjects = [(subject, lines, subject.documents(window)) for subject, lines in opened]
     for subject, _, documents in subjects:
-        same = len(documents) == len(texts) and all(np.array_equal(x.ids[:window], t) for x, t in zip(documents, texts, strict=True))
-        if not same or subject.lead != evaluator.lead:
-            raise UsageError(f"{subject.name} reads the texts as other tokens than {evaluator.name}", "--evaluator with the same tokenizer")
+        check_same_tokens(subject, documents, evaluator, texts, "--evaluator")
     passes = [(a, min(a + k + d, window)) for a in range(0, window - k, d)]
     reread = sum(b - a for a, b in passes) / window
     choosing, *told_of = shares(say, [(1 + reread) * evaluator.parameters, *(len(lines) * x.parameters for x, lines in opened)])

@@ -344,6 +344,13 @@ class Subject:
         return {"model": self.name, **read, **beside, **self.describe()}
 
 
+def check_same_tokens(subject: Subject, documents: Sequence[TokenizedText], other: Subject, texts: Sequence[Ids], option: str) -> None:
+    """Raise UsageError where a subject's documents do not begin with the tokens of `other`, which an `option` named, in `texts`."""
+    same = len(documents) == len(texts) and all(np.array_equal(d.ids[: len(t)], t) for d, t in zip(documents, texts, strict=True))
+    if not same or subject.lead != other.lead:
+        raise UsageError(f"{subject.name} reads the texts as other tokens than {other.name}", f"{option} with the same tokenizer")
+
+
 def spread(say: SayStage, subjects: Sequence[tuple[Subject, Sequence[Line]]]) -> list[SayStage]:
     """How far a measure is with each model, as how far it is with all: by their parameters and how many recipes each has."""
     return shares(say, [len(lines) * subject.parameters for subject, lines in subjects])
